@@ -1,0 +1,1 @@
+"""Submit and chain the etl, trainer and retrieval programs."""

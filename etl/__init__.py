@@ -1,0 +1,1 @@
+"""Turn Tenrec CSV logs into a sharded Parquet dataset of sessions with Spark."""

@@ -1,0 +1,22 @@
+"""`python -m etl`: CSV logs → a dataset folder."""
+
+import sys
+
+from etl.command import run_program
+from etl.config import EtlConfig, load
+from etl.sessions import timed_build
+
+
+def job(options: list[str]) -> None:
+    """Build the dataset that the options describe."""
+    config = load(options)
+    print(f"{timed_build(config)}: {config.output}")
+
+
+def main() -> int:
+    """Run the program and return its exit status."""
+    return run_program("etl", EtlConfig, job)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

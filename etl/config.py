@@ -1,0 +1,110 @@
+"""Options of `python -m etl`, checked once at the start."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+from etl.command import group, option, read_options
+from etl.folder import InputError
+from etl.tenrec import SCENARIOS
+
+DEDUPE = ("none", "exact", "first")
+MAX_CLICKS_LIMIT = 1_000
+MIN_CLICKS_LIMIT = 3
+
+
+@dataclass
+class Protocol:
+    """Which rows, items, users and clicks are kept; see `etl/protocol.py` for the order."""
+
+    name: str = option("study", "name of the preset")
+    first_rows: int | None = option(None, "the first N data rows only")
+    dedupe: str = option("none", "none, exact (equal rows once) or first (a user's first click on an item)")
+    min_item_clicks: int = option(1, "drop all rows of items with fewer clicks")
+    max_item_clicks: int | None = option(None, "drop all rows of items with more clicks")
+    first_users: int | None = option(None, "the lowest N user ids only")
+    min_clicks: int = option(10, "drop users with fewer clicks (at least 3)")
+    max_clicks: int = option(30, "keep a user's last N clicks (3 to 1000)")
+
+
+@dataclass
+class SparkOptions:
+    """How Spark runs the job."""
+
+    master: str = option("local[*]", "Spark master URL")
+    driver_memory: str = option("3g", "memory of the JVM in local mode, of the driver elsewhere")
+    executor_memory: str = option("3g", "memory of each executor on a cluster")
+
+
+@dataclass
+class EtlConfig:
+    """Options of `python -m etl`."""
+
+    input: Any = option(MISSING, "CSV file, glob or URI, or a list of these, read in the order given")
+    output: str = option(MISSING, "dataset folder to make")
+    scenario: str = option(MISSING, ", ".join(SCENARIOS))
+    protocol: Protocol = group(Protocol)
+    exposures: bool = option(True, "keep what was shown but not clicked")
+    shards: int = option(64, "number of session files")
+    items_from: str | None = option(None, "dataset whose dense ids are kept; other items are dropped")
+    strict: bool = option(False, "stop at the first malformed row")
+    overwrite: bool = option(False, "replace an existing dataset once the new one is whole")
+    spark: SparkOptions = group(SparkOptions)
+
+    @property
+    def inputs(self) -> list[str]:
+        """The inputs as a list of paths, globs and URIs."""
+        return [self.input] if isinstance(self.input, str) else list(self.input)
+
+
+def load(options: Sequence[str]) -> EtlConfig:
+    """The checked configuration of a command line.
+
+    Raises:
+        InputError: an option is unknown, missing, ill-typed or out of its range.
+    """
+    config = read_options(EtlConfig, "etl.conf", options)
+    given = config.input
+    if not (isinstance(given, str) or (isinstance(given, list) and given and all(isinstance(i, str) for i in given))):
+        raise InputError("input=FILE or input=[FILE,…]", repr(given), "name at least one CSV file")
+    _one_of("scenario", config.scenario, tuple(SCENARIOS))
+    _one_of("protocol.dedupe", config.protocol.dedupe, DEDUPE)
+    protocol = config.protocol
+    _at_least("shards", config.shards, 1)
+    _at_least("protocol.min_clicks", protocol.min_clicks, MIN_CLICKS_LIMIT)
+    _at_least("protocol.min_item_clicks", protocol.min_item_clicks, 0)
+    for name in ("first_rows", "max_item_clicks", "first_users"):
+        value = getattr(protocol, name)
+        if value is not None:
+            _at_least(f"protocol.{name}", value, 1)
+    if not MIN_CLICKS_LIMIT <= protocol.max_clicks <= MAX_CLICKS_LIMIT:
+        raise InputError(
+            f"protocol.max_clicks in {MIN_CLICKS_LIMIT}..{MAX_CLICKS_LIMIT}",
+            protocol.max_clicks,
+            "a session needs a train, a valid and a test click",
+        )
+    return config
+
+
+def protocol_record(config: EtlConfig) -> dict[str, Any]:
+    """All that decides which sessions come out of the same rows, for the manifest."""
+    return {
+        **dataclasses.asdict(config.protocol),
+        "exposures": config.exposures,
+        "shards": config.shards,
+    }
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{name} one of {', '.join(choices)}", value, f"choose {name}={choices[0]}, say")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise InputError(f"{name} of at least {least}", value, "give a larger number")

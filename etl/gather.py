@@ -1,0 +1,278 @@
+"""Second stage: a partition's users are put together and cut to what their sessions keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from etl import protocol, table_one
+from etl.combine import CATEGORY_SHIFT, NO_VALUE, row_dtype
+from etl.contract import CLICKED, UNKNOWN
+from etl.job import Job, read_records, write_array, write_record, write_table
+
+PARTITION = "partition long, rows long"
+SPLIT_OF_PART = 20
+"""A part number is its split's index shifted by this, plus the block inside the split."""
+
+
+@dataclass
+class Users:
+    """Whole users of a partition, sorted by id, with their rows in time order.
+
+    Attributes:
+        user_id: int64 `[U]`.
+        clicks: int64 `[U]`, all clicks of the user, also of rows that are already cut.
+        gender, age: int16 `[U]`.
+        offset: int64 `[U + 1]`, each user's rows.
+        item, packed, watching: one value a row; the category in `packed` is a code of all splits.
+    """
+
+    user_id: protocol.Array
+    clicks: protocol.Array
+    gender: protocol.Array
+    age: protocol.Array
+    offset: protocol.Int
+    item: protocol.Array
+    packed: protocol.Array
+    watching: protocol.Array
+
+    @property
+    def clicked(self) -> protocol.Mask:
+        """Which rows are clicks."""
+        return (self.packed & CLICKED) != 0
+
+    def select_rows(self, keep: protocol.Mask) -> Users:
+        """The same users with some of their rows; `clicks` is counted anew."""
+        kept = np.concatenate([[0], np.cumsum(keep)])[self.offset]
+        users = Users(
+            self.user_id,
+            self.clicks,
+            self.gender,
+            self.age,
+            kept,
+            self.item[keep],
+            self.packed[keep],
+            self.watching[keep],
+        )
+        _, users.clicks = protocol.clicks_through(users.clicked, kept)
+        return users
+
+    def select_users(self, keep: protocol.Mask) -> Users:
+        """Some of the users with all their rows."""
+        rows = np.repeat(keep, np.diff(self.offset))
+        offset = np.concatenate([[0], np.cumsum(np.diff(self.offset)[keep])])
+        return Users(
+            self.user_id[keep],
+            self.clicks[keep],
+            self.gender[keep],
+            self.age[keep],
+            offset,
+            self.item[rows],
+            self.packed[rows],
+            self.watching[rows],
+        )
+
+
+def gather_users(job: Job, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Spark task: the partial users of a partition in, its cut (or first its whole) rows into files."""
+    from pyspark import TaskContext
+
+    context = TaskContext.get()
+    assert context is not None
+    partition = context.partitionId()
+    users, raw_clicks = _put_together(job, list(batches))
+    values, counts = np.unique(raw_clicks, return_counts=True)
+    write_array(job.work("raw_clicks_per_user", partition, "npy"), np.stack([values, counts], axis=1))
+    rows = cut_users(job, partition, users) if job.truncates_early else _keep_whole(job, partition, users)
+    yield _done(partition, rows)
+
+
+def cut_filtered_users(job: Job, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Spark task: whole users in, filtered by item and user id, cut into files."""
+    for batch in batches:
+        for partition in batch.column(0).to_pylist():
+            users = read_whole(job, partition)
+            allowed = np.load(job.work("allowed_items", 0, "npy"), mmap_mode="r")
+            place = np.minimum(np.searchsorted(allowed, users.item), max(len(allowed) - 1, 0))
+            users = users.select_rows(allowed[place] == users.item if len(allowed) else np.zeros(len(users.item), bool))
+            last_user = np.load(job.work("last_user", 0, "npy"))[0]
+            users = users.select_users(users.user_id <= last_user)
+            yield _done(partition, cut_users(job, partition, users))
+
+
+def _done(partition: int, rows: int) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array([partition]), pa.array([rows])], ["partition", "rows"])
+
+
+def _put_together(job: Job, batches: list[pa.RecordBatch]) -> tuple[Users, protocol.Array]:
+    """The users of a partition after `protocol.dedupe`, and each one's clicks in the raw log."""
+    names = ("user_id", "part", "raw_clicks", "clicks", "gender", "age")
+    user, part, raw_clicks, clicks, gender, age = (
+        np.concatenate([b.column(n).to_numpy() for b in batches] or [np.zeros(0, np.int64)]) for n in names
+    )
+    dtype = row_dtype(job)
+    pieces = [_binary_rows(b.column(b.schema.get_field_index("rows")), dtype) for b in batches]
+    rows = np.concatenate([p[0] for p in pieces] or [np.zeros(0, dtype)])
+    rows_P = np.concatenate([p[1] for p in pieces] or [np.zeros(0, np.int64)])
+    part_offset = protocol.group_offsets(user)
+    first = part_offset[:-1]
+    row_offset = np.concatenate([[0], np.cumsum(rows_P)])[part_offset]
+    packed = _global_categories(job, rows["packed"], np.repeat(part >> SPLIT_OF_PART, rows_P))
+    raw_clicks, clicks = (np.add.reduceat(c, first) if len(first) else c for c in (raw_clicks, clicks))
+    users = Users(
+        user[first],
+        clicks,
+        _last_known(gender, part_offset),
+        _last_known(age, part_offset),
+        row_offset,
+        rows["item"],
+        packed,
+        rows["watching"],
+    )
+    if job.dedupe != "none":
+        index = np.repeat(np.arange(len(first)), np.diff(row_offset))
+        row_hash = rows["row_hash"] if job.dedupe == "exact" else rows["item"]
+        users = users.select_rows(protocol.dedupe(job.dedupe, index, users.item, users.clicked, row_hash))
+    return users, raw_clicks
+
+
+def _binary_rows(column: pa.BinaryArray, dtype: np.dtype[Any]) -> tuple[np.ndarray[Any, Any], protocol.Int]:
+    """All rows of a batch end to end, and the number of rows of each value."""
+    _, ends, data = column.buffers()
+    end = np.frombuffer(ends, np.int32)[column.offset : column.offset + len(column) + 1].astype(np.int64)
+    raw = np.frombuffer(data, np.uint8)[end[0] : end[-1]] if data is not None else np.zeros(0, np.uint8)
+    return raw.view(dtype), np.diff(end) // dtype.itemsize
+
+
+def _last_known(value_P: protocol.Array, offset_U1: protocol.Int) -> protocol.Array:
+    index = np.where(value_P != NO_VALUE, np.arange(len(value_P)), -1)
+    last = np.maximum.reduceat(index, offset_U1[:-1]) if len(offset_U1) > 1 else index[:0]
+    return np.where(last >= 0, value_P[last], UNKNOWN).astype(np.int16)
+
+
+def all_categories(job: Job) -> list[str]:
+    """Categories of all splits, sorted by their UTF-8 bytes; a category's code is its place."""
+    names = {name for record in read_records(job.work_folder("splits")) for name in record["categories"]}
+    return sorted(names, key=str.encode)
+
+
+def _global_categories(job: Job, packed_N: protocol.Array, split_N: protocol.Array) -> protocol.Array:
+    """Replace each split's own category codes by codes of `all_categories`."""
+    records = read_records(job.work_folder("splits"))
+    code = {name: index + 1 for index, name in enumerate(all_categories(job))}
+    lengths = [1 + len(record["categories"]) for record in records]
+    base = np.concatenate([[0], np.cumsum(lengths)])
+    lookup = np.array([c for r in records for c in (0, *(code[n] for n in r["categories"]))], np.int32)
+    feedback = packed_N & ((1 << CATEGORY_SHIFT) - 1)
+    return feedback | lookup[base[split_N] + (packed_N >> CATEGORY_SHIFT)] << CATEGORY_SHIFT
+
+
+def _keep_whole(job: Job, partition: int, users: Users) -> int:
+    """Write whole users and their items' clicks, for the filters that need all users' counts."""
+    lengths = np.diff(users.offset)
+    table = pa.table({name: getattr(users, name) for name in ("item", "packed", "watching")})
+    write_table(job.work("whole_rows", partition, "parquet"), table)
+    table = pa.table(
+        {"rows": lengths} | {name: getattr(users, name) for name in ("user_id", "clicks", "gender", "age")}
+    )
+    write_table(job.work("whole_users", partition, "parquet"), table)
+    unique, inverse = np.unique(users.item, return_inverse=True)
+    clicks = np.bincount(inverse[users.clicked], minlength=len(unique))
+    write_array(job.work("item_clicks", partition, "npy"), np.stack([unique, clicks], axis=1))
+    return len(lengths)
+
+
+def read_whole(job: Job, partition: int) -> Users:
+    """The whole users that the first pass of a filtering protocol left for a partition."""
+    rows = pq.read_table(job.work("whole_rows", partition, "parquet"))
+    users = pq.read_table(job.work("whole_users", partition, "parquet"))
+    column = {
+        t: c.to_numpy() for table in (rows, users) for t, c in zip(table.column_names, table.columns, strict=True)
+    }
+    offset = np.concatenate([[0], np.cumsum(column.pop("rows"))])
+    return Users(offset=offset, **column)
+
+
+# ---------------------------------------------------------------------------------------------
+# Cutting
+
+
+def cut_users(job: Job, partition: int, users: Users) -> int:
+    """Cut users to their sessions; files with raw item ids, item counts and statistics.
+
+    Returns:
+        The number of sessions.
+    """
+    clicked = users.clicked
+    cut = protocol.cut(clicked, users.offset, users.clicks, min_clicks=job.min_clicks, max_clicks=job.max_clicks)
+    row = cut.row_N
+    index = np.repeat(np.cumsum(cut.user_U) - 1, np.diff(users.offset))[row]
+    n_sessions = int(cut.user_U.sum())
+    item, packed, position = users.item[row], users.packed[row], cut.position_N[row]
+    feedback, category = (packed & 0xFF).astype(np.int16), packed >> CATEGORY_SHIFT
+    click = clicked[row]
+    click_offset = _offsets(index[click], n_sessions)
+    shown = np.ones(len(item), bool) if job.exposures else np.zeros(len(item), bool)
+    shown_offset = _offsets(index[shown], n_sessions)
+    table = pa.table(
+        {
+            "user_id": users.user_id[cut.user_U],
+            "items": _lists(click_offset, item[click]),
+            "feedback": _lists(click_offset, (feedback[click] & ~CLICKED).astype(np.int8)),
+            "watching_times": _lists(click_offset, users.watching[row][click]),
+            "n_clicks": cut.clicks_U[cut.user_U].astype(np.int32),
+            "gender": users.gender[cut.user_U].astype(np.int8),
+            "age": users.age[cut.user_U].astype(np.int8),
+            "exposure_items": _lists(shown_offset, item[shown]),
+            "exposure_position": _lists(shown_offset, position[shown].astype(np.int16)),
+            "exposure_feedback": _lists(shown_offset, feedback[shown]),
+        }
+    )
+    write_table(job.work("cut", partition, "parquet"), table, row_group_size=16_384)
+    kept_N = np.repeat(cut.kept_U, np.diff(users.offset))[row]
+    # A click's place from 1: places 1..n-2 are train, n-1 valid, n test.
+    train = click & (position + 1 <= kept_N - 2)
+    _write_items(job, partition, item, category, click, train)
+    record = {
+        "sessions": n_sessions,
+        "counts": dict(table_one.count_rows(feedback, job.scenario.actions)),
+        "clicks_per_user": table_one.histogram(cut.kept_U[cut.user_U]),
+    }
+    write_record(job.work("cut", partition, "json"), record)
+    return n_sessions
+
+
+def _offsets(index_N: protocol.Array, n: int) -> protocol.Int:
+    return np.concatenate([[0], np.cumsum(np.bincount(index_N, minlength=n))]).astype(np.int64)
+
+
+def _lists(offset: protocol.Int, values: protocol.Array) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array(offset.astype(np.int32)), pa.array(values))
+
+
+def _write_items(
+    job: Job,
+    partition: int,
+    item_N: protocol.Array,
+    category_N: protocol.Array,
+    click_N: protocol.Mask,
+    train_N: protocol.Mask,
+) -> None:
+    unique, inverse = np.unique(item_N, return_inverse=True)
+    counts = {
+        "item_id": unique,
+        "train_clicks": np.bincount(inverse[train_N], minlength=len(unique)),
+        "clicks": np.bincount(inverse[click_N], minlength=len(unique)),
+        "exposures": np.bincount(inverse, minlength=len(unique)),
+    }
+    write_table(job.work("items", partition, "parquet"), pa.table(counts))
+    known = category_N > 0
+    codes = int(category_N.max(initial=0)) + 1
+    pair, rows = np.unique(inverse[known] * codes + category_N[known], return_counts=True)
+    table = pa.table({"item_id": unique[pair // codes], "code": pair % codes, "rows": rows})
+    write_table(job.work("item_categories", partition, "parquet"), table)

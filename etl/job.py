@@ -1,0 +1,100 @@
+"""What every Spark task of the sessions job is told, and where it leaves its files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from etl.tenrec import SCENARIOS, Scenario
+
+QUARANTINE_ROWS_PER_SPLIT = 20
+"""Sampled bad rows of one split; the counts are of all."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Plain values only: it travels to the tasks with their code.
+
+    Attributes:
+        folder: the dataset folder under construction, on storage that all hosts share.
+        known_items: whether `known_items.npy` restricts the items (option `items_from`).
+    """
+
+    folder: str
+    scenario_name: str
+    dedupe: str
+    min_item_clicks: int
+    max_item_clicks: int | None
+    first_users: int | None
+    min_clicks: int
+    max_clicks: int
+    exposures: bool
+    known_items: bool
+    strict: bool
+
+    @property
+    def scenario(self) -> Scenario:
+        """The log's columns."""
+        return SCENARIOS[self.scenario_name]
+
+    @property
+    def filters_items(self) -> bool:
+        """Whether rows depend on counts over all users, so that nothing may be cut before them."""
+        return self.min_item_clicks > 1 or self.max_item_clicks is not None or self.first_users is not None
+
+    @property
+    def truncates_early(self) -> bool:
+        """Whether a part of a user's rows may be cut before the user is whole."""
+        return self.dedupe == "none" and not self.filters_items
+
+    def work(self, kind: str, index: int, suffix: str) -> Path:
+        """Intermediate file `index` of a kind."""
+        return self.work_folder(kind) / f"{index:05d}.{suffix}"
+
+    def work_folder(self, kind: str) -> Path:
+        """Folder of the intermediate files of a kind."""
+        return Path(self.folder) / "_work" / kind
+
+
+@contextlib.contextmanager
+def complete(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes `path`: a retried or doubled task attempt harms nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    attempt = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    try:
+        yield attempt
+        attempt.replace(path)
+    finally:
+        attempt.unlink(missing_ok=True)
+
+
+def write_table(path: Path, table: pa.Table, **options: Any) -> None:
+    """Write a Parquet file, complete or absent."""
+    with complete(path) as attempt:
+        pq.write_table(table, attempt, compression="zstd", **options)
+
+
+def write_array(path: Path, array: np.ndarray[Any, Any]) -> None:
+    """Write an array that tasks map into memory."""
+    with complete(path) as attempt, attempt.open("wb") as stream:
+        np.save(stream, array)
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write a small JSON record."""
+    with complete(path) as attempt:
+        attempt.write_text(json.dumps(record))
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """All JSON records of a folder, in the order of their numbers."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("[0-9]*.json"))]

@@ -1,0 +1,111 @@
+"""`python -m etl.movielens output=FILE.csv`: MovieLens-100K as a `qb_video` log.
+
+Every rating is a click in time order (ties by item id); like = rating of 4 or 5, share = rating of
+5, follow = 0. So share lies inside like and nothing is shown without a click: it is real input for
+the wiring, and cannot say what several tasks give each other.
+
+The data (GroupLens, Harper and Konstan 2015) comes inside the `recbole` wheel on PyPI.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from etl.command import option, read_options, run_program
+from etl.folder import InputError, sha256_of
+from etl.tenrec import NULL, VIDEO
+
+WHEEL = "recbole==1.2.1"
+WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
+INSIDE = "recbole/dataset_example/ml-100k/ml-100k"
+AGE_BOUNDS = (18, 25, 35, 45, 50, 56)
+"""Age bucket = number of bounds not above the age (MovieLens-1M's own groups)."""
+LIKED, SHARED = 4.0, 5.0
+
+
+@dataclass
+class MovielensConfig:
+    """Options of `python -m etl.movielens`."""
+
+    output: str = option(MISSING, "CSV file to write")
+    wheel: str | None = option(None, "the recbole 1.2.1 wheel, if it is already here")
+    cache: str = option("~/.cache/nextclick", "folder that keeps the downloaded wheel")
+
+
+def fetch_wheel(cache: Path) -> Path:
+    """The wheel from the cache, else from PyPI; its hash is checked either way.
+
+    Raises:
+        InputError: it cannot be downloaded, or is another file than expected.
+    """
+    found = next(iter(sorted(cache.glob("recbole-1.2.1-*.whl"))), None)
+    if found is None:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", folder, WHEEL]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            wheel = next(iter(Path(folder).glob("*.whl")), None)
+            if done.returncode or wheel is None:
+                told = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
+                raise InputError(f"{WHEEL} from PyPI", told, "go online, or give wheel=FILE")
+            found = wheel.replace(cache / wheel.name)
+    return found
+
+
+def to_csv(wheel: Path) -> str:
+    """The log as CSV text in Tenrec's `qb_video` format, users in order of their ids.
+
+    Raises:
+        InputError: another file than the expected wheel.
+    """
+    if not wheel.is_file() or sha256_of(wheel) != WHEEL_SHA256:
+        raise InputError(f"the {WHEEL} wheel with its known SHA-256", wheel, "remove it to download it again")
+    with zipfile.ZipFile(wheel) as archive:
+        users = {r[0]: r for r in _rows(archive, "user")}
+        genres = {r[0]: r[3].split(" ")[0] or NULL for r in _rows(archive, "item")}
+        ratings = [(int(u), float(t), int(i), float(r)) for u, i, r, t in _rows(archive, "inter")]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(VIDEO)
+    for user, _, item, rating in sorted(ratings):
+        _, age, gender, *_ = users[str(user)]
+        like, share = int(rating >= LIKED), int(rating >= SHARED)
+        bucket = sum(int(age) >= bound for bound in AGE_BOUNDS)
+        row = [user, item, 1, 0, like, share, genres[str(item)], 1, {"M": 1, "F": 2}.get(gender, 0), bucket]
+        writer.writerow(row)
+    return out.getvalue()
+
+
+def _rows(archive: zipfile.ZipFile, kind: str) -> list[list[str]]:
+    lines = archive.read(f"{INSIDE}.{kind}").decode("utf-8").splitlines()
+    return [line.split("\t") for line in lines[1:]]
+
+
+def job(options: list[str]) -> None:
+    """Write the log that the options describe."""
+    config = read_options(MovielensConfig, "etl.conf.movielens", options)
+    wheel = Path(config.wheel) if config.wheel else fetch_wheel(Path(config.cache).expanduser())
+    output = Path(config.output)
+    text = to_csv(wheel)
+    temporary = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text)
+    except OSError as error:
+        raise InputError("an output file that can be written", error, "check the folder") from None
+    temporary.replace(output)
+    print(f"{text.count(chr(10)) - 1:,} ratings: {output}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_program("etl.movielens", MovielensConfig, job))

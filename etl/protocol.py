@@ -1,0 +1,119 @@
+"""Which rows, users and clicks a session keeps, and where its exposures stand: arithmetic only.
+
+Rows are grouped by user and in time order inside each user. Shapes: N rows, U users, `offset_U1`
+int64 `[U + 1]` with user u's rows at `offset_U1[u]:offset_U1[u + 1]`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Int = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+Array = npt.NDArray[Any]
+
+
+def group_offsets(user_N: Array) -> Int:
+    """Offsets of runs of equal values.
+
+    >>> group_offsets(np.array([7, 7, 3])).tolist()
+    [0, 2, 3]
+    """
+    change = np.flatnonzero(user_N[1:] != user_N[:-1]) + 1
+    ends = [len(user_N)] if len(user_N) else []
+    return np.concatenate([[0], change, ends]).astype(np.int64)
+
+
+def clicks_through(clicked_N: Mask, offset_U1: Int) -> tuple[Int, Int]:
+    """Clicks of the user up to and including each row `[N]`, and in all `[U]`."""
+    running = np.concatenate([[0], np.cumsum(clicked_N, dtype=np.int64)])
+    before_U = running[offset_U1[:-1]]
+    total_U = running[offset_U1[1:]] - before_U
+    return running[1:] - np.repeat(before_U, np.diff(offset_U1)), total_U
+
+
+def tail_rows(clicked_N: Mask, offset_U1: Int, max_clicks: int) -> Mask:
+    """Rows from each user's `max_clicks`-th last click on; all rows of a user with fewer clicks.
+
+    Applied to a part of a user's rows it drops only rows that no later part can bring back.
+    """
+    through_N, total_U = clicks_through(clicked_N, offset_U1)
+    first_kept_U = total_U - max_clicks + 1
+    return through_N >= np.repeat(first_kept_U, np.diff(offset_U1))
+
+
+def first_of_equal(*keys_N: Array) -> Mask:
+    """Rows that are the first with their combination of keys.
+
+    >>> first_of_equal(np.array([1, 1, 1]), np.array([5, 6, 5])).tolist()
+    [True, True, False]
+    """
+    n = len(keys_N[0])
+    order = np.lexsort(keys_N)  # stable: rows with equal keys stay in time order
+    new = np.ones(n, bool)
+    if n:
+        new[1:] = np.any([key[order[1:]] != key[order[:-1]] for key in keys_N], axis=0)
+    first = np.zeros(n, bool)
+    first[order] = new
+    return first
+
+
+def dedupe(how: str, user_N: Array, item_N: Array, clicked_N: Mask, row_hash_N: Array) -> Mask:
+    """Rows that `protocol.dedupe` keeps.
+
+    Args:
+        how: `none`; `exact`, rows equal in all named columns (same user, item and `row_hash`) once;
+            `first`, only a user's first click on an item, unclicked rows untouched.
+    """
+    if how == "exact":
+        return first_of_equal(user_N, item_N, row_hash_N)
+    keep = np.ones(len(user_N), bool)
+    if how == "first":
+        click = np.flatnonzero(clicked_N)
+        keep[click] = first_of_equal(user_N[click], item_N[click])
+    return keep
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a session keeps of its user's rows.
+
+    Attributes:
+        user_U: users with enough clicks.
+        row_N: rows from the first kept click to the test click, of those users.
+        position_N: kept clicks before the row; meaningful where `row_N` holds.
+        clicks_U: clicks of each user before truncation.
+        kept_U: clicks that are kept.
+    """
+
+    user_U: Mask
+    row_N: Mask
+    position_N: Int
+    clicks_U: Int
+    kept_U: Int
+
+
+def cut(clicked_N: Mask, offset_U1: Int, clicks_U: Int, *, min_clicks: int, max_clicks: int) -> Cut:
+    """Keep users with at least `min_clicks` and of them the last `max_clicks` clicks.
+
+    Args:
+        clicked_N: the rows, possibly already without rows before the `max_clicks`-th last click.
+        offset_U1: rows of each user.
+        clicks_U: each user's clicks, also those of rows that were cut before.
+
+    The rows before the first kept click and after the test click (the last) are dropped. A user with
+    clicks 1, 0, 1 and `max_clicks=30` keeps all three rows at positions 0, 1, 1.
+    """
+    rows_U = np.diff(offset_U1)
+    through_N, present_U = clicks_through(clicked_N, offset_U1)
+    kept_U = np.minimum(present_U, max_clicks)
+    user_U = clicks_U >= min_clicks
+    before_N = through_N - clicked_N  # clicks before the row
+    position_N = before_N - np.repeat(present_U - kept_U, rows_U)
+    inside = (position_N >= 1) | ((position_N == 0) & clicked_N)
+    not_after_test = position_N < np.repeat(kept_U, rows_U)
+    return Cut(user_U, inside & not_after_test & np.repeat(user_U, rows_U), position_N, clicks_U, kept_U)

@@ -1,0 +1,83 @@
+"""Starting Spark: its Java, its memory, its Python."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from etl.config import SparkOptions
+from etl.folder import InputError
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+OLDEST_JAVA = 17
+
+
+def java_version() -> int | None:
+    """Major version of the Java that Spark would start, or None without one."""
+    home = os.environ.get("JAVA_HOME")
+    java = str(Path(home) / "bin" / "java") if home else shutil.which("java")
+    if not java:
+        return None
+    try:
+        told = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+    except OSError:
+        return None
+    found = re.search(r'version "(?:1\.)?(\d+)', told)
+    return int(found.group(1)) if found else None
+
+
+@contextlib.contextmanager
+def spark_session(options: SparkOptions, scratch: Path) -> Iterator[SparkSession]:
+    """A session that keeps its temporary files in `scratch` and ends with the block.
+
+    Raises:
+        InputError: no Java of version 17 or newer.
+    """
+    found = java_version()
+    if found is None or found < OLDEST_JAVA:
+        raise InputError(
+            f"Java {OLDEST_JAVA} or newer",
+            f"Java {found}" if found else "none",
+            "apt-get install openjdk-17-jre-headless, or set JAVA_HOME",
+        )
+    from pyspark.sql import SparkSession
+
+    # Workers must run the interpreter and the packages of the program that submits them.
+    os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
+    packages = str(Path(__file__).resolve().parent.parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")]))
+    logging = Path(__file__).resolve().parent / "conf" / "log4j2.properties"
+    settings: dict[str, bool | float | int | str | None] = {
+        "spark.driver.memory": options.driver_memory,
+        "spark.executor.memory": options.executor_memory,
+        "spark.local.dir": str(scratch),
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.driver.host": "127.0.0.1",
+        "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile=file:{logging}",
+        # The partitions are ours to choose: the bytes of the dataset follow from them.
+        "spark.sql.adaptive.enabled": "false",
+        "spark.sql.execution.arrow.maxRecordsPerBatch": "20000",
+    }
+    if not options.master.startswith("local"):
+        for name in ("spark.driver.bindAddress", "spark.driver.host"):
+            del settings[name]
+    builder = SparkSession.builder.appName("nextclick etl").master(options.master).config(map=settings)
+    already = SparkSession.getActiveSession() is not None
+    session = builder.getOrCreate()
+    session.sparkContext.setLogLevel("ERROR")
+    try:
+        yield session
+    finally:
+        if not already:  # a caller's session is the caller's to end
+            session.stop()

@@ -1,0 +1,1 @@
+"""Evaluate next-item retrieval by nearest-neighbour search over exported vectors."""

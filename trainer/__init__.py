@@ -1,0 +1,1 @@
+"""Train session-based recommenders with several tasks and export their vectors."""
