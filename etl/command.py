@@ -6,6 +6,7 @@ get wrong ends as one `error: expected …, got … (cure)` line and exit status
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import re
@@ -28,8 +29,8 @@ Config = TypeVar("Config")
 
 def option(default: Any, text: str) -> Any:
     """A configuration field with its help text (mutable defaults are copied for each instance)."""
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata={"help": text})
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=lambda: copy.copy(default), metadata={"help": text})
     return dataclasses.field(default=default, metadata={"help": text})
 
 

@@ -1,0 +1,1 @@
+"""From Parquet sessions to the batches of a step."""

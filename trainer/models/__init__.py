@@ -1,0 +1,1 @@
+"""Session encoders, heads, and the recommender that joins them."""

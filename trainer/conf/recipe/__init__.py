@@ -1,0 +1,1 @@
+"""Tested defaults by catalogue size and model."""

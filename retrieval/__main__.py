@@ -1,0 +1,26 @@
+"""`python -m retrieval`: a bundle → a result folder."""
+
+import sys
+from pathlib import Path
+
+from etl.command import run_program
+from retrieval.config import RetrievalConfig, load
+from retrieval.evaluate import REPORT, evaluate
+from retrieval.report import table_text
+
+
+def job(options: list[str]) -> None:
+    """Evaluate the bundle that the options name and print the table."""
+    config = load(options)
+    result = evaluate(config)
+    print(table_text(result))
+    print(f"report: {Path(config.output) / REPORT}")
+
+
+def main() -> int:
+    """Run the program and return its exit status."""
+    return run_program("retrieval", RetrievalConfig, job)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,257 @@
+"""The bundle: the vectors and scores that a trained model hands over for evaluation.
+
+Whoever reads or writes a bundle imports this module; it needs only the standard library, numpy and
+pyarrow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from etl.contract import MANIFEST, DataFile, check_files, check_schema, describe_file, read_manifest
+from etl.folder import InputError, write_json
+
+SCHEMA_VERSION = 1
+ITEMS = "items.parquet"
+QUERY_SPLITS = ("valid", "test", "next")
+FEEDBACK_SPLITS = ("valid", "test")
+FEEDBACK_SCHEMA = pa.schema(
+    [
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("user_id", pa.int64(), nullable=False),
+        pa.field("item", pa.int32(), nullable=False),
+        pa.field("clicked", pa.bool_(), nullable=False),
+        pa.field("label", pa.uint8(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+    ]
+)
+CURE = "export the bundle again with python -m trainer"
+
+
+def items_schema(dimension: int) -> pa.Schema:
+    """Columns of `items.parquet`, rows in the order of dense ids 1..n_items."""
+    return pa.schema([pa.field("item", pa.int32(), nullable=False), _vector_field(dimension)])
+
+
+def queries_schema(dimension: int) -> pa.Schema:
+    """Columns of `queries-*/part-*.parquet`; `target` is 0 in `queries-next`."""
+    return pa.schema(
+        [
+            pa.field("user_id", pa.int64(), nullable=False),
+            pa.field("target", pa.int32(), nullable=False),
+            pa.field("seen", pa.list_(pa.int32()), nullable=False),
+            pa.field("n_clicks", pa.int32(), nullable=False),
+            _vector_field(dimension),
+        ]
+    )
+
+
+def _vector_field(dimension: int) -> pa.Field:
+    return pa.field("vector", pa.list_(pa.float32(), dimension), nullable=False)
+
+
+@dataclass(frozen=True)
+class BundleManifest:
+    """What a bundle holds; written last.
+
+    Attributes:
+        dataset: fingerprint of the dataset the bundle was made from.
+        refit: whether the model saw the valid clicks, so that there are no valid parts.
+        dimension: length of the vectors; 0 for a bundle of feedback parts only.
+        model: name of the model, for the reader of a report.
+    """
+
+    dataset: str
+    refit: bool
+    n_items: int
+    dimension: int
+    model: str
+    files: list[DataFile]
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class Queries:
+    """A batch of Q queries.
+
+    Attributes:
+        user_id: int64 `[Q]`.
+        target: int32 `[Q]`, dense id; 0 in `next`.
+        seen_offset: int64 `[Q + 1]` into `seen`.
+        seen: int32, kept clicks of the queries, oldest first.
+        n_clicks: int32 `[Q]`, clicks of the user before truncation.
+        vector: float32 `[Q, D]`.
+    """
+
+    user_id: npt.NDArray[np.int64]
+    target: npt.NDArray[np.int32]
+    seen_offset: npt.NDArray[np.int64]
+    seen: npt.NDArray[np.int32]
+    n_clicks: npt.NDArray[np.int32]
+    vector: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.user_id)
+
+    @property
+    def n_seen(self) -> npt.NDArray[np.int64]:
+        """Clicks that each query saw `[Q]`."""
+        return np.diff(self.seen_offset)
+
+    @property
+    def is_repeat(self) -> npt.NDArray[np.bool_]:
+        """Whether each target is among the query's seen items `[Q]`."""
+        hit = self.seen == np.repeat(self.target, self.n_seen)
+        return np.bincount(np.repeat(np.arange(len(self)), self.n_seen)[hit], minlength=len(self)) > 0
+
+    @classmethod
+    def from_batch(cls, batch: pa.RecordBatch, n_items: int) -> Queries:
+        """Check and convert rows of a queries file.
+
+        Raises:
+            InputError: a vector that is not finite, or an item outside the catalogue.
+        """
+        seen = batch.column("seen")
+        offset = seen.offsets.to_numpy().astype(np.int64)
+        dimension = batch.schema.field("vector").type.list_size
+        queries = cls(
+            batch.column("user_id").to_numpy(),
+            batch.column("target").to_numpy(),
+            offset - (offset[0] if len(offset) else 0),
+            seen.flatten().to_numpy(),
+            batch.column("n_clicks").to_numpy(),
+            batch.column("vector").flatten().to_numpy().reshape(-1, dimension),
+        )
+        for name, ids in (("target", queries.target), ("seen", queries.seen)):
+            low = 0 if name == "target" else 1
+            if len(ids) and not low <= ids.min() <= ids.max() <= n_items:
+                outside = int(ids.min() if ids.min() < low else ids.max())
+                raise InputError(f"{name} items in 1..{n_items}", outside, CURE)
+        check_finite("query", queries.vector)
+        return queries
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle folder."""
+
+    path: Path
+    manifest: BundleManifest
+    parts: dict[str, list[DataFile]] = field(repr=False)
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether next items can be retrieved; ranking models only score feedback."""
+        return self.manifest.dimension > 0
+
+    def item_vectors(self) -> npt.NDArray[np.float32]:
+        """Vectors of items 1..n_items, `[n_items, D]`.
+
+        Raises:
+            InputError: ids other than 1..n_items in order, or a vector that is not finite.
+        """
+        table = pq.read_table(self.path / ITEMS)
+        item = table["item"].to_numpy()
+        if not np.array_equal(item, np.arange(1, self.manifest.n_items + 1)):
+            raise InputError(
+                f"{ITEMS} with items 1..{self.manifest.n_items} once each in order", "other ids or an id twice", CURE
+            )
+        vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(len(item), -1)
+        check_finite("item", vectors)
+        return vectors
+
+    def n_queries(self, split: str) -> int:
+        """Number of queries of a split, 0 where the bundle lacks it."""
+        return sum(part.rows for part in self.parts.get(f"queries-{split}", []))
+
+    def queries(self, split: str, batch_size: int = 4096) -> Iterator[Queries]:
+        """Stream the queries of a split in the order of its files."""
+        for part in self.parts.get(f"queries-{split}", []):
+            with pq.ParquetFile(self.path / part.path) as file:
+                for batch in file.iter_batches(batch_size):
+                    yield Queries.from_batch(batch, self.manifest.n_items)
+
+    def feedback(self, split: str) -> pa.Table | None:
+        """Feedback rows of a split, or None where the bundle has none."""
+        parts = self.parts.get(f"feedback-{split}", [])
+        if not parts:
+            return None
+        return pa.concat_tables([pq.read_table(self.path / p.path, read_dictionary=["task"]) for p in parts])
+
+
+def check_finite(kind: str, vectors: npt.NDArray[np.float32]) -> None:
+    """Raise `InputError` where a vector `[rows, D]` holds NaN or infinity: FAISS would take it silently."""
+    bad = int((~np.isfinite(vectors)).any(axis=1).sum())
+    if bad:
+        raise InputError(f"finite {kind} vectors", f"{bad} of {len(vectors)} with NaN or infinity", CURE)
+
+
+def open_bundle(path: str | Path, *, dataset: str | None = None, verify: bool = True) -> Bundle:
+    """Open a bundle and check that it is whole.
+
+    Args:
+        path: the bundle's folder.
+        dataset: fingerprint of the dataset that it must have been made from.
+        verify: re-hash every file.
+
+    Raises:
+        InputError: not a whole bundle, or one of another dataset.
+    """
+    folder = Path(path)
+    raw = read_manifest(folder, kind="a bundle", cure="give RUN/bundle of a finished training run")
+    if raw.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(f"bundle schema_version {SCHEMA_VERSION}", raw.get("schema_version"), CURE)
+    try:
+        manifest = BundleManifest(**{**raw, "files": [DataFile(**entry) for entry in raw["files"]]})
+    except (KeyError, TypeError) as error:
+        raise InputError("a readable bundle manifest", f"{folder / MANIFEST}: {error}", CURE) from None
+    if dataset is not None and manifest.dataset != dataset:
+        raise InputError(
+            f"a bundle of dataset {dataset[:12]}…", f"one of {manifest.dataset[:12]}…", "give the data it was trained on"
+        )
+    check_files(folder, manifest.files, verify=verify, cure=CURE)
+    parts: dict[str, list[DataFile]] = {}
+    for entry in manifest.files:
+        kind = entry.path.partition("/")[0]
+        schema = _schema_of(kind, manifest.dimension)
+        if schema is not None:
+            check_schema(folder / entry.path, schema, cure=CURE)
+            parts.setdefault(kind, []).append(entry)
+    if manifest.refit and {"queries-valid", "feedback-valid"} & set(parts):
+        raise InputError("no valid parts in a refit bundle", "valid parts", CURE)
+    return Bundle(folder, manifest, parts)
+
+
+def _schema_of(kind: str, dimension: int) -> pa.Schema | None:
+    if kind == ITEMS:
+        return items_schema(dimension)
+    if kind.startswith("queries-"):
+        return queries_schema(dimension)
+    return FEEDBACK_SCHEMA if kind.startswith("feedback-") else None
+
+
+def finish_bundle(folder: Path, *, dataset: str, refit: bool, n_items: int, dimension: int, model: str) -> None:
+    """Hash the files that were written to `folder` and write the manifest, which makes it whole."""
+    paths = sorted(path for path in folder.rglob("*.parquet"))
+    files = [describe_file(folder, p.relative_to(folder).as_posix(), pq.read_metadata(p).num_rows) for p in paths]
+    manifest = BundleManifest(dataset, refit, n_items, dimension, model, files)
+    write_json(folder / MANIFEST, asdict(manifest))
+
+
+def vectors_array(vector_ND: npt.NDArray[np.float32]) -> pa.Array:
+    """Vectors as an Arrow column of fixed-size lists."""
+    flat = pa.array(np.ascontiguousarray(vector_ND, np.float32).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, vector_ND.shape[1])
+
+
+def lists_array(offset: npt.NDArray[Any], values: npt.NDArray[Any]) -> pa.Array:
+    """Flat values as an Arrow column of lists, `offset` `[rows + 1]`."""
+    return pa.ListArray.from_arrays(pa.array(offset.astype(np.int32)), pa.array(values))

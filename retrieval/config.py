@@ -1,0 +1,54 @@
+"""Options of `python -m retrieval`, checked once at the start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from etl.command import option, read_options
+from etl.folder import InputError
+
+INDEXES = ("auto", "flat", "ivf_flat")
+CANDIDATES = ("clicked", "all")
+
+
+@dataclass
+class RetrievalConfig:
+    """Options of `python -m retrieval`."""
+
+    bundle: str = option(MISSING, "bundle of a training run")
+    data: str = option(MISSING, "the dataset it was trained on")
+    output: str = option(MISSING, "result folder to make")
+    index: str = option("auto", ", ".join(INDEXES))
+    fidelity: float = option(0.99, "recall@20 of the exact neighbours, and share of HR@20, that an index must keep")
+    mask_seen: bool = option(False, "items that the query saw are no candidates")
+    candidates: str = option("clicked", "clicked (items with a kept click) or all")
+    cutoffs: list[int] = option([5, 10, 20], "cutoffs of the ranking metrics")
+    threads: int = option(0, "threads of the search; 0 = one for each core")
+    overwrite: bool = option(False, "replace an existing result once the new one is whole")
+
+    @property
+    def deepest(self) -> int:
+        """The largest cutoff."""
+        return max(self.cutoffs)
+
+
+def load(options: Sequence[str]) -> RetrievalConfig:
+    """The checked configuration of a command line.
+
+    Raises:
+        InputError: an option is unknown, missing, ill-typed or out of its range.
+    """
+    config = read_options(RetrievalConfig, "retrieval.conf", options)
+    for name, choices in (("index", INDEXES), ("candidates", CANDIDATES)):
+        if getattr(config, name) not in choices:
+            raise InputError(f"{name} one of {', '.join(choices)}", getattr(config, name), f"choose {name}={choices[0]}")
+    if not 0 < config.fidelity <= 1:
+        raise InputError("fidelity in (0, 1]", config.fidelity, "0.99 keeps 99 % of the exact neighbours")
+    if not config.cutoffs or min(config.cutoffs) < 1 or sorted(set(config.cutoffs)) != config.cutoffs:
+        raise InputError("rising positive cutoffs", config.cutoffs, "write cutoffs=[5,10,20]")
+    if config.threads < 0:
+        raise InputError("threads of 0 or more", config.threads, "0 uses every core")
+    return config

@@ -1,0 +1,325 @@
+"""The whole evaluation on one page: a bundle → metrics, recommendations and a report."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Protocol
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from etl.contract import Dataset, open_dataset
+from etl.folder import InputError, refuse_existing, staged, write_json
+from retrieval.baselines import Popularity
+from retrieval.bundle import Bundle, Queries, lists_array, open_bundle
+from retrieval.config import RetrievalConfig
+from retrieval.index import FIDELITY_K, Catalogue, Fidelity, Index, build_index, choose_kind, measure, tune
+from retrieval.metrics import MISS, RankingSums, feedback_metrics, rank_among
+from retrieval.report import write_report
+
+METRICS = "metrics.json"
+TOPK = "topk.parquet"
+REPORT = "report.html"
+SAMPLE_QUERIES = 2_000
+SEGMENTS = ((3, 4), (5, 9), (10, 14), (15, 29), (30, None))
+"""Kept clicks of a session, both ends in; the last one is open."""
+CLICKS_AFTER_QUERY = {"valid": 2, "test": 1}
+
+
+def evaluate(config: RetrievalConfig) -> dict[str, Any]:
+    """Make the result folder `config.output`, whole or not at all, and return its metrics.
+
+    Raises:
+        InputError: a bundle, dataset or option that the user must mend.
+    """
+    faiss.omp_set_num_threads(config.threads or (faiss.omp_get_max_threads()))
+    output = Path(config.output)
+    refuse_existing(output, overwrite=config.overwrite, is_whole=is_result)
+    dataset = open_dataset(config.data)
+    bundle = open_bundle(config.bundle, dataset=dataset.manifest.fingerprint)
+    with staged(output, overwrite=config.overwrite, is_whole=is_result) as folder:
+        result: dict[str, Any] = {"valid": {}, "test": {}, "baselines": {}, "index": None}
+        if bundle.has_vectors:
+            catalogue = make_catalogue(bundle, dataset, config)
+            index, result["index"] = prepare_index(bundle, catalogue, config)
+            evaluate_queries(bundle, dataset, index, config, result)
+            write_recommendations(folder / TOPK, bundle, dataset, index, config.deepest)
+        for split in ("valid", "test"):
+            result[split] |= evaluate_feedback(bundle, split)
+        result |= {
+            "ties": "against", "mask_seen": config.mask_seen, "candidates": config.candidates,
+            "cutoffs": config.cutoffs, "model": bundle.manifest.model, "refit": bundle.manifest.refit,
+            "dataset": dataset.manifest.fingerprint,
+        }
+        result = {name: value for name, value in result.items() if value != {} or name == "baselines"}
+        write_report(folder / REPORT, result, dataset, read_diagnostics(bundle.path))
+        write_json(folder / METRICS, result)
+    return result
+
+
+def is_result(path: Path) -> bool:
+    """Whether a folder is a finished result."""
+    return (path / METRICS).is_file()
+
+
+def read_diagnostics(bundle: Path) -> dict[str, Any]:
+    """The training run's curves and gates beside the bundle; empty where it came without its run."""
+    path = bundle.absolute().parent / "diagnostics.json"
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def make_catalogue(bundle: Bundle, dataset: Dataset, config: RetrievalConfig) -> Catalogue:
+    """The candidates and their vectors.
+
+    Raises:
+        InputError: fewer candidates than the largest cutoff.
+    """
+    if bundle.manifest.n_items != dataset.manifest.n_items:
+        raise InputError(f"a bundle of {dataset.manifest.n_items} items", bundle.manifest.n_items, "export it again")
+    vectors = bundle.item_vectors()
+    item = np.arange(1, len(vectors) + 1, dtype=np.int32)
+    if config.candidates == "clicked":
+        item = item[dataset.items(["clicks"])["clicks"].to_numpy() > 0]
+    if config.deepest > len(item):
+        raise InputError(f"cutoffs up to the {len(item)} candidates", config.deepest, "give smaller cutoffs")
+    return Catalogue(item, np.ascontiguousarray(vectors[item - 1]))
+
+
+def prepare_index(bundle: Bundle, catalogue: Catalogue, config: RetrievalConfig) -> tuple[Index, dict[str, Any]]:
+    """Build the index, tune it on valid queries, and report its fidelity on test queries."""
+    kind = choose_kind(config.index, len(catalogue.item), bundle.n_queries("test"), catalogue.vector.shape[1])
+    index = build_index(kind, catalogue)
+    curve: list[dict[str, Any]] = []
+    if kind != "flat":
+        vector, target = sample_queries(valid_bundle(bundle), "valid")
+        curve = [{"effort": effort, **asdict(found)} for effort, found in tune(index, vector, target, config.fidelity)]
+    vector, target = sample_queries(bundle, "test")
+    return index, describe_index(index, measure(index, vector, target), curve)
+
+
+def valid_bundle(bundle: Bundle) -> Bundle:
+    """The bundle whose valid queries tune an index: of a refit model, the model before the refit."""
+    return open_bundle(bundle.path.parent / "bundle-selected") if bundle.manifest.refit else bundle
+
+
+def describe_index(index: Index, fidelity: Fidelity, curve: list[dict[str, Any]]) -> dict[str, Any]:
+    """What `metrics.json` says of the index."""
+    return {
+        "kind": index.kind,
+        **index.parameters,
+        f"recall_at_{FIDELITY_K}_vs_exact": fidelity.recall,
+        f"hr_{FIDELITY_K}_vs_exact": fidelity.hr_ratio,
+        "queries_per_second": fidelity.queries_per_second,
+        "exact_queries_per_second": fidelity.exact_queries_per_second,
+        "build_seconds": index.build_seconds,
+        "sample_queries": fidelity.queries,
+        "tuned_on_valid": curve,
+    }
+
+
+def sample_queries(bundle: Bundle, split: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+    """Vectors and targets of evenly spaced queries of a split.
+
+    Raises:
+        InputError: the bundle has none.
+    """
+    total = bundle.n_queries(split)
+    if total == 0:
+        raise InputError(f"a bundle with {split} queries", "none", "export the bundle again")
+    wanted = np.unique(np.linspace(0, total - 1, min(total, SAMPLE_QUERIES)).astype(np.int64))
+    vectors, targets, begin = [], [], 0
+    for queries in bundle.queries(split):
+        rows = wanted[(wanted >= begin) & (wanted < begin + len(queries))] - begin
+        vectors.append(queries.vector[rows])
+        targets.append(queries.target[rows])
+        begin += len(queries)
+    return np.ascontiguousarray(np.concatenate(vectors)), np.concatenate(targets)
+
+
+# ---------------------------------------------------------------------------------------------
+# Ranking
+
+
+class Ranker(Protocol):
+    """A model or a baseline: the ranks of a batch's targets, and its top lists (dense ids, 0 = none)."""
+
+    def __call__(self, queries: Queries) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]: ...
+
+
+@dataclass
+class RankingResult:
+    """Sums over all queries and by session length, and which items were ever recommended."""
+
+    cutoffs: list[int]
+    n_items: int
+    n_candidates: int
+    total: RankingSums = field(init=False)
+    segments: dict[str, RankingSums] = field(init=False)
+    shown: npt.NDArray[np.bool_] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.total = RankingSums(self.cutoffs)
+        self.segments = defaultdict(lambda: RankingSums(self.cutoffs))
+        self.shown = np.zeros((len(self.cutoffs), self.n_items + 1), bool)
+
+    def add(self, queries: Queries, clicks_after: int, rank: npt.NDArray[np.int64], lists: Any) -> None:
+        """Add a batch: the ranks of its targets and its top lists."""
+        repeat = queries.is_repeat
+        self.total.add(rank, repeat)
+        kept = queries.n_seen + clicks_after
+        for low, high in SEGMENTS:
+            inside = (kept >= low) & (kept <= (high or kept))
+            if inside.any():
+                self.segments[f"{low}-{high}" if high else f"{low}+"].add(rank[inside], repeat[inside])
+        for place, cutoff in enumerate(self.cutoffs):
+            self.shown[place, lists[:, :cutoff].ravel()] = True
+
+    def metrics(self) -> dict[str, Any]:
+        """The numbers of `metrics.json` for one split."""
+        out: dict[str, Any] = dict(self.total.averages())
+        for place, cutoff in enumerate(self.cutoffs):
+            out[f"coverage@{cutoff}"] = int(self.shown[place, 1:].sum()) / self.n_candidates
+        out["queries"] = self.total.queries
+        out["repeat_share"] = self.total.repeats / self.total.queries if self.total.queries else None
+        out["session_length"] = {
+            name: {"queries": sums.queries, **sums.averages()} for name, sums in sorted(
+                self.segments.items(), key=lambda pair: int(pair[0].split("-")[0].rstrip("+")))
+        }
+        return out
+
+
+def evaluate_queries(
+    bundle: Bundle, dataset: Dataset, index: Index, config: RetrievalConfig, result: dict[str, Any]
+) -> None:
+    """Rank the targets of valid and test by the model and by each baseline."""
+    train_clicks = dataset.items(["train_clicks"])["train_clicks"].to_numpy()
+    popularity = Popularity(index.catalogue.item, train_clicks[index.catalogue.item - 1])
+
+    def by_model(queries: Queries) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
+        return rank_by_index(index, queries, config.deepest, mask_seen=config.mask_seen)
+
+    def by_popularity(queries: Queries) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
+        lists = popularity.lists(queries, config.deepest, mask_seen=config.mask_seen)
+        return popularity.ranks(queries, mask_seen=config.mask_seen), lists
+
+    rankers: dict[str, Ranker] = {"": by_model, "popularity": by_popularity}
+    for split in ("valid", "test"):
+        if not bundle.n_queries(split):
+            continue
+        sums = {name: RankingResult(config.cutoffs, dataset.manifest.n_items, len(index.catalogue.item)) for name in rankers}
+        seconds = 0.0
+        for queries in bundle.queries(split):
+            check_targets(queries)
+            for name, ranker in rankers.items():
+                begin = perf_counter()
+                rank, lists = ranker(queries)
+                seconds += (perf_counter() - begin) * (name == "")
+                sums[name].add(queries, CLICKS_AFTER_QUERY[split], rank, lists)
+        result[split] |= sums.pop("").metrics() | {"ranking_seconds": seconds}
+        for name, found in sums.items():
+            result["baselines"].setdefault(name, {})[split] = found.metrics()
+
+
+def check_targets(queries: Queries) -> None:
+    """Raise `InputError` where a valid or test query has padding as its target."""
+    if len(queries) and queries.target.min() < 1:
+        raise InputError("targets that are items", "padding (0)", "export the bundle again")
+
+
+def rank_by_index(
+    index: Index, queries: Queries, deepest: int, *, mask_seen: bool
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
+    """Ranks of the targets and the top `deepest` candidates.
+
+    One candidate more than the deepest cutoff decides every rank up to it, ties included; masked
+    candidates are listed on top of these.
+    """
+    depth = deepest + 1 + (int(queries.n_seen.max(initial=0)) if mask_seen else 0)
+    score, row = index.search(queries.vector, depth)
+    listed = np.where(row >= 0, index.catalogue.item[row], 0)
+    target_row = index.catalogue.rows_of(queries.target)
+    target_score = rescore_targets(index, queries, target_row)
+    if mask_seen:
+        listed[seen_among(queries, listed)] = 0
+    rank = rank_among(score, listed, queries.target, target_score)
+    # A target that the index did not list stands behind all it listed: its own score may not lift it.
+    lost = (listed != queries.target[:, None]).all(axis=1)
+    rank[lost] = np.maximum(rank[lost], deepest + 1)
+    rank[target_row < 0] = MISS
+    if mask_seen:
+        rank[queries.is_repeat] = MISS
+    return rank, first_listed(listed, deepest)
+
+
+def rescore_targets(index: Index, queries: Queries, target_row: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Float64 score of each target, -inf where it is no candidate."""
+    from retrieval.exact import rescore
+
+    return rescore(index.catalogue.vector, queries.vector, target_row[:, None])[:, 0]
+
+
+def seen_among(queries: Queries, listed_QK: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
+    """Which of the listed items each query has seen."""
+    query = np.repeat(np.arange(len(queries)), queries.n_seen)
+    seen = query.astype(np.int64) << 32 | queries.seen
+    listed = np.arange(len(queries), dtype=np.int64)[:, None] << 32 | listed_QK
+    return np.isin(listed, seen)
+
+
+def first_listed(listed_QK: npt.NDArray[np.integer], k: int) -> npt.NDArray[np.integer]:
+    """The first `k` items that are not 0, in order; 0 where there are fewer."""
+    order = np.argsort(listed_QK == 0, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(listed_QK, order, 1)
+
+
+def write_recommendations(path: Path, bundle: Bundle, dataset: Dataset, index: Index, k: int) -> None:
+    """`topk.parquet`: the best unseen candidates after all kept clicks."""
+    item_id = np.concatenate([[0], dataset.items(["item_id"])["item_id"].to_numpy()])
+    schema = pa.schema(
+        [("user_id", pa.int64()), ("items", pa.list_(pa.int32())), ("item_ids", pa.list_(pa.int64())),
+         ("scores", pa.list_(pa.float32()))]
+    )
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for queries in bundle.queries("next"):
+            score, row = index.search(queries.vector, k + int(queries.n_seen.max(initial=0)))
+            listed = np.where(row >= 0, index.catalogue.item[row], 0)
+            listed[seen_among(queries, listed)] = 0
+            order = np.argsort(listed == 0, axis=1, kind="stable")[:, :k]
+            items, scores = np.take_along_axis(listed, order, 1), np.take_along_axis(score, order, 1)
+            found = items > 0
+            offset = np.concatenate([[0], np.cumsum(found.sum(axis=1))])
+            columns = (items[found].astype(np.int32), item_id[items[found]], scores[found].astype(np.float32))
+            arrays = [pa.array(queries.user_id), *(lists_array(offset, values) for values in columns)]
+            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+
+
+# ---------------------------------------------------------------------------------------------
+# Feedback
+
+
+def evaluate_feedback(bundle: Bundle, split: str) -> dict[str, Any]:
+    """AUCs and counts of every feedback task of a split."""
+    table = bundle.feedback(split)
+    if table is None:
+        return {}
+    out: dict[str, Any] = {}
+    task = table["task"].combine_chunks()
+    tasks = task.dictionary.to_pylist() if pa.types.is_dictionary(task.type) else sorted(set(task.to_pylist()))
+    for name in tasks:
+        rows = table.filter(pa.compute.equal(table["task"], name))
+        score = rows["score"].to_numpy()
+        if not np.isfinite(score).all():
+            raise InputError(f"finite {name} scores", "NaN or infinity", "export the bundle again")
+        columns = (rows[column].to_numpy() for column in ("user_id", "clicked", "label"))
+        out |= dict(feedback_metrics(name, *columns, score))
+    return out

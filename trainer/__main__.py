@@ -1,0 +1,44 @@
+"""`python -m trainer`: a dataset → a run folder with a bundle."""
+
+import json
+import sys
+from pathlib import Path
+
+from etl.command import run_program
+from etl.folder import InputError, locked
+from trainer.config import TrainerConfig
+from trainer.loop import SUMMARY, train
+from trainer.prepare import prepare
+from trainer.runlog import progress_bar
+from trainer.step import NotFiniteError
+from trainer.world import World
+
+
+def job(options: list[str]) -> None:
+    """Train, or go on training, the run that the options describe."""
+    config, finished = prepare(options)
+    run = Path(config.output)
+    if not finished:
+        with locked(run), progress_bar(run):
+            try:
+                if config.ray.workers:
+                    from trainer.worker import run_with_ray
+
+                    run_with_ray(config)
+                else:
+                    train(config, World.alone())
+            except NotFiniteError as error:
+                raise InputError("finite losses and gradients", error, "training stopped before the update") from None
+    summary = json.loads((run / SUMMARY).read_text())
+    valid = "  ".join(f"{name} {value:.4f}" for name, value in summary["valid"].items() if value is not None)
+    state = "already finished" if finished else f"{summary['examples_per_second']:,.0f} events/s"
+    print(f"best epoch {summary['best_epoch']}: valid {valid} ({state}): {run}")
+
+
+def main() -> int:
+    """Run the program and return its exit status."""
+    return run_program("trainer", TrainerConfig, job)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

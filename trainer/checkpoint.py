@@ -1,0 +1,135 @@
+"""Checkpoints: complete or absent, without pickles, the last few and the best kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from etl.folder import sha256_of
+from trainer.step import Stepper
+
+STATE = "state.json"
+TENSORS = "tensors.safetensors"
+
+
+@dataclass
+class Progress:
+    """Where a run stands; all of it plain numbers.
+
+    Attributes:
+        step: global steps taken.
+        epoch: epochs completed.
+        sample: samples of the epoch under way that are done, over all workers.
+        loss_sums, loss_counts: of the epoch under way, by task.
+        best_epoch, best_step, best_score: by valid NDCG@20; epoch 0 before the first validation.
+        worse_epochs: epochs since then.
+        seconds: spent training, over all starts.
+        examples: target clicks trained on.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    sample: int = 0
+    loss_sums: list[float] = field(default_factory=list)
+    loss_counts: list[float] = field(default_factory=list)
+    best_epoch: int = 0
+    best_step: int = 0
+    best_score: float = -1.0
+    worse_epochs: int = 0
+    seconds: float = 0.0
+    examples: int = 0
+
+
+def save(folder: Path, stepper: Stepper, progress: Progress, *, keep: int) -> None:
+    """Write the state of a run as `folder/step-…` by one rename, then drop old checkpoints."""
+    path = folder / f"step-{progress.step:09d}"
+    writing = folder / f".{path.name}.writing"
+    shutil.rmtree(writing, ignore_errors=True)
+    writing.mkdir(parents=True)
+    save_file(all_tensors(stepper), writing / TENSORS)
+    state = {"progress": asdict(progress), "sha256": sha256_of(writing / TENSORS)}
+    (writing / STATE).write_text(json.dumps(state))
+    for name in (TENSORS, STATE):
+        _sync(writing / name)
+    shutil.rmtree(path, ignore_errors=True)
+    writing.rename(path)
+    _sync(folder)
+    _prune(folder, progress, keep)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _prune(folder: Path, progress: Progress, keep: int) -> None:
+    found = sorted(folder.glob("step-*"))
+    best = f"step-{progress.best_step:09d}"
+    for path in found[:-keep]:
+        if path.name != best:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(".step-*.writing"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole; broken ones are named and passed over."""
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            state = json.loads((path / STATE).read_text())
+            if sha256_of(path / TENSORS) == state["sha256"]:
+                return path
+            reason = "its tensors are not those that were written"
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error)
+        print(f"checkpoint {path.name} is broken ({reason}); taking the one before", file=sys.stderr, flush=True)
+    return None
+
+
+def load(path: Path, stepper: Stepper) -> Progress:
+    """Put a checkpoint's state into a run."""
+    tensors = load_file(path / TENSORS)
+    _load_tensors(stepper, tensors)
+    return read_progress(path)
+
+
+def read_progress(path: Path) -> Progress:
+    """Where the run stood at a checkpoint."""
+    return Progress(**json.loads((path / STATE).read_text())["progress"])
+
+
+def all_tensors(stepper: Stepper) -> dict[str, torch.Tensor]:
+    """Networks, item table and optimiser state, by name."""
+    tensors = {f"model.{name}": p.detach() for name, p in stepper.model.named_parameters()}
+    tensors |= {f"table.{name}": t for name, t in stepper.table.tensors().items()}
+    for name, parameter in stepper.model.named_parameters():
+        for key, value in stepper.optimizer.state[parameter].items():
+            tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def _load_tensors(stepper: Stepper, tensors: dict[str, torch.Tensor]) -> None:
+    stepper.table.load(_under("table.", tensors))
+    for name, parameter in stepper.model.named_parameters():
+        parameter.copy_(tensors[f"model.{name}"])
+        state: dict[str, Any] = stepper.optimizer.state[parameter]
+        for key, value in _under(f"optimizer.{name}.", tensors).items():
+            on_device = key != "step"  # torch keeps step counters on the CPU
+            state[key] = value.to(parameter.device) if on_device else value
+
+
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
+

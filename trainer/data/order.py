@@ -1,0 +1,82 @@
+"""In which order sessions are trained on: a pure function of (seed, epoch, dataset).
+
+The order is one of *global* batches. A worker takes its share of each, so the number of workers
+changes who computes, never what a step is; a position in the epoch is one integer, the number of
+samples (sessions) before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Int = npt.NDArray[np.int64]
+SORTED_TOGETHER = 32
+"""Batches' worth of sessions that are sorted by length before they are cut into batches."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the order of an epoch follows from.
+
+    Attributes:
+        group_rows: rows of every row group of the dataset, in file order.
+        seed, epoch: of the run.
+        fingerprint: of the dataset.
+        batch_tokens: target clicks of a global batch.
+        buffer_sessions: rows shuffled together; whole row groups, at least one.
+    """
+
+    group_rows: Int
+    seed: int
+    epoch: int
+    fingerprint: str
+    batch_tokens: int
+    buffer_sessions: int
+
+    def rng(self, *more: int) -> np.random.Generator:
+        """A generator of its own for each use, so that any part of an epoch can be made alone."""
+        return np.random.default_rng([self.seed, self.epoch, int(self.fingerprint[:15], 16), *more])
+
+    def windows(self) -> Iterator[Int]:
+        """Row groups that are shuffled together, in the order of the epoch."""
+        order = self.rng(0).permutation(len(self.group_rows))
+        begin, rows = 0, 0
+        for end, group in enumerate(order, 1):
+            rows += int(self.group_rows[group])
+            if rows >= self.buffer_sessions or end == len(order):
+                yield order[begin:end]
+                begin, rows = end, 0
+
+    def batches(self, window: int, tokens_N: Int) -> list[Int]:
+        """Cut a window's sessions into global batches.
+
+        Args:
+            window: its number in the epoch.
+            tokens_N: target clicks of each session of the window; those without any are left out.
+
+        Returns:
+            Row numbers of each batch, shortest session first. Sessions of like length share a batch,
+            which saves padding; the batches come in random order, which learning needs.
+        """
+        rng = self.rng(1, window)
+        row = np.flatnonzero(tokens_N > 0)
+        row = row[rng.permutation(len(row))]
+        mean = max(1.0, float(tokens_N[row].mean())) if len(row) else 1.0
+        together = max(1, round(SORTED_TOGETHER * self.batch_tokens / mean))
+        batches: list[Int] = []
+        for begin in range(0, len(row), together):
+            part = row[begin : begin + together]
+            part = part[np.argsort(tokens_N[part], kind="stable")]
+            through = np.cumsum(tokens_N[part])
+            number = (through - 1) // self.batch_tokens
+            batches += np.split(part, np.flatnonzero(np.diff(number)) + 1)
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def share(batch_N: Int, global_rank: int, world_size: int) -> Int:
+    """A worker's sessions of a global batch: every `world_size`-th, so that lengths are spread evenly."""
+    return batch_N[global_rank::world_size]

@@ -1,0 +1,231 @@
+"""Sessions from the dataset's Parquet files, a window of row groups at a time."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from etl.contract import Dataset
+from trainer.data.order import Int, Order, share
+
+T = TypeVar("T")
+SESSION_COLUMNS = ["user_id", "items", "feedback", "n_clicks", "gender", "age"]
+EXPOSURE_COLUMNS = ["exposure_items", "exposure_position", "exposure_feedback"]
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Lists of different lengths: row i is `values[offset[i]:offset[i + 1]]`."""
+
+    offset: Int
+    values: npt.NDArray[Any]
+
+    @classmethod
+    def of(cls, column: pa.ChunkedArray) -> Ragged:
+        """An Arrow list column without nulls."""
+        array = column.combine_chunks()
+        if isinstance(array, pa.ChunkedArray):
+            array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
+        offset = array.offsets.to_numpy().astype(np.int64)
+        return cls(offset - offset[0], array.flatten().to_numpy())
+
+    @property
+    def lengths(self) -> Int:
+        """Length of each list."""
+        return np.diff(self.offset)
+
+    def take(self, row_N: Int) -> Ragged:
+        """Some of the lists, in the order of `row_N`."""
+        lengths = self.lengths[row_N]
+        offset = np.concatenate([[0], np.cumsum(lengths)])
+        place = np.arange(offset[-1]) + np.repeat(self.offset[row_N] - offset[:-1], lengths)
+        return Ragged(offset, self.values[place])
+
+    @property
+    def row(self) -> Int:
+        """The list that each value belongs to."""
+        return np.repeat(np.arange(len(self.offset) - 1), self.lengths)
+
+    @property
+    def place(self) -> Int:
+        """Each value's place in its list, from 0."""
+        return np.arange(len(self.values)) - np.repeat(self.offset[:-1], self.lengths)
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """N sessions in memory.
+
+    Attributes:
+        user_id: int64 `[N]`.
+        items: kept clicks as dense ids, oldest first.
+        feedback: bits parallel to `items`.
+        n_clicks: int32 `[N]`, clicks before truncation.
+        profile: int64 `[N, 2]`, gender and age, -1 where unknown.
+        exposure_items, exposure_position, exposure_feedback: rows shown; empty lists where the dataset
+            was made without exposures.
+    """
+
+    user_id: Int
+    items: Ragged
+    feedback: Ragged
+    n_clicks: npt.NDArray[np.int32]
+    profile: Int
+    exposure_items: Ragged
+    exposure_position: Ragged
+    exposure_feedback: Ragged
+
+    def __len__(self) -> int:
+        return len(self.user_id)
+
+    @classmethod
+    def of(cls, table: pa.Table) -> Sessions:
+        """Columns of the dataset's session files; exposure columns may be missing."""
+        empty = Ragged(np.zeros(len(table) + 1, np.int64), np.zeros(0, np.int64))
+        lists = {
+            name: Ragged.of(table[name]) if name in table.column_names else empty
+            for name in ("items", "feedback", *EXPOSURE_COLUMNS)
+        }
+        profile = np.stack([table[name].to_numpy().astype(np.int64) for name in ("gender", "age")], axis=1)
+        return cls(user_id=table["user_id"].to_numpy(), n_clicks=table["n_clicks"].to_numpy(), profile=profile, **lists)
+
+    def take(self, row_N: Int) -> Sessions:
+        """Some of the sessions, in the order of `row_N`."""
+        lists = {name: getattr(self, name).take(row_N) for name in ("items", "feedback", *EXPOSURE_COLUMNS)}
+        return replace(self, user_id=self.user_id[row_N], n_clicks=self.n_clicks[row_N],
+                       profile=self.profile[row_N], **lists)
+
+
+@dataclass(frozen=True)
+class GlobalBatch(Generic[T]):
+    """This worker's share of a step's sessions.
+
+    Attributes:
+        first_sample: samples of the epoch before this batch, over all workers.
+        samples: sessions of the batch, over all workers.
+        data: what `collate` made of this worker's share.
+    """
+
+    first_sample: int
+    samples: int
+    data: T
+
+
+class SessionReader:
+    """Streams a dataset's sessions in the order of an epoch, never more than a window in memory.
+
+    Args:
+        dataset: the opened dataset.
+        exposures: whether to read what was shown.
+        holdout: clicks at the end of a session that are not trained on (2, or 1 after a refit).
+    """
+
+    def __init__(self, dataset: Dataset, *, exposures: bool, holdout: int) -> None:
+        self.dataset, self.holdout = dataset, holdout
+        self.columns = SESSION_COLUMNS + (EXPOSURE_COLUMNS if exposures else [])
+        self.groups: list[tuple[str, int]] = []
+        rows: list[int] = []
+        for entry in dataset.session_files:
+            metadata = pq.read_metadata(dataset.file(entry.path))
+            for group in range(metadata.num_row_groups):
+                self.groups.append((entry.path, group))
+                rows.append(metadata.row_group(group).num_rows)
+        self.group_rows = np.array(rows, np.int64)
+        self._targets: dict[int, Int] = {}
+
+    def targets(self, group: int) -> Int:
+        """Target clicks of each session of a row group: all kept clicks but the first and the held out."""
+        if group not in self._targets:
+            path, number = self.groups[group]
+            with pq.ParquetFile(self.dataset.file(path)) as file:
+                clicks = file.read_row_group(number, columns=["n_clicks"])["n_clicks"].to_numpy()
+            kept = np.minimum(clicks, self.dataset.manifest.max_clicks).astype(np.int64)
+            self._targets[group] = np.maximum(kept - 1 - self.holdout, 0).astype(np.int16)
+        return self._targets[group].astype(np.int64)
+
+    def total_targets(self) -> int:
+        """Target clicks of an epoch."""
+        return sum(int(self.targets(group).sum()) for group in range(len(self.groups)))
+
+    def read(self, groups: Int) -> Sessions:
+        """All sessions of some row groups."""
+        tables = []
+        for group in groups:
+            path, number = self.groups[group]
+            with pq.ParquetFile(self.dataset.file(path)) as file:
+                tables.append(file.read_row_group(number, columns=self.columns, use_threads=False))
+        return Sessions.of(pa.concat_tables(tables))
+
+    def epoch(
+        self, order: Order, collate: Callable[[Sessions, Int], T], *, start: int, global_rank: int, world_size: int
+    ) -> Iterator[GlobalBatch[T]]:
+        """This worker's batches of an epoch from sample `start` on.
+
+        Windows before `start` are not read: their lengths alone say how many samples they hold.
+        """
+        sample = 0
+        for number, groups in enumerate(order.windows()):
+            batches = order.batches(number, np.concatenate([self.targets(g) for g in groups]))
+            samples = sum(len(batch) for batch in batches)
+            if sample + samples <= start:
+                sample += samples
+                continue
+            window = self.read(groups)
+            for batch in batches:
+                if sample >= start:
+                    mine = share(batch, global_rank, world_size)
+                    yield GlobalBatch(sample, len(batch), collate(window.take(mine), mine))
+                sample += len(batch)
+
+
+class Prefetch(Generic[T]):
+    """Runs an iterator in a thread, a few elements ahead; `waited` is the time spent without one."""
+
+    def __init__(self, source: Iterator[T], ahead: int = 4) -> None:
+        self.source, self.waited = source, 0.0
+        self.queue: queue.Queue[tuple[str, Any]] = queue.Queue(ahead)
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._fill, daemon=True)
+
+    def _fill(self) -> None:
+        try:
+            for element in self.source:
+                if not self._put(("element", element)):
+                    return
+            self._put(("end", None))
+        except BaseException as error:  # handed to the consumer, which raises it
+            self._put(("error", error))
+
+    def _put(self, entry: tuple[str, Any]) -> bool:
+        while not self.stop.is_set():
+            try:
+                self.queue.put(entry, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def __iter__(self) -> Iterator[T]:
+        self.thread.start()
+        try:
+            while True:
+                begin = time.perf_counter()
+                kind, value = self.queue.get()
+                self.waited += time.perf_counter() - begin
+                if kind == "end":
+                    return
+                if kind == "error":
+                    raise value
+                yield value
+        finally:
+            self.stop.set()
+            self.thread.join()

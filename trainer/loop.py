@@ -1,0 +1,267 @@
+"""The run on one page: resume; while epochs remain: train, validate, keep the best; export."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from etl.contract import Dataset, open_dataset
+from etl.folder import locked, write_json
+from trainer import checkpoint
+from trainer.checkpoint import Progress
+from trainer.config import TrainerConfig
+from trainer.data.batch import Batch, mix, train_batch
+from trainer.data.order import Int, Order
+from trainer.data.reader import Prefetch, SessionReader, Sessions
+from trainer.export import export
+from trainer.models.recommender import Recommender
+from trainer.runlog import RunLog, read_metrics
+from trainer.scoring import Scorer
+from trainer.sparse.table import ItemTable
+from trainer.step import Stepper
+from trainer.validation import Validation, valid_sample, validate
+from trainer.world import World, set_threads
+
+SUMMARY = "summary.json"
+DIAGNOSTICS = "diagnostics.json"
+SELECT_BY = "ndcg@20"
+LOG_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Training for selection holds out the last two clicks; a refit only the test click."""
+
+    name: str
+    holdout: int
+    epochs: int
+    validates: bool
+
+    def checkpoints(self, run: Path) -> Path:
+        """Where the phase keeps its checkpoints."""
+        return run / ("checkpoints" if self.validates else "checkpoints-refit")
+
+
+def train(config: TrainerConfig, world: World, on_epoch: Callable[[dict[str, Any]], None] = lambda _: None) -> None:
+    """Train, select, export: the whole run, on each worker.
+
+    Args:
+        config: the resolved configuration; `output` is on storage that all workers share.
+        world: the workers.
+        on_epoch: told the valid metrics after each epoch, on every worker equally often.
+    """
+    set_threads(world)
+    run = Path(config.output)
+    dataset = open_dataset(config.data, verify=False)
+    if world.is_first:
+        # A worker of a killed run may live for a moment: two must not write the same checkpoints.
+        with locked(run / "checkpoints", wait_seconds=120.0):
+            _train(config, dataset, run, world, on_epoch)
+    else:
+        _train(config, dataset, run, world, on_epoch)
+
+
+def _train(
+    config: TrainerConfig, dataset: Dataset, run: Path, world: World, on_epoch: Callable[[dict[str, Any]], None]
+) -> None:
+    select = Phase("train", 2, config.train.epochs, validates=True)
+    stepper, progress = fit(config, dataset, run, world, select, on_epoch)
+    found = _validate(config, dataset, stepper, world)
+    selected, refit = progress, config.train.refit
+    name = f"{config.model}" if config.model != "hybrid" else f"hybrid ({config.encoder}, {config.head})"
+    bundle = run / ("bundle-selected" if refit else "bundle")
+    _export(bundle, stepper, dataset, world, name=name, refit=False)
+    if refit:
+        again = Phase("refit", 1, selected.best_epoch, validates=False)
+        stepper, _ = fit(config, dataset, run, world, again, on_epoch)
+        _export(run / "bundle", stepper, dataset, world, name=name, refit=True)
+    if world.is_first:
+        write_diagnostics(run, found, stepper)
+        write_summary(run, config, dataset, stepper, selected, found)
+
+
+def fit(
+    config: TrainerConfig, dataset: Dataset, run: Path, world: World, phase: Phase,
+    on_epoch: Callable[[dict[str, Any]], None],
+) -> tuple[Stepper, Progress]:
+    """Train a phase to its end, from its latest checkpoint if there is one.
+
+    Returns:
+        The parameters of the best epoch (of the last, where there is no validation), and the progress.
+    """
+    stepper = make_stepper(config, dataset, world)
+    folder = phase.checkpoints(run)
+    reader = SessionReader(dataset, exposures=has_exposures(dataset) and bool(config.feedback_tasks), holdout=phase.holdout)
+    path = checkpoint.latest(folder)
+    progress = checkpoint.load(path, stepper) if path else Progress()
+    world.barrier()
+    log = RunLog(run, progress.step) if world.is_first and not _ended(config, phase, progress) else None
+    sample = valid_sample(reader, config.train.valid_sessions, world) if phase.validates else None
+    while not _ended(config, phase, progress):
+        _run_epoch(config, reader, stepper, progress, phase, folder, log)
+        values: dict[str, Any] = {}
+        if sample is not None:
+            values = _check(config, dataset, stepper, world, sample).metrics
+            _judge(progress, values)
+        if log:
+            log.write(progress.step, progress.epoch, "valid", values)
+            checkpoint.save(folder, stepper, progress, keep=config.train.keep_checkpoints)
+        world.barrier()
+        on_epoch({"epoch": progress.epoch, **{k: v for k, v in values.items() if v is not None}})
+    if log:
+        log.close()
+    if phase.validates and progress.best_step != progress.step:
+        checkpoint.load(folder / f"step-{progress.best_step:09d}", stepper)
+    return stepper, progress
+
+
+def _ended(config: TrainerConfig, phase: Phase, progress: Progress) -> bool:
+    impatient = phase.validates and progress.worse_epochs >= config.train.patience
+    return progress.sample == 0 and (progress.epoch >= phase.epochs or impatient)
+
+
+def _run_epoch(
+    config: TrainerConfig, reader: SessionReader, stepper: Stepper, progress: Progress, phase: Phase,
+    folder: Path, log: RunLog | None,
+) -> None:
+    """Train the rest of the epoch under way."""
+    stepper.model.train()
+    world, options = stepper.world, config.train
+    order = Order(reader.group_rows, config.seed, progress.epoch, reader.dataset.manifest.fingerprint,
+                  options.batch_tokens, options.buffer_sessions)
+    total, first_step, first_done = reader.total_targets(), progress.step, sum(progress.loss_counts[:1])
+    if not progress.loss_sums:
+        progress.loss_sums, progress.loss_counts = ([0.0] * len(stepper.tasks) for _ in range(2))
+    salt = int(mix(np.array([config.seed * 1_000_003 + progress.epoch], np.uint64))[0] >> np.uint64(1))
+
+    def collate(sessions: Sessions, _: Int) -> Batch:
+        return train_batch(
+            sessions, holdout=phase.holdout, tasks=stepper.model.feedback_tasks,
+            exposures=has_exposures(reader.dataset), rows_per_session=options.exposures_per_session, salt=salt,
+        )
+
+    source = Prefetch(reader.epoch(order, collate, start=progress.sample, global_rank=world.global_rank, world_size=world.size))
+    begin = clock = time.perf_counter()
+    for batch in source:
+        sums, counts = stepper.step(batch.data, progress.step)
+        progress.step += 1
+        progress.sample = batch.first_sample + batch.samples
+        progress.loss_sums = [a + b for a, b in zip(progress.loss_sums, sums.tolist(), strict=True)]
+        progress.loss_counts = [a + b for a, b in zip(progress.loss_counts, counts.tolist(), strict=True)]
+        progress.examples += int(counts[0])
+        if log:
+            now = time.perf_counter()
+            rate = (progress.loss_counts[0] - first_done) / (now - begin)
+            loss = progress.loss_sums[0] / max(progress.loss_counts[0], 1.0)
+            log.progress(epoch=progress.epoch + 1, epochs=phase.epochs, done=progress.loss_counts[0], total=total,
+                         rate=rate, loss=loss, waiting=source.waited / (now - begin))
+            if progress.step % LOG_STEPS == 0:
+                batch_loss = {f"loss/{t}": float(s / max(c, 1)) for t, s, c in zip(stepper.tasks, sums, counts, strict=True)}
+                log.write(progress.step, progress.epoch + 1, phase.name, batch_loss)
+            if (progress.step - first_step) % options.checkpoint_steps == 0:
+                progress.seconds, clock = progress.seconds + now - clock, now
+                checkpoint.save(folder, stepper, progress, keep=options.keep_checkpoints)
+    progress.seconds += time.perf_counter() - clock
+    progress.epoch, progress.sample = progress.epoch + 1, 0
+    if log:
+        means = {f"loss/{t}": s / max(c, 1.0) for t, s, c in
+                 zip(stepper.tasks, progress.loss_sums, progress.loss_counts, strict=True)}
+        seconds = time.perf_counter() - begin
+        means |= {"examples_per_second": (progress.loss_counts[0] - first_done) / seconds,
+                  "waiting_share": source.waited / seconds}
+        log.write(progress.step, progress.epoch, f"{phase.name}-epoch", means)
+    progress.loss_sums, progress.loss_counts = [], []
+
+
+def make_stepper(config: TrainerConfig, dataset: Dataset, world: World) -> Stepper:
+    """Freshly drawn parameters: the same on every worker, from the seed alone."""
+    torch.manual_seed(config.seed)
+    model = Recommender(config).to(world.device)
+    generator = torch.Generator().manual_seed(config.seed)
+    table = ItemTable(dataset.manifest.n_items, config.network.dimension, generator=generator, device=world.device)
+    train_clicks = dataset.items(["train_clicks"])["train_clicks"].to_numpy()
+    return Stepper(config, model, table, train_clicks, world)
+
+
+def has_exposures(dataset: Dataset) -> bool:
+    """Whether the dataset says what was shown."""
+    return bool(dataset.manifest.protocol.get("exposures", True))
+
+
+def _check(config: TrainerConfig, dataset: Dataset, stepper: Stepper, world: World, sample: Sessions) -> Validation:
+    clicks = dataset.items(["clicks"])["clicks"].to_numpy()
+    candidates = np.flatnonzero(clicks > 0) + 1
+    scorer = Scorer(stepper.model, stepper.table, world.device)
+    return validate(scorer, sample, candidates, world, exposures=has_exposures(dataset))
+
+
+def _validate(config: TrainerConfig, dataset: Dataset, stepper: Stepper, world: World) -> Validation:
+    """Validate the selected parameters once more, for the summary and the gates."""
+    reader = SessionReader(dataset, exposures=has_exposures(dataset) and bool(config.feedback_tasks), holdout=2)
+    return _check(config, dataset, stepper, world, valid_sample(reader, config.train.valid_sessions, world))
+
+
+def _judge(progress: Progress, values: dict[str, Any]) -> None:
+    score = values.get(SELECT_BY) or 0.0
+    if score > progress.best_score:
+        progress.best_epoch, progress.best_step, progress.best_score = progress.epoch, progress.step, score
+        progress.worse_epochs = 0
+    else:
+        progress.worse_epochs += 1
+
+
+def _export(path: Path, stepper: Stepper, dataset: Dataset, world: World, *, name: str, refit: bool) -> None:
+    scorer = Scorer(stepper.model, stepper.table, world.device)
+    export(path, scorer, dataset, world, model=name, refit=refit, exposures=has_exposures(dataset))
+
+
+def write_diagnostics(run: Path, found: Validation, stepper: Stepper) -> None:
+    """`diagnostics.json`: curves by epoch, gates and their entropy, for the report."""
+    curves: dict[str, list[list[float]]] = {}
+    for line in read_metrics(run / "metrics.jsonl"):
+        if line["split"] in ("valid", "train-epoch") and line["value"] is not None:
+            curves.setdefault(f"{line['split'].removesuffix('-epoch')}/{line['name']}", []).append([line["epoch"], line["value"]])
+    gates = {"tasks": stepper.tasks, "mean_weight": found.gates, "entropy_nats": found.entropy}
+    write_json(run / DIAGNOSTICS, {"curves": curves, "gates": gates if found.gates else None})
+
+
+def write_summary(
+    run: Path, config: TrainerConfig, dataset: Dataset, stepper: Stepper, progress: Progress, found: Validation
+) -> None:
+    """`summary.json`, written last: a run folder with it is finished."""
+    table = sum(t.numel() for name, t in stepper.table.tensors().items() if name in ("vector", "bias"))
+    dense = sum(p.numel() for p in stepper.model.parameters())
+    candidates = dataset.manifest.n_items if config.loss == "softmax" else config.train.negatives
+    flops = stepper.model.flops(candidates, config.network.dimension)
+    write_json(
+        run / SUMMARY,
+        {
+            "model": config.model, "tasks": stepper.tasks, "seed": config.seed, "recipe": config.recipe,
+            "best_epoch": progress.best_epoch, "epochs": progress.epoch, "steps": progress.step,
+            "valid": found.metrics,
+            "examples_per_second": progress.examples / progress.seconds if progress.seconds else None,
+            "seconds": progress.seconds,
+            "parameters": {"items": table, "networks": dense, "total": table + dense},
+            # A backward pass costs twice its forward pass.
+            "flops_per_example": 3 * sum(flops.values()), "flops_forward_by_part": flops,
+            "n_items": dataset.manifest.n_items, "dataset": dataset.manifest.fingerprint,
+            "refit": config.train.refit, "workers": stepper.world.size,
+            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        },
+    )
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run folder holds a finished run."""
+    try:
+        return bool(json.loads((run / SUMMARY).read_text())["best_epoch"])
+    except (OSError, ValueError, KeyError):
+        return False

@@ -1,0 +1,35 @@
+"""Drawing negatives: train popularity to a power, mixed with uniform."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+
+class NegativeSampler:
+    """Draws items with known probabilities, by a binary search in the cumulative distribution.
+
+    Args:
+        train_clicks: int64 `[n_items]`, of items 1..n_items.
+        alpha: power of the train clicks (0 = uniform, 1 = popularity).
+        uniform: share drawn from all items alike, so that items without train clicks are pushed down too.
+    """
+
+    def __init__(self, train_clicks: npt.NDArray[np.int64], *, alpha: float, uniform: float) -> None:
+        n = len(train_clicks)
+        weight = np.where(train_clicks > 0, train_clicks.astype(np.float64) ** alpha, 0.0)
+        total = weight.sum()
+        popular = weight / total if total > 0 else np.full(n, 1.0 / n)
+        probability = (1.0 - uniform) * popular + uniform / n
+        self.cumulative = np.cumsum(probability)
+        self.cumulative /= self.cumulative[-1]
+        self.log_probability = np.log(np.maximum(probability, 1e-30)).astype(np.float32)
+
+    def draw(self, n: int, *, seed: int, step: int) -> npt.NDArray[np.int64]:
+        """`n` dense ids, with replacement: the same on every worker for the same step."""
+        uniform = np.random.default_rng([seed, step, 0x6E65]).random(n)
+        return np.searchsorted(self.cumulative, uniform, side="right").astype(np.int64) + 1
+
+    def log_q(self, item_N: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Log probability of a draw being each item."""
+        return self.log_probability[item_N - 1]

@@ -1,0 +1,122 @@
+"""What a run says while it goes on: metrics.jsonl, TensorBoard, and how far it is."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+PROGRESS = ".progress.json"
+METRICS = "metrics.jsonl"
+
+
+class RunLog:
+    """Writes a run's metrics. On a resumed run, lines of steps that will be taken again are dropped.
+
+    Args:
+        run: the run folder.
+        step: global step at which the run goes on.
+    """
+
+    def __init__(self, run: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.run, self.told = run, 0.0
+        self.path = run / METRICS
+        kept = [line for line in read_metrics(self.path) if line["step"] <= step] if step else []
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, epoch: int, split: str, values: dict[str, float | None]) -> None:
+        """Append one line for each value."""
+        with self.path.open("a") as stream:
+            for name, value in values.items():
+                line = {"step": step, "epoch": epoch, "split": split, "name": name, "value": value}
+                stream.write(json.dumps(line) + "\n")
+                if value is not None:
+                    self.board.add_scalar(f"{split}/{name}", value, step)
+
+    def progress(self, **values: Any) -> None:
+        """Tell the starting process how far the run is, at most twice a second."""
+        if time.monotonic() - self.told < 0.5:
+            return
+        self.told = time.monotonic()
+        temporary = self.run / f"{PROGRESS}.new"
+        temporary.write_text(json.dumps(values))
+        temporary.replace(self.run / PROGRESS)
+
+    def close(self) -> None:
+        """Finish the TensorBoard file."""
+        self.board.close()
+        (self.run / PROGRESS).unlink(missing_ok=True)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a last line that a killed run cut off is dropped."""
+    lines: list[dict[str, Any]] = []
+    if path.is_file():
+        for text in path.read_text().splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break
+    return lines
+
+
+@contextmanager
+def progress_bar(run: Path) -> Iterator[None]:
+    """While the block runs, show each epoch's validation, and on a terminal a bar."""
+    stop = threading.Event()
+    thread = threading.Thread(target=_show, args=(run, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _show(run: Path, stop: threading.Event) -> None:
+    terminal = sys.stderr.isatty()
+    last, epochs = "", len(valid_lines(run))
+    ended = False
+    while not ended:
+        ended = stop.wait(0.5)
+        told = valid_lines(run)
+        for line in told[epochs:]:
+            print(f"\r{line:<100}" if terminal else line, file=sys.stderr, flush=True)
+        epochs = len(told)
+        if not terminal:
+            continue
+        with suppress(OSError, ValueError):
+            line = progress_line(json.loads((run / PROGRESS).read_text()))
+            if line != last:
+                print(f"\r{line:<100}", end="", file=sys.stderr, flush=True)
+                last = line
+    if terminal and last:
+        print(file=sys.stderr, flush=True)
+
+
+def valid_lines(run: Path) -> list[str]:
+    """One line for each epoch's validation so far."""
+    epochs: dict[int, list[str]] = {}
+    for line in read_metrics(run / METRICS):
+        if line["split"] == "valid" and line["value"] is not None:
+            epochs.setdefault(line["epoch"], []).append(f"{line['name']} {line['value']:.4f}")
+    return [f"epoch {epoch}: valid {'  '.join(values)}" for epoch, values in epochs.items()]
+
+
+def progress_line(told: dict[str, Any]) -> str:
+    """One line: epoch, bar, target clicks a second, loss, time left in the epoch."""
+    share = min(1.0, told["done"] / max(told["total"], 1))
+    bar = "━" * round(20 * share) + "·" * (20 - round(20 * share))
+    left = (told["total"] - told["done"]) / max(told["rate"], 1e-9)
+    return (
+        f"epoch {told['epoch']}/{told['epochs']} {bar} {share:4.0%}  {told['rate']:,.0f} events/s  "
+        f"loss {told['loss']:.3f}  {left:.0f} s left  waiting {told['waiting']:.0%}"
+    )

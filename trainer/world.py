@@ -1,0 +1,67 @@
+"""Who works together: derived once, handed down."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """The workers of a run, seen from one of them.
+
+    Without a process group (`size` 1) every reduction returns its input.
+    """
+
+    global_rank: int
+    size: int
+    device: torch.device
+
+    @classmethod
+    def alone(cls) -> World:
+        """This process by itself, without Ray."""
+        return cls(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @classmethod
+    def of_process_group(cls) -> World:
+        """The initialised process group."""
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        return cls(dist.get_rank(), dist.get_world_size(), device)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this worker writes what is written once."""
+        return self.global_rank == 0
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Element-wise sum over workers, the same bits on each."""
+        if self.size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """A small picklable value of every worker, in the order of ranks."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for all workers."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def set_threads(world: World) -> None:
+    """Give each worker its share of this machine's cores.
+
+    Ray sets OMP_NUM_THREADS from the CPUs it assigned; without Ray the process has all cores.
+    """
+    given = os.environ.get("OMP_NUM_THREADS")
+    torch.set_num_threads(int(given) if given else max(1, (os.cpu_count() or 1) // world.size))
