@@ -215,7 +215,9 @@ def open_bundle(path: str | Path, *, dataset: str | None = None, verify: bool = 
         raise InputError("a readable bundle manifest", f"{folder / MANIFEST}: {error}", CURE) from None
     if dataset is not None and manifest.dataset != dataset:
         raise InputError(
-            f"a bundle of dataset {dataset[:12]}…", f"one of {manifest.dataset[:12]}…", "give the data it was trained on"
+            f"a bundle of dataset {dataset[:12]}…",
+            f"one of {manifest.dataset[:12]}…",
+            "give the data it was trained on",
         )
     check_files(folder, manifest.files, verify=verify, cure=CURE)
     parts: dict[str, list[DataFile]] = {}

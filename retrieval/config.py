@@ -44,7 +44,9 @@ def load(options: Sequence[str]) -> RetrievalConfig:
     config = read_options(RetrievalConfig, "retrieval.conf", options)
     for name, choices in (("index", INDEXES), ("candidates", CANDIDATES)):
         if getattr(config, name) not in choices:
-            raise InputError(f"{name} one of {', '.join(choices)}", getattr(config, name), f"choose {name}={choices[0]}")
+            raise InputError(
+                f"{name} one of {', '.join(choices)}", getattr(config, name), f"choose {name}={choices[0]}"
+            )
     if not 0 < config.fidelity <= 1:
         raise InputError("fidelity in (0, 1]", config.fidelity, "0.99 keeps 99 % of the exact neighbours")
     if not config.cutoffs or min(config.cutoffs) < 1 or sorted(set(config.cutoffs)) != config.cutoffs:

@@ -20,6 +20,7 @@ from etl.folder import InputError, refuse_existing, staged, write_json
 from retrieval.baselines import Popularity
 from retrieval.bundle import Bundle, Queries, lists_array, open_bundle
 from retrieval.config import RetrievalConfig
+from retrieval.exact import rescore
 from retrieval.index import FIDELITY_K, Catalogue, Fidelity, Index, build_index, choose_kind, measure, tune
 from retrieval.metrics import MISS, RankingSums, feedback_metrics, rank_among
 from retrieval.report import write_report
@@ -54,8 +55,12 @@ def evaluate(config: RetrievalConfig) -> dict[str, Any]:
         for split in ("valid", "test"):
             result[split] |= evaluate_feedback(bundle, split)
         result |= {
-            "ties": "against", "mask_seen": config.mask_seen, "candidates": config.candidates,
-            "cutoffs": config.cutoffs, "model": bundle.manifest.model, "refit": bundle.manifest.refit,
+            "ties": "against",
+            "mask_seen": config.mask_seen,
+            "candidates": config.candidates,
+            "cutoffs": config.cutoffs,
+            "model": bundle.manifest.model,
+            "refit": bundle.manifest.refit,
             "dataset": dataset.manifest.fingerprint,
         }
         result = {name: value for name, value in result.items() if value != {} or name == "baselines"}
@@ -153,7 +158,9 @@ def sample_queries(bundle: Bundle, split: str) -> tuple[npt.NDArray[np.float32],
 class Ranker(Protocol):
     """A model or a baseline: the ranks of a batch's targets, and its top lists (dense ids, 0 = none)."""
 
-    def __call__(self, queries: Queries) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]: ...
+    def __call__(self, queries: Queries) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
+        """Rank a batch."""
+        ...
 
 
 @dataclass
@@ -192,8 +199,8 @@ class RankingResult:
         out["queries"] = self.total.queries
         out["repeat_share"] = self.total.repeats / self.total.queries if self.total.queries else None
         out["session_length"] = {
-            name: {"queries": sums.queries, **sums.averages()} for name, sums in sorted(
-                self.segments.items(), key=lambda pair: int(pair[0].split("-")[0].rstrip("+")))
+            name: {"queries": sums.queries, **sums.averages()}
+            for name, sums in sorted(self.segments.items(), key=lambda pair: int(pair[0].split("-")[0].rstrip("+")))
         }
         return out
 
@@ -216,7 +223,9 @@ def evaluate_queries(
     for split in ("valid", "test"):
         if not bundle.n_queries(split):
             continue
-        sums = {name: RankingResult(config.cutoffs, dataset.manifest.n_items, len(index.catalogue.item)) for name in rankers}
+        sums = {
+            name: RankingResult(config.cutoffs, dataset.manifest.n_items, len(index.catalogue.item)) for name in rankers
+        }
         seconds = 0.0
         for queries in bundle.queries(split):
             check_targets(queries)
@@ -263,8 +272,6 @@ def rank_by_index(
 
 def rescore_targets(index: Index, queries: Queries, target_row: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Float64 score of each target, -inf where it is no candidate."""
-    from retrieval.exact import rescore
-
     return rescore(index.catalogue.vector, queries.vector, target_row[:, None])[:, 0]
 
 
@@ -286,8 +293,12 @@ def write_recommendations(path: Path, bundle: Bundle, dataset: Dataset, index: I
     """`topk.parquet`: the best unseen candidates after all kept clicks."""
     item_id = np.concatenate([[0], dataset.items(["item_id"])["item_id"].to_numpy()])
     schema = pa.schema(
-        [("user_id", pa.int64()), ("items", pa.list_(pa.int32())), ("item_ids", pa.list_(pa.int64())),
-         ("scores", pa.list_(pa.float32()))]
+        [
+            ("user_id", pa.int64()),
+            ("items", pa.list_(pa.int32())),
+            ("item_ids", pa.list_(pa.int64())),
+            ("scores", pa.list_(pa.float32())),
+        ]
     )
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for queries in bundle.queries("next"):
@@ -320,6 +331,6 @@ def evaluate_feedback(bundle: Bundle, split: str) -> dict[str, Any]:
         score = rows["score"].to_numpy()
         if not np.isfinite(score).all():
             raise InputError(f"finite {name} scores", "NaN or infinity", "export the bundle again")
-        columns = (rows[column].to_numpy() for column in ("user_id", "clicked", "label"))
-        out |= dict(feedback_metrics(name, *columns, score))
+        user, clicked, label = (rows[column].to_numpy() for column in ("user_id", "clicked", "label"))
+        out |= dict(feedback_metrics(name, user, clicked, label, score))
     return out

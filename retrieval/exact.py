@@ -21,9 +21,7 @@ def search_exact(item_CD: Vectors, query_QD: Vectors, k: int) -> tuple[npt.NDArr
     return faiss.knn(query_QD, item_CD, k, metric=faiss.METRIC_INNER_PRODUCT)
 
 
-def rescore(
-    item_CD: Vectors, query_QD: Vectors, row_QK: Ids, *, chunk_rows: int = 1 << 19
-) -> npt.NDArray[np.float64]:
+def rescore(item_CD: Vectors, query_QD: Vectors, row_QK: Ids, *, chunk_rows: int = 1 << 19) -> npt.NDArray[np.float64]:
     """Inner products of each query with its listed rows, in float64; -inf where a row is -1.
 
     Blocked matrix multiplication rounds the same vector differently in different places. Here every

@@ -22,7 +22,9 @@ MISS = np.iinfo(np.int64).max
 
 
 def rank_among(
-    score_QK: npt.NDArray[np.floating], item_QK: npt.NDArray[np.integer], target_Q: npt.NDArray[np.integer],
+    score_QK: npt.NDArray[np.floating],
+    item_QK: npt.NDArray[np.integer],
+    target_Q: npt.NDArray[np.integer],
     target_score_Q: npt.NDArray[np.floating],
 ) -> Int:
     """Rank of each target among the candidates listed for its query.
@@ -42,7 +44,7 @@ def rank_among(
     """
     lower = score_QK < target_score_Q[:, None]
     other = (item_QK != target_Q[:, None]) & (item_QK > 0)
-    return 1 + np.sum(other & ~lower, axis=1, dtype=np.int64)
+    return np.asarray(1 + np.sum(other & ~lower, axis=1), np.int64)
 
 
 @dataclass
@@ -138,7 +140,10 @@ def _grouped_auc(
 
 
 def feedback_metrics(
-    task: str, user_N: npt.NDArray[np.integer], clicked_N: Mask, label_N: npt.NDArray[np.integer],
+    task: str,
+    user_N: npt.NDArray[np.integer],
+    clicked_N: Mask,
+    label_N: npt.NDArray[np.integer],
     score_N: npt.NDArray[np.floating],
 ) -> Iterator[tuple[str, float | int | None]]:
     """Every number of one feedback task, as `(name, value)`."""

@@ -1,0 +1,281 @@
+"""One self-contained page about one result: what was found, beside what, and how far to trust it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from etl.contract import Dataset
+from retrieval import charts
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,"><title>{title}</title><style>
+:root {{ color-scheme: light; --ink: #1f2933; --soft: #52606d; --line: #e4e7eb; --accent: #1769aa; }}
+* {{ box-sizing: border-box; }}
+body {{ margin: 0; color: var(--ink); background: #f5f7fa; font: 16px/1.5 system-ui, sans-serif; }}
+main {{ max-width: 72rem; margin: 0 auto; padding: 1.25rem; }}
+h1 {{ font-size: 1.6rem; line-height: 1.2; margin: .5rem 0; }}
+h2 {{ font-size: 1.15rem; margin: 0 0 .5rem; }}
+section {{ background: #fff; border: 1px solid var(--line); border-radius: .6rem; padding: 1rem; margin: 1rem 0; }}
+p {{ margin: .4rem 0; max-width: 46rem; }} .soft {{ color: var(--soft); font-size: .92rem; }}
+.scroll {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }}
+th:first-child, td:first-child {{ text-align: left; position: sticky; left: 0; background: #fff; }}
+tr.model td {{ font-weight: 600; }} th {{ color: var(--soft); font-weight: 500; }}
+.figures {{ display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); }}
+.figures section {{ margin: 0; min-width: 0; }}
+svg {{ width: 100%; max-width: 34rem; height: auto; display: block; }}
+.numbers {{ display: flex; flex-wrap: wrap; gap: 1rem 2rem; margin: .8rem 0; }}
+.numbers b {{ display: block; font-size: 1.5rem; line-height: 1.2; color: var(--accent); }}
+</style></head><body><main>{body}</main></body></html>
+"""
+
+
+def write_report(path: Path, result: dict[str, Any], dataset: Dataset, diagnostics: dict[str, Any]) -> None:
+    """Write the page.
+
+    Args:
+        path: file to write.
+        result: what `metrics.json` holds.
+        dataset: for the histograms.
+        diagnostics: the training run's curves and gates; may be empty.
+    """
+    title = f"{result['model']} on {dataset.manifest.scenario}"
+    body = "".join(
+        [
+            f"<h1>{escape(title)}</h1>",
+            _headline(result, dataset),
+            _ranking_section(result),
+            _feedback_section(result),
+            '<div class="figures">',
+            *(_figure(*entry) for entry in _figures(result, dataset, diagnostics)),
+            "</div>",
+            _method_section(result, dataset),
+        ]
+    )
+    path.write_text(PAGE.format(title=escape(title), body=body))
+
+
+def table_text(result: dict[str, Any]) -> str:
+    """The test table for a terminal."""
+    header, rows = _ranking_rows(result, "test")
+    lines = [[name, *values] for name, values, _ in rows]
+    if not lines:
+        header, lines = ["task", *FEEDBACK_HEADER], [[task, *values] for task, values in _feedback_rows(result, "test")]
+    widths = [max(len(row[i]) for row in [header, *lines]) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in [header, *lines]
+    )
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _table(header: Sequence[str], rows: Iterable[tuple[Sequence[str], bool]]) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    lines = "".join(
+        f"<tr{' class=model' if mark else ''}>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+        for row, mark in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def _ranking_rows(result: dict[str, Any], split: str) -> tuple[list[str], list[tuple[str, list[str], bool]]]:
+    names = [f"{metric}@{k}" for metric in ("hr", "ndcg", "mrr") for k in result["cutoffs"]]
+    names.append(f"coverage@{result['cutoffs'][-1]}")
+    found = [(result["model"], result.get(split, {}), True)]
+    found += [(name, metrics.get(split, {}), False) for name, metrics in result["baselines"].items()]
+    rows = [(name, [_number(m.get(n)) for n in names], mark) for name, m, mark in found if "queries" in m]
+    labels = [n.replace("hr@", "HR@").replace("ndcg", "NDCG").replace("mrr", "MRR") for n in names]
+    return ["test" if split == "test" else split, *labels], rows
+
+
+FEEDBACK_HEADER = ["AUC", "AUC given click", "GAUC", "rows", "positives"]
+
+
+def _feedback_rows(result: dict[str, Any], split: str) -> list[tuple[str, list[str]]]:
+    metrics = result.get(split, {})
+    tasks = [name.removeprefix("rows/") for name in metrics if name.startswith("rows/")]
+    return [
+        (
+            task,
+            [
+                _number(metrics[f"auc/{task}"]),
+                _number(metrics[f"auc/{task}_given_click"]),
+                _number(metrics[f"gauc/{task}"]),
+                f"{metrics[f'rows/{task}']:,}",
+                f"{metrics[f'positives/{task}']:,}",
+            ],
+        )
+        for task in tasks
+    ]
+
+
+def _headline(result: dict[str, Any], dataset: Dataset) -> str:
+    counts, test = dataset.manifest.counts, result.get("test", {})
+    facts = [
+        (f"{counts['sessions']:,}", "sessions"),
+        (f"{counts['items']:,}", "items"),
+        (f"{counts['clicks']:,}", "clicks"),
+    ]
+    sentence = ""
+    if "queries" in test:
+        k = 10 if "hr@10" in test else result["cutoffs"][-1]
+        facts.insert(0, (f"{test[f'hr@{k}']:.1%}", f"HR@{k} on test"))
+        base = result["baselines"]["popularity"]["test"][f"hr@{k}"]
+        if base:
+            sentence = (
+                f"<p>For {test[f'hr@{k}']:.1%} of the sessions the item clicked next is among the {k} recommended; "
+                f"recommending the most popular items to everyone reaches {base:.1%}.</p>"
+            )
+    numbers = "".join(f"<span><b>{escape(value)}</b>{escape(name)}</span>" for value, name in facts)
+    return f'<div class="numbers">{numbers}</div>{sentence}'
+
+
+def _ranking_section(result: dict[str, Any]) -> str:
+    parts = []
+    for split in ("test", "valid"):
+        header, rows = _ranking_rows(result, split)
+        if rows:
+            parts.append(_table(header, (([name, *values], mark) for name, values, mark in rows)))
+    if not parts:
+        return ""
+    test = result["test"]
+    note = f"{test['queries']:,} queries, one for each session; all candidates are ranked." if "queries" in test else ""
+    repeats = test.get("repeat_share")
+    if repeats is not None:
+        note += f" {repeats:.1%} of the targets were clicked before in their session."
+    return f'<section><h2>Next click</h2>{"<br>".join(parts)}<p class="soft">{note}</p></section>'
+
+
+def _feedback_section(result: dict[str, Any]) -> str:
+    rows = _feedback_rows(result, "test")
+    if not rows:
+        return ""
+    table = _table(["test", *FEEDBACK_HEADER], (([task, *values], False) for task, values in rows))
+    note = "Each row is an item shown after the last visible click, scored before it is seen. "
+    note += "GAUC weights users by their rows."
+    if result["test"].get("auc/click") is None:
+        note += (
+            " Nothing here was shown without a click, so these AUCs show that the tasks are trained; "
+            "they cannot answer what several tasks give each other."
+        )
+    return f'<section><h2>Feedback</h2>{table}<p class="soft">{note}</p></section>'
+
+
+def _figures(result: dict[str, Any], dataset: Dataset, diagnostics: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
+    """Title, SVG and note of each figure."""
+    curves = diagnostics.get("curves", {})
+    losses = {n.removeprefix("train/loss/"): v for n, v in curves.items() if n.startswith("train/loss/")}
+    ranking = {
+        n.removeprefix("valid/").replace("hr", "HR").replace("ndcg", "NDCG"): v
+        for n, v in curves.items()
+        if n in ("valid/hr@20", "valid/ndcg@20")
+    }
+    if ranking:
+        yield (
+            "Validation",
+            charts.curves(ranking, "share"),
+            "Valid clicks after each epoch; training keeps the best NDCG@20.",
+        )
+    if losses:
+        yield "Training loss", charts.curves(losses, "mean loss (nats)"), "Mean over the epoch, by task."
+    segments = result.get("test", {}).get("session_length")
+    if segments:
+        key = "hr@10" if 10 in result["cutoffs"] else f"hr@{result['cutoffs'][-1]}"
+        base = result["baselines"]["popularity"]["test"]["session_length"]
+        series = {
+            result["model"]: [found[key] for found in segments.values()],
+            "popularity": [base[name][key] for name in segments],
+        }
+        queries = ", ".join(f"{name}: {s['queries']:,}" for name, s in segments.items())
+        yield (
+            f"{key.upper()} by session length",
+            charts.bars(list(segments), series, "kept clicks of the session", key.upper()),
+            f"Sessions: {queries}.",
+        )
+    gates = diagnostics.get("gates")
+    if gates:
+        tasks, weights = list(gates["mean_weight"]), np.array(list(gates["mean_weight"].values()))
+        most = np.log(weights.shape[1])
+        rows = [f"{task} ({gates['entropy_nats'][task] / most:.0%})" if most else task for task in tasks]
+        yield (
+            "Gates",
+            charts.heat_map(rows, weights, "expert"),
+            "Mean share of each expert in a task's mix; in brackets the gate's entropy as a share of an even gate's.",
+        )
+    length, count = session_lengths(dataset)
+    yield (
+        "Session length",
+        charts.histogram(length, count, "kept clicks", "sessions"),
+        (f"At most {dataset.manifest.max_clicks} clicks of a user are kept."),
+    )
+    clicks = dataset.items(["train_clicks"])["train_clicks"].to_numpy()
+    yield (
+        "Popularity",
+        charts.popularity(clicks),
+        (f"{int((clicks == 0).sum()):,} of {len(clicks):,} items have no train click."),
+    )
+
+
+def session_lengths(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Kept clicks of the sessions: distinct values and how many sessions have each."""
+    total = np.zeros(dataset.manifest.max_clicks + 1, np.int64)
+    for entry in dataset.session_files:
+        clicks = pq.read_table(dataset.file(entry.path), columns=["n_clicks"])["n_clicks"].to_numpy()
+        total += np.bincount(np.minimum(clicks, len(total) - 1), minlength=len(total))
+    length = np.flatnonzero(total)
+    return length, total[length]
+
+
+def _figure(title: str, svg: str, note: str) -> str:
+    return f'<section><h2>{escape(title)}</h2>{svg}<p class="soft">{escape(note)}</p></section>'
+
+
+def _method_section(result: dict[str, Any], dataset: Dataset) -> str:
+    lines = []
+    index = result.get("index")
+    if index:
+        kept = f"recall@20 {index['recall_at_20_vs_exact']:.4f}"
+        if index["hr_20_vs_exact"] is not None:
+            kept += f", HR@20 {index['hr_20_vs_exact']:.4f}"
+        lines.append(
+            f"Index {index['kind']}: {kept} of exact search on {index['sample_queries']:,} test queries; "
+            f"{index['queries_per_second']:,.0f} queries/s (exact: {index['exact_queries_per_second']:,.0f})."
+        )
+        lines.append(
+            "Ties count against the model: the rank of a target is 1 + the number of other candidates that score no lower. "
+            + (
+                "Items seen in the session are no candidates."
+                if result["mask_seen"]
+                else "Items seen in the session stay candidates."
+            )
+            + f" Candidates: {result['candidates']}."
+        )
+    if result["refit"]:
+        lines.append("The model was trained once more with the valid clicks, so valid has no scores.")
+    protocol = dataset.manifest.protocol
+    lines.append(
+        f"Protocol {protocol['name']}: users with at least {protocol['min_clicks']} clicks, their last {protocol['max_clicks']}; "
+        "the last click is test, the one before it valid."
+    )
+    lines.append(
+        "Item counts cover the train clicks of all sessions. The logs have no timestamps: other users' later clicks "
+        "are in training, as in the Tenrec benchmark."
+    )
+    return (
+        "<section><h2>How it was measured</h2>"
+        + "".join(f'<p class="soft">{escape(line)}</p>' for line in lines)
+        + "</section>"
+    )

@@ -132,4 +132,3 @@ def _load_tensors(stepper: Stepper, tensors: dict[str, torch.Tensor]) -> None:
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
-

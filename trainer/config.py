@@ -126,11 +126,19 @@ def with_recipe(options: Sequence[str], n_items: int) -> TrainerConfig:
 
 def check(config: TrainerConfig) -> None:
     """Raise `InputError` where a value is out of its range."""
-    choices = {"model": MODELS, "head": HEADS, "loss": LOSSES, "recipe": ("auto", "small", "large"),
-               "encoder": ENCODERS, "resume": ("auto", "never")}
+    choices = {
+        "model": MODELS,
+        "head": HEADS,
+        "loss": LOSSES,
+        "recipe": ("auto", "small", "large"),
+        "encoder": ENCODERS,
+        "resume": ("auto", "never"),
+    }
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:
-            raise InputError(f"{name} one of {', '.join(allowed)}", getattr(config, name), f"choose {name}={allowed[0]}")
+            raise InputError(
+                f"{name} one of {', '.join(allowed)}", getattr(config, name), f"choose {name}={allowed[0]}"
+            )
     unknown = [task for task in config.tasks if task not in TASKS]
     if unknown or "next" not in config.tasks or len(set(config.tasks)) != len(config.tasks):
         raise InputError(f"tasks of {', '.join(TASKS)}, next among them", config.tasks, "write tasks=[next,click]")
@@ -145,10 +153,22 @@ def check(config: TrainerConfig) -> None:
 
 def _check_numbers(config: TrainerConfig) -> None:
     least = {
-        "network.dimension": 1, "network.hidden": 1, "network.layers": 1, "network.experts": 1, "network.tower": 1,
-        "train.epochs": 1, "train.batch_tokens": 1, "train.negatives": 1, "train.exposures_per_session": 1,
-        "train.valid_sessions": 1, "train.patience": 1, "train.buffer_sessions": 1, "train.checkpoint_steps": 1,
-        "train.keep_checkpoints": 1, "ray.workers": 0, "seed": 0,
+        "network.dimension": 1,
+        "network.hidden": 1,
+        "network.layers": 1,
+        "network.experts": 1,
+        "network.tower": 1,
+        "train.epochs": 1,
+        "train.batch_tokens": 1,
+        "train.negatives": 1,
+        "train.exposures_per_session": 1,
+        "train.valid_sessions": 1,
+        "train.patience": 1,
+        "train.buffer_sessions": 1,
+        "train.checkpoint_steps": 1,
+        "train.keep_checkpoints": 1,
+        "ray.workers": 0,
+        "seed": 0,
     }
     for name, low in least.items():
         if _value(config, name) < low:

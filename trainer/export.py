@@ -61,8 +61,12 @@ def export(
     if world.is_first:
         dimension = scorer.table.vector.shape[1] + 1
         finish_bundle(
-            building, dataset=dataset.manifest.fingerprint, refit=refit, n_items=dataset.manifest.n_items,
-            dimension=dimension, model=model,
+            building,
+            dataset=dataset.manifest.fingerprint,
+            refit=refit,
+            n_items=dataset.manifest.n_items,
+            dimension=dimension,
+            model=model,
         )
         building.rename(output)
     world.barrier()
@@ -74,9 +78,7 @@ def _write_items(path: Path, scorer: Scorer) -> None:
     pq.write_table(pa.table([item, vectors_array(vectors)], schema=items_schema(vectors.shape[1])), path)
 
 
-def _export_file(
-    folder: Path, number: int, path: Path, scorer: Scorer, splits: list[str], *, exposures: bool
-) -> None:
+def _export_file(folder: Path, number: int, path: Path, scorer: Scorer, splits: list[str], *, exposures: bool) -> None:
     columns = SESSION_COLUMNS + (EXPOSURE_COLUMNS if exposures else [])
     dimension = scorer.table.vector.shape[1] + 1
     tasks = scorer.model.feedback_tasks
@@ -96,9 +98,7 @@ def _export_file(
         writer.close()
 
 
-def _score(
-    sessions: Sessions, scorer: Scorer, splits: list[str], *, exposures: bool
-) -> Iterator[tuple[str, pa.Table]]:
+def _score(sessions: Sessions, scorer: Scorer, splits: list[str], *, exposures: bool) -> Iterator[tuple[str, pa.Table]]:
     n = sessions.items.lengths
     state = scorer.states(sessions, n)  # one pass: the states of all splits lie on the way to the last click
     rows = feedback_rows(sessions, exposures=exposures) if scorer.model.feedback_tasks else None
@@ -114,9 +114,12 @@ def _score(
             block = rows.select(rows.position == visible[rows.session])
             for task, score in scorer.feedback(state, block).items():
                 columns = [
-                    pa.array([task] * len(score), pa.string()), pa.array(sessions.user_id[block.session]),
-                    pa.array(block.item.astype(np.int32)), pa.array(feedback_labels(block.feedback, "click") == 1),
-                    pa.array(feedback_labels(block.feedback, task).astype(np.uint8)), pa.array(score),
+                    pa.array([task] * len(score), pa.string()),
+                    pa.array(sessions.user_id[block.session]),
+                    pa.array(block.item.astype(np.int32)),
+                    pa.array(feedback_labels(block.feedback, "click") == 1),
+                    pa.array(feedback_labels(block.feedback, task).astype(np.uint8)),
+                    pa.array(score),
                 ]
                 yield f"feedback-{split}", pa.table(columns, schema=FEEDBACK_SCHEMA)
 
@@ -126,7 +129,10 @@ def _queries(sessions: Sessions, visible: Any, target: Any, vectors: Any) -> pa.
     keep = items.place < np.repeat(visible, items.lengths)
     seen = Ragged(np.concatenate([[0], np.cumsum(visible)]), items.values[keep])
     columns = [
-        pa.array(sessions.user_id), pa.array(target.astype(np.int32)), lists_array(seen.offset, seen.values),
-        pa.array(sessions.n_clicks), vectors_array(vectors),
+        pa.array(sessions.user_id),
+        pa.array(target.astype(np.int32)),
+        lists_array(seen.offset, seen.values),
+        pa.array(sessions.n_clicks),
+        vectors_array(vectors),
     ]
     return pa.table(columns, schema=queries_schema(vectors.shape[1]))

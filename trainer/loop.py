@@ -89,7 +89,11 @@ def _train(
 
 
 def fit(
-    config: TrainerConfig, dataset: Dataset, run: Path, world: World, phase: Phase,
+    config: TrainerConfig,
+    dataset: Dataset,
+    run: Path,
+    world: World,
+    phase: Phase,
     on_epoch: Callable[[dict[str, Any]], None],
 ) -> tuple[Stepper, Progress]:
     """Train a phase to its end, from its latest checkpoint if there is one.
@@ -99,7 +103,9 @@ def fit(
     """
     stepper = make_stepper(config, dataset, world)
     folder = phase.checkpoints(run)
-    reader = SessionReader(dataset, exposures=has_exposures(dataset) and bool(config.feedback_tasks), holdout=phase.holdout)
+    reader = SessionReader(
+        dataset, exposures=has_exposures(dataset) and bool(config.feedback_tasks), holdout=phase.holdout
+    )
     path = checkpoint.latest(folder)
     progress = checkpoint.load(path, stepper) if path else Progress()
     world.barrier()
@@ -129,14 +135,25 @@ def _ended(config: TrainerConfig, phase: Phase, progress: Progress) -> bool:
 
 
 def _run_epoch(
-    config: TrainerConfig, reader: SessionReader, stepper: Stepper, progress: Progress, phase: Phase,
-    folder: Path, log: RunLog | None,
+    config: TrainerConfig,
+    reader: SessionReader,
+    stepper: Stepper,
+    progress: Progress,
+    phase: Phase,
+    folder: Path,
+    log: RunLog | None,
 ) -> None:
     """Train the rest of the epoch under way."""
     stepper.model.train()
     world, options = stepper.world, config.train
-    order = Order(reader.group_rows, config.seed, progress.epoch, reader.dataset.manifest.fingerprint,
-                  options.batch_tokens, options.buffer_sessions)
+    order = Order(
+        reader.group_rows,
+        config.seed,
+        progress.epoch,
+        reader.dataset.manifest.fingerprint,
+        options.batch_tokens,
+        options.buffer_sessions,
+    )
     total, first_step, first_done = reader.total_targets(), progress.step, sum(progress.loss_counts[:1])
     if not progress.loss_sums:
         progress.loss_sums, progress.loss_counts = ([0.0] * len(stepper.tasks) for _ in range(2))
@@ -144,11 +161,17 @@ def _run_epoch(
 
     def collate(sessions: Sessions, _: Int) -> Batch:
         return train_batch(
-            sessions, holdout=phase.holdout, tasks=stepper.model.feedback_tasks,
-            exposures=has_exposures(reader.dataset), rows_per_session=options.exposures_per_session, salt=salt,
+            sessions,
+            holdout=phase.holdout,
+            tasks=stepper.model.feedback_tasks,
+            exposures=has_exposures(reader.dataset),
+            rows_per_session=options.exposures_per_session,
+            salt=salt,
         )
 
-    source = Prefetch(reader.epoch(order, collate, start=progress.sample, global_rank=world.global_rank, world_size=world.size))
+    source = Prefetch(
+        reader.epoch(order, collate, start=progress.sample, global_rank=world.global_rank, world_size=world.size)
+    )
     begin = clock = time.perf_counter()
     for batch in source:
         sums, counts = stepper.step(batch.data, progress.step)
@@ -161,10 +184,19 @@ def _run_epoch(
             now = time.perf_counter()
             rate = (progress.loss_counts[0] - first_done) / (now - begin)
             loss = progress.loss_sums[0] / max(progress.loss_counts[0], 1.0)
-            log.progress(epoch=progress.epoch + 1, epochs=phase.epochs, done=progress.loss_counts[0], total=total,
-                         rate=rate, loss=loss, waiting=source.waited / (now - begin))
+            log.progress(
+                epoch=progress.epoch + 1,
+                epochs=phase.epochs,
+                done=progress.loss_counts[0],
+                total=total,
+                rate=rate,
+                loss=loss,
+                waiting=source.waited / (now - begin),
+            )
             if progress.step % LOG_STEPS == 0:
-                batch_loss = {f"loss/{t}": float(s / max(c, 1)) for t, s, c in zip(stepper.tasks, sums, counts, strict=True)}
+                batch_loss = {
+                    f"loss/{t}": float(s / max(c, 1)) for t, s, c in zip(stepper.tasks, sums, counts, strict=True)
+                }
                 log.write(progress.step, progress.epoch + 1, phase.name, batch_loss)
             if (progress.step - first_step) % options.checkpoint_steps == 0:
                 progress.seconds, clock = progress.seconds + now - clock, now
@@ -172,11 +204,15 @@ def _run_epoch(
     progress.seconds += time.perf_counter() - clock
     progress.epoch, progress.sample = progress.epoch + 1, 0
     if log:
-        means = {f"loss/{t}": s / max(c, 1.0) for t, s, c in
-                 zip(stepper.tasks, progress.loss_sums, progress.loss_counts, strict=True)}
+        means = {
+            f"loss/{t}": s / max(c, 1.0)
+            for t, s, c in zip(stepper.tasks, progress.loss_sums, progress.loss_counts, strict=True)
+        }
         seconds = time.perf_counter() - begin
-        means |= {"examples_per_second": (progress.loss_counts[0] - first_done) / seconds,
-                  "waiting_share": source.waited / seconds}
+        means |= {
+            "examples_per_second": (progress.loss_counts[0] - first_done) / seconds,
+            "waiting_share": source.waited / seconds,
+        }
         log.write(progress.step, progress.epoch, f"{phase.name}-epoch", means)
     progress.loss_sums, progress.loss_counts = [], []
 
@@ -228,7 +264,9 @@ def write_diagnostics(run: Path, found: Validation, stepper: Stepper) -> None:
     curves: dict[str, list[list[float]]] = {}
     for line in read_metrics(run / "metrics.jsonl"):
         if line["split"] in ("valid", "train-epoch") and line["value"] is not None:
-            curves.setdefault(f"{line['split'].removesuffix('-epoch')}/{line['name']}", []).append([line["epoch"], line["value"]])
+            curves.setdefault(f"{line['split'].removesuffix('-epoch')}/{line['name']}", []).append(
+                [line["epoch"], line["value"]]
+            )
     gates = {"tasks": stepper.tasks, "mean_weight": found.gates, "entropy_nats": found.entropy}
     write_json(run / DIAGNOSTICS, {"curves": curves, "gates": gates if found.gates else None})
 
@@ -244,16 +282,24 @@ def write_summary(
     write_json(
         run / SUMMARY,
         {
-            "model": config.model, "tasks": stepper.tasks, "seed": config.seed, "recipe": config.recipe,
-            "best_epoch": progress.best_epoch, "epochs": progress.epoch, "steps": progress.step,
+            "model": config.model,
+            "tasks": stepper.tasks,
+            "seed": config.seed,
+            "recipe": config.recipe,
+            "best_epoch": progress.best_epoch,
+            "epochs": progress.epoch,
+            "steps": progress.step,
             "valid": found.metrics,
             "examples_per_second": progress.examples / progress.seconds if progress.seconds else None,
             "seconds": progress.seconds,
             "parameters": {"items": table, "networks": dense, "total": table + dense},
             # A backward pass costs twice its forward pass.
-            "flops_per_example": 3 * sum(flops.values()), "flops_forward_by_part": flops,
-            "n_items": dataset.manifest.n_items, "dataset": dataset.manifest.fingerprint,
-            "refit": config.train.refit, "workers": stepper.world.size,
+            "flops_per_example": 3 * sum(flops.values()),
+            "flops_forward_by_part": flops,
+            "n_items": dataset.manifest.n_items,
+            "dataset": dataset.manifest.fingerprint,
+            "refit": config.train.refit,
+            "workers": stepper.world.size,
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         },
     )

@@ -24,12 +24,23 @@ class _FusedSoftmax(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query_ND: torch.Tensor, positive_ND: torch.Tensor, positive_bias_N: torch.Tensor,
-        candidate_KD: torch.Tensor, candidate_bias_K: torch.Tensor, hit_row: torch.Tensor, hit_column: torch.Tensor,
+        ctx: Any,
+        query_ND: torch.Tensor,
+        positive_ND: torch.Tensor,
+        positive_bias_N: torch.Tensor,
+        candidate_KD: torch.Tensor,
+        candidate_bias_K: torch.Tensor,
+        hit_row: torch.Tensor,
+        hit_column: torch.Tensor,
     ) -> torch.Tensor:
         n, k = len(query_ND), len(candidate_KD)
-        grads = [torch.empty_like(query_ND), torch.empty_like(positive_ND), torch.empty_like(positive_bias_N),
-                 torch.zeros_like(candidate_KD), torch.zeros_like(candidate_bias_K)]
+        grads = [
+            torch.empty_like(query_ND),
+            torch.empty_like(positive_ND),
+            torch.empty_like(positive_bias_N),
+            torch.zeros_like(candidate_KD),
+            torch.zeros_like(candidate_bias_K),
+        ]
         total = query_ND.new_zeros((), dtype=torch.float64)
         step = max(1, CHUNK_SCORES // max(k, 1))
         for begin in range(0, n, step):
@@ -60,9 +71,13 @@ class _FusedSoftmax(torch.autograd.Function):
 
 
 def softmax_sum(
-    query_ND: torch.Tensor, positive_ND: torch.Tensor, positive_bias_N: torch.Tensor,
-    candidate_KD: torch.Tensor, candidate_bias_K: torch.Tensor,
-    target_N: torch.Tensor, candidate_K: torch.Tensor,
+    query_ND: torch.Tensor,
+    positive_ND: torch.Tensor,
+    positive_bias_N: torch.Tensor,
+    candidate_KD: torch.Tensor,
+    candidate_bias_K: torch.Tensor,
+    target_N: torch.Tensor,
+    candidate_K: torch.Tensor,
 ) -> torch.Tensor:
     """Sum over examples of −log softmax of the target among itself and the candidates.
 

@@ -6,7 +6,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class RunLog:
         self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
-    def write(self, step: int, epoch: int, split: str, values: dict[str, float | None]) -> None:
+    def write(self, step: int, epoch: int, split: str, values: Mapping[str, float | None]) -> None:
         """Append one line for each value."""
         with self.path.open("a") as stream:
             for name, value in values.items():

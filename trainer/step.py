@@ -61,9 +61,12 @@ class StepLoss(nn.Module):
         sums = [
             softmax_sum(
                 model.query(mixes["next"]),
-                nn.functional.embedding(positive, rows.vector), rows.bias[positive],
-                nn.functional.embedding(candidate, rows.vector), rows.bias[candidate] + candidates.correction,
-                target, candidates.ids,
+                nn.functional.embedding(positive, rows.vector),
+                rows.bias[positive],
+                nn.functional.embedding(candidate, rows.vector),
+                rows.bias[candidate] + candidates.correction,
+                target,
+                candidates.ids,
             )
         ]
         counts = [len(target)]
@@ -97,7 +100,9 @@ class Stepper:
         """All items, or this step's negatives."""
         device = self.world.device
         if self.config.loss == "softmax":
-            return Candidates(torch.arange(1, self.n_items + 1, device=device), torch.zeros(self.n_items, device=device))
+            return Candidates(
+                torch.arange(1, self.n_items + 1, device=device), torch.zeros(self.n_items, device=device)
+            )
         drawn = self.sampler.draw(self.config.train.negatives, seed=self.config.seed, step=step)
         correction = -self.sampler.log_q(drawn) - np.float32(np.log(len(drawn)))
         return Candidates(torch.from_numpy(drawn).to(device), torch.from_numpy(correction).to(device))
@@ -136,5 +141,6 @@ class Stepper:
         if not bool(torch.isfinite(total)):
             raise NotFiniteError(
                 f"loss or gradient is not finite at step {step} (losses {sums.tolist()}, "
-                f"{len(batch.items)} sessions here, items {batch.items[0].tolist()[:8]} …); try a lower train.learning_rate"
+                f"{len(batch.items)} sessions here, items {batch.items[0].tolist()[:8]} …); "
+                "try a lower train.learning_rate"
             )

@@ -31,25 +31,36 @@ def run_with_ray(config: TrainerConfig) -> None:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     # A usage report would look beyond this machine.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    local = {} if "RAY_ADDRESS" in os.environ else {
-        "num_cpus": max(config.ray.workers, os.cpu_count() or 1), "include_dashboard": False,
-    }
+    local: dict[str, Any] = {}
+    if "RAY_ADDRESS" not in os.environ:
+        local = {
+            "address": "local",
+            "num_cpus": max(config.ray.workers, os.cpu_count() or 1),
+            "include_dashboard": False,
+        }
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    ray.init(runtime_env={"env_vars": {"PYTHONPATH": path, "RAY_TRAIN_V2_ENABLED": "1"}},
-             logging_level=logging.ERROR, log_to_driver=False, **local)
+    ray.init(
+        runtime_env={"env_vars": {"PYTHONPATH": path, "RAY_TRAIN_V2_ENABLED": "1"}},
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        **local,
+    )
     # Ray resumes a run name that it knows: ours is new each time, since we resume by ourselves.
     storage = Path(config.output) / ".ray"
     shutil.rmtree(storage, ignore_errors=True)
+    failures: Any = {"max_failures": MAX_FAILURES, "controller_failure_limit": MAX_FAILURES}
     try:
         TorchTrainer(
             work,
             train_loop_config=config.plain(),
             scaling_config=ScalingConfig(num_workers=config.ray.workers, use_gpu=config.ray.use_gpu),
-            torch_config=TorchConfig(backend="nccl" if config.ray.use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
+            torch_config=TorchConfig(
+                backend="nccl" if config.ray.use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_SECONDS
+            ),
             run_config=RunConfig(
                 name=f"{Path(config.output).name}-{uuid.uuid4().hex[:8]}",
                 storage_path=str(storage),
-                failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),
+                failure_config=FailureConfig(**failures),
             ),
         ).fit()
     finally:

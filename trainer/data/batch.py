@@ -114,9 +114,7 @@ def train_batch(
     return make_batch(items, targets, profile, rows, tasks)
 
 
-def make_batch(
-    items_BT: Int, targets_BT: Int, profile_B2: Int, rows: FeedbackRows | None, tasks: list[str]
-) -> Batch:
+def make_batch(items_BT: Int, targets_BT: Int, profile_B2: Int, rows: FeedbackRows | None, tasks: list[str]) -> Batch:
     """Tensors from arrays; `rows` point at positions of `items_BT`."""
     if rows is None:
         empty = np.zeros(0, np.int64)
@@ -124,15 +122,16 @@ def make_batch(
     labels = [feedback_labels(rows.feedback, task) for task in tasks]
     label = np.stack(labels, axis=1) if labels else np.zeros((len(rows.item), 0))
     return Batch(
-        torch.from_numpy(items_BT), torch.from_numpy(targets_BT), torch.from_numpy(np.ascontiguousarray(profile_B2)),
+        torch.from_numpy(items_BT),
+        torch.from_numpy(targets_BT),
+        torch.from_numpy(np.ascontiguousarray(profile_B2)),
         torch.from_numpy(rows.session * items_BT.shape[1] + rows.position - 1),
-        torch.from_numpy(rows.item), torch.from_numpy(label.astype(np.float32)),
+        torch.from_numpy(rows.item),
+        torch.from_numpy(label.astype(np.float32)),
     )
 
 
-def _sampled_rows(
-    sessions: Sessions, visible: Int, limit: int, salt: int, *, exposures: bool
-) -> FeedbackRows:
+def _sampled_rows(sessions: Sessions, visible: Int, limit: int, salt: int, *, exposures: bool) -> FeedbackRows:
     rows = feedback_rows(sessions, exposures=exposures)
     rows = rows.select(rows.position <= visible[rows.session])
     counts = np.bincount(rows.session, minlength=len(sessions))

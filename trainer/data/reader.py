@@ -101,8 +101,9 @@ class Sessions:
     def take(self, row_N: Int) -> Sessions:
         """Some of the sessions, in the order of `row_N`."""
         lists = {name: getattr(self, name).take(row_N) for name in ("items", "feedback", *EXPOSURE_COLUMNS)}
-        return replace(self, user_id=self.user_id[row_N], n_clicks=self.n_clicks[row_N],
-                       profile=self.profile[row_N], **lists)
+        return replace(
+            self, user_id=self.user_id[row_N], n_clicks=self.n_clicks[row_N], profile=self.profile[row_N], **lists
+        )
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,12 @@ class ItemTable:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All state, by name, for a checkpoint."""
-        return {"vector": self.vector, "bias": self.bias, "vector_state": self.vector_state, "bias_state": self.bias_state}
+        return {
+            "vector": self.vector,
+            "bias": self.bias,
+            "vector_state": self.vector_state,
+            "bias_state": self.bias_state,
+        }
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         """Take over the state of a checkpoint."""

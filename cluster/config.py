@@ -1,0 +1,42 @@
+"""Options of `python -m cluster`, checked once at the start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from etl.command import group, option, read_options
+from etl.folder import InputError
+
+
+@dataclass
+class PipelineOptions:
+    """What a pipeline runs; further options are those of the programs themselves."""
+
+    name: str = option("demo", "name of the preset")
+    work: str = option("runs/demo", "folder for the outputs of all steps")
+    input: str | None = option(None, "log to read; MovieLens-100K where none is named")
+    scenario: str = option("qb_video", "scenario of the log")
+    etl: list[str] = option([], "further options of python -m etl")
+    models: dict[str, list[str]] = option({}, "runs to train: name → options of python -m trainer")
+    trainer: list[str] = option([], "options of every run")
+    retrieval: list[str] = option([], "further options of python -m retrieval")
+
+
+@dataclass
+class ClusterConfig:
+    """Options of `python -m cluster`."""
+
+    pipeline: PipelineOptions = group(PipelineOptions)
+
+
+def load(options: Sequence[str]) -> ClusterConfig:
+    """The checked configuration of a command line.
+
+    Raises:
+        InputError: an option is unknown, missing, ill-typed or out of its range.
+    """
+    config = read_options(ClusterConfig, "cluster.conf", options)
+    if not config.pipeline.models:
+        raise InputError("pipeline.models with at least one run", "none", "choose pipeline=demo")
+    return config

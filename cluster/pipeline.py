@@ -1,0 +1,81 @@
+"""The chain on one page: log → dataset → run → result, each step a process of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cluster.config import PipelineOptions
+from cluster.steps import Step, file_fingerprint, run_step
+from etl.folder import locked, sha256_of
+from etl.sessions import is_dataset
+from retrieval.evaluate import METRICS, REPORT, is_result
+from retrieval.report import table_text
+from trainer.loop import is_finished
+
+WAIT_SECONDS = 3600.0
+
+
+def run_pipeline(options: PipelineOptions) -> str:
+    """Run all steps that are not done yet.
+
+    Returns:
+        The results table and where the reports are.
+    """
+    work = Path(options.work).absolute()
+    work.mkdir(parents=True, exist_ok=True)
+    # Whoever starts a second pipeline on the same folder waits, and then finds everything done.
+    with locked(work / "pipeline", wait_seconds=WAIT_SECONDS):
+        data = prepare_data(options, work)
+        for name, model_options in options.models.items():
+            run_step(training(options, work, data, name, model_options), work / "steps")
+        for name in options.models:
+            run_step(evaluation(options, work, data, name), work / "steps")
+    return results(work, list(options.models))
+
+
+def prepare_data(options: PipelineOptions, work: Path) -> Path:
+    """Make the dataset: from the named log, else from MovieLens-100K."""
+    if options.input is None:
+        log = work / "movielens.csv"
+        run_step(Step("movielens", ["etl.movielens", f"output={log}"], log, [], Path.is_file), work / "steps")
+        inputs = [sha256_of(log)]
+    else:
+        log = Path(options.input)
+        inputs = [file_fingerprint(log)]
+    data = work / "data"
+    command = ["etl", f"input={log}", f"output={data}", f"scenario={options.scenario}", "overwrite=true", *options.etl]
+    run_step(Step("sessions", command, data, inputs, is_dataset), work / "steps")
+    return data
+
+
+def training(options: PipelineOptions, work: Path, data: Path, name: str, model_options: list[str]) -> Step:
+    """The step that trains a model; killed, it goes on from its latest checkpoint."""
+    run = work / name
+    command = ["trainer", f"data={data}", f"output={run}", *options.trainer, *model_options]
+    return Step(f"train {name}", command, run, [sha256_of(data / "manifest.json")], is_finished, resumes=True)
+
+
+def evaluation(options: PipelineOptions, work: Path, data: Path, name: str) -> Step:
+    """The step that evaluates a trained model."""
+    bundle, result = work / name / "bundle", work / f"{name}-result"
+    command = [
+        "retrieval",
+        f"bundle={bundle}",
+        f"data={data}",
+        f"output={result}",
+        "overwrite=true",
+        *options.retrieval,
+    ]
+    return Step(f"evaluate {name}", command, result, [sha256_of(bundle / "manifest.json")], is_result)
+
+
+def results(work: Path, names: list[str]) -> str:
+    """One table over all runs, and the places of their reports."""
+    found: list[dict[str, Any]] = [json.loads((work / f"{name}-result" / METRICS).read_text()) for name in names]
+    table = found[0] | {"model": names[0]}
+    others = {name: {"test": result.get("test", {})} for name, result in zip(names[1:], found[1:], strict=True)}
+    lines = [table_text(table | {"baselines": others | found[0]["baselines"]}), ""]
+    lines += [f"report of {name}: {work / f'{name}-result' / REPORT}" for name in names]
+    return "\n".join(lines)

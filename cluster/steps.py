@@ -1,0 +1,147 @@
+"""Running one step of a pipeline: as a process of its own, once, and not again while it is whole."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from etl.folder import InputError, fingerprint_of, write_json
+
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """One program of a pipeline.
+
+    Attributes:
+        name: for the reader, and of the step's record.
+        command: arguments after `python -m`.
+        output: file or folder that the step makes.
+        inputs: fingerprints of what it reads; with the command they decide whether it is up to date.
+        is_whole: whether an output is finished.
+        resumes: whether the program continues an unfinished output by itself.
+    """
+
+    name: str
+    command: list[str]
+    output: Path
+    inputs: list[str]
+    is_whole: Callable[[Path], bool]
+    resumes: bool = False
+
+    @property
+    def key(self) -> str:
+        """What the output follows from."""
+        return fingerprint_of([self.command, self.inputs])
+
+
+def run_step(step: Step, records: Path) -> None:
+    """Run a step unless its output is whole and made from the same inputs and options.
+
+    Raises:
+        InputError: the program refused its input (it has said why) or ended otherwise than well.
+    """
+    record = records / f"{step.name.replace(' ', '-')}.json"
+    before = _read(record)
+    if before.get("key") == step.key and before.get("done") and step.is_whole(step.output):
+        print(f"{step.name}: already done", flush=True)
+        return
+    if before.get("key") != step.key or not step.resumes:
+        _move_aside(step)
+    records.mkdir(parents=True, exist_ok=True)
+    write_json(record, {"key": step.key, "command": step.command, "done": False})
+    print(f"{step.name}: python -m {' '.join(step.command)}", flush=True)
+    begin = time.monotonic()
+    status, peak = _run([sys.executable, "-m", *step.command])
+    seconds = time.monotonic() - begin
+    if status:
+        raise InputError(f"step {step.name} to end well", f"exit status {status}", "mend what it says above, run again")
+    told = {"seconds": round(seconds, 1), "peak_bytes": peak}
+    write_json(record, {"key": step.key, "command": step.command, "done": True, **told})
+    print(f"{step.name}: {seconds:.0f} s, {peak / 2**30:.1f} GiB at most", flush=True)
+
+
+def _read(record: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(record.read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def _move_aside(step: Step) -> None:
+    """Keep what an earlier run with other options made, once, under another name."""
+    if not step.output.exists():
+        return
+    previous = step.output.with_name(f"{step.output.name}.previous")
+    if previous.is_dir():
+        shutil.rmtree(previous)
+    step.output.replace(previous)
+
+
+def _run(command: list[str]) -> tuple[int, int]:
+    """Exit status of a command, and the peak memory in bytes of all its processes together."""
+    process = subprocess.Popen(command, preexec_fn=_die_with_parent if sys.platform == "linux" else None)
+    watch = _PeakMemory(process.pid)
+    watch.start()
+    try:
+        return process.wait(), watch.finish()
+    except BaseException:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=60)
+        process.kill()
+        watch.finish()
+        raise
+
+
+def _die_with_parent() -> None:
+    # A pipeline killed with SIGKILL must not leave a step writing beside the next attempt.
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class _PeakMemory(threading.Thread):
+    """Samples the proportional memory (shared pages counted once) of a process and its descendants."""
+
+    def __init__(self, pid: int, every: float = 0.5) -> None:
+        super().__init__(daemon=True)
+        self.process, self.every, self.peak, self.stop = psutil.Process(pid), every, 0, threading.Event()
+
+    def run(self) -> None:
+        """Sample until told to stop."""
+        while not self.stop.wait(self.every):
+            total = 0
+            with suppress(psutil.Error):
+                for process in [self.process, *self.process.children(recursive=True)]:
+                    with suppress(psutil.Error):
+                        memory = process.memory_full_info()
+                        total += getattr(memory, "pss", memory.rss)
+            self.peak = max(self.peak, total)
+
+    def finish(self) -> int:
+        """Stop and return the peak in bytes."""
+        self.stop.set()
+        self.join()
+        return self.peak
+
+
+def file_fingerprint(path: Path) -> str:
+    """Size and modification time of a local file or the files of a folder; the name of anything else."""
+    if not path.exists():
+        return str(path)
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return fingerprint_of([[str(f), os.stat(f).st_size, os.stat(f).st_mtime_ns] for f in files])

@@ -1,0 +1,118 @@
+"""The report's figures, as inline SVG."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("svg")
+import matplotlib.pyplot as plt
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+INK, SOFT, GRID = "#1f2933", "#616e7c", "#e4e7eb"
+COLORS = ("#1769aa", "#c2571a", "#2f855a", "#7b4fa3", "#8a6d00")
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "nextclick",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "text.color": INK,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+SIZE = (4.6, 2.9)
+"""Inches; drawn near its size on a phone, so that labels stay legible there."""
+
+
+def _svg(figure: Any) -> str:
+    out = io.StringIO()
+    figure.savefig(out, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+    plt.close(figure)
+    svg = out.getvalue()[out.getvalue().index("<svg") :]
+    return re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg ', r"<svg \1", svg, count=1)
+
+
+def _axes(x: str, y: str, *, height: float = SIZE[1]) -> tuple[Any, Axes]:
+    figure, axes = plt.subplots(figsize=(SIZE[0], height))
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    return figure, axes
+
+
+def curves(lines: Mapping[str, Sequence[Sequence[float]]], y: str) -> str:
+    """Lines over epochs: name → `(epoch, value)` pairs."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _axes("epoch", y)
+        for color, (name, pairs) in zip(COLORS, lines.items(), strict=False):
+            axes.plot(*zip(*pairs, strict=True), marker="o", markersize=3, color=color, label=name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylim(bottom=0)
+        axes.legend()
+        return _svg(figure)
+
+
+def histogram(value: npt.NDArray[Any], count: npt.NDArray[Any], x: str, y: str) -> str:
+    """Bars of counts at whole-number values."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _axes(x, y)
+        axes.bar(value, count, width=1.0, color=COLORS[0], edgecolor="white", linewidth=0.4)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
+        return _svg(figure)
+
+
+def popularity(clicks: npt.NDArray[Any]) -> str:
+    """Train clicks of items by their rank, both axes logarithmic."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _axes("items by popularity (rank)", "train clicks")
+        falling = np.sort(clicks[clicks > 0])[::-1]
+        rank = np.unique(np.geomspace(1, max(len(falling), 1), 400).astype(int)) if len(falling) else np.zeros(0, int)
+        axes.loglog(rank, falling[rank - 1], color=COLORS[0], linewidth=2)
+        axes.fill_between(rank, falling[rank - 1], 0.8, color=COLORS[0], alpha=0.12)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
+        return _svg(figure)
+
+
+def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], x: str, y: str) -> str:
+    """Bars side by side: one group a label, one colour a series."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _axes(x, y)
+        width = 0.8 / max(len(series), 1)
+        for number, (color, (name, values)) in enumerate(zip(COLORS, series.items(), strict=False)):
+            place = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width
+            axes.bar(place, [v or 0.0 for v in values], width, color=color, label=name)
+        axes.set_xticks(range(len(groups)), groups)
+        axes.grid(axis="x", visible=False)
+        axes.legend()
+        return _svg(figure)
+
+
+def heat_map(rows: Sequence[str], values: npt.NDArray[np.float64], x: str) -> str:
+    """A matrix of shares with the numbers written in it."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _axes(x, "", height=0.9 + 0.42 * len(rows))
+        axes.grid(visible=False)
+        top = max(float(values.max()), 1e-9)
+        axes.imshow(values, cmap="Blues", vmin=0.0, vmax=top, aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            color = "white" if value > 0.6 * top else INK
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=color, fontsize=9)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_xticks(range(values.shape[1]), [str(i + 1) for i in range(values.shape[1])])
+        return _svg(figure)
