@@ -1,6 +1,7 @@
 """`python -m cluster`: submit and chain the three programs."""
 
 import sys
+from collections.abc import Sequence
 
 from cluster.config import ClusterConfig, load
 from cluster.pipeline import run_pipeline
@@ -12,9 +13,9 @@ def job(options: list[str]) -> None:
     print(run_pipeline(load(options).pipeline))
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit status."""
-    return run_program("cluster", ClusterConfig, job)
+    return run_program("cluster", ClusterConfig, job, argv)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """`python -m etl`: CSV logs → a dataset folder."""
 
 import sys
+from collections.abc import Sequence
 
 from etl.command import run_program
 from etl.config import EtlConfig, load
@@ -13,9 +14,9 @@ def job(options: list[str]) -> None:
     print(f"{timed_build(config)}: {config.output}")
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit status."""
-    return run_program("etl", EtlConfig, job)
+    return run_program("etl", EtlConfig, job, argv)
 
 
 if __name__ == "__main__":

@@ -85,11 +85,24 @@ def gather_users(job: Job, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Rec
     context = TaskContext.get()
     assert context is not None
     partition = context.partitionId()
+    yield _done(partition, gather_partition(job, partition, batches))
+
+
+def gather_partition(job: Job, partition: int, batches: Iterator[pa.RecordBatch]) -> int:
+    """Put the users of a partition together.
+
+    Args:
+        job: the options.
+        partition: number for the files.
+        batches: its partial users, sorted by user and part.
+
+    Returns:
+        Sessions cut, or whole users kept where filters still have to count.
+    """
     users, raw_clicks = _put_together(job, list(batches))
     values, counts = np.unique(raw_clicks, return_counts=True)
     write_array(job.work("raw_clicks_per_user", partition, "npy"), np.stack([values, counts], axis=1))
-    rows = cut_users(job, partition, users) if job.truncates_early else _keep_whole(job, partition, users)
-    yield _done(partition, rows)
+    return cut_users(job, partition, users) if job.truncates_early else _keep_whole(job, partition, users)
 
 
 def cut_filtered_users(job: Job, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

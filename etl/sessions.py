@@ -112,13 +112,21 @@ def sessionize(spark: SparkSession, job: Job, splits: list[tenrec.Split]) -> lis
     partial_users = tasks.mapInArrow(partial(combine_splits, job), PARTIAL_USERS)
     by_user = partial_users.repartition(n_partitions, "user_id").sortWithinPartitions("user_id", "part")
     done = run(job, by_user.mapInArrow(partial(gather_users, job), PARTITION))
-    if not any(record["counts"].get("exposures") for record in read_records(job.work_folder("splits"))):
-        raise InputError("input with data rows", "no usable row", "check the files and the quarantined reasons")
+    check_rows(job)
     if not job.truncates_early:
         allow_items(job)
         whole = spark.createDataFrame(spark.sparkContext.parallelize(done, len(done)), PARTITION)
         done = run(job, whole.mapInArrow(partial(cut_filtered_users, job), PARTITION))
     return sorted(done)
+
+
+def check_rows(job: Job) -> None:
+    """Raise `InputError` where not one row could be used."""
+    splits = read_records(job.work_folder("splits"))
+    if not any(split["counts"].get("exposures") for split in splits):
+        reasons = {reason for split in splits for reason in split["reasons"]}
+        got = f"none usable ({', '.join(sorted(reasons))})" if reasons else "none"
+        raise InputError("input with data rows", got, "check the files")
 
 
 def write_sessions(spark: SparkSession, job: Job, partitions: list[tuple[int, int]], shards: int) -> list[DataFile]:
@@ -136,9 +144,16 @@ def write_sessions(spark: SparkSession, job: Job, partitions: list[tuple[int, in
             if low < high:
                 pieces.append([number, int(low - (last - rows)), int(high - low)])
         tasks.append((json.dumps([shard, pieces]),))
-    frame = spark.createDataFrame(spark.sparkContext.parallelize(tasks, min(shards, 256)), "shard string")
-    written = run(job, frame.mapInArrow(partial(write_shards, job), "file string"))
+    written = run_shards(spark, job, tasks)
     return sorted((DataFile(**json.loads(text)) for (text,) in written), key=lambda f: f.path)
+
+
+def run_shards(spark: SparkSession, job: Job, tasks: list[tuple[str]]) -> list[Any]:
+    """Run `write_shards` on Spark."""
+    # A file is a pure function of its pieces: how many share a task is the cluster's to say.
+    n_tasks = min(len(tasks), 4 * spark.sparkContext.defaultParallelism)
+    frame = spark.createDataFrame(spark.sparkContext.parallelize(tasks, n_tasks), "shard string")
+    return run(job, frame.mapInArrow(partial(write_shards, job), "file string"))
 
 
 def write_shards(job: Job, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

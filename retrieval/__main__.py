@@ -1,6 +1,7 @@
 """`python -m retrieval`: a bundle → a result folder."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from etl.command import run_program
@@ -17,9 +18,9 @@ def job(options: list[str]) -> None:
     print(f"report: {Path(config.output) / REPORT}")
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit status."""
-    return run_program("retrieval", RetrievalConfig, job)
+    return run_program("retrieval", RetrievalConfig, job, argv)
 
 
 if __name__ == "__main__":

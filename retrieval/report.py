@@ -32,6 +32,8 @@ tr.model td {{ font-weight: 600; }} th {{ color: var(--soft); font-weight: 500; 
 .figures {{ display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); }}
 .figures section {{ margin: 0; min-width: 0; }}
 svg {{ width: 100%; max-width: 34rem; height: auto; display: block; }}
+@media (max-width: 40rem) {{ main {{ padding: .75rem; }} th, td {{ padding: .3rem .45rem; font-size: .9rem; }}
+  td:first-child {{ white-space: normal; max-width: 7.5rem; }} }}
 .numbers {{ display: flex; flex-wrap: wrap; gap: 1rem 2rem; margin: .8rem 0; }}
 .numbers b {{ display: block; font-size: 1.5rem; line-height: 1.2; color: var(--accent); }}
 </style></head><body><main>{body}</main></body></html>
@@ -47,7 +49,8 @@ def write_report(path: Path, result: dict[str, Any], dataset: Dataset, diagnosti
         dataset: for the histograms.
         diagnostics: the training run's curves and gates; may be empty.
     """
-    title = f"{result['model']} on {dataset.manifest.scenario}"
+    source = ", ".join(entry.name for entry in dataset.manifest.source)
+    title = f"{result['model']} on {source}"
     body = "".join(
         [
             f"<h1>{escape(title)}</h1>",
@@ -190,7 +193,13 @@ def _figures(result: dict[str, Any], dataset: Dataset, diagnostics: dict[str, An
             "Valid clicks after each epoch; training keeps the best NDCG@20.",
         )
     if losses:
-        yield "Training loss", charts.curves(losses, "mean loss (nats)"), "Mean over the epoch, by task."
+        shares = {task: [(epoch, loss / pairs[0][1]) for epoch, loss in pairs] for task, pairs in losses.items()}
+        last = ", ".join(f"{task} {pairs[-1][1]:.3f}" for task, pairs in losses.items())
+        yield (
+            "Training loss",
+            charts.curves(shares, "share of the first epoch's"),
+            f"Mean over the epoch, by task; in the last epoch {last} nats.",
+        )
     segments = result.get("test", {}).get("session_length")
     if segments:
         key = "hr@10" if 10 in result["cutoffs"] else f"hr@{result['cutoffs'][-1]}"
@@ -255,7 +264,8 @@ def _method_section(result: dict[str, Any], dataset: Dataset) -> str:
             f"{index['queries_per_second']:,.0f} queries/s (exact: {index['exact_queries_per_second']:,.0f})."
         )
         lines.append(
-            "Ties count against the model: the rank of a target is 1 + the number of other candidates that score no lower. "
+            "Ties count against the model: the rank of a target is 1 + the number of other candidates "
+            "that score no lower. "
             + (
                 "Items seen in the session are no candidates."
                 if result["mask_seen"]
@@ -267,8 +277,8 @@ def _method_section(result: dict[str, Any], dataset: Dataset) -> str:
         lines.append("The model was trained once more with the valid clicks, so valid has no scores.")
     protocol = dataset.manifest.protocol
     lines.append(
-        f"Protocol {protocol['name']}: users with at least {protocol['min_clicks']} clicks, their last {protocol['max_clicks']}; "
-        "the last click is test, the one before it valid."
+        f"Protocol {protocol['name']}: users with at least {protocol['min_clicks']} clicks, "
+        f"their last {protocol['max_clicks']}; the last click is test, the one before it valid."
     )
     lines.append(
         "Item counts cover the train clicks of all sessions. The logs have no timestamps: other users' later clicks "

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from etl.command import run_program
@@ -35,9 +36,9 @@ def job(options: list[str]) -> None:
     print(f"best epoch {summary['best_epoch']}: valid {valid} ({state}): {run}")
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit status."""
-    return run_program("trainer", TrainerConfig, job)
+    return run_program("trainer", TrainerConfig, job, argv)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,40 @@
+"""What tests share: one Spark session, and a small dataset made without it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from etl.config import SparkOptions
+from etl.contract import Dataset
+from etl.spark import OLDEST_JAVA, java_version, spark_session
+from tests.support.engine import build
+from tests.support.logs import generated_log
+
+TINY = Path(__file__).parent / "data" / "tiny"
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory):
+    """One Spark session for all tests; the job's own `spark_session` finds and keeps it."""
+    if (java_version() or 0) < OLDEST_JAVA:
+        pytest.skip(f"needs Java {OLDEST_JAVA} or newer")
+    with spark_session(SparkOptions(master="local[2]"), tmp_path_factory.mktemp("spark")) as session:
+        yield session
+
+
+@pytest.fixture(scope="session")
+def fifty(tmp_path_factory) -> Dataset:
+    """Sessions of fifty generated users with exposures and feedback."""
+    folder = tmp_path_factory.mktemp("fifty")
+    log = generated_log(folder / "log.csv", users=50, items=60, seed=1)
+    return build([f"input={log}", f"output={folder / 'data'}", "scenario=qb_video", "shards=3"])
+
+
+@pytest.fixture
+def tiny(tmp_path) -> Path:
+    """A writable copy of the frozen data set (`data`), bundle (`bundle`) and result (`result`)."""
+    shutil.copytree(TINY, tmp_path / "tiny")
+    return tmp_path / "tiny"
