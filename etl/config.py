@@ -25,7 +25,7 @@ class Protocol:
     name: str = option("study", "name of the preset")
     first_rows: int | None = option(None, "the first N data rows only")
     dedupe: str = option("none", "none, exact (equal rows once) or first (a user's first click on an item)")
-    min_item_clicks: int = option(1, "drop all rows of items with fewer clicks")
+    min_item_clicks: int = option(1, "drop all rows of items with fewer clicks; 1 drops none")
     max_item_clicks: int | None = option(None, "drop all rows of items with more clicks")
     first_users: int | None = option(None, "the lowest N user ids only")
     min_clicks: int = option(10, "drop users with fewer clicks (at least 3)")

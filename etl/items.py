@@ -57,7 +57,9 @@ def allow_items(job: Job) -> None:
     item, the lowest `first_users` ids of them.
     """
     clicks = _sum_arrays(sorted(job.work_folder("item_clicks").glob("*.npy")))
-    keep = clicks[:, 1] >= job.min_item_clicks
+    keep = np.ones(len(clicks), bool)
+    if job.min_item_clicks > 1:  # 1, the default, is no limit: what was shown and never clicked stays
+        keep &= clicks[:, 1] >= job.min_item_clicks
     if job.max_item_clicks is not None:
         keep &= clicks[:, 1] <= job.max_item_clicks
     allowed = clicks[keep, 0]

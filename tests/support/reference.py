@@ -58,8 +58,8 @@ def sessionize(texts: list[str], options: Options) -> Expected:
     rows = deduped(rows, options.dedupe)
     clicks_of = Counter(row["item_id"] for row in rows if row["click"])
     most = options.max_item_clicks if options.max_item_clicks is not None else 10**18
-    if options.min_item_clicks > 1 or options.max_item_clicks is not None:
-        rows = [row for row in rows if options.min_item_clicks <= clicks_of[row["item_id"]] <= most]
+    least = options.min_item_clicks if options.min_item_clicks > 1 else 0
+    rows = [row for row in rows if least <= clicks_of[row["item_id"]] <= most]
     if options.first_users is not None:
         users = sorted({row["user_id"] for row in rows})[: options.first_users]
         rows = [row for row in rows if row["user_id"] in set(users)]
