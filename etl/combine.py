@@ -89,8 +89,8 @@ def _partial_users(job: Job, part: int, table: pa.Table, known: Any, seen: _Seen
         gender, age = gender[order], age[order]
     offset = protocol.group_offsets(user)
     first = offset[:-1]
-    # Unclicked rows count in the raw statistics only, where exposures are not asked for.
-    useful = is_known & (clicked if not job.exposures else True)
+    # Without exposures, unclicked rows count in the raw statistics only, and as rows of their user.
+    useful = is_known & (clicked if not job.exposures and job.first_users is None else True)
     clicks = [protocol.clicks_through(which, offset)[1] for which in (clicked, clicked & is_known)]
     keep = useful & protocol.tail_rows(clicked & is_known, offset, job.max_clicks) if job.truncates_early else useful
     kept = np.concatenate([[0], np.cumsum(keep)])

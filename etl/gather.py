@@ -115,6 +115,8 @@ def cut_filtered_users(job: Job, batches: Iterator[pa.RecordBatch]) -> Iterator[
             users = users.select_rows(allowed[place] == users.item if len(allowed) else np.zeros(len(users.item), bool))
             last_user = np.load(job.work("last_user", 0, "npy"))[0]
             users = users.select_users(users.user_id <= last_user)
+            if not job.exposures:
+                users = users.select_rows(users.clicked)
             yield _done(partition, cut_users(job, partition, users))
 
 

@@ -97,7 +97,7 @@ def has_rows(texts: list[str]) -> bool:
 
 
 @given(logs(), protocols(), st.integers(40, 600), st.integers(1, 4))
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_equals_the_slow_sessionizer_element_by_element(texts, options, split_bytes, partitions):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
