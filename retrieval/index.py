@@ -49,7 +49,7 @@ class Index:
     parameters: dict[str, int] = field(default_factory=dict)
 
     def search(self, query_QD: Vectors, k: int) -> tuple[npt.NDArray[np.float64], Ids]:
-        """The best `k` candidates: float64 scores and rows `[Q, k]`, best first, ties by rising id.
+        """The best `k` candidates: float64 scores and rows `[Q, k]`, best first, equal ones by rising id.
 
         Rows are -1 (score -inf) where the index found fewer.
         """

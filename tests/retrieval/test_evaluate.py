@@ -1,0 +1,209 @@
+"""The evaluation program on the frozen tiny bundle, on random ones, and on rubbish."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from etl.folder import InputError
+from retrieval.__main__ import main
+from retrieval.bundle import MANIFEST, Queries, finish_bundle, open_bundle, vectors_array
+from retrieval.baselines import Popularity
+from retrieval.config import load
+from retrieval.evaluate import evaluate, rank_by_index
+from retrieval.index import Catalogue, build_index, measure, tune
+from retrieval.metrics import MISS
+
+
+def run(tiny, name="out", *options):
+    return evaluate(load([
+        f"bundle={tiny / 'bundle'}", f"data={tiny / 'data'}", f"output={tiny / name}", "cutoffs=[1,2,5]", *options
+    ]))
+
+
+@pytest.mark.parametrize("index", ["flat", "ivf_flat", "auto"])
+def test_the_tiny_result_is_the_one_worked_by_hand(tiny, index):
+    expected = json.loads((tiny / "result" / "metrics.json").read_text())
+    found = run(tiny, "out", f"index={index}", "fidelity=1.0")
+    for name, value in expected["test"].items():
+        assert found["test"][name] == pytest.approx(value, abs=1e-12), name
+    for name, value in expected["baselines"]["popularity"]["test"].items():
+        assert found["baselines"]["popularity"]["test"][name] == pytest.approx(value, abs=1e-12), name
+    assert found["index"]["recall_at_20_vs_exact"] == 1.0
+    assert json.loads((tiny / "out" / "metrics.json").read_text())["ties"] == "against"
+
+
+def test_masked_targets_miss_and_masked_items_do_not_compete(tiny):
+    expected = json.loads((tiny / "result" / "metrics.json").read_text())["mask_seen"]["test"]
+    found = run(tiny, "out", "mask_seen=true")["test"]
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+
+
+def test_topk_leaves_out_seen_items_and_names_raw_ids(tiny):
+    run(tiny)
+    rows = {r["user_id"]: r for r in pq.read_table(tiny / "out" / "topk.parquet").to_pylist()}
+    # User 1 saw items 1 to 5 and scores by (1, 0): item 6 alone is left.
+    assert (rows[1]["items"], rows[1]["item_ids"], rows[1]["scores"]) == ([6], [106], [0.0])
+    # User 8 saw 1 2 5 3 1 and scores by (0, 1): 6 before 4.
+    assert rows[8]["items"] == [6, 4]
+
+
+def random_queries(rng, n_items, n, dimension):
+    lengths = rng.integers(1, 6, n)
+    return Queries(
+        np.arange(n), rng.integers(1, n_items + 1, n).astype(np.int32), np.concatenate([[0], np.cumsum(lengths)]),
+        rng.integers(1, n_items + 1, lengths.sum()).astype(np.int32), lengths.astype(np.int32),
+        rng.integers(-2, 3, (n, dimension)).astype(np.float32),
+    )
+
+
+@pytest.mark.parametrize("mask_seen", [False, True])
+@pytest.mark.parametrize("seed", range(8))
+def test_ranks_equal_a_slow_ranking_of_all_candidates(seed, mask_seen):
+    rng = np.random.default_rng(seed)
+    n_items = 40
+    vectors = rng.integers(-1, 2, (n_items, 3)).astype(np.float32)  # few values: ties abound
+    candidates = np.sort(rng.choice(np.arange(1, n_items + 1), 30, replace=False)).astype(np.int32)
+    catalogue = Catalogue(candidates, vectors[candidates - 1])
+    clicks = rng.integers(0, 5, 30)
+    queries = random_queries(rng, n_items, 60, 3)
+    rank, lists = rank_by_index(build_index("flat", catalogue), queries, 5, mask_seen=mask_seen)
+    popular = Popularity(candidates, clicks)
+    popular_rank = popular.ranks(queries, mask_seen=mask_seen)
+    popular_lists = popular.lists(queries, 5, mask_seen=mask_seen)
+    for q in range(60):
+        seen = set(queries.seen[queries.seen_offset[q] : queries.seen_offset[q + 1]].tolist()) if mask_seen else set()
+        target = int(queries.target[q])
+        for scores, found, listed in (
+            (dict(zip(candidates.tolist(), (catalogue.vector @ queries.vector[q]).tolist(), strict=True)), rank[q], lists[q]),
+            (dict(zip(candidates.tolist(), clicks.tolist(), strict=True)), popular_rank[q], popular_lists[q]),
+        ):
+            if target not in scores or target in seen:
+                assert found == MISS
+            else:
+                wanted = 1 + sum(s >= scores[target] for i, s in scores.items() if i != target and i not in seen)
+                assert min(found, 6) == min(wanted, 6)
+            # Which of equal candidates makes the list is the index's to say; the scores are not.
+            best = sorted((s for i, s in scores.items() if i not in seen), reverse=True)[:5]
+            assert [scores[i] for i in listed.tolist() if i] == best
+            assert not seen & set(listed.tolist())
+
+
+def test_the_index_is_tuned_until_the_asked_fidelity_holds():
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(3000, 16)).astype(np.float32)
+    catalogue = Catalogue(np.arange(1, 3001, dtype=np.int32), vectors)
+    query, target = rng.normal(size=(200, 16)).astype(np.float32), rng.integers(1, 3001, 200)
+    index = build_index("ivf_flat", catalogue)
+    curve = list(tune(index, query, target, 0.95))
+    recalls = [fidelity.recall for _, fidelity in curve]
+    assert recalls == sorted(recalls)
+    assert recalls[0] < 0.95 <= recalls[-1]
+    index.set_effort(index.parameters["nlist"])
+    assert measure(index, query, target).recall == 1.0
+
+
+def test_a_refit_bundle_tunes_on_the_model_before(tiny):
+    shutil.move(tiny / "bundle", tiny / "bundle-selected")
+    shutil.copytree(tiny / "bundle-selected", tiny / "bundle")
+    for part in ("queries-valid", "feedback-valid"):
+        shutil.rmtree(tiny / "bundle" / part)
+    manifest = json.loads((tiny / "bundle" / MANIFEST).read_text())
+    finish_bundle(tiny / "bundle", dataset=manifest["dataset"], refit=True, n_items=6, dimension=2, model="tiny")
+    found = run(tiny, "out", "index=ivf_flat")
+    assert "valid" not in found
+    assert found["index"]["tuned_on_valid"]
+
+
+def test_a_bundle_of_feedback_alone_has_no_ranking(tiny):
+    for part in ("queries-valid", "queries-test", "queries-next"):
+        shutil.rmtree(tiny / "bundle" / part)
+    (tiny / "bundle" / "items.parquet").unlink()
+    dataset = json.loads((tiny / "bundle" / MANIFEST).read_text())["dataset"]
+    finish_bundle(tiny / "bundle", dataset=dataset, refit=False, n_items=6, dimension=0, model="rank")
+    found = run(tiny)
+    assert "hr@5" not in found["test"]
+    assert found["test"]["auc/like"] == pytest.approx(0.475)
+    assert not (tiny / "out" / "topk.parquet").exists()
+
+
+def rewrite_items(tiny, change):
+    path = tiny / "bundle" / "items.parquet"
+    table = pq.read_table(path)
+    pq.write_table(change(table), path)
+    raw = json.loads((tiny / "bundle" / MANIFEST).read_text())
+    finish_bundle(tiny / "bundle", dataset=raw["dataset"], refit=False, n_items=6, dimension=2, model="tiny")
+
+
+def with_vector(table, value):
+    vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(6, 2).copy()
+    vectors[3, 1] = value
+    return table.set_column(1, table.schema.field("vector"), vectors_array(vectors))
+
+
+BROKEN = {
+    "a flipped byte": lambda t: flip(t / "bundle" / "items.parquet"),
+    "a cut file": lambda t: (t / "bundle" / "items.parquet").write_bytes(b"PAR1"),
+    "a missing file": lambda t: (t / "bundle" / "items.parquet").unlink(),
+    "no manifest": lambda t: (t / "bundle" / MANIFEST).unlink(),
+    "a manifest that is no JSON": lambda t: (t / "bundle" / MANIFEST).write_text("{"),
+    "a manifest with a path outside": lambda t: edit_manifest(t / "bundle" / MANIFEST, path="../data/items.parquet"),
+    "another dataset": lambda t: edit_manifest(t / "bundle" / MANIFEST, dataset="0" * 64),
+    "NaN": lambda t: rewrite_items(t, lambda table: with_vector(table, np.nan)),
+    "infinity": lambda t: rewrite_items(t, lambda table: with_vector(table, np.inf)),
+    "an item twice": lambda t: rewrite_items(t, lambda x: x.set_column(0, x.schema.field(0), pa.array([1, 2, 3, 4, 5, 5], pa.int32()))),
+    "a dataset file that differs": lambda t: flip(t / "data" / "items.parquet"),
+}
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def edit_manifest(manifest, **changes):
+    raw = json.loads(manifest.read_text())
+    if "path" in changes:
+        raw["files"][0]["path"] = changes.pop("path")
+    manifest.write_text(json.dumps(raw | changes))
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_input_ends_with_one_plain_line_and_no_output(tiny, name, capfd):
+    BROKEN[name](tiny)
+    status = main([f"bundle={tiny / 'bundle'}", f"data={tiny / 'data'}", f"output={tiny / 'out'}", "cutoffs=[1,2]"])
+    out, err = capfd.readouterr()
+    assert (status, out) == (2, "")
+    assert err.startswith("error: expected ")
+    assert err.count("\n") == 1
+    assert ", got " in err
+    assert not (tiny / "out").exists()
+
+
+@pytest.mark.parametrize("options", [
+    ["cutoffs=[1,99]"], ["cutoffs=[]"], ["cutoffs=[5,1]"], ["cutoffs=many"], ["index=magic"], ["fidelity=2"],
+    ["candidates=some"], ["no_such=1"], ["mask_seen=perhaps"], ["index"],
+])
+def test_wrong_options_end_with_one_plain_line(tiny, options, capfd):
+    status = main([f"bundle={tiny / 'bundle'}", f"data={tiny / 'data'}", f"output={tiny / 'out'}", *options])
+    _, err = capfd.readouterr()
+    assert status == 2
+    assert err.startswith("error: expected ")
+    assert err.count("\n") == 1
+    assert not (tiny / "out").exists()
+
+
+def test_targets_outside_the_catalogue_are_refused(tiny):
+    path = tiny / "bundle" / "queries-test" / "part-00000.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(1, table.schema.field("target"), pa.array([7] * 12, pa.int32())), path)
+    raw = json.loads((tiny / "bundle" / MANIFEST).read_text())
+    finish_bundle(tiny / "bundle", dataset=raw["dataset"], refit=False, n_items=6, dimension=2, model="tiny")
+    with pytest.raises(InputError, match=r"target items in 1\.\.6, got 7"):
+        list(open_bundle(tiny / "bundle").queries("test"))

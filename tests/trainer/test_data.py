@@ -1,0 +1,168 @@
+"""The order of an epoch and what a batch holds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import pyarrow.parquet as pq
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer.data.batch import feedback_rows, train_batch
+from trainer.data.order import Order, share
+from trainer.data.reader import Prefetch, SessionReader, Sessions
+
+
+def order(reader, epoch=0, tokens=64, buffer=20) -> Order:
+    return Order(reader.group_rows, 5, epoch, reader.dataset.manifest.fingerprint, tokens, buffer)
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=200), st.integers(1, 200), st.integers(0, 5))
+@settings(deadline=None)
+def test_batches_hold_each_session_with_targets_once_and_about_equal_tokens(tokens, batch_tokens, window):
+    tokens = np.array(tokens)
+    batches = Order(np.array([len(tokens)]), 1, 2, "ab" * 20, batch_tokens, 10).batches(window, tokens)
+    rows = np.concatenate([*batches, np.zeros(0, np.int64)])
+    assert sorted(rows.tolist()) == np.flatnonzero(tokens > 0).tolist()
+    for batch in batches:
+        assert 0 < tokens[batch].sum() <= batch_tokens + 29
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_every_session_is_read_once_an_epoch_whatever_the_workers(fifty, world_size):
+    reader = SessionReader(fifty, exposures=False, holdout=2)
+    users = []
+    for rank in range(world_size):
+        batches = reader.epoch(order(reader), lambda s, _: s.user_id, start=0, global_rank=rank, world_size=world_size)
+        users += [int(u) for batch in batches for u in batch.data]
+    assert sorted(users) == list(range(1, 51))
+
+
+def test_the_order_changes_with_the_epoch_and_the_seed_alone(fifty):
+    reader = SessionReader(fifty, exposures=False, holdout=2)
+
+    def users(o):
+        return [int(u) for b in reader.epoch(o, lambda s, _: s.user_id, start=0, global_rank=0, world_size=1) for u in b.data]
+
+    assert users(order(reader)) == users(order(reader))
+    assert users(order(reader)) != users(order(reader, epoch=1))
+
+
+@pytest.mark.parametrize("worlds", [(1, 1), (2, 1), (2, 3), (1, 2)])
+def test_resuming_anywhere_with_other_workers_reads_the_rest_once(fifty, worlds):
+    reader = SessionReader(fifty, exposures=False, holdout=2)
+
+    def read(world, start, stop=None):
+        users, end = [], start
+        for rank in range(world):
+            for batch in reader.epoch(order(reader), lambda s, _: s.user_id, start=start, global_rank=rank, world_size=world):
+                if stop is not None and batch.first_sample >= stop:
+                    break
+                users += batch.data.tolist()
+                end = max(end, batch.first_sample + batch.samples)
+        return users, end
+
+    for stop in (1, 13, 37):
+        first, position = read(worlds[0], 0, stop)
+        rest, _ = read(worlds[1], position)
+        assert sorted(first + rest) == list(range(1, 51))
+
+
+def test_shares_cover_a_batch_and_differ_by_one_session_at_most():
+    batch = np.arange(10)
+    parts = [share(batch, rank, 3) for rank in range(3)]
+    assert sorted(np.concatenate(parts).tolist()) == batch.tolist()
+    assert {len(p) for p in parts} <= {3, 4}
+
+
+def all_rows(dataset) -> list[dict]:
+    return [row for f in dataset.session_files for row in pq.read_table(dataset.file(f.path)).to_pylist()]
+
+
+def all_sessions(dataset) -> Sessions:
+    reader = SessionReader(dataset, exposures=True, holdout=2)
+    return reader.read(np.arange(len(reader.groups)))
+
+
+@pytest.mark.parametrize("holdout", [1, 2])
+@pytest.mark.parametrize("exposures", [True, False])
+def test_a_batch_holds_what_a_slow_reading_of_the_sessions_says(fifty, holdout, exposures):
+    batch = train_batch(
+        all_sessions(fifty), holdout=holdout, tasks=["click", "like"], exposures=exposures, rows_per_session=10**6, salt=0
+    )
+    width = batch.items.shape[1]
+    wanted_rows = []
+    for number, row in enumerate(all_rows(fifty)):
+        n = len(row["items"])
+        last_state = n - 1 - holdout
+        assert batch.items[number].tolist() == row["items"][:last_state] + [0] * (width - last_state)
+        assert batch.targets[number].tolist() == row["items"][1 : last_state + 1] + [0] * (width - last_state)
+        shown = zip(row["exposure_items"], row["exposure_position"], row["exposure_feedback"], strict=True)
+        if not exposures:
+            shown = [(item, place, bits | 128) for place, (item, bits) in enumerate(zip(row["items"], row["feedback"], strict=True))]
+        wanted_rows += [
+            (number * width + place - 1, item, float(bits >> 7 & 1), float(bits & 1))
+            for item, place, bits in shown if 1 <= place <= last_state
+        ]
+    found = zip(batch.row_state.tolist(), batch.row_item.tolist(), *batch.row_label.t().tolist(), strict=True)
+    assert list(found) == wanted_rows
+
+
+def test_the_test_click_and_what_follows_the_valid_click_reach_no_batch(fifty):
+    """Change every session's last click and all rows of the last two blocks: training sees no difference."""
+    sessions = all_sessions(fifty)
+    changed = all_sessions(fifty)
+    last = changed.items.offset[1:] - 1
+    values = changed.items.values.copy()
+    values[last] = 1
+    values[last - 1] = 2
+    object.__setattr__(changed.items, "values", values)
+    feedback = changed.feedback.values.copy()
+    feedback[last] ^= 1
+    feedback[last - 1] ^= 1
+    object.__setattr__(changed.feedback, "values", feedback)
+    late = changed.exposure_position.values >= np.repeat(changed.items.lengths - 2, changed.exposure_items.lengths)
+    outcome = changed.exposure_feedback.values.copy()
+    outcome[late] ^= 1
+    object.__setattr__(changed.exposure_feedback, "values", outcome)
+    for exposures in (True, False):
+        batches = [
+            train_batch(s, holdout=2, tasks=["like"], exposures=exposures, rows_per_session=10**6, salt=0)
+            for s in (sessions, changed)
+        ]
+        for name in vars(batches[0]):
+            assert (getattr(batches[0], name) == getattr(batches[1], name)).all(), name
+
+
+def test_sampled_rows_are_the_same_however_a_batch_is_shared(fifty):
+    sessions = all_sessions(fifty)
+
+    def rows(s, salt):
+        batch = train_batch(s, holdout=2, tasks=["like"], exposures=True, rows_per_session=4, salt=salt)
+        width = batch.items.shape[1]
+        return {(int(s.user_id[i // width]), i % width, j) for i, j in zip(batch.row_state.tolist(), batch.row_item.tolist(), strict=True)}
+
+    whole = rows(sessions, 1)
+    halves = [rows(sessions.take(np.arange(len(sessions))[r::2]), 1) for r in range(2)]
+    assert halves[0] | halves[1] == whole
+    assert whole != rows(sessions, 2)
+    everything = feedback_rows(sessions, exposures=True)
+    assert len(whole) <= 4 * 50 < len(everything.item)
+
+
+def test_an_empty_share_is_one_session_of_padding(fifty):
+    sessions = all_sessions(fifty).take(np.zeros(0, np.int64))
+    batch = train_batch(sessions, holdout=2, tasks=["like"], exposures=True, rows_per_session=5, salt=0)
+    assert batch.items.tolist() == batch.targets.tolist() == [[0]]
+    assert len(batch.row_item) == 0
+
+
+def test_prefetch_hands_on_elements_and_errors():
+    def source():
+        yield 1
+        raise ValueError("broken shard")
+
+    prefetched = iter(Prefetch(source()))
+    assert next(prefetched) == 1
+    with pytest.raises(ValueError, match="broken shard"):
+        next(prefetched)

@@ -1,0 +1,144 @@
+"""One step: what it touches, what it refuses, and that workers together do what one does."""
+
+from __future__ import annotations
+
+import socket
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from etl.contract import open_dataset
+from trainer.config import ModelOptions, TrainerConfig, TrainOptions
+from trainer.data.batch import train_batch
+from trainer.data.order import Order
+from trainer.data.reader import SessionReader
+from trainer.loop import make_stepper
+from trainer.sparse.table import ItemTable
+from trainer.step import NotFiniteError, Stepper
+from trainer.world import World
+
+TASKS = ["next", "click", "like", "share"]
+
+
+def config(data, **changes) -> TrainerConfig:
+    network = ModelOptions(dimension=8, hidden=8, experts=3, tower=8, embedding_dropout=0.0, state_dropout=0.0)
+    train = TrainOptions(batch_tokens=128, negatives=32, buffer_sessions=64)
+    return TrainerConfig(data=str(data), output="", model="hybrid", tasks=list(TASKS), network=network, train=train, **changes)
+
+
+def ten_steps(settings: TrainerConfig, world: World, steps: int = 10) -> Stepper:
+    dataset = open_dataset(settings.data)
+    stepper = make_stepper(settings, dataset, world)
+    stepper.model.train()
+    reader = SessionReader(dataset, exposures=True, holdout=2)
+    taken = 0
+    while taken < steps:
+        order = Order(reader.group_rows, 0, taken, dataset.manifest.fingerprint, 128, 64)
+
+        def collate(sessions, _):
+            return train_batch(sessions, holdout=2, tasks=TASKS[1:], exposures=True, rows_per_session=20, salt=1)
+
+        for batch in reader.epoch(order, collate, start=0, global_rank=world.global_rank, world_size=world.size):
+            if taken == steps:
+                break
+            stepper.step(batch.data, taken)
+            taken += 1
+    return stepper
+
+
+def state_of(stepper: Stepper) -> dict[str, torch.Tensor]:
+    state = {name: p.detach().clone() for name, p in stepper.model.named_parameters()}
+    return state | {f"table.{name}": t.clone() for name, t in stepper.table.tensors().items()}
+
+
+def worker(rank: int, size: int, port: int, settings: TrainerConfig, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+    torch.save(state_of(ten_steps(settings, World(rank, size, torch.device("cpu")))), f"{folder}/{size}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("loss", ["sampled_softmax", "softmax"])
+def test_two_and_three_workers_give_the_parameters_of_one_after_ten_steps(fifty, tmp_path, loss):
+    settings = config(fifty.path, loss=loss)
+    one = state_of(ten_steps(settings, World.alone()))
+    for size in (2, 3):
+        mp.spawn(worker, (size, free_port(), settings, str(tmp_path)), nprocs=size)
+        states = [torch.load(tmp_path / f"{size}-{rank}.pt") for rank in range(size)]
+        for name, wanted in one.items():
+            assert torch.allclose(states[0][name], wanted, atol=1e-5), (size, name)
+            for other in states[1:]:
+                assert torch.equal(states[0][name], other[name]), (size, name)
+
+
+def test_every_parameter_is_in_the_optimizer_gets_gradient_and_changes(fifty):
+    settings = config(fifty.path)
+    before = make_stepper(settings, fifty, World.alone())
+    after = ten_steps(settings, World.alone(), steps=1)
+    optimized = {id(p) for group in after.optimizer.param_groups for p in group["params"]}
+    names = dict(before.model.named_parameters())
+    assert sum("gates" in name for name in names) == len(TASKS)
+    assert sum("experts" in name for name in names) == 2 * 3
+    for name, parameter in after.model.named_parameters():
+        assert id(parameter) in optimized, name
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+        assert not torch.equal(parameter, names[name]), name
+
+
+def test_a_step_touches_only_the_rows_of_its_batch_and_negatives(fifty):
+    settings = config(fifty.path)
+    settings.train.negatives = 2
+    settings.train.batch_tokens = 8
+    before = make_stepper(settings, fifty, World.alone())
+    reader = SessionReader(fifty, exposures=True, holdout=2)
+    batch = train_batch(reader.read(np.array([0])).take(np.array([0])), holdout=2, tasks=[], exposures=True, rows_per_session=1, salt=0)
+    settings.tasks = ["next"]
+    stepper = make_stepper(settings, fifty, World.alone())
+    stepper.step(batch, 0)
+    negatives = stepper.candidates(0).ids.tolist()
+    touched = {*batch.items.flatten().tolist(), *batch.targets.flatten().tolist(), *negatives} - {0}
+    changed = (stepper.table.vector != before.table.vector).any(1)
+    assert set(torch.nonzero(changed).flatten().tolist()) <= touched
+    assert changed[batch.targets[0, 0]]
+    assert not stepper.table.vector[0].any()
+
+
+def test_row_wise_adagrad_equals_the_formula_row_by_row():
+    table = ItemTable(5, 3, generator=torch.Generator().manual_seed(0), device=torch.device("cpu"))
+    vector, bias = table.vector.double().numpy().copy(), np.zeros(6)
+    square, bias_square = np.zeros(6), np.zeros(6)
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        ids, gradient = np.sort(rng.choice(np.arange(1, 6), 3, replace=False)), rng.normal(size=(3, 4))
+        table.update(torch.from_numpy(ids), torch.from_numpy(gradient).float(), 0.1)
+        for row, g in zip(ids, gradient, strict=True):
+            square[row] += np.mean(g[:3] ** 2)
+            vector[row] -= 0.1 * g[:3] / (np.sqrt(square[row]) + 1e-6)
+            bias_square[row] += g[3] ** 2
+            bias[row] -= 0.1 * g[3] / (np.sqrt(bias_square[row]) + 1e-6)
+    assert table.vector.numpy() == pytest.approx(vector, abs=1e-5)
+    assert table.bias.numpy() == pytest.approx(bias, abs=1e-5)
+
+
+def test_a_step_that_is_not_finite_updates_nothing_and_names_itself(fifty):
+    stepper = ten_steps(config(fifty.path), World.alone(), steps=1)
+    with torch.no_grad():
+        stepper.table.vector[3] = torch.nan
+    before = state_of(stepper)
+    reader = SessionReader(fifty, exposures=True, holdout=2)
+    batch = train_batch(reader.read(np.array([0])), holdout=2, tasks=TASKS[1:], exposures=True, rows_per_session=9, salt=0)
+    with pytest.raises(NotFiniteError, match="step 41"):
+        stepper.step(batch, 41)
+    for name, value in state_of(stepper).items():
+        assert torch.equal(value.nan_to_num(), before[name].nan_to_num()), name
