@@ -1,0 +1,279 @@
+"""Whole runs: resumed, refused, refitted, memorised, with and without Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import trainer.loop
+from retrieval.bundle import open_bundle
+from tests.support.engine import build, write_log
+from trainer.__main__ import main
+from trainer.checkpoint import TENSORS, latest
+
+SMALL = [
+    "network.dimension=8", "network.hidden=8", "network.experts=2", "network.tower=8", "train.batch_tokens=64",
+    "train.negatives=20", "train.valid_sessions=30", "ray.workers=0", "train.epochs=3", "train.checkpoint_steps=5",
+]
+"""A run of a second or two."""
+
+
+def options(dataset, run: Path, *more: str) -> list[str]:
+    return [f"data={dataset.path}", f"output={run}", "model=hybrid", *SMALL, *more]
+
+
+def final_tensors(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(latest(run / "checkpoints") / TENSORS)
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    left, right = final_tensors(a), final_tensors(b)
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert torch.equal(tensor, right[name]), name
+    bundles = [open_bundle(run / "bundle").manifest for run in (a, b)]
+    assert [f.sha256 for f in bundles[0].files] == [f.sha256 for f in bundles[1].files]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(fifty, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert main(options(fifty, run)) == 0
+    return run
+
+
+def test_a_run_folder_holds_what_it_should(fifty, undisturbed):
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert summary["tasks"] == ["next", "click", "like", "share", "follow"]
+    assert summary["best_epoch"] in (1, 2, 3)
+    assert summary["parameters"]["items"] == (fifty.manifest.n_items + 1) * 9
+    assert 0 <= summary["valid"]["hr@20"] <= 1
+    lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    assert all(line.keys() == {"step", "epoch", "split", "name", "value"} for line in lines)
+    assert [line["epoch"] for line in lines if line["name"] == "ndcg@20"] == [1, 2, 3]
+    gates = json.loads((undisturbed / "diagnostics.json").read_text())["gates"]
+    for weights in gates["mean_weight"].values():
+        assert sum(weights) == pytest.approx(1.0)
+    assert all(0 <= entropy <= np.log(2) + 1e-9 for entropy in gates["entropy_nats"].values())
+    assert list((undisturbed / "tensorboard").iterdir())
+    bundle = open_bundle(undisturbed / "bundle", dataset=fifty.manifest.fingerprint)
+    assert bundle.n_queries("valid") == bundle.n_queries("test") == bundle.n_queries("next") == 50
+    (query,) = [q for batch in bundle.queries("test") for q in [batch]][:1]
+    sessions = {r["user_id"]: r for f in fifty.session_files for r in pq.read_table(fifty.file(f.path)).to_pylist()}
+    for i, user in enumerate(query.user_id.tolist()):
+        session = sessions[user]
+        assert query.target[i] == session["items"][-1]
+        assert query.seen[query.seen_offset[i] : query.seen_offset[i + 1]].tolist() == session["items"][:-1]
+    feedback = bundle.feedback("test").to_pylist()
+    block = [r for s in sessions.values() for r in s["exposure_position"] if r == len(s["items"]) - 1]
+    assert len(feedback) == 4 * len(block)
+    assert {r["label"] for r in feedback if r["task"] == "click" and r["clicked"]} == {1}
+
+
+def test_running_a_finished_run_again_changes_nothing(fifty, undisturbed, capfd):
+    before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.name != "config.yaml"}
+    assert main(options(fifty, undisturbed)) == 0
+    assert "already finished" in capfd.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.name != "config.yaml"} == before
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("at", [3, 8, 26, 41])
+def test_a_run_killed_at_any_step_ends_with_the_bits_of_an_undisturbed_one(fifty, undisturbed, tmp_path, at, monkeypatch):
+    taken = 0
+    step = trainer.loop.Stepper.step
+
+    def killed(self, batch, number):
+        nonlocal taken
+        taken += 1
+        if taken == at:
+            raise Killed
+        return step(self, batch, number)
+
+    monkeypatch.setattr(trainer.loop.Stepper, "step", killed)
+    with pytest.raises(Killed):
+        main(options(fifty, tmp_path / "run"))
+    monkeypatch.undo()
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert main(options(fifty, tmp_path / "run")) == 0
+    assert_same_run(undisturbed, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["name"] == "ndcg@20"] == [1, 2, 3]
+
+
+def test_a_truncated_checkpoint_is_named_and_the_one_before_taken(fifty, undisturbed, tmp_path, capfd):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    for name in ("summary.json", "bundle"):
+        path = run / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    newest = latest(run / "checkpoints")
+    data = (newest / TENSORS).read_bytes()
+    (newest / TENSORS).write_bytes(data[: len(data) // 2])
+    assert main(options(fifty, run)) == 0
+    assert f"checkpoint {newest.name} is broken" in capfd.readouterr().err
+    assert_same_run(undisturbed, run)
+
+
+def test_more_epochs_continue_a_finished_run_and_equal_one_that_had_them_at_once(fifty, undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "a")
+    assert main(options(fifty, tmp_path / "a", "train.epochs=4")) == 0
+    assert main(options(fifty, tmp_path / "b", "train.epochs=4")) == 0
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_refit_bundle_holds_no_valid_part_and_another_model(fifty, tmp_path):
+    run = tmp_path / "run"
+    assert main(options(fifty, run, "train.refit=true", "train.epochs=2")) == 0
+    bundle, selected = open_bundle(run / "bundle"), open_bundle(run / "bundle-selected")
+    assert bundle.manifest.refit
+    assert not selected.manifest.refit
+    assert {part.split("-")[1] for part in bundle.parts if "-" in part} == {"test", "next"}
+    assert selected.n_queries("valid") == 50
+    assert not np.array_equal(bundle.item_vectors(), selected.item_vectors())
+
+
+def test_the_test_click_changes_neither_training_nor_the_test_query(tmp_path):
+    """Two logs that differ in every user's last click: one run's bits in the other."""
+    rng = np.random.default_rng(0)
+    sequences = [rng.integers(1, 25, rng.integers(10, 20)).tolist() for _ in range(40)]
+    everything = list(range(1, 25)) * 3  # a user with every item, so that the catalogue stays the same
+    runs = []
+    for name, last in (("a", 0), ("b", 1)):
+        rows = []
+        for user, items in enumerate([*sequences, everything], 1):
+            clicked = items if user > len(sequences) else [*items[:-1], (items[-1] + last) % 24 + 1]
+            rows += [(user, item, 1, 0, item % 2, 0, "c", 1, 1, 1) for item in clicked]
+        log = write_log(tmp_path / f"{name}.csv", rows)
+        dataset = build([f"input={log}", f"output={tmp_path / name}", "scenario=qb_video", "shards=2"])
+        # The order of sessions follows from the dataset's fingerprint: give both the same.
+        manifest = json.loads((dataset.path / "manifest.json").read_text())
+        manifest["fingerprint"] = "ab" * 32
+        (dataset.path / "manifest.json").write_text(json.dumps(manifest))
+        assert main(options(dataset, tmp_path / f"run-{name}")) == 0
+        runs.append(tmp_path / f"run-{name}")
+    for name, tensor in final_tensors(runs[0]).items():
+        assert torch.equal(tensor, final_tensors(runs[1])[name]), name
+    queries = [[(q.vector, q.seen, q.target) for q in open_bundle(r / "bundle").queries("test")] for r in runs]
+    assert not all(np.array_equal(a[2], b[2]) for a, b in zip(*queries, strict=True))
+    for a, b in zip(*queries, strict=True):
+        assert np.array_equal(a[0], b[0])
+        assert np.array_equal(a[1], b[1])
+
+
+@pytest.mark.parametrize("model", ["gru4rec", "hybrid"])
+@pytest.mark.parametrize("loss", ["softmax", "sampled_softmax"])
+def test_a_tiny_dataset_is_memorised(tmp_path, model, loss):
+    """Every user clicks around the same ring, so the next click follows from the last."""
+    rows = [(u, 1 + (u + i) % 12, 1, 0, int((u + i) % 12 < 4), 0, "c", 1, 1, 1) for u in range(1, 25) for i in range(14)]
+    dataset = build([f"input={write_log(tmp_path / 'log.csv', rows)}", f"output={tmp_path / 'data'}", "scenario=qb_video", "shards=1"])
+    status = main([
+        f"data={dataset.path}", f"output={tmp_path / 'run'}", f"model={model}", f"loss={loss}", "ray.workers=0",
+        "network.dimension=16", "network.hidden=16", "network.tower=16", "network.embedding_dropout=0",
+        "network.state_dropout=0", "train.epochs=60", "train.patience=60", "train.batch_tokens=64", "train.negatives=30",
+    ])
+    assert status == 0
+    from retrieval.config import load
+    from retrieval.evaluate import evaluate
+
+    found = evaluate(load([f"bundle={tmp_path / 'run' / 'bundle'}", f"data={dataset.path}", f"output={tmp_path / 'out'}", "cutoffs=[1]"]))
+    assert found["test"]["hr@1"] == 1.0
+    if model == "hybrid":
+        assert found["test"]["auc/like"] == 1.0
+
+
+@pytest.mark.parametrize("wrong", [
+    ["train.learning_rate=0.3"], ["seed=7"], ["tasks=[next]"], ["resume=never"], ["network.experts=4"],
+])
+def test_a_run_refuses_to_go_on_otherwise_than_it_began(fifty, undisturbed, wrong, capfd):
+    assert main([*options(fifty, undisturbed), *wrong]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("error: expected ")
+    assert err.count("\n") == 1
+
+
+def test_a_run_refuses_another_dataset(undisturbed, tmp_path, capfd):
+    rows = [(u, 1 + (u + i) % 12, 1, 0, i % 2, 0, "c", 1, 1, 1) for u in range(1, 9) for i in range(14)]
+    other = build([f"input={write_log(tmp_path / 'log.csv', rows)}", f"output={tmp_path / 'data'}", "scenario=qb_video", "shards=1"])
+    assert main(options(other, undisturbed)) == 2
+    assert "error: expected dataset=" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [
+    ["model=bert"], ["loss=magic"], ["ray.workers=9999"], ["ray.workers=-1"], ["train.epochs=none"], ["tasks=[click]"],
+    ["tasks=[next,next]"], ["network.hidden=0"], ["train.learning_rate=-1"], ["data=/nowhere"], ["nosuch=1"], ["train"],
+    ["train.task_weights={jump: 1}"], ["encoder=cnn"], ["recipe=huge"],
+])
+def test_wrong_options_end_with_one_plain_line_and_nothing_written(fifty, tmp_path, wrong, capfd):
+    assert main([*options(fifty, tmp_path / "run"), *wrong]) == 2
+    out, err = capfd.readouterr()
+    assert err.startswith("error: expected "), err
+    assert err.count("\n") == 1
+    assert ", got " in err
+    assert not (tmp_path / "run").exists()
+    assert out == ""
+
+
+def test_missing_options_and_foreign_folders_are_refused(fifty, tmp_path, capfd):
+    assert main([f"data={fifty.path}", "model=gru4rec"]) == 2
+    assert "error: expected option output=" in capfd.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("do not lose me")
+    assert main(options(fifty, tmp_path / "mine")) == 2
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_a_dataset_without_sessions_is_refused(tmp_path, capfd):
+    log = write_log(tmp_path / "log.csv", [(1, 2, 1, 0, 0, 0, "c", 1, 1, 1)])
+    dataset = build([f"input={log}", f"output={tmp_path / 'data'}", "scenario=qb_video", "shards=2"])
+    assert main(options(dataset, tmp_path / "run")) == 2
+    assert "error: expected a dataset with sessions, got none" in capfd.readouterr().err
+
+
+@pytest.mark.cluster
+def test_two_ray_workers_one_killed_end_with_the_bits_of_an_undisturbed_run(fifty, tmp_path):
+    """`kill -9` of a worker: Ray starts the group again, which goes on from the latest checkpoint."""
+    command = [sys.executable, "-m", "trainer"]
+    more = ["ray.workers=2", "train.epochs=12", "train.patience=12"]
+    subprocess.run([*command, *options(fifty, tmp_path / "calm", *more)], check=True)
+    process = subprocess.Popen([*command, *options(fifty, tmp_path / "killed", *more)])
+    deadline = time.monotonic() + 120
+    while latest_epoch(tmp_path / "killed") < 2:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    assert kill_one_worker(process.pid)
+    assert process.wait(timeout=300) == 0
+    assert_same_run(tmp_path / "calm", tmp_path / "killed")
+
+
+def latest_epoch(run: Path) -> int:
+    try:
+        return max((json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_text().splitlines()), default=0)
+    except (OSError, ValueError):
+        return 0
+
+
+def kill_one_worker(driver: int) -> bool:
+    import psutil
+
+    for process in psutil.Process(driver).children(recursive=True):
+        if "RayTrainWorker" in " ".join(process.cmdline()):
+            os.kill(process.pid, signal.SIGKILL)
+            return True
+    return False
