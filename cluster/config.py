@@ -17,10 +17,10 @@ class PipelineOptions:
     work: str = option("runs/demo", "folder for the outputs of all steps")
     input: str | None = option(None, "log to read; MovieLens-100K where none is named")
     scenario: str = option("qb_video", "scenario of the log")
-    etl: list[str] = option([], "further options of python -m etl")
-    models: dict[str, list[str]] = option({}, "runs to train: name → options of python -m trainer")
-    trainer: list[str] = option([], "options of every run")
-    retrieval: list[str] = option([], "further options of python -m retrieval")
+    etl: str = option("", "further options of python -m etl, separated by spaces")
+    models: list[str] = option([], "runs to train: 'NAME', which stands for model=NAME, or 'NAME option=value …'")
+    trainer: str = option("", "options of python -m trainer for every run, separated by spaces")
+    retrieval: str = option("", "further options of python -m retrieval, separated by spaces")
 
 
 @dataclass
@@ -30,6 +30,16 @@ class ClusterConfig:
     pipeline: PipelineOptions = group(PipelineOptions)
 
 
+def training_options(run: str) -> tuple[str, list[str]]:
+    """Name and trainer options of an entry of `pipeline.models`.
+
+    >>> training_options("gru4rec"), training_options("alone model=hybrid head=single")
+    (('gru4rec', ['model=gru4rec']), ('alone', ['model=hybrid', 'head=single']))
+    """
+    name, *options = run.split()
+    return name, options or [f"model={name}"]
+
+
 def load(options: Sequence[str]) -> ClusterConfig:
     """The checked configuration of a command line.
 
@@ -37,6 +47,6 @@ def load(options: Sequence[str]) -> ClusterConfig:
         InputError: an option is unknown, missing, ill-typed or out of its range.
     """
     config = read_options(ClusterConfig, "cluster.conf", options)
-    if not config.pipeline.models:
+    if not any(run.strip() for run in config.pipeline.models):
         raise InputError("pipeline.models with at least one run", "none", "choose pipeline=demo")
     return config

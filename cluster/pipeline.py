@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cluster.config import PipelineOptions
+from cluster.config import PipelineOptions, training_options
 from cluster.steps import Step, file_fingerprint, run_step
 from etl.folder import locked, sha256_of
 from etl.sessions import is_dataset
@@ -28,11 +28,12 @@ def run_pipeline(options: PipelineOptions) -> str:
     # Whoever starts a second pipeline on the same folder waits, and then finds everything done.
     with locked(work / "pipeline", wait_seconds=WAIT_SECONDS):
         data = prepare_data(options, work)
-        for name, model_options in options.models.items():
+        runs = [training_options(run) for run in options.models]
+        for name, model_options in runs:
             run_step(training(options, work, data, name, model_options), work / "steps")
-        for name in options.models:
+        for name, _ in runs:
             run_step(evaluation(options, work, data, name), work / "steps")
-    return results(work, list(options.models))
+    return results(work, [name for name, _ in runs])
 
 
 def prepare_data(options: PipelineOptions, work: Path) -> Path:
@@ -45,7 +46,7 @@ def prepare_data(options: PipelineOptions, work: Path) -> Path:
         log = Path(options.input)
         inputs = [file_fingerprint(log)]
     data = work / "data"
-    command = ["etl", f"input={log}", f"output={data}", f"scenario={options.scenario}", "overwrite=true", *options.etl]
+    command = ["etl", f"input={log}", f"output={data}", f"scenario={options.scenario}", "overwrite=true", *options.etl.split()]
     run_step(Step("sessions", command, data, inputs, is_dataset), work / "steps")
     return data
 
@@ -53,7 +54,7 @@ def prepare_data(options: PipelineOptions, work: Path) -> Path:
 def training(options: PipelineOptions, work: Path, data: Path, name: str, model_options: list[str]) -> Step:
     """The step that trains a model; killed, it goes on from its latest checkpoint."""
     run = work / name
-    command = ["trainer", f"data={data}", f"output={run}", *options.trainer, *model_options]
+    command = ["trainer", f"data={data}", f"output={run}", *options.trainer.split(), *model_options]
     return Step(f"train {name}", command, run, [sha256_of(data / "manifest.json")], is_finished, resumes=True)
 
 
@@ -66,7 +67,7 @@ def evaluation(options: PipelineOptions, work: Path, data: Path, name: str) -> S
         f"data={data}",
         f"output={result}",
         "overwrite=true",
-        *options.retrieval,
+        *options.retrieval.split(),
     ]
     return Step(f"evaluate {name}", command, result, [sha256_of(bundle / "manifest.json")], is_result)
 

@@ -68,16 +68,16 @@ def _plain(error: Exception, schema: type[Any]) -> InputError:
     text = "\n".join(str(e) for e in (error, error.__cause__) if e)
     known = list(_fields(schema))
     names = [name for name, _ in known]
+    type_error = re.search(r"Value '(.*?)' .*(?:could not be converted to|is not a valid) (\w+)", text)
     if found := re.search(r"Could not override '([^']+)'", text):
         name = found.group(1)
-        type_error = re.search(r"Value '(.*?)' .*could not be converted to (\w+)", text)
         if name in names or type_error:
             key = re.search(r"full_key: (\S+)", text)
             return _ill_typed(key.group(1) if key else name, type_error, text)
         return InputError("a known option", name, _suggest(name, names))
-    if found := re.search(r"Value '(.*?)' .*could not be converted to (\w+)", text):
+    if type_error:
         key = re.search(r"full_key: (\S+)", text)
-        return _ill_typed(key.group(1) if key else "an option", found, text)
+        return _ill_typed(key.group(1) if key else "an option", type_error, text)
     if found := re.search(r"(?:In|Could not find) '?([\w/]+)'?.*?Available options in '\S+':\s*(.*)", text, re.S):
         choices = ", ".join(found.group(2).split())
         return InputError(f"one of {choices}", found.group(1), "choose one of these")
@@ -90,7 +90,7 @@ def _plain(error: Exception, schema: type[Any]) -> InputError:
 def _ill_typed(key: str, found: re.Match[str] | None, text: str) -> InputError:
     if found is None:
         return InputError(f"a valid value of {key}", text.strip().splitlines()[-1], "--help lists types")
-    words = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+    words = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "bool": "true or false"}
     wanted = words.get(found.group(2), found.group(2))
     return InputError(f"{wanted} for {key}", repr(found.group(1)), f"write {key}=VALUE of that type")
 

@@ -1,0 +1,89 @@
+"""`python -m etl` and its neighbours from the command line: help, rubbish, and MovieLens."""
+
+from __future__ import annotations
+
+import zipfile
+
+import pytest
+
+from etl.__main__ import main
+from etl.folder import InputError
+from etl.movielens import to_csv
+from tests.support.engine import write_log
+
+
+def good(tmp_path):
+    rows = [(1, i, 1, 0, 0, 0, "c", 1, 1, 1) for i in range(12)]
+    return [f"input={write_log(tmp_path / 'log.csv', rows)}", f"output={tmp_path / 'out'}", "scenario=qb_video"]
+
+
+@pytest.mark.parametrize(("wrong", "told"), [
+    (["protocol.min_clicks=2"], "protocol.min_clicks of at least 3, got 2"),
+    (["protocol.max_clicks=2"], "protocol.max_clicks in 3..1000, got 2"),
+    (["protocol.max_clicks=1001"], "protocol.max_clicks in 3..1000, got 1001"),
+    (["protocol.min_clicks=many"], "a whole number for protocol.min_clicks, got 'many'"),
+    (["protocol.dedupe=some"], "protocol.dedupe one of none, exact, first, got some"),
+    (["protocol=nonsense"], "one of cold_start, study, tenrec_code"),
+    (["scenario=tiktok"], "scenario one of qk_video"),
+    (["input=/no/such.csv"], "an input file, got /no/such.csv"),
+    (["input=/no/such*.csv"], "files that match the input"),
+    (["input=[]"], "input=FILE or input=[FILE,…]"),
+    (["input=7"], "input=FILE or input=[FILE,…]"),
+    (["colour=red"], "a known option, got colour"),
+    (["min_clicks=3"], "did you mean protocol.min_clicks?"),
+    (["exposures=perhaps"], "true or false for exposures"),
+    (["shards=0"], "shards of at least 1"),
+    (["items_from=/nowhere"], "a dataset folder with manifest.json"),
+    (["justaword"], "options as key=value"),
+])
+def test_wrong_options_end_with_one_plain_line_and_nothing_written(tmp_path, wrong, told, capfd):
+    assert main([*good(tmp_path), *wrong]) == 2
+    out, err = capfd.readouterr()
+    assert err.startswith("error: expected ")
+    assert told in err
+    assert err.count("\n") == 1
+    assert out == ""
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.csv"]
+
+
+@pytest.mark.parametrize("missing", ["input", "output", "scenario"])
+def test_a_missing_option_is_named(tmp_path, missing, capfd):
+    assert main([o for o in good(tmp_path) if not o.startswith(missing)]) == 2
+    assert f"error: expected option {missing}=…, got nothing" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("content", "told"), [
+    (b"", "which is empty"),
+    (b"\n\n", "which is empty"),
+    (b"user_id,item_id,follow,like,share,video_category,watching_times,gender,age\n1,2,0,0,0,c,1,1,1\n", "column click"),
+    (b"user_id,item_id,click,click,follow,like,share,video_category,watching_times,gender,age\n", "the column twice"),
+    (b"\x00\x01\x02PAR1 rubbish", "column user_id"),
+])
+def test_a_wrong_file_is_refused_with_what_is_missing(tmp_path, content, told, capfd):
+    (tmp_path / "log.csv").write_bytes(content)
+    assert main([f"input={tmp_path / 'log.csv'}", f"output={tmp_path / 'out'}", "scenario=qb_video"]) == 2
+    err = capfd.readouterr().err
+    assert told in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_names_every_option(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for name in ("input", "protocol.min_clicks", "items_from", "spark.master"):
+        assert name in out
+
+
+def test_without_java_the_cure_is_named(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "nothing"))
+    assert main(good(tmp_path)) == 2
+    assert "error: expected Java 17 or newer, got none (apt-get install" in capfd.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.csv"]
+
+
+def test_a_foreign_wheel_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "recbole-1.2.1-py3-none-any.whl", "w") as archive:
+        archive.writestr("recbole/dataset_example/ml-100k/ml-100k.inter", "planted")
+    with pytest.raises(InputError, match="known SHA-256"):
+        to_csv(tmp_path / "recbole-1.2.1-py3-none-any.whl")
