@@ -46,7 +46,14 @@ def prepare_data(options: PipelineOptions, work: Path) -> Path:
         log = Path(options.input)
         inputs = [file_fingerprint(log)]
     data = work / "data"
-    command = ["etl", f"input={log}", f"output={data}", f"scenario={options.scenario}", "overwrite=true", *options.etl.split()]
+    command = [
+        "etl",
+        f"input={log}",
+        f"output={data}",
+        f"scenario={options.scenario}",
+        "overwrite=true",
+        *options.etl.split(),
+    ]
     run_step(Step("sessions", command, data, inputs, is_dataset), work / "steps")
     return data
 

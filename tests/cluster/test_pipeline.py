@@ -22,8 +22,14 @@ SMALL = (
 
 def command(tmp_path, name):
     return [
-        sys.executable, "-m", "cluster", f"pipeline.input={tmp_path / 'log.csv'}", f"pipeline.work={tmp_path / name}",
-        'pipeline.etl="shards=2"', "pipeline.models=[hybrid]", SMALL,
+        sys.executable,
+        "-m",
+        "cluster",
+        f"pipeline.input={tmp_path / 'log.csv'}",
+        f"pipeline.work={tmp_path / name}",
+        'pipeline.etl="shards=2"',
+        "pipeline.models=[hybrid]",
+        SMALL,
     ]
 
 
@@ -89,10 +95,15 @@ def test_changed_options_run_anew_and_keep_the_former_output_once(tmp_path):
     assert (tmp_path / "out.previous").read_text() == "a"
 
 
-@pytest.mark.parametrize("wrong", [["pipeline=none"], ["nosuch=1"], ["pipeline.models=[]"], ["pipeline.input=/no/file"]])
+@pytest.mark.parametrize(
+    "wrong", [["pipeline=none"], ["nosuch=1"], ["pipeline.models=[]"], ["pipeline.input=/no/file"]]
+)
 def test_wrong_options_end_with_a_plain_line(tmp_path, wrong):
     done = subprocess.run(
-        [sys.executable, "-m", "cluster", f"pipeline.work={tmp_path / 'work'}", *wrong], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "cluster", f"pipeline.work={tmp_path / 'work'}", *wrong],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2
     assert "error: expected " in done.stderr

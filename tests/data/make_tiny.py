@@ -28,8 +28,18 @@ from tests.support.engine import build, write_log
 
 HERE = Path(__file__).parent / "tiny"
 CLICKS = {
-    1: "ABCDE", 2: "ABCDF", 3: "ABCEA", 4: "BCDAB", 5: "BCDBC", 6: "CDEFD",
-    7: "ABDCF", 8: "ABECA", 9: "ACDBE", 10: "ABACB", 11: "BACAD", 12: "CBADC",
+    1: "ABCDE",
+    2: "ABCDF",
+    3: "ABCEA",
+    4: "BCDAB",
+    5: "BCDBC",
+    6: "CDEFD",
+    7: "ABDCF",
+    8: "ABECA",
+    9: "ACDBE",
+    10: "ABACB",
+    11: "BACAD",
+    12: "CBADC",
 }
 VECTORS = np.array([[5, 0], [4, 1], [3, 2], [3, 3], [1, 4], [0, 5]], np.float32)
 """Items 1..6; for queries (1, 0) items 3 and 4 tie."""
@@ -51,21 +61,48 @@ def gain(rank: int) -> float:
 # mask_seen: 7 targets are repeats and miss; of users 1 2 7 9 11 the targets rank 1 1 2 1 1.
 RESULT = {
     "test": {
-        "hr@1": 2 / 12, "hr@2": 2 / 12, "hr@5": 10 / 12,
-        "ndcg@1": 2 / 12, "ndcg@2": 2 / 12, "ndcg@5": (2 + gain(3) + 3 * gain(4) + 4 * gain(5)) / 12,
-        "mrr@1": 2 / 12, "mrr@2": 2 / 12, "mrr@5": (2 + 1 / 3 + 3 / 4 + 4 / 5) / 12,
-        "coverage@1": 2 / 6, "coverage@2": 4 / 6, "coverage@5": 1.0,
-        "queries": 12, "repeat_share": 7 / 12,
-        "auc/like": (4.5 + 5.5 + 12.5 + 15.5) / (4 * 20), "auc/like_given_click": (2 + 2 + 5 + 6) / (4 * 8),
-        "gauc/like": 0.5, "rows/like": 24, "positives/like": 4,
+        "hr@1": 2 / 12,
+        "hr@2": 2 / 12,
+        "hr@5": 10 / 12,
+        "ndcg@1": 2 / 12,
+        "ndcg@2": 2 / 12,
+        "ndcg@5": (2 + gain(3) + 3 * gain(4) + 4 * gain(5)) / 12,
+        "mrr@1": 2 / 12,
+        "mrr@2": 2 / 12,
+        "mrr@5": (2 + 1 / 3 + 3 / 4 + 4 / 5) / 12,
+        "coverage@1": 2 / 6,
+        "coverage@2": 4 / 6,
+        "coverage@5": 1.0,
+        "queries": 12,
+        "repeat_share": 7 / 12,
+        "auc/like": (4.5 + 5.5 + 12.5 + 15.5) / (4 * 20),
+        "auc/like_given_click": (2 + 2 + 5 + 6) / (4 * 8),
+        "gauc/like": 0.5,
+        "rows/like": 24,
+        "positives/like": 4,
     },
-    "baselines": {"popularity": {"test": {
-        "hr@1": 0.0, "hr@2": 4 / 12, "hr@5": 10 / 12, "ndcg@2": 4 * gain(2) / 12,
-        "mrr@5": (4 / 2 + 2 / 3 + 2 / 4 + 2 / 5) / 12, "coverage@1": 1 / 6, "coverage@5": 5 / 6,
-    }}},
-    "mask_seen": {"test": {
-        "hr@1": 4 / 12, "hr@2": 5 / 12, "hr@5": 5 / 12, "ndcg@5": (4 + gain(2)) / 12, "mrr@5": (4 + 1 / 2) / 12,
-    }},
+    "baselines": {
+        "popularity": {
+            "test": {
+                "hr@1": 0.0,
+                "hr@2": 4 / 12,
+                "hr@5": 10 / 12,
+                "ndcg@2": 4 * gain(2) / 12,
+                "mrr@5": (4 / 2 + 2 / 3 + 2 / 4 + 2 / 5) / 12,
+                "coverage@1": 1 / 6,
+                "coverage@5": 5 / 6,
+            }
+        }
+    },
+    "mask_seen": {
+        "test": {
+            "hr@1": 4 / 12,
+            "hr@2": 5 / 12,
+            "hr@5": 5 / 12,
+            "ndcg@5": (4 + gain(2)) / 12,
+            "mrr@5": (4 + 1 / 2) / 12,
+        }
+    },
 }
 
 
@@ -79,7 +116,9 @@ def main() -> None:
             rows.append((user, item, 1, 0, int(letter in LIKED), 0, "odd" if item % 2 else "even", 1, user % 2, 3))
             rows.append((user, 101 + "ABCDEF".index(SHOWN), 0, 0, 0, 0, "even", 0, user % 2, 3))
     log = write_log(HERE / "log.csv", rows)
-    dataset = build([f"input={log}", f"output={HERE / 'data'}", "scenario=qb_video", "shards=2", "protocol.min_clicks=5"])
+    dataset = build(
+        [f"input={log}", f"output={HERE / 'data'}", "scenario=qb_video", "shards=2", "protocol.min_clicks=5"]
+    )
     write_bundle(dataset)
     (HERE / "result").mkdir()
     (HERE / "result" / "metrics.json").write_text(json.dumps(RESULT, indent=1) + "\n")
@@ -96,17 +135,25 @@ def write_bundle(dataset) -> None:
         columns = [
             pa.array([s["user_id"] for s in sessions], pa.int64()),
             pa.array([s["items"][5 - held_out] if held_out else 0 for s in sessions], pa.int32()),
-            lists_array(np.cumsum([0, *map(len, seen)]), np.array(sum(seen, []), np.int32)),
+            lists_array(np.cumsum([0, *map(len, seen)]), np.array([i for s in seen for i in s], np.int32)),
             pa.array([s["n_clicks"] for s in sessions], pa.int32()),
             vectors_array(np.array([[s["user_id"] % 2, 1 - s["user_id"] % 2] for s in sessions], np.float32)),
         ]
         write_part(folder / f"queries-{split}", pa.table(columns, schema=queries_schema(2)))
     for split, block in (("valid", 3), ("test", 4)):
         rows = [
-            {"task": "like", "user_id": s["user_id"], "item": item, "clicked": bool(bits & 128), "label": bits & 1,
-             "score": s["user_id"] / 16}
+            {
+                "task": "like",
+                "user_id": s["user_id"],
+                "item": item,
+                "clicked": bool(bits & 128),
+                "label": bits & 1,
+                "score": s["user_id"] / 16,
+            }
             for s in sessions
-            for item, position, bits in zip(s["exposure_items"], s["exposure_position"], s["exposure_feedback"], strict=True)
+            for item, position, bits in zip(
+                s["exposure_items"], s["exposure_position"], s["exposure_feedback"], strict=True
+            )
             if position == block
         ]
         write_part(folder / f"feedback-{split}", pa.Table.from_pylist(rows, schema=FEEDBACK_SCHEMA))

@@ -17,25 +17,28 @@ def good(tmp_path):
     return [f"input={write_log(tmp_path / 'log.csv', rows)}", f"output={tmp_path / 'out'}", "scenario=qb_video"]
 
 
-@pytest.mark.parametrize(("wrong", "told"), [
-    (["protocol.min_clicks=2"], "protocol.min_clicks of at least 3, got 2"),
-    (["protocol.max_clicks=2"], "protocol.max_clicks in 3..1000, got 2"),
-    (["protocol.max_clicks=1001"], "protocol.max_clicks in 3..1000, got 1001"),
-    (["protocol.min_clicks=many"], "a whole number for protocol.min_clicks, got 'many'"),
-    (["protocol.dedupe=some"], "protocol.dedupe one of none, exact, first, got some"),
-    (["protocol=nonsense"], "one of cold_start, study, tenrec_code"),
-    (["scenario=tiktok"], "scenario one of qk_video"),
-    (["input=/no/such.csv"], "an input file, got /no/such.csv"),
-    (["input=/no/such*.csv"], "files that match the input"),
-    (["input=[]"], "input=FILE or input=[FILE,…]"),
-    (["input=7"], "input=FILE or input=[FILE,…]"),
-    (["colour=red"], "a known option, got colour"),
-    (["min_clicks=3"], "did you mean protocol.min_clicks?"),
-    (["exposures=perhaps"], "true or false for exposures"),
-    (["shards=0"], "shards of at least 1"),
-    (["items_from=/nowhere"], "a dataset folder with manifest.json"),
-    (["justaword"], "options as key=value"),
-])
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (["protocol.min_clicks=2"], "protocol.min_clicks of at least 3, got 2"),
+        (["protocol.max_clicks=2"], "protocol.max_clicks in 3..1000, got 2"),
+        (["protocol.max_clicks=1001"], "protocol.max_clicks in 3..1000, got 1001"),
+        (["protocol.min_clicks=many"], "a whole number for protocol.min_clicks, got 'many'"),
+        (["protocol.dedupe=some"], "protocol.dedupe one of none, exact, first, got some"),
+        (["protocol=nonsense"], "one of cold_start, study, tenrec_code"),
+        (["scenario=tiktok"], "scenario one of qk_video"),
+        (["input=/no/such.csv"], "an input file, got /no/such.csv"),
+        (["input=/no/such*.csv"], "files that match the input"),
+        (["input=[]"], "input=FILE or input=[FILE,…]"),
+        (["input=7"], "input=FILE or input=[FILE,…]"),
+        (["colour=red"], "a known option, got colour"),
+        (["min_clicks=3"], "did you mean protocol.min_clicks?"),
+        (["exposures=perhaps"], "true or false for exposures"),
+        (["shards=0"], "shards of at least 1"),
+        (["items_from=/nowhere"], "a dataset folder with manifest.json"),
+        (["justaword"], "options as key=value"),
+    ],
+)
 def test_wrong_options_end_with_one_plain_line_and_nothing_written(tmp_path, wrong, told, capfd):
     assert main([*good(tmp_path), *wrong]) == 2
     out, err = capfd.readouterr()
@@ -52,13 +55,22 @@ def test_a_missing_option_is_named(tmp_path, missing, capfd):
     assert f"error: expected option {missing}=…, got nothing" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(("content", "told"), [
-    (b"", "which is empty"),
-    (b"\n\n", "which is empty"),
-    (b"user_id,item_id,follow,like,share,video_category,watching_times,gender,age\n1,2,0,0,0,c,1,1,1\n", "column click"),
-    (b"user_id,item_id,click,click,follow,like,share,video_category,watching_times,gender,age\n", "the column twice"),
-    (b"\x00\x01\x02PAR1 rubbish", "column user_id"),
-])
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "which is empty"),
+        (b"\n\n", "which is empty"),
+        (
+            b"user_id,item_id,follow,like,share,video_category,watching_times,gender,age\n1,2,0,0,0,c,1,1,1\n",
+            "column click",
+        ),
+        (
+            b"user_id,item_id,click,click,follow,like,share,video_category,watching_times,gender,age\n",
+            "the column twice",
+        ),
+        (b"\x00\x01\x02PAR1 rubbish", "column user_id"),
+    ],
+)
 def test_a_wrong_file_is_refused_with_what_is_missing(tmp_path, content, told, capfd):
     (tmp_path / "log.csv").write_bytes(content)
     assert main([f"input={tmp_path / 'log.csv'}", f"output={tmp_path / 'out'}", "scenario=qb_video"]) == 2

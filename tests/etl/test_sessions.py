@@ -26,9 +26,16 @@ def logs(draw) -> list[str]:
     """One to three files; users and items few, so that repeats, conflicts and splits abound."""
     flag = st.sampled_from([0, 0, 0, 1])
     row = st.tuples(
-        st.integers(1, 4), st.integers(1, 12), st.sampled_from([0, 1, 1]), flag, flag, flag,
-        st.sampled_from(["\\N", "a", "b", "ä", "z"]), st.sampled_from(["\\N", "0", "1", "7"]),
-        st.sampled_from(["\\N", "0", "1", "2"]), st.sampled_from(["\\N", "3", "-1"]),
+        st.integers(1, 4),
+        st.integers(1, 12),
+        st.sampled_from([0, 1, 1]),
+        flag,
+        flag,
+        flag,
+        st.sampled_from(["\\N", "a", "b", "ä", "z"]),
+        st.sampled_from(["\\N", "0", "1", "7"]),
+        st.sampled_from(["\\N", "0", "1", "2"]),
+        st.sampled_from(["\\N", "3", "-1"]),
     )
     rows = draw(st.lists(row, min_size=1, max_size=120))
     if draw(st.booleans()):
@@ -62,8 +69,12 @@ def command(folder: Path, texts: list[str], options: Options, *more: str) -> lis
         paths[-1].write_bytes(text.encode())
     protocol = {k: v for k, v in vars(options).items() if k != "exposures"}
     return [
-        f"input=[{','.join(map(str, paths))}]", f"output={folder / 'out'}", "scenario=qb_video", "shards=3",
-        f"exposures={str(options.exposures).lower()}", *more,
+        f"input=[{','.join(map(str, paths))}]",
+        f"output={folder / 'out'}",
+        "scenario=qb_video",
+        "shards=3",
+        f"exposures={str(options.exposures).lower()}",
+        *more,
         *(f"protocol.{k}={'null' if v is None else v}" for k, v in protocol.items()),
     ]
 
@@ -107,11 +118,14 @@ def test_equals_the_slow_sessionizer_element_by_element(texts, options, split_by
 
 
 @pytest.mark.spark
-@pytest.mark.parametrize("options", [
-    Options(min_clicks=3, max_clicks=5),
-    Options(min_clicks=3, max_clicks=4, dedupe="exact", min_item_clicks=2, first_users=3),
-    Options(min_clicks=3, max_clicks=30, dedupe="first", exposures=False),
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        Options(min_clicks=3, max_clicks=5),
+        Options(min_clicks=3, max_clicks=4, dedupe="exact", min_item_clicks=2, first_users=3),
+        Options(min_clicks=3, max_clicks=30, dedupe="first", exposures=False),
+    ],
+)
 def test_the_job_on_spark_equals_the_slow_sessionizer(spark, tmp_path, options):
     rng = __import__("numpy").random.default_rng(5)
     lines = [
@@ -142,7 +156,9 @@ def test_a_rerun_gives_identical_bytes_and_the_engine_does_not_matter(spark, tmp
 def test_one_user_with_a_hundred_thousand_clicks(tmp_path):
     rows = [(7, 1 + i % 997, 1, 0, 0, 0, "c", 1, 1, 2) for i in range(100_000)]
     log = write_log(tmp_path / "log.csv", rows)
-    dataset = build([f"input={log}", f"output={tmp_path / 'out'}", "scenario=qb_video", "shards=1"], split_bytes=1 << 20)
+    dataset = build(
+        [f"input={log}", f"output={tmp_path / 'out'}", "scenario=qb_video", "shards=1"], split_bytes=1 << 20
+    )
     (row,) = __import__("pyarrow.parquet").parquet.read_table(dataset.file(dataset.session_files[0].path)).to_pylist()
     raw = {r["item"]: r["item_id"] for r in dataset.items().to_pylist()}
     assert row["n_clicks"] == 100_000
@@ -172,7 +188,8 @@ def test_other_column_order_and_unknown_columns_change_nothing(tmp_path):
     write_log(first, lines)
     second.write_text("\n".join(",".join([*(str(r[i]) for i in order), "x"]) for r in [names, *lines]) + "\n")
     manifests = [
-        build([f"input={p}", f"output={tmp_path / p.stem}", "scenario=qb_video", "shards=1"]).manifest for p in (first, second)
+        build([f"input={p}", f"output={tmp_path / p.stem}", "scenario=qb_video", "shards=1"]).manifest
+        for p in (first, second)
     ]
     assert [f.sha256 for f in manifests[0].files] == [f.sha256 for f in manifests[1].files]
 
@@ -192,23 +209,26 @@ def test_items_from_keeps_the_ids_of_another_dataset_and_drops_unknown_items(tmp
     assert statistics["raw"]["clicks"] == 6
 
 
-@pytest.mark.parametrize(("line", "reason"), [
-    (b"1,2,1,0,0,0,c,1,1", "wrong number of columns"),
-    (b"1,2,1,0,0,0,c,1,1,1,1", "wrong number of columns"),
-    (b"x,2,1,0,0,0,c,1,1,1", "user_id is not"),
-    (b"-1,2,1,0,0,0,c,1,1,1", "user_id is not"),
-    (b"\\N,2,1,0,0,0,c,1,1,1", "user_id is not"),
-    (b"1,9223372036854775808,1,0,0,0,c,1,1,1", "item_id exceeds"),
-    (b"1,0x10,1,0,0,0,c,1,1,1", "item_id is not"),
-    (b"1,2,2,0,0,0,c,1,1,1", "click is not 0 or 1"),
-    (b"1,2,\\N,0,0,0,c,1,1,1", "click is null"),
-    (b"1,2,1,0.5,0,0,c,1,1,1", "follow is not 0 or 1"),
-    (b"1,2,1,0,0,0,c,-3,1,1", "watching_times is not"),
-    (b"1,2,1,0,0,0,c,1,1,999", "age is not"),
-    (b"1,2,1,0,0,0,\xff,1,1,1", "not UTF-8"),
-    (b"1,2,1,0,0,0,c\0,1,1,1", "control character"),
-    (b"1,2,1,0,0,0,\"c,1,1,1", "unbalanced quote"),
-])
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"1,2,1,0,0,0,c,1,1", "wrong number of columns"),
+        (b"1,2,1,0,0,0,c,1,1,1,1", "wrong number of columns"),
+        (b"x,2,1,0,0,0,c,1,1,1", "user_id is not"),
+        (b"-1,2,1,0,0,0,c,1,1,1", "user_id is not"),
+        (b"\\N,2,1,0,0,0,c,1,1,1", "user_id is not"),
+        (b"1,9223372036854775808,1,0,0,0,c,1,1,1", "item_id exceeds"),
+        (b"1,0x10,1,0,0,0,c,1,1,1", "item_id is not"),
+        (b"1,2,2,0,0,0,c,1,1,1", "click is not 0 or 1"),
+        (b"1,2,\\N,0,0,0,c,1,1,1", "click is null"),
+        (b"1,2,1,0.5,0,0,c,1,1,1", "follow is not 0 or 1"),
+        (b"1,2,1,0,0,0,c,-3,1,1", "watching_times is not"),
+        (b"1,2,1,0,0,0,c,1,1,999", "age is not"),
+        (b"1,2,1,0,0,0,\xff,1,1,1", "not UTF-8"),
+        (b"1,2,1,0,0,0,c\0,1,1,1", "control character"),
+        (b'1,2,1,0,0,0,"c,1,1,1', "unbalanced quote"),
+    ],
+)
 def test_a_malformed_row_is_quarantined_with_its_place_and_the_others_are_kept(tmp_path, line, reason):
     good = [f"1,{i},1,0,1,0,c,1,1,1".encode() for i in range(1, 13)]
     lines = [HEADER.encode(), *good[:5], line, *good[5:]]
@@ -226,14 +246,17 @@ def test_a_malformed_row_is_quarantined_with_its_place_and_the_others_are_kept(t
         build([f"input={log}", f"output={tmp_path / 'strict'}", "scenario=qb_video", "strict=true"])
 
 
-@pytest.mark.parametrize("change", [
-    lambda t: t.replace(b"\n", b"\r\n"),
-    lambda t: b"\xef\xbb\xbf" + t,
-    lambda t: t.rstrip(b"\n"),
-    lambda t: t.replace(b"\n1,", b'\n"1",'),
-    lambda t: t.replace(b",1,0,1,0,c", b",1.0,0,1,0,c"),
-    lambda t: t.replace(b"\n", b"\n\n"),
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.replace(b"\n", b"\r\n"),
+        lambda t: b"\xef\xbb\xbf" + t,
+        lambda t: t.rstrip(b"\n"),
+        lambda t: t.replace(b"\n1,", b'\n"1",'),
+        lambda t: t.replace(b",1,0,1,0,c", b",1.0,0,1,0,c"),
+        lambda t: t.replace(b"\n", b"\n\n"),
+    ],
+)
 def test_harmless_spellings_are_read_right(tmp_path, change):
     text = ("\n".join([HEADER, *(f"1,{i},1,0,1,0,c,1,1,1" for i in range(1, 13))]) + "\n").encode()
     results = []

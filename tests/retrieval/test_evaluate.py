@@ -12,8 +12,8 @@ import pytest
 
 from etl.folder import InputError
 from retrieval.__main__ import main
-from retrieval.bundle import MANIFEST, Queries, finish_bundle, open_bundle, vectors_array
 from retrieval.baselines import Popularity
+from retrieval.bundle import MANIFEST, Queries, finish_bundle, open_bundle, vectors_array
 from retrieval.config import load
 from retrieval.evaluate import evaluate, rank_by_index
 from retrieval.index import Catalogue, build_index, measure, tune
@@ -21,9 +21,11 @@ from retrieval.metrics import MISS
 
 
 def run(tiny, name="out", *options):
-    return evaluate(load([
-        f"bundle={tiny / 'bundle'}", f"data={tiny / 'data'}", f"output={tiny / name}", "cutoffs=[1,2,5]", *options
-    ]))
+    return evaluate(
+        load(
+            [f"bundle={tiny / 'bundle'}", f"data={tiny / 'data'}", f"output={tiny / name}", "cutoffs=[1,2,5]", *options]
+        )
+    )
 
 
 @pytest.mark.parametrize("index", ["flat", "ivf_flat", "auto"])
@@ -56,8 +58,11 @@ def test_topk_leaves_out_seen_items_and_names_raw_ids(tiny):
 def random_queries(rng, n_items, n, dimension):
     lengths = rng.integers(1, 6, n)
     return Queries(
-        np.arange(n), rng.integers(1, n_items + 1, n).astype(np.int32), np.concatenate([[0], np.cumsum(lengths)]),
-        rng.integers(1, n_items + 1, lengths.sum()).astype(np.int32), lengths.astype(np.int32),
+        np.arange(n),
+        rng.integers(1, n_items + 1, n).astype(np.int32),
+        np.concatenate([[0], np.cumsum(lengths)]),
+        rng.integers(1, n_items + 1, lengths.sum()).astype(np.int32),
+        lengths.astype(np.int32),
         rng.integers(-2, 3, (n, dimension)).astype(np.float32),
     )
 
@@ -80,7 +85,11 @@ def test_ranks_equal_a_slow_ranking_of_all_candidates(seed, mask_seen):
         seen = set(queries.seen[queries.seen_offset[q] : queries.seen_offset[q + 1]].tolist()) if mask_seen else set()
         target = int(queries.target[q])
         for scores, found, listed in (
-            (dict(zip(candidates.tolist(), (catalogue.vector @ queries.vector[q]).tolist(), strict=True)), rank[q], lists[q]),
+            (
+                dict(zip(candidates.tolist(), (catalogue.vector @ queries.vector[q]).tolist(), strict=True)),
+                rank[q],
+                lists[q],
+            ),
             (dict(zip(candidates.tolist(), clicks.tolist(), strict=True)), popular_rank[q], popular_lists[q]),
         ):
             if target not in scores or target in seen:
@@ -156,7 +165,9 @@ BROKEN = {
     "another dataset": lambda t: edit_manifest(t / "bundle" / MANIFEST, dataset="0" * 64),
     "NaN": lambda t: rewrite_items(t, lambda table: with_vector(table, np.nan)),
     "infinity": lambda t: rewrite_items(t, lambda table: with_vector(table, np.inf)),
-    "an item twice": lambda t: rewrite_items(t, lambda x: x.set_column(0, x.schema.field(0), pa.array([1, 2, 3, 4, 5, 5], pa.int32()))),
+    "an item twice": lambda t: rewrite_items(
+        t, lambda x: x.set_column(0, x.schema.field(0), pa.array([1, 2, 3, 4, 5, 5], pa.int32()))
+    ),
     "a dataset file that differs": lambda t: flip(t / "data" / "items.parquet"),
 }
 
@@ -186,10 +197,21 @@ def test_broken_input_ends_with_one_plain_line_and_no_output(tiny, name, capfd):
     assert not (tiny / "out").exists()
 
 
-@pytest.mark.parametrize("options", [
-    ["cutoffs=[1,99]"], ["cutoffs=[]"], ["cutoffs=[5,1]"], ["cutoffs=many"], ["index=magic"], ["fidelity=2"],
-    ["candidates=some"], ["no_such=1"], ["mask_seen=perhaps"], ["index"],
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["cutoffs=[1,99]"],
+        ["cutoffs=[]"],
+        ["cutoffs=[5,1]"],
+        ["cutoffs=many"],
+        ["index=magic"],
+        ["fidelity=2"],
+        ["candidates=some"],
+        ["no_such=1"],
+        ["mask_seen=perhaps"],
+        ["index"],
+    ],
+)
 def test_wrong_options_end_with_one_plain_line(tiny, options, capfd):
     status = main([f"bundle={tiny / 'bundle'}", f"data={tiny / 'data'}", f"output={tiny / 'out'}", *options])
     _, err = capfd.readouterr()

@@ -38,8 +38,12 @@ def test_sums_by_hand():
     sums = RankingSums([1, 3])
     sums.add(np.array([1, 2, 4]), np.array([True, False, False]))
     assert sums.averages() == {
-        "hr@1": 1 / 3, "hr@3": 2 / 3, "ndcg@1": 1 / 3, "ndcg@3": (1 + 1 / math.log2(3)) / 3,
-        "mrr@1": 1 / 3, "mrr@3": (1 + 1 / 2) / 3,
+        "hr@1": 1 / 3,
+        "hr@3": 2 / 3,
+        "ndcg@1": 1 / 3,
+        "ndcg@3": (1 + 1 / math.log2(3)) / 3,
+        "mrr@1": 1 / 3,
+        "mrr@3": (1 + 1 / 2) / 3,
     }
     assert sums.repeats == 1
 
@@ -72,7 +76,8 @@ def test_auc_and_gauc_equal_scikit_learn(rows):
     assert auc(label, score) == (None if one_class else pytest.approx(roc_auc_score(label, score), abs=1e-12))
     areas = [
         (roc_auc_score(label[user == u], score[user == u]), (user == u).sum())
-        for u in sorted(set(user.tolist())) if len(set(label[user == u].tolist())) == 2
+        for u in sorted(set(user.tolist()))
+        if len(set(label[user == u].tolist())) == 2
     ]
     wanted = sum(a * n for a, n in areas) / sum(n for _, n in areas) if areas else None
     assert gauc(user, label, score) == (None if wanted is None else pytest.approx(wanted, abs=1e-12))

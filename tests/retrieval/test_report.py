@@ -15,9 +15,16 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 @pytest.fixture
 def report(tiny):
-    curves = {"valid/hr@20": [[1, 0.1], [2, 0.3]], "valid/ndcg@20": [[1, 0.05], [2, 0.1]], "train/loss/next": [[1, 2.0], [2, 1.5]]}
-    gates = {"tasks": ["next", "like"], "mean_weight": {"next": [0.9, 0.1], "like": [0.5, 0.5]},
-             "entropy_nats": {"next": 0.325, "like": 0.693}}
+    curves = {
+        "valid/hr@20": [[1, 0.1], [2, 0.3]],
+        "valid/ndcg@20": [[1, 0.05], [2, 0.1]],
+        "train/loss/next": [[1, 2.0], [2, 1.5]],
+    }
+    gates = {
+        "tasks": ["next", "like"],
+        "mean_weight": {"next": [0.9, 0.1], "like": [0.5, 0.5]},
+        "entropy_nats": {"next": 0.325, "like": 0.693},
+    }
     (tiny / "diagnostics.json").write_text(json.dumps({"curves": curves, "gates": gates}))
     evaluate(load([f"bundle={tiny / 'bundle'}", f"data={tiny / 'data'}", f"output={tiny / 'out'}", "cutoffs=[1,2,5]"]))
     return tiny / "out" / "report.html"
@@ -28,7 +35,16 @@ def test_the_page_says_what_metrics_json_says(report):
     metrics = json.loads((report.parent / "metrics.json").read_text())
     for name in ("hr@5", "ndcg@5", "mrr@5", "auc/like"):
         assert f"{metrics['test'][name]:.4f}" in text
-    for title in ("Next click", "Feedback", "Validation", "Training loss", "HR@5 by session length", "Gates", "Session length", "Popularity"):
+    for title in (
+        "Next click",
+        "Feedback",
+        "Validation",
+        "Training loss",
+        "HR@5 by session length",
+        "Gates",
+        "Session length",
+        "Popularity",
+    ):
         assert f"<h2>{title}</h2>" in text
     assert "0.90" in text
     assert "next (47%)" in text

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,7 +42,11 @@ def test_the_order_changes_with_the_epoch_and_the_seed_alone(fifty):
     reader = SessionReader(fifty, exposures=False, holdout=2)
 
     def users(o):
-        return [int(u) for b in reader.epoch(o, lambda s, _: s.user_id, start=0, global_rank=0, world_size=1) for u in b.data]
+        return [
+            int(u)
+            for b in reader.epoch(o, lambda s, _: s.user_id, start=0, global_rank=0, world_size=1)
+            for u in b.data
+        ]
 
     assert users(order(reader)) == users(order(reader))
     assert users(order(reader)) != users(order(reader, epoch=1))
@@ -55,7 +59,9 @@ def test_resuming_anywhere_with_other_workers_reads_the_rest_once(fifty, worlds)
     def read(world, start, stop=None):
         users, end = [], start
         for rank in range(world):
-            for batch in reader.epoch(order(reader), lambda s, _: s.user_id, start=start, global_rank=rank, world_size=world):
+            for batch in reader.epoch(
+                order(reader), lambda s, _: s.user_id, start=start, global_rank=rank, world_size=world
+            ):
                 if stop is not None and batch.first_sample >= stop:
                     break
                 users += batch.data.tolist()
@@ -88,7 +94,12 @@ def all_sessions(dataset) -> Sessions:
 @pytest.mark.parametrize("exposures", [True, False])
 def test_a_batch_holds_what_a_slow_reading_of_the_sessions_says(fifty, holdout, exposures):
     batch = train_batch(
-        all_sessions(fifty), holdout=holdout, tasks=["click", "like"], exposures=exposures, rows_per_session=10**6, salt=0
+        all_sessions(fifty),
+        holdout=holdout,
+        tasks=["click", "like"],
+        exposures=exposures,
+        rows_per_session=10**6,
+        salt=0,
     )
     width = batch.items.shape[1]
     wanted_rows = []
@@ -99,10 +110,14 @@ def test_a_batch_holds_what_a_slow_reading_of_the_sessions_says(fifty, holdout, 
         assert batch.targets[number].tolist() == row["items"][1 : last_state + 1] + [0] * (width - last_state)
         shown = zip(row["exposure_items"], row["exposure_position"], row["exposure_feedback"], strict=True)
         if not exposures:
-            shown = [(item, place, bits | 128) for place, (item, bits) in enumerate(zip(row["items"], row["feedback"], strict=True))]
+            shown = [
+                (item, place, bits | 128)
+                for place, (item, bits) in enumerate(zip(row["items"], row["feedback"], strict=True))
+            ]
         wanted_rows += [
             (number * width + place - 1, item, float(bits >> 7 & 1), float(bits & 1))
-            for item, place, bits in shown if 1 <= place <= last_state
+            for item, place, bits in shown
+            if 1 <= place <= last_state
         ]
     found = zip(batch.row_state.tolist(), batch.row_item.tolist(), *batch.row_label.t().tolist(), strict=True)
     assert list(found) == wanted_rows
@@ -140,7 +155,10 @@ def test_sampled_rows_are_the_same_however_a_batch_is_shared(fifty):
     def rows(s, salt):
         batch = train_batch(s, holdout=2, tasks=["like"], exposures=True, rows_per_session=4, salt=salt)
         width = batch.items.shape[1]
-        return {(int(s.user_id[i // width]), i % width, j) for i, j in zip(batch.row_state.tolist(), batch.row_item.tolist(), strict=True)}
+        return {
+            (int(s.user_id[i // width]), i % width, j)
+            for i, j in zip(batch.row_state.tolist(), batch.row_item.tolist(), strict=True)
+        }
 
     whole = rows(sessions, 1)
     halves = [rows(sessions.take(np.arange(len(sessions))[r::2]), 1) for r in range(2)]

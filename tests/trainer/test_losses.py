@@ -46,7 +46,9 @@ def test_accidental_hits_are_all_pairs_of_equal_ids(targets, candidates):
 def test_a_sampled_target_does_not_compete_with_itself():
     query, vector, bias, _ = random_problem(1, n=1)
     target = torch.tensor([3])
-    with_hit = softmax_sum(query, vector[target], bias[target], vector[[3, 5, 3]], bias[[3, 5, 3]], target, torch.tensor([3, 5, 3]))
+    with_hit = softmax_sum(
+        query, vector[target], bias[target], vector[[3, 5, 3]], bias[[3, 5, 3]], target, torch.tensor([3, 5, 3])
+    )
     without = softmax_sum(query, vector[target], bias[target], vector[[5]], bias[[5]], target, torch.tensor([5]))
     assert float(with_hit) == pytest.approx(float(without), rel=1e-6)
 
@@ -82,7 +84,13 @@ def test_the_expected_sampled_gradient_nears_the_full_one_as_samples_grow():
             place = torch.from_numpy(drawn - 1)
             correction = -torch.from_numpy(sampler.log_q(drawn)) - np.log(k)
             loss = softmax_sum(
-                query, vector[target], bias[target], vector[place], bias[place] + correction, target + 1, torch.from_numpy(drawn)
+                query,
+                vector[target],
+                bias[target],
+                vector[place],
+                bias[place] + correction,
+                target + 1,
+                torch.from_numpy(drawn),
             )
             total += torch.autograd.grad(loss, query)[0]
         distance.append(float((total / 200 - wanted).norm() / wanted.norm()))

@@ -25,7 +25,9 @@ def sigmoid(x):
 
 def gru_by_steps(gru: torch.nn.GRU, x_TD: np.ndarray) -> np.ndarray:
     """Cho et al. 2014 in the reset-after form that cuDNN and torch use, one step at a time."""
-    w, u, b, c = (p.detach().double().numpy() for p in (gru.weight_ih_l0, gru.weight_hh_l0, gru.bias_ih_l0, gru.bias_hh_l0))
+    w, u, b, c = (
+        p.detach().double().numpy() for p in (gru.weight_ih_l0, gru.weight_hh_l0, gru.bias_ih_l0, gru.bias_hh_l0)
+    )
     h, states = np.zeros(u.shape[1]), []
     for x in x_TD:
         (r_x, z_x, n_x), (r_h, z_h, n_h) = np.split(w @ x + b, 3), np.split(u @ h + c, 3)

@@ -24,8 +24,16 @@ from trainer.__main__ import main
 from trainer.checkpoint import TENSORS, latest
 
 SMALL = [
-    "network.dimension=8", "network.hidden=8", "network.experts=2", "network.tower=8", "train.batch_tokens=64",
-    "train.negatives=20", "train.valid_sessions=30", "ray.workers=0", "train.epochs=3", "train.checkpoint_steps=5",
+    "network.dimension=8",
+    "network.hidden=8",
+    "network.experts=2",
+    "network.tower=8",
+    "train.batch_tokens=64",
+    "train.negatives=20",
+    "train.valid_sessions=30",
+    "ray.workers=0",
+    "train.epochs=3",
+    "train.checkpoint_steps=5",
 ]
 """A run of a second or two."""
 
@@ -94,7 +102,9 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("at", [3, 8, 26, 41])
-def test_a_run_killed_at_any_step_ends_with_the_bits_of_an_undisturbed_one(fifty, undisturbed, tmp_path, at, monkeypatch):
+def test_a_run_killed_at_any_step_ends_with_the_bits_of_an_undisturbed_one(
+    fifty, undisturbed, tmp_path, at, monkeypatch
+):
     taken = 0
     step = trainer.loop.Stepper.step
 
@@ -180,26 +190,64 @@ def test_the_test_click_changes_neither_training_nor_the_test_query(tmp_path):
 @pytest.mark.parametrize("loss", ["softmax", "sampled_softmax"])
 def test_a_tiny_dataset_is_memorised(tmp_path, model, loss):
     """Every user clicks around the same ring, so the next click follows from the last."""
-    rows = [(u, 1 + (u + i) % 12, 1, 0, int((u + i) % 12 < 4), 0, "c", 1, 1, 1) for u in range(1, 25) for i in range(14)]
-    dataset = build([f"input={write_log(tmp_path / 'log.csv', rows)}", f"output={tmp_path / 'data'}", "scenario=qb_video", "shards=1"])
-    status = main([
-        f"data={dataset.path}", f"output={tmp_path / 'run'}", f"model={model}", f"loss={loss}", "ray.workers=0",
-        "network.dimension=16", "network.hidden=16", "network.tower=16", "network.embedding_dropout=0",
-        "network.state_dropout=0", "train.epochs=60", "train.patience=60", "train.batch_tokens=64", "train.negatives=30",
-    ])
+    rows = [
+        (u, 1 + (u + i) % 12, 1, 0, int((u + i) % 12 < 4), 0, "c", 1, 1, 1) for u in range(1, 25) for i in range(14)
+    ]
+    dataset = build(
+        [
+            f"input={write_log(tmp_path / 'log.csv', rows)}",
+            f"output={tmp_path / 'data'}",
+            "scenario=qb_video",
+            "shards=1",
+        ]
+    )
+    status = main(
+        [
+            f"data={dataset.path}",
+            f"output={tmp_path / 'run'}",
+            f"model={model}",
+            f"loss={loss}",
+            "ray.workers=0",
+            "network.dimension=16",
+            "network.hidden=16",
+            "network.tower=16",
+            "network.embedding_dropout=0",
+            "network.state_dropout=0",
+            "train.epochs=60",
+            "train.patience=60",
+            "train.batch_tokens=64",
+            "train.negatives=30",
+        ]
+    )
     assert status == 0
     from retrieval.config import load
     from retrieval.evaluate import evaluate
 
-    found = evaluate(load([f"bundle={tmp_path / 'run' / 'bundle'}", f"data={dataset.path}", f"output={tmp_path / 'out'}", "cutoffs=[1]"]))
+    found = evaluate(
+        load(
+            [
+                f"bundle={tmp_path / 'run' / 'bundle'}",
+                f"data={dataset.path}",
+                f"output={tmp_path / 'out'}",
+                "cutoffs=[1]",
+            ]
+        )
+    )
     assert found["test"]["hr@1"] == 1.0
     if model == "hybrid":
         assert found["test"]["auc/like"] == 1.0
 
 
-@pytest.mark.parametrize("wrong", [
-    ["train.learning_rate=0.3"], ["seed=7"], ["tasks=[next]"], ["resume=never"], ["network.experts=4"],
-])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["train.learning_rate=0.3"],
+        ["seed=7"],
+        ["tasks=[next]"],
+        ["resume=never"],
+        ["network.experts=4"],
+    ],
+)
 def test_a_run_refuses_to_go_on_otherwise_than_it_began(fifty, undisturbed, wrong, capfd):
     assert main([*options(fifty, undisturbed), *wrong]) == 2
     err = capfd.readouterr().err
@@ -209,16 +257,38 @@ def test_a_run_refuses_to_go_on_otherwise_than_it_began(fifty, undisturbed, wron
 
 def test_a_run_refuses_another_dataset(undisturbed, tmp_path, capfd):
     rows = [(u, 1 + (u + i) % 12, 1, 0, i % 2, 0, "c", 1, 1, 1) for u in range(1, 9) for i in range(14)]
-    other = build([f"input={write_log(tmp_path / 'log.csv', rows)}", f"output={tmp_path / 'data'}", "scenario=qb_video", "shards=1"])
+    other = build(
+        [
+            f"input={write_log(tmp_path / 'log.csv', rows)}",
+            f"output={tmp_path / 'data'}",
+            "scenario=qb_video",
+            "shards=1",
+        ]
+    )
     assert main(options(other, undisturbed)) == 2
     assert "error: expected dataset=" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("wrong", [
-    ["model=bert"], ["loss=magic"], ["ray.workers=9999"], ["ray.workers=-1"], ["train.epochs=none"], ["tasks=[click]"],
-    ["tasks=[next,next]"], ["network.hidden=0"], ["train.learning_rate=-1"], ["data=/nowhere"], ["nosuch=1"], ["train"],
-    ["train.task_weights={jump: 1}"], ["encoder=cnn"], ["recipe=huge"],
-])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["model=bert"],
+        ["loss=magic"],
+        ["ray.workers=9999"],
+        ["ray.workers=-1"],
+        ["train.epochs=none"],
+        ["tasks=[click]"],
+        ["tasks=[next,next]"],
+        ["network.hidden=0"],
+        ["train.learning_rate=-1"],
+        ["data=/nowhere"],
+        ["nosuch=1"],
+        ["train"],
+        ["train.task_weights={jump: 1}"],
+        ["encoder=cnn"],
+        ["recipe=huge"],
+    ],
+)
 def test_wrong_options_end_with_one_plain_line_and_nothing_written(fifty, tmp_path, wrong, capfd):
     assert main([*options(fifty, tmp_path / "run"), *wrong]) == 2
     out, err = capfd.readouterr()

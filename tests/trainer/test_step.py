@@ -26,7 +26,9 @@ TASKS = ["next", "click", "like", "share"]
 def config(data, **changes) -> TrainerConfig:
     network = ModelOptions(dimension=8, hidden=8, experts=3, tower=8, embedding_dropout=0.0, state_dropout=0.0)
     train = TrainOptions(batch_tokens=128, negatives=32, buffer_sessions=64)
-    return TrainerConfig(data=str(data), output="", model="hybrid", tasks=list(TASKS), network=network, train=train, **changes)
+    return TrainerConfig(
+        data=str(data), output="", model="hybrid", tasks=list(TASKS), network=network, train=train, **changes
+    )
 
 
 def ten_steps(settings: TrainerConfig, world: World, steps: int = 10) -> Stepper:
@@ -102,7 +104,9 @@ def test_a_step_touches_only_the_rows_of_its_batch_and_negatives(fifty):
     settings.train.batch_tokens = 8
     before = make_stepper(settings, fifty, World.alone())
     reader = SessionReader(fifty, exposures=True, holdout=2)
-    batch = train_batch(reader.read(np.array([0])).take(np.array([0])), holdout=2, tasks=[], exposures=True, rows_per_session=1, salt=0)
+    batch = train_batch(
+        reader.read(np.array([0])).take(np.array([0])), holdout=2, tasks=[], exposures=True, rows_per_session=1, salt=0
+    )
     settings.tasks = ["next"]
     stepper = make_stepper(settings, fifty, World.alone())
     stepper.step(batch, 0)
@@ -137,7 +141,9 @@ def test_a_step_that_is_not_finite_updates_nothing_and_names_itself(fifty):
         stepper.table.vector[3] = torch.nan
     before = state_of(stepper)
     reader = SessionReader(fifty, exposures=True, holdout=2)
-    batch = train_batch(reader.read(np.array([0])), holdout=2, tasks=TASKS[1:], exposures=True, rows_per_session=9, salt=0)
+    batch = train_batch(
+        reader.read(np.array([0])), holdout=2, tasks=TASKS[1:], exposures=True, rows_per_session=9, salt=0
+    )
     with pytest.raises(NotFiniteError, match="step 41"):
         stepper.step(batch, 41)
     for name, value in state_of(stepper).items():

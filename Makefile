@@ -1,0 +1,43 @@
+# make demo: environment, then the whole path on real input.   make test: environment, then all tests.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+.PHONY: setup demo test bench lint java clean
+
+setup: $(INSTALLED) java
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: expected Python 3.11 or newer, got $$($(PYTHON) --version) (make PYTHON=python3.11)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+# Spark needs a Java of its own: install one where that is ours to do, else say how.
+java: $(INSTALLED)
+	@if $(RUN) -c 'import sys; from etl.spark import OLDEST_JAVA, java_version; sys.exit((java_version() or 0) < OLDEST_JAVA)'; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		apt-get update -qq && apt-get install -y -qq openjdk-17-jre-headless; \
+	else \
+		echo "error: expected Java 17 or newer, got none (apt-get install openjdk-17-jre-headless, or set JAVA_HOME)"; exit 2; \
+	fi
+
+demo: setup
+	@$(RUN) -m cluster pipeline=demo
+
+test: setup
+	$(RUN) -m pytest
+
+bench: setup
+	$(RUN) -m tests.benchmarks
+
+lint: $(INSTALLED)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,35 @@
+"""`python -m tests.benchmarks [NAME …]` (`make bench`): run benchmarks and print their tables."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from tests.benchmarks import quality, rates
+
+BENCHMARKS = {
+    "train": rates.training,
+    "search": rates.search,
+    "etl": rates.sessionizing,
+    "movielens": quality.movielens,
+}
+
+
+def main(names: list[str]) -> int:
+    unknown = set(names) - BENCHMARKS.keys()
+    if unknown:
+        print(f"error: expected benchmarks of {', '.join(BENCHMARKS)}, got {unknown.pop()} (name one)", file=sys.stderr)
+        return 2
+    packages = ("torch", "faiss-cpu", "pyspark", "pyarrow", "numpy", "ray")
+    print(datetime.now(UTC).date(), platform.processor() or platform.machine(), f"Python {platform.python_version()}")
+    print("  ".join(f"{name} {version(name)}" for name in packages))
+    for name in names or BENCHMARKS:
+        print(f"\n## {name}", flush=True)
+        BENCHMARKS[name]()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
