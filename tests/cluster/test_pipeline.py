@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -65,7 +66,8 @@ def kill_during(line: list[str], program: str, seconds: float) -> None:
         assert time.monotonic() < deadline
         if process.poll() is not None:
             return  # it was done before the program could be met
-        child = next((c for c in psutil.Process(process.pid).children() if program in c.cmdline()), None)
+        with suppress(psutil.Error):  # a step may end while it is looked at
+            child = next((c for c in psutil.Process(process.pid).children() if program in c.cmdline()), None)
         time.sleep(0.02)
     time.sleep(seconds)
     os.kill(process.pid, signal.SIGKILL)

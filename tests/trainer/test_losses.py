@@ -29,7 +29,7 @@ def test_with_all_items_it_is_torchs_cross_entropy_with_its_gradients(chunk, mon
     found = torch.autograd.grad(ours * 0.7, (query, vector, bias))
     theirs = torch.nn.functional.cross_entropy(query @ vector.t() + bias, target, reduction="sum")
     wanted = torch.autograd.grad(theirs * 0.7, (query, vector, bias))
-    assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
     for a, b in zip(found, wanted, strict=True):
         assert torch.allclose(a, b, atol=1e-5)
 
@@ -50,7 +50,7 @@ def test_a_sampled_target_does_not_compete_with_itself():
         query, vector[target], bias[target], vector[[3, 5, 3]], bias[[3, 5, 3]], target, torch.tensor([3, 5, 3])
     )
     without = softmax_sum(query, vector[target], bias[target], vector[[5]], bias[[5]], target, torch.tensor([5]))
-    assert float(with_hit) == pytest.approx(float(without), rel=1e-6)
+    assert with_hit.item() == pytest.approx(without.item(), rel=1e-6)
 
 
 def test_the_corrected_sample_estimates_the_full_normaliser_without_bias():
