@@ -102,6 +102,12 @@ def _filesystem(uri: str) -> tuple[pa_fs.FileSystem, str]:
     return pa_fs.LocalFileSystem(), uri
 
 
+def open_input(uri: str) -> pa.NativeFile:
+    """A stream of a log's bytes, decompressed where its name says so."""
+    filesystem, path = _filesystem(uri)
+    return filesystem.open_input_stream(path, compression="detect")
+
+
 def _expand(pattern: str) -> list[str]:
     """The files that a path, glob or URI names, globs sorted by path."""
     if not any(c in pattern for c in "*?["):
@@ -128,7 +134,7 @@ def _open_log(uri: str, scenario: Scenario) -> LogFile:
         raise InputError("a readable input file", f"{uri}: {error}", "check the URI and access") from None
     if not info.is_file:
         raise InputError("an input file", uri, "check the path; no such file")
-    with filesystem.open_input_stream(path, compression="detect") as stream:
+    with open_input(uri) as stream:
         head = stream.read(LONGEST_LINE)
     if not head.strip():
         raise InputError("a CSV file with a header line", f"{uri}, which is empty", "check the file")

@@ -1,0 +1,82 @@
+"""KuaiRand on hand-made rows, overlaps of logs counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from etl.kuairand import main as kuairand
+from etl.overlap import main as overlap
+from tests.support.engine import build, write_log
+
+LOG = "user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,long_view,tab"
+
+
+@pytest.fixture
+def download(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "log_random.csv").write_text(f"{LOG}\n2,30,1,1,15,0,0,0,0,0,0,0,1\n1,10,1,1,25,1,0,1,0,0,0,1,1\n")
+    (folder / "log_standard.csv").write_text(
+        f"{LOG}\n1,20,1,1,20,1,1,0,0,1,0,0,1\n1,10,1,1,10,0,0,0,1,0,0,0,1\n2,20,1,1,15,1,0,0,0,0,0,1,1\n"
+    )
+    (folder / "video_features_basic.csv").write_text('video_id,author_id,tag\n10,1,"12,68"\n20,2,\n')
+    return folder
+
+
+def test_kuairand_rows_are_in_time_order_with_their_outcomes(download, tmp_path):
+    assert kuairand([f"input={download}", f"output={tmp_path / 'out.csv'}"]) == 0
+    assert (tmp_path / "out.csv").read_text().splitlines() == [
+        "user_id,item_id,click,follow,like,share,video_category,watching_times,gender,age",
+        r"1,10,0,0,0,0,12,0,\N,\N",
+        r"1,20,1,0,1,1,\N,0,\N,\N",
+        r"1,10,1,1,0,0,12,1,\N,\N",
+        r"2,30,0,0,0,0,\N,0,\N,\N",
+        r"2,20,1,0,0,0,\N,1,\N,\N",
+    ]
+    options = [
+        f"input={tmp_path / 'out.csv'}",
+        f"output={tmp_path / 'ds'}",
+        "scenario=qb_video",
+        "protocol.min_clicks=3",
+    ]
+    assert build(options).manifest.counts["rows_read"] == 5
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: [p.unlink() for p in d.glob("log_*")],
+        lambda d: (d / "video_features_basic.csv").unlink(),
+        lambda d: (d / "log_random.csv").write_text("user_id,video_id\n1,2\n"),
+        lambda d: (d / "log_random.csv").write_text(f"{LOG}\n2,30,1,1,15,7,0,0,0,0,0,0,1\n"),
+        lambda d: (d / "log_random.csv").write_text(f"{LOG}\n2,x,1,1,15,0,0,0,0,0,0,0,1\n"),
+    ],
+)
+def test_a_broken_download_ends_with_one_plain_line(download, tmp_path, damage, capfd):
+    damage(download)
+    assert kuairand([f"input={download}", f"output={tmp_path / 'out.csv'}"]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("error: expected ")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out.csv").exists()
+
+
+def row(user, item):
+    return (user, item, 1, 0, 0, 0, "c", 1, 1, 1)
+
+
+def test_overlap_counts_distinct_users_and_items(tmp_path, capsys):
+    a = write_log(tmp_path / "a.csv", [row(1, 5), row(1, 6), row(2, 5), row(3, 7)])
+    b = write_log(tmp_path / "b.csv", [row(2, 7), row(2, 7), row(3, 8), row(9, 5)])
+    assert overlap([f"inputs=[{a},{b}]"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{a}: 3 users, 3 items",
+        f"{b}: 3 users, 3 items",
+        f"{a} ∩ {b}: 2 users, 2 items",
+    ]
+
+
+@pytest.mark.parametrize("inputs", ["inputs=[]", "inputs=a.csv", "inputs=[/no/a.csv,/no/b.csv]"])
+def test_overlap_refuses_what_it_cannot_compare(inputs, capfd):
+    assert overlap([inputs]) == 2
+    assert capfd.readouterr().err.startswith("error: expected ")
