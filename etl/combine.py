@@ -188,5 +188,5 @@ class _Seen:
 
 def _count_items(item_N: protocol.Array, clicked_N: protocol.Mask) -> protocol.Array:
     """Rows `(item, clicks)` int64, one for each distinct item."""
-    unique, inverse = np.unique(item_N, return_inverse=True)
-    return np.stack([unique, np.bincount(inverse[clicked_N], minlength=len(unique))], axis=1)
+    items, place = table_one.distinct(item_N)
+    return np.stack([items, np.bincount(place[clicked_N], minlength=len(items))], axis=1)

@@ -196,7 +196,7 @@ def _keep_whole(job: Job, partition: int, users: Users) -> int:
         {"rows": lengths} | {name: getattr(users, name) for name in ("user_id", "clicks", "gender", "age")}
     )
     write_table(job.work("whole_users", partition, "parquet"), table)
-    unique, inverse = np.unique(users.item, return_inverse=True)
+    unique, inverse = table_one.distinct(users.item)
     clicks = np.bincount(inverse[users.clicked], minlength=len(unique))
     write_array(job.work("item_clicks", partition, "npy"), np.stack([unique, clicks], axis=1))
     return len(lengths)
@@ -248,7 +248,7 @@ def cut_users(job: Job, partition: int, users: Users) -> int:
             "exposure_feedback": _lists(shown_offset, feedback[shown]),
         }
     )
-    write_table(job.work("cut", partition, "parquet"), table, row_group_size=16_384)
+    write_table(job.work("cut", partition, "parquet"), table, row_group_size=16_384, compression="lz4")
     kept_N = np.repeat(cut.kept_U, np.diff(users.offset))[row]
     # A click's place from 1: places 1..n-2 are train, n-1 valid, n test.
     train = click & (position + 1 <= kept_N - 2)
@@ -278,7 +278,7 @@ def _write_items(
     click_N: protocol.Mask,
     train_N: protocol.Mask,
 ) -> None:
-    unique, inverse = np.unique(item_N, return_inverse=True)
+    unique, inverse = table_one.distinct(item_N)
     counts = {
         "item_id": unique,
         "train_clicks": np.bincount(inverse[train_N], minlength=len(unique)),
@@ -288,6 +288,7 @@ def _write_items(
     write_table(job.work("items", partition, "parquet"), pa.table(counts))
     known = category_N > 0
     codes = int(category_N.max(initial=0)) + 1
-    pair, rows = np.unique(inverse[known] * codes + category_N[known], return_counts=True)
+    pair, place = table_one.distinct(inverse[known].astype(np.int64) * codes + category_N[known])
+    rows = np.bincount(place, minlength=len(pair))
     table = pa.table({"item_id": unique[pair // codes], "code": pair % codes, "rows": rows})
     write_table(job.work("item_categories", partition, "parquet"), table)

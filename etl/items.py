@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from etl.gather import all_categories, read_whole
 from etl.job import Job, write_array
 from etl.protocol import Array
 
+DENSE_ENOUGH = 16
+"""A look-up table may have so many places for each item."""
 COUNTS = ("train_clicks", "clicks", "exposures")
 
 
@@ -43,11 +46,30 @@ def number_items(job: Job, known: pa.Table | None) -> pa.Table:
 
 
 def write_lookup(job: Job, items: pa.Table) -> None:
-    """Write raw ids in order with their dense ids, for the tasks to map into memory."""
-    item_id = items["item_id"].to_numpy()
+    """Write what turns raw into dense ids, for the tasks to map into memory.
+
+    A table with a place for every raw id takes one look-up a row; where ids are too thinly spread for
+    that, the sorted ids take a binary search, some twenty look-ups far apart.
+    """
+    item_id, item = items["item_id"].to_numpy(), items["item"].to_numpy()
+    largest = int(item_id.max(initial=0))
+    if largest <= DENSE_ENOUGH * len(item_id):
+        table = np.zeros(largest + 1, np.int32)
+        table[item_id] = item
+        write_array(job.work("dense_by_id", 0, "npy"), table)
+        return
     order = np.argsort(item_id)
     write_array(job.work("item_ids", 0, "npy"), item_id[order])
-    write_array(job.work("dense_ids", 0, "npy"), items["item"].to_numpy()[order])
+    write_array(job.work("dense_ids", 0, "npy"), item[order])
+
+
+def read_lookup(job: Job) -> Callable[[Array], Array]:
+    """The function from kept raw ids to dense ids that `write_lookup` left."""
+    table = job.work("dense_by_id", 0, "npy")
+    if table.exists():
+        return np.load(table, mmap_mode="r").__getitem__
+    ids, dense = (np.load(job.work(kind, 0, "npy"), mmap_mode="r") for kind in ("item_ids", "dense_ids"))
+    return lambda item_N: dense[np.searchsorted(ids, item_N)]
 
 
 def allow_items(job: Job) -> None:

@@ -80,7 +80,7 @@ def complete(path: Path) -> Iterator[Path]:
 def write_table(path: Path, table: pa.Table, **options: Any) -> None:
     """Write a Parquet file, complete or absent."""
     with complete(path) as attempt:
-        pq.write_table(table, attempt, compression="zstd", **options)
+        pq.write_table(table, attempt, **{"compression": "zstd", **options})
 
 
 def write_array(path: Path, array: np.ndarray[Any, Any]) -> None:

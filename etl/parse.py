@@ -75,7 +75,7 @@ class Parser:
         if len(block.data) <= FEW_BYTES or middle in (0, len(block.data)):
             good = self._judge(block, bad)
             if good:
-                yield self._fast(good)
+                yield self._typed(good)
             return
         yield from self._parse(Block(block.data[:middle], block.offset), bad)
         yield from self._parse(Block(block.data[middle:], block.offset + middle), bad)
@@ -92,14 +92,22 @@ class Parser:
             raise _InDoubtError
         if b"\0" in data or b"0x" in data or b"0X" in data or (b'"' in data and _unbalanced(data)):
             raise _InDoubtError
-        try:
-            return self._check(self._read(data, pa.int8(), pa.int64()))
-        except pa.ArrowInvalid:
-            return self._check(self._read(data, pa.float64(), pa.float64()))
+        return self._typed(data)
 
-    def _read(self, data: bytes, flag: pa.DataType, number: pa.DataType) -> pa.Table:
-        types = {name: pa.int64() for name in self.ids}
-        types |= {name: flag if name in self.flags else number for name in self.numbers}
+    def _typed(self, data: bytes) -> pa.Table:
+        types = {name: pa.int64() for name in self.numbers if name not in self.flags}
+        try:
+            return self._check(self._read(data, types))
+        except pa.ArrowInvalid:
+            # Numbers written 1.0, as the article logs do: few distinct ones, so each is looked at once.
+            text = pa.dictionary(pa.int32(), pa.string())
+            table = self._read(data, dict.fromkeys(self.numbers, text))
+            for name in self.numbers:
+                table = table.set_column(table.schema.get_field_index(name), name, _whole_numbers(table[name]))
+            return self._check(table)
+
+    def _read(self, data: bytes, numbers: dict[str, pa.DataType]) -> pa.Table:
+        types = {name: pa.int64() for name in self.ids} | {name: pa.int8() for name in self.flags} | numbers
         types[self.scenario.category] = pa.dictionary(pa.int32(), pa.string())
         if self.row_hash:
             texts = self._read_columns(data, dict.fromkeys(self.scenario.columns, pa.string()), nulls=[])
@@ -133,7 +141,7 @@ class Parser:
             found = pc.min_max(column)
             if (name == "click" and column.null_count) or not _within(found, low, high):
                 raise _InDoubtError
-            whole = column.cast(pa.int32())  # raises ArrowInvalid for fractions and NaN
+            whole = column.cast(pa.int32())
             columns[name] = whole if name in ("gender", "age") else pc.fill_null(whole, 0)
         columns["category"] = table[self.scenario.category].unify_dictionaries()
         if self.row_hash:
@@ -192,6 +200,19 @@ class Parser:
         if whole and value.isascii() and low <= int(whole.group(1)) <= high:
             return "", str(int(whole.group(1)))
         return f"{name} is not " + ("0 or 1" if name in self.flags else f"a whole number in {low}..{high}"), value
+
+
+def _whole_numbers(column: pa.ChunkedArray) -> pa.Array:
+    """Integers from dictionary-encoded text like `1`, ` 1` or `1.0`.
+
+    Raises:
+        _InDoubtError: a text that is no whole number of that form.
+    """
+    encoded = column.unify_dictionaries().combine_chunks()
+    texts = [text.strip(" \t") for text in encoded.dictionary.to_pylist()]
+    if not all(_WHOLE.fullmatch(text) and text.isascii() and len(text) < 19 for text in texts):
+        raise _InDoubtError
+    return pa.array([int(text.split(".")[0]) for text in texts], pa.int64()).take(encoded.indices)
 
 
 def _within(found: pa.Scalar, low: int, high: int) -> bool:

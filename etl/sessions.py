@@ -36,7 +36,7 @@ from etl.contract import (
 )
 from etl.folder import InputError, fingerprint_of, refuse_existing, staged, write_json
 from etl.gather import PARTITION, cut_filtered_users, gather_users
-from etl.items import allow_items, number_items, raw_clicks_per_item, write_lookup
+from etl.items import allow_items, number_items, raw_clicks_per_item, read_lookup, write_lookup
 from etl.job import Job, read_records, write_array, write_table
 from etl.progress import reporting
 from etl.spark import spark_session
@@ -158,19 +158,15 @@ def run_shards(spark: SparkSession, job: Job, tasks: list[tuple[str]]) -> list[A
 
 def write_shards(job: Job, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Spark task: pieces of the cut partitions in, one session file each out."""
-    ids = np.load(job.work("item_ids", 0, "npy"), mmap_mode="r")
-    dense = np.load(job.work("dense_ids", 0, "npy"), mmap_mode="r")
+    dense = read_lookup(job)
     for batch in batches:
         for text in batch.column(0).to_pylist():
             shard, pieces = json.loads(text)
-            tables = [
-                pq.read_table(job.work("cut", number, "parquet"), memory_map=True).slice(begin, rows)
-                for number, begin, rows in pieces
-            ]
+            tables = [read_rows(job.work("cut", number, "parquet"), begin, rows) for number, begin, rows in pieces]
             whole = pa.concat_tables(tables) if tables else SESSIONS_SCHEMA.empty_table()
             for name in ("items", "exposure_items"):
                 column = whole[name].combine_chunks()
-                values = dense[np.searchsorted(ids, column.flatten().to_numpy())] if len(ids) else np.zeros(0, np.int32)
+                values = dense(column.flatten().to_numpy())
                 offset = column.offsets.to_numpy() - (column.offsets[0].as_py() if len(column) else 0)
                 lists = pa.ListArray.from_arrays(pa.array(offset, pa.int32()), pa.array(values, pa.int32()))
                 whole = whole.set_column(whole.schema.get_field_index(name), name, lists)
@@ -178,6 +174,15 @@ def write_shards(job: Job, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Rec
             write_table(Path(job.folder) / name, whole.cast(SESSIONS_SCHEMA), row_group_size=ROWS_PER_GROUP)
             entry = dataclasses.asdict(describe_file(Path(job.folder), name, len(whole)))
             yield pa.RecordBatch.from_arrays([pa.array([json.dumps(entry)])], ["file"])
+
+
+def read_rows(path: Path, begin: int, rows: int) -> pa.Table:
+    """Rows `begin..begin + rows` of a Parquet file, from the row groups that hold them."""
+    with pq.ParquetFile(path, memory_map=True) as file:
+        ends = np.cumsum([0] + [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
+        first = int(np.searchsorted(ends, begin, side="right")) - 1
+        last = int(np.searchsorted(ends, begin + rows, side="left"))
+        return file.read_row_groups(list(range(first, last))).slice(begin - int(ends[first]), rows)
 
 
 def run(job: Job, frame: Any) -> list[Any]:

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from etl.contract import CLICKED, FEEDBACK_BIT
 from etl.protocol import Array
@@ -35,6 +36,15 @@ def count_rows(feedback_N: Array, actions: tuple[str, ...]) -> Counter[str]:
     counts["passive"] = int(by_bits[clicked & ~acted].sum())
     counts["other"] = int(by_bits[~clicked & acted].sum())
     return counts
+
+
+def distinct(values_N: Array) -> tuple[Array, Array]:
+    """Distinct values in order of appearance, and for each value the place of its equal among them.
+
+    By a hash table: several times faster than sorting, which `np.unique` does.
+    """
+    encoded = pa.array(values_N).dictionary_encode()
+    return encoded.dictionary.to_numpy(zero_copy_only=False), encoded.indices.to_numpy(zero_copy_only=False)
 
 
 def histogram(values: Array) -> list[list[int]]:
