@@ -15,6 +15,7 @@ from etl.twin.generate import Clicks, make_twin, rows_of, simulate
 from etl.twin.oracle import beliefs, best_probabilities, expected_ranking, truth
 from etl.twin.process import AFFINITY, TASKS, TASTES, Process
 from etl.twin.scenarios import PUBLISHED, item_ids, user_ids
+from tests.support.engine import build
 
 
 @pytest.fixture(scope="module")
@@ -212,3 +213,27 @@ def test_longer_histories_help(twin):
         best = best_probabilities(twin.process, *beliefs(twin.process, short, np.arange(len(users))))
         scores.append(expected_ranking(best)["hr@20"] / len(users))
     assert scores[0] < scores[1] < scores[2]
+
+
+@pytest.mark.parametrize("scenario", list(PUBLISHED))
+def test_the_job_counts_what_the_twin_drew_in_every_scenario(tmp_path, scenario):
+    assert main([f"output={tmp_path / 'log.csv'}", f"scenario={scenario}", "users=300", "seed=2"]) == 0
+    drawn = rows_of(make_twin(scenario, users=300, items=None, task_correlation=0.5, seed=2), 0)
+    dataset = build([f"input={tmp_path / 'log.csv'}", f"output={tmp_path / 'out'}", f"scenario={scenario}", "shards=2"])
+    raw = json.loads(dataset.file("statistics.json").read_text())["raw"]
+    assert raw["exposures"] == len(drawn["click"])
+    assert raw["clicks"] == drawn["click"].sum()
+    assert raw["users"] == 300
+    for task, name in (
+        ("like", "likes"),
+        ("share", "shares"),
+        ("follow", "follows"),
+        ("read", "reads"),
+        ("favorite", "favorites"),
+    ):
+        assert raw[name] == (drawn[task].sum() if PUBLISHED[scenario].rate(task) else None), name
+    acted = sum(drawn.get(task, np.zeros(1)) for task in TASKS) > 0
+    assert raw["passive"] == np.sum((drawn["click"] == 1) & ~acted)
+    clicks = np.bincount(drawn["user"][drawn["click"] == 1], minlength=300)
+    assert dataset.manifest.counts["sessions"] == (clicks >= 10).sum()
+    assert dataset.manifest.counts["clicks"] == np.minimum(clicks[clicks >= 10], 30).sum()
