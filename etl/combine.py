@@ -94,7 +94,7 @@ def _partial_users(job: Job, part: int, table: pa.Table, known: Any, seen: _Seen
     clicks = [protocol.clicks_through(which, offset)[1] for which in (clicked, clicked & is_known)]
     keep = useful & protocol.tail_rows(clicked & is_known, offset, job.max_clicks) if job.truncates_early else useful
     kept = np.concatenate([[0], np.cumsum(keep)])
-    last = [_last_value(values, offset) for values in (gender, age)]
+    last = [protocol.last_value(values, offset, NO_VALUE).astype(np.int16) for values in (gender, age)]
     yield from _batches(user[first], part, clicks, last, rows[keep], kept[offset])
 
 
@@ -111,13 +111,6 @@ def _pack(job: Job, table: pa.Table, seen: _Seen) -> tuple[np.ndarray[Any, Any],
     if job.dedupe == "exact":
         rows["row_hash"] = table["row_hash"].to_numpy()
     return rows, clicked
-
-
-def _last_value(value_N: protocol.Array, offset_U1: protocol.Int) -> protocol.Array:
-    """Each user's last value that is not null, else `NO_VALUE`."""
-    index = np.where(value_N != NO_VALUE, np.arange(len(value_N)), -1)
-    last = np.maximum.reduceat(index, offset_U1[:-1]) if len(offset_U1) > 1 else index[:0]
-    return np.where(last >= 0, value_N[last], NO_VALUE).astype(np.int16)
 
 
 def _batches(

@@ -12,7 +12,6 @@ import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from hydra import compose, initialize_config_module
@@ -146,15 +145,3 @@ def run_program(
         print("interrupted", file=sys.stderr, flush=True)
         return 130
     return 0
-
-
-def existing_file(value: str | Path, option_name: str) -> Path:
-    """The path of a file that must exist.
-
-    Raises:
-        InputError: there is none.
-    """
-    path = Path(value)
-    if not path.is_file():
-        raise InputError(f"a file for {option_name}", value, "check the path")
-    return path

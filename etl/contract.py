@@ -7,7 +7,7 @@ standard library, numpy and pyarrow.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -230,11 +230,3 @@ def describe_file(folder: Path, name: str, rows: int) -> DataFile:
 def feedback_labels(feedback: Any, task: str) -> Any:
     """0/1 labels of `task` from feedback bits (any integer array)."""
     return (feedback >> FEEDBACK_BIT[task]) & 1
-
-
-def item_statistics_note(counts: Mapping[str, int]) -> str:
-    """One sentence that every result shows, since the logs have no timestamps."""
-    return (
-        f"Item counts cover train clicks of all {counts['sessions']:,} sessions; without timestamps, "
-        "other users' later clicks are in training, as in the Tenrec benchmark."
-    )

@@ -142,8 +142,8 @@ def _put_together(job: Job, batches: list[pa.RecordBatch]) -> tuple[Users, proto
     users = Users(
         user[first],
         clicks,
-        _last_known(gender, part_offset),
-        _last_known(age, part_offset),
+        _profile(gender, part_offset),
+        _profile(age, part_offset),
         row_offset,
         rows["item"],
         packed,
@@ -164,10 +164,9 @@ def _binary_rows(column: pa.BinaryArray, dtype: np.dtype[Any]) -> tuple[np.ndarr
     return raw.view(dtype), np.diff(end) // dtype.itemsize
 
 
-def _last_known(value_P: protocol.Array, offset_U1: protocol.Int) -> protocol.Array:
-    index = np.where(value_P != NO_VALUE, np.arange(len(value_P)), -1)
-    last = np.maximum.reduceat(index, offset_U1[:-1]) if len(offset_U1) > 1 else index[:0]
-    return np.where(last >= 0, value_P[last], UNKNOWN).astype(np.int16)
+def _profile(value_P: protocol.Array, offset_U1: protocol.Int) -> protocol.Array:
+    last = protocol.last_value(value_P, offset_U1, NO_VALUE)
+    return np.where(last == NO_VALUE, UNKNOWN, last).astype(np.int16)
 
 
 def all_categories(job: Job) -> list[str]:

@@ -15,6 +15,8 @@ from etl.gather import all_categories, read_whole
 from etl.job import Job, write_array
 from etl.protocol import Array
 
+PARTS_AT_ONCE = 8
+"""Files of counts that are summed together."""
 DENSE_ENOUGH = 16
 """A look-up table may have so many places for each item."""
 COUNTS = ("train_clicks", "clicks", "exposures")
@@ -114,18 +116,22 @@ def _users_with(job: Job, partition: int, allowed: Array) -> Array:
 def _sum_arrays(paths: list[Any]) -> Array:
     """Sum `(key, value)` rows of several files by key, a few files at a time to bound memory."""
     total = np.zeros((0, 2), np.int64)
-    for begin in range(0, len(paths), 16):
-        rows = np.concatenate([total, *(np.load(path) for path in paths[begin : begin + 16])])
+    for begin in range(0, len(paths), PARTS_AT_ONCE):
+        rows = np.concatenate([total, *(np.load(path) for path in paths[begin : begin + PARTS_AT_ONCE])])
         table = pa.table({"key": rows[:, 0], "value": rows[:, 1]}).group_by("key").aggregate([("value", "sum")])
         total = np.stack([table["key"].to_numpy(), table["value_sum"].to_numpy()], axis=1)
     return total[np.argsort(total[:, 0])]
 
 
 def _sum_parts(job: Job, kind: str, keys: list[str], values: tuple[str, ...]) -> pa.Table:
+    """Sum the partitions' tables by key, a few at a time: together they are larger than their sum."""
     paths = sorted(job.work_folder(kind).glob("[0-9]*.parquet"))
-    table = pa.concat_tables([pq.read_table(path) for path in paths])
-    summed = table.group_by(keys).aggregate([(name, "sum") for name in values])
-    return summed.rename_columns([name.removesuffix("_sum") for name in summed.column_names])
+    total: list[pa.Table] = []
+    for begin in range(0, len(paths), PARTS_AT_ONCE):
+        table = pa.concat_tables(total + [pq.read_table(path) for path in paths[begin : begin + PARTS_AT_ONCE]])
+        summed = table.group_by(keys).aggregate([(name, "sum") for name in values])
+        total = [summed.rename_columns([name.removesuffix("_sum") for name in summed.column_names])]
+    return total[0]
 
 
 def _align(wanted: Array, found: Array, counts: dict[str, Array]) -> tuple[Array, dict[str, Array]]:

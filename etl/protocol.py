@@ -46,6 +46,17 @@ def tail_rows(clicked_N: Mask, offset_U1: Int, max_clicks: int) -> Mask:
     return through_N >= np.repeat(first_kept_U, np.diff(offset_U1))
 
 
+def last_value(value_N: Array, offset_U1: Int, missing: int) -> Array:
+    """Each user's last value that is not `missing`, else `missing`.
+
+    >>> last_value(np.array([4, -9, -9]), np.array([0, 2, 3]), -9).tolist()
+    [4, -9]
+    """
+    index = np.where(value_N != missing, np.arange(len(value_N)), -1)
+    last = np.maximum.reduceat(index, offset_U1[:-1]) if len(offset_U1) > 1 else index[:0]
+    return np.where(last >= 0, value_N[last], missing)
+
+
 def first_of_equal(*keys_N: Array) -> Mask:
     """Rows that are the first with their combination of keys.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,10 @@ from trainer.checkpoint import Progress
 from trainer.config import TrainerConfig
 from trainer.data.batch import Batch, mix, train_batch
 from trainer.data.order import Int, Order
-from trainer.data.reader import Prefetch, SessionReader, Sessions
+from trainer.data.reader import GlobalBatch, Prefetch, SessionReader, Sessions
 from trainer.export import export
 from trainer.models.recommender import Recommender
-from trainer.runlog import RunLog, read_metrics
+from trainer.runlog import Meter, RunLog, read_metrics
 from trainer.scoring import Scorer
 from trainer.sparse.table import ItemTable
 from trainer.step import Stepper
@@ -145,6 +144,38 @@ def _run_epoch(
 ) -> None:
     """Train the rest of the epoch under way."""
     stepper.model.train()
+    if not progress.loss_sums:
+        progress.loss_sums, progress.loss_counts = ([0.0] * len(stepper.tasks) for _ in range(2))
+    first_step, meter = progress.step, Meter(reader.total_targets(), phase.epochs, sum(progress.loss_counts[:1]))
+    source = _batches(config, reader, stepper, progress, phase)
+    for batch in source:
+        sums, counts = (totals.tolist() for totals in stepper.step(batch.data, progress.step))
+        progress.step += 1
+        progress.sample = batch.first_sample + batch.samples
+        progress.loss_sums = [a + b for a, b in zip(progress.loss_sums, sums, strict=True)]
+        progress.loss_counts = [a + b for a, b in zip(progress.loss_counts, counts, strict=True)]
+        progress.examples += int(counts[0])
+        if log:
+            log.progress(**meter.told(progress, source.waited))
+            if progress.step % LOG_STEPS == 0:
+                log.write(progress.step, progress.epoch + 1, phase.name, mean_losses(stepper.tasks, sums, counts))
+            if (progress.step - first_step) % config.train.checkpoint_steps == 0:
+                progress.seconds += meter.lap()
+                checkpoint.save(folder, stepper, progress, keep=config.train.keep_checkpoints)
+    progress.seconds += meter.lap()
+    if log:
+        told = meter.told(progress, source.waited)
+        means = mean_losses(stepper.tasks, progress.loss_sums, progress.loss_counts)
+        means |= {"examples_per_second": told["rate"], "waiting_share": told["waiting"]}
+        log.write(progress.step, progress.epoch + 1, f"{phase.name}-epoch", means)
+    progress.epoch, progress.sample = progress.epoch + 1, 0
+    progress.loss_sums, progress.loss_counts = [], []
+
+
+def _batches(
+    config: TrainerConfig, reader: SessionReader, stepper: Stepper, progress: Progress, phase: Phase
+) -> Prefetch[GlobalBatch[Batch]]:
+    """This worker's batches of the epoch under way, from where it stands, read ahead in a thread."""
     world, options = stepper.world, config.train
     order = Order(
         reader.group_rows,
@@ -154,9 +185,6 @@ def _run_epoch(
         options.batch_tokens,
         options.buffer_sessions,
     )
-    total, first_step, first_done = reader.total_targets(), progress.step, sum(progress.loss_counts[:1])
-    if not progress.loss_sums:
-        progress.loss_sums, progress.loss_counts = ([0.0] * len(stepper.tasks) for _ in range(2))
     salt = int(mix(np.array([config.seed * 1_000_003 + progress.epoch], np.uint64))[0] >> np.uint64(1))
 
     def collate(sessions: Sessions, _: Int) -> Batch:
@@ -169,52 +197,13 @@ def _run_epoch(
             salt=salt,
         )
 
-    source = Prefetch(
-        reader.epoch(order, collate, start=progress.sample, global_rank=world.global_rank, world_size=world.size)
-    )
-    begin = clock = time.perf_counter()
-    for batch in source:
-        sums, counts = stepper.step(batch.data, progress.step)
-        progress.step += 1
-        progress.sample = batch.first_sample + batch.samples
-        progress.loss_sums = [a + b for a, b in zip(progress.loss_sums, sums.tolist(), strict=True)]
-        progress.loss_counts = [a + b for a, b in zip(progress.loss_counts, counts.tolist(), strict=True)]
-        progress.examples += int(counts[0])
-        if log:
-            now = time.perf_counter()
-            rate = (progress.loss_counts[0] - first_done) / (now - begin)
-            loss = progress.loss_sums[0] / max(progress.loss_counts[0], 1.0)
-            log.progress(
-                epoch=progress.epoch + 1,
-                epochs=phase.epochs,
-                done=progress.loss_counts[0],
-                total=total,
-                rate=rate,
-                loss=loss,
-                waiting=source.waited / (now - begin),
-            )
-            if progress.step % LOG_STEPS == 0:
-                batch_loss = {
-                    f"loss/{t}": float(s / max(c, 1)) for t, s, c in zip(stepper.tasks, sums, counts, strict=True)
-                }
-                log.write(progress.step, progress.epoch + 1, phase.name, batch_loss)
-            if (progress.step - first_step) % options.checkpoint_steps == 0:
-                progress.seconds, clock = progress.seconds + now - clock, now
-                checkpoint.save(folder, stepper, progress, keep=options.keep_checkpoints)
-    progress.seconds += time.perf_counter() - clock
-    progress.epoch, progress.sample = progress.epoch + 1, 0
-    if log:
-        means = {
-            f"loss/{t}": s / max(c, 1.0)
-            for t, s, c in zip(stepper.tasks, progress.loss_sums, progress.loss_counts, strict=True)
-        }
-        seconds = time.perf_counter() - begin
-        means |= {
-            "examples_per_second": (progress.loss_counts[0] - first_done) / seconds,
-            "waiting_share": source.waited / seconds,
-        }
-        log.write(progress.step, progress.epoch, f"{phase.name}-epoch", means)
-    progress.loss_sums, progress.loss_counts = [], []
+    start, rank, size = progress.sample, world.global_rank, world.size
+    return Prefetch(reader.epoch(order, collate, start=start, global_rank=rank, world_size=size))
+
+
+def mean_losses(tasks: list[str], sums: list[float], counts: list[float]) -> dict[str, float]:
+    """Mean loss by task, named for the log."""
+    return {f"loss/{t}": s / max(c, 1.0) for t, s, c in zip(tasks, sums, counts, strict=True)}
 
 
 def make_stepper(config: TrainerConfig, dataset: Dataset, world: World) -> Stepper:

@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from trainer.checkpoint import Progress
+
 PROGRESS = ".progress.json"
 METRICS = "metrics.jsonl"
 
@@ -54,6 +56,40 @@ class RunLog:
         """Finish the TensorBoard file."""
         self.board.close()
         (self.run / PROGRESS).unlink(missing_ok=True)
+
+
+class Meter:
+    """How fast an epoch goes, on one worker.
+
+    Args:
+        total: target clicks of the epoch.
+        epochs: of the phase.
+        done: target clicks of the epoch that an earlier start has done.
+    """
+
+    def __init__(self, total: int, epochs: int, done: float) -> None:
+        self.total, self.epochs, self.done = total, epochs, done
+        self.begin = self.last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        now = time.perf_counter()
+        seconds, self.last = now - self.last, now
+        return seconds
+
+    def told(self, progress: Progress, waited: float) -> dict[str, Any]:
+        """What the progress bar shows; `waited` seconds were spent without a batch."""
+        seconds = max(time.perf_counter() - self.begin, 1e-9)
+        done = progress.loss_counts[0]
+        return {
+            "epoch": progress.epoch + 1,
+            "epochs": self.epochs,
+            "done": done,
+            "total": self.total,
+            "rate": (done - self.done) / seconds,
+            "loss": progress.loss_sums[0] / max(done, 1.0),
+            "waiting": waited / seconds,
+        }
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
