@@ -42,10 +42,11 @@ QUALITY, MATCH, THREAD = 0.9, 1.0, 0.6
 
 def hashed(value_N: Array, salt: int) -> Float:
     """Uniform numbers in [0, 1) from integers: the SplitMix64 finaliser (Steele et al. 2014)."""
-    x = value_N.astype(np.uint64) + np.uint64((salt * 0x9E3779B97F4A7C15) & 0xFFFF_FFFF_FFFF_FFFF)
+    x = np.atleast_1d(value_N).astype(np.uint64) + np.uint64((salt * 0x9E3779B97F4A7C15) & 0xFFFF_FFFF_FFFF_FFFF)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53, np.float64)
+    uniform = ((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+    return np.asarray(uniform.reshape(np.shape(value_N)), np.float64)
 
 
 def normal(value_N: Array, salt: int) -> Float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 import numpy as np
@@ -60,7 +61,10 @@ def worker(rank: int, size: int, port: int, settings: TrainerConfig, folder: str
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
     torch.save(state_of(ten_steps(settings, World(rank, size, torch.device("cpu")))), f"{folder}/{size}-{rank}.pt")
+    dist.barrier()
     dist.destroy_process_group()
+    # A thread of gloo's that meets the interpreter's end aborts now and then; the result is on disk.
+    os._exit(0)
 
 
 def free_port() -> int:
