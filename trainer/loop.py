@@ -108,7 +108,9 @@ def fit(
     path = checkpoint.latest(folder)
     progress = checkpoint.load(path, stepper) if path else Progress()
     world.barrier()
-    log = RunLog(run, progress.step) if world.is_first and not _ended(config, phase, progress) else None
+    log = None
+    if world.is_first and not _ended(config, phase, progress):
+        log = RunLog(run, progress.step, refit=not phase.validates)
     sample = valid_sample(reader, config.train.valid_sessions, world) if phase.validates else None
     while not _ended(config, phase, progress):
         _run_epoch(config, reader, stepper, progress, phase, folder, log)

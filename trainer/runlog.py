@@ -22,15 +22,17 @@ class RunLog:
 
     Args:
         run: the run folder.
-        step: global step at which the run goes on.
+        step: global step at which the phase goes on.
+        refit: whether the phase is the refit, whose steps count from 0 beside those of the selection.
     """
 
-    def __init__(self, run: Path, step: int) -> None:
+    def __init__(self, run: Path, step: int, *, refit: bool) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.run, self.told = run, 0.0
         self.path = run / METRICS
-        kept = [line for line in read_metrics(self.path) if line["step"] <= step] if step else []
+        lines = read_metrics(self.path)
+        kept = [line for line in lines if line["step"] <= step or line["split"].startswith("refit") != refit]
         self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 

@@ -156,6 +156,8 @@ def test_a_refit_bundle_holds_no_valid_part_and_another_model(fifty, tmp_path):
     assert {part.split("-")[1] for part in bundle.parts if "-" in part} == {"test", "next"}
     assert selected.n_queries("valid") == 50
     assert not np.array_equal(bundle.item_vectors(), selected.item_vectors())
+    curves = json.loads((run / "diagnostics.json").read_text())["curves"]
+    assert [epoch for epoch, _ in curves["valid/ndcg@20"]] == [1, 2]
 
 
 def test_the_test_click_changes_neither_training_nor_the_test_query(tmp_path):
