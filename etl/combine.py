@@ -26,6 +26,8 @@ PARTIAL_USERS = "user_id long, part long, raw_clicks long, clicks long, gender s
 USERS_PER_BATCH = 20_000
 NO_VALUE = -(2**15)
 """`gender` or `age` null in all rows so far; -1 may be a value of the log."""
+PART_SHIFT = 20
+"""A part number is its split's index shifted by this, plus the block inside the split."""
 CATEGORY_SHIFT = 8
 """`packed` holds the feedback bits in its low byte and the category's code + 1 above."""
 
@@ -68,7 +70,7 @@ def _combine(job: Job, split: Split) -> Iterator[pa.RecordBatch]:
             )
         if tables:
             table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-            yield from _partial_users(job, (split.index << 20) + number, table, known, seen)
+            yield from _partial_users(job, (split.index << PART_SHIFT) + number, table, known, seen)
     seen.write(job, split, fingerprint())
 
 
@@ -161,7 +163,6 @@ class _Seen:
 
     def count_rows(self, job: Job, rows: np.ndarray[Any, Any], clicked: protocol.Mask) -> None:
         self.counts.update(table_one.count_rows(rows["packed"] & 0xFF, job.scenario.actions))
-        # One integer an item and click, so that one sort counts both.
         self.items.append(_count_items(rows["item"], clicked))
 
     def write(self, job: Job, split: Split, fingerprint: str) -> None:

@@ -11,13 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etl import protocol, table_one
-from etl.combine import CATEGORY_SHIFT, NO_VALUE, row_dtype
+from etl.combine import CATEGORY_SHIFT, NO_VALUE, PART_SHIFT, row_dtype
 from etl.contract import CLICKED, UNKNOWN
 from etl.job import Job, read_records, write_array, write_record, write_table
 
 PARTITION = "partition long, rows long"
-SPLIT_OF_PART = 20
-"""A part number is its split's index shifted by this, plus the block inside the split."""
 
 
 @dataclass
@@ -137,7 +135,7 @@ def _put_together(job: Job, batches: list[pa.RecordBatch]) -> tuple[Users, proto
     part_offset = protocol.group_offsets(user)
     first = part_offset[:-1]
     row_offset = np.concatenate([[0], np.cumsum(rows_P)])[part_offset]
-    packed = _global_categories(job, rows["packed"], np.repeat(part >> SPLIT_OF_PART, rows_P))
+    packed = _global_categories(job, rows["packed"], np.repeat(part >> PART_SHIFT, rows_P))
     raw_clicks, clicks = (np.add.reduceat(c, first) if len(first) else c for c in (raw_clicks, clicks))
     users = Users(
         user[first],

@@ -28,8 +28,9 @@ def prepare(options: Sequence[str]) -> tuple[TrainerConfig, bool]:
     Raises:
         InputError: options, dataset or output that the user must mend.
     """
-    output = Path(load(options).output)
-    dataset = open_dataset(load(options).data)
+    given = load(options)
+    output = Path(given.output)
+    dataset = open_dataset(given.data)
     config = with_recipe(options, dataset.manifest.n_items)
     config.data, config.output = str(Path(config.data).absolute()), str(output.absolute())
     if dataset.manifest.counts["sessions"] == 0:

@@ -159,13 +159,13 @@ def rows_of(twin: Twin, chunk: int) -> dict[str, Any]:
     """All rows of a chunk: what was shown, in order, with its outcome.
 
     Returns:
-        Arrays by name: `user` (number in the chunk), `rank`, `click`, the actions, `copied`.
+        Arrays by name: `user` (number in the chunk), `rank`, `click`, `watching_times`, the actions that the log has.
     """
     clicks = simulate(twin, chunk)
     rng = np.random.default_rng([twin.process.seed, chunk + 1, 2])
     n = len(clicks.rank)
     stop = 1 / (1 + twin.skips_per_click)
-    # A copied click follows its original at once, so nothing is shown between them; the others make up for it.
+    # A copied click follows its original at once, so nothing is shown between them.
     skips = rng.geometric(stop, n) - 1
     skips[clicks.copied] = 0
     repeats = rng.random(int(skips.sum())) < COPY_SHARE
@@ -247,7 +247,7 @@ def _chunk_csv(twin: Twin, chunk: int) -> tuple[int, bytes]:
 def _columns(twin: Twin, chunk: int, rows: dict[str, Any]) -> list[Any]:
     """The scenario's columns in the order of its header."""
     number = rows["user"] + chunk * USERS_PER_CHUNK
-    item = rows["rank"] % twin.process.items
+    item = rows["rank"]
     category = pa.DictionaryArray.from_arrays(
         pa.array(_null_some(item % CATEGORIES, chunk, rows, twin.process.seed)),
         pa.array([NULL, *(str(100 + c) for c in range(CATEGORIES))]),
