@@ -1,13 +1,13 @@
 """First stage: each split becomes one record per user that appears in it.
 
 Work per row decides the cost of the job, so rows are reduced here, before the shuffle, and travel
-through Spark as one binary value per user: a copy of bytes instead of a conversion per element.
+through Spark as two binary values for each partition of users: a copy of bytes instead of a
+conversion per row or user.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -20,10 +20,21 @@ from etl.contract import CLICKED, FEEDBACK_BIT
 from etl.folder import InputError
 from etl.job import QUARANTINE_ROWS_PER_SPLIT, Job, write_array, write_record
 from etl.parse import BadRow, Parser
-from etl.tenrec import LogFile, Split, read_blocks
+from etl.tenrec import Split, read_blocks
 
-PARTIAL_USERS = "user_id long, part long, raw_clicks long, clicks long, gender short, age short, rows binary"
-USERS_PER_BATCH = 20_000
+PARTIAL_USERS = "partition int, part long, users binary, rows binary"
+"""What is shuffled: users as `USER` and their rows as `row_dtype`, end to end."""
+USER = np.dtype(
+    [
+        ("user_id", "<i8"),
+        ("raw_clicks", "<i4"),
+        ("clicks", "<i4"),
+        ("rows", "<i4"),
+        ("gender", "<i2"),
+        ("age", "<i2"),
+    ]
+)
+"""A user's part as it travels: clicks in the log and of useful rows, rows that travel with it."""
 NO_VALUE = -(2**15)
 """`gender` or `age` null in all rows so far; -1 may be a value of the log."""
 PART_SHIFT = 20
@@ -38,13 +49,11 @@ def row_dtype(job: Job) -> np.dtype[Any]:
     return np.dtype(fields + [("row_hash", "<u8")] * (job.dedupe == "exact"))
 
 
-def combine_splits(job: Job, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Spark task: split descriptions in, partial users (`PARTIAL_USERS`) out."""
+def combine_splits(job: Job, splits: list[Split], batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Spark task: numbers of splits in, partial users (`PARTIAL_USERS`) out."""
     for batch in batches:
-        for text in batch.column(0).to_pylist():
-            raw = json.loads(text)
-            file = LogFile(**{**raw["file"], "columns": tuple(raw["file"]["columns"])})
-            split = Split(raw["index"], file, raw["begin"], raw["end"])
+        for number in batch.column(0).to_pylist():
+            split = splits[number]
             try:
                 yield from _combine(job, split)
             except InputError as error:
@@ -76,67 +85,87 @@ def _combine(job: Job, split: Split) -> Iterator[pa.RecordBatch]:
 
 def _partial_users(job: Job, part: int, table: pa.Table, known: Any, seen: _Seen) -> Iterator[pa.RecordBatch]:
     user = table["user_id"].to_numpy()
-    rows, clicked = _pack(job, table, seen)
-    gender, age = (table[name].fill_null(NO_VALUE).to_numpy() for name in ("gender", "age"))
-    seen.count_rows(job, rows, clicked)
-    if known is not None:
-        place = np.minimum(np.searchsorted(known, rows["item"]), len(known) - 1)
-        is_known = known[place] == rows["item"] if len(known) else np.zeros(len(rows), bool)
-        seen.unknown += int((~is_known).sum())
-    else:
-        is_known = np.ones(len(rows), bool)
     if np.any(user[1:] < user[:-1]):
         order = np.argsort(user, kind="stable")
-        user, rows, clicked, is_known = user[order], rows[order], clicked[order], is_known[order]
-        gender, age = gender[order], age[order]
+        user, table = user[order], table.take(pa.array(order))
+    item, feedback = table["item_id"].to_numpy(), _feedback(job, table)
+    clicked = feedback >= CLICKED
+    seen.count_rows(job, item, feedback, clicked)
     offset = protocol.group_offsets(user)
     first = offset[:-1]
+    users = np.zeros(len(first), USER)
+    users["user_id"] = user[first]
+    users["raw_clicks"] = np.add.reduceat(clicked, first, dtype=np.int64)
+    for name in ("gender", "age"):
+        users[name] = protocol.last_value(table[name].fill_null(NO_VALUE).to_numpy(), offset, NO_VALUE)
+    useful = seen.known_rows(item, known)
     # Without exposures, unclicked rows count in the raw statistics only, and as rows of their user.
-    useful = is_known & (clicked if not job.exposures and job.first_users is None else True)
-    clicks = [protocol.clicks_through(which, offset)[1] for which in (clicked, clicked & is_known)]
-    keep = useful & protocol.tail_rows(clicked & is_known, offset, job.max_clicks) if job.truncates_early else useful
-    kept = np.concatenate([[0], np.cumsum(keep)])
-    last = [protocol.last_value(values, offset, NO_VALUE).astype(np.int16) for values in (gender, age)]
-    yield from _batches(user[first], part, clicks, last, rows[keep], kept[offset])
+    if not job.exposures and job.first_users is None:
+        useful = clicked if useful is None else useful & clicked
+    row = np.arange(len(user)) if useful is None else np.flatnonzero(useful)
+    offset = offset if useful is None else np.concatenate([[0], np.cumsum(useful)])[offset]
+    _, users["clicks"] = protocol.clicks_through(clicked[row], offset)
+    if job.truncates_early:
+        keep = protocol.tail_rows(clicked[row], offset, job.max_clicks)
+        row, offset = row[keep], np.concatenate([[0], np.cumsum(keep)])[offset]
+    users["rows"] = np.diff(offset)
+    partition = partition_of(users["user_id"], job.partitions)
+    order = np.argsort(partition, kind="stable")
+    place, offset = protocol.regroup(order, offset)
+    rows = _pack(job, table, item, feedback, row[place], seen)
+    yield _batch(part, partition[order], users[order], rows, offset)
 
 
-def _pack(job: Job, table: pa.Table, seen: _Seen) -> tuple[np.ndarray[Any, Any], protocol.Mask]:
-    clicked = table["click"].to_numpy() == 1
-    packed = clicked.astype(np.int32) * CLICKED
+def partition_of(user_id: protocol.Array, partitions: int) -> protocol.Array:
+    """The partition that puts a user's parts together: a hash, as ids may follow any pattern."""
+    mixed = user_id.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing, Knuth 6.4
+    return ((mixed >> np.uint64(32)) % np.uint64(partitions)).astype(np.int32)
+
+
+def _feedback(job: Job, table: pa.Table) -> protocol.Array:
+    """The rows' feedback bits, uint8."""
+    feedback = table["click"].to_numpy().view(np.uint8) << FEEDBACK_BIT["click"]
     for action in job.scenario.actions:
-        packed |= table[action].to_numpy() << FEEDBACK_BIT[action]
-    packed |= (seen.category_codes(table["category"].combine_chunks()) + 1) << CATEGORY_SHIFT
-    rows = np.zeros(len(table), row_dtype(job))
-    rows["item"], rows["packed"] = table["item_id"].to_numpy(), packed
+        feedback |= table[action].to_numpy().view(np.uint8) << FEEDBACK_BIT[action]
+    return feedback
+
+
+def _pack(
+    job: Job, table: pa.Table, item: protocol.Array, feedback: protocol.Array, row: protocol.Int, seen: _Seen
+) -> np.ndarray[Any, Any]:
+    """The rows that travel; `row` chooses them."""
+    category = seen.category_codes(table["category"].combine_chunks())[row]
+    rows = np.zeros(len(category), row_dtype(job))
+    rows["item"] = item[row]
+    rows["packed"] = ((category + 1) << CATEGORY_SHIFT) | feedback[row]
     if job.scenario.watching:
-        rows["watching"] = table["watching_times"].to_numpy()
+        rows["watching"] = table["watching_times"].to_numpy()[row]
     if job.dedupe == "exact":
-        rows["row_hash"] = table["row_hash"].to_numpy()
-    return rows, clicked
+        rows["row_hash"] = table["row_hash"].to_numpy()[row]
+    return rows
 
 
-def _batches(
-    user: protocol.Array,
+def _batch(
     part: int,
-    clicks: list[protocol.Int],
-    last: list[protocol.Array],
+    partition_U: protocol.Array,
+    users: np.ndarray[Any, Any],
     rows: np.ndarray[Any, Any],
-    offset: protocol.Int,
-) -> Iterator[pa.RecordBatch]:
-    for begin in range(0, len(user), USERS_PER_BATCH):
-        end = min(begin + USERS_PER_BATCH, len(user))
-        span = rows[offset[begin] : offset[end]]
-        ends = ((offset[begin : end + 1] - offset[begin]) * rows.dtype.itemsize).astype(np.int32)
-        binary = pa.BinaryArray.from_buffers(
-            pa.binary(), end - begin, [None, pa.py_buffer(ends), pa.py_buffer(np.ascontiguousarray(span))]
-        )
-        arrays = [
-            pa.array(user[begin:end]),
-            pa.array(np.full(end - begin, part, np.int64)),
-            *(pa.array(values[begin:end]) for values in (*clicks, *last)),
-            binary,
-        ]
-        yield pa.RecordBatch.from_arrays(arrays, ["user_id", "part", "raw_clicks", "clicks", "gender", "age", "rows"])
+    offset_U1: protocol.Int,
+) -> pa.RecordBatch:
+    """One record for each partition that has users here; users come sorted by partition."""
+    bounds = protocol.group_offsets(partition_U)
+    columns = [
+        pa.array(partition_U[bounds[:-1]]),
+        pa.array(np.full(len(bounds) - 1, part, np.int64)),
+        _binary(users, bounds),
+        _binary(rows, offset_U1[bounds]),
+    ]
+    return pa.RecordBatch.from_arrays(columns, ["partition", "part", "users", "rows"])
+
+
+def _binary(values: np.ndarray[Any, Any], bounds: protocol.Int) -> pa.BinaryArray:
+    ends = (bounds * values.dtype.itemsize).astype(np.int32)
+    return pa.BinaryArray.from_buffers(pa.binary(), len(ends) - 1, [None, pa.py_buffer(ends), pa.py_buffer(values)])
 
 
 class _Seen:
@@ -161,13 +190,21 @@ class _Seen:
         lookup = np.array([*codes, -1], np.int32)
         return lookup[column.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)]
 
-    def count_rows(self, job: Job, rows: np.ndarray[Any, Any], clicked: protocol.Mask) -> None:
-        self.counts.update(table_one.count_rows(rows["packed"] & 0xFF, job.scenario.actions))
-        self.items.append(_count_items(rows["item"], clicked))
+    def count_rows(self, job: Job, item: protocol.Array, feedback: protocol.Array, clicked: protocol.Mask) -> None:
+        self.counts.update(table_one.count_rows(feedback, job.scenario.actions))
+        self.items.append(table_one.count_items(item, clicked))
+
+    def known_rows(self, item: protocol.Array, known: Any) -> protocol.Mask | None:
+        """Rows whose item is in `known` (sorted), the others counted; None without such a limit."""
+        if known is None:
+            return None
+        place = np.minimum(np.searchsorted(known, item), len(known) - 1)
+        is_known = known[place] == item if len(known) else np.zeros(len(item), bool)
+        self.unknown += int((~is_known).sum())
+        return is_known
 
     def write(self, job: Job, split: Split, fingerprint: str) -> None:
-        items = np.concatenate(self.items) if self.items else np.zeros((0, 2), np.int64)
-        write_array(job.work("raw_items", split.index, "npy"), items)
+        write_array(job.work("raw_items", split.index, "npy"), table_one.sum_by_id(self.items, 1))
         record = {
             "file": split.file.uri,
             "fingerprint": fingerprint,
@@ -178,9 +215,3 @@ class _Seen:
             "unknown": self.unknown,
         }
         write_record(job.work("splits", split.index, "json"), record)
-
-
-def _count_items(item_N: protocol.Array, clicked_N: protocol.Mask) -> protocol.Array:
-    """Rows `(item, clicks)` int64, one for each distinct item."""
-    items, place = table_one.distinct(item_N)
-    return np.stack([items, np.bincount(place[clicked_N], minlength=len(items))], axis=1)

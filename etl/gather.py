@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etl import protocol, table_one
-from etl.combine import CATEGORY_SHIFT, NO_VALUE, PART_SHIFT, row_dtype
+from etl.combine import CATEGORY_SHIFT, NO_VALUE, PART_SHIFT, USER, row_dtype
 from etl.contract import CLICKED, UNKNOWN
-from etl.job import Job, read_records, write_array, write_record, write_table
+from etl.job import Job, read_records, write_array, write_record, write_work_table
 
 PARTITION = "partition long, rows long"
 
@@ -92,7 +91,7 @@ def gather_partition(job: Job, partition: int, batches: Iterator[pa.RecordBatch]
     Args:
         job: the options.
         partition: number for the files.
-        batches: its partial users, sorted by user and part.
+        batches: its partial users (`PARTIAL_USERS`), in any order.
 
     Returns:
         Sessions cut, or whole users kept where filters still have to count.
@@ -124,42 +123,38 @@ def _done(partition: int, rows: int) -> pa.RecordBatch:
 
 def _put_together(job: Job, batches: list[pa.RecordBatch]) -> tuple[Users, protocol.Array]:
     """The users of a partition after `protocol.dedupe`, and each one's clicks in the raw log."""
-    names = ("user_id", "part", "raw_clicks", "clicks", "gender", "age")
-    user, part, raw_clicks, clicks, gender, age = (
-        np.concatenate([b.column(n).to_numpy() for b in batches] or [np.zeros(0, np.int64)]) for n in names
-    )
     dtype = row_dtype(job)
-    pieces = [_binary_rows(b.column(b.schema.get_field_index("rows")), dtype) for b in batches]
-    rows = np.concatenate([p[0] for p in pieces] or [np.zeros(0, dtype)])
-    rows_P = np.concatenate([p[1] for p in pieces] or [np.zeros(0, np.int64)])
-    part_offset = protocol.group_offsets(user)
+    records = [record for batch in batches for record in batch.to_pylist()]
+    parts = np.array([r["part"] for r in records], np.int64)
+    part = np.repeat(parts, np.array([len(r["users"]) // USER.itemsize for r in records], np.int64))
+    users_P = np.frombuffer(b"".join(r["users"] for r in records), USER)
+    rows = np.frombuffer(b"".join(r["rows"] for r in records), dtype)
+    del records
+    order = np.lexsort((part, users_P["user_id"]))
+    place, offset = protocol.regroup(order, np.concatenate([[0], np.cumsum(users_P["rows"])]))
+    part, users_P, rows = part[order], users_P[order], rows[place]
+    part_offset = protocol.group_offsets(users_P["user_id"])
     first = part_offset[:-1]
-    row_offset = np.concatenate([[0], np.cumsum(rows_P)])[part_offset]
-    packed = _global_categories(job, rows["packed"], np.repeat(part >> PART_SHIFT, rows_P))
-    raw_clicks, clicks = (np.add.reduceat(c, first) if len(first) else c for c in (raw_clicks, clicks))
+    packed = _global_categories(job, rows["packed"], np.repeat(part >> PART_SHIFT, np.diff(offset)))
     users = Users(
-        user[first],
-        clicks,
-        _profile(gender, part_offset),
-        _profile(age, part_offset),
-        row_offset,
+        users_P["user_id"][first],
+        _sum(users_P["clicks"], first),
+        _profile(users_P["gender"], part_offset),
+        _profile(users_P["age"], part_offset),
+        offset[part_offset],
         rows["item"],
         packed,
         rows["watching"],
     )
     if job.dedupe != "none":
-        index = np.repeat(np.arange(len(first)), np.diff(row_offset))
+        index = np.repeat(np.arange(len(first)), np.diff(users.offset))
         row_hash = rows["row_hash"] if job.dedupe == "exact" else rows["item"]
         users = users.select_rows(protocol.dedupe(job.dedupe, index, users.item, users.clicked, row_hash))
-    return users, raw_clicks
+    return users, _sum(users_P["raw_clicks"], first)
 
 
-def _binary_rows(column: pa.BinaryArray, dtype: np.dtype[Any]) -> tuple[np.ndarray[Any, Any], protocol.Int]:
-    """All rows of a batch end to end, and the number of rows of each value."""
-    _, ends, data = column.buffers()
-    end = np.frombuffer(ends, np.int32)[column.offset : column.offset + len(column) + 1].astype(np.int64)
-    raw = np.frombuffer(data, np.uint8)[end[0] : end[-1]] if data is not None else np.zeros(0, np.uint8)
-    return raw.view(dtype), np.diff(end) // dtype.itemsize
+def _sum(value_P: protocol.Array, first_U: protocol.Int) -> protocol.Array:
+    return np.add.reduceat(value_P, first_U, dtype=np.int64) if len(first_U) else np.zeros(0, np.int64)
 
 
 def _profile(value_P: protocol.Array, offset_U1: protocol.Int) -> protocol.Array:
@@ -188,14 +183,12 @@ def _keep_whole(job: Job, partition: int, users: Users) -> int:
     """Write whole users and their items' clicks, for the filters that need all users' counts."""
     lengths = np.diff(users.offset)
     table = pa.table({name: getattr(users, name) for name in ("item", "packed", "watching")})
-    write_table(job.work("whole_rows", partition, "parquet"), table)
+    write_work_table(job.work("whole_rows", partition, "parquet"), table)
     table = pa.table(
         {"rows": lengths} | {name: getattr(users, name) for name in ("user_id", "clicks", "gender", "age")}
     )
-    write_table(job.work("whole_users", partition, "parquet"), table)
-    unique, inverse = table_one.distinct(users.item)
-    clicks = np.bincount(inverse[users.clicked], minlength=len(unique))
-    write_array(job.work("item_clicks", partition, "npy"), np.stack([unique, clicks], axis=1))
+    write_work_table(job.work("whole_users", partition, "parquet"), table)
+    write_array(job.work("item_clicks", partition, "npy"), table_one.count_items(users.item, users.clicked))
     return len(lengths)
 
 
@@ -245,7 +238,7 @@ def cut_users(job: Job, partition: int, users: Users) -> int:
             "exposure_feedback": _lists(shown_offset, feedback[shown]),
         }
     )
-    write_table(job.work("cut", partition, "parquet"), table, row_group_size=16_384, compression="lz4")
+    write_work_table(job.work("cut", partition, "parquet"), table)
     kept_N = np.repeat(cut.kept_U, np.diff(users.offset))[row]
     # A click's place from 1: places 1..n-2 are train, n-1 valid, n test.
     train = click & (position + 1 <= kept_N - 2)
@@ -282,10 +275,10 @@ def _write_items(
         "clicks": np.bincount(inverse[click_N], minlength=len(unique)),
         "exposures": np.bincount(inverse, minlength=len(unique)),
     }
-    write_table(job.work("items", partition, "parquet"), pa.table(counts))
+    write_work_table(job.work("items", partition, "parquet"), pa.table(counts))
     known = category_N > 0
     codes = int(category_N.max(initial=0)) + 1
     pair, place = table_one.distinct(inverse[known].astype(np.int64) * codes + category_N[known])
     rows = np.bincount(place, minlength=len(pair))
     table = pa.table({"item_id": unique[pair // codes], "code": pair % codes, "rows": rows})
-    write_table(job.work("item_categories", partition, "parquet"), table)
+    write_work_table(job.work("item_categories", partition, "parquet"), table)

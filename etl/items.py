@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +12,9 @@ import pyarrow.parquet as pq
 from etl.contract import ITEMS_SCHEMA
 from etl.gather import all_categories, read_whole
 from etl.job import Job, write_array
-from etl.protocol import Array
+from etl.protocol import Array, group_offsets
+from etl.table_one import sum_by_id
 
-PARTS_AT_ONCE = 8
-"""Files of counts that are summed together."""
 DENSE_ENOUGH = 16
 """A look-up table may have so many places for each item."""
 COUNTS = ("train_clicks", "clicks", "exposures")
@@ -31,9 +29,8 @@ def number_items(job: Job, known: pa.Table | None) -> pa.Table:
     Returns:
         A table of `ITEMS_SCHEMA`, sorted by dense id.
     """
-    counted = _sum_parts(job, "items", ["item_id"], COUNTS)
-    item_id = counted["item_id"].to_numpy()
-    counts = {name: counted[name].to_numpy() for name in COUNTS}
+    counted = sum_by_id(_parts(job, "items"), len(COUNTS))
+    item_id, counts = counted[:, 0], {name: counted[:, 1 + i] for i, name in enumerate(COUNTS)}
     if known is not None:
         item = known["item"].to_numpy()
         item_id, counts = _align(known["item_id"].to_numpy(), item_id, counts)
@@ -41,19 +38,19 @@ def number_items(job: Job, known: pa.Table | None) -> pa.Table:
         order = np.lexsort((item_id, -counts["train_clicks"]))
         item_id, counts = item_id[order], {name: values[order] for name, values in counts.items()}
         item = np.arange(1, len(item_id) + 1, dtype=np.int32)
-    category = _categories(job, item_id)
+    _write_lookup(job, item_id, item)
+    category = _categories(job, item)
     if known is not None:  # an item that these logs never show keeps the category it had
         category = pc.coalesce(category, known["category"])
     return pa.table({"item": item, "item_id": item_id, **counts, "category": category}, schema=ITEMS_SCHEMA)
 
 
-def write_lookup(job: Job, items: pa.Table) -> None:
+def _write_lookup(job: Job, item_id: Array, item: Array) -> None:
     """Write what turns raw into dense ids, for the tasks to map into memory.
 
     A table with a place for every raw id takes one look-up a row; where ids are too thinly spread for
     that, the sorted ids take a binary search, some twenty look-ups far apart.
     """
-    item_id, item = items["item_id"].to_numpy(), items["item"].to_numpy()
     largest = int(item_id.max(initial=0))
     if largest <= DENSE_ENOUGH * len(item_id):
         table = np.zeros(largest + 1, np.int32)
@@ -66,7 +63,7 @@ def write_lookup(job: Job, items: pa.Table) -> None:
 
 
 def read_lookup(job: Job) -> Callable[[Array], Array]:
-    """The function from kept raw ids to dense ids that `write_lookup` left."""
+    """The function from kept raw ids to dense ids that `number_items` left."""
     table = job.work("dense_by_id", 0, "npy")
     if table.exists():
         return np.load(table, mmap_mode="r").__getitem__
@@ -80,7 +77,7 @@ def allow_items(job: Job) -> None:
     Item clicks are counted over all users after `dedupe`; users are those with a row of an allowed
     item, the lowest `first_users` ids of them.
     """
-    clicks = _sum_arrays(sorted(job.work_folder("item_clicks").glob("*.npy")))
+    clicks = sum_by_id(_arrays(job, "item_clicks"), 1)
     keep = np.ones(len(clicks), bool)
     if job.min_item_clicks > 1:  # 1, the default, is no limit: what was shown and never clicked stays
         keep &= clicks[:, 1] >= job.min_item_clicks
@@ -98,7 +95,7 @@ def allow_items(job: Job) -> None:
 
 def raw_clicks_per_item(job: Job) -> Array:
     """Rows `(item, clicks)` over the raw log."""
-    return _sum_arrays(sorted(job.work_folder("raw_items").glob("*.npy")))
+    return sum_by_id(_arrays(job, "raw_items"), 1)
 
 
 def _whole(job: Job) -> list[int]:
@@ -113,25 +110,15 @@ def _users_with(job: Job, partition: int, allowed: Array) -> Array:
     return users.user_id[np.unique(index[row])]
 
 
-def _sum_arrays(paths: list[Any]) -> Array:
-    """Sum `(key, value)` rows of several files by key, a few files at a time to bound memory."""
-    total = np.zeros((0, 2), np.int64)
-    for begin in range(0, len(paths), PARTS_AT_ONCE):
-        rows = np.concatenate([total, *(np.load(path) for path in paths[begin : begin + PARTS_AT_ONCE])])
-        table = pa.table({"key": rows[:, 0], "value": rows[:, 1]}).group_by("key").aggregate([("value", "sum")])
-        total = np.stack([table["key"].to_numpy(), table["value_sum"].to_numpy()], axis=1)
-    return total[np.argsort(total[:, 0])]
+def _arrays(job: Job, kind: str) -> Iterator[Array]:
+    for path in sorted(job.work_folder(kind).glob("[0-9]*.npy")):
+        yield np.load(path)
 
 
-def _sum_parts(job: Job, kind: str, keys: list[str], values: tuple[str, ...]) -> pa.Table:
-    """Sum the partitions' tables by key, a few at a time: together they are larger than their sum."""
-    paths = sorted(job.work_folder(kind).glob("[0-9]*.parquet"))
-    total: list[pa.Table] = []
-    for begin in range(0, len(paths), PARTS_AT_ONCE):
-        table = pa.concat_tables(total + [pq.read_table(path) for path in paths[begin : begin + PARTS_AT_ONCE]])
-        summed = table.group_by(keys).aggregate([(name, "sum") for name in values])
-        total = [summed.rename_columns([name.removesuffix("_sum") for name in summed.column_names])]
-    return total[0]
+def _parts(job: Job, kind: str) -> Iterator[Array]:
+    """The partitions' tables of a kind as int64 rows."""
+    for path in sorted(job.work_folder(kind).glob("[0-9]*.parquet")):
+        yield np.stack([column.to_numpy() for column in pq.read_table(path).columns], axis=1)
 
 
 def _align(wanted: Array, found: Array, counts: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
@@ -144,17 +131,30 @@ def _align(wanted: Array, found: Array, counts: dict[str, Array]) -> tuple[Array
     return wanted, aligned
 
 
-def _categories(job: Job, item_id: Array) -> pa.Array:
-    """Each item's most frequent category, ties by the smaller in UTF-8 bytes; null without one."""
-    pairs = _sum_parts(job, "item_categories", ["item_id", "code"], ("rows",))
-    item, code, rows = (pairs[name].to_numpy() for name in ("item_id", "code", "rows"))
-    order = np.lexsort((code, -rows, item))  # codes are numbered in the order of UTF-8 bytes
-    item, code = item[order], code[order]
-    first = np.concatenate([[True], item[1:] != item[:-1]]) if len(item) else np.zeros(0, bool)
-    item, code = item[first], code[first]
+def _categories(job: Job, item: Array) -> pa.Array:
+    """Each item's most frequent category, ties by the smaller in UTF-8 bytes; null without one.
+
+    Most items have one category: its rows are summed in a place for each item, and only rows of
+    further categories are gathered and compared at the end.
+    """
+    dense = read_lookup(job)
     names = pa.array(all_categories(job), pa.string())
-    if len(item) == 0:
-        return pa.nulls(len(item_id), pa.string())
-    place = np.minimum(np.searchsorted(item, item_id), len(item) - 1)
-    index = pa.array(code[place] - 1, mask=item[place] != item_id)
-    return names.take(index)
+    codes = len(names) + 1
+    best = np.zeros(int(item.max(initial=0)) + 1, np.int64)  # a code from 1: place in `names` + 1
+    rows = np.zeros(len(best), np.int64)
+    further = []
+    for part in _parts(job, "item_categories"):
+        place, code, seen = dense(part[:, 0]).astype(np.int64), part[:, 1], part[:, 2]
+        new = best[place] == 0
+        best[place[new]] = code[new]
+        same = best[place] == code
+        rows[place[same]] += seen[same]
+        further.append(np.stack([place[~same] * codes + code[~same], seen[~same]], axis=1))
+    pairs = sum_by_id(further, 1)
+    place, code, seen = pairs[:, 0] // codes, pairs[:, 0] % codes, pairs[:, 1]
+    order = np.lexsort((code, -seen, place))  # codes are numbered in the order of UTF-8 bytes
+    order = order[group_offsets(place[order])[:-1]]
+    place, code, seen = place[order], code[order], seen[order]
+    wins = (seen > rows[place]) | ((seen == rows[place]) & (code < best[place]))
+    best[place[wins]] = code[wins]
+    return names.take(pa.array(best[item] - 1, mask=best[item] == 0))

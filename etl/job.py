@@ -26,10 +26,12 @@ class Job:
 
     Attributes:
         folder: the dataset folder under construction, on storage that all hosts share.
+        partitions: parts into which the users are divided.
         known_items: whether `known_items.npy` restricts the items (option `items_from`).
     """
 
     folder: str
+    partitions: int
     scenario_name: str
     dedupe: str
     min_item_clicks: int
@@ -81,6 +83,11 @@ def write_table(path: Path, table: pa.Table, **options: Any) -> None:
     """Write a Parquet file, complete or absent."""
     with complete(path) as attempt:
         pq.write_table(table, attempt, **{"compression": "zstd", **options})
+
+
+def write_work_table(path: Path, table: pa.Table) -> None:
+    """Write an intermediate table: read once or twice, so dictionaries are not worth their time."""
+    write_table(path, table, compression="lz4", use_dictionary=False, write_statistics=False, row_group_size=16_384)
 
 
 def write_array(path: Path, array: np.ndarray[Any, Any]) -> None:

@@ -28,6 +28,17 @@ def group_offsets(user_N: Array) -> Int:
     return np.concatenate([[0], change, ends]).astype(np.int64)
 
 
+def regroup(order_U: Array, offset_U1: Int) -> tuple[Int, Int]:
+    """The rows of groups in another order of the groups: their places now, and the new offsets.
+
+    >>> [values.tolist() for values in regroup(np.array([1, 0]), np.array([0, 2, 3]))]
+    [[2, 0, 1], [0, 1, 3]]
+    """
+    rows_U = np.diff(offset_U1)[order_U]
+    offset = np.concatenate([[0], np.cumsum(rows_U)])
+    return np.repeat(offset_U1[:-1][order_U] - offset[:-1], rows_U) + np.arange(offset[-1]), offset
+
+
 def clicks_through(clicked_N: Mask, offset_U1: Int) -> tuple[Int, Int]:
     """Clicks of the user up to and including each row `[N]`, and in all `[U]`."""
     running = np.concatenate([[0], np.cumsum(clicked_N, dtype=np.int64)])
@@ -47,14 +58,17 @@ def tail_rows(clicked_N: Mask, offset_U1: Int, max_clicks: int) -> Mask:
 
 
 def last_value(value_N: Array, offset_U1: Int, missing: int) -> Array:
-    """Each user's last value that is not `missing`, else `missing`.
+    """Each user's last value that is not `missing`, else `missing`; every user has a row.
 
     >>> last_value(np.array([4, -9, -9]), np.array([0, 2, 3]), -9).tolist()
     [4, -9]
     """
+    last_U = value_N[offset_U1[1:] - 1]
+    if not np.any(last_U == missing):  # the usual case: a user's last row tells
+        return last_U
     index = np.where(value_N != missing, np.arange(len(value_N)), -1)
-    last = np.maximum.reduceat(index, offset_U1[:-1]) if len(offset_U1) > 1 else index[:0]
-    return np.where(last >= 0, value_N[last], missing)
+    found_U = np.maximum.reduceat(index, offset_U1[:-1])
+    return np.where(found_U >= 0, value_N[found_U], missing)
 
 
 def first_of_equal(*keys_N: Array) -> Mask:

@@ -36,7 +36,7 @@ from etl.contract import (
 )
 from etl.folder import InputError, fingerprint_of, refuse_existing, staged, write_json
 from etl.gather import PARTITION, cut_filtered_users, gather_users
-from etl.items import allow_items, number_items, raw_clicks_per_item, read_lookup, write_lookup
+from etl.items import allow_items, number_items, raw_clicks_per_item, read_lookup
 from etl.job import Job, read_records, write_array, write_table
 from etl.progress import reporting
 from etl.spark import spark_session
@@ -45,7 +45,13 @@ from etl.table_one import histogram, table
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+Pieces = list[list[int]]
+"""What makes one session file: `[partition, first row, rows]` each."""
+
 PARTITION_BYTES = 128 << 20
+"""Log that makes one partition of users: a task holds all its rows in memory."""
+CLICKS_PARTITION_BYTES = 4 * PARTITION_BYTES
+"""The same where only the clicks of the log travel."""
 ROWS_PER_GROUP = 8_192
 
 
@@ -64,14 +70,13 @@ def build(config: EtlConfig) -> Manifest:
     known = open_dataset(config.items_from).items() if config.items_from else None
     splits = tenrec.make_splits(files)
     with staged(output, overwrite=config.overwrite, is_whole=is_dataset) as folder:
-        job = make_job(config, folder)
+        job = make_job(config, folder, sum(split.end - split.begin for split in splits))
         if known is not None:
             write_array(job.work("known_items", 0, "npy"), np.sort(known["item_id"].to_numpy()))
         with spark_session(config.spark, folder / "_spark") as spark:
             with reporting(job, len(splits)):
                 partitions = sessionize(spark, job, splits)
             items = number_items(job, known)
-            write_lookup(job, items)
             shards = write_sessions(spark, job, partitions, config.shards)
         return finish(config, job, files, items, shards)
 
@@ -81,11 +86,17 @@ def is_dataset(path: Path) -> bool:
     return (path / MANIFEST).is_file() and (path / ITEMS).is_file()
 
 
-def make_job(config: EtlConfig, folder: Path) -> Job:
-    """The options that tasks need."""
+def make_job(config: EtlConfig, folder: Path, log_bytes: int) -> Job:
+    """What tasks need to know.
+
+    The number of partitions follows from input and options alone, so that the result does not depend
+    on the cluster.
+    """
     protocol = config.protocol
+    all_rows = config.exposures or protocol.first_users is not None
     return Job(
         folder=str(folder),
+        partitions=max(1, -(-log_bytes // (PARTITION_BYTES if all_rows else CLICKS_PARTITION_BYTES))),
         scenario_name=config.scenario,
         dedupe=protocol.dedupe,
         min_item_clicks=protocol.min_item_clicks,
@@ -103,21 +114,22 @@ def sessionize(spark: SparkSession, job: Job, splits: list[tenrec.Split]) -> lis
     """Read, combine, shuffle by user and cut.
 
     Returns:
-        `(partition, sessions)` in the order of partitions. Their number follows from the input's
-        size alone, so that the result does not depend on the cluster.
+        `(partition, sessions)` in the order of partitions.
     """
-    n_partitions = max(1, -(-sum(s.end - s.begin for s in splits) // PARTITION_BYTES))
-    described = [(json.dumps(dataclasses.asdict(split)),) for split in splits]
-    tasks = spark.createDataFrame(spark.sparkContext.parallelize(described, len(described)), "split string")
-    partial_users = tasks.mapInArrow(partial(combine_splits, job), PARTIAL_USERS)
-    by_user = partial_users.repartition(n_partitions, "user_id").sortWithinPartitions("user_id", "part")
+    tasks = numbered(spark, len(splits))
+    partial_users = tasks.mapInArrow(partial(combine_splits, job, splits), PARTIAL_USERS)
+    by_user = partial_users.repartitionById(job.partitions, "partition")
     done = run(job, by_user.mapInArrow(partial(gather_users, job), PARTITION))
     check_rows(job)
     if not job.truncates_early:
         allow_items(job)
-        whole = spark.createDataFrame(spark.sparkContext.parallelize(done, len(done)), PARTITION)
-        done = run(job, whole.mapInArrow(partial(cut_filtered_users, job), PARTITION))
+        done = run(job, numbered(spark, job.partitions).mapInArrow(partial(cut_filtered_users, job), PARTITION))
     return sorted(done)
+
+
+def numbered(spark: SparkSession, n: int, n_tasks: int | None = None) -> Any:
+    """A frame of the numbers 0..n-1, one task each or `n_tasks` in all: what a task does is told by its number."""
+    return spark.range(0, n, 1, n_tasks or n)
 
 
 def check_rows(job: Job) -> None:
@@ -137,32 +149,32 @@ def write_sessions(spark: SparkSession, job: Job, partitions: list[tuple[int, in
     ends = np.cumsum([rows for _, rows in partitions])
     bounds = np.arange(shards + 1) * int(ends[-1] if len(ends) else 0) // shards
     tasks = []
-    for shard, (begin, end) in enumerate(itertools.pairwise(bounds)):
+    for begin, end in itertools.pairwise(bounds):
         pieces = []
         for (number, rows), last in zip(partitions, ends, strict=True):
             low, high = max(begin, last - rows), min(end, last)
             if low < high:
                 pieces.append([number, int(low - (last - rows)), int(high - low)])
-        tasks.append((json.dumps([shard, pieces]),))
+        tasks.append(pieces)
     written = run_shards(spark, job, tasks)
     return sorted((DataFile(**json.loads(text)) for (text,) in written), key=lambda f: f.path)
 
 
-def run_shards(spark: SparkSession, job: Job, tasks: list[tuple[str]]) -> list[Any]:
+def run_shards(spark: SparkSession, job: Job, shards: list[Pieces]) -> list[Any]:
     """Run `write_shards` on Spark."""
     # A file is a pure function of its pieces: how many share a task is the cluster's to say.
-    n_tasks = min(len(tasks), 4 * spark.sparkContext.defaultParallelism)
-    frame = spark.createDataFrame(spark.sparkContext.parallelize(tasks, n_tasks), "shard string")
-    return run(job, frame.mapInArrow(partial(write_shards, job), "file string"))
+    n_tasks = min(len(shards), 4 * spark.sparkContext.defaultParallelism)
+    return run(job, numbered(spark, len(shards), n_tasks).mapInArrow(partial(write_shards, job, shards), "file string"))
 
 
-def write_shards(job: Job, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Spark task: pieces of the cut partitions in, one session file each out."""
+def write_shards(job: Job, shards: list[Pieces], batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Spark task: numbers of shards in, their entries in the manifest out; writes the session files."""
     dense = read_lookup(job)
     for batch in batches:
-        for text in batch.column(0).to_pylist():
-            shard, pieces = json.loads(text)
-            tables = [read_rows(job.work("cut", number, "parquet"), begin, rows) for number, begin, rows in pieces]
+        for shard in batch.column(0).to_pylist():
+            tables = [
+                read_rows(job.work("cut", number, "parquet"), begin, rows) for number, begin, rows in shards[shard]
+            ]
             whole = pa.concat_tables(tables) if tables else SESSIONS_SCHEMA.empty_table()
             for name in ("items", "exposure_items"):
                 column = whole[name].combine_chunks()

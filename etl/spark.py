@@ -67,7 +67,7 @@ def spark_session(options: SparkOptions, scratch: Path) -> Iterator[SparkSession
         "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile=file:{logging}",
         # The partitions are ours to choose: the bytes of the dataset follow from them.
         "spark.sql.adaptive.enabled": "false",
-        "spark.sql.execution.arrow.maxRecordsPerBatch": "20000",
+        "spark.sql.execution.arrow.maxRecordsPerBatch": "16",  # a record holds many users
     }
     if not options.master.startswith("local"):
         for name in ("spark.driver.bindAddress", "spark.driver.host"):

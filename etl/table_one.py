@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from etl.contract import CLICKED, FEEDBACK_BIT
-from etl.protocol import Array
+from etl.protocol import Array, group_offsets
 
 PLURAL = {"like": "likes", "share": "shares", "follow": "follows", "read": "reads", "favorite": "favorites"}
+DENSE_IDS = 1 << 24
+"""Ids below take a place each in arrays of counts; the Tenrec logs number their items from 1."""
+SPARSE_PARTS = 8
+"""Parts with larger ids that are held before they are summed."""
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 
 
@@ -45,6 +50,57 @@ def distinct(values_N: Array) -> tuple[Array, Array]:
     """
     encoded = pa.array(values_N).dictionary_encode()
     return encoded.dictionary.to_numpy(zero_copy_only=False), encoded.indices.to_numpy(zero_copy_only=False)
+
+
+def count_items(item_N: Array, *masks_N: Array) -> Array:
+    """Rows `(item, rows where the first mask holds, …)` int64, one for each distinct item."""
+    largest = int(item_N.max(initial=0))
+    if largest < DENSE_IDS and largest < 8 * len(item_N):
+        items = np.flatnonzero(np.bincount(item_N))
+        counts = [np.bincount(item_N[mask], minlength=largest + 1)[items] for mask in masks_N]
+    else:
+        items, place = distinct(item_N)
+        counts = [np.bincount(place[mask], minlength=len(items)) for mask in masks_N]
+    return np.stack([items, *counts], axis=1)
+
+
+def sum_by_id(parts: Iterable[Array], n_counts: int) -> Array:
+    """Sum `(id, count, …)` rows by id.
+
+    Args:
+        parts: int64 `[n, 1 + n_counts]` each; ids are not negative and distinct inside a part.
+        n_counts: number of counts.
+
+    Returns:
+        int64 `[ids, 1 + n_counts]`, sorted by id. Memory follows from the distinct ids, not from the parts.
+    """
+    sums = np.zeros((0, n_counts), np.int64)
+    present = np.zeros(0, bool)
+    large: list[Array] = []
+    for part in parts:
+        small = part[:, 0] < DENSE_IDS
+        if not small.all():
+            large.append(part[~small])
+            part = part[small]
+            if len(large) > SPARSE_PARTS:
+                large = [_sum_sorted(large)]
+        ids = part[:, 0]
+        missing = int(ids.max(initial=-1)) + 1 - len(sums)
+        if missing > 0:
+            sums = np.concatenate([sums, np.zeros((missing, n_counts), np.int64)])
+            present = np.concatenate([present, np.zeros(missing, bool)])
+        sums[ids] += part[:, 1:]
+        present[ids] = True
+    found = np.flatnonzero(present)
+    dense = np.concatenate([found[:, None], sums[found]], axis=1)
+    return np.concatenate([dense, _sum_sorted(large)]) if large else dense
+
+
+def _sum_sorted(parts: list[Array]) -> Array:
+    rows = np.concatenate(parts)
+    rows = rows[np.argsort(rows[:, 0], kind="stable")]
+    first = group_offsets(rows[:, 0])[:-1]
+    return np.concatenate([rows[first, :1], np.add.reduceat(rows[:, 1:], first, axis=0)], axis=1)
 
 
 def histogram(values: Array) -> list[list[int]]:

@@ -218,37 +218,42 @@ def read_blocks(split: Split) -> tuple[Iterator[Block], Callable[[], str]]:
 
 
 def _range_block(
-    filesystem: pa_fs.FileSystem, path: str, split: Split, update: Callable[[bytes], None]
+    filesystem: pa_fs.FileSystem, path: str, split: Split, update: Callable[[bytes | memoryview], None]
 ) -> Iterator[Block]:
     with filesystem.open_input_file(path) as stream:
-        data = stream.read_at(split.end - split.begin, split.begin)
-        update(data)
         # A line belongs to the split in which it starts: skip the one under way, finish the last.
         start = max(split.begin, split.file.rows_begin)
         if split.begin > split.file.rows_begin:
-            previous = stream.read_at(1, split.begin - 1)
-            if previous != b"\n":
-                newline = data.find(b"\n")
-                if newline < 0:
-                    return
-                start = split.begin + newline + 1
-        end = split.end
-        tail = b""
-        while data and not (data + tail[-1:]).endswith(b"\n") and end < split.file.end:
-            more = stream.read_at(min(1 << 16, split.file.end - end), end)
-            newline = more.find(b"\n")
-            tail += more if newline < 0 else more[: newline + 1]
-            end += len(more)
-            if newline >= 0:
-                break
-            if len(tail) > LONGEST_LINE:
-                raise InputError(f"lines under {LONGEST_LINE} bytes", f"{path} at byte {split.end}", "check the file")
-    if start < split.end:
-        yield Block(data[start - split.begin :] + tail, start)
+            start = _after_newline(stream, split.begin - 1, split)
+        update(stream.read_at(min(start, split.end) - split.begin, split.begin))
+        if start < split.end:
+            end = _after_newline(stream, split.end - 1, split)
+            data = stream.read_at(end - start, start)
+            update(memoryview(data)[: split.end - start])
+            yield Block(data, start)
+
+
+def _after_newline(stream: pa.NativeFile, offset: int, split: Split) -> int:
+    """The offset after the first newline at or after `offset`; the file's end without one.
+
+    Raises:
+        InputError: no newline for `LONGEST_LINE` bytes after the split.
+    """
+    place = offset
+    while place < split.file.end:
+        piece = stream.read_at(min(1 << 16, split.file.end - place), place)
+        newline = piece.find(b"\n")
+        if newline >= 0:
+            return place + newline + 1
+        place += len(piece)
+        if place > split.end + LONGEST_LINE:
+            got = f"{split.file.uri} at byte {offset}"
+            raise InputError(f"lines under {LONGEST_LINE} bytes", got, "check the file")
+    return split.file.end
 
 
 def _stream_blocks(
-    filesystem: pa_fs.FileSystem, path: str, begin: int, update: Callable[[bytes], None]
+    filesystem: pa_fs.FileSystem, path: str, begin: int, update: Callable[[bytes | memoryview], None]
 ) -> Iterator[Block]:
     with filesystem.open_input_stream(path, compression="detect") as stream:
         try:

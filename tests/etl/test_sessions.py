@@ -15,6 +15,7 @@ import etl.sessions
 from etl.config import load
 from etl.contract import Dataset, open_dataset
 from etl.folder import InputError
+from etl.table_one import DENSE_IDS
 from tests.support.engine import build, write_log
 from tests.support.reference import Expected, Options, sessionize
 
@@ -38,6 +39,9 @@ def logs(draw) -> list[str]:
         st.sampled_from(["\\N", "3", "-1"]),
     )
     rows = draw(st.lists(row, min_size=1, max_size=120))
+    # Ids that fit arrays with a place for each, ids that do not, and some of both.
+    base = draw(st.sampled_from([0, 0, DENSE_IDS - 6, 1 << 60]))
+    rows = [(r[0], r[1] + base, *r[2:]) for r in rows]
     if draw(st.booleans()):
         rows.sort(key=lambda r: r[0])
     repeats = draw(st.lists(st.sampled_from(rows), max_size=10))
