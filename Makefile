@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup demo test bench lint java clean
+.PHONY: setup demo test bench lint java package clean
 
 setup: $(INSTALLED) java
 
@@ -38,6 +38,11 @@ lint: $(INSTALLED)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+# What spark-submit ships to its workers: --py-files build/nextclick.zip cluster/etl_job.py
+package: $(INSTALLED)
+	@mkdir -p build && find etl -name __pycache__ -prune -exec rm -rf {} +
+	$(RUN) -m zipfile -c build/nextclick.zip etl
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

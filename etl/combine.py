@@ -7,6 +7,7 @@ conversion per row or user.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator
@@ -54,21 +55,33 @@ def combine_splits(job: Job, splits: list[Split], batches: Iterator[pa.RecordBat
     for batch in batches:
         for number in batch.column(0).to_pylist():
             split = splits[number]
-            try:
+            with reporting_errors(job, split):
                 yield from _combine(job, split)
-            except InputError as error:
-                # The driver sees a task's exception only as text: leave the error itself for it.
-                told = {"expected": error.expected, "got": str(error.got), "cure": error.cure}
-                write_record(job.work("errors", split.index, "json"), told)
-                raise
+
+
+@contextlib.contextmanager
+def reporting_errors(job: Job, split: Split) -> Iterator[None]:
+    """Leave an `InputError` in a file for the driver, which sees a task's exception only as text."""
+    try:
+        yield
+    except InputError as error:
+        told = {"expected": error.expected, "got": str(error.got), "cure": error.cure}
+        write_record(job.work("errors", split.index, "json"), told)
+        raise
 
 
 def _combine(job: Job, split: Split) -> Iterator[pa.RecordBatch]:
-    parser = Parser(job.scenario, split.file, row_hash=job.dedupe == "exact")
     known = np.load(job.work("known_items", 0, "npy"), mmap_mode="r") if job.known_items else None
-    seen = _Seen()
+    seen = Seen()
+    for number, table in enumerate(parsed_blocks(job, split, seen)):
+        yield from _partial_users(job, (split.index << PART_SHIFT) + number, table, known, seen)
+
+
+def parsed_blocks(job: Job, split: Split, seen: Seen) -> Iterator[pa.Table]:
+    """The good rows of a split, a table for each block; what was read is written for the driver at the end."""
+    parser = Parser(job.scenario, split.file, row_hash=job.dedupe == "exact")
     blocks, fingerprint = read_blocks(split)
-    for number, block in enumerate(blocks):
+    for block in blocks:
         tables, bad = parser.parse(block)
         seen.add_bad(bad)
         if bad and job.strict:
@@ -78,17 +91,16 @@ def _combine(job: Job, split: Split) -> Iterator[pa.RecordBatch]:
                 "mend the file, or run without strict=true to quarantine such rows",
             )
         if tables:
-            table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-            yield from _partial_users(job, (split.index << PART_SHIFT) + number, table, known, seen)
+            yield pa.concat_tables(tables).unify_dictionaries().combine_chunks()
     seen.write(job, split, fingerprint())
 
 
-def _partial_users(job: Job, part: int, table: pa.Table, known: Any, seen: _Seen) -> Iterator[pa.RecordBatch]:
+def _partial_users(job: Job, part: int, table: pa.Table, known: Any, seen: Seen) -> Iterator[pa.RecordBatch]:
     user = table["user_id"].to_numpy()
     if np.any(user[1:] < user[:-1]):
         order = np.argsort(user, kind="stable")
         user, table = user[order], table.take(pa.array(order))
-    item, feedback = table["item_id"].to_numpy(), _feedback(job, table)
+    item, feedback = table["item_id"].to_numpy(), feedback_bits(job, table)
     clicked = feedback >= CLICKED
     seen.count_rows(job, item, feedback, clicked)
     offset = protocol.group_offsets(user)
@@ -122,7 +134,7 @@ def partition_of(user_id: protocol.Array, partitions: int) -> protocol.Array:
     return ((mixed >> np.uint64(32)) % np.uint64(partitions)).astype(np.int32)
 
 
-def _feedback(job: Job, table: pa.Table) -> protocol.Array:
+def feedback_bits(job: Job, table: pa.Table) -> protocol.Array:
     """The rows' feedback bits, uint8."""
     feedback = table["click"].to_numpy().view(np.uint8) << FEEDBACK_BIT["click"]
     for action in job.scenario.actions:
@@ -131,7 +143,7 @@ def _feedback(job: Job, table: pa.Table) -> protocol.Array:
 
 
 def _pack(
-    job: Job, table: pa.Table, item: protocol.Array, feedback: protocol.Array, row: protocol.Int, seen: _Seen
+    job: Job, table: pa.Table, item: protocol.Array, feedback: protocol.Array, row: protocol.Int, seen: Seen
 ) -> np.ndarray[Any, Any]:
     """The rows that travel; `row` chooses them."""
     category = seen.category_codes(table["category"].combine_chunks())[row]
@@ -168,7 +180,7 @@ def _binary(values: np.ndarray[Any, Any], bounds: protocol.Int) -> pa.BinaryArra
     return pa.BinaryArray.from_buffers(pa.binary(), len(ends) - 1, [None, pa.py_buffer(ends), pa.py_buffer(values)])
 
 
-class _Seen:
+class Seen:
     """What one split counted: it leaves through files, since Spark's accumulators count retries twice."""
 
     def __init__(self) -> None:
@@ -180,6 +192,7 @@ class _Seen:
         self.unknown = 0
 
     def add_bad(self, bad: list[BadRow]) -> None:
+        """Count bad rows by reason and keep a sample."""
         self.reasons.update(row.reason for row in bad)
         self.sample += bad[: QUARANTINE_ROWS_PER_SPLIT - len(self.sample)]
 
@@ -191,6 +204,7 @@ class _Seen:
         return lookup[column.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)]
 
     def count_rows(self, job: Job, item: protocol.Array, feedback: protocol.Array, clicked: protocol.Mask) -> None:
+        """Count rows for the statistics, and the clicks of each item."""
         self.counts.update(table_one.count_rows(feedback, job.scenario.actions))
         self.items.append(table_one.count_items(item, clicked))
 
@@ -204,6 +218,7 @@ class _Seen:
         return is_known
 
     def write(self, job: Job, split: Split, fingerprint: str) -> None:
+        """Leave all that was counted for the driver."""
         write_array(job.work("raw_items", split.index, "npy"), table_one.sum_by_id(self.items, 1))
         record = {
             "file": split.file.uri,

@@ -54,6 +54,7 @@ class EtlConfig:
     items_from: str | None = option(None, "dataset whose dense ids are kept; other items are dropped")
     strict: bool = option(False, "stop at the first malformed row")
     overwrite: bool = option(False, "replace an existing dataset once the new one is whole")
+    seed: int = option(0, "scenario ctr: seed of the sampled rows and of the split")
     spark: SparkOptions = group(SparkOptions)
 
     @property
@@ -76,6 +77,7 @@ def load(options: Sequence[str]) -> EtlConfig:
     _one_of("protocol.dedupe", config.protocol.dedupe, DEDUPE)
     protocol = config.protocol
     _at_least("shards", config.shards, 1)
+    _at_least("seed", config.seed, 0)
     _at_least("protocol.min_clicks", protocol.min_clicks, MIN_CLICKS_LIMIT)
     _at_least("protocol.min_item_clicks", protocol.min_item_clicks, 0)
     for name in ("first_rows", "max_item_clicks", "first_users"):
@@ -97,6 +99,7 @@ def protocol_record(config: EtlConfig) -> dict[str, Any]:
         **dataclasses.asdict(config.protocol),
         "exposures": config.exposures,
         "shards": config.shards,
+        **({"seed": config.seed} if config.scenario == "ctr" else {}),
     }
 
 

@@ -22,6 +22,8 @@ MANIFEST = "manifest.json"
 STATISTICS = "statistics.json"
 ITEMS = "items.parquet"
 SESSIONS_FOLDER = "sessions"
+ROWS_FOLDER = "rows"
+SPLITS = ("train", "valid", "test")
 QUARANTINE_FOLDER = "quarantine"
 
 PADDING = 0
@@ -48,6 +50,20 @@ SESSIONS_SCHEMA = pa.schema(
         pa.field("exposure_feedback", pa.list_(pa.int16()), nullable=False),
     ]
 )
+
+ROWS_SCHEMA = pa.schema(
+    [
+        pa.field("user_id", pa.int64(), nullable=False),
+        pa.field("item", pa.int32(), nullable=False),
+        pa.field("category", pa.string()),
+        pa.field("gender", pa.int8(), nullable=False),
+        pa.field("age", pa.int8(), nullable=False),
+        pa.field("history", pa.list_(pa.int32()), nullable=False),
+        *(pa.field(name, pa.int8(), nullable=False) for name in ("click", "like", "share", "follow")),
+        pa.field("split", pa.string(), nullable=False),
+    ]
+)
+"""Scenario `ctr`: one row an exposure; `history` holds the user's last ten clicks, 0 where there are fewer."""
 
 ITEMS_SCHEMA = pa.schema(
     [
@@ -114,6 +130,7 @@ class Dataset:
     path: Path
     manifest: Manifest
     session_files: list[DataFile] = field(repr=False)
+    row_files: list[DataFile] = field(repr=False)
 
     def file(self, name: str) -> Path:
         """Absolute path of a file of the dataset."""
@@ -152,10 +169,13 @@ def open_dataset(path: str | Path, *, verify: bool = True) -> Dataset:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError("a readable dataset manifest", f"{folder / MANIFEST}: {error!r}", cure) from None
     check_files(folder, manifest.files, verify=verify, cure=cure)
-    sessions = [f for f in manifest.files if f.path.startswith(f"{SESSIONS_FOLDER}/")]
-    for name, schema in ((ITEMS, ITEMS_SCHEMA), *((f.path, SESSIONS_SCHEMA) for f in sessions)):
+    sessions, rows = (
+        [f for f in manifest.files if f.path.startswith(f"{kind}/")] for kind in (SESSIONS_FOLDER, ROWS_FOLDER)
+    )
+    schemas = [(ITEMS, ITEMS_SCHEMA), *((f.path, SESSIONS_SCHEMA) for f in sessions)]
+    for name, schema in (*schemas, *((f.path, ROWS_SCHEMA) for f in rows)):
         check_schema(folder / name, schema, cure=cure)
-    return Dataset(folder, manifest, sessions)
+    return Dataset(folder, manifest, sessions, rows)
 
 
 def read_manifest(folder: Path, *, kind: str, cure: str) -> dict[str, Any]:

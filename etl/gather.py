@@ -135,7 +135,7 @@ def _put_together(job: Job, batches: list[pa.RecordBatch]) -> tuple[Users, proto
     part, users_P, rows = part[order], users_P[order], rows[place]
     part_offset = protocol.group_offsets(users_P["user_id"])
     first = part_offset[:-1]
-    packed = _global_categories(job, rows["packed"], np.repeat(part >> PART_SHIFT, np.diff(offset)))
+    packed = global_categories(job, rows["packed"], np.repeat(part >> PART_SHIFT, np.diff(offset)))
     users = Users(
         users_P["user_id"][first],
         _sum(users_P["clicks"], first),
@@ -168,7 +168,7 @@ def all_categories(job: Job) -> list[str]:
     return sorted(names, key=str.encode)
 
 
-def _global_categories(job: Job, packed_N: protocol.Array, split_N: protocol.Array) -> protocol.Array:
+def global_categories(job: Job, packed_N: protocol.Array, split_N: protocol.Array) -> protocol.Array:
     """Replace each split's own category codes by codes of `all_categories`."""
     records = read_records(job.work_folder("splits"))
     code = {name: index + 1 for index, name in enumerate(all_categories(job))}
@@ -242,7 +242,7 @@ def cut_users(job: Job, partition: int, users: Users) -> int:
     kept_N = np.repeat(cut.kept_U, np.diff(users.offset))[row]
     # A click's place from 1: places 1..n-2 are train, n-1 valid, n test.
     train = click & (position + 1 <= kept_N - 2)
-    _write_items(job, partition, item, category, click, train)
+    write_items(job, partition, item, category, click, train)
     record = {
         "sessions": n_sessions,
         "counts": dict(table_one.count_rows(feedback, job.scenario.actions)),
@@ -260,15 +260,19 @@ def _lists(offset: protocol.Int, values: protocol.Array) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offset.astype(np.int32)), pa.array(values))
 
 
-def _write_items(
+def write_items(
     job: Job,
     partition: int,
     item_N: protocol.Array,
     category_N: protocol.Array,
     click_N: protocol.Mask,
     train_N: protocol.Mask,
+    also: protocol.Array | None = None,
 ) -> None:
+    """Write a part's counts for `etl/items.py`; items of `also` are listed with what was counted, if only 0."""
     unique, inverse = table_one.distinct(item_N)
+    if also is not None:
+        unique = np.concatenate([unique, np.setdiff1d(also, unique)])
     counts = {
         "item_id": unique,
         "train_clicks": np.bincount(inverse[train_N], minlength=len(unique)),

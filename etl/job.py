@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from etl.folder import InputError
 from etl.tenrec import SCENARIOS, Scenario
 
 QUARANTINE_ROWS_PER_SPLIT = 20
@@ -26,6 +27,7 @@ class Job:
 
     Attributes:
         folder: the dataset folder under construction, on storage that all hosts share.
+        seed: of the `ctr` scenario's samples.
         partitions: parts into which the users are divided.
         known_items: whether `known_items.npy` restricts the items (option `items_from`).
     """
@@ -42,6 +44,7 @@ class Job:
     exposures: bool
     known_items: bool
     strict: bool
+    seed: int
 
     @property
     def scenario(self) -> Scenario:
@@ -105,3 +108,12 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 def read_records(folder: Path) -> list[dict[str, Any]]:
     """All JSON records of a folder, in the order of their numbers."""
     return [json.loads(path.read_text()) for path in sorted(folder.glob("[0-9]*.json"))]
+
+
+def check_rows(job: Job) -> None:
+    """Raise `InputError` where not one row could be used."""
+    splits = read_records(job.work_folder("splits"))
+    if not any(split["counts"].get("exposures") for split in splits):
+        reasons = {reason for split in splits for reason in split["reasons"]}
+        got = f"none usable ({', '.join(sorted(reasons))})" if reasons else "none"
+        raise InputError("input with data rows", got, "check the files")

@@ -42,6 +42,7 @@ _ID = re.compile(r"\d+")
 _WHOLE = re.compile(r"(-?\d+)(?:\.0*)?")
 _INT8 = (-128, 127)
 _LIMITS = {"watching_times": (0, 2**31 - 1), "gender": _INT8, "age": _INT8}
+_ID_LIMITS = (0, 2**63 - 1)
 
 
 class Parser:
@@ -49,8 +50,8 @@ class Parser:
 
     Columns of the result: `user_id`, `item_id` int64 and not null; `click` and the scenario's actions
     0 or 1, where `\N` of an action other than the click reads as 0; `watching_times` (null = 0),
-    `gender`, `age` (nullable); the category dictionary-encoded as `category`; with `row_hash`, a
-    uint64 over the text of all named columns.
+    `gender`, `age` (nullable); history columns int64 (null = 0); the category dictionary-encoded as
+    `category`; with `row_hash`, a uint64 over the text of all named columns.
     """
 
     def __init__(self, scenario: Scenario, file: LogFile, *, row_hash: bool = False) -> None:
@@ -58,7 +59,8 @@ class Parser:
         self.ids = ("user_id", "item_id")
         self.flags = ("click", *scenario.actions)
         optional = ("watching_times", "gender", "age") if scenario.watching else ("gender", "age")
-        self.numbers = (*self.flags, *optional)
+        self.history = scenario.history
+        self.numbers = (*self.flags, *optional, *self.history)
 
     def parse(self, block: Block) -> tuple[list[pa.Table], list[BadRow]]:
         """Tables of the good rows in order, and the rows that cannot be used."""
@@ -95,7 +97,7 @@ class Parser:
         return self._typed(data)
 
     def _typed(self, data: bytes) -> pa.Table:
-        types = {name: pa.int32() for name in self.numbers if name not in self.flags}
+        types = {name: self._type(name) for name in self.numbers}
         try:
             return self._check(self._read(data, types))
         except pa.ArrowInvalid:
@@ -107,7 +109,7 @@ class Parser:
             return self._check(table)
 
     def _read(self, data: bytes, numbers: dict[str, pa.DataType]) -> pa.Table:
-        types = {name: pa.int64() for name in self.ids} | {name: pa.int8() for name in self.flags} | numbers
+        types = {name: pa.int64() for name in self.ids} | numbers
         types[self.scenario.category] = pa.dictionary(pa.int32(), pa.string())
         if self.row_hash:
             texts = self._read_columns(data, dict.fromkeys(self.scenario.columns, pa.string()), nulls=[])
@@ -137,16 +139,22 @@ class Parser:
             columns[name] = column
         for name in self.numbers:
             column = table[name]
-            low, high = (0, 1) if name in self.flags else _LIMITS[name]
+            low, high = self._limits(name)
             found = pc.min_max(column)
             if (name == "click" and column.null_count) or not _within(found, low, high):
                 raise _InDoubtError
-            whole = column.cast(pa.int8() if name in self.flags else pa.int32())
+            whole = column.cast(self._type(name))
             columns[name] = whole if name in ("gender", "age") or not column.null_count else pc.fill_null(whole, 0)
         columns["category"] = table[self.scenario.category].unify_dictionaries()
         if self.row_hash:
             columns["row_hash"] = table["row_hash"]
         return pa.table(columns)
+
+    def _type(self, name: str) -> pa.DataType:
+        return pa.int8() if name in self.flags else pa.int64() if name in self.history else pa.int32()
+
+    def _limits(self, name: str) -> tuple[int, int]:
+        return (0, 1) if name in self.flags else _LIMITS.get(name, _ID_LIMITS)
 
     def _judge(self, block: Block, bad: list[BadRow]) -> bytes:
         """Look at each line by itself; returns the good ones in a form that Arrow reads."""
@@ -196,7 +204,7 @@ class Parser:
         if value == NULL:
             return ("click is null" if name == "click" else ""), value
         whole = _WHOLE.fullmatch(value)
-        low, high = (0, 1) if name in self.flags else _LIMITS[name]
+        low, high = self._limits(name)
         if whole and value.isascii() and low <= int(whole.group(1)) <= high:
             return "", str(int(whole.group(1)))
         return f"{name} is not " + ("0 or 1" if name in self.flags else f"a whole number in {low}..{high}"), value

@@ -34,12 +34,13 @@ from etl.contract import (
     describe_file,
     open_dataset,
 )
-from etl.folder import InputError, fingerprint_of, refuse_existing, staged, write_json
+from etl.folder import fingerprint_of, refuse_existing, staged, write_json
 from etl.gather import PARTITION, cut_filtered_users, gather_users
 from etl.items import allow_items, number_items, raw_clicks_per_item, read_lookup
-from etl.job import Job, read_records, write_array, write_table
+from etl.job import Job, check_rows, read_records, write_array, write_table
 from etl.progress import reporting
-from etl.spark import spark_session
+from etl.rows import make_rows
+from etl.spark import numbered, run, spark_session
 from etl.table_one import histogram, table
 
 if TYPE_CHECKING:
@@ -73,11 +74,13 @@ def build(config: EtlConfig) -> Manifest:
         job = make_job(config, folder, sum(split.end - split.begin for split in splits))
         if known is not None:
             write_array(job.work("known_items", 0, "npy"), np.sort(known["item_id"].to_numpy()))
-        with spark_session(config.spark, folder / "_spark") as spark:
-            with reporting(job, len(splits)):
+        with spark_session(config.spark, folder / "_spark") as spark, reporting(job, len(splits)):
+            if job.scenario.history:
+                items, shards = make_rows(spark, job, splits, known, config.shards)
+            else:
                 partitions = sessionize(spark, job, splits)
-            items = number_items(job, known)
-            shards = write_sessions(spark, job, partitions, config.shards)
+                items = number_items(job, known)
+                shards = write_sessions(spark, job, partitions, config.shards)
         return finish(config, job, files, items, shards)
 
 
@@ -107,6 +110,7 @@ def make_job(config: EtlConfig, folder: Path, log_bytes: int) -> Job:
         exposures=config.exposures,
         known_items=config.items_from is not None,
         strict=config.strict,
+        seed=config.seed,
     )
 
 
@@ -125,20 +129,6 @@ def sessionize(spark: SparkSession, job: Job, splits: list[tenrec.Split]) -> lis
         allow_items(job)
         done = run(job, numbered(spark, job.partitions).mapInArrow(partial(cut_filtered_users, job), PARTITION))
     return sorted(done)
-
-
-def numbered(spark: SparkSession, n: int, n_tasks: int | None = None) -> Any:
-    """A frame of the numbers 0..n-1, one task each or `n_tasks` in all: what a task does is told by its number."""
-    return spark.range(0, n, 1, n_tasks or n)
-
-
-def check_rows(job: Job) -> None:
-    """Raise `InputError` where not one row could be used."""
-    splits = read_records(job.work_folder("splits"))
-    if not any(split["counts"].get("exposures") for split in splits):
-        reasons = {reason for split in splits for reason in split["reasons"]}
-        got = f"none usable ({', '.join(sorted(reasons))})" if reasons else "none"
-        raise InputError("input with data rows", got, "check the files")
 
 
 def write_sessions(spark: SparkSession, job: Job, partitions: list[tuple[int, int]], shards: int) -> list[DataFile]:
@@ -195,22 +185,6 @@ def read_rows(path: Path, begin: int, rows: int) -> pa.Table:
         first = int(np.searchsorted(ends, begin, side="right")) - 1
         last = int(np.searchsorted(ends, begin + rows, side="left"))
         return file.read_row_groups(list(range(first, last))).slice(begin - int(ends[first]), rows)
-
-
-def run(job: Job, frame: Any) -> list[Any]:
-    """Run a Spark job and collect its few rows.
-
-    Raises:
-        InputError: what a task found wrong with the input, told as if it had been found here.
-    """
-    from pyspark.errors import PythonException
-
-    try:
-        return [tuple(row) for row in frame.collect()]
-    except PythonException:
-        for record in read_records(job.work_folder("errors")):
-            raise InputError(**record) from None
-        raise
 
 
 def finish(

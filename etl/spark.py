@@ -10,10 +10,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from etl.config import SparkOptions
 from etl.folder import InputError
+from etl.job import Job, read_records
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -55,24 +56,9 @@ def spark_session(options: SparkOptions, scratch: Path) -> Iterator[SparkSession
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     packages = str(Path(__file__).resolve().parent.parent)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")]))
-    logging = Path(__file__).resolve().parent / "conf" / "log4j2.properties"
-    settings: dict[str, bool | float | int | str | None] = {
-        "spark.driver.memory": options.driver_memory,
-        "spark.executor.memory": options.executor_memory,
-        "spark.local.dir": str(scratch),
-        "spark.ui.enabled": "false",
-        "spark.ui.showConsoleProgress": "false",
-        "spark.driver.bindAddress": "127.0.0.1",
-        "spark.driver.host": "127.0.0.1",
-        "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile=file:{logging}",
-        # The partitions are ours to choose: the bytes of the dataset follow from them.
-        "spark.sql.adaptive.enabled": "false",
-        "spark.sql.execution.arrow.maxRecordsPerBatch": "16",  # a record holds many users
-    }
-    if not options.master.startswith("local"):
-        for name in ("spark.driver.bindAddress", "spark.driver.host"):
-            del settings[name]
-    builder = SparkSession.builder.appName("nextclick etl").master(options.master).config(map=settings)
+    builder = SparkSession.builder.appName("nextclick etl").config(map=_settings(options, scratch))
+    if not _submitted():
+        builder = builder.master(options.master)
     already = SparkSession.getActiveSession() is not None
     session = builder.getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
@@ -81,3 +67,52 @@ def spark_session(options: SparkOptions, scratch: Path) -> Iterator[SparkSession
     finally:
         if not already:  # a caller's session is the caller's to end
             session.stop()
+
+
+def _submitted() -> bool:
+    """Whether `spark-submit` started this program: then master and memory are what it was told."""
+    return "PYSPARK_GATEWAY_PORT" in os.environ
+
+
+def _settings(options: SparkOptions, scratch: Path) -> dict[str, bool | float | int | str | None]:
+    settings: dict[str, bool | float | int | str | None] = {
+        "spark.ui.showConsoleProgress": "false",
+        # The partitions are ours to choose: the bytes of the dataset follow from them.
+        "spark.sql.adaptive.enabled": "false",
+        "spark.sql.execution.arrow.maxRecordsPerBatch": "16",  # a record holds many users
+    }
+    if _submitted():
+        return settings
+    settings |= {
+        "spark.driver.memory": options.driver_memory,
+        "spark.executor.memory": options.executor_memory,
+        "spark.local.dir": str(scratch),
+        "spark.ui.enabled": "false",
+    }
+    if options.master.startswith(("local", "spark://127.0.0.1")):
+        settings |= {"spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1"}
+    logging = Path(__file__).resolve().parent / "conf" / "log4j2.properties"
+    if logging.is_file():  # not inside a package that was shipped as an archive
+        settings["spark.driver.extraJavaOptions"] = f"-Dlog4j2.configurationFile=file:{logging}"
+    return settings
+
+
+def numbered(spark: SparkSession, n: int, n_tasks: int | None = None) -> Any:
+    """A frame of the numbers 0..n-1, one task each or `n_tasks` in all: its number tells a task what to do."""
+    return spark.range(0, n, 1, n_tasks or n)
+
+
+def run(job: Job, frame: Any) -> list[Any]:
+    """Run a Spark job and collect its few rows.
+
+    Raises:
+        InputError: what a task found wrong with the input, told as if it had been found here.
+    """
+    from pyspark.errors import PythonException
+
+    try:
+        return [tuple(row) for row in frame.collect()]
+    except PythonException:
+        for record in read_records(job.work_folder("errors")):
+            raise InputError(**record) from None
+        raise

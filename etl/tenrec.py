@@ -29,12 +29,16 @@ ARTICLE_SHORT = [
 ARTICLE = [*ARTICLE_SHORT, "read", "read_time", "share", "like", "follow", "favorite"]
 
 
+HISTORY = tuple(f"hist_{place}" for place in range(1, 11))
+
+
 @dataclass(frozen=True)
 class Scenario:
     """The named columns of a log, and the role of some."""
 
     columns: tuple[str, ...]
     category: str
+    history: tuple[str, ...] = ()
 
     @property
     def actions(self) -> tuple[str, ...]:
@@ -53,6 +57,7 @@ SCENARIOS = {
     "qk_article": Scenario(tuple(ARTICLE), "category_second"),
     "qb_article": Scenario(tuple(ARTICLE_SHORT), "category_second"),
     "sbr": Scenario(tuple(VIDEO), "video_category"),
+    "ctr": Scenario((*VIDEO, *HISTORY), "video_category", HISTORY),
 }
 
 

@@ -7,12 +7,12 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from tests.benchmarks import quality, rates
+from tests.benchmarks import peers, quality, rates
 
 BENCHMARKS = {
     "train": rates.training,
     "search": rates.search,
-    "etl": rates.sessionizing,
+    "etl": peers.sessionizing,
     "movielens": quality.movielens,
 }
 
@@ -22,7 +22,7 @@ def main(names: list[str]) -> int:
     if unknown:
         print(f"error: expected benchmarks of {', '.join(BENCHMARKS)}, got {unknown.pop()} (name one)", file=sys.stderr)
         return 2
-    packages = ("torch", "faiss-cpu", "pyspark", "pyarrow", "numpy", "ray")
+    packages = ("torch", "faiss-cpu", "pyspark", "pyarrow", "polars", "numpy", "ray")
     print(datetime.now(UTC).date(), platform.processor() or platform.machine(), f"Python {platform.python_version()}")
     print("  ".join(f"{name} {version(name)}" for name in packages))
     for name in names or BENCHMARKS:

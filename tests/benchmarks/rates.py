@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from etl.config import SparkOptions, load
-from etl.sessions import build
-from etl.spark import spark_session
 from retrieval.index import Catalogue, build_index
 from trainer.config import TrainerConfig
 from trainer.data.batch import Batch
@@ -102,66 +97,3 @@ def search(n_items: int = 200_000, dimension: int = 65, n_queries: int = 2_000) 
         f"{n_items:,} items × {dimension}: exact {n_queries / ours:,.0f} queries/s, "
         f"{theirs / ours:.2f} × torch product and top-k ({n_queries / theirs:,.0f})"
     )
-
-
-def sessionizing(rows: int = 4_000_000) -> None:
-    """Clicks-only sessions by the job and by plain Spark SQL on the same file and session."""
-    with tempfile.TemporaryDirectory() as name:
-        log = Path(name) / "log.csv"
-        random_log(log, rows)
-        with spark_session(SparkOptions(), Path(name) / "spark") as spark:
-            options = [f"input={log}", "scenario=qk_video", "exposures=false", "shards=16", "overwrite=true"]
-            ours = timed_once(lambda: build(load([*options, f"output={name}/a"])), 2)
-            theirs = timed_once(lambda: plain_sql(spark, log, f"{name}/b"), 2)
-        print(
-            f"{rows:,} rows, clicks only: {rows / ours:,.0f} rows/s; {theirs / ours:.2f} × plain Spark SQL "
-            f"({rows / theirs:,.0f}), which makes no item table, dense ids, hashes or statistics"
-        )
-
-
-def timed_once(work: Callable[[], object], rounds: int) -> float:
-    seconds = []
-    for _ in range(rounds):
-        begin = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - begin)
-    return min(seconds)
-
-
-def plain_sql(spark, log: Path, output: str) -> None:
-    """`read.csv`, `groupBy`, `sort_array(collect_list)`: what one would write first."""
-    from pyspark.sql import functions as f
-
-    frame = spark.read.csv(str(log), header=True, nullValue="\\N", inferSchema=False)
-    clicks = frame.where("click = 1").select(
-        f.col("user_id").cast("long"), f.col("item_id").cast("long"), f.monotonically_increasing_id().alias("place")
-    )
-    sessions = clicks.groupBy("user_id").agg(f.sort_array(f.collect_list(f.struct("place", "item_id"))).alias("c"))
-    kept = sessions.where(f.size("c") >= 10).select("user_id", f.slice(f.col("c.item_id"), -30, 30).alias("items"))
-    kept.union(sessions.where("false").select("user_id", f.col("c.item_id"))).write.mode("overwrite").parquet(output)
-
-
-def random_log(path: Path, rows: int) -> None:
-    """Random rows with Tenrec's header; users have about a hundred each."""
-    import pyarrow as pa
-    import pyarrow.csv as pa_csv
-
-    rng = np.random.default_rng(0)
-    user = np.sort(rng.integers(1, rows // 98 + 2, rows))
-    item = (500_000 * rng.random(rows) ** 2.5).astype(np.int64) + 1
-    click = (rng.random(rows) < 0.288).astype(np.int8)
-    flags = [((rng.random(rows) < p) & (click == 1)).astype(np.int8) for p in (0.006, 0.07, 0.008)]
-    names = [
-        "user_id",
-        "item_id",
-        "click",
-        "follow",
-        "like",
-        "share",
-        "video_category",
-        "watching_times",
-        "gender",
-        "age",
-    ]
-    table = pa.table([user, item, click, *flags, item * 31 % 20, click.astype(np.int16), user % 3, user % 8], names)
-    pa_csv.write_csv(table, path, pa_csv.WriteOptions(quoting_style="none", quoting_header="none"))

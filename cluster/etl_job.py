@@ -1,0 +1,11 @@
+"""What `spark-submit` runs: the sessions job, with the packages from `--py-files` (`make package`).
+
+A file outside the package: `spark-submit etl/__main__.py` would put `etl/` itself first on the module path.
+"""
+
+import sys
+
+from etl.__main__ import main
+
+if __name__ == "__main__":
+    sys.exit(main())

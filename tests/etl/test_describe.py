@@ -1,0 +1,40 @@
+"""The page of a dataset: its counts, its distributions, and what is wrong input."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from etl.describe import main, watched
+from etl.twin.scenarios import PUBLISHED
+
+
+def test_watching_is_counted_item_by_item(fifty):
+    clicks, times = Counter(), Counter()
+    for entry in fifty.session_files:
+        for row in pq.read_table(fifty.file(entry.path)).to_pylist():
+            clicks.update(row["items"])
+            for item, watching in zip(row["items"], row["watching_times"], strict=True):
+                times[item] += watching
+    found_clicks, found_times = watched(fifty)
+    assert found_clicks.tolist() == [clicks[item] for item in sorted(clicks)]
+    assert found_times.tolist() == [times[item] for item in sorted(clicks)]
+    assert np.array_equal(found_clicks, [c for c in fifty.items()["clicks"].to_pylist() if c])
+
+
+def test_the_page_shows_log_kept_and_published_values(fifty, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    assert main([f"data={fifty.path}", f"output={page}"]) == 0
+    text = page.read_text()
+    assert f"{PUBLISHED['qb_video'].clicks:,}" in text
+    assert f"{fifty.manifest.counts['clicks']:,}" in text
+    assert "watching times of an item" in text
+    assert "<svg" in text
+    assert "http://" not in text.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+    assert main([f"data={tmp_path}", f"output={page}"]) == 2
+    assert main([f"data={fifty.path}", f"output={tmp_path}"]) == 2
+    assert "Traceback" not in capsys.readouterr().err

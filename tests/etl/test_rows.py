@@ -1,0 +1,80 @@
+"""Scenario `ctr`: flat rows against the log itself."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import etl.sessions
+from etl.config import load
+from etl.contract import open_dataset
+from etl.tenrec import HISTORY, VIDEO
+
+pytestmark = pytest.mark.spark
+
+
+def ctr_log(path, *, rows: int, seed: int, click_share: float = 0.2):
+    """Random rows; an item's id tells its place in the log, so that a row can be found again."""
+    rng = np.random.default_rng(seed)
+    lines = [",".join([*VIDEO, *HISTORY])]
+    for row in range(rows):
+        click, like = int(rng.random() < click_share), int(rng.random() < 0.1)
+        history = ["\\N" if rng.random() < 0.05 else int(rng.integers(0, 50)) for _ in HISTORY]
+        category = "\\N" if rng.random() < 0.1 else row % 7
+        values = (rng.integers(1, 40), 1000 + row, click, 0, like, 0, category, click, row % 3, row % 8)
+        lines.append(",".join(map(str, [*values, *history])))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def read(folder):
+    dataset = open_dataset(folder)
+    rows = [r for f in dataset.row_files for r in pq.read_table(dataset.file(f.path)).to_pylist()]
+    return dataset, rows
+
+
+def test_every_click_two_unclicked_rows_each_and_a_seeded_split(spark, tmp_path, monkeypatch):
+    monkeypatch.setattr("etl.tenrec.SPLIT_BYTES", 60_000)
+    log = ctr_log(tmp_path / "ctr.csv", rows=6_000, seed=1)
+    lines = [line.split(",") for line in log.read_text().splitlines()[1:]]
+    options = [f"input={log}", "scenario=ctr", "shards=3", "seed=7"]
+    for name in ("a", "b"):
+        etl.sessions.build(load([*options, f"output={tmp_path / name}"]))
+    dataset, rows = read(tmp_path / "a")
+    assert dataset.manifest.fingerprint == open_dataset(tmp_path / "b").manifest.fingerprint
+    assert sum(f.rows for f in dataset.row_files) == len(rows)
+    assert max(f.rows for f in dataset.row_files) - min(f.rows for f in dataset.row_files) <= 1
+    items = {r["item"]: r for r in dataset.items().to_pylist()}
+    assert sorted(items) == list(range(1, len(items) + 1))
+    raw = {item: r["item_id"] for item, r in items.items()} | {0: 0}
+    clicks = [line for line in lines if line[2] == "1"]
+    assert sum(r["click"] for r in rows) == len(clicks)
+    assert len(rows) == 3 * len(clicks)
+    assert len({r["item"] for r in rows}) == len(rows)  # no row twice
+    for row in rows:  # each is the log's, value by value
+        line = lines[raw[row["item"]] - 1000]
+        assert [str(row["user_id"]), str(row["click"]), str(row["like"])] == [line[0], line[2], line[4]]
+        assert row["category"] == (None if line[6] == "\\N" else line[6])
+        assert (row["gender"], row["age"]) == (int(line[8]), int(line[9]))
+        assert [raw[i] for i in row["history"]] == [0 if v == "\\N" else int(v) for v in line[10:]]
+    split = Counter(r["split"] for r in rows)
+    assert abs(split["train"] / len(rows) - 0.8) < 0.03
+    assert abs(split["valid"] / len(rows) - 0.1) < 0.02
+    train = Counter(r["item"] for r in rows if r["split"] == "train" and r["click"])
+    assert {i: r["train_clicks"] for i, r in items.items() if r["train_clicks"]} == train
+    statistics = json.loads((tmp_path / "a" / "statistics.json").read_text())
+    assert statistics["kept"]["exposures"] == len(rows)
+    assert statistics["raw"]["exposures"] == len(lines)
+    assert statistics["kept"]["users"] == len({r["user_id"] for r in rows})
+    etl.sessions.build(load([*options[:3], "seed=8", f"output={tmp_path / 'c'}"]))
+    assert open_dataset(tmp_path / "c").manifest.fingerprint != dataset.manifest.fingerprint
+
+
+def test_fewer_unclicked_rows_than_wanted_are_all_taken(spark, tmp_path):
+    log = ctr_log(tmp_path / "ctr.csv", rows=300, seed=2, click_share=0.6)
+    etl.sessions.build(load([f"input={log}", "scenario=ctr", "shards=1", f"output={tmp_path / 'out'}"]))
+    assert len(read(tmp_path / "out")[1]) == 300
