@@ -7,6 +7,7 @@ of one, and a run that is killed leaves the old output as it was.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -60,7 +61,7 @@ def staged(output: Path, *, overwrite: bool, is_whole: Callable[[Path], bool]) -
     same output; leftovers of a killed one are removed.
 
     Raises:
-        InputError: `output` exists and is not ours to replace, or another process builds it.
+        InputError: `output` exists and is not ours to replace, another process builds it, or the disk is full.
     """
     output = output.absolute()
     refuse_existing(output, overwrite=overwrite, is_whole=is_whole)
@@ -71,8 +72,11 @@ def staged(output: Path, *, overwrite: bool, is_whole: Callable[[Path], bool]) -
         building.mkdir()
         try:
             yield building
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(building, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                cure = "free some, or write to another disk; nothing was left of this attempt"
+                raise InputError(f"room on the disk of {output.parent}", "a full disk", cure) from None
             raise
         if output.exists():
             shutil.rmtree(old, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -107,12 +108,16 @@ def run(job: Job, frame: Any) -> list[Any]:
 
     Raises:
         InputError: what a task found wrong with the input, told as if it had been found here.
+        OSError: a task met a full disk.
     """
-    from pyspark.errors import PythonException
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
 
     try:
         return [tuple(row) for row in frame.collect()]
-    except PythonException:
+    except (PySparkException, Py4JError) as error:
         for record in read_records(job.work_folder("errors")):
             raise InputError(**record) from None
+        if os.strerror(errno.ENOSPC) in str(error):  # a task's, or Spark's own temporary files
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
         raise

@@ -1,0 +1,122 @@
+"""The whole job on rubbish, on a full disk, and killed: never a wrong row, never half a dataset."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import etl.sessions
+from etl.config import load
+from etl.contract import open_dataset
+from etl.tenrec import VIDEO
+from tests.etl.test_parse import PIECES, slow_rows
+from tests.etl.test_sessions import HEADER, Options, check
+from tests.support.logs import generated_log
+from tests.support.reference import sessionize
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.spark
+
+
+def mutated_log(seed: int) -> bytes:
+    """Lines of few users, some of them with pieces put in, cut out or overwritten; the last may lack its end."""
+    rng = np.random.default_rng(seed)
+    lines = [
+        f"{rng.integers(1, 6)},{rng.integers(1, 40)},{int(rng.random() < 0.7)},0,{rng.integers(2)},0,"
+        f"c{rng.integers(4)},{rng.integers(5)},1,\\N\n".encode()
+        for _ in range(200)
+    ]
+    data = bytearray(b"".join(lines))
+    for _ in range(int(rng.integers(1, 12))):
+        at = int(rng.integers(0, len(data)))
+        piece = PIECES[rng.integers(len(PIECES))]
+        end = (at, at + int(rng.integers(1, 30)), at + len(piece))[rng.integers(3)]
+        data[at:end] = piece
+    return bytes(data if rng.random() < 0.5 else data[:-3])
+
+
+def as_csv(rows: list[tuple]) -> str:
+    """What the slow reader accepted, written plainly for the slow sessionizer."""
+    names = ["user_id", "item_id", "click", "follow", "like", "share", "watching_times", "gender", "age", "category"]
+    lines = [HEADER]
+    for row in rows:
+        value = dict(zip(names, row, strict=True))
+        value["video_category"] = value.pop("category")
+        quoted = {n: "\\N" if value[n] is None else str(value[n]) for n in VIDEO}
+        quoted["video_category"] = '"' + quoted["video_category"].replace('"', '""') + '"'
+        lines.append(",".join(quoted[n] for n in VIDEO))
+    return "\n".join(lines) + "\n"
+
+
+def test_fifty_mutated_files_through_the_whole_job(spark, tmp_path):
+    for seed in range(50):
+        data = mutated_log(seed)
+        log, out = tmp_path / f"{seed}.csv", tmp_path / f"out-{seed}"
+        bom, newline = (b"\xef\xbb\xbf" if seed % 3 == 0 else b""), (b"\r\n" if seed % 5 == 0 else b"\n")
+        log.write_bytes(bom + HEADER.encode() + newline + data)
+        options = ["scenario=qb_video", "shards=3", "protocol.min_clicks=5", "protocol.max_clicks=12"]
+        etl.sessions.build(load([f"input={log}", f"output={out}", *options]))
+        text = as_csv(slow_rows(data))
+        check(open_dataset(out), sessionize([text], Options(min_clicks=5, max_clicks=12)))
+
+
+def run(*options: str) -> subprocess.Popen:
+    line = [sys.executable, "-m", "etl", *options]
+    return subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+
+def family(pid: int) -> list:
+    import psutil
+
+    return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+
+
+def test_a_killed_driver_leaves_the_old_output_whole_and_the_rerun_completes(tmp_path):
+    if not Path("/proc").is_dir():
+        pytest.skip("needs /proc")
+    log = generated_log(tmp_path / "log.csv", users=300, items=90, seed=6)
+    options = [f"input={log}", f"output={tmp_path / 'out'}", "scenario=qb_video", "shards=4", "overwrite=true"]
+    assert run(*options, "protocol.max_clicks=20").wait(120) == 0
+    old = open_dataset(tmp_path / "out").manifest.fingerprint
+    work = tmp_path / ".out.building"
+    for mark in ("_spark", "_work/splits/*.json", "_work/cut/*.json", "sessions/part-*"):
+        process = run(*options)
+        deadline = time.monotonic() + 120
+        while not list(work.glob(mark)) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGSTOP)  # so that nothing starts between listing and killing
+        for member in family(process.pid):
+            member.kill()
+        process.wait(20)
+        assert open_dataset(tmp_path / "out").manifest.fingerprint == old, mark
+    process = run(*options)
+    assert process.wait(120) == 0, process.stderr.read()
+    assert open_dataset(tmp_path / "out").manifest.fingerprint != old
+    assert not work.exists()
+
+
+def test_a_full_disk_is_one_plain_line_and_leaves_nothing_that_looks_whole(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("needs root to mount a small disk")
+    try:
+        log = generated_log(tmp_path / "log.csv", users=3000, items=500, seed=7)
+        process = run(f"input={log}", f"output={disk / 'out'}", "scenario=qb_video", "shards=4")
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 2, errors
+        assert "Traceback" not in errors
+        assert errors.splitlines()[-1].startswith("error: expected room on the disk")
+        assert not (disk / "out").exists()
+        assert not list(disk.glob(".out.building*"))
+    finally:
+        subprocess.run(["umount", disk], check=True)
