@@ -74,7 +74,7 @@ def build(config: EtlConfig) -> Manifest:
         job = make_job(config, folder, sum(split.end - split.begin for split in splits))
         if known is not None:
             write_array(job.work("known_items", 0, "npy"), np.sort(known["item_id"].to_numpy()))
-        with spark_session(config.spark, folder / "_spark") as spark, reporting(job, len(splits)):
+        with spark_session(config.spark, folder / "_spark") as spark, reporting(job, len(splits), config.shards):
             if job.scenario.history:
                 items, shards = make_rows(spark, job, splits, known, config.shards)
             else:

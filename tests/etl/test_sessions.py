@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ from etl.config import load
 from etl.contract import Dataset, open_dataset
 from etl.folder import InputError
 from etl.table_one import DENSE_IDS
+from etl.tenrec import SCENARIOS
 from tests.support.engine import build, write_log
 from tests.support.reference import Expected, Options, sessionize
 
@@ -53,6 +55,27 @@ def logs(draw) -> list[str]:
 
 
 @st.composite
+def any_scenario(draw) -> tuple[str, list[str]]:
+    """Logs of one of the scenarios; those of articles are the video ones' rows in the articles' columns."""
+    scenario = draw(st.sampled_from(["qk_video", "qb_video", "qk_article", "qb_article", "sbr"]))
+    texts = draw(logs())
+    if "article" not in scenario:
+        return scenario, texts
+    names = list(SCENARIOS[scenario].columns)
+    written = []
+    for text in texts:
+        lines = [",".join(names)]
+        for video in csv.DictReader(text.splitlines()):
+            row = dict.fromkeys(names, "0.5") | {n: v for n, v in video.items() if n in names}
+            row |= {"category_second": video["video_category"], "click": video["click"] + ".0"}
+            if "read" in names:
+                row |= {"read": video["follow"], "favorite": video["share"], "read_time": "\\N"}
+            lines.append(",".join(row[n] for n in names))
+        written.append("\n".join(lines) + "\n")
+    return scenario, written
+
+
+@st.composite
 def protocols(draw) -> Options:
     return Options(
         min_clicks=draw(st.integers(3, 6)),
@@ -66,7 +89,7 @@ def protocols(draw) -> Options:
     )
 
 
-def command(folder: Path, texts: list[str], options: Options, *more: str) -> list[str]:
+def command(folder: Path, texts: list[str], options: Options, *more: str, scenario: str = "qb_video") -> list[str]:
     paths = []
     for number, text in enumerate(texts):
         paths.append(folder / f"log-{number}.csv")
@@ -75,7 +98,7 @@ def command(folder: Path, texts: list[str], options: Options, *more: str) -> lis
     return [
         f"input=[{','.join(map(str, paths))}]",
         f"output={folder / 'out'}",
-        "scenario=qb_video",
+        f"scenario={scenario}",
         "shards=3",
         f"exposures={str(options.exposures).lower()}",
         *more,
@@ -111,12 +134,13 @@ def has_rows(texts: list[str]) -> bool:
     return any(len(text.split()) > 1 for text in texts)
 
 
-@given(logs(), protocols(), st.integers(40, 600), st.integers(1, 4))
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_equals_the_slow_sessionizer_element_by_element(texts, options, split_bytes, partitions):
+@given(any_scenario(), protocols(), st.integers(40, 600), st.integers(1, 4))
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_equals_the_slow_sessionizer_element_by_element(logs_of, options, split_bytes, partitions):
+    scenario, texts = logs_of
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        options_line = command(folder, texts, options)
+        options_line = command(folder, texts, options, scenario=scenario)
         dataset = build(options_line, split_bytes=split_bytes, partitions=partitions)
         check(dataset, sessionize(texts, options))
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 BITS = {"like": 1, "share": 2, "follow": 4, "read": 8, "favorite": 16}
-CATEGORY = {"qb_video": "video_category", "qk_video": "video_category"}
+NUMBERS = ("user_id", "item_id", "click", *BITS, "watching_times", "gender", "age")
+PLURAL = {"likes": "like", "shares": "share", "follows": "follow", "reads": "read", "favorites": "favorite"}
 
 
 @dataclass
@@ -39,8 +40,9 @@ def read_rows(texts: list[str], first_rows: int | None) -> list[dict[str, Any]]:
             if first_rows is not None and len(rows) == first_rows:
                 return rows
             row = {name: (None if value == "\\N" else value) for name, value in raw.items()}
-            for name in ("user_id", "item_id", "click", "follow", "like", "share", "watching_times", "gender", "age"):
-                row[name] = None if row[name] is None else int(row[name])
+            for name in NUMBERS:  # the article logs write 1.0
+                row[name] = None if row.get(name) is None else int(row[name].removesuffix(".0"))
+            row["category"] = row["video_category"] if "video_category" in row else row["category_second"]
             row["raw"] = tuple(sorted(raw.items()))
             row["bits"] = sum(bit for action, bit in BITS.items() if row.get(action))
             rows.append(row)
@@ -49,7 +51,8 @@ def read_rows(texts: list[str], first_rows: int | None) -> list[dict[str, Any]]:
 
 def sessionize(texts: list[str], options: Options) -> Expected:
     rows = read_rows(texts, options.first_rows)
-    expected = Expected(raw=statistics(rows))
+    columns = set(texts[0].splitlines()[0].split(","))
+    expected = Expected(raw=statistics(rows, columns))
     profile: dict[int, dict[str, int]] = defaultdict(lambda: {"gender": -1, "age": -1})
     for row in rows:
         for name in ("gender", "age"):
@@ -79,7 +82,7 @@ def sessionize(texts: list[str], options: Options) -> Expected:
     expected.items = item_table(kept_rows, places)
     for session in expected.sessions.values():
         session["n_kept"] = len(session["items"])
-    expected.kept = statistics(kept_rows)
+    expected.kept = statistics(kept_rows, columns)
     return expected
 
 
@@ -138,8 +141,8 @@ def item_table(rows: list[dict[str, Any]], places: list[tuple[int, bool]]) -> li
     train = Counter(item for item, is_train in places if is_train)
     categories: dict[int, Counter[str]] = defaultdict(Counter)
     for row in rows:
-        if row["video_category"] is not None:
-            categories[row["item_id"]][row["video_category"]] += 1
+        if row["category"] is not None:
+            categories[row["item_id"]][row["category"]] += 1
     table = []
     for dense, item in enumerate(sorted(shown, key=lambda i: (-train[i], i)), 1):
         found = sorted(categories[item].items(), key=lambda pair: (-pair[1], pair[0].encode()))
@@ -156,16 +159,15 @@ def item_table(rows: list[dict[str, Any]], places: list[tuple[int, bool]]) -> li
     return table
 
 
-def statistics(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def statistics(rows: list[dict[str, Any]], columns: set[str]) -> dict[str, Any]:
     return {
         "users": len({row["user_id"] for row in rows}),
         "items": len({row["item_id"] for row in rows}),
         "clicks": sum(row["click"] for row in rows),
-        "likes": sum(bool(row["bits"] & 1) for row in rows),
-        "shares": sum(bool(row["bits"] & 2) for row in rows),
-        "follows": sum(bool(row["bits"] & 4) for row in rows),
-        "reads": None,
-        "favorites": None,
+        **{
+            plural: sum(bool(row["bits"] & BITS[name]) for row in rows) if name in columns else None
+            for plural, name in PLURAL.items()
+        },
         "exposures": len(rows),
         "skip": sum(not row["click"] and not row["bits"] for row in rows),
         "passive": sum(bool(row["click"]) and not row["bits"] for row in rows),
