@@ -1,4 +1,4 @@
-"""First stage: each split becomes one record per user that appears in it.
+"""First stage: each split is reduced to the rows that its users' sessions may need.
 
 Work per row decides the cost of the job, so rows are reduced here, before the shuffle, and travel
 through Spark as two binary values for each partition of users: a copy of bytes instead of a
@@ -71,10 +71,9 @@ def reporting_errors(job: Job, split: Split) -> Iterator[None]:
 
 
 def _combine(job: Job, split: Split) -> Iterator[pa.RecordBatch]:
-    known = np.load(job.work("known_items", 0, "npy"), mmap_mode="r") if job.known_items else None
-    seen = Seen()
+    seen = Seen(job)
     for number, table in enumerate(parsed_blocks(job, split, seen)):
-        yield from _partial_users(job, (split.index << PART_SHIFT) + number, table, known, seen)
+        yield from _partial_users(job, (split.index << PART_SHIFT) + number, table, seen)
 
 
 def parsed_blocks(job: Job, split: Split, seen: Seen) -> Iterator[pa.Table]:
@@ -95,7 +94,7 @@ def parsed_blocks(job: Job, split: Split, seen: Seen) -> Iterator[pa.Table]:
     seen.write(job, split, fingerprint())
 
 
-def _partial_users(job: Job, part: int, table: pa.Table, known: Any, seen: Seen) -> Iterator[pa.RecordBatch]:
+def _partial_users(job: Job, part: int, table: pa.Table, seen: Seen) -> Iterator[pa.RecordBatch]:
     user = table["user_id"].to_numpy()
     if np.any(user[1:] < user[:-1]):
         order = np.argsort(user, kind="stable")
@@ -110,7 +109,7 @@ def _partial_users(job: Job, part: int, table: pa.Table, known: Any, seen: Seen)
     users["raw_clicks"] = np.add.reduceat(clicked, first, dtype=np.int64)
     for name in ("gender", "age"):
         users[name] = protocol.last_value(table[name].fill_null(NO_VALUE).to_numpy(), offset, NO_VALUE)
-    useful = seen.known_rows(item, known)
+    useful = seen.known_rows(item)
     # Without exposures, unclicked rows count in the raw statistics only, and as rows of their user.
     if not job.exposures and job.first_users is None:
         useful = clicked if useful is None else useful & clicked
@@ -183,7 +182,8 @@ def _binary(values: np.ndarray[Any, Any], bounds: protocol.Int) -> pa.BinaryArra
 class Seen:
     """What one split counted: it leaves through files, since Spark's accumulators count retries twice."""
 
-    def __init__(self) -> None:
+    def __init__(self, job: Job) -> None:
+        self.known = np.load(job.work("known_items", 0, "npy"), mmap_mode="r") if job.known_items else None
         self.counts: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.sample: list[BadRow] = []
@@ -208,8 +208,9 @@ class Seen:
         self.counts.update(table_one.count_rows(feedback, job.scenario.actions))
         self.items.append(table_one.count_items(item, clicked))
 
-    def known_rows(self, item: protocol.Array, known: Any) -> protocol.Mask | None:
-        """Rows whose item is in `known` (sorted), the others counted; None without such a limit."""
+    def known_rows(self, item: protocol.Array) -> protocol.Mask | None:
+        """Rows whose item `items_from` knows, the others counted; None without such a limit."""
+        known = self.known
         if known is None:
             return None
         place = np.minimum(np.searchsorted(known, item), len(known) - 1)

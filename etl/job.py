@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -19,6 +20,10 @@ from etl.tenrec import SCENARIOS, Scenario
 
 QUARANTINE_ROWS_PER_SPLIT = 20
 """Sampled bad rows of one split; the counts are of all."""
+
+
+Pieces = list[list[int]]
+"""What makes one output file: `[part, first row, rows]` each."""
 
 
 @dataclass(frozen=True)
@@ -117,3 +122,27 @@ def check_rows(job: Job) -> None:
         reasons = {reason for split in splits for reason in split["reasons"]}
         got = f"none usable ({', '.join(sorted(reasons))})" if reasons else "none"
         raise InputError("input with data rows", got, "check the files")
+
+
+def shard_pieces(parts: list[tuple[int, int]], shards: int) -> list[Pieces]:
+    """Cut parts of `(number, rows)`, one after another, into `shards` files of equal rows."""
+    ends = np.cumsum([rows for _, rows in parts])
+    bounds = np.arange(shards + 1) * int(ends[-1] if len(ends) else 0) // shards
+    cut = []
+    for begin, end in itertools.pairwise(bounds):
+        pieces = []
+        for (number, rows), last in zip(parts, ends, strict=True):
+            low, high = max(begin, last - rows), min(end, last)
+            if low < high:
+                pieces.append([number, int(low - (last - rows)), int(high - low)])
+        cut.append(pieces)
+    return cut
+
+
+def read_rows(path: Path, begin: int, rows: int) -> pa.Table:
+    """Rows `begin..begin + rows` of a Parquet file, from the row groups that hold them."""
+    with pq.ParquetFile(path, memory_map=True) as file:
+        ends = np.cumsum([0] + [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
+        first = int(np.searchsorted(ends, begin, side="right")) - 1
+        last = int(np.searchsorted(ends, begin + rows, side="left"))
+        return file.read_row_groups(list(range(first, last))).slice(begin - int(ends[first]), rows)

@@ -7,7 +7,6 @@ random split by row. Both follow from the seed and the row's place in the log, n
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 from collections.abc import Iterator
 from functools import partial
@@ -24,7 +23,18 @@ from etl.combine import CATEGORY_SHIFT, Seen, feedback_bits, parsed_blocks, repo
 from etl.contract import CLICKED, FEEDBACK_BIT, ROWS_FOLDER, ROWS_SCHEMA, SPLITS, UNKNOWN, DataFile, describe_file
 from etl.gather import all_categories, global_categories, write_items
 from etl.items import number_items, read_lookup
-from etl.job import Job, check_rows, read_records, write_array, write_record, write_table, write_work_table
+from etl.job import (
+    Job,
+    Pieces,
+    check_rows,
+    read_records,
+    read_rows,
+    shard_pieces,
+    write_array,
+    write_record,
+    write_table,
+    write_work_table,
+)
 from etl.spark import numbered, run
 from etl.tenrec import Split
 
@@ -50,10 +60,9 @@ def make_rows(
     done = sorted(run(job, numbered(spark, len(splits)).mapInArrow(partial(count_splits, job), DONE)))
     _count_users(job)
     items = number_items(job, known)
-    ends = np.cumsum([0] + [rows for _, rows in done])
-    bounds = [int(b) for b in np.arange(shards + 1) * int(ends[-1]) // shards]
     n_tasks = min(shards, 4 * spark.sparkContext.defaultParallelism)
-    frame = numbered(spark, shards, n_tasks).mapInArrow(partial(write_files, job, ends.tolist(), bounds), "file string")
+    write = partial(write_files, job, shard_pieces(done, shards))
+    frame = numbered(spark, shards, n_tasks).mapInArrow(write, "file string")
     entries = [DataFile(**json.loads(text)) for (text,) in run(job, frame)]
     return items, sorted(entries, key=lambda entry: entry.path)
 
@@ -72,16 +81,15 @@ def _done(number: int, rows: int) -> pa.RecordBatch:
 
 
 def _sample(job: Job, split: Split) -> int:
-    seen = Seen()
+    seen = Seen(job)
     # One generator a split: its draws depend on nothing but the seed and the split's rows.
     rng = np.random.default_rng([job.seed, split.index])
-    known = np.load(job.work("known_items", 0, "npy"), mmap_mode="r") if job.known_items else None
     tables, users = [], []
     for table in parsed_blocks(job, split, seen):
         item, feedback = table["item_id"].to_numpy(), feedback_bits(job, table)
         clicked = feedback >= CLICKED
         seen.count_rows(job, item, feedback, clicked)
-        is_known = seen.known_rows(item, known)
+        is_known = seen.known_rows(item)
         row = _sampled(clicked, is_known, rng)
         user, place = table_one.distinct(table["user_id"].to_numpy())
         in_all, kept, kept_clicks = (
@@ -90,8 +98,8 @@ def _sample(job: Job, split: Split) -> int:
         users.append(np.stack([user, in_all, kept, kept_clicks], axis=1))
         category = seen.category_codes(table["category"].combine_chunks()) + 1
         history = np.stack([table[name].to_numpy()[row] for name in job.scenario.history], axis=1)
-        if known is not None:  # items that the other dataset lacks leave a gap in the history
-            history[~np.isin(history, known)] = 0
+        if seen.known is not None:  # items that the other dataset lacks leave a gap in the history
+            history[~np.isin(history, seen.known)] = 0
         split_name = np.searchsorted([TRAIN_SHARE, TRAIN_SHARE + VALID_SHARE], rng.random(len(row)), side="right")
         profile = {name: table[name].fill_null(UNKNOWN).to_numpy()[row].astype(np.int8) for name in ("gender", "age")}
         columns: dict[str, Any] = {"user_id": table["user_id"].to_numpy()[row], "item": item[row]}
@@ -151,23 +159,18 @@ def _count_users(job: Job) -> None:
     write_record(job.work("cut", 0, "json"), told)
 
 
-def write_files(
-    job: Job, ends: list[int], bounds: list[int], batches: Iterator[pa.RecordBatch]
-) -> Iterator[pa.RecordBatch]:
-    """Spark task: numbers of files in, their entries in the manifest out; cuts all rows into equal files."""
+def write_files(job: Job, shards: list[Pieces], batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Spark task: numbers of files in, their entries in the manifest out; writes the row files."""
     dense, names = read_lookup(job), pa.array(all_categories(job), pa.string())
     for batch in batches:
         for shard in batch.column(0).to_pylist():
-            begin, end = bounds[shard], bounds[shard + 1]
             pieces = [ROWS_SCHEMA.empty_table()]
-            for number, (first, last) in enumerate(itertools.pairwise(ends)):
-                low, high = max(begin, first), min(end, last)
-                if low < high:
-                    rows = pq.read_table(job.work("counted", number, "parquet"))
-                    pieces.append(_final(job, rows.slice(low - first, high - low), dense, names))
+            for number, begin, rows in shards[shard]:
+                pieces.append(_final(job, read_rows(job.work("counted", number, "parquet"), begin, rows), dense, names))
             name = f"{ROWS_FOLDER}/part-{shard:05d}.parquet"
-            write_table(Path(job.folder) / name, pa.concat_tables(pieces), row_group_size=ROWS_PER_GROUP)
-            entry = dataclasses.asdict(describe_file(Path(job.folder), name, end - begin))
+            whole = pa.concat_tables(pieces)
+            write_table(Path(job.folder) / name, whole, row_group_size=ROWS_PER_GROUP)
+            entry = dataclasses.asdict(describe_file(Path(job.folder), name, len(whole)))
             yield pa.RecordBatch.from_arrays([pa.array([json.dumps(entry)])], ["file"])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import shutil
 import time
@@ -37,7 +36,7 @@ from etl.contract import (
 from etl.folder import fingerprint_of, refuse_existing, staged, write_json
 from etl.gather import PARTITION, cut_filtered_users, gather_users
 from etl.items import allow_items, number_items, raw_clicks_per_item, read_lookup
-from etl.job import Job, check_rows, read_records, write_array, write_table
+from etl.job import Job, Pieces, check_rows, read_records, read_rows, shard_pieces, write_array, write_table
 from etl.progress import reporting
 from etl.rows import make_rows
 from etl.spark import numbered, run, spark_session
@@ -45,9 +44,6 @@ from etl.table_one import histogram, table
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
-
-Pieces = list[list[int]]
-"""What makes one session file: `[partition, first row, rows]` each."""
 
 PARTITION_BYTES = 128 << 20
 """Log that makes one partition of users: a task holds all its rows in memory."""
@@ -136,17 +132,7 @@ def write_sessions(spark: SparkSession, job: Job, partitions: list[tuple[int, in
 
     The partitions' sessions, one after another, are cut into `shards` files of equal rows.
     """
-    ends = np.cumsum([rows for _, rows in partitions])
-    bounds = np.arange(shards + 1) * int(ends[-1] if len(ends) else 0) // shards
-    tasks = []
-    for begin, end in itertools.pairwise(bounds):
-        pieces = []
-        for (number, rows), last in zip(partitions, ends, strict=True):
-            low, high = max(begin, last - rows), min(end, last)
-            if low < high:
-                pieces.append([number, int(low - (last - rows)), int(high - low)])
-        tasks.append(pieces)
-    written = run_shards(spark, job, tasks)
+    written = run_shards(spark, job, shard_pieces(partitions, shards))
     return sorted((DataFile(**json.loads(text)) for (text,) in written), key=lambda f: f.path)
 
 
@@ -176,15 +162,6 @@ def write_shards(job: Job, shards: list[Pieces], batches: Iterator[pa.RecordBatc
             write_table(Path(job.folder) / name, whole.cast(SESSIONS_SCHEMA), row_group_size=ROWS_PER_GROUP)
             entry = dataclasses.asdict(describe_file(Path(job.folder), name, len(whole)))
             yield pa.RecordBatch.from_arrays([pa.array([json.dumps(entry)])], ["file"])
-
-
-def read_rows(path: Path, begin: int, rows: int) -> pa.Table:
-    """Rows `begin..begin + rows` of a Parquet file, from the row groups that hold them."""
-    with pq.ParquetFile(path, memory_map=True) as file:
-        ends = np.cumsum([0] + [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
-        first = int(np.searchsorted(ends, begin, side="right")) - 1
-        last = int(np.searchsorted(ends, begin + rows, side="left"))
-        return file.read_row_groups(list(range(first, last))).slice(begin - int(ends[first]), rows)
 
 
 def finish(
