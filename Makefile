@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+PACKAGE := build/nextclick.zip
 
 .PHONY: setup demo test bench lint java package clean
 
@@ -41,8 +42,8 @@ lint: $(INSTALLED)
 
 # What spark-submit ships to its workers: --py-files build/nextclick.zip cluster/etl_job.py
 package: $(INSTALLED)
-	@mkdir -p build && find etl -name __pycache__ -prune -exec rm -rf {} +
-	$(RUN) -m zipfile -c build/nextclick.zip etl
+	@mkdir -p $(dir $(PACKAGE)) && find etl -name __pycache__ -prune -exec rm -rf {} +
+	$(RUN) -m zipfile -c $(PACKAGE) etl
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -37,8 +37,8 @@ class SparkOptions:
     """How Spark runs the job."""
 
     master: str = option("local[*]", "Spark master URL")
-    driver_memory: str = option("3g", "memory of the JVM in local mode, of the driver elsewhere")
-    executor_memory: str = option("3g", "memory of each executor on a cluster")
+    driver_memory: str | None = option(None, "of the JVM in local mode, of the driver elsewhere; by input size")
+    executor_memory: str | None = option(None, "of each executor on a cluster; by input size")
 
 
 @dataclass

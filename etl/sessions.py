@@ -67,10 +67,15 @@ def build(config: EtlConfig) -> Manifest:
     known = open_dataset(config.items_from).items() if config.items_from else None
     splits = tenrec.make_splits(files)
     with staged(output, overwrite=config.overwrite, is_whole=is_dataset) as folder:
-        job = make_job(config, folder, sum(split.end - split.begin for split in splits))
+        log_bytes = sum(split.end - split.begin for split in splits)
+        job = make_job(config, folder, log_bytes)
+        scratch = folder / "_spark"
         if known is not None:
             write_array(job.work("known_items", 0, "npy"), np.sort(known["item_id"].to_numpy()))
-        with spark_session(config.spark, folder / "_spark") as spark, reporting(job, len(splits), config.shards):
+        with (
+            spark_session(config.spark, scratch, log_bytes) as spark,
+            reporting(job, len(splits), config.shards),
+        ):
             if job.scenario.history:
                 items, shards = make_rows(spark, job, splits, known, config.shards)
             else:

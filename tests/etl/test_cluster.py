@@ -9,12 +9,11 @@ import socket
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
 
-from etl.spark import OLDEST_JAVA, java_version
+from etl.spark import OLDEST_JAVA, java_version, jvm_memory
 from tests.etl.test_sessions import Options, check, command
 from tests.support.logs import generated_log
 from tests.support.reference import sessionize
@@ -91,21 +90,30 @@ def etl(*options: str) -> subprocess.Popen:
     return subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
+def run_twin(output: Path, **options: int | str) -> None:
+    line = [sys.executable, "-m", "etl.twin", f"output={output}", *(f"{k}={v}" for k, v in options.items())]
+    subprocess.run(line, cwd=ROOT, check=True, capture_output=True)
+
+
 def hashes(folder: Path) -> list[tuple[str, str]]:
     manifest = json.loads((folder / "manifest.json").read_text())
     return [(f["path"], f["sha256"]) for f in manifest["files"]]
 
 
-def test_one_thread_two_threads_and_a_cluster_give_the_bytes_of_the_slow_sessionizer(standalone, tmp_path):
+@pytest.mark.parametrize("scenario", ["qb_video", "qk_article", "qb_article"])
+def test_one_thread_two_threads_and_a_cluster_give_the_bytes_of_the_slow_sessionizer(standalone, tmp_path, scenario):
     from etl.contract import open_dataset
 
     url, _ = standalone
-    text = generated_log(tmp_path / "log.csv", users=60, items=80, seed=4).read_text()
+    log = tmp_path / "log.csv"
+    run_twin(log, scenario=scenario, users=60, seed=4)
+    text = log.read_text()
     options = Options(min_clicks=5, max_clicks=12)
     results = []
     for name, master in (("a", "local[1]"), ("b", "local[2]"), ("c", url)):
         (tmp_path / name).mkdir()
-        line = command(tmp_path / name, [text], options, f'spark.master="{master}"', "spark.executor_memory=512m")
+        more = [f'spark.master="{master}"', "spark.executor_memory=512m"]
+        line = command(tmp_path / name, [text], options, *more, scenario=scenario)
         process = etl(*line)
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors
@@ -117,8 +125,7 @@ def test_one_thread_two_threads_and_a_cluster_give_the_bytes_of_the_slow_session
 def test_a_worker_killed_in_the_middle_costs_time_only(standalone, tmp_path):
     url, workers = standalone
     log = tmp_path / "log.csv"
-    twin = [sys.executable, "-m", "etl.twin", f"output={log}", "scenario=qk_video", "users=60000", "seed=1"]
-    subprocess.run(twin, cwd=ROOT, check=True, capture_output=True)
+    run_twin(log, scenario="qk_video", users=60_000, seed=1)
     options = [f"input={log}", "scenario=qk_video", "shards=4", "spark.executor_memory=512m"]
     undisturbed = etl(*options, f"output={tmp_path / 'a'}", 'spark.master="local[2]"')
     assert undisturbed.wait(240) == 0
@@ -141,10 +148,7 @@ def test_spark_submit_runs_the_packaged_job(standalone, tmp_path):
     url, _ = standalone
     log = generated_log(tmp_path / "log.csv", users=30, items=40, seed=5)
     package = tmp_path / "nextclick.zip"
-    with zipfile.ZipFile(package, "w") as archive:
-        for path in sorted((ROOT / "etl").rglob("*")):
-            if path.suffix in (".py", ".yaml", ".properties"):
-                archive.write(path, path.relative_to(ROOT))
+    subprocess.run(["make", "package", f"PACKAGE={package}"], cwd=ROOT, check=True, capture_output=True)
     submit = [str(Path(pyspark.__file__).parent / "bin" / "spark-submit"), "--master", url]
     submit += ["--conf", "spark.executor.memory=512m", "--py-files", str(package), str(ROOT / "cluster" / "etl_job.py")]
     options = [f"input={log}", f"output={tmp_path / 'out'}", "scenario=qb_video", "shards=2"]
@@ -153,3 +157,11 @@ def test_spark_submit_runs_the_packaged_job(standalone, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "sessions" in done.stdout
     assert len(hashes(tmp_path / "out")) == 5
+
+
+def test_memory_follows_the_size_of_the_log_within_the_machine():
+    assert jvm_memory(0, 64 << 30) == "1024m"
+    assert jvm_memory(16 << 30, 64 << 30) == "3072m"
+    assert jvm_memory(1 << 50, 64 << 30) == "8192m"
+    assert jvm_memory(1 << 50, 16 << 30) == "4096m"
+    assert jvm_memory(0, 1 << 30) == "1024m"
