@@ -110,10 +110,11 @@ def read_progress(path: Path) -> Progress:
 
 
 def all_tensors(stepper: Stepper) -> dict[str, torch.Tensor]:
-    """Networks, item table and optimiser state, by name."""
-    tensors = {f"model.{name}": p.detach() for name, p in stepper.model.named_parameters()}
-    tensors |= {f"table.{name}": t for name, t in stepper.table.tensors().items()}
-    for name, parameter in stepper.model.named_parameters():
+    """Networks, tables and optimiser state, by name."""
+    tensors = {f"network.{name}": p.detach() for name, p in stepper.objective.named_parameters()}
+    for table, found in stepper.tables.items():
+        tensors |= {f"table.{table}.{name}": t for name, t in found.tensors().items()}
+    for name, parameter in stepper.objective.named_parameters():
         for key, value in stepper.optimizer.state[parameter].items():
             tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
@@ -121,9 +122,10 @@ def all_tensors(stepper: Stepper) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def _load_tensors(stepper: Stepper, tensors: dict[str, torch.Tensor]) -> None:
-    stepper.table.load(_under("table.", tensors))
-    for name, parameter in stepper.model.named_parameters():
-        parameter.copy_(tensors[f"model.{name}"])
+    for table, found in stepper.tables.items():
+        found.load(_under(f"table.{table}.", tensors))
+    for name, parameter in stepper.objective.named_parameters():
+        parameter.copy_(tensors[f"network.{name}"])
         state: dict[str, Any] = stepper.optimizer.state[parameter]
         for key, value in _under(f"optimizer.{name}.", tensors).items():
             on_device = key != "step"  # torch keeps step counters on the CPU

@@ -12,12 +12,25 @@ from omegaconf import MISSING
 from etl.command import group, option, read_options
 from etl.folder import InputError
 
-MODELS = ("gru4rec", "hybrid")
-ENCODERS = ("gru4rec",)
-HEADS = ("mmoe", "shared_bottom", "single")
-LOSSES = ("softmax", "sampled_softmax")
+ENCODERS = ("gru4rec", "srgnn", "sasrec")
+RANK_HEADS = {
+    "rank_single": "single",
+    "rank_shared_bottom": "shared_bottom",
+    "rank_mmoe": "mmoe",
+    "rank_esmm": "single",
+    "rank_ple": "ple",
+}
+"""Ranking models and the heads that they share with the hybrid."""
+MODELS = (*ENCODERS, "hybrid", *RANK_HEADS)
+HEADS = ("mmoe", "shared_bottom", "ple", "single")
+LOSSES = ("softmax", "sampled_softmax", "gbce", "bpr", "top1", "bpr_max", "embedding")
+OPTIMIZERS = ("adagrad", "adamw")
+TABLE_OPTIMIZERS = ("rowwise_adagrad", "adagrad")
+SCHEDULES = ("constant", "cosine")
+BALANCES = ("fixed", "uncertainty")
 FEEDBACK_TASKS = ("click", "like", "share", "follow")
 TASKS = ("next", *FEEDBACK_TASKS)
+VALID_CUTOFFS = [10, 20]
 SMALL_CATALOGUE = 200_000
 """`recipe=auto` takes `small` up to so many items."""
 
@@ -27,12 +40,19 @@ class ModelOptions:
     """Sizes of the networks."""
 
     dimension: int = option(64, "length of item vectors and of expert outputs")
-    hidden: int = option(64, "units of the encoder's state")
-    layers: int = option(1, "layers of the encoder")
-    experts: int = option(8, "experts of the MMoE head")
+    hidden: int = option(64, "units of an encoder's state")
+    layers: int = option(1, "layers of gru4rec and sasrec")
+    attention_heads: int = option(1, "heads of sasrec, a divisor of hidden")
+    positions: int = option(0, "clicks of the longest session, for sasrec; 0 takes the dataset's")
+    gnn_steps: int = option(1, "gated steps over srgnn's graph")
+    experts: int = option(8, "experts of the MMoE head, shared out evenly among several encoders")
+    shared_experts: int = option(4, "PLE: shared experts of a level")
+    task_experts: int = option(1, "PLE: each task's own experts of a level")
+    levels: int = option(2, "PLE: levels")
     tower: int = option(64, "units of the hidden layer of each task")
-    embedding_dropout: float = option(0.2, "dropout on the clicks' item vectors, whole vectors at once")
+    embedding_dropout: float = option(0.2, "of gru4rec and srgnn whole clicks (item dropout), of sasrec single values")
     state_dropout: float = option(0.2, "dropout on the encoder's state")
+    tied: bool = option(True, "the vectors that encoders read are those that are searched")
     profile: bool = option(False, "gender and age join the state")
     detach_items: bool = option(False, "feedback tasks do not train the item vectors")
 
@@ -43,14 +63,32 @@ class TrainOptions:
 
     epochs: int = option(10, "passes over the train clicks at most")
     batch_tokens: int = option(512, "target clicks of a step, over all workers")
-    learning_rate: float = option(0.05, "of item vectors and networks")
-    negatives: int = option(2048, "sampled negatives of a step (sampled_softmax)")
-    alpha: float = option(0.5, "negatives are drawn from train clicks to this power …")
+    learning_rate: float = option(0.05, "of item vectors, and of networks where these have no own")
+    network_learning_rate: float | None = option(None, "of the networks")
+    optimizer: str = option("adagrad", "of the networks: adagrad, adamw")
+    table_optimizer: str = option("rowwise_adagrad", "of item and user vectors: rowwise_adagrad, adagrad")
+    weight_decay: float = option(0.0, "of the networks; decoupled with adamw, else added to the gradient")
+    table_decay: float = option(0.0, "of the vectors that a step touches, added to their gradient")
+    schedule: str = option("constant", "learning rates after the warm-up: constant, cosine (to 0 at the last epoch)")
+    warmup_steps: int = option(0, "steps over which learning rates rise from 0")
+    clip: float = option(0.0, "limit of the norm of all gradients together; 0 sets none")
+    negatives: int = option(2048, "sampled negatives of a step, shared by its targets (all losses but softmax)")
+    alpha: float | None = option(None, "negatives are drawn from train clicks to this power (0.5; gbce: 0) …")
     uniform: float = option(0.1, "… or, this share of them, from all items alike")
-    task_weights: dict[str, float] = option({}, "weights of the tasks' losses, 1 where not named")
+    batch_positives: bool = option(False, "the step's targets join its negatives")
+    skipped_negatives: int = option(0, "shown but not clicked items that join a target's negatives, at most")
+    bpr_max_regularisation: float = option(1.0, "weight of bpr_max's score regulariser")
+    gbce_t: float = option(0.75, "calibration of gbce: 0 = plain binary cross-entropy, 1 = that of all items")
+    balance: str = option("fixed", "weights of the tasks: fixed, or learned uncertainty")
+    task_weights: dict[str, float] = option({}, "fixed weights of the tasks' losses, 1 where not named")
+    rates: dict[str, float] = option({}, "share of positives by feedback task; counted in train where not named")
+    positive_power: float = option(0.0, "positives of a feedback task weigh (negatives / positives) to this power")
+    prefixes: int = option(0, "target clicks of a session and epoch at most, sampled anew; 0 takes all")
+    exposures: bool = option(True, "feedback tasks learn from what was shown, not from the clicks alone")
     exposures_per_session: int = option(60, "feedback rows of a session and step at most, sampled anew each epoch")
     valid_sessions: int = option(10_000, "sessions of the fixed validation sample")
-    patience: int = option(3, "epochs without a better valid NDCG@20 before training ends")
+    select_by: str | None = option(None, "valid metric of the best epoch; ndcg@20, of ranking models auc (the mean)")
+    patience: int = option(3, "epochs without a better validation before training ends")
     refit: bool = option(False, "train once more with the valid clicks for the selected number of epochs")
     buffer_sessions: int = option(16_384, "sessions shuffled together in memory")
     checkpoint_steps: int = option(2_000, "steps between checkpoints inside an epoch")
@@ -73,15 +111,39 @@ class TrainerConfig:
     output: str = option(MISSING, "run folder to make, or to resume")
     model: str = option(MISSING, ", ".join(MODELS))
     seed: int = option(0, "of parameters, order and sampling")
-    encoder: Any = option("gru4rec", "session encoder of the hybrid")
+    encoder: Any = option("gru4rec", f"session encoder of the hybrid, or several: {', '.join(ENCODERS)}")
     head: str = option("mmoe", ", ".join(HEADS))
-    tasks: list[str] = option(list(TASKS), "tasks of the hybrid")
-    loss: str = option("sampled_softmax", ", ".join(LOSSES))
+    tasks: list[str] = option(list(TASKS), "tasks of the hybrid, and but for next of ranking models")
+    loss: str = option("sampled_softmax", f"of the next item: {', '.join(LOSSES)}")
     recipe: str = option("auto", "auto (by size of the catalogue), small or large: tested defaults")
     network: ModelOptions = group(ModelOptions)
     train: TrainOptions = group(TrainOptions)
     ray: RayOptions = group(RayOptions)
     resume: str = option("auto", "auto continues an unfinished run; never starts anew only in a fresh folder")
+
+    @property
+    def ranks(self) -> bool:
+        """Whether the model ranks given rows and has no session state."""
+        return self.model in RANK_HEADS
+
+    @property
+    def encoders(self) -> list[str]:
+        """The session encoders."""
+        if self.model == "hybrid":
+            return [self.encoder] if isinstance(self.encoder, str) else list(self.encoder)
+        return [] if self.ranks else [self.model]
+
+    @property
+    def select_by(self) -> str:
+        """The valid metric that decides which epoch is best."""
+        return self.train.select_by or ("auc" if self.ranks else "ndcg@20")
+
+    @property
+    def negatives_alpha(self) -> float:
+        """Power of the train clicks that negatives are drawn with; gbce's calibration wants uniform ones."""
+        if self.train.alpha is not None:
+            return self.train.alpha
+        return 0.0 if self.loss == "gbce" else 0.5
 
     @property
     def feedback_tasks(self) -> list[str]:
@@ -116,9 +178,12 @@ def with_recipe(options: Sequence[str], n_items: int) -> TrainerConfig:
     size = config.recipe
     if size == "auto":
         size = "small" if n_items <= SMALL_CATALOGUE else "large"
-    config = read_options(TrainerConfig, "trainer.conf", [f"+recipe@_global_={size}_{config.model}", *options])
+    family = "rank" if config.ranks else config.model
+    config = read_options(TrainerConfig, "trainer.conf", [f"+recipe@_global_={size}_{family}", *options])
     config.recipe = size
-    if config.model != "hybrid":
+    if config.ranks:
+        config.tasks = config.feedback_tasks
+    elif config.model != "hybrid":
         config.tasks = ["next"]
     check(config)
     return config
@@ -131,53 +196,108 @@ def check(config: TrainerConfig) -> None:
         "head": HEADS,
         "loss": LOSSES,
         "recipe": ("auto", "small", "large"),
-        "encoder": ENCODERS,
         "resume": ("auto", "never"),
+        "train.optimizer": OPTIMIZERS,
+        "train.table_optimizer": TABLE_OPTIMIZERS,
+        "train.schedule": SCHEDULES,
+        "train.balance": BALANCES,
     }
     for name, allowed in choices.items():
-        if getattr(config, name) not in allowed:
-            raise InputError(
-                f"{name} one of {', '.join(allowed)}", getattr(config, name), f"choose {name}={allowed[0]}"
-            )
-    unknown = [task for task in config.tasks if task not in TASKS]
-    if unknown or "next" not in config.tasks or len(set(config.tasks)) != len(config.tasks):
-        raise InputError(f"tasks of {', '.join(TASKS)}, next among them", config.tasks, "write tasks=[next,click]")
-    for name in config.train.task_weights:
-        if name not in TASKS:
-            raise InputError(f"train.task_weights of {', '.join(TASKS)}", name, "name a task")
+        if _value(config, name) not in allowed:
+            raise InputError(f"{name} one of {', '.join(allowed)}", _value(config, name), f"choose {name}={allowed[0]}")
+    _check_tasks(config)
+    if config.model == "hybrid":
+        given = config.encoders if isinstance(config.encoder, str | list) else [config.encoder]
+        if not given or len(set(given)) != len(given) or set(given) - set(ENCODERS):
+            raise InputError(f"encoder of {', '.join(ENCODERS)}", config.encoder, "write encoder=[gru4rec,srgnn], say")
     _check_numbers(config)
+    if "sasrec" in config.encoders and config.network.hidden % config.network.attention_heads:
+        heads = config.network.attention_heads
+        raise InputError("network.attention_heads that divides network.hidden", heads, "try 1")
     cores = os.cpu_count() or 1
     if not config.ray.use_gpu and "RAY_ADDRESS" not in os.environ and config.ray.workers > cores:
         raise InputError(f"ray.workers up to the {cores} CPUs here", config.ray.workers, "use fewer, or a Ray cluster")
 
 
+def _check_tasks(config: TrainerConfig) -> None:
+    tasks, feedback = config.tasks, config.feedback_tasks
+    metrics = ["auc", *(f"auc/{task}" for task in feedback)] if config.ranks or config.model == "hybrid" else []
+    metrics += [] if config.ranks else [f"{name}@{k}" for name in ("ndcg", "hr", "mrr") for k in VALID_CUTOFFS]
+    if config.select_by not in metrics:
+        raise InputError(f"train.select_by of {', '.join(metrics)}", config.select_by, "name a metric of the model")
+    if set(tasks) - set(TASKS) or len(set(tasks)) != len(tasks):
+        raise InputError(f"tasks of {', '.join(TASKS)}, each once", tasks, "write tasks=[next,click]")
+    if not config.ranks and "next" not in tasks:
+        raise InputError("next among the tasks of a session model", tasks, "write tasks=[next,click]")
+    if config.ranks and not feedback:
+        raise InputError(f"tasks of {', '.join(FEEDBACK_TASKS)} for a ranking model", tasks, "write tasks=[click]")
+    if config.model == "rank_esmm" and "click" not in feedback:
+        raise InputError("click among the tasks of rank_esmm", tasks, "its other tasks follow a click")
+    for name in ("train.task_weights", "train.rates"):
+        for task, value in _value(config, name).items():
+            if task not in TASKS:
+                raise InputError(f"{name} of {', '.join(TASKS)}", task, "name a task")
+            if not 0 <= value < float("inf"):
+                raise InputError(f"{name}.{task} of at least 0", value, "give a larger number")
+
+
+LEAST = {
+    "network": (
+        "dimension",
+        "hidden",
+        "layers",
+        "attention_heads",
+        "gnn_steps",
+        "experts",
+        "shared_experts",
+        "task_experts",
+        "levels",
+        "tower",
+    ),
+    "train": (
+        "epochs",
+        "batch_tokens",
+        "negatives",
+        "exposures_per_session",
+        "valid_sessions",
+        "patience",
+        "buffer_sessions",
+        "checkpoint_steps",
+        "keep_checkpoints",
+    ),
+}
+"""Options of at least 1."""
+NOT_NEGATIVE = {
+    "network": ("positions",),
+    "train": (
+        "weight_decay",
+        "table_decay",
+        "warmup_steps",
+        "clip",
+        "skipped_negatives",
+        "bpr_max_regularisation",
+        "positive_power",
+        "prefixes",
+    ),
+    "ray": ("workers",),
+    "": ("seed",),
+}
+"""Options of at least 0."""
+
+
 def _check_numbers(config: TrainerConfig) -> None:
-    least = {
-        "network.dimension": 1,
-        "network.hidden": 1,
-        "network.layers": 1,
-        "network.experts": 1,
-        "network.tower": 1,
-        "train.epochs": 1,
-        "train.batch_tokens": 1,
-        "train.negatives": 1,
-        "train.exposures_per_session": 1,
-        "train.valid_sessions": 1,
-        "train.patience": 1,
-        "train.buffer_sessions": 1,
-        "train.checkpoint_steps": 1,
-        "train.keep_checkpoints": 1,
-        "ray.workers": 0,
-        "seed": 0,
-    }
-    for name, low in least.items():
-        if _value(config, name) < low:
-            raise InputError(f"{name} of at least {low}", _value(config, name), "give a larger number")
+    for low, groups in ((1, LEAST), (0, NOT_NEGATIVE)):
+        for section, names in groups.items():
+            for name in (f"{section}.{name}".lstrip(".") for name in names):
+                if not low <= _value(config, name) < float("inf"):
+                    raise InputError(f"{name} of at least {low}", _value(config, name), "give a larger number")
     for name in ("network.embedding_dropout", "network.state_dropout", "train.uniform"):
         if not 0 <= _value(config, name) < 1:
             raise InputError(f"{name} in [0, 1)", _value(config, name), "give a share")
-    for name in ("train.learning_rate",):
-        if not 0 < _value(config, name) < float("inf"):
+    if not 0 <= config.train.gbce_t <= 1:
+        raise InputError("train.gbce_t in [0, 1]", config.train.gbce_t, "try 0.75")
+    for name in ("train.learning_rate", "train.network_learning_rate"):
+        if _value(config, name) is not None and not 0 < _value(config, name) < float("inf"):
             raise InputError(f"a positive {name}", _value(config, name), "try 0.05")
 
 

@@ -1,4 +1,4 @@
-"""Writing the bundle: each worker exports its share of the session files, the first one finishes it."""
+"""Writing the bundle: each worker exports its share of the data files, the first one finishes it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
-from etl.contract import Dataset, feedback_labels
+from etl.contract import SPLITS, Dataset, feedback_labels
 from retrieval.bundle import (
     FEEDBACK_SCHEMA,
     ITEMS,
@@ -23,24 +22,37 @@ from retrieval.bundle import (
     vectors_array,
 )
 from trainer.data.batch import feedback_rows
+from trainer.data.order import Int
+from trainer.data.rank import ROW_COLUMNS, block_rows, flat_rows
 from trainer.data.reader import EXPOSURE_COLUMNS, SESSION_COLUMNS, Ragged, Sessions
-from trainer.scoring import Scorer
+from trainer.scoring import RankScorer, Scores, SessionScorer
 from trainer.world import World
 
 SESSIONS_PER_BATCH = 512
+ROWS_PER_BATCH = 16_384
 HELD_OUT = {"valid": 2, "test": 1, "next": 0}
 """Kept clicks at the end that the query of a split does not see."""
 
+Parts = Iterator[tuple[str, pa.Table]]
+"""Tables by the folder of the bundle that they belong to."""
+
 
 def export(
-    output: Path, scorer: Scorer, dataset: Dataset, world: World, *, model: str, refit: bool, exposures: bool
+    output: Path,
+    scorer: SessionScorer | RankScorer,
+    dataset: Dataset,
+    world: World,
+    *,
+    model: str,
+    refit: bool,
+    exposures: bool,
 ) -> None:
     """Write the bundle folder `output`; it is whole once all workers have done their files.
 
     Args:
         output: folder to make; one that a killed export left is removed first.
         scorer: the trained model.
-        dataset: sessions to export.
+        dataset: sessions or rows to export.
         world: the workers.
         model: name for the manifest.
         refit: the model saw the valid clicks, so valid parts are left out.
@@ -51,77 +63,123 @@ def export(
         for folder in (building, output):
             shutil.rmtree(folder, ignore_errors=True)
         building.mkdir(parents=True)
-        _write_items(building / ITEMS, scorer)
+        if isinstance(scorer, SessionScorer):
+            _write_items(building / ITEMS, scorer)
     world.barrier()
     splits = [split for split in HELD_OUT if not (refit and split == "valid")]
-    for number, entry in enumerate(dataset.session_files):
+    schemas = _schemas(scorer, splits)
+    for number, entry in enumerate(dataset.session_files or dataset.row_files):
         if number % world.size == world.global_rank:
-            _export_file(building, number, dataset.file(entry.path), scorer, splits, exposures=exposures)
+            parts = _score_file(dataset.file(entry.path), scorer, splits, exposures=exposures)
+            _write_parts(building, number, schemas, parts)
     world.barrier()
     if world.is_first:
-        dimension = scorer.table.vector.shape[1] + 1
         finish_bundle(
             building,
             dataset=dataset.manifest.fingerprint,
             refit=refit,
             n_items=dataset.manifest.n_items,
-            dimension=dimension,
+            dimension=_dimension(scorer),
             model=model,
         )
         building.rename(output)
     world.barrier()
 
 
-def _write_items(path: Path, scorer: Scorer) -> None:
+def _dimension(scorer: SessionScorer | RankScorer) -> int:
+    return scorer.item_vectors().shape[1] if isinstance(scorer, SessionScorer) else 0
+
+
+def _write_items(path: Path, scorer: SessionScorer) -> None:
     vectors = scorer.item_vectors().cpu().numpy()
     item = pa.array(np.arange(1, len(vectors) + 1, dtype=np.int32))
     pq.write_table(pa.table([item, vectors_array(vectors)], schema=items_schema(vectors.shape[1])), path)
 
 
-def _export_file(folder: Path, number: int, path: Path, scorer: Scorer, splits: list[str], *, exposures: bool) -> None:
-    columns = SESSION_COLUMNS + (EXPOSURE_COLUMNS if exposures else [])
-    dimension = scorer.table.vector.shape[1] + 1
-    tasks = scorer.model.feedback_tasks
-    schemas = {f"queries-{split}": queries_schema(dimension) for split in splits}
-    if tasks:
+def _schemas(scorer: SessionScorer | RankScorer, splits: list[str]) -> dict[str, pa.Schema]:
+    """What the bundle holds for these splits."""
+    schemas = {}
+    if isinstance(scorer, SessionScorer):
+        schemas = {f"queries-{split}": queries_schema(_dimension(scorer)) for split in splits}
+    if scorer.model.feedback_tasks:
         schemas |= {f"feedback-{split}": FEEDBACK_SCHEMA for split in splits if split != "next"}
+    return schemas
+
+
+def _write_parts(folder: Path, number: int, schemas: dict[str, pa.Schema], parts: Parts) -> None:
     writers = {}
     for kind, schema in schemas.items():
         (folder / kind).mkdir(exist_ok=True)
         writers[kind] = pq.ParquetWriter(folder / kind / f"part-{number:05d}.parquet", schema, compression="zstd")
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(SESSIONS_PER_BATCH, columns=columns):
-            sessions = Sessions.of(pa.Table.from_batches([batch]))
-            for kind, table in _score(sessions, scorer, splits, exposures=exposures):
-                writers[kind].write_table(table)
+    for kind, table in parts:
+        writers[kind].write_table(table)
     for writer in writers.values():
         writer.close()
 
 
-def _score(sessions: Sessions, scorer: Scorer, splits: list[str], *, exposures: bool) -> Iterator[tuple[str, pa.Table]]:
+def _score_file(path: Path, scorer: SessionScorer | RankScorer, splits: list[str], *, exposures: bool) -> Parts:
+    columns = SESSION_COLUMNS + (EXPOSURE_COLUMNS if exposures else [])
+    with pq.ParquetFile(path) as file:
+        if "split" in file.schema_arrow.names:
+            assert isinstance(scorer, RankScorer)
+            for batch in file.iter_batches(ROWS_PER_BATCH, columns=ROW_COLUMNS):
+                yield from _rank_rows(pa.Table.from_batches([batch]), scorer, splits)
+            return
+        for batch in file.iter_batches(SESSIONS_PER_BATCH, columns=columns):
+            sessions = Sessions.of(pa.Table.from_batches([batch]))
+            if isinstance(scorer, RankScorer):
+                yield from _rank_blocks(sessions, scorer, splits, exposures=exposures)
+            else:
+                yield from _score_sessions(sessions, scorer, splits, exposures=exposures)
+
+
+def _score_sessions(sessions: Sessions, scorer: SessionScorer, splits: list[str], *, exposures: bool) -> Parts:
     n = sessions.items.lengths
-    state = scorer.states(sessions, n)  # one pass: the states of all splits lie on the way to the last click
+    visible = np.stack([n - HELD_OUT[split] for split in splits], axis=1)
+    states = scorer.states(sessions, visible)  # one pass: the states of all splits lie on the way to the last click
     rows = feedback_rows(sessions, exposures=exposures) if scorer.model.feedback_tasks else None
-    for split in splits:
-        visible = n - HELD_OUT[split]
-        last = state[torch.arange(len(n)), torch.from_numpy(visible - 1)]
+    for column, split in enumerate(splits):
+        seen, state = visible[:, column], states[:, column]
         target = np.zeros(len(n), np.int32)
         if split != "next":
-            target = sessions.items.values[sessions.items.offset[:-1] + visible]
-        vectors = scorer.queries(last).cpu().numpy()
-        yield f"queries-{split}", _queries(sessions, visible, target, vectors)
+            target = sessions.items.values[sessions.items.offset[:-1] + seen]
+        yield f"queries-{split}", _queries(sessions, seen, target, scorer.queries(state).cpu().numpy())
         if rows is not None and split != "next":
-            block = rows.select(rows.position == visible[rows.session])
-            for task, score in scorer.feedback(state, block).items():
-                columns = [
-                    pa.array([task] * len(score), pa.string()),
-                    pa.array(sessions.user_id[block.session]),
-                    pa.array(block.item.astype(np.int32)),
-                    pa.array(feedback_labels(block.feedback, "click") == 1),
-                    pa.array(feedback_labels(block.feedback, task).astype(np.uint8)),
-                    pa.array(score),
-                ]
-                yield f"feedback-{split}", pa.table(columns, schema=FEEDBACK_SCHEMA)
+            block = rows.select(rows.position == seen[rows.session])
+            scores = scorer.feedback(state, block)
+            yield from _feedback(split, sessions.user_id[block.session], block.item, block.feedback, scores)
+
+
+def _rank_blocks(sessions: Sessions, scorer: RankScorer, splits: list[str], *, exposures: bool) -> Parts:
+    rows = feedback_rows(sessions, exposures=exposures)
+    for split in splits:
+        if split != "next":
+            seen = sessions.items.lengths - HELD_OUT[split]
+            block = block_rows(sessions, rows.select(rows.position == seen[rows.session]))
+            scores = scorer.feedback(scorer.features(block))
+            yield from _feedback(split, block.user_id, block.item, block.feedback, scores)
+
+
+def _rank_rows(table: pa.Table, scorer: RankScorer, splits: list[str]) -> Parts:
+    rows = flat_rows(table)
+    for split in splits:
+        if split != "next":
+            part = rows.take(np.flatnonzero(rows.split == SPLITS.index(split)))
+            scores = scorer.feedback(scorer.features(part))
+            yield from _feedback(split, part.user_id, part.item, part.feedback, scores)
+
+
+def _feedback(split: str, user_F: Int, item_F: Int, feedback_F: Any, scores: Scores) -> Parts:
+    for task, score in scores.items():
+        columns = [
+            pa.array([task] * len(score), pa.string()),
+            pa.array(user_F),
+            pa.array(item_F.astype(np.int32)),
+            pa.array(feedback_labels(feedback_F, "click") == 1),
+            pa.array(feedback_labels(feedback_F, task).astype(np.uint8)),
+            pa.array(score),
+        ]
+        yield f"feedback-{split}", pa.table(columns, schema=FEEDBACK_SCHEMA)
 
 
 def _queries(sessions: Sessions, visible: Any, target: Any, vectors: Any) -> pa.Table:

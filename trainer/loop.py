@@ -17,21 +17,18 @@ from etl.folder import locked, write_json
 from trainer import checkpoint
 from trainer.checkpoint import Progress
 from trainer.config import TrainerConfig
-from trainer.data.batch import Batch, mix, train_batch
-from trainer.data.order import Int, Order
-from trainer.data.reader import GlobalBatch, Prefetch, SessionReader, Sessions
-from trainer.export import export
+from trainer.data.batch import mix
+from trainer.data.order import Order
+from trainer.data.reader import GlobalBatch, Prefetch, Reader
+from trainer.family import TRAIN_HOLDOUT, Family, family_of
 from trainer.models.recommender import Recommender
 from trainer.runlog import Meter, RunLog, read_metrics
-from trainer.scoring import Scorer
-from trainer.sparse.table import ItemTable
 from trainer.step import Stepper
-from trainer.validation import Validation, valid_sample, validate
+from trainer.validation import Validation
 from trainer.world import World, set_threads
 
 SUMMARY = "summary.json"
 DIAGNOSTICS = "diagnostics.json"
-SELECT_BY = "ndcg@20"
 LOG_STEPS = 50
 
 
@@ -71,25 +68,24 @@ def train(config: TrainerConfig, world: World, on_epoch: Callable[[dict[str, Any
 def _train(
     config: TrainerConfig, dataset: Dataset, run: Path, world: World, on_epoch: Callable[[dict[str, Any]], None]
 ) -> None:
-    select = Phase("train", 2, config.train.epochs, validates=True)
-    stepper, progress = fit(config, dataset, run, world, select, on_epoch)
-    found = _validate(config, dataset, stepper, world)
-    selected, refit = progress, config.train.refit
-    name = f"{config.model}" if config.model != "hybrid" else f"hybrid ({config.encoder}, {config.head})"
-    bundle = run / ("bundle-selected" if refit else "bundle")
-    _export(bundle, stepper, dataset, world, name=name, refit=False)
+    family = family_of(config, dataset, world)
+    select = Phase("train", TRAIN_HOLDOUT, config.train.epochs, validates=True)
+    stepper, progress = fit(config, family, run, world, select, on_epoch)
+    found = family.validate(stepper, family.sample())
+    refit = config.train.refit
+    family.export(run / ("bundle-selected" if refit else "bundle"), stepper, refit=False)
     if refit:
-        again = Phase("refit", 1, selected.best_epoch, validates=False)
-        stepper, _ = fit(config, dataset, run, world, again, on_epoch)
-        _export(run / "bundle", stepper, dataset, world, name=name, refit=True)
+        again = Phase("refit", TRAIN_HOLDOUT - 1, progress.best_epoch, validates=False)
+        stepper, _ = fit(config, family, run, world, again, on_epoch)
+        family.export(run / "bundle", stepper, refit=True)
     if world.is_first:
         write_diagnostics(run, found, stepper)
-        write_summary(run, config, dataset, stepper, selected, found)
+        write_summary(run, config, dataset, stepper, progress, found)
 
 
 def fit(
     config: TrainerConfig,
-    dataset: Dataset,
+    family: Family,
     run: Path,
     world: World,
     phase: Phase,
@@ -100,24 +96,22 @@ def fit(
     Returns:
         The parameters of the best epoch (of the last, where there is no validation), and the progress.
     """
-    stepper = make_stepper(config, dataset, world)
+    reader = family.reader(phase.holdout)
+    stepper = family.stepper(phase.epochs * -(-reader.total_targets() // config.train.batch_tokens))
     folder = phase.checkpoints(run)
-    reader = SessionReader(
-        dataset, exposures=has_exposures(dataset) and bool(config.feedback_tasks), holdout=phase.holdout
-    )
     path = checkpoint.latest(folder)
     progress = checkpoint.load(path, stepper) if path else Progress()
     world.barrier()
     log = None
     if world.is_first and not _ended(config, phase, progress):
         log = RunLog(run, progress.step, refit=not phase.validates)
-    sample = valid_sample(reader, config.train.valid_sessions, world) if phase.validates else None
+    sample = family.sample() if phase.validates else None
     while not _ended(config, phase, progress):
-        _run_epoch(config, reader, stepper, progress, phase, folder, log)
+        _run_epoch(config, family, reader, stepper, progress, phase, folder, log)
         values: dict[str, Any] = {}
         if sample is not None:
-            values = _check(config, dataset, stepper, world, sample).metrics
-            _judge(progress, values)
+            values = family.validate(stepper, sample).metrics
+            _judge(progress, values, config.select_by)
         if log:
             log.write(progress.step, progress.epoch, "valid", values)
             checkpoint.save(folder, stepper, progress, keep=config.train.keep_checkpoints)
@@ -137,7 +131,8 @@ def _ended(config: TrainerConfig, phase: Phase, progress: Progress) -> bool:
 
 def _run_epoch(
     config: TrainerConfig,
-    reader: SessionReader,
+    family: Family,
+    reader: Reader[Any],
     stepper: Stepper,
     progress: Progress,
     phase: Phase,
@@ -149,7 +144,7 @@ def _run_epoch(
     if not progress.loss_sums:
         progress.loss_sums, progress.loss_counts = ([0.0] * len(stepper.tasks) for _ in range(2))
     first_step, meter = progress.step, Meter(reader.total_targets(), phase.epochs, sum(progress.loss_counts[:1]))
-    source = _batches(config, reader, stepper, progress, phase)
+    source = _batches(config, family, reader, progress, phase, stepper.world)
     for batch in source:
         sums, counts = (totals.tolist() for totals in stepper.step(batch.data, progress.step))
         progress.step += 1
@@ -175,10 +170,10 @@ def _run_epoch(
 
 
 def _batches(
-    config: TrainerConfig, reader: SessionReader, stepper: Stepper, progress: Progress, phase: Phase
-) -> Prefetch[GlobalBatch[Batch]]:
+    config: TrainerConfig, family: Family, reader: Reader[Any], progress: Progress, phase: Phase, world: World
+) -> Prefetch[GlobalBatch[Any]]:
     """This worker's batches of the epoch under way, from where it stands, read ahead in a thread."""
-    world, options = stepper.world, config.train
+    options = config.train
     order = Order(
         reader.group_rows,
         config.seed,
@@ -188,17 +183,7 @@ def _batches(
         options.buffer_sessions,
     )
     salt = int(mix(np.array([config.seed * 1_000_003 + progress.epoch], np.uint64))[0] >> np.uint64(1))
-
-    def collate(sessions: Sessions, _: Int) -> Batch:
-        return train_batch(
-            sessions,
-            holdout=phase.holdout,
-            tasks=stepper.model.feedback_tasks,
-            exposures=has_exposures(reader.dataset),
-            rows_per_session=options.exposures_per_session,
-            salt=salt,
-        )
-
+    collate = family.collate(phase.holdout, salt)
     start, rank, size = progress.sample, world.global_rank, world.size
     return Prefetch(reader.epoch(order, collate, start=start, global_rank=rank, world_size=size))
 
@@ -208,46 +193,13 @@ def mean_losses(tasks: list[str], sums: list[float], counts: list[float]) -> dic
     return {f"loss/{t}": s / max(c, 1.0) for t, s, c in zip(tasks, sums, counts, strict=True)}
 
 
-def make_stepper(config: TrainerConfig, dataset: Dataset, world: World) -> Stepper:
-    """Freshly drawn parameters: the same on every worker, from the seed alone."""
-    torch.manual_seed(config.seed)
-    model = Recommender(config).to(world.device)
-    generator = torch.Generator().manual_seed(config.seed)
-    table = ItemTable(dataset.manifest.n_items, config.network.dimension, generator=generator, device=world.device)
-    train_clicks = dataset.items(["train_clicks"])["train_clicks"].to_numpy()
-    return Stepper(config, model, table, train_clicks, world)
-
-
-def has_exposures(dataset: Dataset) -> bool:
-    """Whether the dataset says what was shown."""
-    return bool(dataset.manifest.protocol.get("exposures", True))
-
-
-def _check(config: TrainerConfig, dataset: Dataset, stepper: Stepper, world: World, sample: Sessions) -> Validation:
-    clicks = dataset.items(["clicks"])["clicks"].to_numpy()
-    candidates = np.flatnonzero(clicks > 0) + 1
-    scorer = Scorer(stepper.model, stepper.table, world.device)
-    return validate(scorer, sample, candidates, world, exposures=has_exposures(dataset))
-
-
-def _validate(config: TrainerConfig, dataset: Dataset, stepper: Stepper, world: World) -> Validation:
-    """Validate the selected parameters once more, for the summary and the gates."""
-    reader = SessionReader(dataset, exposures=has_exposures(dataset) and bool(config.feedback_tasks), holdout=2)
-    return _check(config, dataset, stepper, world, valid_sample(reader, config.train.valid_sessions, world))
-
-
-def _judge(progress: Progress, values: dict[str, Any]) -> None:
-    score = values.get(SELECT_BY) or 0.0
+def _judge(progress: Progress, values: dict[str, Any], select_by: str) -> None:
+    score = values.get(select_by) or 0.0
     if score > progress.best_score:
         progress.best_epoch, progress.best_step, progress.best_score = progress.epoch, progress.step, score
         progress.worse_epochs = 0
     else:
         progress.worse_epochs += 1
-
-
-def _export(path: Path, stepper: Stepper, dataset: Dataset, world: World, *, name: str, refit: bool) -> None:
-    scorer = Scorer(stepper.model, stepper.table, world.device)
-    export(path, scorer, dataset, world, model=name, refit=refit, exposures=has_exposures(dataset))
 
 
 def write_diagnostics(run: Path, found: Validation, stepper: Stepper) -> None:
@@ -266,10 +218,9 @@ def write_summary(
     run: Path, config: TrainerConfig, dataset: Dataset, stepper: Stepper, progress: Progress, found: Validation
 ) -> None:
     """`summary.json`, written last: a run folder with it is finished."""
-    table = sum(t.numel() for name, t in stepper.table.tensors().items() if name in ("vector", "bias"))
-    dense = sum(p.numel() for p in stepper.model.parameters())
-    candidates = dataset.manifest.n_items if config.loss == "softmax" else config.train.negatives
-    flops = stepper.model.flops(candidates, config.network.dimension)
+    tables = {name: table.parameters() for name, table in stepper.tables.items()}
+    networks = sum(p.numel() for p in stepper.model.parameters())
+    flops = forward_flops(config, dataset, stepper)
     write_json(
         run / SUMMARY,
         {
@@ -278,12 +229,13 @@ def write_summary(
             "seed": config.seed,
             "recipe": config.recipe,
             "best_epoch": progress.best_epoch,
+            "best_epoch_by_metric": best_epochs(run),
             "epochs": progress.epoch,
             "steps": progress.step,
             "valid": found.metrics,
             "examples_per_second": progress.examples / progress.seconds if progress.seconds else None,
             "seconds": progress.seconds,
-            "parameters": {"items": table, "networks": dense, "total": table + dense},
+            "parameters": {**tables, "networks": networks, "total": sum(tables.values()) + networks},
             # A backward pass costs twice its forward pass.
             "flops_per_example": 3 * sum(flops.values()),
             "flops_forward_by_part": flops,
@@ -294,6 +246,24 @@ def write_summary(
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         },
     )
+
+
+def forward_flops(config: TrainerConfig, dataset: Dataset, stepper: Stepper) -> dict[str, int]:
+    """Multiply-adds × 2 of one example's forward pass, by part; sessions of half the longest length."""
+    if not isinstance(stepper.model, Recommender):
+        return stepper.model.flops()
+    candidates = dataset.manifest.n_items if config.loss == "softmax" else config.train.negatives
+    clicks = max(1, dataset.manifest.max_clicks // 2)
+    return stepper.model.flops(candidates=candidates, dimension=config.network.dimension, clicks=clicks)
+
+
+def best_epochs(run: Path) -> dict[str, int]:
+    """The epoch in which each valid metric was highest."""
+    best: dict[str, tuple[float, int]] = {}
+    for line in read_metrics(run / "metrics.jsonl"):
+        if line["split"] == "valid" and line["value"] is not None:
+            best[line["name"]] = max(best.get(line["name"], (-1.0, 0)), (line["value"], -line["epoch"]))
+    return {name: -epoch for name, (_, epoch) in best.items()}
 
 
 def is_finished(run: Path) -> bool:

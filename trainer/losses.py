@@ -108,6 +108,85 @@ def accidental_hits(target_N: torch.Tensor, candidate_K: torch.Tensor) -> tuple[
     return row, place[low[row] + within]
 
 
-def feedback_sum(logit_F: torch.Tensor, label_F: torch.Tensor) -> torch.Tensor:
-    """Sum over rows of the binary cross-entropy of a feedback task."""
-    return torch.nn.functional.binary_cross_entropy_with_logits(logit_F, label_F, reduction="sum")
+def candidate_scores(
+    query_ND: torch.Tensor,
+    candidate_KD: torch.Tensor,
+    candidate_bias_K: torch.Tensor,
+    target_N: torch.Tensor,
+    candidate_K: torch.Tensor,
+) -> torch.Tensor:
+    """Scores `[N, K]` of shared candidates, `HIT` where a candidate is the example's own target.
+
+    For losses that look at each negative; `softmax_sum` never holds this matrix.
+    """
+    score = torch.addmm(candidate_bias_K, query_ND, candidate_KD.t())
+    row, column = accidental_hits(target_N, candidate_K)
+    hit = torch.zeros_like(score, dtype=torch.bool)
+    hit[row, column] = True
+    return score.masked_fill(hit, HIT)
+
+
+def softmax_of_scores(own_N: torch.Tensor, score_NK: torch.Tensor) -> torch.Tensor:
+    """Sum over examples of −log softmax of the target among itself and the candidates."""
+    whole = torch.cat([own_N[:, None], score_NK], dim=1)
+    return (torch.logsumexp(whole, dim=1) - own_N).sum()
+
+
+def _present(score_NK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Scores with 0 in place of `HIT`, which of them count `[N, K]`, and how many an example has `[N]`."""
+    present = score_NK > HIT / 2
+    return torch.where(present, score_NK, 0.0), present, present.sum(1).clamp(min=1)
+
+
+def bpr_sum(own_N: torch.Tensor, score_NK: torch.Tensor) -> torch.Tensor:
+    """BPR (Rendle et al. 2009; Hidasi et al. 2016): −log σ(own − score), the mean over negatives, summed."""
+    score, present, count = _present(score_NK)
+    each = torch.nn.functional.softplus(score - own_N[:, None]) * present
+    return (each.sum(1) / count).sum()
+
+
+def top1_sum(own_N: torch.Tensor, score_NK: torch.Tensor) -> torch.Tensor:
+    """TOP1 (Hidasi et al. 2016): σ(score − own) + σ(score²), the mean over negatives, summed."""
+    score, present, count = _present(score_NK)
+    each = (torch.sigmoid(score - own_N[:, None]) + torch.sigmoid(score.square())) * present
+    return (each.sum(1) / count).sum()
+
+
+def bpr_max_sum(own_N: torch.Tensor, score_NK: torch.Tensor, regularisation: float) -> torch.Tensor:
+    """BPR-max (Hidasi and Karatzoglou 2018) with its score regulariser, summed over examples.
+
+    −log Σ_j s_j σ(own − score_j) + λ Σ_j s_j score_j², where s is the softmax over the negatives.
+    """
+    score, present, _ = _present(score_NK)
+    weight = torch.softmax(score_NK, dim=1) * present
+    above = (weight * torch.sigmoid(own_N[:, None] - score)).sum(1)
+    return (regularisation * (weight * score.square()).sum(1) - torch.log(above + 1e-24)).sum()
+
+
+def gbce_sum(own_N: torch.Tensor, score_NK: torch.Tensor, *, sampling_rate: float, t: float) -> torch.Tensor:
+    """Generalised binary cross-entropy, gBCE (Petrov and Macdonald 2023), summed over examples.
+
+    Of each example it is the mean over the positive and its negatives. The positive's probability is
+    raised to β = α (t (1 − 1/α) + 1/α), which undoes the overconfidence that comes from seeing only the
+    share α of the negatives.
+    """
+    beta = sampling_rate * (t * (1.0 - 1.0 / sampling_rate) + 1.0 / sampling_rate)
+    score, present, count = _present(score_NK)
+    negative = (torch.nn.functional.softplus(score) * present).sum(1)
+    positive = beta * torch.nn.functional.softplus(-own_N)
+    return ((positive + negative) / (count + 1)).sum()
+
+
+def embedding_sum(query_ND: torch.Tensor, positive_ND: torch.Tensor) -> torch.Tensor:
+    """Sum over examples of 1 − cosine of query and target vector (Tan et al. 2016, embedding prediction).
+
+    The target is what is to be met, not what moves: with a gradient of its own all vectors would meet in
+    one point, at no loss.
+    """
+    return (1.0 - torch.cosine_similarity(query_ND, positive_ND.detach(), dim=1)).sum()
+
+
+def feedback_sum(logit_F: torch.Tensor, label_F: torch.Tensor, positive_weight: float = 1.0) -> torch.Tensor:
+    """Sum over rows of the binary cross-entropy of a feedback task, positives weighted."""
+    weight = torch.where(label_F > 0, positive_weight, 1.0)
+    return torch.nn.functional.binary_cross_entropy_with_logits(logit_F, label_F, weight, reduction="sum")

@@ -24,11 +24,24 @@ class NegativeSampler:
         self.cumulative = np.cumsum(probability)
         self.cumulative /= self.cumulative[-1]
         self.log_probability = np.log(np.maximum(probability, 1e-30)).astype(np.float32)
+        self.share = train_clicks / max(train_clicks.sum(), 1)
 
     def draw(self, n: int, *, seed: int, step: int) -> npt.NDArray[np.int64]:
         """`n` dense ids, with replacement: the same on every worker for the same step."""
         uniform = np.random.default_rng([seed, step, 0x6E65]).random(n)
         return np.searchsorted(self.cumulative, uniform, side="right").astype(np.int64) + 1
+
+    def log_expected(self, item_N: npt.NDArray[np.int64], *, drawn: int, positives: int) -> npt.NDArray[np.float32]:
+        """Log of how often each item is expected among the candidates of a step.
+
+        Args:
+            item_N: dense ids.
+            drawn: candidates that were drawn from here.
+            positives: candidates that are the step's targets, which come as often as train clicks.
+        """
+        expected = drawn * np.exp(self.log_probability[item_N - 1].astype(np.float64))
+        expected += positives * self.share[item_N - 1]
+        return np.log(np.maximum(expected, 1e-30)).astype(np.float32)
 
     def log_q(self, item_N: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Log probability of a draw being each item."""

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
-from etl.contract import CLICKED, Dataset, feedback_labels, open_dataset
+from etl.contract import SPLITS, Dataset, feedback_labels, open_dataset
 from etl.folder import InputError
-from trainer.config import TrainerConfig, load, with_recipe
+from trainer.config import RANK_HEADS, TrainerConfig, load, with_recipe
 from trainer.data.batch import feedback_rows
+from trainer.data.rank import ROW_COLUMNS, flat_rows
 from trainer.data.reader import EXPOSURE_COLUMNS, SESSION_COLUMNS, Sessions
-from trainer.loop import has_exposures, is_finished
+from trainer.family import TRAIN_HOLDOUT, shows_exposures
+from trainer.loop import is_finished
 
 CONFIG = "config.yaml"
+RATE_ROWS = 1_000_000
 MAY_CHANGE = ("ray.", "train.epochs", "resume", "data", "output")
 """Options that a resumed run may change; `data` since it is compared by content."""
 
@@ -33,9 +35,16 @@ def prepare(options: Sequence[str]) -> tuple[TrainerConfig, bool]:
     dataset = open_dataset(given.data)
     config = with_recipe(options, dataset.manifest.n_items)
     config.data, config.output = str(Path(config.data).absolute()), str(output.absolute())
-    if dataset.manifest.counts["sessions"] == 0:
-        raise InputError("a dataset with sessions", "none", "lower protocol.min_clicks when making it")
-    config.tasks = ["next", *trainable(dataset, config.feedback_tasks)]
+    _check_data(config, dataset)
+    shown = config.train.exposures and shows_exposures(dataset)
+    rates = train_rates(dataset, config.feedback_tasks, exposures=shown)
+    config.tasks = [task for task in config.tasks if task == "next" or task in rates]
+    if config.model == "rank_esmm" and "click" not in rates:
+        print("warning: every row was clicked, so rank_esmm is rank_single here", flush=True)
+    if not config.tasks:
+        raise InputError("a task with both outcomes in train", "none", "choose other tasks, or another dataset")
+    config.train.rates = rates | {task: rate for task, rate in config.train.rates.items() if task in rates}
+    config.network.positions = config.network.positions or dataset.manifest.max_clicks
     settled = {**config.plain(), "dataset": dataset.manifest.fingerprint}
     path = output / CONFIG
     if path.is_file():
@@ -75,24 +84,48 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def trainable(dataset: Dataset, tasks: list[str]) -> list[str]:
-    """The feedback tasks with both classes among the train rows; a warning for each other one."""
-    exposures = has_exposures(dataset)
-    columns = SESSION_COLUMNS + (EXPOSURE_COLUMNS if exposures else [])
-    seen = {task: set[int]() for task in tasks}
-    for entry in dataset.session_files:
-        if all(len(classes) == 2 for classes in seen.values()):
+def _check_data(config: TrainerConfig, dataset: Dataset) -> None:
+    """Raise `InputError` where the dataset is not one that the model trains on."""
+    if dataset.row_files and not config.ranks:
+        models = ", ".join(RANK_HEADS)
+        raise InputError("a dataset of sessions", f"rows of scenario {dataset.manifest.scenario}", f"model={models}")
+    if not dataset.row_files and dataset.manifest.counts["sessions"] == 0:
+        raise InputError("a dataset with sessions", "none", "lower protocol.min_clicks when making it")
+    longest = config.network.positions
+    if longest and longest < dataset.manifest.max_clicks:
+        least = dataset.manifest.max_clicks
+        raise InputError(f"network.positions of at least {least}", longest, "0 takes the dataset's")
+
+
+def train_rates(dataset: Dataset, tasks: list[str], *, exposures: bool) -> dict[str, float]:
+    """Share of positives among train rows of each feedback task that has both outcomes; else a warning.
+
+    Counted over `RATE_ROWS` rows, or more until each task has been met with both outcomes.
+    """
+    positives, rows = dict.fromkeys(tasks, 0), 0
+    for bits in _train_feedback(dataset, exposures=exposures) if tasks else ():
+        rows += len(bits)
+        for task in tasks:
+            positives[task] += int(feedback_labels(bits, task).sum())
+        if rows >= RATE_ROWS and all(0 < count < rows for count in positives.values()):
             break
+    for task, count in positives.items():
+        if not 0 < count < rows:
+            what = "only one class" if rows else "no rows"
+            print(f"warning: task {task} is dropped: {what} in train", flush=True)
+    return {task: count / rows for task, count in positives.items() if 0 < count < rows}
+
+
+def _train_feedback(dataset: Dataset, *, exposures: bool) -> Iterator[Any]:
+    """Outcome bits of the train rows, a row group at a time."""
+    for entry in dataset.session_files or dataset.row_files:
         with pq.ParquetFile(dataset.file(entry.path)) as file:
             for group in range(file.num_row_groups):
+                if dataset.row_files:
+                    flat = flat_rows(file.read_row_group(group, columns=ROW_COLUMNS))
+                    yield flat.feedback[flat.split == SPLITS.index("train")]
+                    continue
+                columns = SESSION_COLUMNS + (EXPOSURE_COLUMNS if exposures else [])
                 sessions = Sessions.of(file.read_row_group(group, columns=columns))
                 rows = feedback_rows(sessions, exposures=exposures)
-                train = rows.position <= sessions.items.lengths[rows.session] - 3
-                for bits in np.unique(rows.feedback[train] | (0 if exposures else CLICKED)):
-                    for task, classes in seen.items():
-                        classes.add(int(feedback_labels(int(bits), task)))
-    for task, classes in seen.items():
-        if len(classes) < 2:
-            what = "only one class" if classes else "no rows"
-            print(f"warning: task {task} is dropped: {what} in train", flush=True)
-    return [task for task, classes in seen.items() if len(classes) == 2]
+                yield rows.feedback[rows.position < sessions.items.lengths[rows.session] - TRAIN_HOLDOUT]

@@ -1,4 +1,4 @@
-"""Validation on a fixed sample of sessions: exact full ranking and feedback AUCs, on all workers."""
+"""Validation on a fixed sample: exact full ranking and feedback AUCs, on all workers."""
 
 from __future__ import annotations
 
@@ -8,35 +8,57 @@ from typing import Any
 import numpy as np
 import torch
 
-from etl.contract import feedback_labels
+from etl.contract import SPLITS, feedback_labels
 from retrieval.metrics import RankingSums, auc
+from trainer.config import VALID_CUTOFFS
 from trainer.data.batch import feedback_rows
 from trainer.data.order import Int
-from trainer.data.reader import SessionReader, Sessions
-from trainer.scoring import Scorer
+from trainer.data.rank import FlatRows, RowReader
+from trainer.data.reader import Reader, SessionReader, Sessions
+from trainer.scoring import RankScorer, Scores, SessionScorer
 from trainer.world import World
 
-CUTOFFS = [10, 20]
 SESSIONS_PER_BATCH = 256
+ROWS_PER_BATCH = 16_384
 CHUNK_SCORES = 1 << 24
 HELD_OUT = 2
 """The query for valid sees all kept clicks but the last two."""
 
 
-def valid_sample(reader: SessionReader, n: int, world: World) -> Sessions:
-    """This worker's share of the `n` sessions that are validated on, the same in every run on a dataset.
+def sample_groups(reader: Reader[Any], counts: Int, n: int) -> tuple[Int, np.random.Generator]:
+    """Row groups with at least `n` samples to validate on, the same in every run on a dataset.
 
     Row groups are drawn first, so that a small sample of a large dataset reads few of them.
+
+    Args:
+        reader: of the dataset.
+        counts: int64, samples to validate on of each row group.
+        n: wanted.
     """
     rng = np.random.default_rng(int(reader.dataset.manifest.fingerprint[:15], 16))
     groups: list[int] = []
     for group in rng.permutation(len(reader.groups)):
-        if reader.group_rows[groups].sum() >= n:
+        if counts[groups].sum() >= n:
             break
         groups.append(int(group))
-    chosen = reader.read(np.array(sorted(groups)))
+    return np.array(sorted(groups)), rng
+
+
+def valid_sessions(reader: SessionReader, n: int, world: World) -> Sessions:
+    """This worker's share of the `n` sessions that are validated on."""
+    groups, rng = sample_groups(reader, reader.group_rows, n)
+    chosen = reader.read(groups)
     rows = np.sort(rng.permutation(len(chosen))[:n])
     return chosen.take(rows[world.global_rank :: world.size])
+
+
+def valid_rows(reader: RowReader, n: int, world: World) -> FlatRows:
+    """This worker's share of `n` rows of the split valid."""
+    groups, rng = sample_groups(reader, reader.group_rows // 10, n)  # a tenth of the rows is valid
+    chosen = reader.read(groups)
+    row = np.flatnonzero(chosen.split == SPLITS.index("valid"))
+    row = np.sort(rng.permutation(row)[:n])
+    return chosen.take(row[world.global_rank :: world.size])
 
 
 @dataclass
@@ -44,7 +66,7 @@ class Validation:
     """What one validation found.
 
     Attributes:
-        metrics: `hr@k`, `ndcg@k`, `mrr@k`, `auc/<task>`, None where undefined.
+        metrics: `hr@k`, `ndcg@k`, `mrr@k`, `auc/<task>`, `auc` (the mean over tasks), None where undefined.
         gates: by task, the mean weight of each expert.
         entropy: by task, the mean entropy of the gate, in nats.
     """
@@ -54,7 +76,46 @@ class Validation:
     entropy: dict[str, float] = field(default_factory=dict)
 
 
-def validate(scorer: Scorer, sample: Sessions, candidate_C: Int, world: World, *, exposures: bool) -> Validation:
+class FeedbackSums:
+    """Collects labels, scores and gate weights of rows batch by batch."""
+
+    def __init__(self, tasks: list[str]) -> None:
+        self.labels: dict[str, list[Any]] = {task: [] for task in tasks}
+        self.scores: dict[str, list[Any]] = {task: [] for task in tasks}
+        self.gates: dict[str, Any] = {}
+
+    def add_rows(self, feedback: Any, scores: Scores) -> None:
+        """Rows with their outcome bits and scores."""
+        for task, score in scores.items():
+            self.labels[task].append(feedback_labels(feedback, task))
+            self.scores[task].append(score)
+
+    def add_gates(self, gates: dict[str, Any]) -> None:
+        """Gate weights `[N, E]` by task."""
+        for task, weight in gates.items():
+            entropy = -(weight * np.log(np.maximum(weight, 1e-30))).sum()
+            self.gates[task] = self.gates.get(task, 0.0) + np.concatenate([weight.sum(0), [entropy, len(weight)]])
+
+    def merged(self, world: World, metrics: dict[str, float | None]) -> Validation:
+        """The validation over all workers, with AUCs beside the given metrics."""
+        for task in self.labels:
+            parts = world.gather((np.concatenate([*self.labels[task], []]), np.concatenate([*self.scores[task], []])))
+            metrics[f"auc/{task}"] = auc(*(np.concatenate(side) for side in zip(*parts, strict=True)))
+        if self.labels:
+            found = [value for name, value in metrics.items() if name.startswith("auc/") and value is not None]
+            metrics["auc"] = float(np.mean(found)) if found else None
+        merged: dict[str, Any] = {}
+        for other in world.gather(self.gates):
+            for task, values in other.items():
+                merged[task] = merged.get(task, 0.0) + values
+        mean = {task: values[:-1] / values[-1] for task, values in merged.items()}
+        weights = {task: values[:-1].tolist() for task, values in mean.items()}
+        return Validation(metrics, weights, {task: float(values[-1]) for task, values in mean.items()})
+
+
+def validate_sessions(
+    scorer: SessionScorer, sample: Sessions, candidate_C: Int, world: World, *, exposures: bool
+) -> Validation:
     """Rank each valid target among all candidates, and score the rows of its block.
 
     Args:
@@ -64,52 +125,41 @@ def validate(scorer: Scorer, sample: Sessions, candidate_C: Int, world: World, *
         world: the workers, over which sums and counts are added.
         exposures: whether the rows are what was shown.
     """
-    sums = RankingSums(CUTOFFS)
-    tasks = scorer.model.feedback_tasks
-    labels: dict[str, list[Any]] = {task: [] for task in tasks}
-    scores: dict[str, list[Any]] = {task: [] for task in tasks}
-    gates: dict[str, Any] = {}
+    sums, feedback = RankingSums(VALID_CUTOFFS), FeedbackSums(scorer.model.feedback_tasks)
     candidates = torch.from_numpy(candidate_C.astype(np.int64)).to(scorer.device)
     vectors = scorer.item_vectors()[candidates - 1]
     for begin in range(0, len(sample), SESSIONS_PER_BATCH):
         sessions = sample.take(np.arange(begin, min(begin + SESSIONS_PER_BATCH, len(sample))))
         visible = sessions.items.lengths - HELD_OUT
-        state = scorer.states(sessions, visible)
-        last = state[torch.arange(len(sessions)), torch.from_numpy(visible - 1)]
+        state = scorer.states(sessions, visible[:, None])[:, 0]
         target = sessions.items.values[sessions.items.offset[:-1] + visible]
-        sums.add(exact_ranks(scorer.queries(last), vectors, candidates, torch.from_numpy(target.astype(np.int64))))
-        for task, weight in scorer.gates(last).items():
-            entropy = -(weight * np.log(np.maximum(weight, 1e-30))).sum()
-            gates[task] = gates.get(task, 0.0) + np.concatenate([weight.sum(0), [entropy, len(weight)]])
-        if tasks:
+        sums.add(exact_ranks(scorer.queries(state), vectors, candidates, torch.from_numpy(target.astype(np.int64))))
+        feedback.add_gates(scorer.gates(state))
+        if scorer.model.feedback_tasks:
             rows = feedback_rows(sessions, exposures=exposures)
             rows = rows.select(rows.position == visible[rows.session])
-            for task, score in scorer.feedback(state, rows).items():
-                labels[task].append(feedback_labels(rows.feedback, task))
-                scores[task].append(score)
-    return _merge(world, sums, gates, labels, scores)
-
-
-def _merge(
-    world: World, sums: RankingSums, gates: dict[str, Any], labels: dict[str, list[Any]], scores: dict[str, list[Any]]
-) -> Validation:
-    total = RankingSums(CUTOFFS)
+            feedback.add_rows(rows.feedback, scorer.feedback(state, rows))
+    total = RankingSums(VALID_CUTOFFS)
     for other in world.gather(sums):
         total.merge(other)
-    metrics = total.averages()
-    for task in labels:
-        parts = world.gather((np.concatenate([*labels[task], []]), np.concatenate([*scores[task], []])))
-        metrics[f"auc/{task}"] = auc(*(np.concatenate(side) for side in zip(*parts, strict=True)))
-    merged: dict[str, Any] = {}
-    for other in world.gather(gates):
-        for task, values in other.items():
-            merged[task] = merged.get(task, 0.0) + values
-    mean = {task: values[:-1] / values[-1] for task, values in merged.items()}
-    return Validation(
-        metrics,
-        {task: values[:-1].tolist() for task, values in mean.items()},
-        {task: float(values[-1]) for task, values in mean.items()},
-    )
+    return feedback.merged(world, dict(total.averages()))
+
+
+def validate_rows(scorer: RankScorer, rows: FlatRows, world: World) -> Validation:
+    """Score rows with a ranking model.
+
+    Args:
+        scorer: the model.
+        rows: this worker's rows.
+        world: the workers.
+    """
+    feedback = FeedbackSums(scorer.model.feedback_tasks)
+    for begin in range(0, len(rows), ROWS_PER_BATCH):
+        part = rows.take(np.arange(begin, min(begin + ROWS_PER_BATCH, len(rows))))
+        feature = scorer.features(part)
+        feedback.add_gates(scorer.gates(feature))
+        feedback.add_rows(part.feedback, scorer.feedback(feature))
+    return feedback.merged(world, {})
 
 
 @torch.inference_mode()

@@ -7,13 +7,16 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from tests.benchmarks import peers, quality, rates
+from tests.benchmarks import models, peers, quality, rates
 
 BENCHMARKS = {
     "train": rates.training,
     "search": rates.search,
     "etl": peers.sessionizing,
     "movielens": quality.movielens,
+    "models": models.models,
+    "relatedness": models.relatedness,
+    "ladder": models.ladder,
 }
 
 

@@ -13,7 +13,8 @@ from trainer.config import TrainerConfig
 from trainer.data.batch import Batch
 from trainer.losses import softmax_sum
 from trainer.models.recommender import Recommender
-from trainer.sparse.table import ItemTable
+from trainer.objective import ITEM, SessionObjective
+from trainer.sparse.table import SparseTable
 from trainer.step import Stepper
 from trainer.world import World
 
@@ -41,15 +42,17 @@ def training(n_items: int = 100_000, tokens: int = 2_048) -> None:
             data="", output="", model=model, tasks=["next"] if model == "gru4rec" else ["next", "click", "like"]
         )
         network = config.network
-        table = ItemTable(
+        table = SparseTable(
             n_items, network.dimension, generator=torch.Generator().manual_seed(0), device=torch.device("cpu")
         )
-        stepper = Stepper(config, Recommender(config), table, clicks, World.alone())
+        objective = SessionObjective(config, Recommender(config), clicks)
+        stepper = Stepper(config, objective, {ITEM: table}, 1, World.alone())
         stepper.model.train()
         batch = random_batch(tokens, 27, n_items, len(config.tasks) - 1)
         step = iter(range(10**9))
         seconds = timed(lambda stepper=stepper, batch=batch, step=step: stepper.step(batch, next(step)), 10)
-        flops = 3 * sum(stepper.model.flops(config.train.negatives, network.dimension).values()) * tokens
+        parts = objective.model.flops(candidates=config.train.negatives, dimension=network.dimension, clicks=14)
+        flops = 3 * sum(parts.values()) * tokens
         rates[model] = tokens / seconds
         a, b = torch.randn(tokens, network.dimension), torch.randn(network.dimension, config.train.negatives)
         limit = 2 * a.numel() * b.shape[1] / timed(lambda a=a, b=b: a @ b, 20)

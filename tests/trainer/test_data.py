@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.batch import feedback_rows, train_batch
+from trainer.data.batch import BatchOptions, feedback_rows, targets_of, train_batch
 from trainer.data.order import Order, share
+from trainer.data.rank import block_rows, rank_batch
 from trainer.data.reader import Prefetch, SessionReader, Sessions
+
+
+def batch_options(**changes) -> BatchOptions:
+    plain = {"holdout": 2, "tasks": ["like"], "exposures": True, "rows_per_session": 10**6, "salt": 0}
+    return BatchOptions(**plain | changes)
+
+
+def users_of(window, mine, step):
+    return window.user_id[mine]
 
 
 def order(reader, epoch=0, tokens=64, buffer=20) -> Order:
@@ -33,7 +46,7 @@ def test_every_session_is_read_once_an_epoch_whatever_the_workers(fifty, world_s
     reader = SessionReader(fifty, exposures=False, holdout=2)
     users = []
     for rank in range(world_size):
-        batches = reader.epoch(order(reader), lambda s, _: s.user_id, start=0, global_rank=rank, world_size=world_size)
+        batches = reader.epoch(order(reader), users_of, start=0, global_rank=rank, world_size=world_size)
         users += [int(u) for batch in batches for u in batch.data]
     assert sorted(users) == list(range(1, 51))
 
@@ -42,11 +55,7 @@ def test_the_order_changes_with_the_epoch_and_the_seed_alone(fifty):
     reader = SessionReader(fifty, exposures=False, holdout=2)
 
     def users(o):
-        return [
-            int(u)
-            for b in reader.epoch(o, lambda s, _: s.user_id, start=0, global_rank=0, world_size=1)
-            for u in b.data
-        ]
+        return [int(u) for b in reader.epoch(o, users_of, start=0, global_rank=0, world_size=1) for u in b.data]
 
     assert users(order(reader)) == users(order(reader))
     assert users(order(reader)) != users(order(reader, epoch=1))
@@ -59,9 +68,7 @@ def test_resuming_anywhere_with_other_workers_reads_the_rest_once(fifty, worlds)
     def read(world, start, stop=None):
         users, end = [], start
         for rank in range(world):
-            for batch in reader.epoch(
-                order(reader), lambda s, _: s.user_id, start=start, global_rank=rank, world_size=world
-            ):
+            for batch in reader.epoch(order(reader), users_of, start=start, global_rank=rank, world_size=world):
                 if stop is not None and batch.first_sample >= stop:
                     break
                 users += batch.data.tolist()
@@ -94,12 +101,7 @@ def all_sessions(dataset) -> Sessions:
 @pytest.mark.parametrize("exposures", [True, False])
 def test_a_batch_holds_what_a_slow_reading_of_the_sessions_says(fifty, holdout, exposures):
     batch = train_batch(
-        all_sessions(fifty),
-        holdout=holdout,
-        tasks=["click", "like"],
-        exposures=exposures,
-        rows_per_session=10**6,
-        salt=0,
+        all_sessions(fifty), batch_options(holdout=holdout, tasks=["click", "like"], exposures=exposures)
     )
     width = batch.items.shape[1]
     wanted_rows = []
@@ -142,8 +144,7 @@ def test_the_test_click_and_what_follows_the_valid_click_reach_no_batch(fifty):
     object.__setattr__(changed.exposure_feedback, "values", outcome)
     for exposures in (True, False):
         batches = [
-            train_batch(s, holdout=2, tasks=["like"], exposures=exposures, rows_per_session=10**6, salt=0)
-            for s in (sessions, changed)
+            train_batch(s, batch_options(exposures=exposures, skipped=3), targets_of(s, 2)) for s in (sessions, changed)
         ]
         for name in vars(batches[0]):
             assert (getattr(batches[0], name) == getattr(batches[1], name)).all(), name
@@ -153,7 +154,7 @@ def test_sampled_rows_are_the_same_however_a_batch_is_shared(fifty):
     sessions = all_sessions(fifty)
 
     def rows(s, salt):
-        batch = train_batch(s, holdout=2, tasks=["like"], exposures=True, rows_per_session=4, salt=salt)
+        batch = train_batch(s, batch_options(rows_per_session=4, salt=salt))
         width = batch.items.shape[1]
         return {
             (int(s.user_id[i // width]), i % width, j)
@@ -168,9 +169,66 @@ def test_sampled_rows_are_the_same_however_a_batch_is_shared(fifty):
     assert len(whole) <= 4 * 50 < len(everything.item)
 
 
+def test_sampled_prefixes_are_some_of_all_targets_with_their_rows_alone(fifty):
+    sessions = all_sessions(fifty)
+    everything, some = (train_batch(sessions, batch_options(prefixes=k, salt=7)) for k in (0, 3))
+    kept = some.targets != 0
+    assert torch.equal(some.targets[kept], everything.targets[kept])
+    assert (kept.sum(1) == (everything.targets != 0).sum(1).clamp(max=3)).all()
+    assert torch.equal(some.items, everything.items)
+    has_target = kept.flatten()[everything.row_state]
+    assert torch.equal(some.row_state, everything.row_state[has_target])
+    assert torch.equal(some.row_item, everything.row_item[has_target])
+    other = train_batch(sessions, batch_options(prefixes=3, salt=8))
+    assert not torch.equal(other.targets, some.targets)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 100])
+def test_skipped_items_are_those_shown_with_a_target_and_not_clicked(fifty, limit):
+    batch = train_batch(all_sessions(fifty), batch_options(skipped=limit))
+    width, wanted = batch.items.shape[1], {}
+    for number, row in enumerate(all_rows(fifty)):
+        shown = zip(row["exposure_items"], row["exposure_position"], row["exposure_feedback"], strict=True)
+        for item, place, bits in shown:
+            if 1 <= place <= len(row["items"]) - 3 and not bits & 128:
+                wanted.setdefault(number * width + place - 1, []).append(item)
+    found = {}
+    for state, item, slot in zip(batch.skipped_state, batch.skipped_item, batch.skipped_slot, strict=True):
+        assert int(slot) == len(found.setdefault(int(state), []))
+        found[int(state)].append(int(item))
+    assert found.keys() == wanted.keys()
+    for state, items in found.items():
+        assert len(items) == min(limit, len(wanted[state]))
+        assert Counter(items) <= Counter(wanted[state])
+
+
+def test_targets_of_sessions_are_all_targets_of_their_batch(fifty):
+    sessions = all_sessions(fifty)
+    for holdout in (1, 2):
+        batch = train_batch(sessions, batch_options(holdout=holdout))
+        assert targets_of(sessions, holdout).tolist() == batch.targets[batch.targets != 0].tolist()
+
+
+def test_rows_of_blocks_carry_the_last_ten_clicks_before_them(fifty):
+    sessions = all_sessions(fifty)
+    rows = feedback_rows(sessions, exposures=True)
+    found = block_rows(sessions, rows)
+    users = np.unique(sessions.user_id)
+    batch = rank_batch(found, users, ["click", "follow"])
+    slow = {row["user_id"]: row for row in all_rows(fifty)}
+    for i in range(len(found)):
+        row = slow[int(found.user_id[i])]
+        seen = row["items"][: int(rows.position[i])][-10:]
+        assert found.history[i].tolist() == [0] * (10 - len(seen)) + seen
+        assert users[batch.user[i] - 1] == row["user_id"]
+        assert found.profile[i].tolist() == [row["gender"], row["age"]]
+    assert batch.label[:, 0].tolist() == [float(bits >> 7 & 1) for bits in rows.feedback.tolist()]
+    assert batch.label[:, 1].tolist() == [float(bits >> 2 & 1) for bits in rows.feedback.tolist()]
+
+
 def test_an_empty_share_is_one_session_of_padding(fifty):
     sessions = all_sessions(fifty).take(np.zeros(0, np.int64))
-    batch = train_batch(sessions, holdout=2, tasks=["like"], exposures=True, rows_per_session=5, salt=0)
+    batch = train_batch(sessions, batch_options(skipped=2))
     assert batch.items.tolist() == batch.targets.tolist() == [[0]]
     assert len(batch.row_item) == 0
 

@@ -66,7 +66,7 @@ def test_a_run_folder_holds_what_it_should(fifty, undisturbed):
     summary = json.loads((undisturbed / "summary.json").read_text())
     assert summary["tasks"] == ["next", "click", "like", "share", "follow"]
     assert summary["best_epoch"] in (1, 2, 3)
-    assert summary["parameters"]["items"] == (fifty.manifest.n_items + 1) * 9
+    assert summary["parameters"]["item"] == (fifty.manifest.n_items + 1) * 9
     assert 0 <= summary["valid"]["hr@20"] <= 1
     lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
     assert all(line.keys() == {"step", "epoch", "split", "name", "value"} for line in lines)

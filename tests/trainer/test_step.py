@@ -12,12 +12,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from etl.contract import open_dataset
+from trainer.checkpoint import all_tensors
 from trainer.config import ModelOptions, TrainerConfig, TrainOptions
-from trainer.data.batch import train_batch
+from trainer.data.batch import BatchOptions, train_batch
 from trainer.data.order import Order
 from trainer.data.reader import SessionReader
-from trainer.loop import make_stepper
-from trainer.sparse.table import ItemTable
+from trainer.family import family_of
+from trainer.objective import ITEM
+from trainer.sparse.table import SparseTable
 from trainer.step import NotFiniteError, Stepper
 from trainer.world import World
 
@@ -32,19 +34,28 @@ def config(data, **changes) -> TrainerConfig:
     )
 
 
+def make_stepper(settings: TrainerConfig, dataset, world: World) -> Stepper:
+    return family_of(settings, dataset, world).stepper(total_steps=10)
+
+
+def some_batch(dataset, tasks=TASKS[1:], rows=slice(None)):
+    sessions = SessionReader(dataset, exposures=True, holdout=2).read(np.array([0]))
+    options = BatchOptions(holdout=2, tasks=tasks, exposures=True, rows_per_session=9, salt=0)
+    return train_batch(sessions.take(np.arange(len(sessions))[rows]), options)
+
+
 def ten_steps(settings: TrainerConfig, world: World, steps: int = 10) -> Stepper:
     dataset = open_dataset(settings.data)
-    stepper = make_stepper(settings, dataset, world)
+    family = family_of(settings, dataset, world)
+    stepper, reader = family.stepper(steps), family.reader(2)
     stepper.model.train()
-    reader = SessionReader(dataset, exposures=True, holdout=2)
     taken = 0
     while taken < steps:
         order = Order(reader.group_rows, 0, taken, dataset.manifest.fingerprint, 128, 64)
-
-        def collate(sessions, _):
-            return train_batch(sessions, holdout=2, tasks=TASKS[1:], exposures=True, rows_per_session=20, salt=1)
-
-        for batch in reader.epoch(order, collate, start=0, global_rank=world.global_rank, world_size=world.size):
+        batches = reader.epoch(
+            order, family.collate(2, 1), start=0, global_rank=world.global_rank, world_size=world.size
+        )
+        for batch in batches:
             if taken == steps:
                 break
             stepper.step(batch.data, taken)
@@ -53,8 +64,7 @@ def ten_steps(settings: TrainerConfig, world: World, steps: int = 10) -> Stepper
 
 
 def state_of(stepper: Stepper) -> dict[str, torch.Tensor]:
-    state = {name: p.detach().clone() for name, p in stepper.model.named_parameters()}
-    return state | {f"table.{name}": t.clone() for name, t in stepper.table.tensors().items()}
+    return {name: tensor.clone() for name, tensor in all_tensors(stepper).items()}
 
 
 def worker(rank: int, size: int, port: int, settings: TrainerConfig, folder: str) -> None:
@@ -107,23 +117,20 @@ def test_a_step_touches_only_the_rows_of_its_batch_and_negatives(fifty):
     settings.train.negatives = 2
     settings.train.batch_tokens = 8
     before = make_stepper(settings, fifty, World.alone())
-    reader = SessionReader(fifty, exposures=True, holdout=2)
-    batch = train_batch(
-        reader.read(np.array([0])).take(np.array([0])), holdout=2, tasks=[], exposures=True, rows_per_session=1, salt=0
-    )
+    batch = some_batch(fifty, tasks=[], rows=slice(1))
     settings.tasks = ["next"]
     stepper = make_stepper(settings, fifty, World.alone())
     stepper.step(batch, 0)
-    negatives = stepper.candidates(0).ids.tolist()
+    negatives = stepper.objective.candidates(batch, 0).ids.tolist()
     touched = {*batch.items.flatten().tolist(), *batch.targets.flatten().tolist(), *negatives} - {0}
-    changed = (stepper.table.vector != before.table.vector).any(1)
+    changed = (stepper.tables[ITEM].vector != before.tables[ITEM].vector).any(1)
     assert set(torch.nonzero(changed).flatten().tolist()) <= touched
     assert changed[batch.targets[0, 0]]
-    assert not stepper.table.vector[0].any()
+    assert not stepper.tables[ITEM].vector[0].any()
 
 
 def test_row_wise_adagrad_equals_the_formula_row_by_row():
-    table = ItemTable(5, 3, generator=torch.Generator().manual_seed(0), device=torch.device("cpu"))
+    table = SparseTable(5, 3, generator=torch.Generator().manual_seed(0), device=torch.device("cpu"))
     vector, bias = table.vector.double().numpy().copy(), np.zeros(6)
     square, bias_square = np.zeros(6), np.zeros(6)
     rng = np.random.default_rng(0)
@@ -142,12 +149,9 @@ def test_row_wise_adagrad_equals_the_formula_row_by_row():
 def test_a_step_that_is_not_finite_updates_nothing_and_names_itself(fifty):
     stepper = ten_steps(config(fifty.path), World.alone(), steps=1)
     with torch.no_grad():
-        stepper.table.vector[3] = torch.nan
+        stepper.tables[ITEM].vector[3] = torch.nan
     before = state_of(stepper)
-    reader = SessionReader(fifty, exposures=True, holdout=2)
-    batch = train_batch(
-        reader.read(np.array([0])), holdout=2, tasks=TASKS[1:], exposures=True, rows_per_session=9, salt=0
-    )
+    batch = some_batch(fifty)
     with pytest.raises(NotFiniteError, match="step 41"):
         stepper.step(batch, 41)
     for name, value in state_of(stepper).items():

@@ -6,7 +6,7 @@ Position t (from 0) is the state after t + 1 clicks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,16 +26,21 @@ class FeedbackRows:
         position: int64 `[F]`, kept clicks before the row; state `position - 1` of the session scores it.
         item: int64 `[F]`, the candidate.
         feedback: int16 `[F]`, outcome bits, bit 7 = clicked. Labels only, never a feature.
+        place: int64 `[F]`, the row's place among all rows of its session.
     """
 
     session: Int
     position: Int
     item: Int
     feedback: npt.NDArray[np.int16]
+    place: Int
 
     def select(self, keep: npt.NDArray[np.bool_]) -> FeedbackRows:
         """Some of the rows."""
-        return FeedbackRows(self.session[keep], self.position[keep], self.item[keep], self.feedback[keep])
+        return FeedbackRows(*(values[keep] for values in vars(self).values()))
+
+
+NOTHING = torch.zeros(0, dtype=torch.long)
 
 
 @dataclass(frozen=True)
@@ -46,9 +51,12 @@ class Batch:
         items: int64 `[B, T]`, clicks that the encoder sees.
         targets: int64 `[B, T]`, the click after each; 0 where there is none to train on.
         profile: int64 `[B, 2]`.
-        row_state: int64 `[F]`, index into the flattened states `[B * T]`.
+        row_state: int64 `[F]`, index into the flattened states `[B * T]`; its click has a target.
         row_item: int64 `[F]`.
         row_label: float32 `[F, K]`.
+        skipped_state, skipped_item, skipped_slot: int64 `[S]`, items shown with a target and not clicked,
+            numbered from 0 for each state.
+        positives: int64 `[P]`, targets of the step over all workers, where they join the negatives.
     """
 
     items: torch.Tensor
@@ -57,6 +65,14 @@ class Batch:
     row_state: torch.Tensor
     row_item: torch.Tensor
     row_label: torch.Tensor
+    skipped_state: torch.Tensor = NOTHING
+    skipped_item: torch.Tensor = NOTHING
+    skipped_slot: torch.Tensor = NOTHING
+    positives: torch.Tensor = NOTHING
+
+    def describe(self) -> str:
+        """A few words that help to find the batch."""
+        return f"{len(self.items)} sessions here, items {self.items[0].tolist()[:8]} …"
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
@@ -78,47 +94,106 @@ def feedback_rows(sessions: Sessions, *, exposures: bool) -> FeedbackRows:
     if exposures:
         shown = sessions.exposure_items
         position = sessions.exposure_position.values.astype(np.int64)
-        rows = FeedbackRows(shown.row, position, shown.values.astype(np.int64), sessions.exposure_feedback.values)
+        item, feedback = shown.values.astype(np.int64), sessions.exposure_feedback.values
+        rows = FeedbackRows(shown.row, position, item, feedback, shown.place)
         return rows.select(position > 0)
     clicks = sessions.items
     feedback = sessions.feedback.values.astype(np.int16) | CLICKED
-    rows = FeedbackRows(clicks.row, clicks.place, clicks.values.astype(np.int64), feedback)
+    rows = FeedbackRows(clicks.row, clicks.place, clicks.values.astype(np.int64), feedback, clicks.place)
     return rows.select(clicks.place > 0)
 
 
-def train_batch(
-    sessions: Sessions, *, holdout: int, tasks: list[str], exposures: bool, rows_per_session: int, salt: int
-) -> Batch:
-    """The batch of a training step.
+@dataclass(frozen=True)
+class BatchOptions:
+    """What a training batch is made of.
 
-    The encoder sees clicks 1..n-1-holdout; each one's target is the click after it. A feedback row is
-    trained on where its state is (position 1..n-1-holdout).
-
-    Args:
-        sessions: this worker's share; may be empty, then the batch is one session of padding.
-        holdout: clicks at the end that are not trained on.
+    Attributes:
+        holdout: clicks at the end of a session that are not trained on.
         tasks: feedback tasks, the columns of `row_label`.
         exposures: whether rows are what was shown, or the kept clicks alone.
         rows_per_session: feedback rows of a session at most, sampled.
-        salt: changes the sample of rows, the same on every worker.
+        salt: changes the samples, the same on every worker.
+        prefixes: target clicks of a session at most, sampled; 0 = all.
+        skipped: shown but not clicked items of a target at most, sampled.
     """
-    visible = np.maximum(sessions.items.lengths - 1 - holdout, 0)
+
+    holdout: int
+    tasks: list[str]
+    exposures: bool
+    rows_per_session: int
+    salt: int
+    prefixes: int = 0
+    skipped: int = 0
+
+
+def train_batch(sessions: Sessions, options: BatchOptions, positives: Int | None = None) -> Batch:
+    """The batch of a training step.
+
+    The encoder sees clicks 1..n-1-holdout; each one's target is the click after it. That trains every
+    prefix of the session at once, which Tan et al. 2016 call prefix augmentation. A feedback row is trained
+    on where its state has a target (position 1..n-1-holdout).
+
+    Args:
+        sessions: this worker's share; may be empty, then the batch is one session of padding.
+        options: see there.
+        positives: targets of all workers, if they are to be negatives of each other.
+    """
+    visible = np.maximum(sessions.items.lengths - 1 - options.holdout, 0)
     width = max(1, int(visible.max(initial=0)))
     items = pad(sessions.items, visible, width)
     shifted = Ragged(sessions.items.offset, np.append(sessions.items.values[1:], PADDING))
     targets = pad(shifted, visible, width)
-    rows = _sampled_rows(sessions, visible, rows_per_session, salt, exposures=exposures) if tasks else None
+    if options.prefixes:
+        row, place = np.nonzero(targets)
+        kept = sampled(sessions.user_id[row], row, place, options.prefixes, options.salt)
+        targets[row[~kept], place[~kept]] = PADDING
+    rows = None
+    if options.tasks and len(sessions):
+        rows = feedback_rows(sessions, exposures=options.exposures)
+        rows = rows.select(_has_target(rows, visible, targets))
+        user = sessions.user_id[rows.session]
+        rows = rows.select(sampled(user, rows.session, rows.place, options.rows_per_session, options.salt))
+    skipped = _skipped(sessions, visible, targets, options) if options.skipped and len(sessions) else {}
     if len(sessions) == 0:
         items, targets = np.zeros((2, 1, 1), np.int64)
     profile = sessions.profile if len(sessions) else np.full((1, 2), -1)
-    return make_batch(items, targets, profile, rows, tasks)
+    batch = make_batch(items, targets, profile, rows, options.tasks)
+    more = skipped | ({} if positives is None else {"positives": positives})
+    return replace(batch, **{name: torch.from_numpy(values) for name, values in more.items()})
+
+
+def targets_of(sessions: Sessions, holdout: int) -> Int:
+    """All target clicks of sessions, one after another."""
+    items = sessions.items
+    trained = (items.place > 0) & (items.place < np.repeat(items.lengths - holdout, items.lengths))
+    return items.values[trained].astype(np.int64)
+
+
+def _has_target(rows: FeedbackRows, visible: Int, targets_BT: Int) -> npt.NDArray[np.bool_]:
+    place = np.minimum(rows.position, visible[rows.session]) - 1
+    return (rows.position <= visible[rows.session]) & (targets_BT[rows.session, place] != PADDING)
+
+
+def _skipped(sessions: Sessions, visible: Int, targets_BT: Int, options: BatchOptions) -> dict[str, Int]:
+    """Skipped items of the batch, by the names of `Batch`."""
+    rows = feedback_rows(sessions, exposures=True)
+    rows = rows.select(((rows.feedback & CLICKED) == 0) & _has_target(rows, visible, targets_BT))
+    state = rows.session * targets_BT.shape[1] + rows.position - 1
+    kept = sampled(sessions.user_id[rows.session], state, rows.place, options.skipped, options.salt + 1)
+    return {"skipped_state": state[kept], "skipped_item": rows.item[kept], "skipped_slot": place_in(state[kept])}
+
+
+def place_in(group_R: Int) -> Int:
+    """Each row's place in its group, from 0; the rows of a group stand together."""
+    begin = np.flatnonzero(np.diff(group_R, prepend=-1))
+    return np.arange(len(group_R)) - np.repeat(begin, np.diff(np.append(begin, len(group_R))))
 
 
 def make_batch(items_BT: Int, targets_BT: Int, profile_B2: Int, rows: FeedbackRows | None, tasks: list[str]) -> Batch:
     """Tensors from arrays; `rows` point at positions of `items_BT`."""
     if rows is None:
         empty = np.zeros(0, np.int64)
-        rows = FeedbackRows(empty, empty, empty, empty.astype(np.int16))
+        rows = FeedbackRows(empty, empty, empty, empty.astype(np.int16), empty)
     labels = [feedback_labels(rows.feedback, task) for task in tasks]
     label = np.stack(labels, axis=1) if labels else np.zeros((len(rows.item), 0))
     return Batch(
@@ -131,20 +206,26 @@ def make_batch(items_BT: Int, targets_BT: Int, profile_B2: Int, rows: FeedbackRo
     )
 
 
-def _sampled_rows(sessions: Sessions, visible: Int, limit: int, salt: int, *, exposures: bool) -> FeedbackRows:
-    rows = feedback_rows(sessions, exposures=exposures)
-    rows = rows.select(rows.position <= visible[rows.session])
-    counts = np.bincount(rows.session, minlength=len(sessions))
-    if counts.max(initial=0) <= limit:
-        return rows
-    begin = np.concatenate([[0], np.cumsum(counts)])[:-1]
-    place = np.arange(len(rows.session)) - begin[rows.session]
-    # A hash of the row, not of the batch: each worker draws the rows that one worker would draw.
-    key = mix(sessions.user_id[rows.session].astype(np.uint64) ^ mix(place.astype(np.uint64) + np.uint64(salt)))
-    order = np.lexsort((key, rows.session))
+def sampled(user_R: Int, group_R: Int, place_R: Int, limit: int, salt: int) -> npt.NDArray[np.bool_]:
+    """Which rows a random sample of at most `limit` of each group keeps.
+
+    The choice is a hash of the row, not of the batch: each worker draws what one worker would draw.
+
+    Args:
+        user_R: user of each row.
+        group_R: group of each row; the rows of a group stand together, groups rise.
+        place_R: the row's place in its session, whatever the batch.
+        limit: rows of a group to keep.
+        salt: changes the sample.
+    """
+    within = place_in(group_R)
+    if within.max(initial=-1) < limit:
+        return np.ones(len(group_R), bool)
+    key = mix(user_R.astype(np.uint64) ^ mix(place_R.astype(np.uint64) + np.uint64(salt)))
+    order = np.lexsort((key, group_R))
     rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order)) - begin[rows.session[order]]
-    return rows.select(rank < limit)
+    rank[order] = within  # the groups keep their places, so places in sorted groups are ranks
+    return rank < limit
 
 
 def mix(value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

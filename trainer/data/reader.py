@@ -1,13 +1,14 @@
-"""Sessions from the dataset's Parquet files, a window of row groups at a time."""
+"""Samples from the dataset's Parquet files, a window of row groups at a time."""
 
 from __future__ import annotations
 
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -121,57 +122,78 @@ class GlobalBatch(Generic[T]):
     data: T
 
 
-class SessionReader:
-    """Streams a dataset's sessions in the order of an epoch, never more than a window in memory.
+class Samples(Protocol):
+    """What an epoch goes through, in memory: sessions, or rows."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, row_N: Int, /) -> Any:
+        """Some of the samples, in the order of `row_N`."""
+
+
+S = TypeVar("S", bound=Samples)
+
+
+class Reader(ABC, Generic[S]):
+    """Streams a dataset's samples in the order of an epoch, never more than a window in memory.
 
     Args:
         dataset: the opened dataset.
-        exposures: whether to read what was shown.
-        holdout: clicks at the end of a session that are not trained on (2, or 1 after a refit).
+        paths: its files with samples.
     """
 
-    def __init__(self, dataset: Dataset, *, exposures: bool, holdout: int) -> None:
-        self.dataset, self.holdout = dataset, holdout
-        self.columns = SESSION_COLUMNS + (EXPOSURE_COLUMNS if exposures else [])
+    def __init__(self, dataset: Dataset, paths: list[str]) -> None:
+        self.dataset = dataset
         self.groups: list[tuple[str, int]] = []
         rows: list[int] = []
-        for entry in dataset.session_files:
-            metadata = pq.read_metadata(dataset.file(entry.path))
+        for path in paths:
+            metadata = pq.read_metadata(dataset.file(path))
             for group in range(metadata.num_row_groups):
-                self.groups.append((entry.path, group))
+                self.groups.append((path, group))
                 rows.append(metadata.row_group(group).num_rows)
         self.group_rows = np.array(rows, np.int64)
-        self._targets: dict[int, Int] = {}
+        self._targets: dict[int, npt.NDArray[np.int16]] = {}
+
+    @abstractmethod
+    def _read_targets(self, group: int) -> Int:
+        """Targets of each sample of a row group; those of 0 are not trained on."""
+
+    @abstractmethod
+    def read(self, groups: Int) -> S:
+        """All samples of some row groups."""
 
     def targets(self, group: int) -> Int:
-        """Target clicks of each session of a row group: all kept clicks but the first and the held out."""
+        """Targets of each sample of a row group."""
         if group not in self._targets:
-            path, number = self.groups[group]
-            with pq.ParquetFile(self.dataset.file(path)) as file:
-                clicks = file.read_row_group(number, columns=["n_clicks"])["n_clicks"].to_numpy()
-            kept = np.minimum(clicks, self.dataset.manifest.max_clicks).astype(np.int64)
-            self._targets[group] = np.maximum(kept - 1 - self.holdout, 0).astype(np.int16)
+            self._targets[group] = self._read_targets(group).astype(np.int16)
         return self._targets[group].astype(np.int64)
 
     def total_targets(self) -> int:
-        """Target clicks of an epoch."""
+        """Targets of an epoch."""
         return sum(int(self.targets(group).sum()) for group in range(len(self.groups)))
 
-    def read(self, groups: Int) -> Sessions:
-        """All sessions of some row groups."""
+    def read_columns(self, groups: Iterable[int], columns: list[str]) -> pa.Table:
+        """Columns of some row groups."""
         tables = []
         for group in groups:
             path, number = self.groups[group]
             with pq.ParquetFile(self.dataset.file(path)) as file:
-                tables.append(file.read_row_group(number, columns=self.columns, use_threads=False))
-        return Sessions.of(pa.concat_tables(tables))
+                tables.append(file.read_row_group(number, columns=columns, use_threads=False))
+        return pa.concat_tables(tables)
 
     def epoch(
-        self, order: Order, collate: Callable[[Sessions, Int], T], *, start: int, global_rank: int, world_size: int
+        self, order: Order, collate: Callable[[S, Int, Int], T], *, start: int, global_rank: int, world_size: int
     ) -> Iterator[GlobalBatch[T]]:
         """This worker's batches of an epoch from sample `start` on.
 
         Windows before `start` are not read: their lengths alone say how many samples they hold.
+
+        Args:
+            order: of the epoch.
+            collate: makes a batch of a window's samples, the rows of this worker's share, and those of the
+                whole step.
+            start: samples of the epoch that are done, over all workers.
+            global_rank, world_size: of this worker.
         """
         sample = 0
         for number, groups in enumerate(order.windows()):
@@ -184,8 +206,34 @@ class SessionReader:
             for batch in batches:
                 if sample >= start:
                     mine = share(batch, global_rank, world_size)
-                    yield GlobalBatch(sample, len(batch), collate(window.take(mine), mine))
+                    yield GlobalBatch(sample, len(batch), collate(window, mine, batch))
                 sample += len(batch)
+
+
+class SessionReader(Reader[Sessions]):
+    """Reads sessions.
+
+    Args:
+        dataset: the opened dataset.
+        exposures: whether to read what was shown.
+        holdout: clicks at the end of a session that are not trained on (2, or 1 after a refit).
+        prefixes: target clicks of a session at most; 0 = all.
+    """
+
+    def __init__(self, dataset: Dataset, *, exposures: bool, holdout: int, prefixes: int = 0) -> None:
+        super().__init__(dataset, [entry.path for entry in dataset.session_files])
+        self.holdout, self.prefixes = holdout, prefixes
+        self.columns = SESSION_COLUMNS + (EXPOSURE_COLUMNS if exposures else [])
+
+    def _read_targets(self, group: int) -> Int:
+        clicks = self.read_columns([group], ["n_clicks"])["n_clicks"].to_numpy()
+        kept = np.minimum(clicks, self.dataset.manifest.max_clicks).astype(np.int64)
+        targets = np.maximum(kept - 1 - self.holdout, 0)
+        return np.minimum(targets, self.prefixes) if self.prefixes else targets
+
+    def read(self, groups: Int) -> Sessions:
+        """All sessions of some row groups."""
+        return Sessions.of(self.read_columns(groups, self.columns))
 
 
 class Prefetch(Generic[T]):

@@ -20,16 +20,25 @@ class GRUEncoder(nn.Module):
         self.gru = nn.GRU(options.dimension, options.hidden, options.layers, batch_first=True)
         self.dropout = nn.Dropout(options.state_dropout)
 
-    def forward(self, click_BTD: torch.Tensor) -> torch.Tensor:
-        """States `[B, T, H]` from click vectors `[B, T, D]`."""
-        if self.training and self.embedding_dropout:
-            # A whole click is dropped or kept, as in the official GRU4Rec and in Tan et al. 2016.
-            keep = click_BTD.new_empty(*click_BTD.shape[:2], 1).bernoulli_(1.0 - self.embedding_dropout)
-            click_BTD = click_BTD * keep / (1.0 - self.embedding_dropout)
+    def forward(self, items_BT: torch.Tensor, click_BTD: torch.Tensor, needed_N: torch.Tensor) -> torch.Tensor:
+        """States `[N, H]` after the clicks at places `needed_N` of the flattened `[B * T]`."""
+        del items_BT
+        click_BTD = drop_clicks(click_BTD, self.embedding_dropout, training=self.training)
         state_BTH, _ = self.gru(click_BTD)
-        return self.dropout(state_BTH)
+        return self.dropout(state_BTH.flatten(0, 1)[needed_N])
 
-    def flops(self) -> dict[str, int]:
-        """Multiply-adds × 2 of one click's forward pass, by part."""
-        gru = sum(weight.numel() for name, weight in self.gru.named_parameters() if name.startswith("weight"))
-        return {"encoder": 2 * gru}
+    def flops(self, clicks: int) -> int:
+        """Multiply-adds × 2 of one state's forward pass: each click is met once, however long the session."""
+        del clicks
+        return 2 * sum(weight.numel() for name, weight in self.gru.named_parameters() if name.startswith("weight"))
+
+
+def drop_clicks(click_BTD: torch.Tensor, share: float, *, training: bool) -> torch.Tensor:
+    """Drop whole clicks at random in training, the others scaled up.
+
+    This is the official GRU4Rec's embedding dropout, and what Tan et al. 2016 call item dropout.
+    """
+    if not training or not share:
+        return click_BTD
+    keep = click_BTD.new_empty(*click_BTD.shape[:2], 1).bernoulli_(1.0 - share)
+    return click_BTD * keep / (1.0 - share)

@@ -1,26 +1,80 @@
-"""Heads: how the tasks share the session state.
+"""Heads: how the tasks share a state.
 
-Every head maps a state `[N, S]` to one mix `m_k` `[N, D]` for each task k.
+Every head maps a state `[N, S]` to one mix `m_k` `[N, D]` for each task k. The state holds the states of
+one or several encoders side by side, and what all of them share (the profile) after them.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
+from trainer.config import ModelOptions
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What stands where in a state.
+
+    Attributes:
+        encoders: width of each encoder's state.
+        shared: width of what follows them.
+    """
+
+    encoders: tuple[int, ...]
+    shared: int = 0
+
+    @property
+    def size(self) -> int:
+        """Width of the whole state."""
+        return sum(self.encoders) + self.shared
+
+    def view(self, state_NS: torch.Tensor, encoder: int) -> torch.Tensor:
+        """One encoder's state with what all share."""
+        if len(self.encoders) == 1:
+            return state_NS
+        begin = sum(self.encoders[:encoder])
+        own = state_NS[:, begin : begin + self.encoders[encoder]]
+        return torch.cat([own, state_NS[:, self.size - self.shared :]], dim=1) if self.shared else own
+
 
 def expert(state_size: int, dimension: int) -> nn.Sequential:
-    """One expert: a linear layer and ReLU, as in the paper's synthetic experiments."""
+    """One expert: a linear layer and ReLU, as in the MMoE paper's synthetic experiments."""
     return nn.Sequential(nn.Linear(state_size, dimension), nn.ReLU())
 
 
-class MMoE(nn.Module):
-    """Multi-gate mixture of experts (Ma et al. 2018): m_k = Σ_e g_ke f_e(h), g_k = softmax(W_k h)."""
+class Head(nn.Module):
+    """What all heads have."""
 
-    def __init__(self, state_size: int, dimension: int, experts: int, tasks: list[str]) -> None:
+    def __init__(self, layout: Layout, options: ModelOptions, tasks: list[str]) -> None:
         super().__init__()
-        self.experts = nn.ModuleList(expert(state_size, dimension) for _ in range(experts))
-        self.gates = nn.ModuleDict({task: nn.Linear(state_size, experts, bias=False) for task in tasks})
+        self.layout, self.tasks, self.size = layout, tasks, options.dimension
+
+    def gate_weights(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The share of each expert in each task's mix, `[N, E]`, rows summing to 1; empty without gates."""
+        del state_NS
+        return {}
+
+    def flops(self) -> int:
+        """Multiply-adds × 2 of one state's forward pass: each weight is met once."""
+        return 2 * sum(p.numel() for p in self.parameters() if p.dim() == 2)
+
+
+class MMoE(Head):
+    """Multi-gate mixture of experts (Ma et al. 2018): m_k = Σ_e g_ke f_e(h), g_k = softmax(W_k h).
+
+    Of several encoders each has experts of its own, an equal part of all; every gate sees all states.
+    """
+
+    def __init__(self, layout: Layout, options: ModelOptions, tasks: list[str]) -> None:
+        super().__init__(layout, options, tasks)
+        n = len(layout.encoders)
+        self.encoder_of = sorted(i % n for i in range(max(options.experts, n)))
+        widths = [layout.encoders[i] + layout.shared for i in self.encoder_of]
+        self.experts = nn.ModuleList(expert(width, options.dimension) for width in widths)
+        self.gates = nn.ModuleDict({task: nn.Linear(layout.size, len(widths), bias=False) for task in tasks})
 
     def gate_weights(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
         """The share of each expert in each task's mix, `[N, E]`, rows summing to 1."""
@@ -28,42 +82,113 @@ class MMoE(nn.Module):
 
     def forward(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
         """Mixes of all tasks, `[N, D]` each."""
-        output_NED = torch.stack([expert(state_NS) for expert in self.experts], dim=1)
-        return {
-            task: torch.bmm(weight_NE.unsqueeze(1), output_NED).squeeze(1)
-            for task, weight_NE in self.gate_weights(state_NS).items()
-        }
+        views = [self.layout.view(state_NS, i) for i in range(len(self.layout.encoders))]
+        output_NED = torch.stack(
+            [network(views[i]) for network, i in zip(self.experts, self.encoder_of, strict=True)], dim=1
+        )
+        return {task: _mix(weight, output_NED) for task, weight in self.gate_weights(state_NS).items()}
 
 
-class SharedBottom(nn.Module):
-    """One expert that all tasks share (Caruana 1997)."""
+def _mix(weight_NE: torch.Tensor, output_NED: torch.Tensor) -> torch.Tensor:
+    return torch.bmm(weight_NE.unsqueeze(1), output_NED).squeeze(1)
 
-    def __init__(self, state_size: int, dimension: int, experts: int, tasks: list[str]) -> None:
-        super().__init__()
-        del experts
-        self.bottom, self.tasks = expert(state_size, dimension), tasks
+
+class SharedBottom(Head):
+    """One network that all tasks share (Caruana 1997)."""
+
+    def __init__(self, layout: Layout, options: ModelOptions, tasks: list[str]) -> None:
+        super().__init__(layout, options, tasks)
+        self.bottom = expert(layout.size, options.dimension)
 
     def forward(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
         """The same mix for every task."""
-        output = self.bottom(state_NS)
-        return dict.fromkeys(self.tasks, output)
+        return dict.fromkeys(self.tasks, self.bottom(state_NS))
 
 
-class Single(nn.Module):
-    """An expert for each task: only the encoder and the items are shared."""
+class Single(Head):
+    """An expert for each task: only what lies below is shared."""
 
-    def __init__(self, state_size: int, dimension: int, experts: int, tasks: list[str]) -> None:
-        super().__init__()
-        del experts
-        self.own = nn.ModuleDict({task: expert(state_size, dimension) for task in tasks})
+    def __init__(self, layout: Layout, options: ModelOptions, tasks: list[str]) -> None:
+        super().__init__(layout, options, tasks)
+        self.own = nn.ModuleDict({task: expert(layout.size, options.dimension) for task in tasks})
 
     def forward(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
         """Each task's own mix."""
         return {task: network(state_NS) for task, network in self.own.items()}
 
 
-HEADS: dict[str, type[MMoE] | type[SharedBottom] | type[Single]] = {
-    "mmoe": MMoE,
-    "shared_bottom": SharedBottom,
-    "single": Single,
-}
+class Extraction(nn.Module):
+    """One level of PLE: experts of each task and shared ones, a gate for each task and one for the shared.
+
+    The gate of a task weighs its own experts and the shared ones; the shared gate weighs all experts.
+    On the last level there is no shared gate.
+    """
+
+    def __init__(self, size: int, dimension: int, own: int, shared: int, tasks: list[str], *, last: bool) -> None:
+        super().__init__()
+        groups = [*tasks, "shared"]
+        self.tasks = tasks
+        self.experts = nn.ModuleDict(
+            {g: nn.ModuleList(expert(size, dimension) for _ in range(shared if g == "shared" else own)) for g in groups}
+        )
+        total = own * len(tasks) + shared
+        gates = {task: nn.Linear(size, own + shared, bias=False) for task in tasks}
+        if not last:
+            gates["shared"] = nn.Linear(size, total, bias=False)
+        self.gates = nn.ModuleDict(gates)
+
+    def gate_weights(self, input_by_group: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Shares of a group's candidates: a task's own experts, then the shared ones; all for `shared`."""
+        return {g: torch.softmax(gate(input_by_group[g]), dim=-1) for g, gate in self.gates.items()}
+
+    def forward(self, input_by_group: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The group's mixes `[N, D]` from the group's inputs `[N, S]`."""
+        output: dict[str, list[torch.Tensor]] = {group: [] for group in self.experts}
+        for group, experts in self.experts.items():
+            assert isinstance(experts, nn.ModuleList)
+            output[group] += [network(input_by_group[group]) for network in experts]
+        candidates = {task: output[task] + output["shared"] for task in self.tasks}
+        candidates["shared"] = [each for group in output.values() for each in group]
+        weights = self.gate_weights(input_by_group)
+        return {group: _mix(weight, torch.stack(candidates[group], dim=1)) for group, weight in weights.items()}
+
+
+class PLE(Head):
+    """Progressive layered extraction (Tang et al. 2020): levels of shared and task-specific experts."""
+
+    def __init__(self, layout: Layout, options: ModelOptions, tasks: list[str]) -> None:
+        super().__init__(layout, options, tasks)
+        sizes = [layout.size] + [options.dimension] * (options.levels - 1)
+        self.levels = nn.ModuleList(
+            Extraction(
+                size,
+                options.dimension,
+                options.task_experts,
+                options.shared_experts,
+                tasks,
+                last=number == options.levels,
+            )
+            for number, size in enumerate(sizes, 1)
+        )
+
+    def _below(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Inputs of the last level."""
+        inputs = dict.fromkeys([*self.tasks, "shared"], state_NS)
+        for level in self.levels[:-1]:
+            inputs = level(inputs)
+        return inputs
+
+    def gate_weights(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The last level's shares `[N, E]`: a task's own experts first, then the shared ones."""
+        last = self.levels[-1]
+        assert isinstance(last, Extraction)
+        weights = last.gate_weights(self._below(state_NS))
+        return {task: weights[task] for task in self.tasks}
+
+    def forward(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Mixes of all tasks, `[N, D]` each."""
+        mixes: dict[str, torch.Tensor] = self.levels[-1](self._below(state_NS))
+        return mixes
+
+
+HEADS: dict[str, type[Head]] = {"mmoe": MMoE, "shared_bottom": SharedBottom, "ple": PLE, "single": Single}

@@ -1,4 +1,4 @@
-"""The recommender: an encoder, and for the hybrid a head with a tower for each task.
+"""The session recommender: an encoder, and for the hybrid a head with a tower for each task.
 
 The score of item i is q · v_i + b_i. No candidate enters an expert or a gate, so the next item stays a
 nearest-neighbour problem whatever the head.
@@ -6,12 +6,14 @@ nearest-neighbour problem whatever the head.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
 from trainer.config import TrainerConfig
-from trainer.models.gru4rec import GRUEncoder
-from trainer.models.mmoe import HEADS, MMoE
+from trainer.models.encoders import ENCODERS, matrix_flops
+from trainer.models.heads import HEADS, Head, Layout
 
 PROFILE_CODES = 32
 """Gender and age are small codes; anything outside 0..30 counts as unknown."""
@@ -33,19 +35,36 @@ class Profile(nn.Module):
 
 
 class FeedbackTower(nn.Module):
-    """Logit of a feedback task for a candidate c: an MLP of [m_k ; v_c ; m_k ⊙ v_c]."""
+    """Logit of a feedback task for a candidate c: an MLP of [m_k ; v_c ; m_k ⊙ v_c].
 
-    def __init__(self, dimension: int, units: int) -> None:
+    Args:
+        dimension: length of mix and item vector.
+        units: of the hidden layer.
+        rate: share of positives in train. The logit begins at its log odds, so that a rare task does
+            not spend its first epochs on learning how rare it is.
+    """
+
+    def __init__(self, dimension: int, units: int, rate: float) -> None:
         super().__init__()
         self.network = nn.Sequential(nn.Linear(3 * dimension, units), nn.ReLU(), nn.Linear(units, 1))
+        start_at(self.network, rate)
 
     def forward(self, mix_FD: torch.Tensor, item_FD: torch.Tensor) -> torch.Tensor:
         """Logits `[F]`."""
         return self.network(torch.cat([mix_FD, item_FD, mix_FD * item_FD], dim=-1)).squeeze(-1)
 
 
+@torch.no_grad()
+def start_at(network: nn.Sequential, rate: float) -> None:
+    """Set the last layer's bias to the log odds of a rate."""
+    rate = min(max(rate, 1e-6), 1.0 - 1e-6)
+    last = network[-1]
+    assert isinstance(last, nn.Linear)
+    last.bias.fill_(math.log(rate / (1.0 - rate)))
+
+
 class Recommender(nn.Module):
-    """`gru4rec` (an encoder alone) or `hybrid` (an encoder under a multi-task head).
+    """A session model (an encoder alone) or `hybrid` (encoders under a multi-task head).
 
     Args:
         config: the run's configuration; `tasks` are those that the data can train.
@@ -54,32 +73,44 @@ class Recommender(nn.Module):
     def __init__(self, config: TrainerConfig) -> None:
         super().__init__()
         options = config.network
-        self.encoder = GRUEncoder(options)
+        encoders = {name: ENCODERS[name](options) for name in config.encoders}
+        self.encoders = nn.ModuleDict(encoders)
+        self._encoder_flops = {f"encoder {name}": encoder.flops for name, encoder in encoders.items()}
         self.profile = Profile() if options.profile else None
-        state_size = options.hidden + (2 * PROFILE_SIZE if options.profile else 0)
+        shared = 2 * PROFILE_SIZE if options.profile else 0
+        layout = Layout((options.hidden,) * len(self.encoders), shared)
         self.feedback_tasks = config.feedback_tasks if config.model == "hybrid" else []
         self.detach_items = options.detach_items
-        self.head: nn.Module | None = None
+        self.head: Head | None = None
         if config.model == "hybrid":
-            self.head = HEADS[config.head](state_size, options.dimension, options.experts, config.tasks)
+            self.head = HEADS[config.head](layout, options, config.tasks)
             self.next_tower = nn.Sequential(
                 nn.Linear(options.dimension, options.tower), nn.ReLU(), nn.Linear(options.tower, options.dimension)
             )
-        elif state_size != options.dimension:
-            self.next_tower = nn.Sequential(nn.Linear(state_size, options.dimension))
+        elif layout.size != options.dimension:
+            self.next_tower = nn.Sequential(nn.Linear(layout.size, options.dimension))
         else:
             self.next_tower = nn.Sequential()
+        rates = config.train.rates
         self.towers = nn.ModuleDict(
-            {task: FeedbackTower(options.dimension, options.tower) for task in self.feedback_tasks}
+            {t: FeedbackTower(options.dimension, options.tower, rates.get(t, 0.5)) for t in self.feedback_tasks}
         )
 
-    def states(self, click_BTD: torch.Tensor, profile_B2: torch.Tensor) -> torch.Tensor:
-        """States after each click `[B, T, S]`, with the profile beside them where it is used."""
-        state = self.encoder(click_BTD)
-        if self.profile is None:
-            return state
-        profile = self.profile(profile_B2)[:, None].expand(-1, state.shape[1], -1)
-        return torch.cat([state, profile], dim=-1)
+    def states(
+        self, items_BT: torch.Tensor, click_BTD: torch.Tensor, profile_B2: torch.Tensor, needed_N: torch.Tensor
+    ) -> torch.Tensor:
+        """States `[N, S]` after some clicks.
+
+        Args:
+            items_BT: int64, clicks padded with 0 on the right.
+            click_BTD: their vectors.
+            profile_B2: codes of gender and age.
+            needed_N: int64, places in the flattened `[B * T]` of the clicks after which a state is wanted.
+        """
+        parts = [encoder(items_BT, click_BTD, needed_N) for encoder in self.encoders.values()]
+        if self.profile is not None:
+            parts.append(self.profile(profile_B2)[needed_N // items_BT.shape[1]])
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
     def mixes(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
         """What each task sees of states, `[N, D]` each; an encoder alone hands its state to `next`."""
@@ -95,19 +126,26 @@ class Recommender(nn.Module):
 
     def gate_weights(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
         """Shares of the experts by task `[N, E]`; empty for heads without gates."""
-        return self.head.gate_weights(state_NS) if isinstance(self.head, MMoE) else {}
+        return {} if self.head is None else self.head.gate_weights(state_NS)
 
-    def flops(self, candidates: int, dimension: int) -> dict[str, int]:
-        """Multiply-adds × 2 of one target click's forward pass, by part.
+    def flops(self, *, candidates: int, dimension: int, clicks: int) -> dict[str, int]:
+        """Multiply-adds × 2 of one target click's forward pass with one feedback row, by part.
 
         Args:
             candidates: items that each target competes with.
             dimension: length of the item vectors.
+            clicks: clicks of the session up to there, for encoders whose cost grows with them.
         """
-        parts = self.encoder.flops()
-        dense = {"head": self.head, "next tower": self.next_tower, "feedback towers": self.towers}
-        for name, module in dense.items():
-            weights = sum(p.numel() for p in module.parameters() if p.dim() == 2) if module is not None else 0
-            parts[name] = 2 * weights
-        parts["softmax"] = 2 * candidates * dimension
+        parts = {name: flops(clicks) for name, flops in self._encoder_flops.items()}
+        parts["head"] = self.head.flops() if self.head is not None else 0
+        parts["next tower"] = matrix_flops(self.next_tower)
+        parts["feedback towers"] = matrix_flops(self.towers)
+        parts["next scores"] = 2 * candidates * dimension
         return parts
+
+    def part_parameters(self) -> dict[str, int]:
+        """Numbers of parameters by part; the item table is not among them."""
+        parts: dict[str, nn.Module | None] = {f"encoder {name}": e for name, e in self.encoders.items()}
+        parts |= {"profile": self.profile, "head": self.head, "next tower": self.next_tower}
+        parts["feedback towers"] = self.towers
+        return {n: sum(p.numel() for p in m.parameters()) if m is not None else 0 for n, m in parts.items()}

@@ -1,0 +1,240 @@
+"""Every model on real input and on the twin, what relatedness does, and the ladder that separates causes.
+
+The runs are the programs' own command lines, two at a time on one core each. They lie in a folder that is
+kept (`NEXTCLICK_BENCH`, default `runs/benchmarks`), so a benchmark that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import ttest_rel
+
+from retrieval.bundle import open_bundle
+from retrieval.evaluate import evaluate_feedback
+
+TASKS = ("click", "like", "share", "follow")
+TWIN = ("train.batch_tokens=1024", "train.epochs=6", "train.patience=2")
+TWIN_HYBRID = ("train.network_learning_rate=0.01",)
+TWIN_RANK = ("train.learning_rate=0.001",)
+"""For the QB twin, chosen on valid: 256 target clicks a step take twice as long for as much, epochs beyond the
+third add nothing."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run with its evaluation."""
+
+    name: str
+    data: Path
+    options: tuple[str, ...]
+    seed: int = 0
+
+    @property
+    def folder(self) -> Path:
+        return self.data.parent / "runs" / f"{self.name}-{self.seed}"
+
+
+def work() -> Path:
+    folder = Path(os.environ.get("NEXTCLICK_BENCH", "runs/benchmarks")).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def program(name: str, *options: str) -> None:
+    """Run a program on one core; its last words are told where it fails."""
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-m", name, *options], env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{name} {' '.join(options)}: {done.stderr[-800:]}")
+
+
+def twin(correlation: float, users: int = 34_240) -> Path:
+    """The sessions of a QB-video twin at full size."""
+    folder = work() / f"twin-{correlation}"
+    log = folder / "log.csv"
+    if not (folder / "data" / "manifest.json").exists():
+        folder.mkdir(exist_ok=True)
+        program("etl.twin", f"output={log}", "scenario=qb_video", f"users={users}", f"task_correlation={correlation}")
+        program("etl", f"input={log}", f"output={folder / 'data'}", "scenario=qb_video", "overwrite=true")
+    return folder / "data"
+
+
+def movielens() -> Path:
+    """The sessions of MovieLens-100K."""
+    folder = work() / "movielens"
+    if not (folder / "data" / "manifest.json").exists():
+        folder.mkdir(exist_ok=True)
+        program("etl.movielens", f"output={folder / 'log.csv'}")
+        program(
+            "etl", f"input={folder / 'log.csv'}", f"output={folder / 'data'}", "scenario=qb_video", "overwrite=true"
+        )
+    return folder / "data"
+
+
+def execute(runs: Iterable[Run], *, search: bool = True) -> dict[tuple[str, int], dict[str, Any]]:
+    """Summary and test metrics of each run, by name and seed; without search only the AUCs."""
+
+    def one(run: Run) -> dict[str, Any]:
+        result = run.folder / "result"
+        program(
+            "trainer", f"data={run.data}", f"output={run.folder}", f"seed={run.seed}", "ray.workers=0", *run.options
+        )
+        summary = json.loads((run.folder / "summary.json").read_text())
+        print(f"  {run.name}-{run.seed}: best epoch {summary['best_epoch']}", file=sys.stderr, flush=True)
+        if not search:
+            return {**summary, "test": evaluate_feedback(open_bundle(run.folder / "bundle"), "test")}
+        if not (result / "metrics.json").exists():
+            bundle = f"bundle={run.folder / 'bundle'}"
+            program("retrieval", bundle, f"data={run.data}", f"output={result}", "threads=1", "overwrite=true")
+        return {**summary, **json.loads((result / "metrics.json").read_text())}
+
+    runs = list(runs)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(((run.name, run.seed) for run in runs), pool.map(one, runs), strict=True))
+
+
+MODELS: dict[str, tuple[str, ...]] = {
+    "gru4rec": ("model=gru4rec",),
+    "srgnn": ("model=srgnn", "train.prefixes=8"),
+    "sasrec": ("model=sasrec",),
+    "hybrid": ("model=hybrid",),
+    "hybrid ple": ("model=hybrid", "head=ple"),
+    "hybrid gru4rec+sasrec": ("model=hybrid", "encoder=[gru4rec,sasrec]"),
+    "rank_single": ("model=rank_single",),
+    "rank_shared_bottom": ("model=rank_shared_bottom",),
+    "rank_mmoe": ("model=rank_mmoe",),
+    "rank_esmm": ("model=rank_esmm",),
+    "rank_ple": ("model=rank_ple",),
+}
+SEEDED = ("gru4rec", "srgnn", "hybrid")
+
+
+def model_runs(data: Path, *, on_twin: bool) -> list[Run]:
+    runs = []
+    for name, options in MODELS.items():
+        extra = twin_options(options[0]) if on_twin else ()
+        for seed in range(3 if name in SEEDED else 1):
+            runs.append(Run(name.replace(" ", "-"), data, (*options, *extra), seed))
+    return runs
+
+
+def twin_options(model: str) -> tuple[str, ...]:
+    if model == "model=hybrid":
+        return (*TWIN, *TWIN_HYBRID)
+    return (*TWIN, *TWIN_RANK) if model.startswith("model=rank") else TWIN
+
+
+def models() -> None:
+    """Every model on MovieLens-100K and on the QB twin: quality, also as a share of the best possible, and cost."""
+    for title, data in (("QB-video twin", twin(0.5)), ("MovieLens-100K", movielens())):
+        found = execute(model_runs(data, on_twin=data != movielens()))
+        truth = best_possible(data)
+        print(f"\n{title}: test, mean ± standard deviation over seeds; in brackets the share of the best possible")
+        columns = ["hr@20", "ndcg@20", *(f"auc/{t}" for t in TASKS), *(f"auc/{t}_given_click" for t in TASKS[1:])]
+        print("| model | " + " | ".join(columns) + " | parameters | MFLOP an example | events/s |")
+        print("|---" * (len(columns) + 4) + "|")
+        for name in dict.fromkeys(name for name, _ in found):
+            results = [result for (other, _), result in found.items() if other == name]
+            cells = [cell([r["test"].get(c) for r in results], truth.get(c)) for c in columns]
+            first = results[0]
+            cost = f"{first['parameters']['total']:,} | {first['flops_per_example'] / 1e6:.2f}"
+            rate = np.mean([r["examples_per_second"] for r in results])
+            print(f"| {name} | " + " | ".join(cells) + f" | {cost} | {rate:,.0f} |", flush=True)
+        popular = found["gru4rec", 0]["baselines"]["popularity"]["test"]
+        print(f"popularity: hr@20 {popular['hr@20']:.4f}, ndcg@20 {popular['ndcg@20']:.4f}")
+
+
+def best_possible(data: Path) -> dict[str, float]:
+    """What the twin's truth file says of the test split; nothing for real input."""
+    path = data.parent / "log.csv.truth.json"
+    return json.loads(path.read_text())["test"] if path.exists() else {}
+
+
+def cell(values: list[float | None], best: float | None) -> str:
+    if any(value is None for value in values):
+        return "–"
+    mean = np.mean(values)
+    spread = f" ±{np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+    return f"{mean:.4f}{spread}" + (f" ({mean / best:.0%})" if best else "")
+
+
+def relatedness(seeds: Sequence[int] = (0, 1, 2)) -> None:
+    """Joint against separate training of the sparse tasks, where these are related and where they are not.
+
+    Joint is the hybrid with all tasks; separate is the same network for one task, the next click's weight
+    being 0. Each is selected by the valid AUC of the tasks it is judged by.
+    """
+    sparse, options = TASKS[1:], (*TWIN, *TWIN_HYBRID, "train.select_by=auc")
+    for correlation in (1, 0):
+        data = twin(correlation)
+        runs = []
+        for seed in seeds:
+            runs.append(Run("joint", data, ("model=hybrid", *options), seed))
+            for task in sparse:
+                alone = ("model=hybrid", f"tasks=[next,{task}]", "train.task_weights={next: 0}")
+                runs.append(Run(f"alone-{task}", data, (*alone, *options), seed))
+        found = execute(runs, search=False)
+        best = best_possible(data)
+        print(f"\ntask_correlation={correlation}: test AUC over {len(seeds)} seeds")
+        print(
+            "| task | joint | separate | best possible | joint − separate | paired t, two-sided p |\n"
+            + "|---" * 6
+            + "|"
+        )
+        for task in sparse:
+            name = f"auc/{task}"
+            joint = np.array([found["joint", seed]["test"][name] for seed in seeds])
+            alone = np.array([found[f"alone-{task}", seed]["test"][name] for seed in seeds])
+            p = ttest_rel(joint, alone).pvalue
+            row = [cell(list(joint), None), cell(list(alone), None), f"{best[name]:.4f}"]
+            print(f"| {task} | {' | '.join(row)} | {(joint - alone).mean():+.4f} | {p:.3f} |", flush=True)
+
+
+def ladder(seeds: Sequence[int] = (0, 1, 2)) -> None:
+    """One cause a step: capacity, sharing, gates, parameters, what was shown."""
+    data = twin(0.5)
+    steps: dict[str, tuple[str, ...]] = {
+        "gru4rec": ("model=gru4rec",),
+        "gru4rec-matched": ("model=gru4rec", f"network.hidden={matched_hidden()}"),
+        "hybrid-next": ("model=hybrid", "tasks=[next]"),
+        "hybrid-shared-bottom": ("model=hybrid", "head=shared_bottom"),
+        "hybrid": ("model=hybrid",),
+        "hybrid-clicks-only": ("model=hybrid", "train.exposures=false"),
+    }
+    found = execute(
+        Run(name, data, (*options, *twin_options(options[0])), seed)
+        for seed in seeds
+        for name, options in steps.items()
+    )
+    columns = ["hr@20", "ndcg@20", *(f"auc/{task}" for task in TASKS)]
+    truth = best_possible(data)
+    print(f"\nQB-video twin, test over {len(seeds)} seeds; in brackets the share of the best possible")
+    print("| step | " + " | ".join(columns) + " | network parameters |\n" + "|---" * (len(columns) + 2) + "|")
+    for name in steps:
+        results = [found[name, seed] for seed in seeds]
+        cells = [cell([r["test"].get(c) for r in results], truth.get(c)) for c in columns]
+        print(f"| {name} | {' | '.join(cells)} | {results[0]['parameters']['networks']:,} |", flush=True)
+
+
+def matched_hidden() -> int:
+    """Units that give `gru4rec` about as many network parameters as the hybrid has."""
+    from trainer.config import TrainerConfig
+    from trainer.models.recommender import Recommender
+
+    def size(hidden: int, model: str) -> int:
+        config = TrainerConfig(data="", output="", model=model, tasks=["next", *TASKS])
+        config.network.hidden = hidden
+        return sum(p.numel() for p in Recommender(config).parameters())
+
+    wanted = size(64, "hybrid")
+    return min(range(64, 512), key=lambda hidden: abs(size(hidden, "gru4rec") - wanted))

@@ -1,0 +1,130 @@
+"""SR-GNN's session encoder (Wu et al. 2019): every needed prefix of a session as a graph of its own.
+
+Letters: G graphs (one for each state asked for), T node places (a session's longest graph), D dimensions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from etl.contract import PADDING
+from trainer.config import ModelOptions
+from trainer.models.gru4rec import drop_clicks
+
+
+@dataclass(frozen=True)
+class SessionGraphs:
+    """Dense session graphs; the node of an item stands at the place of the item's first click.
+
+    Attributes:
+        session: int64 `[G]`, the session of each graph.
+        clicks: float32 `[G, T]`, clicks on each node; 0 where there is no node.
+        last: int64 `[G]`, node of the last click.
+        outgoing, incoming: float32 `[G, T, T]`, weight of the edge from row to column, and of the
+            edge from column to row: occurrences divided by the out- or in-degree of the row's node.
+    """
+
+    session: torch.Tensor
+    clicks: torch.Tensor
+    last: torch.Tensor
+    outgoing: torch.Tensor
+    incoming: torch.Tensor
+
+
+def session_graphs(items_BT: torch.Tensor, needed_G: torch.Tensor) -> SessionGraphs:
+    """The graphs of prefixes.
+
+    Args:
+        items_BT: int64, sessions padded on the right.
+        needed_G: int64, places in the flattened `[B * T]` of the prefixes' last clicks.
+    """
+    width = items_BT.shape[1]
+    same_BTT = items_BT[:, :, None] == items_BT[:, None, :]
+    node_BT = same_BTT.float().argmax(2)  # the first place with the same item
+    session, end = needed_G // width, needed_G % width
+    place = torch.arange(width, device=items_BT.device)
+    inside = (place[None] <= end[:, None]) & (items_BT[session] != PADDING)
+    node_GT = node_BT[session]
+    graphs = len(needed_G)
+    clicks = torch.zeros(graphs, width, device=items_BT.device).scatter_add_(1, node_GT, inside.float())
+    edge = node_GT[:, :-1] * width + node_GT[:, 1:]
+    count = torch.zeros(graphs, width * width, device=items_BT.device)
+    count = count.scatter_add_(1, edge, inside[:, 1:].float()).view(graphs, width, width)
+    outgoing = count / count.sum(2, keepdim=True).clamp(min=1.0)
+    incoming = count / count.sum(1, keepdim=True).clamp(min=1.0)
+    last = node_GT.gather(1, end[:, None]).squeeze(1)
+    return SessionGraphs(session, clicks, last, outgoing, incoming.transpose(1, 2))
+
+
+class SRGNNEncoder(nn.Module):
+    """Gated graph steps over the session graph, then attention with the last click as its question.
+
+    With v the node vectors, and A_out, A_in the graph's normalised adjacency (the paper's equations 1 to 7):
+
+        a = [A_out v H_out ; A_in v H_in]        (its bias is one with that of the W below)
+        z = σ(W_z a + U_z v)    r = σ(W_r a + U_r v)    ṽ = tanh(W_o a + U_o (r ⊙ v))    v ← (1 − z) v + z ṽ
+        α_i = qᵀ σ(W_1 v_last + W_2 v_i + c)    s = W_3 [v_last ; Σ_i α_i v_i]
+
+    The sum is over clicks: an item clicked twice counts twice.
+    """
+
+    def __init__(self, options: ModelOptions) -> None:
+        super().__init__()
+        size = options.dimension
+        self.steps, self.embedding_dropout = options.gnn_steps, options.embedding_dropout
+        self.outgoing, self.incoming = (nn.Linear(size, size, bias=False) for _ in range(2))
+        self.from_edges = nn.Linear(2 * size, 3 * size)
+        self.from_node = nn.Linear(size, 2 * size, bias=False)
+        self.from_reset = nn.Linear(size, size, bias=False)
+        self.attend_last, self.attend_node = nn.Linear(size, size), nn.Linear(size, size, bias=False)
+        self.attention = nn.Linear(size, 1, bias=False)
+        self.join = nn.Linear(2 * size, options.hidden, bias=False)
+        self.dropout = nn.Dropout(options.state_dropout)
+
+    def forward(self, items_BT: torch.Tensor, click_BTD: torch.Tensor, needed_N: torch.Tensor) -> torch.Tensor:
+        """States `[N, H]` after the clicks at places `needed_N` of the flattened `[B * T]`."""
+        graphs = session_graphs(items_BT, needed_N)
+        click_BTD = drop_clicks(click_BTD, self.embedding_dropout, training=self.training)
+        # Most prefixes are shorter than the longest: only places with a node pass the matrices.
+        present = torch.nonzero(graphs.clicks.flatten()).squeeze(1)
+        node_MD = click_BTD[graphs.session].flatten(0, 1)[present]
+        shape = (*graphs.clicks.shape, node_MD.shape[1])
+        for _ in range(self.steps):
+            node_MD = self._step(node_MD, graphs, present, shape)
+        node_GTD = _spread(node_MD, present, shape)
+        last_GD = node_GTD[torch.arange(len(node_GTD), device=node_GTD.device), graphs.last]
+        asked = _spread(self.attend_node(node_MD), present, shape) + self.attend_last(last_GD)[:, None]
+        weight_GT = self.attention(torch.sigmoid(asked)).squeeze(2) * graphs.clicks
+        whole_GD = torch.bmm(weight_GT[:, None], node_GTD).squeeze(1)
+        return self.dropout(self.join(torch.cat([last_GD, whole_GD], dim=1)))
+
+    def _step(
+        self, node_MD: torch.Tensor, graphs: SessionGraphs, present: torch.Tensor, shape: tuple[int, int, int]
+    ) -> torch.Tensor:
+        sent = [
+            torch.bmm(graphs.outgoing, _spread(self.outgoing(node_MD), present, shape)),
+            torch.bmm(graphs.incoming, _spread(self.incoming(node_MD), present, shape)),
+        ]
+        arrived = torch.cat([part.flatten(0, 1)[present] for part in sent], dim=1)
+        update, reset, candidate = self.from_edges(arrived).chunk(3, dim=1)
+        node_update, node_reset = self.from_node(node_MD).chunk(2, dim=1)
+        update, reset = torch.sigmoid(update + node_update), torch.sigmoid(reset + node_reset)
+        candidate = torch.tanh(candidate + self.from_reset(reset * node_MD))
+        return (1.0 - update) * node_MD + update * candidate
+
+    def flops(self, clicks: int) -> int:
+        """Multiply-adds × 2 of one state's forward pass: a graph of `clicks` distinct clicks."""
+        matrices = [self.outgoing, self.incoming, self.from_edges, self.from_node, self.from_reset]
+        step = clicks * sum(m.weight.numel() for m in matrices) + 2 * clicks**2 * self.outgoing.in_features
+        read = self.attend_last.weight.numel() + self.join.weight.numel()
+        read += clicks * (self.attend_node.weight.numel() + 2 * self.attention.in_features)
+        return 2 * (self.steps * step + read)
+
+
+def _spread(value_MD: torch.Tensor, present: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
+    """Values of nodes at their places `[G, T, D]`, zero elsewhere."""
+    flat = value_MD.new_zeros(shape[0] * shape[1], value_MD.shape[1])
+    return flat.index_copy(0, present, value_MD).view(*shape[:2], -1)
