@@ -110,3 +110,120 @@ def test_draws_follow_the_stated_probabilities_and_only_the_step_decides_them():
     assert chisquare(np.bincount(drawn, minlength=6)[1:], wanted * len(drawn)).pvalue > 1e-3
     assert np.array_equal(drawn, sampler.draw(200_000, seed=3, step=9))
     assert not np.array_equal(drawn[:50], sampler.draw(50, seed=3, step=10))
+
+
+def scores_of(seed: int, n: int = 6, k: int = 9) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    """Own scores `[N]`, candidates' `[N, K]` with some hits masked, and which count."""
+    rng = np.random.default_rng(seed)
+    own, score = rng.normal(size=n), rng.normal(size=(n, k)) * 2
+    present = rng.random((n, k)) > 0.2
+    present[:, 0] = True
+    score = np.where(present, score, losses.HIT)
+    return torch.tensor(own, requires_grad=True), torch.tensor(score, requires_grad=True), present
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def pairwise_by_hand(name: str, own: float, negatives: np.ndarray) -> float:
+    """One example's loss by the papers' formulas."""
+    if name == "bpr":
+        return float(np.mean([-np.log(sigmoid(own - s)) for s in negatives]))
+    if name == "top1":
+        return float(np.mean([sigmoid(s - own) + sigmoid(s**2) for s in negatives]))
+    if name == "bpr_max":
+        share = np.exp(negatives) / np.exp(negatives).sum()
+        reward = sum(p * sigmoid(own - s) for p, s in zip(share, negatives, strict=True))
+        return float(-np.log(reward) + 0.7 * sum(p * s**2 for p, s in zip(share, negatives, strict=True)))
+    if name == "gbce":
+        rate, t = 0.04, 0.6
+        beta = rate * (t * (1 - 1 / rate) + 1 / rate)
+        positive = np.log(sigmoid(own) ** beta)
+        return float(-(positive + sum(np.log(1 - sigmoid(s)) for s in negatives)) / (len(negatives) + 1))
+    return float(-np.log(np.exp(own) / (np.exp(own) + np.exp(negatives).sum())))
+
+
+LOSS_OF_SCORES = {
+    "bpr": losses.bpr_sum,
+    "top1": losses.top1_sum,
+    "bpr_max": lambda own, score: losses.bpr_max_sum(own, score, 0.7),
+    "gbce": lambda own, score: losses.gbce_sum(own, score, sampling_rate=0.04, t=0.6),
+    "softmax": losses.softmax_of_scores,
+}
+
+
+@pytest.mark.parametrize("name", list(LOSS_OF_SCORES))
+@pytest.mark.parametrize("seed", range(5))
+def test_pairwise_losses_equal_the_papers_formulas_and_hits_take_no_part(name, seed):
+    own, score, present = scores_of(seed)
+    found = LOSS_OF_SCORES[name](own, score)
+    rows = zip(own.detach().numpy(), score.detach().numpy(), present, strict=True)
+    wanted = sum(pairwise_by_hand(name, o, s[p]) for o, s, p in rows)
+    assert found.item() == pytest.approx(wanted, rel=1e-6)
+    found.backward()
+    assert torch.isfinite(own.grad).all()
+    assert torch.isfinite(score.grad).all()
+    assert not score.grad[~torch.from_numpy(present)].any()
+
+
+@pytest.mark.parametrize("name", list(LOSS_OF_SCORES))
+def test_gradients_of_the_losses_are_those_of_finite_differences(name):
+    own, score, present = scores_of(9, n=3, k=4)
+    counted = torch.from_numpy(present)
+
+    def loss(own, values):
+        return LOSS_OF_SCORES[name](own, torch.full_like(score, losses.HIT).masked_scatter(counted, values))
+
+    assert torch.autograd.gradcheck(loss, (own, score.detach()[counted].requires_grad_()))
+
+
+def test_gbce_with_all_negatives_or_t_0_is_plain_binary_cross_entropy():
+    own, score, _ = scores_of(3)
+    plain = losses.gbce_sum(own, score, sampling_rate=1.0, t=0.9)
+    assert losses.gbce_sum(own, score, sampling_rate=0.1, t=0.0).item() == pytest.approx(plain.item())
+
+
+def test_the_embedding_loss_turns_queries_towards_targets_and_leaves_these_alone():
+    query, target = torch.randn(4, 5, requires_grad=True), torch.randn(4, 5, requires_grad=True)
+    loss = losses.embedding_sum(query, target)
+    q, t = query.detach().numpy(), target.detach().numpy()
+    cosine = (q * t).sum(1) / np.linalg.norm(q, axis=1) / np.linalg.norm(t, axis=1)
+    assert loss.item() == pytest.approx(float((1 - cosine).sum()), rel=1e-5)
+    loss.backward()
+    assert target.grad is None
+    assert losses.embedding_sum(query - 0.1 * query.grad, target).item() < loss.item()
+
+
+def test_the_batchs_targets_and_drawn_negatives_together_still_estimate_the_full_normaliser():
+    """Candidates from two sources: each weighs 1 / how often it is expected, so the sum stays unbiased."""
+    rng = np.random.default_rng(1)
+    clicks, scores = rng.integers(0, 50, 30), rng.normal(size=30)
+    sampler = NegativeSampler(clicks, alpha=0.5, uniform=0.3)
+    estimates = []
+    for step in range(4000):
+        drawn = sampler.draw(20, seed=0, step=step)
+        positives = rng.choice(30, 15, p=clicks / clicks.sum()) + 1
+        ids = np.concatenate([drawn, positives])
+        estimates.append(np.exp(scores[ids - 1] - sampler.log_expected(ids, drawn=20, positives=15)).sum())
+    error = np.std(estimates) / np.sqrt(len(estimates))
+    assert abs(np.mean(estimates) - np.exp(scores).sum()) < 4 * error
+    assert error < 0.01 * np.exp(scores).sum()
+
+
+def test_candidate_scores_are_the_products_with_hits_masked():
+    query, vector, bias, target = random_problem(4)
+    ids = torch.tensor([2, 5, 2, 7, 11])
+    found = losses.candidate_scores(query, vector[ids], bias[ids], target, ids)
+    for n in range(len(query)):
+        for k, item in enumerate(ids.tolist()):
+            wanted = (query[n] @ vector[item] + bias[item]).item()
+            assert found[n, k].item() == pytest.approx(losses.HIT if item == target[n] else wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("weight", [1.0, 3.5])
+def test_weighted_feedback_equals_repeated_positives(weight):
+    logit, label = torch.randn(20), torch.randint(0, 2, (20,)).float()
+    found = losses.feedback_sum(logit, label, weight).item()
+    rows = torch.nn.functional.binary_cross_entropy_with_logits(logit, label, reduction="none")
+    assert found == pytest.approx(float(rows[label == 0].sum() + weight * rows[label == 1].sum()), rel=1e-5)

@@ -188,58 +188,6 @@ def test_the_test_click_changes_neither_training_nor_the_test_query(tmp_path):
         assert np.array_equal(a[1], b[1])
 
 
-@pytest.mark.parametrize("model", ["gru4rec", "hybrid"])
-@pytest.mark.parametrize("loss", ["softmax", "sampled_softmax"])
-def test_a_tiny_dataset_is_memorised(tmp_path, model, loss):
-    """Every user clicks around the same ring, so the next click follows from the last."""
-    rows = [
-        (u, 1 + (u + i) % 12, 1, 0, int((u + i) % 12 < 4), 0, "c", 1, 1, 1) for u in range(1, 25) for i in range(14)
-    ]
-    dataset = build(
-        [
-            f"input={write_log(tmp_path / 'log.csv', rows)}",
-            f"output={tmp_path / 'data'}",
-            "scenario=qb_video",
-            "shards=1",
-        ]
-    )
-    status = main(
-        [
-            f"data={dataset.path}",
-            f"output={tmp_path / 'run'}",
-            f"model={model}",
-            f"loss={loss}",
-            "ray.workers=0",
-            "network.dimension=16",
-            "network.hidden=16",
-            "network.tower=16",
-            "network.embedding_dropout=0",
-            "network.state_dropout=0",
-            "train.epochs=60",
-            "train.patience=60",
-            "train.batch_tokens=64",
-            "train.negatives=30",
-        ]
-    )
-    assert status == 0
-    from retrieval.config import load
-    from retrieval.evaluate import evaluate
-
-    found = evaluate(
-        load(
-            [
-                f"bundle={tmp_path / 'run' / 'bundle'}",
-                f"data={dataset.path}",
-                f"output={tmp_path / 'out'}",
-                "cutoffs=[1]",
-            ]
-        )
-    )
-    assert found["test"]["hr@1"] == 1.0
-    if model == "hybrid":
-        assert found["test"]["auc/like"] == 1.0
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -289,6 +237,16 @@ def test_a_run_refuses_another_dataset(undisturbed, tmp_path, capfd):
         ["train.task_weights={jump: 1}"],
         ["encoder=cnn"],
         ["recipe=huge"],
+        ["encoder=[gru4rec,gru4rec]"],
+        ["encoder=[]"],
+        ["encoder=sasrec", "network.attention_heads=3"],
+        ["network.positions=2"],
+        ["train.select_by=auc/dislike"],
+        ["train.gbce_t=2"],
+        ["train.clip=-1"],
+        ["train.optimizer=sgd"],
+        ["model=rank_esmm", "tasks=[like]"],
+        ["model=rank_mmoe", "tasks=[next]"],
     ],
 )
 def test_wrong_options_end_with_one_plain_line_and_nothing_written(fifty, tmp_path, wrong, capfd):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 
@@ -13,25 +14,27 @@ import torch.multiprocessing as mp
 
 from etl.contract import open_dataset
 from trainer.checkpoint import all_tensors
-from trainer.config import ModelOptions, TrainerConfig, TrainOptions
+from trainer.config import HEADS, RANK_HEADS, ModelOptions, TrainerConfig, TrainOptions
 from trainer.data.batch import BatchOptions, train_batch
 from trainer.data.order import Order
 from trainer.data.reader import SessionReader
 from trainer.family import family_of
-from trainer.objective import ITEM
+from trainer.objective import ITEM, Balance, Sums
 from trainer.sparse.table import SparseTable
-from trainer.step import NotFiniteError, Stepper
+from trainer.step import NotFiniteError, Stepper, learning_rate_factor
 from trainer.world import World
 
 TASKS = ["next", "click", "like", "share"]
 
 
-def config(data, **changes) -> TrainerConfig:
-    network = ModelOptions(dimension=8, hidden=8, experts=3, tower=8, embedding_dropout=0.0, state_dropout=0.0)
-    train = TrainOptions(batch_tokens=128, negatives=32, buffer_sessions=64)
-    return TrainerConfig(
-        data=str(data), output="", model="hybrid", tasks=list(TASKS), network=network, train=train, **changes
-    )
+def config(data, network=None, train=None, **changes) -> TrainerConfig:
+    small = {"dimension": 8, "hidden": 8, "experts": 3, "tower": 8, "positions": 30}
+    options = ModelOptions(**small | {"embedding_dropout": 0.0, "state_dropout": 0.0} | (network or {}))
+    training = TrainOptions(**{"batch_tokens": 128, "negatives": 32, "buffer_sessions": 64} | (train or {}))
+    given = {"model": "hybrid", "tasks": list(TASKS)} | changes
+    if given["model"].startswith("rank"):
+        given["tasks"] = TASKS[1:]
+    return TrainerConfig(data=str(data), output="", network=options, train=training, **given)
 
 
 def make_stepper(settings: TrainerConfig, dataset, world: World) -> Stepper:
@@ -83,10 +86,37 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+ALIKE = {
+    "sampled softmax": {},
+    "softmax": {"loss": "softmax"},
+    "options": {
+        "encoder": ["srgnn", "sasrec"],
+        "head": "ple",
+        "loss": "bpr_max",
+        "network": {"tied": False, "profile": True},
+        "train": {
+            "batch_positives": True,
+            "skipped_negatives": 2,
+            "prefixes": 6,
+            "balance": "uncertainty",
+            "clip": 0.5,
+            "optimizer": "adamw",
+            "network_learning_rate": 0.01,
+            "schedule": "cosine",
+            "table_optimizer": "adagrad",
+            "positive_power": 0.5,
+            "rates": {"like": 0.3},
+        },
+    },
+    "ranking": {"model": "rank_ple"},
+}
+"""Configurations that workers must agree on."""
+
+
 @pytest.mark.cluster
-@pytest.mark.parametrize("loss", ["sampled_softmax", "softmax"])
-def test_two_and_three_workers_give_the_parameters_of_one_after_ten_steps(fifty, tmp_path, loss):
-    settings = config(fifty.path, loss=loss)
+@pytest.mark.parametrize("name", list(ALIKE))
+def test_two_and_three_workers_give_the_parameters_of_one_after_ten_steps(fifty, tmp_path, name):
+    settings = config(fifty.path, **ALIKE[name])
     one = state_of(ten_steps(settings, World.alone()))
     for size in (2, 3):
         mp.spawn(worker, (size, free_port(), settings, str(tmp_path)), nprocs=size)
@@ -97,19 +127,35 @@ def test_two_and_three_workers_give_the_parameters_of_one_after_ten_steps(fifty,
                 assert torch.equal(states[0][name], other[name]), (size, name)
 
 
-def test_every_parameter_is_in_the_optimizer_gets_gradient_and_changes(fifty):
-    settings = config(fifty.path)
-    before = make_stepper(settings, fifty, World.alone())
-    after = ten_steps(settings, World.alone(), steps=1)
+TRAINED = [
+    *({"head": head} for head in HEADS),
+    *({"model": model} for model in RANK_HEADS),
+    {"encoder": ["gru4rec", "srgnn", "sasrec"], "network": {"profile": True, "layers": 2}},
+    {"train": {"balance": "uncertainty"}},
+    {"network": {"tied": False, "profile": True}},
+]
+
+
+@pytest.mark.parametrize("changes", TRAINED, ids=str)
+def test_every_parameter_of_every_model_gets_gradient_and_changes(fifty, changes):
+    settings = config(fifty.path, **changes)
+    before, after = make_stepper(settings, fifty, World.alone()), ten_steps(settings, World.alone(), steps=1)
+    names = dict(before.objective.named_parameters())
     optimized = {id(p) for group in after.optimizer.param_groups for p in group["params"]}
-    names = dict(before.model.named_parameters())
-    assert sum("gates" in name for name in names) == len(TASKS)
-    assert sum("experts" in name for name in names) == 2 * 3
-    for name, parameter in after.model.named_parameters():
+    for name, parameter in after.objective.named_parameters():
         assert id(parameter) in optimized, name
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
         assert not torch.equal(parameter, names[name]), name
+    for name, table in after.tables.items():
+        assert not torch.equal(table.vector, before.tables[name].vector), name
+        assert not table.vector[0].any()
+
+
+def test_the_hybrids_gates_and_experts_are_parameters(fifty):
+    names = dict(make_stepper(config(fifty.path), fifty, World.alone()).model.named_parameters())
+    assert sum("gates" in name for name in names) == len(TASKS)
+    assert sum("experts" in name for name in names) == 2 * 3
 
 
 def test_a_step_touches_only_the_rows_of_its_batch_and_negatives(fifty):
@@ -144,6 +190,66 @@ def test_row_wise_adagrad_equals_the_formula_row_by_row():
             bias[row] -= 0.1 * g[3] / (np.sqrt(bias_square[row]) + 1e-6)
     assert table.vector.numpy() == pytest.approx(vector, abs=1e-5)
     assert table.bias.numpy() == pytest.approx(bias, abs=1e-5)
+
+
+def test_full_adagrad_equals_torchs_on_the_same_rows():
+    table = SparseTable(
+        5, 3, generator=torch.Generator().manual_seed(0), device=torch.device("cpu"), bias=False, rowwise=False
+    )
+    theirs = torch.nn.Parameter(table.vector.clone())
+    optimizer = torch.optim.Adagrad([theirs], lr=0.1, eps=1e-6)
+    generator = torch.Generator().manual_seed(1)
+    for ids in ([1, 3], [2, 3, 5], [1, 2, 3, 4, 5]):
+        gradient = torch.randn(len(ids), 3, generator=generator)
+        theirs.grad = torch.zeros_like(theirs).index_copy(0, torch.tensor(ids), gradient)
+        optimizer.step()
+        table.update(torch.tensor(ids), gradient, 0.1)
+    assert torch.allclose(table.vector, theirs, atol=1e-6)
+
+
+def test_decay_pulls_touched_rows_towards_zero_and_no_others():
+    table = SparseTable(4, 3, generator=torch.Generator().manual_seed(0), device=torch.device("cpu"))
+    before = table.vector.clone()
+    table.update(torch.tensor([2]), torch.zeros(1, 4), 0.01, decay=0.5)
+    assert (table.vector[2].abs() < before[2].abs()).all()
+    assert torch.equal(table.vector[[1, 3, 4]], before[[1, 3, 4]])
+
+
+def test_learning_rates_rise_and_fall_as_told():
+    options = TrainOptions(warmup_steps=4, schedule="cosine")
+    factors = [learning_rate_factor(options, step, 24) for step in range(26)]
+    assert factors[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert factors[14] == pytest.approx(0.5)
+    assert factors[24:] == pytest.approx([0.0, 0.0])
+    assert all(a >= b for a, b in itertools.pairwise(factors[4:]))
+    assert learning_rate_factor(TrainOptions(), 10**6, 5) == 1.0
+
+
+def test_clipping_shrinks_all_gradients_by_one_factor(fifty):
+    """AdaGrad forgets the scale of a first gradient, so its accumulators tell: they hold the squares."""
+    steppers = [ten_steps(config(fifty.path, train={"clip": clip}), World.alone(), steps=1) for clip in (0.0, 0.05)]
+    free, clipped = (
+        [
+            *(s.optimizer.state[p]["sum"].sum().item() for p in s.model.parameters()),
+            s.tables[ITEM].vector_state.sum().item() * 8,
+            s.tables[ITEM].bias_state.sum().item(),
+        ]
+        for s in steppers
+    )
+    shrunk = np.array(clipped) / np.array(free)
+    assert shrunk == pytest.approx(np.full(len(shrunk), shrunk[0]), rel=1e-3)
+    assert sum(clipped) == pytest.approx(0.05**2, rel=1e-3)
+
+
+def test_learned_uncertainty_weighs_tasks_by_its_formula():
+    settings = config("", train={"balance": "uncertainty", "task_weights": {"like": 2.0}})
+    balance = Balance(settings, ["next", "like"])
+    with torch.no_grad():
+        balance.log_variance.copy_(torch.tensor([0.3, -1.2]))
+    sums = Sums(torch.tensor([10.0, 4.0]), torch.tensor([5.0, 8.0]), balance.variances())
+    found = balance.total(sums, sums.weight, 1)
+    wanted = np.exp(-0.3) * 10 / 5 + 0.3 / 2 + np.exp(1.2) * 2 * 4 / 8 - 1.2 / 2
+    assert found.item() == pytest.approx(wanted, rel=1e-6)
 
 
 def test_a_step_that_is_not_finite_updates_nothing_and_names_itself(fifty):

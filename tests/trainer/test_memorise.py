@@ -1,0 +1,60 @@
+"""Every session model and every loss learns a tiny dataset by heart."""
+
+from __future__ import annotations
+
+import pytest
+
+from etl.contract import Dataset
+from retrieval.config import load
+from retrieval.evaluate import evaluate
+from tests.support.engine import build, write_log
+from trainer.__main__ import main
+
+
+@pytest.fixture(scope="module")
+def ring(tmp_path_factory) -> Dataset:
+    """Every user clicks around the same ring, so the next click follows from the last; of several lengths, so that
+    no model meets a length for the first time in test."""
+    folder = tmp_path_factory.mktemp("ring")
+    rows = [
+        (u, 1 + (u + i) % 12, 1, 0, int((u + i) % 12 < 4), 0, "c", 1, 1, 1)
+        for u in range(1, 25)
+        for i in range(10 + u % 9)
+    ]
+    log = write_log(folder / "log.csv", rows)
+    return build([f"input={log}", f"output={folder / 'data'}", "scenario=qb_video", "shards=1"])
+
+
+SETTINGS = [
+    "ray.workers=0",
+    "network.dimension=16",
+    "network.hidden=16",
+    "network.tower=16",
+    "network.embedding_dropout=0",
+    "network.state_dropout=0",
+    "train.epochs=60",
+    "train.patience=60",
+    "train.batch_tokens=64",
+    "train.negatives=30",
+]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *([f"model={model}", "loss=softmax"] for model in ("gru4rec", "srgnn", "sasrec", "hybrid")),
+        ["model=hybrid", "encoder=[gru4rec,srgnn]"],
+        ["model=hybrid", "head=ple"],
+        ["model=gru4rec", "network.tied=false", "train.batch_positives=true"],
+        *(["model=gru4rec", f"loss={loss}"] for loss in ("sampled_softmax", "bpr", "top1", "bpr_max", "embedding")),
+        ["model=gru4rec", "loss=gbce", "network.layers=2", "train.optimizer=adamw", "train.network_learning_rate=0.01"],
+    ],
+    ids=" ".join,
+)
+def test_a_tiny_dataset_is_memorised(ring, tmp_path, options):
+    run = tmp_path / "run"
+    assert main([f"data={ring.path}", f"output={run}", *SETTINGS, *options]) == 0
+    found = evaluate(load([f"bundle={run / 'bundle'}", f"data={ring.path}", f"output={tmp_path / 'o'}", "cutoffs=[1]"]))
+    assert found["test"]["hr@1"] == 1.0
+    if "model=hybrid" in options:
+        assert found["test"]["auc/like"] == 1.0

@@ -1,0 +1,104 @@
+"""What may and what may not change a score: later clicks, outcomes, the order and size of blocks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from trainer.config import HEADS, RANK_HEADS, ModelOptions, TrainerConfig
+from trainer.data.batch import feedback_rows
+from trainer.data.rank import block_rows
+from trainer.data.reader import Ragged, SessionReader
+from trainer.family import family_of
+from trainer.world import World
+
+TASKS = ["click", "like"]
+MODELS = [
+    *({"model": "hybrid", "head": head} for head in HEADS),
+    *({"model": "hybrid", "encoder": encoder} for encoder in ("srgnn", "sasrec", ["gru4rec", "srgnn"])),
+    *({"model": model} for model in RANK_HEADS),
+]
+
+
+@pytest.fixture(scope="module")
+def sessions(fifty):
+    reader = SessionReader(fifty, exposures=True, holdout=2)
+    return reader.read(np.arange(len(reader.groups)))
+
+
+def score(dataset, sessions, changes) -> dict[tuple[int, int, int, int], float]:
+    """Score of each row of the valid blocks, by task, user, item and how often the item came before in the block."""
+    tasks = TASKS if changes["model"].startswith("rank") else ["next", *TASKS]
+    network = ModelOptions(dimension=8, hidden=8, tower=8, positions=64)
+    config = TrainerConfig(data="", output="", tasks=tasks, network=network, **changes)
+    family = family_of(config, dataset, World.alone())
+    scorer = family.scorer(family.stepper(1))
+    visible = sessions.items.lengths - 2
+    rows = feedback_rows(sessions, exposures=True)
+    rows = rows.select(rows.position == visible[rows.session])
+    if config.ranks:
+        flat = block_rows(sessions, rows)
+        found = scorer.feedback(scorer.features(flat))
+    else:
+        found = scorer.feedback(scorer.states(sessions, visible[:, None])[:, 0], rows)
+    out = {}
+    for number, task in enumerate(TASKS):
+        for user, item, value in zip(sessions.user_id[rows.session], rows.item, found[task], strict=True):
+            copy = sum(key[:3] == (number, user, item) for key in out)
+            out[number, int(user), int(item), copy] = float(value)
+    return out
+
+
+def shuffled_within_blocks(sessions, seed=0):
+    """The same sessions, what was shown in each block in another order."""
+    rng = np.random.default_rng(seed)
+    shown = sessions.exposure_items
+    order = np.lexsort((rng.random(len(shown.values)), sessions.exposure_position.values, shown.row))
+    names = ("exposure_items", "exposure_position", "exposure_feedback")
+    return replace(sessions, **{n: Ragged(shown.offset, getattr(sessions, n).values[order]) for n in names})
+
+
+def first_of_each_block(sessions):
+    """The same sessions, but one row shown in each block."""
+    shown, position = sessions.exposure_items, sessions.exposure_position.values
+    first = np.ones(len(position), bool)
+    first[1:] = (np.diff(position) != 0) | (np.diff(shown.row) != 0)
+    offset = np.concatenate([[0], np.cumsum(np.bincount(shown.row[first], minlength=len(sessions)))])
+    names = ("exposure_items", "exposure_position", "exposure_feedback")
+    return replace(sessions, **{n: Ragged(offset, getattr(sessions, n).values[first]) for n in names})
+
+
+def with_other_outcomes(sessions):
+    """The same sessions, every outcome of rows and clicks turned over."""
+    shown, clicked = sessions.exposure_feedback, sessions.feedback
+    return replace(
+        sessions,
+        exposure_feedback=Ragged(shown.offset, shown.values ^ 0x87),
+        feedback=Ragged(clicked.offset, clicked.values ^ 7),
+    )
+
+
+def with_other_last_clicks(sessions):
+    """The same sessions, but the clicks that the valid query does not see are others."""
+    values = sessions.items.values.copy()
+    for back in (1, 2):
+        values[sessions.items.offset[1:] - back] = back
+    return replace(sessions, items=Ragged(sessions.items.offset, values))
+
+
+@pytest.mark.parametrize("changes", MODELS, ids=str)
+def test_scores_follow_from_what_came_before_the_block_alone(fifty, sessions, changes):
+    torch.manual_seed(0)
+    plain = score(fifty, sessions, changes)
+    assert len(set(plain.values())) > len(plain) // 4
+    for change in (shuffled_within_blocks, with_other_outcomes, with_other_last_clicks):
+        assert score(fifty, change(sessions), changes) == pytest.approx(plain, abs=1e-5), change.__name__
+    some = score(fifty, first_of_each_block(sessions), changes)
+    assert 0 < len(some) < len(plain)
+    assert some == pytest.approx({key: plain[key] for key in some}, abs=1e-5)
+    half = np.arange(len(sessions))[::-2]
+    part = score(fifty, sessions.take(half), changes)
+    assert part == pytest.approx({key: plain[key] for key in part}, abs=1e-5)
