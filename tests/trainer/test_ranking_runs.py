@@ -1,0 +1,140 @@
+"""Ranking models from the command line: over the blocks of sessions and over the rows of scenario `ctr`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from etl.contract import Dataset, open_dataset
+from etl.tenrec import HISTORY, VIDEO
+from retrieval.bundle import open_bundle
+from retrieval.config import load
+from retrieval.evaluate import evaluate
+from trainer.__main__ import main
+from trainer.config import RANK_HEADS
+from trainer.prepare import train_rates
+
+SMALL = [
+    "network.dimension=8",
+    "network.tower=8",
+    "train.batch_tokens=64",
+    "train.learning_rate=0.05",
+    "train.network_learning_rate=0.02",
+    "train.epochs=4",
+    "train.valid_sessions=500",
+    "train.checkpoint_steps=9",
+    "ray.workers=0",
+]
+
+
+def run(dataset: Dataset, folder: Path, *more: str) -> Path:
+    assert main([f"data={dataset.path}", f"output={folder}", *SMALL, *more]) == 0
+    return folder
+
+
+def result(dataset: Dataset, run: Path) -> dict:
+    output = run.parent / f"{run.name}-result"
+    return evaluate(load([f"bundle={run / 'bundle'}", f"data={dataset.path}", f"output={output}"]))
+
+
+@pytest.fixture(scope="module")
+def ctr(spark, tmp_path_factory) -> Dataset:
+    """Rows that are clicked where the category is even, and liked where a clicked one's age is above 3."""
+    import etl.config
+    import etl.sessions
+
+    folder = tmp_path_factory.mktemp("ctr")
+    rng = np.random.default_rng(0)
+    lines = [",".join([*VIDEO, *HISTORY])]
+    for _ in range(4_000):
+        item, age = int(rng.integers(1, 60)), int(rng.integers(0, 8))
+        click = int(rng.random() < (0.8 if item % 10 % 2 == 0 else 0.05))
+        like = int(click and rng.random() < (0.7 if age > 3 else 0.02))
+        values = (rng.integers(1, 40), item, click, 0, like, int(rng.random() < 0.1), item % 10, 0, 1, age)
+        lines.append(",".join(map(str, [*values, *rng.integers(1, 60, len(HISTORY))])))
+    (folder / "log.csv").write_text("\n".join(lines) + "\n")
+    etl.sessions.build(
+        etl.config.load([f"input={folder / 'log.csv'}", f"output={folder / 'data'}", "scenario=ctr", "shards=3"])
+    )
+    return open_dataset(folder / "data")
+
+
+@pytest.mark.parametrize("model", list(RANK_HEADS))
+@pytest.mark.spark
+def test_every_ranking_model_finds_what_rows_were_made_from(ctr, tmp_path, model):
+    folder = run(ctr, tmp_path / "run", f"model={model}", "tasks=[click,like]")
+    found = result(ctr, folder)["test"]
+    assert found["auc/click"] > 0.8
+    assert found["auc/like"] > 0.8
+    assert found["auc/like_given_click"] > 0.8
+    assert "hr@20" not in found
+    rows = [r for f in ctr.row_files for r in pq.read_table(ctr.file(f.path)).to_pylist()]
+    for split in ("valid", "test"):
+        exported = open_bundle(folder / "bundle").feedback(split).to_pylist()
+        wanted = Counter((r["user_id"], r["item"], r["like"]) for r in rows if r["split"] == split)
+        assert Counter((r["user_id"], r["item"], r["label"]) for r in exported if r["task"] == "like") == wanted
+
+
+@pytest.mark.spark
+def test_session_models_refuse_rows_and_a_refit_exports_no_valid_rows(ctr, tmp_path, capfd):
+    assert main([f"data={ctr.path}", f"output={tmp_path / 'no'}", "model=hybrid", *SMALL]) == 2
+    assert "error: expected a dataset of sessions, got rows of scenario ctr" in capfd.readouterr().err
+    folder = run(ctr, tmp_path / "run", "model=rank_single", "tasks=[click]", "train.refit=true")
+    parts = {part for part in open_bundle(folder / "bundle").parts if "-" in part}
+    assert parts == {"feedback-test"}
+    assert "feedback-valid" in open_bundle(folder / "bundle-selected").parts
+
+
+@pytest.mark.parametrize("model", ["rank_esmm", "rank_ple"])
+def test_ranking_models_train_on_the_blocks_of_sessions_and_resume_to_the_bit(fifty, tmp_path, model, monkeypatch):
+    import trainer.step
+
+    whole = run(fifty, tmp_path / "whole", f"model={model}")
+    taken, step = 0, trainer.step.Stepper.step
+
+    class Killed(BaseException):
+        pass
+
+    def killed(self, batch, number):
+        nonlocal taken
+        taken += 1
+        if taken == 30:
+            raise Killed
+        return step(self, batch, number)
+
+    monkeypatch.setattr(trainer.step.Stepper, "step", killed)
+    with pytest.raises(Killed):
+        run(fifty, tmp_path / "cut", f"model={model}")
+    monkeypatch.undo()
+    cut = run(fifty, tmp_path / "cut", f"model={model}")
+    bundles = [open_bundle(folder / "bundle") for folder in (whole, cut)]
+    assert [f.sha256 for f in bundles[0].manifest.files] == [f.sha256 for f in bundles[1].manifest.files]
+    assert not bundles[0].has_vectors
+    sessions = [r for f in fifty.session_files for r in pq.read_table(fifty.file(f.path)).to_pylist()]
+    shown = sum(p == len(s["items"]) - 1 for s in sessions for p in s["exposure_position"])
+    summary = json.loads((whole / "summary.json").read_text())
+    assert bundles[0].feedback("test").num_rows == shown * len(summary["tasks"])
+    assert set(summary["parameters"]) == {"item", "user", "networks", "total"}
+    assert result(fifty, whole)["test"]["rows/like"] == shown
+
+
+def test_rates_are_the_shares_of_positives_among_train_rows(fifty, capfd):
+    sessions = [r for f in fifty.session_files for r in pq.read_table(fifty.file(f.path)).to_pylist()]
+    bits = [
+        bits
+        for s in sessions
+        for place, bits in zip(s["exposure_position"], s["exposure_feedback"], strict=True)
+        if 1 <= place <= len(s["items"]) - 3
+    ]
+    found = train_rates(fifty, ["click", "like"], exposures=True)
+    assert found == {
+        "click": sum(b >> 7 & 1 for b in bits) / len(bits),
+        "like": sum(b & 1 for b in bits) / len(bits),
+    }
+    assert list(train_rates(fifty, ["click", "like"], exposures=False)) == ["like"]
+    assert "task click is dropped: only one class" in capfd.readouterr().out

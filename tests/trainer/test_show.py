@@ -1,0 +1,71 @@
+"""`trainer.show` against numbers worked out beside it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from retrieval.bundle import open_bundle
+from trainer.__main__ import main as train
+from trainer.show import main
+
+SMALL = ["network.dimension=8", "network.hidden=8", "train.epochs=1", "train.batch_tokens=64", "ray.workers=0"]
+
+
+@pytest.fixture(scope="module")
+def hybrid(fifty, tmp_path_factory):
+    run = tmp_path_factory.mktemp("show") / "run"
+    assert train([f"data={fifty.path}", f"output={run}", "model=hybrid", *SMALL]) == 0
+    return run
+
+
+def test_it_prints_parts_gates_neighbours_and_recommendations(fifty, hybrid, capsys):
+    bundle = open_bundle(hybrid / "bundle")
+    queries = next(iter(bundle.queries("next")))
+    user = int(queries.user_id[1])
+    capsys.readouterr()
+    assert main([f"run={hybrid}", "item=3", f"user={user}", "k=4"]) == 0
+    out = capsys.readouterr().out
+    summary = json.loads((hybrid / "summary.json").read_text())
+    total = next(line for line in out.splitlines() if line.startswith("total"))
+    parameters, flops = (int(word.replace(",", "")) for word in total.split()[1:])
+    assert parameters == summary["parameters"]["total"]
+    assert flops * 3 == summary["flops_per_example"]
+    for task in summary["tasks"]:
+        assert f"\n{task} " in out
+    vectors = bundle.item_vectors()
+    own = vectors[:, :-1] / np.linalg.norm(vectors[:, :-1], axis=1, keepdims=True)
+    cosine = own @ own[2]
+    cosine[2] = -2
+    nearest = [int(i) + 1 for i in np.argsort(-cosine)[:4]]
+    block = out.split("nearest to item 3 ")[1].splitlines()[1:5]
+    assert [int(line.split()[1]) for line in block] == nearest
+    score = queries.vector[1] @ vectors.T
+    sessions = {r["user_id"]: r for f in fifty.session_files for r in pq.read_table(fifty.file(f.path)).to_pylist()}
+    score[np.unique(sessions[user]["items"]) - 1] = -np.inf
+    listed = [line.split() for line in out.split("next by score\n")[1].splitlines()]
+    assert [int(words[1]) for words in listed] == [int(i) + 1 for i in np.argsort(-score)[:4]]
+    assert [float(words[0]) for words in listed] == pytest.approx(sorted(score)[::-1][:4], abs=1e-3)
+
+
+def test_a_ranking_model_has_no_session_to_recommend_for(fifty, tmp_path, capsys):
+    assert train([f"data={fifty.path}", f"output={tmp_path / 'run'}", "model=rank_ple", *SMALL]) == 0
+    capsys.readouterr()
+    assert main([f"run={tmp_path / 'run'}"]) == 0
+    out = capsys.readouterr().out
+    assert "user table" in out
+    assert "nearest to item 1 " in out
+    assert "next by score" not in out
+
+
+@pytest.mark.parametrize(
+    "wrong", [["run=/nowhere"], ["item=0"], ["item=100000"], ["user=999"], ["k=0"], ["data=/nowhere"], ["nosuch=1"]]
+)
+def test_wrong_options_end_with_one_plain_line(hybrid, wrong, capfd):
+    assert main([f"run={hybrid}", *wrong]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("error: expected ")
+    assert err.count("\n") == 1
