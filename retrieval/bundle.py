@@ -101,6 +101,15 @@ class Queries:
     def __len__(self) -> int:
         return len(self.user_id)
 
+    def take(self, row_N: npt.NDArray[np.integer]) -> Queries:
+        """Some of the queries, in the order of `row_N`."""
+        n_seen = self.n_seen[row_N]
+        offset = np.concatenate([[0], np.cumsum(n_seen)])
+        place = np.arange(offset[-1]) + np.repeat(self.seen_offset[row_N] - offset[:-1], n_seen)
+        return Queries(
+            self.user_id[row_N], self.target[row_N], offset, self.seen[place], self.n_clicks[row_N], self.vector[row_N]
+        )
+
     @property
     def n_seen(self) -> npt.NDArray[np.int64]:
         """Clicks that each query saw `[Q]`."""

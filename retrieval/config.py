@@ -12,6 +12,7 @@ from etl.folder import InputError
 
 INDEXES = ("auto", "flat", "ivf_flat")
 CANDIDATES = ("clicked", "all")
+BASELINES = ("popularity", "markov", "item_knn", "v_sknn")
 
 
 @dataclass
@@ -26,6 +27,9 @@ class RetrievalConfig:
     mask_seen: bool = option(False, "items that the query saw are no candidates")
     candidates: str = option("clicked", "clicked (items with a kept click) or all")
     cutoffs: list[int] = option([5, 10, 20], "cutoffs of the ranking metrics")
+    baselines: list[str] = option(list(BASELINES), f"beside the model: {', '.join(BASELINES)}; the first always")
+    neighbours: int = option(100, "train sessions that v_sknn looks at")
+    baseline_queries: int = option(50_000, "queries of a split that baselines but popularity are measured on, at most")
     threads: int = option(0, "threads of the search; 0 = one for each core")
     overwrite: bool = option(False, "replace an existing result once the new one is whole")
 
@@ -51,6 +55,12 @@ def load(options: Sequence[str]) -> RetrievalConfig:
         raise InputError("fidelity in (0, 1]", config.fidelity, "0.99 keeps 99 % of the exact neighbours")
     if not config.cutoffs or min(config.cutoffs) < 1 or sorted(set(config.cutoffs)) != config.cutoffs:
         raise InputError("rising positive cutoffs", config.cutoffs, "write cutoffs=[5,10,20]")
+    unknown = [name for name in config.baselines if name not in BASELINES]
+    if unknown:
+        raise InputError(f"baselines of {', '.join(BASELINES)}", unknown[0], "write baselines=[popularity,markov]")
+    for name in ("neighbours", "baseline_queries"):
+        if getattr(config, name) < 1:
+            raise InputError(f"{name} of at least 1", getattr(config, name), "give a larger number")
     if config.threads < 0:
         raise InputError("threads of 0 or more", config.threads, "0 uses every core")
     return config

@@ -15,9 +15,10 @@ from retrieval.__main__ import main
 from retrieval.baselines import Popularity
 from retrieval.bundle import MANIFEST, Queries, finish_bundle, open_bundle, vectors_array
 from retrieval.config import load
-from retrieval.evaluate import evaluate, rank_by_index
+from retrieval.evaluate import evaluate
 from retrieval.index import Catalogue, build_index, measure, tune
 from retrieval.metrics import MISS
+from retrieval.ranking import rank_by_index
 
 
 def run(tiny, name="out", *options):

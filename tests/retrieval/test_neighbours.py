@@ -1,0 +1,150 @@
+"""Co-occurrence baselines against slow versions, one query at a time."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retrieval import neighbours
+from retrieval.baselines import Popularity
+from retrieval.bundle import Queries
+from retrieval.metrics import MISS
+from retrieval.neighbours import Neighbours, TrainSessions, item_knn, markov, v_sknn
+
+N_ITEMS = 9
+NEIGHBOURS = 3
+sequences = st.lists(st.integers(1, N_ITEMS), min_size=1, max_size=7)
+
+
+def train_sessions(histories: list[list[int]]) -> TrainSessions:
+    offset = np.cumsum([0, *map(len, histories)])
+    items = np.array([item for history in histories for item in history], np.int32)
+    return TrainSessions(np.arange(len(histories)) * 10, offset.astype(np.int64), items, N_ITEMS)
+
+
+def queries_of(histories: list[list[int]], users: list[int], targets: list[int]) -> Queries:
+    offset = np.cumsum([0, *map(len, histories)]).astype(np.int64)
+    seen = np.array([item for history in histories for item in history], np.int32)
+    n = len(histories)
+    return Queries(
+        np.array(users, np.int64),
+        np.array(targets, np.int32),
+        offset,
+        seen,
+        np.ones(n, np.int32),
+        np.zeros((n, 2), np.float32),
+    )
+
+
+def slow_markov(train: dict[int, list[int]], user: int, seen: list[int]) -> dict[int, float]:
+    found = Counter(b for history in train.values() for a, b in itertools.pairwise(history) if a == seen[-1])
+    return dict(found)
+
+
+def slow_item_knn(train: dict[int, list[int]], user: int, seen: list[int]) -> dict[int, float]:
+    n = Counter(item for history in train.values() for item in set(history))
+    found = defaultdict(float)
+    for other, history in train.items():
+        if other == user:
+            continue
+        for i in set(seen) & set(history):
+            for j in set(history) - {i}:
+                found[j] += 1 / math.sqrt(n[i] * n[j])
+    return found
+
+
+def slow_v_sknn(train: dict[int, list[int]], user: int, seen: list[int]) -> dict[int, float]:
+    place = {item: number for number, item in enumerate(seen, 1)}  # the later of two clicks
+    similar = []
+    for other, history in train.items():
+        shared = set(seen) & set(history)
+        if other != user and shared:
+            similarity = sum(np.float32(place[i] / len(seen)) for i in shared)
+            steps_back = len(seen) - max(place[i] for i in shared)
+            similar.append((similarity, other, max(1 - steps_back / 10, 1e-9)))
+    similar.sort(key=lambda entry: (-entry[0], entry[1]))
+    found = defaultdict(float)
+    for similarity, other, late in similar[:NEIGHBOURS]:
+        for item in set(train[other]):
+            found[item] += similarity * late
+    return found
+
+
+METHODS = {
+    "markov": (markov, slow_markov),
+    "item_knn": (item_knn, slow_item_knn),
+    "v_sknn": (lambda sessions: v_sknn(sessions, NEIGHBOURS), slow_v_sknn),
+}
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+@given(
+    histories=st.lists(sequences, min_size=1, max_size=8),
+    asked=st.lists(st.tuples(sequences, st.integers(0, 9)), min_size=1, max_size=4),
+)
+@settings(deadline=None, max_examples=80)
+def test_scores_equal_a_slow_version(name, histories, asked):
+    fast, slow = METHODS[name]
+    train = {10 * number: history for number, history in enumerate(histories)}
+    users = [10 * number for _, number in asked]  # some with a session of their own among the train ones
+    queries = queries_of([seen for seen, _ in asked], users, [1] * len(asked))
+    found = fast(train_sessions(histories))(queries).toarray()
+    for row, (seen, _) in enumerate(asked):
+        wanted = np.zeros(N_ITEMS + 1)
+        for item, value in slow(train, users[row], seen).items():
+            wanted[item] = value
+        assert found[row] == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize("mask_seen", [False, True])
+@given(data=st.data())
+@settings(deadline=None, max_examples=80)
+def test_ranks_and_lists_equal_a_full_sort(mask_seen, data):
+    histories = data.draw(st.lists(sequences, min_size=2, max_size=6))
+    asked = data.draw(st.lists(st.tuples(sequences, st.integers(1, N_ITEMS)), min_size=1, max_size=5))
+    candidates = np.array(sorted(data.draw(st.sets(st.integers(1, N_ITEMS), min_size=1))))
+    clicks = np.array(data.draw(st.lists(st.integers(0, 3), min_size=len(candidates), max_size=len(candidates))))
+    queries = queries_of([seen for seen, _ in asked], [99] * len(asked), [target for _, target in asked])
+    scores = markov(train_sessions(histories))
+    ranker = Neighbours(scores, Popularity(candidates, clicks))
+    k = data.draw(st.integers(1, 6))
+    rank, lists = ranker.rank(queries, k, mask_seen=mask_seen)
+    dense, popular = scores(queries).toarray(), dict(zip(candidates.tolist(), clicks.tolist(), strict=True))
+    for row, (seen, target) in enumerate(asked):
+        usable = [c for c in popular if not (mask_seen and c in seen)]
+        key = {c: (dense[row, c], popular[c]) for c in usable}
+        wanted = 1 + sum(key[c] >= key[target] for c in usable if c != target) if target in key else MISS
+        assert rank[row] == wanted
+        best = sorted(usable, key=lambda c: (-dense[row, c], -popular[c], c))[:k]
+        assert lists[row].tolist() == best + [0] * (k - len(best))
+
+
+def test_popular_items_are_looked_at_in_a_sample_that_estimates_the_whole(monkeypatch):
+    rng = np.random.default_rng(0)
+    histories = [[1, *rng.choice(np.arange(2, N_ITEMS + 1), 2, replace=False)] for _ in range(3_000)]
+    sessions, queries = train_sessions(histories), queries_of([[1]], [5], [2])
+    monkeypatch.setattr(neighbours, "SESSIONS_PER_ITEM", 10_000)
+    whole = item_knn(sessions)(queries).toarray()
+    monkeypatch.setattr(neighbours, "SESSIONS_PER_ITEM", 1_000)
+    sample = item_knn(sessions)(queries).toarray()
+    assert sample[0, 2:] == pytest.approx(whole[0, 2:], rel=0.15)
+    assert not np.array_equal(sample, whole)
+
+
+def test_train_sessions_hold_no_click_of_valid_or_test(fifty):
+    import pyarrow.parquet as pq
+
+    sessions = TrainSessions.of(fifty)
+    slow = {
+        r["user_id"]: r["items"] for f in fifty.session_files for r in pq.read_table(fifty.file(f.path)).to_pylist()
+    }
+    assert sessions.user_id.tolist() == sorted(slow)
+    for row, user in enumerate(sessions.user_id.tolist()):
+        assert sessions.items[sessions.offset[row] : sessions.offset[row + 1]].tolist() == slow[user][:-2]
+    assert sessions.row_of(np.array([1, 50, 999])).tolist() == [0, 49, -1]
