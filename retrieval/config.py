@@ -28,7 +28,7 @@ class RetrievalConfig:
     candidates: str = option("clicked", "clicked (items with a kept click) or all")
     cutoffs: list[int] = option([5, 10, 20], "cutoffs of the ranking metrics")
     baselines: list[str] = option(list(BASELINES), f"beside the model: {', '.join(BASELINES)}; the first always")
-    neighbours: int = option(100, "train sessions that v_sknn looks at")
+    neighbours: int = option(100, "sessions that v_sknn, and items that item_knn goes by")
     baseline_queries: int = option(50_000, "queries of a split that baselines but popularity are measured on, at most")
     threads: int = option(0, "threads of the search; 0 = one for each core")
     overwrite: bool = option(False, "replace an existing result once the new one is whole")

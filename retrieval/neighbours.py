@@ -22,8 +22,9 @@ from retrieval.metrics import MISS
 HELD_OUT = 2
 """Kept clicks at the end of a session that nothing may be learned from."""
 SESSIONS_PER_ITEM = 1_000
-"""Train sessions looked at for an item: a sample where it has more."""
+"""Train sessions that V-SkNN looks at for a seen item: a sample where it has more."""
 QUERIES_AT_ONCE = 256
+ITEMS_AT_ONCE = 4_096
 DECAY_STEPS = 10
 """V-SkNN: a click so many steps back weighs nothing any more."""
 
@@ -121,46 +122,28 @@ def without_own(weight_QS: sparse.csr_matrix, own_Q: npt.NDArray[np.int64]) -> s
     return weight_QS
 
 
-def item_knn(sessions: TrainSessions) -> Scores:
-    """ItemKNN: the cosine of an item with each distinct seen item over the train sessions, added up.
+def item_knn(sessions: TrainSessions, neighbours: int) -> Scores:
+    """ItemKNN: each distinct seen item's cosines with its `neighbours` nearest items, added up.
 
-    The cosine of i and j is how many sessions hold both over √(sessions of i · sessions of j)
+    The cosine of i and j is how many train sessions hold both over √(sessions of i · sessions of j)
     (Sarwar et al. 2001). An item is not its own neighbour.
     """
     has = sessions.incidence()
-    n = np.maximum(np.asarray(has.sum(axis=0)).ravel(), 1.0)
-    of_item = sampled_rows(has.T.tocsr(), SESSIONS_PER_ITEM)
-    looked_at = np.maximum(np.diff(of_item.indptr), 1)
-    # A sampled session stands for n / looked_at of the item's.
-    sender = sparse.diags(n / looked_at / np.sqrt(n)).tocsr() @ of_item
-    receiver = sparse.diags(1.0 / np.sqrt(n)).tocsc()
+    scale = sparse.diags(1.0 / np.sqrt(np.maximum(np.asarray(has.sum(axis=0)).ravel(), 1.0)), dtype=np.float32)
+    scaled = (has @ scale).tocsr()
+    of_item, nearest = scaled.T.tocsr(), []
+    for begin in range(0, of_item.shape[0], ITEMS_AT_ONCE):
+        cosine = (of_item[begin : begin + ITEMS_AT_ONCE] @ scaled).tocsr()
+        row = begin + np.repeat(np.arange(cosine.shape[0]), np.diff(cosine.indptr))
+        cosine.data[cosine.indices == row] = 0.0
+        cosine.eliminate_zeros()
+        nearest.append(largest_of_rows(cosine, neighbours))
+    cosines = sparse.vstack(nearest).tocsr()
 
     def scores(queries: Queries) -> sparse.csr_matrix:
-        seen = seen_matrix(queries, np.ones(len(queries.seen), np.float32), sessions.n_items)
-        seen.data[:] = 1.0
-        own = sessions.row_of(queries.user_id)
-        found = (without_own((seen @ sender).tocsr(), own) @ has @ receiver).tocsr()
-        # What an item adds to itself: its sessions but the query's own one.
-        itself = without_own_items(seen, sender, own) @ receiver
-        found = (found - itself).tocsr()
-        found.data[found.data < 1e-6] = 0.0
-        found.eliminate_zeros()
-        return found
+        return (seen_matrix(queries, np.ones(len(queries.seen)), sessions.n_items) @ cosines).tocsr()
 
     return scores
-
-
-def without_own_items(
-    seen_QI: sparse.csr_matrix, sender_IS: sparse.csr_matrix, own_Q: npt.NDArray[np.int64]
-) -> sparse.csr_matrix:
-    """Weight of the sessions of each seen item, the query's own session left out."""
-    total = np.asarray(sender_IS.sum(axis=1)).ravel()
-    row = np.repeat(np.arange(seen_QI.shape[0]), np.diff(seen_QI.indptr))
-    inside = own_Q[row] >= 0
-    own = np.zeros(seen_QI.nnz, np.float64)
-    own[inside] = np.asarray(sender_IS[seen_QI.indices[inside], own_Q[row][inside]]).ravel()
-    weight = (total[seen_QI.indices] - own) * seen_QI.data
-    return sparse.csr_matrix((weight, seen_QI.indices, seen_QI.indptr), shape=seen_QI.shape)
 
 
 def v_sknn(sessions: TrainSessions, neighbours: int) -> Scores:
@@ -180,7 +163,7 @@ def v_sknn(sessions: TrainSessions, neighbours: int) -> Scores:
         steps = seen_matrix(queries, np.maximum(1.0 - (length - 1 - place) / DECAY_STEPS, 1e-9), sessions.n_items)
         similarity = without_own((late @ of_item).tocsr(), sessions.row_of(queries.user_id))
         best = largest_of_rows(similarity, neighbours)
-        latest = largest_shared(steps, of_item, best)
+        latest = largest_shared(steps, has, best)
         return (best.multiply(latest) @ has).tocsr()
 
     return scores
@@ -207,22 +190,19 @@ def largest_of_rows(matrix: sparse.csr_matrix, k: int) -> sparse.csr_matrix:
 
 
 def largest_shared(
-    steps_QI: sparse.csr_matrix, of_item: sparse.csr_matrix, pairs_QS: sparse.csr_matrix
+    steps_QI: sparse.csr_matrix, has_SI: sparse.csr_matrix, pairs_QS: sparse.csr_matrix
 ) -> sparse.csr_matrix:
     """For each (query, session) pair the largest step value of an item that they share."""
-    out = pairs_QS.copy()
+    step = np.zeros(has_SI.shape[1], np.float32)
+    latest = []
     for query in range(steps_QI.shape[0]):
-        items = slice(steps_QI.indptr[query], steps_QI.indptr[query + 1])
-        rising = np.argsort(steps_QI.data[items], kind="stable")
-        pair = slice(pairs_QS.indptr[query], pairs_QS.indptr[query + 1])
-        session = pairs_QS.indices[pair]
-        latest = np.zeros(len(session), np.float32)
-        for place in rising:
-            item = steps_QI.indices[items][place]
-            mine = of_item.indices[of_item.indptr[item] : of_item.indptr[item + 1]]
-            latest[np.isin(session, mine)] = steps_QI.data[items][place]
-        out.data[pair] = latest
-    return out
+        mine = slice(steps_QI.indptr[query], steps_QI.indptr[query + 1])
+        session = pairs_QS.indices[pairs_QS.indptr[query] : pairs_QS.indptr[query + 1]]
+        step[steps_QI.indices[mine]] = steps_QI.data[mine]
+        theirs = has_SI[session]
+        latest.append(np.maximum.reduceat(step[theirs.indices], theirs.indptr[:-1]) if len(session) else step[:0])
+        step[steps_QI.indices[mine]] = 0.0
+    return sparse.csr_matrix((np.concatenate(latest), pairs_QS.indices, pairs_QS.indptr), shape=pairs_QS.shape)
 
 
 class Neighbours:

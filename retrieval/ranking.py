@@ -133,7 +133,11 @@ def baseline_rankers(dataset: Dataset, index: Index, config: RetrievalConfig) ->
     if wanted:
         sessions = TrainSessions.of(dataset)
         makers: dict[str, Callable[[TrainSessions], Scores]]
-        makers = {"markov": markov, "item_knn": item_knn, "v_sknn": partial(v_sknn, neighbours=config.neighbours)}
+        makers = {
+            "markov": markov,
+            "item_knn": partial(item_knn, neighbours=config.neighbours),
+            "v_sknn": partial(v_sknn, neighbours=config.neighbours),
+        }
         for name in wanted:
             found = Neighbours(makers[name](sessions), popularity)
             rankers[name] = partial(found.rank, k=config.deepest, mask_seen=config.mask_seen)
