@@ -133,7 +133,7 @@ def attention_by_position(encoder, x_TD: np.ndarray) -> np.ndarray:
     for i in range(len(encoder.blocks)):
         block = f"blocks.{i}"
         parts = [p[f"{block}.project.weight"] @ norm(x, f"{block}.before_attention") for x in h]
-        parts = [np.split(x + p[f"{block}.project.bias"], 3) for x in parts]
+        parts = [np.split(x, 3) for x in parts]
         after = []
         for t, x in enumerate(h):
             logit = np.array([parts[t][0] @ parts[s][1] / np.sqrt(size) for s in range(t + 1)])

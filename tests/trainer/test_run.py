@@ -22,6 +22,7 @@ from retrieval.bundle import open_bundle
 from tests.support.engine import build, write_log
 from trainer.__main__ import main
 from trainer.checkpoint import TENSORS, latest
+from trainer.config import MODELS, SMALL_CATALOGUE, with_recipe
 
 SMALL = [
     "network.dimension=8",
@@ -257,6 +258,17 @@ def test_wrong_options_end_with_one_plain_line_and_nothing_written(fifty, tmp_pa
     assert ", got " in err
     assert not (tmp_path / "run").exists()
     assert out == ""
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_recipe_is_named_on_the_command_line_or_follows_from_the_catalogue(model):
+    line = ["data=d", "output=o", f"model={model}"]
+    small, large = (with_recipe([*line, f"recipe={size}"], n_items=10) for size in ("small", "large"))
+    assert (small.recipe, large.recipe) == ("small", "large")
+    assert small.train.batch_tokens < large.train.batch_tokens
+    assert with_recipe(line, n_items=10) == small
+    assert with_recipe(line, n_items=SMALL_CATALOGUE + 1) == large
+    assert with_recipe([*line, "recipe=large", "train.batch_tokens=7"], n_items=10).train.batch_tokens == 7
 
 
 def test_missing_options_and_foreign_folders_are_refused(fifty, tmp_path, capfd):

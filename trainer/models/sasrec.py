@@ -15,7 +15,8 @@ class Block(nn.Module):
         super().__init__()
         self.heads, self.attention_dropout = heads, dropout
         self.before_attention, self.before_network = nn.LayerNorm(size), nn.LayerNorm(size)
-        self.project, self.join = nn.Linear(size, 3 * size), nn.Linear(size, size)
+        # Without biases, as in the paper: that of the keys shifts all logits alike and would follow rounding alone.
+        self.project, self.join = nn.Linear(size, 3 * size, bias=False), nn.Linear(size, size)
         self.network = nn.Sequential(
             nn.Linear(size, size), nn.ReLU(), nn.Dropout(dropout), nn.Linear(size, size), nn.Dropout(dropout)
         )
