@@ -50,6 +50,7 @@ class ModelOptions:
     task_experts: int = option(1, "PLE: each task's own experts of a level")
     levels: int = option(2, "PLE: levels")
     tower: int = option(64, "units of the hidden layer of each task")
+    residual: bool = option(True, "experts and the next click's tower add to their input instead of replacing it")
     embedding_dropout: float = option(0.2, "of gru4rec and srgnn whole clicks (item dropout), of sasrec single values")
     state_dropout: float = option(0.2, "dropout on the encoder's state")
     tied: bool = option(True, "the vectors that encoders read are those that are searched")

@@ -156,8 +156,14 @@ def test_sasrec_equals_attention_position_by_position():
         assert found[session] == pytest.approx(wanted, abs=1e-5)
 
 
-def relu_expert(network, h):
-    return np.maximum(network[0].weight.detach().double().numpy() @ h + network[0].bias.detach().double().numpy(), 0)
+def expert_by_hand(network, h):
+    """ReLU(W h + b), or h + W2 ReLU(W1 h + b1) + b2."""
+    p = weights(network)
+    if "straight.weight" not in p and "network.0.weight" not in p:
+        return np.maximum(p["0.weight"] @ h + p["0.bias"], 0)
+    straight = p["straight.weight"] @ h if "straight.weight" in p else h
+    inner = np.maximum(p["network.0.weight"] @ h + p["network.0.bias"], 0)
+    return straight + p["network.2.weight"] @ inner + p["network.2.bias"]
 
 
 def gate_of(linear, h):
@@ -165,41 +171,43 @@ def gate_of(linear, h):
     return np.exp(logit) / np.exp(logit).sum()
 
 
-def test_mmoe_equals_the_papers_formula():
+@pytest.mark.parametrize(("residual", "width"), [(False, 5), (True, 5), (True, 6)])
+def test_mmoe_equals_the_papers_formula(residual, width):
     torch.manual_seed(0)
-    head, state = MMoE(Layout((5,)), options(), TASKS), torch.randn(8, 5)
+    head, state = MMoE(Layout((width,)), options(residual=residual), TASKS), torch.randn(8, width)
     found = {task: mix.detach().numpy() for task, mix in head(state).items()}
     for row, h in enumerate(state.double().numpy()):
         for task in TASKS:
             gate = gate_of(head.gates[task], h)
-            mix = sum(share * relu_expert(network, h) for share, network in zip(gate, head.experts, strict=True))
+            mix = sum(share * expert_by_hand(network, h) for share, network in zip(gate, head.experts, strict=True))
             assert found[task][row] == pytest.approx(mix, abs=1e-5)
 
 
 def test_each_encoders_state_feeds_its_own_experts_and_gates_see_all():
     torch.manual_seed(0)
-    head, state = MMoE(Layout((2, 3), shared=1), options(experts=4), TASKS), torch.randn(8, 6)
+    head, state = MMoE(Layout((2, 3), shared=1), options(experts=4, residual=False), TASKS), torch.randn(8, 6)
     assert [network[0].in_features for network in head.experts] == [3, 3, 4, 4]
     found = {task: mix.detach().numpy() for task, mix in head(state).items()}
     for row, h in enumerate(state.double().numpy()):
         views = [h[[0, 1, 5]], h[[0, 1, 5]], h[[2, 3, 4, 5]], h[[2, 3, 4, 5]]]
-        outputs = [relu_expert(network, view) for network, view in zip(head.experts, views, strict=True)]
+        outputs = [expert_by_hand(network, view) for network, view in zip(head.experts, views, strict=True)]
         for task in TASKS:
             gate = gate_of(head.gates[task], h)
             mix = sum(share * output for share, output in zip(gate, outputs, strict=True))
             assert found[task][row] == pytest.approx(mix, abs=1e-5)
 
 
-def test_ple_equals_the_papers_formula_over_two_levels():
+@pytest.mark.parametrize("residual", [False, True])
+def test_ple_equals_the_papers_formula_over_two_levels(residual):
     """Tang et al. 2020, equations 1 to 5: a task's gate weighs its own and the shared experts."""
     torch.manual_seed(0)
-    head = PLE(Layout((5,)), options(shared_experts=2, task_experts=2, levels=2), TASKS)
+    head = PLE(Layout((5,)), options(shared_experts=2, task_experts=2, levels=2, residual=residual), TASKS)
     state = torch.randn(4, 5)
     found, gates = head(state), head.gate_weights(state)
     for row, h in enumerate(state.double().numpy()):
         inputs = dict.fromkeys([*TASKS, "shared"], h)
         for level in head.levels:
-            outputs = {group: [relu_expert(e, inputs[group]) for e in level.experts[group]] for group in inputs}
+            outputs = {group: [expert_by_hand(e, inputs[group]) for e in level.experts[group]] for group in inputs}
             shared = outputs["shared"]
             used = {task: outputs[task] + shared for task in TASKS}
             used["shared"] = [e for task in TASKS for e in outputs[task]] + shared
@@ -322,7 +330,7 @@ def test_feedback_towers_begin_at_the_rate_of_their_task():
 def test_flops_count_two_for_each_weight_and_candidate():
     parts = Recommender(config()).flops(candidates=100, dimension=6, clicks=7)
     assert parts["encoder gru4rec"] == 2 * 3 * (5 * 6 + 5 * 5)
-    assert parts["head"] == 2 * (3 * 5 * 6 + 3 * 5 * 3)
+    assert parts["head"] == 2 * (3 * (5 * 6 + 5 * 6 + 6 * 6) + 3 * 5 * 3)
     assert parts["next tower"] == 2 * (6 * 4 + 4 * 6)
     assert parts["feedback towers"] == 2 * 2 * (18 * 4 + 4)
     assert parts["next scores"] == 2 * 100 * 6

@@ -101,7 +101,7 @@ ALIKE = {
             "balance": "uncertainty",
             "clip": 0.5,
             "optimizer": "adamw",
-            "network_learning_rate": 0.01,
+            "network_learning_rate": 0.001,  # Adam makes much of the rounding of a gradient near 0
             "schedule": "cosine",
             "table_optimizer": "adagrad",
             "positive_power": 0.5,
@@ -155,7 +155,7 @@ def test_every_parameter_of_every_model_gets_gradient_and_changes(fifty, changes
 def test_the_hybrids_gates_and_experts_are_parameters(fifty):
     names = dict(make_stepper(config(fifty.path), fifty, World.alone()).model.named_parameters())
     assert sum("gates" in name for name in names) == len(TASKS)
-    assert sum("experts" in name for name in names) == 2 * 3
+    assert sum("experts" in name for name in names) == 4 * 3
 
 
 def test_a_step_touches_only_the_rows_of_its_batch_and_negatives(fifty):

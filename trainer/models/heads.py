@@ -40,9 +40,27 @@ class Layout:
         return torch.cat([own, state_NS[:, self.size - self.shared :]], dim=1) if self.shared else own
 
 
-def expert(state_size: int, dimension: int) -> nn.Sequential:
-    """One expert: a linear layer and ReLU, as in the MMoE paper's synthetic experiments."""
-    return nn.Sequential(nn.Linear(state_size, dimension), nn.ReLU())
+class Residual(nn.Module):
+    """x + W2 ReLU(W1 x + b1) + b2: what is learned is added to the input instead of replacing it.
+
+    Where input and output differ in width, the input goes through a matrix of its own.
+    """
+
+    def __init__(self, width: int, units: int, dimension: int) -> None:
+        super().__init__()
+        self.straight = nn.Linear(width, dimension, bias=False) if width != dimension else nn.Identity()
+        self.network = nn.Sequential(nn.Linear(width, units), nn.ReLU(), nn.Linear(units, dimension))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[N, dimension]` of `[N, width]`."""
+        return self.straight(x) + self.network(x)
+
+
+def expert(state_size: int, options: ModelOptions) -> nn.Module:
+    """One expert: residual, or a linear layer and ReLU as in the MMoE paper's synthetic experiments."""
+    if options.residual:
+        return Residual(state_size, options.dimension, options.dimension)
+    return nn.Sequential(nn.Linear(state_size, options.dimension), nn.ReLU())
 
 
 class Head(nn.Module):
@@ -73,7 +91,7 @@ class MMoE(Head):
         n = len(layout.encoders)
         self.encoder_of = sorted(i % n for i in range(max(options.experts, n)))
         widths = [layout.encoders[i] + layout.shared for i in self.encoder_of]
-        self.experts = nn.ModuleList(expert(width, options.dimension) for width in widths)
+        self.experts = nn.ModuleList(expert(width, options) for width in widths)
         self.gates = nn.ModuleDict({task: nn.Linear(layout.size, len(widths), bias=False) for task in tasks})
 
     def gate_weights(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -98,7 +116,7 @@ class SharedBottom(Head):
 
     def __init__(self, layout: Layout, options: ModelOptions, tasks: list[str]) -> None:
         super().__init__(layout, options, tasks)
-        self.bottom = expert(layout.size, options.dimension)
+        self.bottom = expert(layout.size, options)
 
     def forward(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
         """The same mix for every task."""
@@ -110,7 +128,7 @@ class Single(Head):
 
     def __init__(self, layout: Layout, options: ModelOptions, tasks: list[str]) -> None:
         super().__init__(layout, options, tasks)
-        self.own = nn.ModuleDict({task: expert(layout.size, options.dimension) for task in tasks})
+        self.own = nn.ModuleDict({task: expert(layout.size, options) for task in tasks})
 
     def forward(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
         """Each task's own mix."""
@@ -124,12 +142,12 @@ class Extraction(nn.Module):
     On the last level there is no shared gate.
     """
 
-    def __init__(self, size: int, dimension: int, own: int, shared: int, tasks: list[str], *, last: bool) -> None:
+    def __init__(self, size: int, options: ModelOptions, tasks: list[str], *, last: bool) -> None:
         super().__init__()
-        groups = [*tasks, "shared"]
+        groups, own, shared = [*tasks, "shared"], options.task_experts, options.shared_experts
         self.tasks = tasks
         self.experts = nn.ModuleDict(
-            {g: nn.ModuleList(expert(size, dimension) for _ in range(shared if g == "shared" else own)) for g in groups}
+            {g: nn.ModuleList(expert(size, options) for _ in range(shared if g == "shared" else own)) for g in groups}
         )
         total = own * len(tasks) + shared
         gates = {task: nn.Linear(size, own + shared, bias=False) for task in tasks}
@@ -160,15 +178,7 @@ class PLE(Head):
         super().__init__(layout, options, tasks)
         sizes = [layout.size] + [options.dimension] * (options.levels - 1)
         self.levels = nn.ModuleList(
-            Extraction(
-                size,
-                options.dimension,
-                options.task_experts,
-                options.shared_experts,
-                tasks,
-                last=number == options.levels,
-            )
-            for number, size in enumerate(sizes, 1)
+            Extraction(size, options, tasks, last=number == options.levels) for number, size in enumerate(sizes, 1)
         )
 
     def _below(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from trainer.config import TrainerConfig
 from trainer.models.encoders import ENCODERS, matrix_flops
-from trainer.models.heads import HEADS, Head, Layout
+from trainer.models.heads import HEADS, Head, Layout, Residual
 
 PROFILE_CODES = 32
 """Gender and age are small codes; anything outside 0..30 counts as unknown."""
@@ -84,9 +84,8 @@ class Recommender(nn.Module):
         self.head: Head | None = None
         if config.model == "hybrid":
             self.head = HEADS[config.head](layout, options, config.tasks)
-            self.next_tower = nn.Sequential(
-                nn.Linear(options.dimension, options.tower), nn.ReLU(), nn.Linear(options.tower, options.dimension)
-            )
+            tower = Residual(options.dimension, options.tower, options.dimension)
+            self.next_tower = nn.Sequential(tower) if options.residual else tower.network
         elif layout.size != options.dimension:
             self.next_tower = nn.Sequential(nn.Linear(layout.size, options.dimension))
         else:
