@@ -19,11 +19,12 @@ from retrieval.bundle import Bundle, lists_array, open_bundle
 from retrieval.config import RetrievalConfig
 from retrieval.index import FIDELITY_K, Catalogue, Fidelity, Index, build_index, choose_kind, measure, tune
 from retrieval.metrics import feedback_metrics
-from retrieval.ranking import evaluate_queries, seen_among
+from retrieval.ranking import RankWriter, evaluate_queries, seen_among
 from retrieval.report import write_report
 
 METRICS = "metrics.json"
 TOPK = "topk.parquet"
+RANKS = "ranks.parquet"
 REPORT = "report.html"
 SAMPLE_QUERIES = 2_000
 
@@ -44,7 +45,8 @@ def evaluate(config: RetrievalConfig) -> dict[str, Any]:
         if bundle.has_vectors:
             catalogue = make_catalogue(bundle, dataset, config)
             index, result["index"] = prepare_index(bundle, catalogue, config)
-            evaluate_queries(bundle, dataset, index, config, result)
+            with RankWriter(folder / RANKS, config.deepest) as ranks:
+                evaluate_queries(bundle, dataset, index, config, result, ranks)
             write_recommendations(folder / TOPK, bundle, dataset, index, config.deepest)
         for split in ("valid", "test"):
             result[split] |= evaluate_feedback(bundle, split)

@@ -6,11 +6,14 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from etl.contract import Dataset
 from etl.folder import InputError
@@ -24,6 +27,8 @@ from retrieval.neighbours import Neighbours, Scores, TrainSessions, item_knn, ma
 
 SEGMENTS = ((3, 4), (5, 9), (10, 14), (15, 29), (30, None))
 """Kept clicks of a session, both ends in; the last one is open."""
+MODEL = "model"
+"""Name of the trained model among the rankers of `ranks.parquet`."""
 CLICKS_AFTER_QUERY = {"valid": 2, "test": 1}
 
 
@@ -77,8 +82,51 @@ class RankingResult:
         return out
 
 
+class RankWriter:
+    """`ranks.parquet`: every ranked target, for tests of significance and for whoever wants other metrics.
+
+    Args:
+        path: of the file.
+        deepest: ranks beyond it are written as `deepest + 1`, since nothing more is known of most.
+    """
+
+    SCHEMA = pa.schema(
+        [
+            ("ranker", pa.dictionary(pa.int8(), pa.string())),
+            ("split", pa.dictionary(pa.int8(), pa.string())),
+            ("user_id", pa.int64()),
+            ("target", pa.int32()),
+            ("rank", pa.int32()),
+        ]
+    )
+
+    def __init__(self, path: Path, deepest: int) -> None:
+        self.writer, self.deepest = pq.ParquetWriter(path, self.SCHEMA, compression="zstd"), deepest
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.writer.close()
+
+    def add(self, ranker: str, split: str, queries: Queries, rank_Q: npt.NDArray[np.int64]) -> None:
+        """Write a batch."""
+        same = [pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(queries), np.int8)), [x]) for x in (ranker, split)]
+        rank = np.minimum(rank_Q, self.deepest + 1).astype(np.int32)
+        columns = [*same, pa.array(queries.user_id), pa.array(queries.target), pa.array(rank)]
+        self.writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self.SCHEMA))
+
+
+def read_ranks(path: Path, split: str = "test") -> dict[str, pa.Table]:
+    """`ranks.parquet` of a split by ranker: tables of `user_id`, `target`, `rank`, by user."""
+    table = pq.read_table(path, filters=[("split", "=", split)]).unify_dictionaries()
+    names = pa.compute.unique(table["ranker"]).to_pylist()
+    columns = ["user_id", "target", "rank"]
+    return {n: table.filter(pa.compute.equal(table["ranker"], n)).select(columns).sort_by("user_id") for n in names}
+
+
 def evaluate_queries(
-    bundle: Bundle, dataset: Dataset, index: Index, config: RetrievalConfig, result: dict[str, Any]
+    bundle: Bundle, dataset: Dataset, index: Index, config: RetrievalConfig, result: dict[str, Any], ranks: RankWriter
 ) -> None:
     """Rank the targets of valid and test by the model and by each baseline."""
     rankers = {"": model_ranker(index, config), **baseline_rankers(dataset, index, config)}
@@ -104,6 +152,7 @@ def evaluate_queries(
                 rank, lists = ranker(asked)
                 seconds[name] += perf_counter() - started
                 sums[name].add(asked, CLICKS_AFTER_QUERY[split], rank, lists)
+                ranks.add(name or MODEL, split, asked, rank)
         found = {name: each.metrics() | {"ranking_seconds": seconds[name]} for name, each in sums.items()}
         result[split] |= found.pop("")
         for name, metrics in found.items():

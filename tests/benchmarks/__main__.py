@@ -7,7 +7,7 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from tests.benchmarks import models, peers, quality, rates
+from tests.benchmarks import models, peers, quality, rates, sequences
 
 BENCHMARKS = {
     "train": rates.training,
@@ -15,7 +15,12 @@ BENCHMARKS = {
     "etl": peers.sessionizing,
     "movielens": quality.movielens,
 }
-LONG = {"models": models.models, "relatedness": models.relatedness, "ladder": models.ladder}
+LONG = {
+    "models": models.models,
+    "relatedness": models.relatedness,
+    "ladder": models.ladder,
+    "sequences": sequences.sequences,
+}
 """Benchmarks that train for an hour or more each: run by name only."""
 
 

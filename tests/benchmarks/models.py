@@ -81,8 +81,13 @@ def movielens() -> Path:
     return folder / "data"
 
 
-def execute(runs: Iterable[Run], *, search: bool = True) -> dict[tuple[str, int], dict[str, Any]]:
-    """Summary and test metrics of each run, by name and seed; without search only the AUCs."""
+def execute(
+    runs: Iterable[Run], *, search: bool = True, evaluation: Sequence[str] = ()
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """Summary and test metrics of each run, by name and seed; without search only the AUCs.
+
+    Further options of `python -m retrieval` are given by `evaluation`.
+    """
 
     def one(run: Run) -> dict[str, Any]:
         result = run.folder / "result"
@@ -95,7 +100,8 @@ def execute(runs: Iterable[Run], *, search: bool = True) -> dict[tuple[str, int]
             return {**summary, "test": evaluate_feedback(open_bundle(run.folder / "bundle"), "test")}
         if not (result / "metrics.json").exists():
             bundle = f"bundle={run.folder / 'bundle'}"
-            program("retrieval", bundle, f"data={run.data}", f"output={result}", "threads=1", "overwrite=true")
+            given = (bundle, f"data={run.data}", f"output={result}", "threads=1", "overwrite=true")
+            program("retrieval", *given, *evaluation)
         return {**summary, **json.loads((result / "metrics.json").read_text())}
 
     runs = list(runs)

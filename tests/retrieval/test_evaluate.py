@@ -18,7 +18,8 @@ from retrieval.config import load
 from retrieval.evaluate import evaluate
 from retrieval.index import Catalogue, build_index, measure, tune
 from retrieval.metrics import MISS
-from retrieval.ranking import rank_by_index
+from retrieval.ranking import rank_by_index, read_ranks
+from retrieval.significance import gains
 
 
 def run(tiny, name="out", *options):
@@ -54,6 +55,20 @@ def test_topk_leaves_out_seen_items_and_names_raw_ids(tiny):
     assert (rows[1]["items"], rows[1]["item_ids"], rows[1]["scores"]) == ([6], [106], [0.0])
     # User 8 saw 1 2 5 3 1 and scores by (0, 1): 6 before 4.
     assert rows[8]["items"] == [6, 4]
+
+
+@pytest.mark.parametrize("seen", ["true", "false"])
+def test_the_ranks_file_holds_what_the_metrics_average(tiny, seen):
+    found = run(tiny, "out", f"mask_seen={seen}")
+    for split in ("valid", "test"):
+        by_ranker = read_ranks(tiny / "out" / "ranks.parquet", split)
+        assert set(by_ranker) == {"model", *found["baselines"]}
+        for name, table in by_ranker.items():
+            told = found[split] if name == "model" else found["baselines"][name][split]
+            assert len(table) == told["queries"]
+            assert len(set(table["user_id"].to_pylist())) == len(table)
+            for metric in ("hr@5", "ndcg@5", "mrr@2"):
+                assert gains(table["rank"].to_numpy(), metric).mean() == pytest.approx(told[metric], abs=1e-12)
 
 
 def random_queries(rng, n_items, n, dimension):

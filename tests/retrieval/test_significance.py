@@ -1,0 +1,64 @@
+"""Intervals and tests against scipy and numbers worked by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import bootstrap, norm
+
+from retrieval.metrics import RankingSums
+from retrieval.significance import compare, gains, holm, interval
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=60))
+def test_gains_average_to_the_metrics(ranks):
+    rank, sums = np.array(ranks), RankingSums([5, 20])
+    sums.add(rank)
+    for name, value in sums.averages().items():
+        assert gains(rank, name).mean() == pytest.approx(value, abs=1e-12)
+
+
+def test_the_interval_is_scipys_and_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    value = gains(rng.integers(1, 60, 3_000), "ndcg@20")
+    peer = bootstrap((value,), np.mean, method="percentile", n_resamples=2_000, rng=rng).confidence_interval
+    assert interval(value) == pytest.approx(tuple(peer), abs=0.1 * (peer.high - peer.low))
+    inside = 0
+    for _ in range(400):
+        low, high = interval((rng.random(500) < 0.1).astype(float))
+        inside += low <= 0.1 <= high
+    assert 0.92 * 400 <= inside <= 0.98 * 400
+
+
+def test_a_difference_by_hand():
+    """Of 20 users 9 are hit by the first alone and 1 by the second alone: McNemar's exact p is 22 / 1024."""
+    first = np.array([1] * 9 + [30] + [2] * 5 + [30] * 5)
+    second = np.array([30] * 9 + [1] + [2] * 5 + [30] * 5)
+    found = compare(first, second, "hr@20")
+    assert found.difference == pytest.approx(8 / 20)
+    assert found.p == pytest.approx(22 / 1024)
+    assert found.low < 8 / 20 < found.high
+    same = compare(first, first, "ndcg@20")
+    assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
+
+
+def test_wilcoxons_p_is_the_normal_approximations_on_many_users():
+    rng = np.random.default_rng(1)
+    first, second = rng.integers(1, 30, 4_000), rng.integers(1, 31, 4_000)
+    a, b = gains(first, "mrr@20"), gains(second, "mrr@20")
+    d = (a - b)[a != b]
+    size, place, count = np.unique(np.abs(d), return_inverse=True, return_counts=True)
+    mean_rank = np.cumsum(count) - (count - 1) / 2
+    w = mean_rank[place][d > 0].sum()
+    n = len(d)
+    spread = np.sqrt(n * (n + 1) * (2 * n + 1) / 24 - (count**3 - count).sum() / 48)
+    z = (w - n * (n + 1) / 4) / spread
+    assert len(size) < n
+    assert compare(first, second, "mrr@20").p == pytest.approx(2 * norm.sf(abs(z)), rel=1e-6)
+
+
+def test_holm_by_hand_keeps_order_and_never_falls():
+    assert holm([0.01, 0.04, 0.03, 0.005]).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]).tolist() == [1.0, 1.0]
