@@ -1,6 +1,6 @@
 """Quality on public sequences with published results: models × data × seeds, without and with a refit.
 
-Name the files (a user a line: user id, then items in time order) in `NEXTCLICK_SEQUENCES`, with `:` between. The protocol is
+Name the files (a user a line: user id, then items in time order) in `NEXTCLICK_SEQUENCES`, `:` between. The protocol is
 that of the published results: sequences of three items or more, the last fifty of each, the last item for test and
 the one before for validation, ranked among all items but those the user has seen.
 """

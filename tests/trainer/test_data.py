@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from trainer.data.batch import BatchOptions, feedback_rows, targets_of, train_ba
 from trainer.data.order import Order, share
 from trainer.data.rank import block_rows, rank_batch
 from trainer.data.reader import Prefetch, SessionReader, Sessions
+from trainer.validation import sample_groups
 
 
 def batch_options(**changes) -> BatchOptions:
@@ -242,3 +244,13 @@ def test_prefetch_hands_on_elements_and_errors():
     assert next(prefetched) == 1
     with pytest.raises(ValueError, match="broken shard"):
         next(prefetched)
+
+
+def test_a_validation_sample_is_spread_over_many_row_groups():
+    """Users with neighbouring ids are alike in real data: a few groups taken whole would not stand for all."""
+    reader = SimpleNamespace(groups=range(400), dataset=SimpleNamespace(manifest=SimpleNamespace(fingerprint="f" * 64)))
+    counts = np.full(400, 1_000)
+    groups, _ = sample_groups(reader, counts, 10_000)
+    assert 8 * 10_000 <= counts[groups].sum() < 9 * 10_000
+    assert np.diff(groups).max() < 60
+    assert len(sample_groups(reader, counts, 60_000)[0]) == 400
