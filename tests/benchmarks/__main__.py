@@ -7,7 +7,7 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from tests.benchmarks import models, peers, quality, rates, sequences
+from tests.benchmarks import models, peers, quality, rates, recipes, sequences
 
 BENCHMARKS = {
     "train": rates.training,
@@ -19,6 +19,7 @@ LONG = {
     "models": models.models,
     "relatedness": models.relatedness,
     "ladder": models.ladder,
+    "recipes": recipes.recipes,
     "sequences": sequences.sequences,
 }
 """Benchmarks that train for an hour or more each: run by name only."""

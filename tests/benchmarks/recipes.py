@@ -1,0 +1,64 @@
+"""The search behind `recipe=small`: changes of the session models, judged by valid NDCG@20 alone.
+
+Data are MovieLens-100K and the files that `NEXTCLICK_SEQUENCES` names; a change is taken where it helps on both, or on
+one without harm to the other. The recipes in `trainer/conf/recipes` and the figures in RESULTS.md come from here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from tests.benchmarks.models import Run, execute, movielens
+from tests.benchmarks.sequences import sessions
+
+BEFORE = ("loss=sampled_softmax", "network.dimension=64", "network.hidden=64", "train.network_learning_rate=null")
+"""What all session models had before the search; changes stand behind it and win."""
+PAIRWISE, SLOW = "loss=bpr_max", "train.network_learning_rate=0.01"
+WIDE = ("network.dimension=128", "network.hidden=128")
+CANDIDATES: dict[str, dict[str, tuple[str, ...]]] = {
+    "gru4rec": {
+        "before": (),
+        "BPR-max": (PAIRWISE,),
+        "BPR-max, 128": (PAIRWISE, *WIDE),
+        "BPR-max, 128, embedding dropout .35": (PAIRWISE, *WIDE, "network.embedding_dropout=0.35"),
+        "BPR-max, 128, network rate .01": (PAIRWISE, *WIDE, SLOW),
+    },
+    "hybrid": {
+        "before": (),
+        "plain experts": ("network.residual=false",),
+        "network rate .01": (SLOW,),
+        "BPR-max": (PAIRWISE,),
+        "BPR-max, network rate .01": (PAIRWISE, SLOW),
+        "BPR-max, 128": (PAIRWISE, *WIDE),
+        "BPR-max, 128, network rate .01": (PAIRWISE, *WIDE, SLOW),
+    },
+    "srgnn": {
+        "network rate .01": ("train.prefixes=8", SLOW),
+        "BPR-max, network rate .01": ("train.prefixes=8", PAIRWISE, SLOW),
+    },
+    "sasrec": {
+        "before": ("train.network_learning_rate=0.001",),
+        "BPR-max": ("train.network_learning_rate=0.001", PAIRWISE),
+    },
+}
+
+
+def recipes(seeds: tuple[int, ...] = (0, 1)) -> None:
+    """One table a data set: the best valid NDCG@20 of every change, by seed."""
+    files = [Path(name) for name in os.environ.get("NEXTCLICK_SEQUENCES", "").split(":") if name]
+    for title, data in {"MovieLens-100K": movielens(), **{path.stem: sessions(path) for path in files}}.items():
+        print(f"\n{title}: valid NDCG@20 of the best epoch, mean (by seed)")
+        print("| model | change | valid NDCG@20 | best epoch |\n|---|---|---|---|")
+        for model, changes in CANDIDATES.items():
+            for change, options in changes.items():
+                given = ("recipe=small", f"model={model}", *BEFORE, *options, "train.valid_sessions=100000")
+                runs = [Run(f"search-{model}-{change.replace(' ', '-')}", data, given, seed) for seed in seeds]
+                execute(runs, search=False)
+                found = [json.loads((run.folder / "summary.json").read_text()) for run in runs]
+                value = [summary["valid"]["ndcg@20"] for summary in found]
+                each = f"{np.mean(value):.4f} ({', '.join(f'{v:.4f}' for v in value)})"
+                print(f"| {model} | {change} | {each} | {found[0]['best_epoch']} |", flush=True)
