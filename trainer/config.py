@@ -115,7 +115,7 @@ class TrainerConfig:
     encoder: Any = option("gru4rec", f"session encoder of the hybrid, or several: {', '.join(ENCODERS)}")
     head: str = option("mmoe", ", ".join(HEADS))
     tasks: list[str] = option(list(TASKS), "tasks of the hybrid, and but for next of ranking models")
-    loss: str = option("sampled_softmax", f"of the next item: {', '.join(LOSSES)}")
+    loss: str = option("sampled_softmax", f"of the next item (recipe=small: bpr_max): {', '.join(LOSSES)}")
     recipe: str = option("auto", "auto (by size of the catalogue), small or large: tested defaults")
     network: ModelOptions = group(ModelOptions)
     train: TrainOptions = group(TrainOptions)
