@@ -12,6 +12,7 @@ from trainer.loop import SUMMARY, train
 from trainer.prepare import prepare
 from trainer.runlog import progress_bar
 from trainer.step import NotFiniteError
+from trainer.stop import STATUS, Stopped, on_sigterm
 from trainer.world import World
 
 
@@ -27,7 +28,11 @@ def job(options: list[str]) -> None:
 
                     run_with_ray(config)
                 else:
-                    train(config, World.alone())
+                    with on_sigterm(run):
+                        train(config, World.alone())
+            except Stopped as stopped:
+                print(stopped, file=sys.stderr, flush=True)
+                raise SystemExit(STATUS) from None
             except NotFiniteError as error:
                 raise InputError("finite losses and gradients", error, "training stopped before the update") from None
     summary = json.loads((run / SUMMARY).read_text())

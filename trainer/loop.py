@@ -24,6 +24,7 @@ from trainer.family import TRAIN_HOLDOUT, Family, family_of
 from trainer.models.recommender import Recommender
 from trainer.runlog import Meter, RunLog, read_metrics
 from trainer.step import Stepper
+from trainer.stop import Stopped, StopWatch
 from trainer.validation import Validation
 from trainer.world import World, set_threads
 
@@ -145,6 +146,7 @@ def _run_epoch(
         progress.loss_sums, progress.loss_counts = ([0.0] * len(stepper.tasks) for _ in range(2))
     first_step, meter = progress.step, Meter(reader.total_targets(), phase.epochs, sum(progress.loss_counts[:1]))
     source = _batches(config, family, reader, progress, phase, stepper.world)
+    stop = StopWatch(Path(config.output), stepper.world)
     for batch in source:
         sums, counts = (totals.tolist() for totals in stepper.step(batch.data, progress.step))
         progress.step += 1
@@ -159,6 +161,13 @@ def _run_epoch(
             if (progress.step - first_step) % config.train.checkpoint_steps == 0:
                 progress.seconds += meter.lap()
                 checkpoint.save(folder, stepper, progress, keep=config.train.keep_checkpoints)
+        if stop(progress.step):
+            if log:
+                progress.seconds += meter.lap()
+                checkpoint.save(folder, stepper, progress, keep=config.train.keep_checkpoints)
+                log.close()
+            stepper.world.barrier()
+            raise Stopped(f"stopped after step {progress.step}; the same command goes on from there")
     progress.seconds += meter.lap()
     if log:
         told = meter.told(progress, source.waited)

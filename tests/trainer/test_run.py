@@ -6,9 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import trainer.loop
+import trainer.stop
 from retrieval.bundle import open_bundle
 from tests.support.engine import build, write_log
 from trainer.__main__ import main
@@ -125,6 +123,26 @@ def test_a_run_killed_at_any_step_ends_with_the_bits_of_an_undisturbed_one(
     assert_same_run(undisturbed, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines if line["name"] == "ndcg@20"] == [1, 2, 3]
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(fifty, undisturbed, tmp_path, monkeypatch, capfd):
+    step = trainer.loop.Stepper.step
+
+    def asked(self, batch, number):
+        if number == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, number)
+
+    monkeypatch.setattr(trainer.loop.Stepper, "step", asked)
+    monkeypatch.setattr(trainer.stop, "LOOK_SECONDS", 0.0)
+    with pytest.raises(SystemExit) as left:
+        main(options(fifty, tmp_path / "run", "train.checkpoint_steps=1000"))
+    assert left.value.code == 143
+    assert "stopped after step 16; the same command goes on from there\n" in capfd.readouterr().err
+    assert latest(tmp_path / "run" / "checkpoints").name == "step-000000016"
+    monkeypatch.undo()
+    assert main(options(fifty, tmp_path / "run", "train.checkpoint_steps=1000")) == 0
+    assert_same_run(undisturbed, tmp_path / "run")
 
 
 def test_a_truncated_checkpoint_is_named_and_the_one_before_taken(fifty, undisturbed, tmp_path, capfd):
@@ -285,37 +303,3 @@ def test_a_dataset_without_sessions_is_refused(tmp_path, capfd):
     dataset = build([f"input={log}", f"output={tmp_path / 'data'}", "scenario=qb_video", "shards=2"])
     assert main(options(dataset, tmp_path / "run")) == 2
     assert "error: expected a dataset with sessions, got none" in capfd.readouterr().err
-
-
-@pytest.mark.cluster
-def test_two_ray_workers_one_killed_end_with_the_bits_of_an_undisturbed_run(fifty, tmp_path):
-    """`kill -9` of a worker: Ray starts the group again, which goes on from the latest checkpoint."""
-    command = [sys.executable, "-m", "trainer"]
-    more = ["ray.workers=2", "train.epochs=12", "train.patience=12"]
-    subprocess.run([*command, *options(fifty, tmp_path / "calm", *more)], check=True)
-    process = subprocess.Popen([*command, *options(fifty, tmp_path / "killed", *more)])
-    deadline = time.monotonic() + 120
-    while latest_epoch(tmp_path / "killed") < 2:
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.02)
-    assert kill_one_worker(process.pid)
-    assert process.wait(timeout=300) == 0
-    assert_same_run(tmp_path / "calm", tmp_path / "killed")
-
-
-def latest_epoch(run: Path) -> int:
-    try:
-        return max((json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_text().splitlines()), default=0)
-    except (OSError, ValueError):
-        return 0
-
-
-def kill_one_worker(driver: int) -> bool:
-    import psutil
-
-    for process in psutil.Process(driver).children(recursive=True):
-        if "RayTrainWorker" in " ".join(process.cmdline()):
-            os.kill(process.pid, signal.SIGKILL)
-            return True
-    return False

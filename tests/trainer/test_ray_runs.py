@@ -1,0 +1,74 @@
+"""Runs on Ray workers: killed, stopped, and the same bits in the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.test_run import assert_same_run, options
+from trainer.checkpoint import latest
+
+TWO_WORKERS = ["ray.workers=2", "train.epochs=12", "train.patience=12"]
+
+
+@pytest.fixture(scope="module")
+def calm(fifty, tmp_path_factory) -> Path:
+    """An undisturbed run of two Ray workers."""
+    run = tmp_path_factory.mktemp("calm") / "run"
+    subprocess.run([sys.executable, "-m", "trainer", *options(fifty, run, *TWO_WORKERS)], check=True)
+    return run
+
+
+def started(fifty, run: Path) -> subprocess.Popen:
+    """The same run in another folder, in its third epoch or later."""
+    process = subprocess.Popen([sys.executable, "-m", "trainer", *options(fifty, run, *TWO_WORKERS)])
+    deadline = time.monotonic() + 120
+    while latest_epoch(run) < 2:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.cluster
+def test_two_ray_workers_one_killed_end_with_the_bits_of_an_undisturbed_run(fifty, calm, tmp_path):
+    """`kill -9` of a worker: Ray starts the group again, which goes on from the latest checkpoint."""
+    process = started(fifty, tmp_path / "run")
+    assert kill_one_worker(process.pid)
+    assert process.wait(timeout=300) == 0
+    assert_same_run(calm, tmp_path / "run")
+
+
+@pytest.mark.cluster
+def test_sigterm_stops_two_ray_workers_and_the_same_command_ends_with_the_same_bits(fifty, calm, tmp_path):
+    process = started(fifty, tmp_path / "run")
+    process.terminate()
+    assert process.wait(timeout=120) == 143
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert latest(tmp_path / "run" / "checkpoints")
+    subprocess.run([sys.executable, "-m", "trainer", *options(fifty, tmp_path / "run", *TWO_WORKERS)], check=True)
+    assert_same_run(calm, tmp_path / "run")
+
+
+def latest_epoch(run: Path) -> int:
+    try:
+        return max((json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_text().splitlines()), default=0)
+    except (OSError, ValueError):
+        return 0
+
+
+def kill_one_worker(driver: int) -> bool:
+    import psutil
+
+    for process in psutil.Process(driver).children(recursive=True):
+        if "RayTrainWorker" in " ".join(process.cmdline()):
+            os.kill(process.pid, signal.SIGKILL)
+            return True
+    return False

@@ -1,0 +1,60 @@
+"""SIGTERM to the started process: every worker stops after the same step, and a checkpoint is left."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from trainer.world import World
+
+STOP = ".stop"
+STATUS = 128 + signal.SIGTERM
+"""Exit status of a run that was stopped: not 0, so that nobody takes it for finished."""
+AGREE_STEPS = 8
+"""Workers ask each other so often; a second between looks at the run folder spares shared storage."""
+LOOK_SECONDS = 1.0
+
+
+class Stopped(Exception):  # noqa: N818 - nothing is wrong
+    """The run was asked to stop and has saved its state."""
+
+
+@contextmanager
+def on_sigterm(run: Path) -> Iterator[None]:
+    """Tell the workers of a run, wherever they are, to stop when this process gets SIGTERM.
+
+    The word goes through the run folder, which all workers share. Only the main thread can listen.
+    """
+    (run / STOP).unlink(missing_ok=True)
+
+    def ask(_signal: int, _frame: FrameType | None) -> None:
+        (run / STOP).touch()
+
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class StopWatch:
+    """Whether to stop, asked after every step; all workers get the same answer."""
+
+    def __init__(self, run: Path, world: World) -> None:
+        self.path, self.world, self.looked = run / STOP, world, 0.0
+
+    def __call__(self, step: int) -> bool:
+        """Whether to stop after `step`, counted over the whole run."""
+        if step % AGREE_STEPS:
+            return False
+        asked = False
+        if self.world.is_first and time.monotonic() - self.looked >= LOOK_SECONDS:
+            self.looked = time.monotonic()
+            asked = self.path.exists()
+        return bool(self.world.sum(torch.tensor(float(asked), device=self.world.device)))
