@@ -81,11 +81,13 @@ def table_text(result: dict[str, Any]) -> str:
     )
 
 
-def _number(value: float | None, digits: int = 4) -> str:
+def number(value: float | None, digits: int = 4) -> str:
+    """A figure of a table; a dash where there is none."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _table(header: Sequence[str], rows: Iterable[tuple[Sequence[str], bool]]) -> str:
+def html_table(header: Sequence[str], rows: Iterable[tuple[Sequence[str], bool]]) -> str:
+    """A table that scrolls sideways; each row with whether it stands out."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     lines = "".join(
         f"<tr{' class=model' if mark else ''}>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
@@ -99,7 +101,7 @@ def _ranking_rows(result: dict[str, Any], split: str) -> tuple[list[str], list[t
     names.append(f"coverage@{result['cutoffs'][-1]}")
     found = [(result["model"], result.get(split, {}), True)]
     found += [(name, metrics.get(split, {}), False) for name, metrics in result["baselines"].items()]
-    rows = [(name, [_number(m.get(n)) for n in names], mark) for name, m, mark in found if "queries" in m]
+    rows = [(name, [number(m.get(n)) for n in names], mark) for name, m, mark in found if "queries" in m]
     labels = [n.replace("hr@", "HR@").replace("ndcg", "NDCG").replace("mrr", "MRR") for n in names]
     return ["test" if split == "test" else split, *labels], rows
 
@@ -114,9 +116,9 @@ def _feedback_rows(result: dict[str, Any], split: str) -> list[tuple[str, list[s
         (
             task,
             [
-                _number(metrics[f"auc/{task}"]),
-                _number(metrics[f"auc/{task}_given_click"]),
-                _number(metrics[f"gauc/{task}"]),
+                number(metrics[f"auc/{task}"]),
+                number(metrics[f"auc/{task}_given_click"]),
+                number(metrics[f"gauc/{task}"]),
                 f"{metrics[f'rows/{task}']:,}",
                 f"{metrics[f'positives/{task}']:,}",
             ],
@@ -151,7 +153,7 @@ def _ranking_section(result: dict[str, Any]) -> str:
     for split in ("test", "valid"):
         header, rows = _ranking_rows(result, split)
         if rows:
-            parts.append(_table(header, (([name, *values], mark) for name, values, mark in rows)))
+            parts.append(html_table(header, (([name, *values], mark) for name, values, mark in rows)))
     if not parts:
         return ""
     test = result["test"]
@@ -166,7 +168,7 @@ def _feedback_section(result: dict[str, Any]) -> str:
     rows = _feedback_rows(result, "test")
     if not rows:
         return ""
-    table = _table(["test", *FEEDBACK_HEADER], (([task, *values], False) for task, values in rows))
+    table = html_table(["test", *FEEDBACK_HEADER], (([task, *values], False) for task, values in rows))
     note = "Each row is an item shown after the last visible click, scored before it is seen. "
     note += "GAUC weights users by their rows."
     if result["test"].get("auc/click") is None:
