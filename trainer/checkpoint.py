@@ -29,7 +29,7 @@ class Progress:
         epoch: epochs completed.
         sample: samples of the epoch under way that are done, over all workers.
         loss_sums, loss_counts: of the epoch under way, by task.
-        best_epoch, best_step, best_score: by valid NDCG@20; epoch 0 before the first validation.
+        best_epoch, best_step, best_score: by the selecting valid metric; epoch 0 before the first validation.
         worse_epochs: epochs since then.
         seconds: spent training, over all starts.
         examples: target clicks trained on.
