@@ -5,18 +5,75 @@ N examples, K candidates (negatives), D dimensions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 CHUNK_SCORES = 1 << 22
 """Scores `[examples × candidates]` held at once: 16 MiB of float32."""
-HIT = -1e30
-"""Score of a candidate that is the example's own target."""
+HIT = -1e15
+"""Score of a candidate that is the example's own target; its square is still finite in float32."""
 
 
-class _FusedSoftmax(torch.autograd.Function):
-    """Cross-entropy of each target against shared candidates, summed, in bounded memory.
+Kernel = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+"""Of scores `[N, K]` (may be overwritten) and own scores `[N]`: losses `[N]`, their gradients by own `[N]` and by score."""
+
+
+def softmax_kernel(score_NK: torch.Tensor, own_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """−log softmax of the target among itself and the candidates."""
+    top = torch.maximum(score_NK.amax(1), own_N)
+    weight = score_NK.sub_(top[:, None]).exp_()
+    own_weight = (own_N - top).exp()
+    normaliser = weight.sum(1) + own_weight
+    weight /= normaliser[:, None]
+    return normaliser.log() + top - own_N, own_weight / normaliser - 1.0, weight
+
+
+def bpr_max_kernel(regularisation: float) -> Kernel:
+    """BPR-max as in `bpr_max_sum`.
+
+    With s the softmax of the scores r, σ = σ(own − r), A = Σ s σ and R = Σ s r², the loss −log A + λ R has the
+    gradients Σ s σ² / A − 1 by the own score and s (1 − σ² / A + λ (r² + 2 r − R)) by r.
+    """
+
+    def kernel(score_NK: torch.Tensor, own_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        share = torch.sub(score_NK, score_NK.amax(1, keepdim=True)).exp_()
+        share /= share.sum(1, keepdim=True)
+        won = torch.sub(own_N[:, None], score_NK).sigmoid_()
+        reward = row_dot(share, won) + 1e-24
+        won.square_()
+        own_gradient = row_dot(share, won) / reward - 1.0
+        square = score_NK.square()
+        size = row_dot(share, square)
+        gradient = square.add_(score_NK, alpha=2.0).sub_(size[:, None]).mul_(regularisation).add_(1.0)
+        gradient.sub_(won.div_(reward[:, None])).mul_(share)
+        return regularisation * size - reward.log(), own_gradient, gradient
+
+    return kernel
+
+
+def row_dot(a_NK: torch.Tensor, b_NK: torch.Tensor) -> torch.Tensor:
+    """Inner product of each row of a with that of b, `[N]`."""
+    return torch.bmm(a_NK[:, None, :], b_NK[:, :, None]).flatten()
+
+
+def kernel_of(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Kernel:
+    """The kernel of a loss of own scores and scores that torch differentiates."""
+
+    def kernel(score_NK: torch.Tensor, own_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        with torch.enable_grad():
+            score_NK.requires_grad_()
+            own_N = own_N.detach().requires_grad_()
+            total = loss(own_N, score_NK)
+            by_own, by_score = torch.autograd.grad(total, (own_N, score_NK))
+        return total.detach(), by_own, by_score
+
+    return kernel
+
+
+class _Fused(torch.autograd.Function):
+    """Losses of each target against shared candidates, summed, in bounded memory.
 
     The gradient is worked out chunk by chunk while the scores are at hand, so that the `[N × K]`
     matrix is never kept; the result being one number, backward only scales it.
@@ -25,6 +82,7 @@ class _FusedSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        kernel: Kernel,
         query_ND: torch.Tensor,
         positive_ND: torch.Tensor,
         positive_bias_N: torch.Tensor,
@@ -50,27 +108,23 @@ class _FusedSoftmax(torch.autograd.Function):
             inside = (hit_row >= begin) & (hit_row < begin + step)
             score[hit_row[inside] - begin, hit_column[inside]] = HIT
             own = (query * positive).sum(1) + positive_bias_N[part]
-            top = torch.maximum(score.amax(1), own)
-            weight = score.sub_(top[:, None]).exp_()
-            own_weight = (own - top).exp()
-            normaliser = weight.sum(1) + own_weight
-            total += (normaliser.log() + top - own).sum(dtype=torch.float64)
-            weight /= normaliser[:, None]
-            own_gradient = own_weight / normaliser - 1.0
-            grads[0][part] = weight @ candidate_KD + own_gradient[:, None] * positive
+            loss, own_gradient, gradient = kernel(score, own)
+            total += loss.sum(dtype=torch.float64)
+            grads[0][part] = torch.addmm(own_gradient[:, None] * positive, gradient, candidate_KD)
             grads[1][part] = own_gradient[:, None] * query
             grads[2][part] = own_gradient
-            grads[3] += weight.t() @ query
-            grads[4] += weight.sum(0)
+            grads[3].addmm_(gradient.t(), query)
+            grads[4] += gradient.sum(0)
         ctx.save_for_backward(*grads)
         return total.to(query_ND.dtype)
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return (*(gradient * upstream[0] for gradient in ctx.saved_tensors), None, None)
+        return (None, *(gradient * upstream[0] for gradient in ctx.saved_tensors), None, None)
 
 
-def softmax_sum(
+def fused_sum(
+    kernel: Kernel,
     query_ND: torch.Tensor,
     positive_ND: torch.Tensor,
     positive_bias_N: torch.Tensor,
@@ -79,22 +133,21 @@ def softmax_sum(
     target_N: torch.Tensor,
     candidate_K: torch.Tensor,
 ) -> torch.Tensor:
-    """Sum over examples of −log softmax of the target among itself and the candidates.
+    """Sum over examples of a loss of the target's score and those of shared candidates.
 
     A candidate that is the example's own target (an accidental hit) does not compete with it.
 
-    With all items as candidates and their biases as they are this is the full softmax. With K sampled
-    candidates, give `bias − log(K q)`: then the candidates' sum estimates that of all other items
-    without bias (the logQ correction; Bengio and Senécal 2008).
-
     Args:
+        kernel: the loss and its gradients.
         query_ND: session queries.
         positive_ND, positive_bias_N: vector and bias of each target.
-        candidate_KD, candidate_bias_K: of the shared candidates, corrected.
+        candidate_KD, candidate_bias_K: of the shared candidates. For the softmax over K sampled ones give
+            `bias − log(K q)`: then their sum estimates that of all other items without bias (the logQ
+            correction; Bengio and Senécal 2008). With all items and plain biases it is the full softmax.
         target_N, candidate_K: their ids, to find accidental hits.
     """
     row, column = accidental_hits(target_N, candidate_K)
-    return _FusedSoftmax.apply(query_ND, positive_ND, positive_bias_N, candidate_KD, candidate_bias_K, row, column)
+    return _Fused.apply(kernel, query_ND, positive_ND, positive_bias_N, candidate_KD, candidate_bias_K, row, column)
 
 
 def accidental_hits(target_N: torch.Tensor, candidate_K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,7 +170,7 @@ def candidate_scores(
 ) -> torch.Tensor:
     """Scores `[N, K]` of shared candidates, `HIT` where a candidate is the example's own target.
 
-    For losses that look at each negative; `softmax_sum` never holds this matrix.
+    For losses that look at each negative; `fused_sum` never holds this matrix.
     """
     score = torch.addmm(candidate_bias_K, query_ND, candidate_KD.t())
     row, column = accidental_hits(target_N, candidate_K)

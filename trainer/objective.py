@@ -154,16 +154,20 @@ class SessionObjective(nn.Module):
             return losses.embedding_sum(query_ND, positive_ND)
         candidate_KD = nn.functional.embedding(place, item.vector)
         bias_K = item.bias[place] + candidates.correction
-        soft = self.config.loss in ("softmax", "sampled_softmax")
-        if soft and not self.config.train.skipped_negatives:
-            return losses.softmax_sum(
-                query_ND, positive_ND, positive_bias_N, candidate_KD, bias_K, target_N, candidates.ids
+        if not self.config.train.skipped_negatives:
+            return losses.fused_sum(
+                self._kernel(), query_ND, positive_ND, positive_bias_N, candidate_KD, bias_K, target_N, candidates.ids
             )
         own = (query_ND * positive_ND).sum(1) + positive_bias_N
         score = losses.candidate_scores(query_ND, candidate_KD, bias_K, target_N, candidates.ids)
-        if self.config.train.skipped_negatives:
-            score = torch.cat([score, self._skipped(query_ND, target_N, item, batch, compact)], dim=1)
-        return self._of_scores(own, score)
+        return self._of_scores(own, torch.cat([score, self._skipped(query_ND, target_N, item, batch, compact)], dim=1))
+
+    def _kernel(self) -> losses.Kernel:
+        if self.config.loss in ("softmax", "sampled_softmax"):
+            return losses.softmax_kernel
+        if self.config.loss == "bpr_max":
+            return losses.bpr_max_kernel(self.config.train.bpr_max_regularisation)
+        return losses.kernel_of(self._of_scores)
 
     def _skipped(
         self, query_ND: torch.Tensor, target_N: torch.Tensor, item: Rows, batch: Batch, compact: torch.Tensor

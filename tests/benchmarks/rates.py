@@ -11,7 +11,7 @@ import torch
 from retrieval.index import Catalogue, build_index
 from trainer.config import TrainerConfig
 from trainer.data.batch import Batch
-from trainer.losses import softmax_sum
+from trainer.losses import fused_sum, softmax_kernel
 from trainer.models.recommender import Recommender
 from trainer.objective import ITEM, SessionObjective
 from trainer.sparse.table import SparseTable
@@ -65,7 +65,7 @@ def training(n_items: int = 100_000, tokens: int = 2_048) -> None:
     ids, bias = torch.randint(0, 2_048, (tokens,)), torch.zeros(2_048)
     plain = timed(lambda: torch.nn.functional.cross_entropy(query @ vector.t(), ids, reduction="sum").backward(), 5)
     fused = timed(
-        lambda: softmax_sum(query, vector[ids], bias[ids], vector, bias, ids, torch.arange(2_048)).backward(), 5
+        lambda: fused_sum(softmax_kernel, query, vector[ids], bias[ids], vector, bias, ids, torch.arange(2_048)).backward(), 5
     )
     print(f"fused softmax: {plain / fused:.2f} × torch cross_entropy, forward and backward")
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer import losses
-from trainer.losses import accidental_hits, softmax_sum
+from trainer.losses import accidental_hits, fused_sum, softmax_kernel
 from trainer.negatives import NegativeSampler
 
 
@@ -25,7 +25,7 @@ def test_with_all_items_it_is_torchs_cross_entropy_with_its_gradients(chunk, mon
     monkeypatch.setattr(losses, "CHUNK_SCORES", chunk)
     query, vector, bias, target = random_problem(0)
     ids = torch.arange(len(vector))
-    ours = softmax_sum(query, vector[target], bias[target], vector, bias, target, ids)
+    ours = fused_sum(softmax_kernel, query, vector[target], bias[target], vector, bias, target, ids)
     found = torch.autograd.grad(ours * 0.7, (query, vector, bias))
     theirs = torch.nn.functional.cross_entropy(query @ vector.t() + bias, target, reduction="sum")
     wanted = torch.autograd.grad(theirs * 0.7, (query, vector, bias))
@@ -46,10 +46,10 @@ def test_accidental_hits_are_all_pairs_of_equal_ids(targets, candidates):
 def test_a_sampled_target_does_not_compete_with_itself():
     query, vector, bias, _ = random_problem(1, n=1)
     target = torch.tensor([3])
-    with_hit = softmax_sum(
-        query, vector[target], bias[target], vector[[3, 5, 3]], bias[[3, 5, 3]], target, torch.tensor([3, 5, 3])
+    with_hit = fused_sum(
+        softmax_kernel, query, vector[target], bias[target], vector[[3, 5, 3]], bias[[3, 5, 3]], target, torch.tensor([3, 5, 3])
     )
-    without = softmax_sum(query, vector[target], bias[target], vector[[5]], bias[[5]], target, torch.tensor([5]))
+    without = fused_sum(softmax_kernel, query, vector[target], bias[target], vector[[5]], bias[[5]], target, torch.tensor([5]))
     assert with_hit.item() == pytest.approx(without.item(), rel=1e-6)
 
 
@@ -73,7 +73,7 @@ def test_the_corrected_sample_estimates_the_full_normaliser_without_bias():
 def test_the_expected_sampled_gradient_nears_the_full_one_as_samples_grow():
     query, vector, bias, target = random_problem(2, n=5, items=30)
     ids = torch.arange(1, 31)
-    full = softmax_sum(query, vector[target], bias[target], vector, bias, target + 1, ids)
+    full = fused_sum(softmax_kernel, query, vector[target], bias[target], vector, bias, target + 1, ids)
     wanted = torch.autograd.grad(full, query)[0]
     sampler = NegativeSampler(np.arange(30), alpha=0.5, uniform=0.3)
     distance = []
@@ -83,7 +83,8 @@ def test_the_expected_sampled_gradient_nears_the_full_one_as_samples_grow():
             drawn = sampler.draw(k, seed=1, step=step)
             place = torch.from_numpy(drawn - 1)
             correction = -torch.from_numpy(sampler.log_q(drawn)) - np.log(k)
-            loss = softmax_sum(
+            loss = fused_sum(
+                softmax_kernel,
                 query,
                 vector[target],
                 bias[target],
@@ -165,6 +166,31 @@ def test_pairwise_losses_equal_the_papers_formulas_and_hits_take_no_part(name, s
     assert torch.isfinite(own.grad).all()
     assert torch.isfinite(score.grad).all()
     assert not score.grad[~torch.from_numpy(present)].any()
+
+
+KERNELS = {
+    "softmax": softmax_kernel,
+    "bpr_max": losses.bpr_max_kernel(0.7),
+    "bpr": losses.kernel_of(losses.bpr_sum),
+    "top1": losses.kernel_of(losses.top1_sum),
+    "gbce": losses.kernel_of(LOSS_OF_SCORES["gbce"]),
+}
+
+
+@pytest.mark.parametrize("name", list(KERNELS))
+@pytest.mark.parametrize("chunk", [1, 30, 1 << 20])
+def test_fused_losses_and_their_gradients_are_torchs_of_the_whole_score_matrix(name, chunk, monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK_SCORES", chunk)
+    query, vector, bias, target = random_problem(5)
+    ids = torch.tensor([0, 3, 3, 7, 11, 2, 9])
+    given = (query, vector[target], bias[target], vector[ids], bias[ids], target, ids)
+    found = fused_sum(KERNELS[name], *given)
+    own = (query * vector[target]).sum(1) + bias[target]
+    wanted = LOSS_OF_SCORES[name](own, losses.candidate_scores(query, vector[ids], bias[ids], target, ids))
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+    ours, theirs = (torch.autograd.grad(0.3 * loss, (query, vector, bias)) for loss in (found, wanted))
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", list(LOSS_OF_SCORES))
