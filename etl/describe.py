@@ -27,7 +27,7 @@ STUDY_LIMIT = 500
 """The study's boxplot: most videos are watched less often."""
 CSS = """body{font:15px/1.5 system-ui,sans-serif;margin:auto;max-width:60rem;padding:1rem;color:#222}
 table{border-collapse:collapse;display:block;overflow-x:auto}td,th{padding:.2rem .6rem;text-align:right;
-border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}svg{max-width:100%;height:auto}"""
+border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}.wide{overflow-x:auto}.wide svg{width:100%;min-width:34rem;height:auto}"""
 
 
 @dataclass
@@ -81,7 +81,7 @@ def page(datasets: list[Dataset]) -> str:
             values |= {f"{scenario}: clicks": clicks, f"{scenario}: watching times": times}
             parts.append(spread(clicks, times))
     values = {label: v for label, v in values.items() if len(v)}
-    drawn = f"<h2>How often an item is watched</h2>{boxes(values)}" if values else ""
+    drawn = f"<h2>How often an item is watched</h2><div class=wide>{boxes(values)}</div>" if values else ""
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><style>{CSS}</style>'
     return (
         f"<!doctype html><html lang=en><head>{head}<title>Datasets</title></head><body>{''.join(parts)}{drawn}</body>"

@@ -6,9 +6,11 @@ from collections import Counter
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 
 from etl.describe import main, watched
 from etl.twin.scenarios import PUBLISHED
+from tests.support.browser import WIDTHS, opened
 
 
 def test_watching_is_counted_item_by_item(fifty):
@@ -38,3 +40,16 @@ def test_the_page_shows_log_kept_and_published_values(fifty, tmp_path, capsys):
     assert main([f"data={tmp_path}", f"output={page}"]) == 2
     assert main([f"data={fifty.path}", f"output={tmp_path}"]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_opens_without_errors_or_requests_and_fits(fifty, tmp_path, width):
+    page = tmp_path / "page.html"
+    assert main([f"data={fifty.path}", f"output={page}"]) == 0
+    found = opened(page, width)
+    assert found.errors == []
+    assert found.requests == []
+    assert found.width <= width
+    assert found.charts
+    assert min(found.charts) > 250

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 
 from retrieval.config import load
 from retrieval.evaluate import evaluate
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from tests.support.browser import WIDTHS, opened
 
 
 @pytest.fixture
@@ -52,29 +50,12 @@ def test_the_page_says_what_metrics_json_says(report):
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", WIDTHS)
 def test_the_page_opens_without_errors_or_requests_and_fits(report, width):
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium (apt-get install chromium)")
-    from playwright.sync_api import sync_playwright
-
-    errors, requests = [], []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": width, "height": 900})
-        page.on("console", lambda m: errors.append(m.text) if m.type in ("error", "warning") else None)
-        page.on("pageerror", lambda e: errors.append(str(e)))
-        page.on("request", lambda r: requests.append(r.url))
-        page.goto(report.as_uri())
-        page.wait_for_load_state("networkidle")
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        smallest = page.evaluate(
-            "Math.min(...[...document.querySelectorAll('svg text')].map(t => t.getBoundingClientRect().height))"
-        )
-        boxes = page.evaluate("[...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect().width)")
-        browser.close()
-    assert errors == []
-    assert [r for r in requests if not r.startswith(("file:", "data:"))] == []
-    assert len(boxes) >= 6
-    assert min(boxes) > 250
-    assert smallest >= 8
+    found = opened(report, width)
+    assert found.errors == []
+    assert found.requests == []
+    assert found.width <= width
+    assert len(found.charts) >= 6
+    assert min(found.charts) > 250
+    assert found.smallest >= 8

@@ -1,0 +1,55 @@
+"""A page opened in headless Chromium: what it complains of, asks for, and how it fits."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+WIDTHS = (390, 1280)
+"""Of a phone and of a desktop."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What was seen.
+
+    Attributes:
+        errors: messages of the console, and uncaught errors.
+        requests: addresses asked for beside the page itself.
+        width: of the whole page, in pixels.
+        charts: widths of the drawings.
+        smallest: height of the smallest text in a drawing, in pixels.
+    """
+
+    errors: list[str]
+    requests: list[str]
+    width: int
+    charts: list[float]
+    smallest: float
+
+
+def opened(path: Path, width: int) -> Opened:
+    """Open a page; the test is skipped where there is no Chromium."""
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium (apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    errors, requests = [], []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.on("console", lambda m: errors.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda e: errors.append(str(e)))
+        page.on("request", lambda r: requests.append(r.url))
+        page.goto(path.as_uri())
+        page.wait_for_load_state("networkidle")
+        found = page.evaluate("document.documentElement.scrollWidth")
+        texts = "[...document.querySelectorAll('svg text')].map(t => t.getBoundingClientRect().height)"
+        smallest = page.evaluate(f"Math.min(...{texts})")
+        charts = page.evaluate("[...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect().width)")
+        browser.close()
+    return Opened(errors, [r for r in requests if not r.startswith(("file:", "data:"))], found, charts, smallest)
