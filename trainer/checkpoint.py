@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import sys
-from dataclasses import asdict, dataclass, field
+import threading
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,17 +50,59 @@ class Progress:
     examples: int = 0
 
 
-def save(folder: Path, stepper: Stepper, progress: Progress, *, keep: int) -> None:
-    """Write the state of a run as `folder/step-…` by one rename, then drop old checkpoints."""
+class Writer:
+    """Writes checkpoints in a thread while training goes on, one at a time.
+
+    Args:
+        folder: of the checkpoints.
+        keep: latest ones kept beside the best.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        self.thread: threading.Thread | None = None
+        self.error: BaseException | None = None
+
+    def save(self, stepper: Stepper, progress: Progress) -> None:
+        """Copy the state of a run and write it in the background, once the checkpoint before is written."""
+        self.wait()
+        tensors, now = {name: t.clone() for name, t in all_tensors(stepper).items()}, replace(progress)
+        self.thread = threading.Thread(target=self._write, args=(tensors, now))
+        self.thread.start()
+
+    def _write(self, tensors: dict[str, torch.Tensor], progress: Progress) -> None:
+        try:
+            write(self.folder, tensors, progress, keep=self.keep)
+        except BaseException as error:  # told by `wait`, in the thread that trains
+            self.error = error
+
+    def wait(self) -> None:
+        """Return once nothing is being written. A full disk costs that checkpoint and a warning, not the run."""
+        if self.thread:
+            self.thread.join()
+        error, self.thread, self.error = self.error, None, None
+        if error is None:
+            return
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise error
+        print("warning: no room on the disk for a checkpoint; the one before is kept", file=sys.stderr, flush=True)
+
+
+def write(folder: Path, tensors: dict[str, torch.Tensor], progress: Progress, *, keep: int) -> None:
+    """Write a state as `folder/step-…` by one rename, then drop old checkpoints."""
     path = folder / f"step-{progress.step:09d}"
     writing = folder / f".{path.name}.writing"
     shutil.rmtree(writing, ignore_errors=True)
-    writing.mkdir(parents=True)
-    save_file(all_tensors(stepper), writing / TENSORS)
-    state = {"progress": asdict(progress), "sha256": sha256_of(writing / TENSORS)}
-    (writing / STATE).write_text(json.dumps(state))
-    for name in (TENSORS, STATE):
-        _sync(writing / name)
+    try:
+        writing.mkdir(parents=True)
+        save_file(tensors, writing / TENSORS)
+        state = {"progress": asdict(progress), "sha256": sha256_of(writing / TENSORS)}
+        (writing / STATE).write_text(json.dumps(state))
+        for name in (TENSORS, STATE):
+            _sync(writing / name)
+    except BaseException:
+        shutil.rmtree(writing, ignore_errors=True)  # half a checkpoint would fill the disk further
+        raise
     shutil.rmtree(path, ignore_errors=True)
     writing.rename(path)
     _sync(folder)

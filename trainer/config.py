@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from omegaconf import MISSING
 
 from etl.command import group, option, read_options
@@ -28,6 +29,7 @@ OPTIMIZERS = ("adagrad", "adamw")
 TABLE_OPTIMIZERS = ("rowwise_adagrad", "adagrad")
 SCHEDULES = ("constant", "cosine")
 BALANCES = ("fixed", "uncertainty")
+PRECISIONS = ("float32", "bfloat16")
 FEEDBACK_TASKS = ("click", "like", "share", "follow")
 TASKS = ("next", *FEEDBACK_TASKS)
 VALID_CUTOFFS = [10, 20]
@@ -90,6 +92,9 @@ class TrainOptions:
     valid_sessions: int = option(10_000, "sessions of the fixed validation sample")
     select_by: str | None = option(None, "valid metric of the best epoch; ndcg@20, of ranking models auc (the mean)")
     patience: int = option(3, "epochs without a better validation before training ends")
+    accumulate: int = option(1, "parts that a worker's share of a step goes through the networks in, to save memory")
+    precision: str = option("float32", "float32 (on a GPU its matrix products are TF32), or bfloat16 on a GPU")
+    profile: bool = option(False, "write RUN/profile: a trace and a table of where steps go")
     refit: bool = option(False, "train once more with the valid clicks for the selected number of epochs")
     buffer_sessions: int = option(16_384, "sessions shuffled together in memory")
     checkpoint_steps: int = option(2_000, "steps between checkpoints inside an epoch")
@@ -100,7 +105,7 @@ class TrainOptions:
 class RayOptions:
     """How many workers, and of what."""
 
-    workers: int = option(2, "Ray Train workers; 0 trains in this process without Ray")
+    workers: Any = option(2, "Ray Train workers; [min,max] goes on with fewer; 0 trains in this process without Ray")
     use_gpu: bool = option(False, "one GPU for each worker")
 
 
@@ -202,6 +207,7 @@ def check(config: TrainerConfig) -> None:
         "train.table_optimizer": TABLE_OPTIMIZERS,
         "train.schedule": SCHEDULES,
         "train.balance": BALANCES,
+        "train.precision": PRECISIONS,
     }
     for name, allowed in choices.items():
         if _value(config, name) not in allowed:
@@ -215,9 +221,22 @@ def check(config: TrainerConfig) -> None:
     if "sasrec" in config.encoders and config.network.hidden % config.network.attention_heads:
         heads = config.network.attention_heads
         raise InputError("network.attention_heads that divides network.hidden", heads, "try 1")
+    _check_machine(config)
+
+
+def _check_machine(config: TrainerConfig) -> None:
+    given = config.ray.workers
+    ends = given if isinstance(given, list) else [given]
+    if not all(isinstance(n, int) and not isinstance(n, bool) for n in ends) or len(ends) not in (1, 2):
+        raise InputError("ray.workers=N or ray.workers=[min,max]", given, "write ray.workers=2, say")
+    if ends[0] < 0 or ends[-1] < ends[0] or (isinstance(given, list) and ends[0] < 1):
+        raise InputError("ray.workers of 0 or more, or [min,max] from 1 on", given, "write ray.workers=[1,2], say")
     cores = os.cpu_count() or 1
-    if not config.ray.use_gpu and "RAY_ADDRESS" not in os.environ and config.ray.workers > cores:
-        raise InputError(f"ray.workers up to the {cores} CPUs here", config.ray.workers, "use fewer, or a Ray cluster")
+    if not config.ray.use_gpu and "RAY_ADDRESS" not in os.environ and ends[-1] > cores:
+        raise InputError(f"ray.workers up to the {cores} CPUs here", given, "use fewer, or a Ray cluster")
+    on_gpu = config.ray.use_gpu or (given == 0 and torch.cuda.is_available())
+    if config.train.precision == "bfloat16" and not on_gpu:
+        raise InputError("train.precision=float32 on a CPU", "bfloat16", "or give each worker a GPU: ray.use_gpu=true")
 
 
 def _check_tasks(config: TrainerConfig) -> None:
@@ -265,6 +284,7 @@ LEAST = {
         "buffer_sessions",
         "checkpoint_steps",
         "keep_checkpoints",
+        "accumulate",
     ),
 }
 """Options of at least 1."""
@@ -280,7 +300,6 @@ NOT_NEGATIVE = {
         "positive_power",
         "prefixes",
     ),
-    "ray": ("workers",),
     "": ("seed",),
 }
 """Options of at least 0."""

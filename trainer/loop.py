@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from etl.contract import Dataset, open_dataset
-from etl.folder import locked, write_json
+from etl.folder import InputError, locked, write_json
 from trainer import checkpoint
 from trainer.checkpoint import Progress
 from trainer.config import TrainerConfig
 from trainer.data.batch import mix
-from trainer.data.order import Order
+from trainer.data.order import Int, Order, share
 from trainer.data.reader import GlobalBatch, Prefetch, Reader
 from trainer.family import TRAIN_HOLDOUT, Family, family_of
 from trainer.models.recommender import Recommender
+from trainer.profiling import Profiler
 from trainer.runlog import Meter, RunLog, read_metrics
 from trainer.step import Stepper
 from trainer.stop import Stopped, StopWatch
@@ -103,25 +105,30 @@ def fit(
     path = checkpoint.latest(folder)
     progress = checkpoint.load(path, stepper) if path else Progress()
     world.barrier()
-    log = None
+    log, writer = None, checkpoint.Writer(folder, config.train.keep_checkpoints)
     if world.is_first and not _ended(config, phase, progress):
         log = RunLog(run, progress.step, refit=not phase.validates)
     sample = family.sample() if phase.validates else None
     while not _ended(config, phase, progress):
-        _run_epoch(config, family, reader, stepper, progress, phase, folder, log)
+        _run_epoch(config, family, reader, stepper, progress, phase, writer, log)
         values: dict[str, Any] = {}
         if sample is not None:
             values = family.validate(stepper, sample).metrics
             _judge(progress, values, config.select_by)
         if log:
             log.write(progress.step, progress.epoch, "valid", values)
-            checkpoint.save(folder, stepper, progress, keep=config.train.keep_checkpoints)
+            writer.save(stepper, progress)
         world.barrier()
         on_epoch({"epoch": progress.epoch, **{k: v for k, v in values.items() if v is not None}})
     if log:
         log.close()
+    writer.wait()
+    world.barrier()
     if phase.validates and progress.best_step != progress.step:
-        checkpoint.load(folder / f"step-{progress.best_step:09d}", stepper)
+        best = folder / f"step-{progress.best_step:09d}"
+        if not best.is_dir():
+            raise InputError(f"the checkpoint of the best epoch, {best.name}", "none", "free disk space, run again")
+        checkpoint.load(best, stepper)
     return stepper, progress
 
 
@@ -137,7 +144,7 @@ def _run_epoch(
     stepper: Stepper,
     progress: Progress,
     phase: Phase,
-    folder: Path,
+    writer: checkpoint.Writer,
     log: RunLog | None,
 ) -> None:
     """Train the rest of the epoch under way."""
@@ -147,7 +154,9 @@ def _run_epoch(
     first_step, meter = progress.step, Meter(reader.total_targets(), phase.epochs, sum(progress.loss_counts[:1]))
     source = _batches(config, family, reader, progress, phase, stepper.world)
     stop = StopWatch(Path(config.output), stepper.world)
+    profiler = Profiler(Path(config.output), wanted=config.train.profile and stepper.world.is_first)
     for batch in source:
+        profiler.before(progress.step - first_step)
         sums, counts = (totals.tolist() for totals in stepper.step(batch.data, progress.step))
         progress.step += 1
         progress.sample = batch.first_sample + batch.samples
@@ -160,19 +169,22 @@ def _run_epoch(
                 log.write(progress.step, progress.epoch + 1, phase.name, mean_losses(stepper.tasks, sums, counts))
             if (progress.step - first_step) % config.train.checkpoint_steps == 0:
                 progress.seconds += meter.lap()
-                checkpoint.save(folder, stepper, progress, keep=config.train.keep_checkpoints)
+                writer.save(stepper, progress)
         if stop(progress.step):
             if log:
                 progress.seconds += meter.lap()
-                checkpoint.save(folder, stepper, progress, keep=config.train.keep_checkpoints)
+                writer.save(stepper, progress)
+                writer.wait()
                 log.close()
             stepper.world.barrier()
             raise Stopped(f"stopped after step {progress.step}; the same command goes on from there")
+    profiler.finish()
     progress.seconds += meter.lap()
     if log:
         told = meter.told(progress, source.waited)
         means = mean_losses(stepper.tasks, progress.loss_sums, progress.loss_counts)
         means |= {"examples_per_second": told["rate"], "waiting_share": told["waiting"]}
+        means["memory_gib"] = psutil.Process().memory_info().rss / 2**30
         log.write(progress.step, progress.epoch + 1, f"{phase.name}-epoch", means)
     progress.epoch, progress.sample = progress.epoch + 1, 0
     progress.loss_sums, progress.loss_counts = [], []
@@ -180,8 +192,8 @@ def _run_epoch(
 
 def _batches(
     config: TrainerConfig, family: Family, reader: Reader[Any], progress: Progress, phase: Phase, world: World
-) -> Prefetch[GlobalBatch[Any]]:
-    """This worker's batches of the epoch under way, from where it stands, read ahead in a thread."""
+) -> Prefetch[GlobalBatch[list[Any]]]:
+    """This worker's batches, in `accumulate` parts each, of the epoch under way, from where it stands, read ahead in a thread."""
     options = config.train
     order = Order(
         reader.group_rows,
@@ -192,7 +204,11 @@ def _batches(
         options.buffer_sessions,
     )
     salt = int(mix(np.array([config.seed * 1_000_003 + progress.epoch], np.uint64))[0] >> np.uint64(1))
-    collate = family.collate(phase.holdout, salt)
+    whole = family.collate(phase.holdout, salt)
+
+    def collate(window: Any, mine: Int, step: Int) -> list[Any]:
+        return [whole(window, share(mine, part, options.accumulate), step) for part in range(options.accumulate)]
+
     start, rank, size = progress.sample, world.global_rank, world.size
     return Prefetch(reader.epoch(order, collate, start=start, global_rank=rank, world_size=size))
 

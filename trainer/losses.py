@@ -80,6 +80,7 @@ class _Fused(torch.autograd.Function):
     """
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cuda", cast_inputs=torch.float32)  # under autocast queries come in bfloat16
     def forward(
         ctx: Any,
         kernel: Kernel,
@@ -119,6 +120,7 @@ class _Fused(torch.autograd.Function):
         return total.to(query_ND.dtype)
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cuda")
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return (None, *(gradient * upstream[0] for gradient in ctx.saved_tensors), None, None)
 

@@ -28,12 +28,10 @@ class Sums:
 
     Attributes:
         loss: sums of the losses by task, `[K]`.
-        weight: weight of the examples in each sum, `[K]`: their number, where each weighs 1.
         log_variance: learned uncertainty by task `[K]`; zeros with fixed weights.
     """
 
     loss: torch.Tensor
-    weight: torch.Tensor
     log_variance: torch.Tensor
 
 
@@ -54,12 +52,12 @@ class Balance(nn.Module):
         """`[K]`."""
         return torch.zeros_like(self.get_buffer("fixed")) if self.log_variance is None else self.log_variance
 
-    def total(self, sums: Sums, weights_K: torch.Tensor, workers: int) -> torch.Tensor:
-        """This worker's share of the loss, given the weights of all workers' examples."""
+    def total(self, sums: Sums, weights_K: torch.Tensor, parts: int) -> torch.Tensor:
+        """The loss of one of `parts` parts of a step, given the weights of all parts' examples."""
         share = self.get_buffer("fixed") * sums.loss / weights_K
         if self.log_variance is None:
             return share.sum()
-        return (torch.exp(-sums.log_variance) * share + sums.log_variance / (2.0 * workers)).sum()
+        return (torch.exp(-sums.log_variance) * share + sums.log_variance / (2.0 * parts)).sum()
 
 
 def positive_weights(config: TrainerConfig, tasks: list[str]) -> dict[str, float]:
@@ -121,6 +119,13 @@ class SessionObjective(nn.Module):
             return {ITEM: torch.cat([batch.items.flatten(), *scored])}
         return {ITEM: torch.cat(scored), INPUT: batch.items.flatten()}
 
+    def weights(self, batch: Batch) -> torch.Tensor:
+        """Weight of a batch's examples by task, float64 `[K]`: their number, where each weighs 1."""
+        found = [torch.count_nonzero(batch.targets).double()]
+        for column, task in enumerate(self.model.feedback_tasks):
+            found.append(row_weight(batch.row_label[:, column], self.positive_weight[task]))
+        return torch.stack(found)
+
     def forward(self, batch: Batch, rows: dict[str, Rows], candidates: Candidates) -> Sums:
         """Sums over this worker's examples. Every parameter takes part whatever the batch holds."""
         model, item = self.model, rows[ITEM]
@@ -131,13 +136,11 @@ class SessionObjective(nn.Module):
         compact = torch.cumsum(used, 0) - 1  # place in the flattened sessions → row of `state`
         target = batch.targets.flatten()[used]
         sums = [self._next(model.query(mixes["next"]), target, item, candidates, batch, compact)]
-        weights = [torch.tensor(float(len(target)), device=state.device)]
         row_state, item_FD = compact[batch.row_state], item.vectors(batch.row_item)
         for column, task in enumerate(model.feedback_tasks):
             logit, label = model.feedback_logits(task, mixes[task][row_state], item_FD), batch.row_label[:, column]
             sums.append(losses.feedback_sum(logit, label, self.positive_weight[task]))
-            weights.append(row_weight(label, self.positive_weight[task]))
-        return Sums(torch.stack(sums), torch.stack(weights), self.balance.variances())
+        return Sums(torch.stack(sums), self.balance.variances())
 
     def _next(
         self,
@@ -212,6 +215,16 @@ class RankObjective(nn.Module):
         """Ids whose vectors the forward pass reads, by table."""
         return {ITEM: torch.cat([batch.item, batch.history.flatten()]), USER: batch.user}
 
+    def labels(self, batch: RankBatch, column: int) -> torch.Tensor:
+        """What a task's rows are judged by, `[F]`: with rank_esmm its action after a click."""
+        label = batch.label[:, column]
+        return label * batch.label[:, self.tasks.index("click")] if self.model.entire_space else label
+
+    def weights(self, batch: RankBatch) -> torch.Tensor:
+        """Weight of a batch's rows by task, float64 `[K]`."""
+        pairs = enumerate(self.tasks)
+        return torch.stack([row_weight(self.labels(batch, c), self.positive_weight[task]) for c, task in pairs])
+
     def forward(self, batch: RankBatch, rows: dict[str, Rows], candidates: None) -> Sums:
         """Sums over this worker's rows."""
         item = rows[ITEM]
@@ -224,16 +237,13 @@ class RankObjective(nn.Module):
             batch.profile,
         )
         logits = self.model.logits(feature)
-        sums, weights = [], []
-        for column, task in enumerate(self.tasks):
-            label = batch.label[:, column]
-            if self.model.entire_space:
-                label = label * batch.label[:, self.tasks.index("click")]
-            sums.append(losses.feedback_sum(logits[task], label, self.positive_weight[task]))
-            weights.append(row_weight(label, self.positive_weight[task]))
-        return Sums(torch.stack(sums), torch.stack(weights), self.balance.variances())
+        sums = [
+            losses.feedback_sum(logits[task], self.labels(batch, column), self.positive_weight[task])
+            for column, task in enumerate(self.tasks)
+        ]
+        return Sums(torch.stack(sums), self.balance.variances())
 
 
 def row_weight(label_F: torch.Tensor, positive_weight: float) -> torch.Tensor:
-    """Weight of all rows together."""
-    return len(label_F) + (positive_weight - 1.0) * label_F.sum()
+    """Weight of all rows together, float64."""
+    return len(label_F) + (positive_weight - 1.0) * label_F.sum(dtype=torch.float64)

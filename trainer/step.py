@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -29,11 +31,11 @@ def learning_rate_factor(options: TrainOptions, step: int, total_steps: int) -> 
     return warmup * 0.5 * (1.0 + math.cos(math.pi * min(max(done, 0.0), 1.0)))
 
 
-def make_optimizer(options: TrainOptions, parameters: Any) -> torch.optim.Optimizer:
-    """The optimiser of the networks."""
+def make_optimizer(options: TrainOptions, parameters: Any, device: torch.device) -> torch.optim.Optimizer:
+    """The optimiser of the networks; on a GPU AdamW is one fused kernel."""
     rate = options.network_learning_rate or options.learning_rate
     if options.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=rate, weight_decay=options.weight_decay)
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=options.weight_decay, fused=device.type == "cuda")
     return torch.optim.Adagrad(parameters, lr=rate, eps=1e-6, weight_decay=options.weight_decay)
 
 
@@ -60,11 +62,18 @@ class Stepper:
         self.total_steps = total_steps
         self.model, self.tasks = objective.model, objective.tasks
         self.forward: nn.Module = DistributedDataParallel(objective) if world.size > 1 else objective
-        self.optimizer = make_optimizer(config.train, objective.parameters())
+        self.optimizer = make_optimizer(config.train, objective.parameters(), world.device)
+        half = config.train.precision == "bfloat16"
+        self.autocast = torch.autocast(world.device.type, torch.bfloat16) if half else nullcontext()
         self.base_rate = self.optimizer.param_groups[0]["lr"]
 
-    def step(self, batch: Any, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(self, parts: Sequence[Any], step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Update all parameters with a global batch of which this worker holds a share.
+
+        Args:
+            parts: the share in batches that follow each other through the networks, so that one of them
+                at a time needs memory; the update is that of all together. As many on every worker.
+            step: number of the step.
 
         Returns:
             Loss sums and example weights over all workers, `[tasks]` each.
@@ -74,29 +83,41 @@ class Stepper:
         """
         # Dropout follows from (seed, step, worker) alone: a resumed run needs no generator's state.
         torch.manual_seed(hash((self.config.seed, step, self.world.global_rank)) & 0x7FFF_FFFF_FFFF_FFFF)
-        batch = batch.to(self.world.device)
-        objective: Any = self.objective  # batch and candidates are of the kind that it takes
-        candidates = objective.candidates(batch, step)
-        wanted = objective.wanted(batch, candidates)
-        rows = {name: self.tables[name].rows(torch.unique(ids)) for name, ids in wanted.items()}
+        parts = [batch.to(self.world.device) for batch in parts]
+        objective: Any = self.objective  # batches and candidates are of the kind that it takes
+        weights = self.world.sum(torch.stack([objective.weights(batch) for batch in parts]).sum(0))
+        candidates = objective.candidates(parts[0], step)
+        wanted = [objective.wanted(batch, candidates) for batch in parts]
+        rows = {
+            name: self.tables[name].rows(torch.unique(torch.cat([ids[name] for ids in wanted]))) for name in wanted[0]
+        }
         self.optimizer.zero_grad(set_to_none=True)
-        sums = self.forward(batch, rows, candidates)
-        totals = self.world.sum(torch.stack([sums.loss.detach(), sums.weight]))
-        loss = self.objective.balance.total(sums, totals[1].clamp(min=1e-12), self.world.size)
-        # DDP averages dense gradients over workers: × size makes them the sum that one worker would have.
-        loss.mul(self.world.size).backward()
+        losses = torch.zeros_like(weights)
+        for number, batch in enumerate(parts, 1):
+            with self._gradients_stay(number < len(parts)):
+                with self.autocast:
+                    sums = self.forward(batch, rows, candidates)
+                loss = self.objective.balance.total(sums, weights.clamp(min=1e-12), self.world.size * len(parts))
+                # DDP averages dense gradients over workers: × size makes them the sum that one worker would have.
+                loss.mul(self.world.size).backward()
+            losses += sums.loss.detach()
+        losses = self.world.sum(losses)
         gradients = {
             name: sum_rows(found.ids, found.gradient() / self.world.size, self.world) for name, found in rows.items()
         }
         norm = self._norm([gradient for _, gradient in gradients.values()])
         # Sums over workers are NaN on all of them if they are on one, so all stop together.
-        if not bool(torch.isfinite(totals[0].sum() + norm)):
+        if not bool(torch.isfinite(losses.sum() + norm)):
             raise NotFiniteError(
-                f"loss or gradient is not finite at step {step} (losses {totals[0].tolist()}, "
-                f"{batch.describe()}); try a lower train.learning_rate"
+                f"loss or gradient is not finite at step {step} (losses {losses.tolist()}, "
+                f"{parts[0].describe()}); try a lower train.learning_rate"
             )
         self._update(gradients, float(norm), step)
-        return totals[0], totals[1]
+        return losses, weights
+
+    def _gradients_stay(self, stay: bool) -> AbstractContextManager[None]:
+        """Whether dense gradients stay on this worker for now, to be exchanged with those of a later part."""
+        return self.forward.no_sync() if stay and isinstance(self.forward, DistributedDataParallel) else nullcontext()
 
     def _norm(self, gradients: list[torch.Tensor]) -> torch.Tensor:
         """Norm of all gradients together; NaN or infinite where one of them is."""

@@ -31,6 +31,9 @@ def run_with_ray(config: TrainerConfig) -> None:
     Raises:
         Stopped: the workers saved and ended, as SIGTERM to this process asks them to.
     """
+    given = config.ray.workers
+    workers: Any = tuple(given) if isinstance(given, list) else given
+    most = workers[1] if isinstance(workers, tuple) else workers
     packages = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")]))
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -40,7 +43,7 @@ def run_with_ray(config: TrainerConfig) -> None:
     if "RAY_ADDRESS" not in os.environ:
         local = {
             "address": "local",
-            "num_cpus": max(config.ray.workers, os.cpu_count() or 1),
+            "num_cpus": max(most, os.cpu_count() or 1),
             "include_dashboard": False,
         }
     logging.getLogger("ray.train").setLevel(logging.WARNING)
@@ -57,7 +60,7 @@ def run_with_ray(config: TrainerConfig) -> None:
     trainer = TorchTrainer(
         work,
         train_loop_config=config.plain(),
-        scaling_config=ScalingConfig(num_workers=config.ray.workers, use_gpu=config.ray.use_gpu),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=config.ray.use_gpu),
         torch_config=TorchConfig(
             backend="nccl" if config.ray.use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_SECONDS
         ),

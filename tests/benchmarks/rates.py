@@ -50,7 +50,7 @@ def training(n_items: int = 100_000, tokens: int = 2_048) -> None:
         stepper.model.train()
         batch = random_batch(tokens, 27, n_items, len(config.tasks) - 1)
         step = iter(range(10**9))
-        seconds = timed(lambda stepper=stepper, batch=batch, step=step: stepper.step(batch, next(step)), 10)
+        seconds = timed(lambda stepper=stepper, batch=batch, step=step: stepper.step([batch], next(step)), 10)
         parts = objective.model.flops(candidates=config.train.negatives, dimension=network.dimension, clicks=14)
         flops = 3 * sum(parts.values()) * tokens
         rates[model] = tokens / seconds

@@ -16,7 +16,7 @@ from etl.contract import open_dataset
 from trainer.checkpoint import all_tensors
 from trainer.config import HEADS, RANK_HEADS, ModelOptions, TrainerConfig, TrainOptions
 from trainer.data.batch import BatchOptions, train_batch
-from trainer.data.order import Order
+from trainer.data.order import Order, share
 from trainer.data.reader import SessionReader
 from trainer.family import family_of
 from trainer.objective import ITEM, Balance, Sums
@@ -61,7 +61,7 @@ def ten_steps(settings: TrainerConfig, world: World, steps: int = 10) -> Stepper
         for batch in batches:
             if taken == steps:
                 break
-            stepper.step(batch.data, taken)
+            stepper.step([batch.data], taken)
             taken += 1
     return stepper
 
@@ -166,7 +166,7 @@ def test_a_step_touches_only_the_rows_of_its_batch_and_negatives(fifty):
     batch = some_batch(fifty, tasks=[], rows=slice(1))
     settings.tasks = ["next"]
     stepper = make_stepper(settings, fifty, World.alone())
-    stepper.step(batch, 0)
+    stepper.step([batch], 0)
     negatives = stepper.objective.candidates(batch, 0).ids.tolist()
     touched = {*batch.items.flatten().tolist(), *batch.targets.flatten().tolist(), *negatives} - {0}
     changed = (stepper.tables[ITEM].vector != before.tables[ITEM].vector).any(1)
@@ -246,10 +246,24 @@ def test_learned_uncertainty_weighs_tasks_by_its_formula():
     balance = Balance(settings, ["next", "like"])
     with torch.no_grad():
         balance.log_variance.copy_(torch.tensor([0.3, -1.2]))
-    sums = Sums(torch.tensor([10.0, 4.0]), torch.tensor([5.0, 8.0]), balance.variances())
-    found = balance.total(sums, sums.weight, 1)
+    sums = Sums(torch.tensor([10.0, 4.0]), balance.variances())
+    found = balance.total(sums, torch.tensor([5.0, 8.0]), 1)
     wanted = np.exp(-0.3) * 10 / 5 + 0.3 / 2 + np.exp(1.2) * 2 * 4 / 8 - 1.2 / 2
     assert found.item() == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{}, {"train": {"balance": "uncertainty"}}, {"model": "rank_esmm"}], ids=str)
+def test_a_step_in_parts_is_the_step_of_the_whole(fifty, changes):
+    settings = config(fifty.path, **changes)
+    family = family_of(settings, fifty, World.alone())
+    reader, collate = family.reader(2), family.collate(2, 1)
+    window, rows = reader.read(np.array([0])), np.arange(9)
+    whole, parts = (family.stepper(10) for _ in range(2))
+    for step in range(3):
+        whole.step([collate(window, rows, rows)], step)
+        parts.step([collate(window, share(rows, part, 4), rows) for part in range(4)], step)
+    for name, value in state_of(whole).items():
+        assert torch.allclose(value, state_of(parts)[name], atol=1e-5), name
 
 
 def test_a_step_that_is_not_finite_updates_nothing_and_names_itself(fifty):
@@ -259,6 +273,6 @@ def test_a_step_that_is_not_finite_updates_nothing_and_names_itself(fifty):
     before = state_of(stepper)
     batch = some_batch(fifty)
     with pytest.raises(NotFiniteError, match="step 41"):
-        stepper.step(batch, 41)
+        stepper.step([batch], 41)
     for name, value in state_of(stepper).items():
         assert torch.equal(value.nan_to_num(), before[name].nan_to_num()), name
