@@ -10,7 +10,7 @@ from omegaconf import MISSING
 from etl.command import option, read_options
 from etl.folder import InputError
 
-INDEXES = ("auto", "flat", "ivf_flat")
+INDEXES = ("auto", "flat", "ivf_flat", "ivf_sq8", "ivf_pq_refine", "hnsw")
 CANDIDATES = ("clicked", "all")
 BASELINES = ("popularity", "markov", "item_knn", "v_sknn")
 
@@ -24,6 +24,8 @@ class RetrievalConfig:
     output: str = option(MISSING, "result folder to make")
     index: str = option("auto", ", ".join(INDEXES))
     fidelity: float = option(0.99, "recall@20 of the exact neighbours, and share of HR@20, that an index must keep")
+    index_file: str | None = option(None, "where the index is kept; RUN/indexes where none is named")
+    memory_gib: float = option(4.0, "memory that an index chosen by auto may take")
     mask_seen: bool = option(False, "items that the query saw are no candidates")
     candidates: str = option("clicked", "clicked (items with a kept click) or all")
     cutoffs: list[int] = option([5, 10, 20], "cutoffs of the ranking metrics")
@@ -61,6 +63,8 @@ def load(options: Sequence[str]) -> RetrievalConfig:
     for name in ("neighbours", "baseline_queries"):
         if getattr(config, name) < 1:
             raise InputError(f"{name} of at least 1", getattr(config, name), "give a larger number")
+    if not config.memory_gib > 0:
+        raise InputError("memory_gib above 0", config.memory_gib, "4 holds millions of vectors")
     if config.threads < 0:
         raise InputError("threads of 0 or more", config.threads, "0 uses every core")
     return config

@@ -13,14 +13,26 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from etl.contract import Dataset, open_dataset
+from etl.contract import MANIFEST, Dataset, open_dataset
 from etl.folder import InputError, refuse_existing, staged, write_json
 from retrieval.bundle import Bundle, lists_array, open_bundle
 from retrieval.config import RetrievalConfig
-from retrieval.index import FIDELITY_K, Catalogue, Fidelity, Index, build_index, choose_kind, measure, tune
+from retrieval.index import (
+    FIDELITY_K,
+    Catalogue,
+    Index,
+    Yardstick,
+    build_index,
+    choose_kind,
+    compare_spaces,
+    measure,
+    norms,
+    tune,
+)
 from retrieval.metrics import feedback_metrics
 from retrieval.ranking import RankWriter, evaluate_queries, seen_among
 from retrieval.report import write_report
+from retrieval.stored import Stored, origin
 
 METRICS = "metrics.json"
 TOPK = "topk.parquet"
@@ -44,7 +56,7 @@ def evaluate(config: RetrievalConfig) -> dict[str, Any]:
         result: dict[str, Any] = {"valid": {}, "test": {}, "baselines": {}, "index": None}
         if bundle.has_vectors:
             catalogue = make_catalogue(bundle, dataset, config)
-            index, result["index"] = prepare_index(bundle, catalogue, config)
+            index, result["index"] = prepare_index(bundle, dataset, catalogue, config)
             with RankWriter(folder / RANKS, config.deepest) as ranks:
                 evaluate_queries(bundle, dataset, index, config, result, ranks)
             write_recommendations(folder / TOPK, bundle, dataset, index, config.deepest)
@@ -96,16 +108,45 @@ def make_catalogue(bundle: Bundle, dataset: Dataset, config: RetrievalConfig) ->
     return Catalogue(item, np.ascontiguousarray(vectors[item - 1]))
 
 
-def prepare_index(bundle: Bundle, catalogue: Catalogue, config: RetrievalConfig) -> tuple[Index, dict[str, Any]]:
-    """Build the index, tune it on valid queries, and report its fidelity on test queries."""
-    kind = choose_kind(config.index, len(catalogue.item), bundle.n_queries("test"), catalogue.vector.shape[1])
-    index = build_index(kind, catalogue)
-    curve: list[dict[str, Any]] = []
-    if kind != "flat":
-        vector, target = sample_queries(valid_bundle(bundle), "valid")
-        curve = [{"effort": effort, **asdict(found)} for effort, found in tune(index, vector, target, config.fidelity)]
-    vector, target = sample_queries(bundle, "test")
-    return index, describe_index(index, measure(index, vector, target), curve)
+def prepare_index(
+    bundle: Bundle, dataset: Dataset, catalogue: Catalogue, config: RetrievalConfig
+) -> tuple[Index, dict[str, Any]]:
+    """Build or load the index, tune it on valid queries, and report its fidelity on test queries.
+
+    The effort for a refit model is that which the model before it needs, which alone has valid queries. An index is kept with what tuning found, so that the next evaluation of the bundle only searches.
+    """
+    kind = choose_kind(
+        config.index, len(catalogue.item), bundle.n_queries("test"), catalogue.vector.shape[1], config.memory_gib
+    )
+    if kind == "flat":
+        index = build_index("flat", catalogue)
+        return index, describe_index(index, asdict(measure(index, yardstick(bundle, "test", catalogue))), {})
+    made_from = origin(bundle.path / MANIFEST, catalogue)
+    stored = Stored(Path(config.index_file), made_from) if config.index_file else None
+    stored = stored or Stored.beside(bundle.path, kind, made_from)
+    index_found, record = stored.load(catalogue), stored.record()
+    if index_found and index_found.kind != kind:
+        raise InputError(f"an index of kind {kind}", f"{index_found.kind} in {stored.path}", "name another index_file")
+    known = stored.tuned(config.fidelity) if index_found else None
+    if index_found and known:
+        index_found.set_effort(known["effort"], known["refine"])
+        return index_found, describe_index(index_found, known["test"], record | {"curve": known["curve"]})
+    selected = valid_bundle(bundle)
+    tuned_on = catalogue if selected is bundle else make_catalogue(selected, dataset, config)
+    valid = yardstick(selected, "valid", tuned_on)
+    if index_found:
+        index = index_found
+    else:
+        spaces = compare_spaces(tuned_on, valid.query)
+        index = build_index(kind, catalogue, max(spaces, key=lambda space: spaces[space]))
+        norm = np.quantile(norms(catalogue.vector), (0, 0.5, 0.99, 1)).tolist()
+        stored.save(index, {"spaces": spaces, "norms": dict(zip(("least", "median", "p99", "largest"), norm, strict=True))})
+    tuning = index if selected is bundle else build_index(kind, tuned_on, index.space)
+    curve = [{**effort, **asdict(found)} for effort, found in tune(tuning, valid, config.fidelity)]
+    index.set_effort(tuning.effort or 1, tuning.refine)
+    test = measure(index, yardstick(bundle, "test", catalogue))
+    stored.remember(config.fidelity, index, curve, test)
+    return index, describe_index(index, asdict(test), stored.record() | {"curve": curve})
 
 
 def valid_bundle(bundle: Bundle) -> Bundle:
@@ -113,19 +154,26 @@ def valid_bundle(bundle: Bundle) -> Bundle:
     return open_bundle(bundle.path.parent / "bundle-selected") if bundle.manifest.refit else bundle
 
 
-def describe_index(index: Index, fidelity: Fidelity, curve: list[dict[str, Any]]) -> dict[str, Any]:
-    """What `metrics.json` says of the index."""
-    return {
-        "kind": index.kind,
-        **index.parameters,
-        f"recall_at_{FIDELITY_K}_vs_exact": fidelity.recall,
-        f"hr_{FIDELITY_K}_vs_exact": fidelity.hr_ratio,
-        "queries_per_second": fidelity.queries_per_second,
-        "exact_queries_per_second": fidelity.exact_queries_per_second,
+def yardstick(bundle: Bundle, split: str, catalogue: Catalogue) -> Yardstick:
+    """Queries of a split by which the index is judged, searched exactly."""
+    return Yardstick.of(catalogue, *sample_queries(bundle, split))
+
+
+def describe_index(index: Index, test: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    """What `metrics.json` says of the index; `test` is its fidelity on test queries."""
+    told = {"kind": index.kind, **index.parameters, **({"space": index.space} if index.faiss_index else {})}
+    told |= {
+        f"recall_at_{FIDELITY_K}_vs_exact": test["recall"],
+        f"hr_{FIDELITY_K}_vs_exact": test["hr_ratio"],
+        f"hr_{FIDELITY_K}_vs_exact_low": test["hr_ratio_low"],
+        "exact_hits": test["exact_hits"],
+        "sample_queries": test["queries"],
+        "queries_per_second": test["queries_per_second"],
+        "exact_queries_per_second": test["exact_queries_per_second"],
         "build_seconds": index.build_seconds,
-        "sample_queries": fidelity.queries,
-        "tuned_on_valid": curve,
+        "tuned_on_valid": record.get("curve", []),
     }
+    return told | {name: record[name] for name in ("spaces", "norms") if name in record}
 
 
 def sample_queries(bundle: Bundle, split: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:

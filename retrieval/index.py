@@ -1,4 +1,4 @@
-"""Nearest-neighbour indexes over the candidates' vectors, and how one is chosen."""
+"""Nearest-neighbour indexes over the candidates' vectors: kinds, effort, and what each keeps of exact search."""
 
 from __future__ import annotations
 
@@ -17,6 +17,18 @@ from retrieval.exact import Ids, Vectors, rescore, search_exact
 FIDELITY_K = 20
 FLAT_UP_TO = 2e13
 """Multiplications up to which `auto` searches exactly: a few minutes on two cores."""
+SPACES = ("inner_product", "augmented")
+"""How an index sees the vectors: as they are, or on a sphere, where the nearest by distance is the best by
+inner product whatever the norms (Bachrach et al. 2014)."""
+SPACE_SAMPLE, SPACE_PROBES = 100_000, (1, 4, 16)
+"""Candidates, and lists probed, by which the two are compared."""
+POINTS_PER_LIST = 64
+"""Vectors a list that k-means looks at."""
+LEAST_FOR_CODES = 624
+"""Product codes are learned from 39 vectors for each of 16 code words; of fewer, each number is coded by itself."""
+HNSW_LINKS = 32
+WIDTH = 8
+"""Vectors are filled up with zeros to a multiple of this length, which vector instructions want."""
 
 
 @dataclass
@@ -37,59 +49,170 @@ class Catalogue:
         return np.where(self.item[row] == item_N, row, -1)
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A kind of index.
+
+    Attributes:
+        effort: what is raised for fidelity: lists probed, or candidates that the graph's search keeps.
+        first: effort that tuning begins with.
+        refine: candidates listed for each one wanted, to be scored again exactly: coded vectors have rough scores.
+        bytes_per_vector: of an index over vectors of a length.
+    """
+
+    effort: str
+    first: int
+    refine: int
+    bytes_per_vector: Any
+
+
+KINDS = {
+    "ivf_flat": Kind("nprobe", 1, 1, lambda width: 4 * width + 8),
+    "ivf_sq8": Kind("nprobe", 1, 2, lambda width: width + 8),
+    "ivf_pq_refine": Kind("nprobe", 1, 8, lambda width: width // 4 + 8),
+    "hnsw": Kind("efSearch", 16, 1, lambda width: 4 * width + 8 * HNSW_LINKS + 16),
+}
+"""By name; `flat` is exact search over the vectors themselves and has no index."""
+
+
 @dataclass
 class Index:
-    """A searchable index; `effort` is the number of lists probed, where the kind has it."""
+    """A searchable index; without `faiss_index` the search is exact."""
 
     kind: str
     catalogue: Catalogue
     faiss_index: Any = field(repr=False)
     build_seconds: float
+    space: str = SPACES[0]
     effort: int | None = None
-    parameters: dict[str, int] = field(default_factory=dict)
+    refine: int = 1
+    parameters: dict[str, Any] = field(default_factory=dict)
 
     def search(self, query_QD: Vectors, k: int) -> tuple[npt.NDArray[np.float64], Ids]:
         """The best `k` candidates: float64 scores and rows `[Q, k]`, best first, equal ones by rising id.
 
         Rows are -1 (score -inf) where the index found fewer.
         """
+        size = len(self.catalogue.item)
         if self.faiss_index is None:
-            _, row = search_exact(self.catalogue.vector, query_QD, min(k, len(self.catalogue.item)))
+            _, row = search_exact(self.catalogue.vector, query_QD, min(k, size))
         else:
-            _, row = self.faiss_index.search(query_QD, k)
+            _, row = self.faiss_index.search(widened(query_QD, self.space, None), min(k * self.refine, max(k, size)))
         score = rescore(self.catalogue.vector, query_QD, row)
-        order = np.lexsort((np.where(row < 0, np.iinfo(np.int64).max, row), -score), axis=1)
+        order = np.lexsort((np.where(row < 0, np.iinfo(np.int64).max, row), -score), axis=1)[:, :k]
         return np.take_along_axis(score, order, 1), np.take_along_axis(row, order, 1)
 
-    def set_effort(self, lists: int) -> None:
-        """Probe so many lists."""
-        self.effort = self.parameters["nprobe"] = lists
-        self.faiss_index.nprobe = lists
+    @property
+    def most_effort(self) -> int:
+        """Effort with which nothing more is to be gained."""
+        return int(self.parameters.get("nlist", len(self.catalogue.item)))
+
+    def set_effort(self, effort: int, refine: int | None = None) -> None:
+        """Probe so many lists, or keep so many candidates; list `refine` candidates for each one wanted."""
+        self.effort, self.refine = effort, refine or self.refine
+        name = KINDS[self.kind].effort
+        self.parameters |= {name: effort, "refine": self.refine}
+        if self.kind == "hnsw":
+            self.faiss_index.hnsw.efSearch = effort
+        else:
+            self.faiss_index.nprobe = effort
 
 
-def build_index(kind: str, catalogue: Catalogue) -> Index:
+def widened(vector_ND: Vectors, space: str, longest: float | None) -> Vectors:
+    """Vectors as an index sees them, zeros filled up to a multiple of `WIDTH`.
+
+    Args:
+        vector_ND: items or queries.
+        space: of `SPACES`. The augmented one adds √(longest² − |v|²) to items, so that all have one norm, and
+            0 to queries: |q − v|² = |q|² + longest² − 2 q·v then orders items as q·v does.
+        longest: largest norm of the items; None for queries.
+    """
+    n, dimension = vector_ND.shape
+    width = -(-(dimension + (space == "augmented")) // WIDTH) * WIDTH
+    out = np.zeros((n, width), np.float32)
+    out[:, :dimension] = vector_ND
+    if space == "augmented" and longest is not None:
+        norm = np.einsum("nd,nd->n", vector_ND, vector_ND, dtype=np.float64)
+        out[:, dimension] = np.sqrt(np.maximum(longest**2 - norm, 0.0))
+    return out
+
+
+def norms(vector_ND: Vectors) -> npt.NDArray[np.float64]:
+    """Euclidean norms `[N]`."""
+    return np.sqrt(np.einsum("nd,nd->n", vector_ND, vector_ND, dtype=np.float64))
+
+
+def build_index(kind: str, catalogue: Catalogue, space: str = SPACES[0]) -> Index:
     """Build an index of a kind over the candidates."""
     begin = time.perf_counter()
     if kind == "flat":
         return Index("flat", catalogue, None, 0.0)
-    lists = max(1, min(int(4 * math.sqrt(len(catalogue.item))), len(catalogue.item) // 39 or 1))
-    dimension = catalogue.vector.shape[1]
-    quantizer = faiss.IndexFlatIP(dimension)
-    index = faiss.IndexIVFFlat(quantizer, dimension, lists, faiss.METRIC_INNER_PRODUCT)
-    index.cp.seed = 0
-    index.cp.min_points_per_centroid = 1
-    index.train(catalogue.vector)
-    index.add(catalogue.vector)
-    built = Index("ivf_flat", catalogue, index, time.perf_counter() - begin, parameters={"nlist": lists})
-    built.set_effort(1)
+    vectors = widened(catalogue.vector, space, float(norms(catalogue.vector).max(initial=0.0)))
+    index, parameters = _empty(kind, vectors, faiss.METRIC_L2 if space == "augmented" else faiss.METRIC_INNER_PRODUCT)
+    if not index.is_trained:
+        index.train(vectors)
+    index.add(vectors)
+    built = Index(kind, catalogue, index, time.perf_counter() - begin, space, parameters=parameters)
+    built.set_effort(min(KINDS[kind].first, built.most_effort), KINDS[kind].refine)
     return built
 
 
-def choose_kind(wanted: str, n_candidates: int, n_queries: int, dimension: int) -> str:
-    """The index that `auto` stands for: exact search as long as it is a matter of minutes."""
+def _empty(kind: str, vectors: Vectors, metric: int) -> tuple[Any, dict[str, Any]]:
+    """An index without vectors, and its parameters."""
+    n, width = vectors.shape
+    if kind == "hnsw":
+        graph = faiss.IndexHNSWFlat(width, HNSW_LINKS, metric)
+        return graph, {"links": HNSW_LINKS}
+    lists = max(1, min(int(4 * math.sqrt(n)), n // 39 or 1))
+    quantizer = faiss.IndexFlat(width, metric)
+    if kind == "ivf_flat":
+        index = faiss.IndexIVFFlat(quantizer, width, lists, metric)
+    elif kind == "ivf_sq8" or n < LEAST_FOR_CODES:
+        index = faiss.IndexIVFScalarQuantizer(quantizer, width, lists, faiss.ScalarQuantizer.QT_8bit, metric)
+    else:
+        index = faiss.IndexIVFPQFastScan(quantizer, width, lists, width // 2, 4, metric)
+    index.cp.seed, index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 0, 1, POINTS_PER_LIST
+    return index, {"nlist": lists}
+
+
+def choose_kind(wanted: str, n_candidates: int, n_queries: int, dimension: int, memory_gib: float = 4.0) -> str:
+    """The index that `auto` stands for.
+
+    Exact search as long as it is a matter of minutes, else the least coarse inverted lists that fit into the memory.
+    """
     if wanted != "auto":
         return wanted
-    return "flat" if float(n_candidates) * n_queries * dimension <= FLAT_UP_TO else "ivf_flat"
+    if float(n_candidates) * n_queries * dimension <= FLAT_UP_TO:
+        return "flat"
+    for kind in ("ivf_flat", "ivf_sq8"):
+        if KINDS[kind].bytes_per_vector(dimension + WIDTH) * n_candidates <= memory_gib * 2**30:
+            return kind
+    return "ivf_pq_refine"
+
+
+def compare_spaces(catalogue: Catalogue, query_QD: Vectors) -> dict[str, float]:
+    """Mean recall of inverted lists over a sample of the candidates, by space, at the same numbers of probes.
+
+    Norms that follow popularity draw many queries to few long vectors: which view loses less is measured.
+    """
+    step = max(1, len(catalogue.item) // SPACE_SAMPLE)
+    sample = Catalogue(catalogue.item[::step], np.ascontiguousarray(catalogue.vector[::step]))
+    k = min(FIDELITY_K, len(sample.item))
+    _, exact = search_exact(sample.vector, query_QD, k)
+    found = {}
+    for space in SPACES:
+        index, recalls = build_index("ivf_flat", sample, space), []
+        for probes in SPACE_PROBES:
+            index.set_effort(min(probes, index.most_effort))
+            recalls.append(shared(exact, index.search(query_QD, k)[1]) / max(exact.size, 1))
+        found[space] = float(np.mean(recalls))
+    return found
+
+
+def shared(a_QK: Ids, b_QK: Ids) -> int:
+    """How many rows of each query stand in both lists, in all."""
+    query = np.arange(len(a_QK), dtype=np.int64)[:, None] << 40
+    return int(np.isin(query | a_QK, (query | b_QK)[b_QK >= 0]).sum())
 
 
 @dataclass(frozen=True)
@@ -99,10 +222,14 @@ class Fidelity:
     Attributes:
         recall: share of the exact 20 nearest neighbours that the index lists too.
         hr_ratio: HR@20 through the index over HR@20 of exact search; None where that is 0.
+        hr_ratio_low: lower 95 % bound of it over the exact hits (Wilson); None without hits.
+        exact_hits: queries whose target exact search lists.
     """
 
     recall: float
     hr_ratio: float | None
+    hr_ratio_low: float | None
+    exact_hits: int
     queries: int
     queries_per_second: float
     exact_queries_per_second: float
@@ -112,39 +239,68 @@ class Fidelity:
         return self.recall >= wanted and (self.hr_ratio is None or self.hr_ratio >= wanted)
 
 
-def measure(index: Index, query_QD: Vectors, target_Q: npt.NDArray[np.integer]) -> Fidelity:
-    """Compare an index with exact search on queries and their targets (dense ids)."""
-    k = min(FIDELITY_K, len(index.catalogue.item))
+def wilson_low(successes: int, trials: int, z: float = 1.959964) -> float | None:
+    """Lower end of Wilson's 95 % interval of a share."""
+    if not trials:
+        return None
+    share = successes / trials
+    middle, spread = share + z**2 / (2 * trials), z * math.sqrt((share * (1 - share) + z**2 / (4 * trials)) / trials)
+    return (middle - spread) / (1 + z**2 / trials)
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """Queries with their targets (dense ids), and what exact search lists for them."""
+
+    query: Vectors
+    target: npt.NDArray[np.integer]
+    exact: Ids
+    seconds: float
+
+    @classmethod
+    def of(cls, catalogue: Catalogue, query_QD: Vectors, target_Q: npt.NDArray[np.integer]) -> Yardstick:
+        """Search exactly, and take the time."""
+        begin = time.perf_counter()
+        _, exact = search_exact(catalogue.vector, query_QD, min(FIDELITY_K, len(catalogue.item)))
+        return cls(query_QD, target_Q, exact, time.perf_counter() - begin)
+
+
+def measure(index: Index, stick: Yardstick) -> Fidelity:
+    """Compare an index with exact search."""
     begin = time.perf_counter()
-    _, exact = search_exact(index.catalogue.vector, query_QD, k)
-    middle = time.perf_counter()
-    _, found = index.search(query_QD, k)
-    end = time.perf_counter()
-    target = index.catalogue.rows_of(target_Q)[:, None]
-    shared = sum(len(np.intersect1d(a, b)) for a, b in zip(exact, found, strict=True))
-    hits, exact_hits = (int(((rows == target) & (target >= 0)).sum()) for rows in (found, exact))
+    _, found = index.search(stick.query, stick.exact.shape[1])
+    seconds = time.perf_counter() - begin
+    target = index.catalogue.rows_of(stick.target)[:, None]
+    hit, exact_hit = (((rows == target) & (target >= 0)).any(axis=1) for rows in (found, stick.exact))
+    hits, exact_hits, kept = int(hit.sum()), int(exact_hit.sum()), int((hit & exact_hit).sum())
     return Fidelity(
-        recall=shared / max(exact.size, 1),
+        recall=shared(stick.exact, found) / max(stick.exact.size, 1),
         hr_ratio=hits / exact_hits if exact_hits else None,
-        queries=len(query_QD),
-        queries_per_second=len(query_QD) / max(end - middle, 1e-9),
-        exact_queries_per_second=len(query_QD) / max(middle - begin, 1e-9),
+        hr_ratio_low=wilson_low(kept, exact_hits),
+        exact_hits=exact_hits,
+        queries=len(stick.query),
+        queries_per_second=len(stick.query) / max(seconds, 1e-9),
+        exact_queries_per_second=len(stick.query) / max(stick.seconds, 1e-9),
     )
 
 
-def tune(
-    index: Index, query_QD: Vectors, target_Q: npt.NDArray[np.integer], wanted: float
-) -> Iterator[tuple[int, Fidelity]]:
-    """Raise the effort until valid queries keep the wanted fidelity; yields `(effort, fidelity)` tried.
+def tune(index: Index, stick: Yardstick, wanted: float) -> Iterator[tuple[dict[str, int], Fidelity]]:
+    """Raise the effort until valid queries keep the wanted fidelity; yields what was tried and found.
 
-    With every list probed the search is exact, so it always ends.
+    Where more effort gains nothing although fidelity is missing, rough scores are to blame: then more candidates are
+    scored again. It ends at the latest with all lists probed and all candidates scored.
     """
-    lists = index.parameters["nlist"]
-    effort = 1
+    effort, refine, before = min(KINDS[index.kind].first, index.most_effort), KINDS[index.kind].refine, -1.0
     while True:
-        index.set_effort(min(effort, lists))
-        found = measure(index, query_QD, target_Q)
-        yield min(effort, lists), found
-        if found.reaches(wanted) or effort >= lists:
+        index.set_effort(effort, refine)
+        found = measure(index, stick)
+        yield {KINDS[index.kind].effort: effort, "refine": refine}, found
+        all_scored = refine * FIDELITY_K >= len(index.catalogue.item)
+        if found.reaches(wanted) or (effort >= index.most_effort and all_scored):
             return
-        effort *= 2
+        stuck = found.recall - before < 0.1 * (wanted - found.recall)
+        if effort >= index.most_effort or (stuck and index.kind in ("ivf_sq8", "ivf_pq_refine") and not all_scored):
+            refine *= 2
+        else:
+            effort = min(2 * effort, index.most_effort)
+        before = found.recall

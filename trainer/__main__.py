@@ -1,5 +1,6 @@
 """`python -m trainer`: a dataset → a run folder with a bundle."""
 
+import errno
 import json
 import sys
 from collections.abc import Sequence
@@ -34,7 +35,11 @@ def job(options: list[str]) -> None:
                 print(stopped, file=sys.stderr, flush=True)
                 raise SystemExit(STATUS) from None
             except NotFiniteError as error:
-                raise InputError("finite losses and gradients", error, "training stopped before the update") from None
+                raise error.told() from None
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                raise InputError(f"room on the disk of {run}", "a full disk", "free some and run again") from None
     summary = json.loads((run / SUMMARY).read_text())
     valid = "  ".join(f"{name} {value:.4f}" for name, value in summary["valid"].items() if value is not None)
     state = "already finished" if finished else f"{summary['examples_per_second']:,.0f} events/s"

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from etl.folder import InputError
 from trainer.config import TrainerConfig, TrainOptions
 from trainer.objective import RankObjective, SessionObjective
 from trainer.sparse.exchange import sum_rows
@@ -20,6 +21,10 @@ from trainer.world import World
 
 class NotFiniteError(ArithmeticError):
     """A loss or gradient is NaN or infinite; nothing was updated."""
+
+    def told(self) -> InputError:
+        """The same for the user."""
+        return InputError("finite losses and gradients", str(self), "training stopped before the update")
 
 
 def learning_rate_factor(options: TrainOptions, step: int, total_steps: int) -> float:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import logging
 import os
 import shutil
 import uuid
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig, report
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, report
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from etl.folder import InputError, write_json
 from trainer.config import TrainerConfig, from_plain
 from trainer.loop import is_finished, train
+from trainer.step import NotFiniteError
 from trainer.stop import Stopped, on_sigterm
 from trainer.world import World
 
 MAX_FAILURES = 3
 COLLECTIVE_TIMEOUT_SECONDS = 300
+FAILED = ".failed.json"
+"""What ended all workers alike, for the starting process to tell."""
 
 
 def run_with_ray(config: TrainerConfig) -> None:
@@ -29,6 +34,7 @@ def run_with_ray(config: TrainerConfig) -> None:
     A worker that dies makes Ray start the group again; it goes on from our own latest checkpoint.
 
     Raises:
+        InputError: no room on the disk, losses that are not finite, a cluster with too few workers.
         Stopped: the workers saved and ended, as SIGTERM to this process asks them to.
     """
     given = config.ray.workers
@@ -70,19 +76,39 @@ def run_with_ray(config: TrainerConfig) -> None:
             failure_config=FailureConfig(**failures),
         ),
     )
+    run = Path(config.output)
+    (run / FAILED).unlink(missing_ok=True)
     try:
         # Ray put a handler of its own in place when it started.
-        with on_sigterm(Path(config.output)):
+        with on_sigterm(run):
             trainer.fit()
-        if not is_finished(Path(config.output)):
+        if (run / FAILED).is_file():
+            raise InputError(**json.loads((run / FAILED).read_text()))
+        if not is_finished(run):
             raise Stopped("stopped; the same command goes on from the checkpoint that was left")
+    except ControllerError as error:
+        cause = str(error.controller_failure).strip().splitlines()[0]
+        raise InputError(f"a cluster that can start {given} workers", cause, "add nodes, or run again later") from None
+    except TrainingFailedError as error:
+        if os.strerror(errno.ENOSPC) in str(error):
+            raise InputError(f"room on the disk of {run}", "a full disk", "free some and run again") from None
+        raise
     finally:
         ray.shutdown()
         shutil.rmtree(storage, ignore_errors=True)
 
 
 def work(settings: dict[str, Any]) -> None:
-    """What each Ray worker does: the same loop as without Ray."""
-    # Workers that were asked to stop have done what was asked: an error would start them again.
-    with suppress(Stopped):
-        train(from_plain(settings), World.of_process_group(), lambda metrics: report(metrics))
+    """What each Ray worker does: the same loop as without Ray.
+
+    What ends all workers alike is no failure to Ray, which would start them again.
+    """
+    config, world = from_plain(settings), World.of_process_group()
+    try:
+        train(config, world, lambda metrics: report(metrics))
+    except Stopped:
+        return
+    except (InputError, NotFiniteError) as error:
+        if world.is_first:
+            told = error if isinstance(error, InputError) else error.told()
+            write_json(Path(config.output) / FAILED, vars(told))

@@ -16,7 +16,7 @@ from retrieval.baselines import Popularity
 from retrieval.bundle import MANIFEST, Queries, finish_bundle, open_bundle, vectors_array
 from retrieval.config import load
 from retrieval.evaluate import evaluate
-from retrieval.index import Catalogue, build_index, measure, tune
+from retrieval.index import Catalogue, Yardstick, build_index, choose_kind, measure, tune
 from retrieval.metrics import MISS
 from retrieval.ranking import rank_by_index, read_ranks
 from retrieval.significance import gains
@@ -30,7 +30,7 @@ def run(tiny, name="out", *options):
     )
 
 
-@pytest.mark.parametrize("index", ["flat", "ivf_flat", "auto"])
+@pytest.mark.parametrize("index", ["flat", "ivf_flat", "ivf_sq8", "ivf_pq_refine", "hnsw", "auto"])
 def test_the_tiny_result_is_the_one_worked_by_hand(tiny, index):
     expected = json.loads((tiny / "result" / "metrics.json").read_text())
     found = run(tiny, "out", f"index={index}", "fidelity=1.0")
@@ -119,18 +119,87 @@ def test_ranks_equal_a_slow_ranking_of_all_candidates(seed, mask_seen):
             assert not seen & set(listed.tolist())
 
 
-def test_the_index_is_tuned_until_the_asked_fidelity_holds():
+APPROXIMATE = ["ivf_flat", "ivf_sq8", "ivf_pq_refine", "hnsw"]
+
+
+@pytest.mark.parametrize("kind", APPROXIMATE)
+@pytest.mark.parametrize("space", ["inner_product", "augmented"])
+def test_an_index_is_tuned_until_the_asked_fidelity_holds_and_converges_to_exact_search(kind, space):
     rng = np.random.default_rng(0)
-    vectors = rng.normal(size=(3000, 16)).astype(np.float32)
+    vectors = rng.normal(size=(3000, 16)).astype(np.float32) * rng.lognormal(0, 0.5, (3000, 1)).astype(np.float32)
     catalogue = Catalogue(np.arange(1, 3001, dtype=np.int32), vectors)
     query, target = rng.normal(size=(200, 16)).astype(np.float32), rng.integers(1, 3001, 200)
-    index = build_index("ivf_flat", catalogue)
-    curve = list(tune(index, query, target, 0.95))
-    recalls = [fidelity.recall for _, fidelity in curve]
-    assert recalls == sorted(recalls)
-    assert recalls[0] < 0.95 <= recalls[-1]
-    index.set_effort(index.parameters["nlist"])
-    assert measure(index, query, target).recall == 1.0
+    stick = Yardstick.of(catalogue, query, target)
+    index = build_index(kind, catalogue, space)
+    curve = list(tune(index, stick, 0.95))
+    assert curve[-1][1].recall >= 0.95
+    assert all(found.recall < 0.95 for _, found in curve[:-1])
+    if kind != "hnsw":  # a graph may have corners that no effort reaches
+        index.set_effort(index.most_effort, len(vectors))
+        assert measure(index, stick).recall == 1.0
+        score, row = index.search(query, 20)
+        wanted = np.sort(query.astype(np.float64) @ vectors.astype(np.float64).T, axis=1)[:, ::-1][:, :20]
+        assert score == pytest.approx(wanted, abs=1e-9)
+
+
+def test_fidelity_is_counted_as_by_hand():
+    catalogue = Catalogue(np.arange(1, 41, dtype=np.int32), np.arange(40, dtype=np.float32)[:, None])
+    stick = Yardstick.of(catalogue, np.ones((4, 1), np.float32), np.array([40, 21, 20, 30]))
+
+    class Half:
+        """Lists the ten best candidates and ten bad ones."""
+
+        def search(self, query, k):
+            row = np.concatenate([np.arange(39, 29, -1), np.arange(k - 10)])
+            return None, np.tile(row, (len(query), 1))
+
+    index = build_index("flat", catalogue)
+    index.faiss_index = Half()
+    found = measure(index, stick)
+    assert found.recall == 0.5
+    assert (found.exact_hits, found.hr_ratio) == (3, pytest.approx(1 / 3))  # of 40, 21 and 30 only 40 is listed
+    assert found.hr_ratio_low == pytest.approx(0.0615, abs=1e-4)  # Wilson's interval of 1 in 3
+
+
+def test_auto_goes_by_size_queries_and_memory():
+    assert choose_kind("auto", 100_000, 10_000, 64) == "flat"
+    assert choose_kind("auto", 3_750_000, 5_000_000, 64) == "ivf_flat"
+    assert choose_kind("auto", 3_750_000, 5_000_000, 64, memory_gib=0.5) == "ivf_sq8"
+    assert choose_kind("auto", 3_750_000, 5_000_000, 64, memory_gib=0.1) == "ivf_pq_refine"
+    assert choose_kind("hnsw", 10, 10, 4) == "hnsw"
+
+
+@pytest.mark.parametrize("kind", APPROXIMATE)
+def test_an_index_is_kept_and_used_again_with_what_tuning_found(tiny, kind, monkeypatch):
+    first = run(tiny, "a", f"index={kind}")
+
+    def never(*given):
+        raise AssertionError("built again")
+
+    monkeypatch.setattr("retrieval.evaluate.build_index", never)
+    monkeypatch.setattr("retrieval.evaluate.tune", never)
+    second = run(tiny, "b", f"index={kind}")
+    for name in ("kind", "space", "recall_at_20_vs_exact", "tuned_on_valid", "build_seconds"):
+        assert first["index"][name] == second["index"][name]
+    without = {"ranking_seconds"}
+    assert {k: v for k, v in first["test"].items() if k not in without} == {
+        k: v for k, v in second["test"].items() if k not in without
+    }
+
+
+def test_an_index_of_another_bundle_or_a_changed_file_is_refused(tiny):
+    index = f"index_file={tiny / 'mine.faiss'}"
+    run(tiny, "a", "index=ivf_flat", index)
+    flip(tiny / "mine.faiss")
+    with pytest.raises(InputError, match="the index file that was written"):
+        run(tiny, "b", "index=ivf_flat", index)
+    flip(tiny / "mine.faiss")
+    with pytest.raises(InputError, match="an index of kind hnsw, got ivf_flat"):
+        run(tiny, "b", "index=hnsw", index)
+    rewrite_items(tiny, lambda table: with_vector(table, 0.25))
+    with pytest.raises(InputError, match="an index of this bundle"):
+        run(tiny, "b", "index=ivf_flat", index)
+    assert not (tiny / "b").exists()
 
 
 def test_a_refit_bundle_tunes_on_the_model_before(tiny):
