@@ -27,7 +27,8 @@ STUDY_LIMIT = 500
 """The study's boxplot: most videos are watched less often."""
 CSS = """body{font:15px/1.5 system-ui,sans-serif;margin:auto;max-width:60rem;padding:1rem;color:#222}
 table{border-collapse:collapse;display:block;overflow-x:auto}td,th{padding:.2rem .6rem;text-align:right;
-border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}.wide{overflow-x:auto}.wide svg{width:100%;min-width:34rem;height:auto}"""
+border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}
+.wide{overflow-x:auto}.wide svg{width:100%;min-width:34rem;height:auto}"""
 
 
 @dataclass

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from etl.contract import CLICKED, Dataset, feedback_labels
 from retrieval.bundle import Queries
 from retrieval.metrics import MISS
+
+HELD_OUT = 2
+"""Kept clicks at the end of a session that nothing may be learned from."""
+RATE_ROWS = 20.0
+"""Rows of the mean rate that are added to each item's own."""
 
 
 class Popularity:
@@ -54,6 +64,101 @@ class Popularity:
         """Train clicks of items, -1 for one that is no candidate."""
         inside = item_N < len(self.clicks)
         return np.where(inside, self.clicks[np.where(inside, item_N, 0)], -1)
+
+
+def item_rates(dataset: Dataset, tasks: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
+    """Share of positives among what was shown of each item in train, by task: float32 `[n_items + 1]`.
+
+    Towards the rate over all items, as if `RATE_ROWS` rows more of each item had shown that. Without exposures, the
+    kept clicks are the rows. Rows of scenario `ctr` give none.
+    """
+    size = dataset.manifest.n_items + 1
+    rows, positives = np.zeros(size), {task: np.zeros(size) for task in tasks}
+    if not dataset.session_files:
+        return {}
+    shown = bool(dataset.manifest.protocol.get("exposures", True))
+    columns = ["items", "exposure_items", "exposure_position", "exposure_feedback"] if shown else ["items", "feedback"]
+    for entry in dataset.session_files:
+        with pq.ParquetFile(dataset.file(entry.path)) as file:
+            for group in range(file.num_row_groups):
+                item, feedback = _train_rows(file.read_row_group(group, columns=columns), shown=shown)
+                rows += np.bincount(item, minlength=size)
+                for task, count in positives.items():
+                    count += np.bincount(item, weights=feedback_labels(feedback, task), minlength=size)
+    out = {}
+    for task, count in positives.items():
+        mean = count.sum() / max(rows.sum(), 1.0)
+        out[task] = ((count + RATE_ROWS * mean) / (rows + RATE_ROWS)).astype(np.float32)
+    return out
+
+
+def _train_rows(table: pa.Table, *, shown: bool) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]:
+    """Item and outcome bits of the rows of train blocks (positions 1..n-3)."""
+    lists = {name: table[name].combine_chunks() for name in table.column_names}
+    kept = np.diff(lists["items"].offsets.to_numpy())
+    if not shown:
+        place = np.arange(kept.sum()) - np.repeat(np.cumsum(kept) - kept, kept)
+        train = (place > 0) & (place < np.repeat(kept - HELD_OUT, kept))
+        feedback = lists["feedback"].flatten().to_numpy().astype(np.int16) | CLICKED
+        return lists["items"].flatten().to_numpy()[train], feedback[train]
+    last = np.repeat(kept - HELD_OUT, np.diff(lists["exposure_items"].offsets.to_numpy()))
+    position = lists["exposure_position"].flatten().to_numpy()
+    train = (position > 0) & (position < last)
+    return tuple(lists[name].flatten().to_numpy()[train] for name in ("exposure_items", "exposure_feedback"))
+
+
+def category_codes(dataset: Dataset) -> npt.NDArray[np.int32]:
+    """Code of each item's category `[n_items + 1]`; 0 = unknown, and padding."""
+    column = dataset.items(["category"])["category"].combine_chunks().dictionary_encode()
+    codes = column.indices.fill_null(-1).to_numpy().astype(np.int32) + 1
+    return np.concatenate([[np.int32(0)], codes])
+
+
+class CategoryPopularity:
+    """Items of the last click's category by train clicks, then all others by train clicks.
+
+    Args:
+        popularity: of the candidates.
+        category: int32 `[n_items + 1]`.
+    """
+
+    def __init__(self, popularity: Popularity, category: npt.NDArray[np.int32]) -> None:
+        self.popularity, self.category = popularity, category
+        best_first = popularity.best_first
+        order = np.argsort(category[best_first], kind="stable")
+        self.best_first = best_first[order]  # category by category, the most clicked first
+        bounds = np.searchsorted(category[self.best_first], np.arange(int(category.max(initial=0)) + 2))
+        self.begin, self.end = bounds[:-1], bounds[1:]
+
+    def rank(
+        self, queries: Queries, k: int, *, mask_seen: bool
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
+        """Ranks of the targets, ties against them, and the `k` best candidates of each query, 0 where fewer."""
+        whole = self.popularity.ranks(queries, mask_seen=mask_seen)
+        general = self.popularity.lists(queries, k, mask_seen=mask_seen)
+        rank, lists = whole.copy(), np.zeros((len(queries), k), np.int64)
+        for row in range(len(queries)):
+            seen = queries.seen[queries.seen_offset[row] : queries.seen_offset[row + 1]]
+            mine = int(self.category[seen[-1]])
+            group = self.best_first[self.begin[mine] : self.end[mine]]
+            gone = np.unique(seen[self.category[seen] == mine]) if mask_seen else seen[:0]
+            near = group[: k + len(gone)]
+            both = np.concatenate([near[~np.isin(near, gone)], general[row]])
+            both = both[np.sort(np.unique(both, return_index=True)[1])]
+            both = both[both > 0][:k]
+            lists[row, : len(both)] = both
+            if whole[row] == MISS:
+                continue
+            target = queries.target[row : row + 1]
+            own = self.popularity.clicks_of(target)[0]
+            gone = gone[self.popularity.clicks_of(gone) >= 0]
+            at_least = int(np.searchsorted(-self.popularity.clicks_of(group), -own, side="right"))
+            at_least -= int((self.popularity.clicks_of(gone) >= own).sum())
+            if self.category[target[0]] == mine:
+                rank[row] = at_least
+            else:  # behind its whole category, then among the others
+                rank[row] = whole[row] - at_least + len(group) - len(gone)
+        return rank, lists
 
 
 def _distinct(query_N: npt.NDArray[np.integer], item_N: npt.NDArray[np.integer]) -> npt.NDArray[np.intp]:

@@ -184,16 +184,26 @@ class Bundle:
     def queries(self, split: str, batch_size: int = 4096) -> Iterator[Queries]:
         """Stream the queries of a split in the order of its files."""
         for part in self.parts.get(f"queries-{split}", []):
-            with pq.ParquetFile(self.path / part.path) as file:
-                for batch in file.iter_batches(batch_size):
-                    yield Queries.from_batch(batch, self.manifest.n_items)
+            yield from self.queries_of(part, batch_size)
 
-    def feedback(self, split: str) -> pa.Table | None:
-        """Feedback rows of a split, or None where the bundle has none."""
-        parts = self.parts.get(f"feedback-{split}", [])
-        if not parts:
-            return None
-        return pa.concat_tables([pq.read_table(self.path / p.path, read_dictionary=["task"]) for p in parts])
+    def queries_of(self, part: DataFile, batch_size: int = 4096) -> Iterator[Queries]:
+        """Stream the queries of a file."""
+        with pq.ParquetFile(self.path / part.path) as file:
+            for batch in file.iter_batches(batch_size):
+                yield Queries.from_batch(batch, self.manifest.n_items)
+
+    def feedback_tasks(self, split: str) -> list[str]:
+        """Tasks with feedback rows in a split."""
+        names: dict[str, None] = {}
+        for part in self.parts.get(f"feedback-{split}", []):
+            names |= dict.fromkeys(pq.read_table(self.path / part.path, columns=["task"])["task"].unique().to_pylist())
+        return list(names)
+
+    def feedback(self, split: str, task: str) -> pa.Table:
+        """Feedback rows of a task: `user_id`, `item`, `clicked`, `label`, `score`."""
+        columns, rows = FEEDBACK_SCHEMA.names[1:], [("task", "=", task)]
+        parts = self.parts[f"feedback-{split}"]
+        return pa.concat_tables([pq.read_table(self.path / p.path, columns=columns, filters=rows) for p in parts])
 
 
 def check_finite(kind: str, vectors: npt.NDArray[np.float32]) -> None:

@@ -12,7 +12,7 @@ from etl.folder import InputError
 
 INDEXES = ("auto", "flat", "ivf_flat", "ivf_sq8", "ivf_pq_refine", "hnsw")
 CANDIDATES = ("clicked", "all")
-BASELINES = ("popularity", "markov", "item_knn", "v_sknn")
+BASELINES = ("popularity", "category_popularity", "last_item", "markov", "item_knn", "v_sknn")
 
 
 @dataclass

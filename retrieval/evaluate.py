@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from etl.contract import MANIFEST, Dataset, open_dataset
+from etl.contract import MANIFEST, Dataset
 from etl.folder import InputError, refuse_existing, staged, write_json
-from retrieval.bundle import Bundle, lists_array, open_bundle
+from retrieval.baselines import item_rates
+from retrieval.bundle import Bundle, open_bundle
 from retrieval.config import RetrievalConfig
 from retrieval.index import (
     FIDELITY_K,
@@ -30,7 +29,17 @@ from retrieval.index import (
     tune,
 )
 from retrieval.metrics import feedback_metrics
-from retrieval.ranking import RankWriter, evaluate_queries, seen_among
+from retrieval.parts import (
+    CLICKS_AFTER_QUERY,
+    TOPK_SCHEMA,
+    Evaluation,
+    RunParts,
+    join,
+    open_inputs,
+    parts_folder,
+    run_here,
+)
+from retrieval.ranking import MODEL, RankWriter
 from retrieval.report import write_report
 from retrieval.stored import Stored, origin
 
@@ -41,27 +50,31 @@ REPORT = "report.html"
 SAMPLE_QUERIES = 2_000
 
 
-def evaluate(config: RetrievalConfig) -> dict[str, Any]:
+def evaluate(config: RetrievalConfig, run_parts: RunParts = run_here) -> dict[str, Any]:
     """Make the result folder `config.output`, whole or not at all, and return its metrics.
+
+    The queries are ranked in parts, a file each; a killed evaluation goes on with those that are left.
+
+    Args:
+        config: what to evaluate, and how.
+        run_parts: sees to it that every part is made: in this process, or on many machines.
 
     Raises:
         InputError: a bundle, dataset or option that the user must mend.
     """
-    faiss.omp_set_num_threads(config.threads or (faiss.omp_get_max_threads()))
     output = Path(config.output)
     refuse_existing(output, overwrite=config.overwrite, is_whole=is_result)
-    dataset = open_dataset(config.data)
-    bundle = open_bundle(config.bundle, dataset=dataset.manifest.fingerprint)
+    dataset, bundle = open_inputs(config)
     with staged(output, overwrite=config.overwrite, is_whole=is_result) as folder:
         result: dict[str, Any] = {"valid": {}, "test": {}, "baselines": {}, "index": None}
         if bundle.has_vectors:
             catalogue = make_catalogue(bundle, dataset, config)
             index, result["index"] = prepare_index(bundle, dataset, catalogue, config)
-            with RankWriter(folder / RANKS, config.deepest) as ranks:
-                evaluate_queries(bundle, dataset, index, config, result, ranks)
-            write_recommendations(folder / TOPK, bundle, dataset, index, config.deepest)
+            evaluation, parts = Evaluation(config, dataset, bundle, index), parts_folder(config, bundle)
+            run_parts(evaluation, evaluation.parts(), parts)
+            collect(evaluation, parts, folder, result)
         for split in ("valid", "test"):
-            result[split] |= evaluate_feedback(bundle, split)
+            evaluate_feedback(bundle, dataset, split, result)
         result |= {
             "ties": "against",
             "mask_seen": config.mask_seen,
@@ -74,7 +87,24 @@ def evaluate(config: RetrievalConfig) -> dict[str, Any]:
         result = {name: value for name, value in result.items() if value != {} or name == "baselines"}
         write_report(folder / REPORT, result, dataset, read_diagnostics(bundle.path))
         write_json(folder / METRICS, result)
+    if bundle.has_vectors:
+        shutil.rmtree(parts.parent, ignore_errors=True)
     return result
+
+
+def collect(evaluation: Evaluation, parts: Path, folder: Path, result: dict[str, Any]) -> None:
+    """Put what the parts found into the result's metrics and files."""
+    names: dict[str, list[str]] = {"ranks": [], "topk": []}
+    for part in evaluation.parts():
+        names["topk" if part.split == "next" else "ranks"].append(part.name)
+    join((parts / name / RANKS for name in names["ranks"]), folder / RANKS, RankWriter.SCHEMA)
+    join((parts / name / TOPK for name in names["topk"]), folder / TOPK, TOPK_SCHEMA)
+    for split in CLICKS_AFTER_QUERY:
+        for name, metrics in evaluation.merged(parts, split).items():
+            if name == MODEL:
+                result[split] |= metrics
+            else:
+                result["baselines"].setdefault(name, {})[split] = metrics
 
 
 def is_result(path: Path) -> bool:
@@ -113,7 +143,8 @@ def prepare_index(
 ) -> tuple[Index, dict[str, Any]]:
     """Build or load the index, tune it on valid queries, and report its fidelity on test queries.
 
-    The effort for a refit model is that which the model before it needs, which alone has valid queries. An index is kept with what tuning found, so that the next evaluation of the bundle only searches.
+    The effort for a refit model is that which the model before it needs, which alone has valid queries. An index
+    is kept with what tuning found, so that the next evaluation of the bundle only searches.
     """
     kind = choose_kind(
         config.index, len(catalogue.item), bundle.n_queries("test"), catalogue.vector.shape[1], config.memory_gib
@@ -140,7 +171,9 @@ def prepare_index(
         spaces = compare_spaces(tuned_on, valid.query)
         index = build_index(kind, catalogue, max(spaces, key=lambda space: spaces[space]))
         norm = np.quantile(norms(catalogue.vector), (0, 0.5, 0.99, 1)).tolist()
-        stored.save(index, {"spaces": spaces, "norms": dict(zip(("least", "median", "p99", "largest"), norm, strict=True))})
+        stored.save(
+            index, {"spaces": spaces, "norms": dict(zip(("least", "median", "p99", "largest"), norm, strict=True))}
+        )
     tuning = index if selected is bundle else build_index(kind, tuned_on, index.space)
     curve = [{**effort, **asdict(found)} for effort, found in tune(tuning, valid, config.fidelity)]
     index.set_effort(tuning.effort or 1, tuning.refine)
@@ -195,48 +228,25 @@ def sample_queries(bundle: Bundle, split: str) -> tuple[npt.NDArray[np.float32],
     return np.ascontiguousarray(np.concatenate(vectors)), np.concatenate(targets)
 
 
-def write_recommendations(path: Path, bundle: Bundle, dataset: Dataset, index: Index, k: int) -> None:
-    """`topk.parquet`: the best unseen candidates after all kept clicks."""
-    item_id = np.concatenate([[0], dataset.items(["item_id"])["item_id"].to_numpy()])
-    schema = pa.schema(
-        [
-            ("user_id", pa.int64()),
-            ("items", pa.list_(pa.int32())),
-            ("item_ids", pa.list_(pa.int64())),
-            ("scores", pa.list_(pa.float32())),
-        ]
-    )
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for queries in bundle.queries("next"):
-            score, row = index.search(queries.vector, k + int(queries.n_seen.max(initial=0)))
-            listed = np.where(row >= 0, index.catalogue.item[row], 0)
-            listed[seen_among(queries, listed)] = 0
-            order = np.argsort(listed == 0, axis=1, kind="stable")[:, :k]
-            items, scores = np.take_along_axis(listed, order, 1), np.take_along_axis(score, order, 1)
-            found = items > 0
-            offset = np.concatenate([[0], np.cumsum(found.sum(axis=1))])
-            columns = (items[found].astype(np.int32), item_id[items[found]], scores[found].astype(np.float32))
-            arrays = [pa.array(queries.user_id), *(lists_array(offset, values) for values in columns)]
-            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
-
-
 # ---------------------------------------------------------------------------------------------
 # Feedback
 
 
-def evaluate_feedback(bundle: Bundle, split: str) -> dict[str, Any]:
-    """AUCs and counts of every feedback task of a split."""
-    table = bundle.feedback(split)
-    if table is None:
-        return {}
-    out: dict[str, Any] = {}
-    task = table["task"].combine_chunks()
-    tasks = task.dictionary.to_pylist() if pa.types.is_dictionary(task.type) else sorted(set(task.to_pylist()))
-    for name in tasks:
-        rows = table.filter(pa.compute.equal(table["task"], name))
+def evaluate_feedback(bundle: Bundle, dataset: Dataset, split: str, result: dict[str, Any]) -> None:
+    """AUCs, log-loss, calibration and counts of every feedback task of a split, a task in memory at a time.
+
+    Beside the model stands each item's own rate in train, which knows no user.
+    """
+    tasks = bundle.feedback_tasks(split)
+    rates = item_rates(dataset, tasks) if tasks else {}
+    for task in tasks:
+        rows = bundle.feedback(split, task)
         score = rows["score"].to_numpy()
         if not np.isfinite(score).all():
-            raise InputError(f"finite {name} scores", "NaN or infinity", "export the bundle again")
-        user, clicked, label = (rows[column].to_numpy() for column in ("user_id", "clicked", "label"))
-        out |= dict(feedback_metrics(name, user, clicked, label, score))
-    return out
+            raise InputError(f"finite {task} scores", "NaN or infinity", "export the bundle again")
+        user, item, clicked, label = (rows[name].to_numpy() for name in ("user_id", "item", "clicked", "label"))
+        result[split] |= dict(feedback_metrics(task, user, clicked, label, score))
+        if task in rates:
+            found = dict(feedback_metrics(task, user, clicked, label, rates[task][item]))
+            aucs = {name: value for name, value in found.items() if "auc/" in name}
+            result["baselines"].setdefault("item_rate", {}).setdefault(split, {}).update(aucs)

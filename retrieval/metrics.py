@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -83,6 +84,17 @@ class RankingSums:
         self.hits, self.gains = self.hits + other.hits, self.gains + other.gains
         self.reciprocals = self.reciprocals + other.reciprocals
 
+    def plain(self) -> list[Any]:
+        """The sums as JSON values."""
+        return [self.queries, self.repeats, *(x.tolist() for x in (self.hits, self.gains, self.reciprocals))]
+
+    @classmethod
+    def from_plain(cls, cutoffs: Sequence[int], plain: list[Any]) -> RankingSums:
+        """The sums that `plain` wrote."""
+        sums = cls(cutoffs, plain[0], plain[1])
+        sums.hits, sums.gains, sums.reciprocals = np.array(plain[2], np.int64), np.array(plain[3]), np.array(plain[4])
+        return sums
+
     def averages(self) -> dict[str, float | None]:
         """`hr@k`, `ndcg@k`, `mrr@k`; null without queries."""
         rows = (("hr", self.hits), ("ndcg", self.gains), ("mrr", self.reciprocals))
@@ -91,6 +103,23 @@ class RankingSums:
             for name, sums in rows
             for place, cutoff in enumerate(self.cutoffs)
         }
+
+
+def gini(times_N: Int, n: int) -> float | None:
+    """Gini coefficient of how often each of `n` items was recommended: 0 = all alike, near 1 = one alone.
+
+    Args:
+        times_N: of the items that were recommended at all.
+        n: all items that could be.
+
+    >>> gini(np.array([2, 2]), 2), gini(np.array([4]), 4)
+    (0.0, 0.75)
+    """
+    total = int(times_N.sum())
+    if not total:
+        return None
+    place = np.arange(n - len(times_N) + 1, n + 1, dtype=np.float64)
+    return float(((2 * place - n - 1) * np.sort(times_N)).sum() / (n * total))
 
 
 def auc(label_N: npt.NDArray[np.integer], score_N: npt.NDArray[np.floating]) -> float | None:
@@ -139,16 +168,47 @@ def _grouped_auc(
     return np.where((positives > 0) & (positives < rows), area, np.nan), rows
 
 
+CALIBRATION_BINS = 10
+
+
+def calibration(label_N: npt.NDArray[np.integer], score_N: npt.NDArray[np.floating]) -> dict[str, Any]:
+    """How well probabilities are meant: log-loss, and what was predicted and seen in bins of equally many rows.
+
+    Returns:
+        `log_loss` in nats; `predicted` and `observed`, mean score and share of positives by bin, lowest scores first;
+        `error`, the mean absolute difference of the two, weighted by rows. None and empty where scores are no
+        probabilities.
+    """
+    n = len(label_N)
+    if not n or score_N.min() < 0 or score_N.max() > 1:
+        return {"log_loss": None, "predicted": [], "observed": [], "error": None}
+    score = np.clip(score_N.astype(np.float64), 1e-7, 1 - 1e-7)
+    loss = -np.where(label_N > 0, np.log(score), np.log1p(-score)).mean()
+    order = np.argsort(score, kind="stable")
+    edges = np.unique(np.arange(CALIBRATION_BINS) * n // CALIBRATION_BINS)
+    rows = np.diff(np.append(edges, n))
+    predicted = np.add.reduceat(score[order], edges) / rows
+    observed = np.add.reduceat(label_N[order].astype(np.float64), edges) / rows
+    error = float(np.average(np.abs(predicted - observed), weights=rows))
+    lists = {"predicted": predicted.tolist(), "observed": observed.tolist()}
+    return {"log_loss": float(loss), **lists, "error": error}
+
+
 def feedback_metrics(
     task: str,
     user_N: npt.NDArray[np.integer],
     clicked_N: Mask,
     label_N: npt.NDArray[np.integer],
     score_N: npt.NDArray[np.floating],
-) -> Iterator[tuple[str, float | int | None]]:
+) -> Iterator[tuple[str, Any]]:
     """Every number of one feedback task, as `(name, value)`."""
     yield f"auc/{task}", auc(label_N, score_N)
     yield f"auc/{task}_given_click", auc(label_N[clicked_N], score_N[clicked_N])
     yield f"gauc/{task}", gauc(user_N, label_N, score_N)
     yield f"rows/{task}", len(label_N)
     yield f"positives/{task}", int(label_N.sum())
+    yield f"users/{task}", len(np.unique(user_N))
+    told = calibration(label_N, score_N)
+    yield f"log_loss/{task}", told.pop("log_loss")
+    yield f"calibration_error/{task}", told.pop("error")
+    yield f"calibration/{task}", told

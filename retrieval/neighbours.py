@@ -15,12 +15,10 @@ import pyarrow.parquet as pq
 from scipy import sparse
 
 from etl.contract import Dataset
-from retrieval.baselines import Popularity
+from retrieval.baselines import HELD_OUT, Popularity
 from retrieval.bundle import Queries
 from retrieval.metrics import MISS
 
-HELD_OUT = 2
-"""Kept clicks at the end of a session that nothing may be learned from."""
 SESSIONS_PER_ITEM = 1_000
 """Train sessions that V-SkNN looks at for a seen item: a sample where it has more."""
 QUERIES_AT_ONCE = 256
@@ -86,6 +84,18 @@ class TrainSessions:
 
 Scores = Callable[[Queries], sparse.csr_matrix]
 """Positive scores of some items `[Q, n_items + 1]`."""
+
+
+def last_item(sessions: TrainSessions) -> Scores:
+    """The last click once more, and nothing else."""
+    n_items = sessions.n_items
+
+    def scores(queries: Queries) -> sparse.csr_matrix:
+        last = queries.seen[queries.seen_offset[1:] - 1]
+        ones = np.ones(len(queries), np.float32)
+        return sparse.csr_matrix((ones, last, np.arange(len(queries) + 1)), shape=(len(queries), n_items + 1))
+
+    return scores
 
 
 def markov(sessions: TrainSessions) -> Scores:

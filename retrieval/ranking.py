@@ -1,14 +1,11 @@
-"""Ranking the targets of a split by the model and by the baselines."""
+"""Ranking the targets of a batch of queries, by the model and by each baseline."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from time import perf_counter
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,19 +14,16 @@ import pyarrow.parquet as pq
 
 from etl.contract import Dataset
 from etl.folder import InputError
-from retrieval.baselines import Popularity
-from retrieval.bundle import Bundle, Queries
+from retrieval.baselines import CategoryPopularity, Popularity, category_codes
+from retrieval.bundle import Queries
 from retrieval.config import RetrievalConfig
 from retrieval.exact import rescore
 from retrieval.index import Index
-from retrieval.metrics import MISS, RankingSums, rank_among
-from retrieval.neighbours import Neighbours, Scores, TrainSessions, item_knn, markov, v_sknn
+from retrieval.metrics import MISS, rank_among
+from retrieval.neighbours import Neighbours, Scores, TrainSessions, item_knn, last_item, markov, v_sknn
 
-SEGMENTS = ((3, 4), (5, 9), (10, 14), (15, 29), (30, None))
-"""Kept clicks of a session, both ends in; the last one is open."""
 MODEL = "model"
 """Name of the trained model among the rankers of `ranks.parquet`."""
-CLICKS_AFTER_QUERY = {"valid": 2, "test": 1}
 
 
 class Ranker(Protocol):
@@ -38,48 +32,6 @@ class Ranker(Protocol):
     def __call__(self, queries: Queries) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
         """Rank a batch."""
         ...
-
-
-@dataclass
-class RankingResult:
-    """Sums over all queries and by session length, and which items were ever recommended."""
-
-    cutoffs: list[int]
-    n_items: int
-    n_candidates: int
-    total: RankingSums = field(init=False)
-    segments: dict[str, RankingSums] = field(init=False)
-    shown: npt.NDArray[np.bool_] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.total = RankingSums(self.cutoffs)
-        self.segments = defaultdict(lambda: RankingSums(self.cutoffs))
-        self.shown = np.zeros((len(self.cutoffs), self.n_items + 1), bool)
-
-    def add(self, queries: Queries, clicks_after: int, rank: npt.NDArray[np.int64], lists: Any) -> None:
-        """Add a batch: the ranks of its targets and its top lists."""
-        repeat = queries.is_repeat
-        self.total.add(rank, repeat)
-        kept = queries.n_seen + clicks_after
-        for low, high in SEGMENTS:
-            inside = (kept >= low) & (kept <= (high or kept))
-            if inside.any():
-                self.segments[f"{low}-{high}" if high else f"{low}+"].add(rank[inside], repeat[inside])
-        for place, cutoff in enumerate(self.cutoffs):
-            self.shown[place, lists[:, :cutoff].ravel()] = True
-
-    def metrics(self) -> dict[str, Any]:
-        """The numbers of `metrics.json` for one split."""
-        out: dict[str, Any] = dict(self.total.averages())
-        for place, cutoff in enumerate(self.cutoffs):
-            out[f"coverage@{cutoff}"] = int(self.shown[place, 1:].sum()) / self.n_candidates
-        out["queries"] = self.total.queries
-        out["repeat_share"] = self.total.repeats / self.total.queries if self.total.queries else None
-        out["session_length"] = {
-            name: {"queries": sums.queries, **sums.averages()}
-            for name, sums in sorted(self.segments.items(), key=lambda pair: int(pair[0].split("-")[0].rstrip("+")))
-        }
-        return out
 
 
 class RankWriter:
@@ -125,40 +77,6 @@ def read_ranks(path: Path, split: str = "test") -> dict[str, pa.Table]:
     return {n: table.filter(pa.compute.equal(table["ranker"], n)).select(columns).sort_by("user_id") for n in names}
 
 
-def evaluate_queries(
-    bundle: Bundle, dataset: Dataset, index: Index, config: RetrievalConfig, result: dict[str, Any], ranks: RankWriter
-) -> None:
-    """Rank the targets of valid and test by the model and by each baseline."""
-    rankers = {"": model_ranker(index, config), **baseline_rankers(dataset, index, config)}
-    for split in ("valid", "test"):
-        total = bundle.n_queries(split)
-        if not total:
-            continue
-        sums = {
-            name: RankingResult(config.cutoffs, dataset.manifest.n_items, len(index.catalogue.item)) for name in rankers
-        }
-        every, begin, seconds = -(-total // config.baseline_queries), 0, dict.fromkeys(rankers, 0.0)
-        for queries in bundle.queries(split):
-            check_targets(queries)
-            sample = queries
-            if every > 1:
-                sample = queries.take(np.flatnonzero((np.arange(len(queries)) + begin) % every == 0))
-            begin += len(queries)
-            for name, ranker in rankers.items():
-                asked = queries if name in ("", "popularity") else sample
-                if not len(asked):
-                    continue
-                started = perf_counter()
-                rank, lists = ranker(asked)
-                seconds[name] += perf_counter() - started
-                sums[name].add(asked, CLICKS_AFTER_QUERY[split], rank, lists)
-                ranks.add(name or MODEL, split, asked, rank)
-        found = {name: each.metrics() | {"ranking_seconds": seconds[name]} for name, each in sums.items()}
-        result[split] |= found.pop("")
-        for name, metrics in found.items():
-            result["baselines"].setdefault(name, {})[split] = metrics
-
-
 def model_ranker(index: Index, config: RetrievalConfig) -> Ranker:
     """The trained model."""
 
@@ -178,15 +96,20 @@ def baseline_rankers(dataset: Dataset, index: Index, config: RetrievalConfig) ->
         return popularity.ranks(queries, mask_seen=config.mask_seen), lists
 
     rankers: dict[str, Ranker] = {"popularity": by_popularity}
-    wanted = [name for name in config.baselines if name != "popularity"]
+    if "category_popularity" in config.baselines:
+        rankers["category_popularity"] = partial(
+            CategoryPopularity(popularity, category_codes(dataset)).rank, k=config.deepest, mask_seen=config.mask_seen
+        )
+    makers: dict[str, Callable[[TrainSessions], Scores]]
+    makers = {
+        "last_item": last_item,
+        "markov": markov,
+        "item_knn": partial(item_knn, neighbours=config.neighbours),
+        "v_sknn": partial(v_sknn, neighbours=config.neighbours),
+    }
+    wanted = [name for name in makers if name in config.baselines]
     if wanted:
         sessions = TrainSessions.of(dataset)
-        makers: dict[str, Callable[[TrainSessions], Scores]]
-        makers = {
-            "markov": markov,
-            "item_knn": partial(item_knn, neighbours=config.neighbours),
-            "v_sknn": partial(v_sknn, neighbours=config.neighbours),
-        }
         for name in wanted:
             found = Neighbours(makers[name](sessions), popularity)
             rankers[name] = partial(found.rank, k=config.deepest, mask_seen=config.mask_seen)
@@ -207,13 +130,11 @@ def rank_by_index(
     One candidate more than the deepest cutoff decides every rank up to it, ties included; masked
     candidates are listed on top of these.
     """
-    depth = deepest + 1 + (int(queries.n_seen.max(initial=0)) if mask_seen else 0)
-    score, row = index.search(queries.vector, depth)
-    listed = np.where(row >= 0, index.catalogue.item[row], 0)
+    score, listed = (
+        search_unseen(index, queries, deepest + 1) if mask_seen else search_items(index, queries, deepest + 1)
+    )
     target_row = index.catalogue.rows_of(queries.target)
     target_score = rescore_targets(index, queries, target_row)
-    if mask_seen:
-        listed[seen_among(queries, listed)] = 0
     rank = rank_among(score, listed, queries.target, target_score)
     # A target that the index did not list stands behind all it listed: its own score may not lift it.
     lost = (listed != queries.target[:, None]).all(axis=1)
@@ -222,6 +143,35 @@ def rank_by_index(
     if mask_seen:
         rank[queries.is_repeat] = MISS
     return rank, first_listed(listed, deepest)
+
+
+def search_items(index: Index, queries: Queries, k: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.integer]]:
+    """The `k` best candidates of each query: float64 scores and dense ids `[Q, k]`, 0 where there are fewer."""
+    score, row = index.search(queries.vector, k)
+    return score, np.where(row >= 0, index.catalogue.item[row], 0)
+
+
+def search_unseen(index: Index, queries: Queries, k: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.integer]]:
+    """The candidates that a query has not seen, best first, at least `k` of them where there are so many.
+
+    As many more are searched for as the longest session has items: of the best k + n at most n can be seen ones, so
+    none that belongs in the list is missed. An index that lists fewer than it was asked for breaks that; queries left
+    with fewer than k although the catalogue has them are searched again exactly.
+    """
+    most = int(queries.n_seen.max(initial=0))
+    score, listed = search_items(index, queries, k + most)
+    listed[seen_among(queries, listed)] = 0
+    if index.faiss_index is not None:
+        unseen = np.count_nonzero(listed, axis=1)
+        short = np.flatnonzero((unseen < k) & (unseen < len(index.catalogue.item) - queries.n_seen))
+        if len(short):
+            again = queries.take(short)
+            exact = Index("flat", index.catalogue, None, 0.0)
+            found_score, found = search_items(exact, again, k + most)
+            found[seen_among(again, found)] = 0
+            score[short], listed[short] = -np.inf, 0
+            score[short, : found.shape[1]], listed[short, : found.shape[1]] = found_score, found
+    return score, listed
 
 
 def rescore_targets(index: Index, queries: Queries, target_row: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
@@ -239,5 +189,9 @@ def seen_among(queries: Queries, listed_QK: npt.NDArray[np.integer]) -> npt.NDAr
 
 def first_listed(listed_QK: npt.NDArray[np.integer], k: int) -> npt.NDArray[np.integer]:
     """The first `k` items that are not 0, in order; 0 where there are fewer."""
-    order = np.argsort(listed_QK == 0, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(listed_QK, order, 1)
+    return np.take_along_axis(listed_QK, places_of_listed(listed_QK, k), 1)
+
+
+def places_of_listed(listed_QK: npt.NDArray[np.integer], k: int) -> npt.NDArray[np.intp]:
+    """Places `[Q, k]` of the first `k` items that are not 0, in order; then places of zeros."""
+    return np.argsort(listed_QK == 0, axis=1, kind="stable")[:, :k]

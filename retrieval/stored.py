@@ -19,7 +19,7 @@ FOLDER = "indexes"
 
 def origin(bundle_manifest: Path, catalogue: Catalogue) -> str:
     """Fingerprint of what an index is built over: the bundle, and which of its items are candidates."""
-    return fingerprint_of([sha256_of(bundle_manifest), int(len(catalogue.item)), int(catalogue.item.sum(dtype=np.int64))])
+    return fingerprint_of([sha256_of(bundle_manifest), len(catalogue.item), int(catalogue.item.sum(dtype=np.int64))])
 
 
 class Stored:

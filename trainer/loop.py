@@ -193,7 +193,7 @@ def _run_epoch(
 def _batches(
     config: TrainerConfig, family: Family, reader: Reader[Any], progress: Progress, phase: Phase, world: World
 ) -> Prefetch[GlobalBatch[list[Any]]]:
-    """This worker's batches, in `accumulate` parts each, of the epoch under way, from where it stands, read ahead in a thread."""
+    """This worker's batches of the epoch under way, in `accumulate` parts each, read ahead in a thread."""
     options = config.train
     order = Order(
         reader.group_rows,

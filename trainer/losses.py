@@ -17,7 +17,7 @@ HIT = -1e15
 
 
 Kernel = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-"""Of scores `[N, K]` (may be overwritten) and own scores `[N]`: losses `[N]`, their gradients by own `[N]` and by score."""
+"""Of scores `[N, K]` (may be overwritten) and own scores `[N]`: losses, gradients by own score, by score."""
 
 
 def softmax_kernel(score_NK: torch.Tensor, own_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -89,9 +89,9 @@ class _Fused(torch.autograd.Function):
         positive_bias_N: torch.Tensor,
         candidate_KD: torch.Tensor,
         candidate_bias_K: torch.Tensor,
-        hit_row: torch.Tensor,
-        hit_column: torch.Tensor,
+        *hits: torch.Tensor,
     ) -> torch.Tensor:
+        hit_row, hit_column = hits
         n, k = len(query_ND), len(candidate_KD)
         grads = [
             torch.empty_like(query_ND),

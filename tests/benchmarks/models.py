@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import ttest_rel
 
+from etl.contract import open_dataset
 from retrieval.bundle import open_bundle
 from retrieval.evaluate import evaluate_feedback
 
@@ -97,7 +98,9 @@ def execute(
         summary = json.loads((run.folder / "summary.json").read_text())
         print(f"  {run.name}-{run.seed}: best epoch {summary['best_epoch']}", file=sys.stderr, flush=True)
         if not search:
-            return {**summary, "test": evaluate_feedback(open_bundle(run.folder / "bundle"), "test")}
+            told: dict[str, Any] = {"test": {}, "baselines": {}}
+            evaluate_feedback(open_bundle(run.folder / "bundle"), open_dataset(run.data), "test", told)
+            return {**summary, **told}
         if not (result / "metrics.json").exists():
             bundle = f"bundle={run.folder / 'bundle'}"
             given = (bundle, f"data={run.data}", f"output={result}", "threads=1", "overwrite=true")

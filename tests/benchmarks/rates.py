@@ -65,7 +65,10 @@ def training(n_items: int = 100_000, tokens: int = 2_048) -> None:
     ids, bias = torch.randint(0, 2_048, (tokens,)), torch.zeros(2_048)
     plain = timed(lambda: torch.nn.functional.cross_entropy(query @ vector.t(), ids, reduction="sum").backward(), 5)
     fused = timed(
-        lambda: fused_sum(softmax_kernel, query, vector[ids], bias[ids], vector, bias, ids, torch.arange(2_048)).backward(), 5
+        lambda: fused_sum(
+            softmax_kernel, query, vector[ids], bias[ids], vector, bias, ids, torch.arange(2_048)
+        ).backward(),
+        5,
     )
     print(f"fused softmax: {plain / fused:.2f} × torch cross_entropy, forward and backward")
 

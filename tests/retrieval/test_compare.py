@@ -12,6 +12,7 @@ import pytest
 
 from retrieval.__main__ import main as evaluate
 from retrieval.compare import main
+from retrieval.config import BASELINES
 from retrieval.ranking import read_ranks
 from retrieval.significance import compare, gains, holm
 
@@ -43,7 +44,7 @@ def test_every_ranker_is_compared_with_the_first_model(results, capfd):
     assert main(command(results)) == 0
     rows = json.loads((results / "page.json").read_text())
     assert [row["ranker"] for row in rows[:4:2]] == ["tiny", f"tiny ({results / 'b'})"]
-    assert {row["ranker"] for row in rows[4:]} == {"popularity", "markov", "item_knn", "v_sknn"}
+    assert {row["ranker"] for row in rows[4:]} == set(BASELINES)
     a, b = (read_ranks(results / name / "ranks.parquet") for name in "ab")
     ranks = {"tiny": a["model"], rows[2]["ranker"]: b["model"]} | {n: t for n, t in a.items() if n != "model"}
     base = a["model"]["rank"].to_numpy()

@@ -12,13 +12,13 @@ import pytest
 
 from etl.folder import InputError
 from retrieval.__main__ import main
-from retrieval.baselines import Popularity
+from retrieval.baselines import Popularity, item_rates
 from retrieval.bundle import MANIFEST, Queries, finish_bundle, open_bundle, vectors_array
-from retrieval.config import load
+from retrieval.config import BASELINES, load
 from retrieval.evaluate import evaluate
 from retrieval.index import Catalogue, Yardstick, build_index, choose_kind, measure, tune
 from retrieval.metrics import MISS
-from retrieval.ranking import rank_by_index, read_ranks
+from retrieval.ranking import first_listed, rank_by_index, read_ranks, search_unseen
 from retrieval.significance import gains
 
 
@@ -62,7 +62,7 @@ def test_the_ranks_file_holds_what_the_metrics_average(tiny, seen):
     found = run(tiny, "out", f"mask_seen={seen}")
     for split in ("valid", "test"):
         by_ranker = read_ranks(tiny / "out" / "ranks.parquet", split)
-        assert set(by_ranker) == {"model", *found["baselines"]}
+        assert set(by_ranker) == {"model", *BASELINES}
         for name, table in by_ranker.items():
             told = found[split] if name == "model" else found["baselines"][name][split]
             assert len(table) == told["queries"]
@@ -137,7 +137,7 @@ def test_an_index_is_tuned_until_the_asked_fidelity_holds_and_converges_to_exact
     if kind != "hnsw":  # a graph may have corners that no effort reaches
         index.set_effort(index.most_effort, len(vectors))
         assert measure(index, stick).recall == 1.0
-        score, row = index.search(query, 20)
+        score, _ = index.search(query, 20)
         wanted = np.sort(query.astype(np.float64) @ vectors.astype(np.float64).T, axis=1)[:, ::-1][:, :20]
         assert score == pytest.approx(wanted, abs=1e-9)
 
@@ -280,6 +280,45 @@ def test_broken_input_ends_with_one_plain_line_and_no_output(tiny, name, capfd):
     assert err.count("\n") == 1
     assert ", got " in err
     assert not (tiny / "out").exists()
+
+
+def test_masking_falls_back_to_exact_search_where_an_index_lists_too_few():
+    """One list of a few candidates is probed, most of which the query has seen."""
+    rng = np.random.default_rng(3)
+    vectors = np.concatenate([rng.normal(5, 0.1, (40, 2)), rng.normal(-5, 0.1, (400, 2))]).astype(np.float32)
+    catalogue = Catalogue(np.arange(1, 441, dtype=np.int32), vectors)
+    index = build_index("ivf_flat", catalogue)
+    seen = np.arange(1, 39, dtype=np.int32)
+    queries = Queries(
+        np.array([1]),
+        np.array([440], np.int32),
+        np.array([0, len(seen)]),
+        seen,
+        np.array([38], np.int32),
+        np.ones((1, 2), np.float32),
+    )
+    index.set_effort(1)
+    assert (index.search(queries.vector, 60)[1] < 0).any()
+    _, listed = search_unseen(index, queries, 10)
+    exact = np.argsort(-(vectors.astype(np.float64) @ np.ones(2)), kind="stable") + 1
+    assert first_listed(listed, 10)[0].tolist() == [i for i in exact.tolist() if i > 38][:10]
+
+
+def test_feedback_stands_beside_each_items_own_rate(fifty):
+    rates = item_rates(fifty, ["click", "like"])
+    shown, positive = np.zeros(fifty.manifest.n_items + 1), {"click": 0.0, "like": 0.0}
+    own = {task: np.zeros(len(shown)) for task in positive}
+    for entry in fifty.session_files:
+        for row in pq.read_table(fifty.file(entry.path)).to_pylist():
+            places = zip(row["exposure_items"], row["exposure_position"], row["exposure_feedback"], strict=True)
+            for item, position, bits in places:
+                if 1 <= position <= len(row["items"]) - 3:
+                    shown[item] += 1
+                    own["click"][item] += bits >> 7 & 1
+                    own["like"][item] += bits & 1
+    for task, rate in rates.items():
+        mean = own[task].sum() / shown.sum()
+        assert rate == pytest.approx((own[task] + 20 * mean) / (shown + 20), rel=1e-5)
 
 
 @pytest.mark.parametrize(

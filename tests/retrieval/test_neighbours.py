@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval import neighbours
-from retrieval.baselines import Popularity
+from retrieval.baselines import CategoryPopularity, Popularity
 from retrieval.bundle import Queries
 from retrieval.metrics import MISS
-from retrieval.neighbours import Neighbours, TrainSessions, item_knn, markov, v_sknn
+from retrieval.neighbours import Neighbours, TrainSessions, item_knn, last_item, markov, v_sknn
 
 N_ITEMS = 9
 NEIGHBOURS = 3
@@ -79,7 +79,12 @@ def slow_v_sknn(train: dict[int, list[int]], user: int, seen: list[int]) -> dict
     return found
 
 
+def slow_last_item(train: dict[int, list[int]], user: int, seen: list[int]) -> dict[int, float]:
+    return {seen[-1]: 1.0}
+
+
 METHODS = {
+    "last_item": (last_item, slow_last_item),
     "markov": (markov, slow_markov),
     "item_knn": (lambda sessions: item_knn(sessions, NEIGHBOURS), slow_item_knn),
     "v_sknn": (lambda sessions: v_sknn(sessions, NEIGHBOURS), slow_v_sknn),
@@ -125,6 +130,28 @@ def test_ranks_and_lists_equal_a_full_sort(mask_seen, data):
         wanted = 1 + sum(key[c] >= key[target] for c in usable if c != target) if target in key else MISS
         assert rank[row] == wanted
         best = sorted(usable, key=lambda c: (-dense[row, c], -popular[c], c))[:k]
+        assert lists[row].tolist() == best + [0] * (k - len(best))
+
+
+@pytest.mark.parametrize("mask_seen", [False, True])
+@given(data=st.data())
+@settings(deadline=None, max_examples=80)
+def test_category_popularity_equals_a_full_sort(mask_seen, data):
+    asked = data.draw(st.lists(st.tuples(sequences, st.integers(1, N_ITEMS)), min_size=1, max_size=5))
+    candidates = np.array(sorted(data.draw(st.sets(st.integers(1, N_ITEMS), min_size=1))))
+    clicks = np.array(data.draw(st.lists(st.integers(0, 3), min_size=len(candidates), max_size=len(candidates))))
+    category = np.array([0, *data.draw(st.lists(st.integers(0, 2), min_size=N_ITEMS, max_size=N_ITEMS))], np.int32)
+    queries = queries_of([seen for seen, _ in asked], [99] * len(asked), [target for _, target in asked])
+    k = data.draw(st.integers(1, 6))
+    ranker = CategoryPopularity(Popularity(candidates, clicks), category)
+    rank, lists = ranker.rank(queries, k, mask_seen=mask_seen)
+    popular = dict(zip(candidates.tolist(), clicks.tolist(), strict=True))
+    for row, (seen, target) in enumerate(asked):
+        usable = [c for c in popular if not (mask_seen and c in seen)]
+        key = {c: (category[c] == category[seen[-1]], popular[c]) for c in usable}
+        wanted = 1 + sum(key[c] >= key[target] for c in usable if c != target) if target in key else MISS
+        assert rank[row] == wanted
+        best = sorted(usable, key=lambda c: (not key[c][0], -popular[c], c))[:k]
         assert lists[row].tolist() == best + [0] * (k - len(best))
 
 

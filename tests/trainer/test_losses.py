@@ -47,9 +47,18 @@ def test_a_sampled_target_does_not_compete_with_itself():
     query, vector, bias, _ = random_problem(1, n=1)
     target = torch.tensor([3])
     with_hit = fused_sum(
-        softmax_kernel, query, vector[target], bias[target], vector[[3, 5, 3]], bias[[3, 5, 3]], target, torch.tensor([3, 5, 3])
+        softmax_kernel,
+        query,
+        vector[target],
+        bias[target],
+        vector[[3, 5, 3]],
+        bias[[3, 5, 3]],
+        target,
+        torch.tensor([3, 5, 3]),
     )
-    without = fused_sum(softmax_kernel, query, vector[target], bias[target], vector[[5]], bias[[5]], target, torch.tensor([5]))
+    without = fused_sum(
+        softmax_kernel, query, vector[target], bias[target], vector[[5]], bias[[5]], target, torch.tensor([5])
+    )
     assert with_hit.item() == pytest.approx(without.item(), rel=1e-6)
 
 

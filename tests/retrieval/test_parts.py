@@ -1,0 +1,180 @@
+"""An evaluation in parts: killed and resumed, and the sums that parts add up to."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from etl.contract import open_dataset
+from retrieval import parts
+from retrieval.bundle import MANIFEST, finish_bundle, queries_schema
+from retrieval.config import load
+from retrieval.evaluate import evaluate
+from retrieval.metrics import calibration, gini
+from retrieval.parts import Evaluation
+from retrieval.sums import DECILES, Facts, RankingResult, deciles
+
+
+def options(tiny, name, *more):
+    return [f"bundle={tiny / 'bundle'}", f"data={tiny / 'data'}", f"output={tiny / name}", "cutoffs=[1,2,5]", *more]
+
+
+def split_files(tiny, rows=3):
+    """The tiny bundle with its queries in several files."""
+    for split in ("valid", "test", "next"):
+        folder = tiny / "bundle" / f"queries-{split}"
+        (path,) = folder.glob("*.parquet")
+        table = pq.read_table(path)
+        path.unlink()
+        for number, begin in enumerate(range(0, len(table), rows)):
+            part = table.slice(begin, rows).cast(queries_schema(2))
+            pq.write_table(part, folder / f"part-{number:05d}.parquet")
+    raw = json.loads((tiny / "bundle" / MANIFEST).read_text())
+    finish_bundle(tiny / "bundle", dataset=raw["dataset"], refit=False, n_items=6, dimension=2, model="tiny")
+
+
+def without_times(result):
+    if isinstance(result, dict):
+        timed = ("seconds", "per_second")
+        return {k: without_times(v) for k, v in result.items() if not k.endswith(timed)}
+    return result
+
+
+def same_numbers(a, b):
+    """Equal but for the last bit of a sum of floats, which parts add in another order."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for name in a:
+            same_numbers(a[name], b[name])
+    elif isinstance(a, float):
+        assert a == pytest.approx(b, abs=1e-12)
+    else:
+        assert a == b
+
+
+@pytest.mark.parametrize("mask", ["true", "false"])
+def test_many_files_give_what_one_file_gives(tiny, mask):
+    whole = evaluate(load(options(tiny, "whole", f"mask_seen={mask}")))
+    ranks = pq.read_table(tiny / "whole" / "ranks.parquet").to_pydict()
+    split_files(tiny)
+    found = evaluate(load(options(tiny, "parts", f"mask_seen={mask}")))
+    same_numbers(without_times(found), without_times(whole))
+    again = pq.read_table(tiny / "parts" / "ranks.parquet").to_pydict()
+    keys = ("ranker", "split", "user_id", "target", "rank")
+    assert sorted(zip(*(again[k] for k in keys), strict=True)) == sorted(zip(*(ranks[k] for k in keys), strict=True))
+    assert pq.read_table(tiny / "parts" / "topk.parquet").equals(pq.read_table(tiny / "whole" / "topk.parquet"))
+    assert not list(tiny.glob(".*.parts"))
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 3, 6, 9])
+def test_a_killed_evaluation_goes_on_with_the_parts_that_are_left(tiny, at, monkeypatch):
+    split_files(tiny)
+    whole = evaluate(load(options(tiny, "whole")))
+    made, run = [], Evaluation._rank
+
+    def counted(self, part, folder):
+        made.append(part.name)
+        if len(made) == at:
+            raise Killed
+        run(self, part, folder)
+
+    monkeypatch.setattr(parts.Evaluation, "_rank", counted)
+    if at <= 8:
+        with pytest.raises(Killed):
+            evaluate(load(options(tiny, "out")))
+        assert not (tiny / "out").exists()
+    found = evaluate(load(options(tiny, "out")))
+    assert len(made) == len(set(made)) + (at <= 8)  # only the part that was under way was made twice
+    assert without_times(found) == without_times(whole)
+
+
+def test_parts_of_other_options_are_not_taken(tiny, monkeypatch):
+    split_files(tiny)
+
+    def killed(self, part, folder):
+        raise Killed
+
+    with monkeypatch.context() as context:
+        context.setattr(parts.Evaluation, "_recommend", killed)
+        with pytest.raises(Killed):
+            evaluate(load(options(tiny, "out", "mask_seen=true")))
+    assert without_times(evaluate(load(options(tiny, "out")))) == without_times(evaluate(load(options(tiny, "whole"))))
+
+
+def test_sums_are_written_and_read_to_the_bit(tmp_path, tiny):
+    rng = np.random.default_rng(0)
+    facts = Facts.of(open_dataset(tiny / "data"))
+    whole, merged = RankingResult([1, 3], 6), RankingResult([1, 3], 6)
+    for part in range(3):
+        one = RankingResult([1, 3], 6)
+        queries = random_queries(rng, 6, 20, 2)
+        rank, lists = rng.integers(1, 7, 20), rng.integers(0, 7, (20, 3))
+        for each in (whole, one):
+            each.add(queries, 1, rank, lists, facts)
+        one.write(tmp_path / str(part))
+        merged.merge(RankingResult.read(tmp_path / str(part), [1, 3], 6))
+    assert np.array_equal(merged.shown, whole.shown)
+    same_numbers(merged.metrics(facts.train_clicks, 6), whole.metrics(facts.train_clicks, 6))
+
+
+def random_queries(rng, n_items, n, dimension):
+    from tests.retrieval.test_evaluate import random_queries as make
+
+    return make(rng, n_items, n, dimension)
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=12))
+@settings(deadline=None)
+def test_gini_is_the_mean_difference_over_twice_the_mean(times):
+    wanted = None
+    if sum(times):
+        pairs = [abs(a - b) for a in times for b in times]
+        wanted = np.mean(pairs) / (2 * np.mean(times))
+    found = gini(np.array([t for t in times if t]), len(times))
+    assert found == (pytest.approx(wanted, abs=1e-12) if wanted is not None else None)
+
+
+def test_deciles_hold_a_tenth_of_the_clicks_each():
+    clicks = np.concatenate([[0], np.sort(np.random.default_rng(0).zipf(1.4, 5000).clip(max=500))[::-1], [0, 0]])
+    found = deciles(clicks)
+    assert set(found[clicks == 0].tolist()) == {0}
+    assert (np.diff(found[1:-2]) >= 0).all()
+    for number in range(1, DECILES + 1):
+        assert clicks[found == number].sum() == pytest.approx(clicks.sum() / DECILES, abs=500)
+
+
+def test_novelty_and_popularity_of_lists_by_hand():
+    result = RankingResult([1, 2], 3)
+    result.shown[0, 1], result.shown[1, 2], result.shown[1, 3] = 2, 1, 1
+    found = result.metrics(np.array([0, 6, 1, 0]), 3)
+    assert found["popularity@1"] == 6
+    assert found["popularity@2"] == (2 * 6 + 1 + 0) / 4
+    assert found["novelty@1"] == pytest.approx(-np.log2(7 / 10))
+    assert found["novelty@2"] == pytest.approx(-(2 * np.log2(7 / 10) + np.log2(2 / 10) + np.log2(1 / 10)) / 4)
+    assert found["coverage@2"] == 1
+    assert found["gini@2"] == pytest.approx(((2 * 3 - 4) * 2 + (2 * 1 - 4) * 1) / (3 * 4))
+
+
+def test_log_loss_and_calibration_equal_sklearns():
+    from sklearn.calibration import calibration_curve
+    from sklearn.metrics import log_loss
+
+    rng = np.random.default_rng(0)
+    score = rng.random(1000)
+    label = (rng.random(1000) < score**2).astype(int)
+    found = calibration(label, score.astype(np.float64))
+    assert found["log_loss"] == pytest.approx(log_loss(label, score))
+    observed, predicted = calibration_curve(label, score, n_bins=10, strategy="quantile")
+    assert found["predicted"] == pytest.approx(predicted.tolist())
+    assert found["observed"] == pytest.approx(observed.tolist())
+    assert found["error"] == pytest.approx(np.abs(predicted - observed).mean())
+    assert calibration(label, score * 3)["log_loss"] is None
