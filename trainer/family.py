@@ -59,6 +59,13 @@ class Family(Protocol):
     def validate(self, stepper: Stepper, sample: Any) -> Validation:
         """Metrics on the sample, over all workers."""
 
+    @property
+    def name(self) -> str:
+        """Of the model, for whoever reads a report."""
+
+    def scorer(self, stepper: Stepper) -> SessionScorer | RankScorer:
+        """The model applied."""
+
     def export(self, output: Path, stepper: Stepper, *, refit: bool) -> None:
         """Write a bundle."""
 
@@ -144,13 +151,16 @@ class SessionFamily:
         candidates = np.flatnonzero(clicks > 0) + 1
         return validate_sessions(self.scorer(stepper), sample, candidates, self.world, exposures=self.shown)
 
+    @property
+    def name(self) -> str:
+        """Of the model; of a hybrid with its encoders and head."""
+        config = self.config
+        return f"hybrid ({'+'.join(config.encoders)}, {config.head})" if config.model == "hybrid" else config.model
+
     def export(self, output: Path, stepper: Stepper, *, refit: bool) -> None:
         """Write a bundle with vectors, and feedback scores of the hybrid."""
-        config = self.config
-        name = config.model
-        if name == "hybrid":
-            name = f"hybrid ({'+'.join(config.encoders)}, {config.head})"
-        export(output, self.scorer(stepper), self.dataset, self.world, model=name, refit=refit, exposures=self.shown)
+        scorer = self.scorer(stepper)
+        export(output, scorer, self.dataset, self.world, model=self.name, refit=refit, exposures=self.shown)
 
 
 class RankFamily:
@@ -214,10 +224,15 @@ class RankFamily:
         """AUCs of the valid rows."""
         return validate_rows(self.scorer(stepper), sample, self.world)
 
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        return self.config.model
+
     def export(self, output: Path, stepper: Stepper, *, refit: bool) -> None:
         """Write a bundle of feedback scores."""
-        scorer, model = self.scorer(stepper), self.config.model
-        export(output, scorer, self.dataset, self.world, model=model, refit=refit, exposures=self.shown)
+        scorer = self.scorer(stepper)
+        export(output, scorer, self.dataset, self.world, model=self.name, refit=refit, exposures=self.shown)
 
 
 def category_codes(dataset: Dataset) -> torch.Tensor:

@@ -44,7 +44,11 @@ def show(options: ShowConfig) -> list[str]:
     Raises:
         InputError: no finished run, another dataset, an item or user that is not there.
     """
-    config, dataset = open_run(options)
+    config, dataset = open_run(options.run, options.data)
+    if not 1 <= options.item <= dataset.manifest.n_items:
+        raise InputError(f"item in 1..{dataset.manifest.n_items}", options.item, "give a dense id of items.parquet")
+    if options.k < 1:
+        raise InputError("k of at least 1", options.k, "try 10")
     family = family_of(config, dataset, World.alone())
     stepper = family.stepper(total_steps=1)
     load_selected(Path(options.run), stepper)
@@ -55,25 +59,21 @@ def show(options: ShowConfig) -> list[str]:
     return lines
 
 
-def open_run(options: ShowConfig) -> tuple[TrainerConfig, Dataset]:
-    """Configuration and dataset of a finished run.
+def open_run(folder: str, data: str | None) -> tuple[TrainerConfig, Dataset]:
+    """Configuration and dataset of a finished run; `data` is where the dataset is if it has moved.
 
     Raises:
         InputError: the run is not finished, or the dataset is not the one it was trained on.
     """
-    run = Path(options.run)
+    run = Path(folder)
     if not is_finished(run):
         raise InputError(f"a finished run with {SUMMARY}", run, "give the folder that python -m trainer wrote")
     settled: Any = OmegaConf.to_container(OmegaConf.load(run / CONFIG))
     fingerprint = settled.pop("dataset")
     config = from_plain(settled)
-    dataset = open_dataset(options.data or config.data, verify=False)
+    dataset = open_dataset(data or config.data, verify=False)
     if dataset.manifest.fingerprint != fingerprint:
         raise InputError(f"dataset {fingerprint[:12]}", dataset.manifest.fingerprint[:12], "give data=DIR")
-    if not 1 <= options.item <= dataset.manifest.n_items:
-        raise InputError(f"item in 1..{dataset.manifest.n_items}", options.item, "give a dense id of items.parquet")
-    if options.k < 1:
-        raise InputError("k of at least 1", options.k, "try 10")
     return config, dataset
 
 

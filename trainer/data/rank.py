@@ -95,12 +95,13 @@ def rank_batch(rows: FlatRows, users: Int, tasks: list[str]) -> RankBatch:
 
     Args:
         rows: of this worker; may be none.
-        users: int64, all users of the dataset, rising; a row's user is the number from 1 on.
+        users: int64, all users trained on, rising; a row's user is the number from 1 on, 0 one unknown.
         tasks: the columns of `label`.
     """
     label = np.stack([feedback_labels(rows.feedback, task) for task in tasks], axis=1)
+    place = np.minimum(np.searchsorted(users, rows.user_id), len(users) - 1)
     return RankBatch(
-        torch.from_numpy(np.searchsorted(users, rows.user_id) + 1),
+        torch.from_numpy(np.where(users[place] == rows.user_id, place + 1, PADDING)),
         torch.from_numpy(rows.item),
         torch.from_numpy(rows.history),
         torch.from_numpy(np.ascontiguousarray(rows.profile)),

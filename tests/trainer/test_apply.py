@@ -1,0 +1,83 @@
+"""Other logs scored with a trained run."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from retrieval.bundle import open_bundle
+from tests.support.engine import build
+from tests.support.logs import generated_log
+from tests.trainer.test_run import SMALL
+from trainer.__main__ import main as train
+from trainer.apply import main
+
+
+@pytest.fixture(scope="module")
+def other(fifty, tmp_path_factory):
+    """Logs of other users over the same items, and some that nobody knows."""
+    folder = tmp_path_factory.mktemp("other")
+    log = generated_log(folder / "log.csv", users=30, items=70, seed=5)
+    given = [f"input={log}", f"output={folder / 'data'}", "scenario=qb_video", "shards=2"]
+    return build([*given, f"items_from={fifty.path}"])
+
+
+def run_of(fifty, folder, *more):
+    run = folder / "run"
+    assert train([f"data={fifty.path}", f"output={run}", *SMALL, "train.epochs=1", *more]) == 0
+    return run
+
+
+@pytest.mark.parametrize("model", ["gru4rec", "hybrid", "rank_mmoe"])
+def test_on_its_own_data_a_run_gives_its_own_bundle_again(fifty, tmp_path, model):
+    run = run_of(fifty, tmp_path, f"model={model}")
+    assert main([f"run={run}", f"data={fifty.path}", f"output={tmp_path / 'again'}"]) == 0
+    manifests = [open_bundle(path).manifest for path in (run / "bundle", tmp_path / "again")]
+    assert manifests[0] == manifests[1]
+
+
+def test_a_refit_run_scores_with_the_refits_parameters(fifty, tmp_path):
+    run = run_of(fifty, tmp_path, "model=gru4rec", "train.refit=true")
+    assert main([f"run={run}", f"data={fifty.path}", f"output={tmp_path / 'again'}"]) == 0
+    vectors = [open_bundle(p).item_vectors() for p in (run / "bundle", run / "bundle-selected", tmp_path / "again")]
+    assert np.array_equal(vectors[0], vectors[2])
+    assert not np.array_equal(vectors[1], vectors[2])
+
+
+@pytest.mark.parametrize("model", ["hybrid", "rank_mmoe"])
+def test_other_logs_are_scored_by_the_items_the_run_knows(fifty, other, tmp_path, model):
+    run = run_of(fifty, tmp_path, f"model={model}")
+    bundle = tmp_path / "bundle"
+    assert main([f"run={run}", f"data={other.path}", f"output={bundle}"]) == 0
+    found = open_bundle(bundle, dataset=other.manifest.fingerprint)
+    assert found.feedback("test", "like").num_rows > 0
+    if model == "hybrid":
+        assert found.n_queries("test") == other.manifest.counts["sessions"]
+        assert np.array_equal(found.item_vectors(), open_bundle(run / "bundle").item_vectors())
+
+
+def test_what_a_run_cannot_score_is_refused(fifty, other, tmp_path, capfd):
+    run = run_of(fifty, tmp_path, "model=gru4rec")
+    capfd.readouterr()
+    log = generated_log(tmp_path / "log.csv", users=30, items=40, seed=5)
+    stranger = build([f"input={log}", f"output={tmp_path / 'data'}", "scenario=qb_video", "shards=2"])
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "config.yaml").write_text("{}")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("x")
+    for given in (
+        [f"run={run}", f"data={stranger.path}", f"output={tmp_path / 'a'}"],
+        [f"run={unfinished}", f"data={other.path}", f"output={tmp_path / 'a'}"],
+        [f"run={run}", "data=/nowhere", f"output={tmp_path / 'a'}"],
+        [f"run={run}", f"data={other.path}", f"output={tmp_path / 'mine'}", "overwrite=true"],
+        [f"run={run}", f"data={other.path}"],
+    ):
+        assert main(given) == 2
+        err = capfd.readouterr().err
+        assert err.startswith("error: expected ")
+        assert err.count("\n") == 1
+    assert not (tmp_path / "a").exists()
+    assert json.loads((run / "summary.json").read_text())["model"] == "gru4rec"
