@@ -166,7 +166,7 @@ def _empty(kind: str, vectors: Vectors, metric: int) -> tuple[Any, dict[str, Any
     lists = max(1, min(int(4 * math.sqrt(n)), n // 39 or 1))
     quantizer = faiss.IndexFlat(width, metric)
     if kind == "ivf_flat":
-        index = faiss.IndexIVFFlat(quantizer, width, lists, metric)
+        index: Any = faiss.IndexIVFFlat(quantizer, width, lists, metric)
     elif kind == "ivf_sq8" or n < LEAST_FOR_CODES:
         index = faiss.IndexIVFScalarQuantizer(quantizer, width, lists, faiss.ScalarQuantizer.QT_8bit, metric)
     else:

@@ -82,7 +82,7 @@ class Stored:
         except (OSError, RuntimeError) as error:
             print(f"warning: the index is not kept: {error}", flush=True)
             return
-        record = {"made_from": self.made_from, "sha256": sha256_of(self.path), "kind": index.kind}
+        record: dict[str, Any] = {"made_from": self.made_from, "sha256": sha256_of(self.path), "kind": index.kind}
         record |= {"space": index.space, "build_seconds": index.build_seconds, "parameters": index.parameters}
         write_json(self.record_path, record | extra)
 

@@ -67,10 +67,14 @@ def check(config: TrainerConfig, trained_on: Dataset, dataset: Dataset) -> None:
     before, now = (d.items(["item_id"])["item_id"].to_numpy() for d in (trained_on, dataset))
     if not np.array_equal(before, now):
         raise InputError(
-            f"the {len(before)} items that the run knows", f"{len(now)} others", f"make it with items_from={config.data}"
+            f"the {len(before)} items that the run knows",
+            f"{len(now)} others",
+            f"make it with items_from={config.data}",
         )
     if bool(dataset.row_files) != bool(trained_on.row_files):
-        raise InputError(f"a dataset like scenario {trained_on.manifest.scenario}", dataset.manifest.scenario, "give it")
+        raise InputError(
+            f"a dataset like scenario {trained_on.manifest.scenario}", dataset.manifest.scenario, "give it"
+        )
     if not config.ranks and dataset.manifest.max_clicks > config.network.positions:
         most = config.network.positions
         raise InputError(f"sessions of at most {most} clicks", dataset.manifest.max_clicks, "lower protocol.max_clicks")

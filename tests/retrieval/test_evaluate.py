@@ -9,8 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from etl.folder import InputError
+from retrieval import exact
 from retrieval.__main__ import main
 from retrieval.baselines import Popularity, item_rates
 from retrieval.bundle import MANIFEST, Queries, finish_bundle, open_bundle, vectors_array
@@ -140,6 +143,28 @@ def test_an_index_is_tuned_until_the_asked_fidelity_holds_and_converges_to_exact
         score, _ = index.search(query, 20)
         wanted = np.sort(query.astype(np.float64) @ vectors.astype(np.float64).T, axis=1)[:, ::-1][:, :20]
         assert score == pytest.approx(wanted, abs=1e-9)
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=60)
+def test_exact_search_equals_a_full_sort(data):
+    """Blocks smaller than the problem, ties in plenty, more wanted than there is."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    items, queries, k = (data.draw(st.integers(low, high)) for low, high in ((1, 60), (0, 12), (1, 9)))
+    vectors, query = rng.integers(-2, 3, (items, 3)).astype("f"), rng.integers(-2, 3, (queries, 3)).astype("f")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exact, "QUERIES_AT_ONCE", 5)
+        patch.setattr(exact, "ITEMS_AT_ONCE", 7)
+        score, row = exact.search_exact(vectors, query, k)
+    whole = query @ vectors.T
+    for q in range(queries):
+        best = np.sort(whole[q])[::-1][:k]
+        assert score[q, : len(best)].tolist() == best.tolist()
+        assert (row[q, len(best) :] == -1).all()
+        listed = row[q, : len(best)]
+        assert len(set(listed.tolist())) == len(listed)
+        assert whole[q, listed].tolist() == best.tolist()
+        assert listed.tolist() == sorted(listed.tolist(), key=lambda r: (-whole[q, r], r))
 
 
 def test_fidelity_is_counted_as_by_hand():
