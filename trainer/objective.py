@@ -138,7 +138,7 @@ class SessionObjective(nn.Module):
         sums = [self._next(model.query(mixes["next"]), target, item, candidates, batch, compact)]
         row_state, item_FD = compact[batch.row_state], item.vectors(batch.row_item)
         for column, task in enumerate(model.feedback_tasks):
-            logit, label = model.feedback_logits(task, mixes[task][row_state], item_FD), batch.row_label[:, column]
+            logit, label = model.feedback_logits(task, mixes[task], row_state, item_FD), batch.row_label[:, column]
             sums.append(losses.feedback_sum(logit, label, self.positive_weight[task]))
         return Sums(torch.stack(sums), self.balance.variances())
 

@@ -67,7 +67,7 @@ class SessionScorer:
         session, item = (torch.from_numpy(values).to(self.device) for values in (rows.session, rows.item))
         mixes, vector = self.model.mixes(state_BS), self.tables[ITEM].vector[item]
         return {
-            task: torch.sigmoid(self.model.feedback_logits(task, mixes[task][session], vector)).cpu().numpy()
+            task: torch.sigmoid(self.model.feedback_logits(task, mixes[task], session, vector)).cpu().numpy()
             for task in self.model.feedback_tasks
         }
 

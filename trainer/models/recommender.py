@@ -49,9 +49,17 @@ class FeedbackTower(nn.Module):
         self.network = nn.Sequential(nn.Linear(3 * dimension, units), nn.ReLU(), nn.Linear(units, 1))
         start_at(self.network, rate)
 
-    def forward(self, mix_FD: torch.Tensor, item_FD: torch.Tensor) -> torch.Tensor:
-        """Logits `[F]`."""
-        return self.network(torch.cat([mix_FD, item_FD, mix_FD * item_FD], dim=-1)).squeeze(-1)
+    def forward(self, mix_ND: torch.Tensor, row_F: torch.Tensor, item_FD: torch.Tensor) -> torch.Tensor:
+        """Logits `[F]` of candidates, each by the mix in row `row_F`.
+
+        The first layer is a sum of three products; that of the mix alone is worked out once a mix, not once a row.
+        """
+        first, last = self.network[0], self.network[2]
+        by_mix, by_item, by_both = first.weight.split(mix_ND.shape[1], dim=1)
+        of_mix = nn.functional.embedding(row_F, nn.functional.linear(mix_ND, by_mix, first.bias))
+        both = nn.functional.embedding(row_F, mix_ND) * item_FD
+        hidden = of_mix + nn.functional.linear(item_FD, by_item) + nn.functional.linear(both, by_both)
+        return last(torch.relu(hidden)).squeeze(-1)
 
 
 @torch.no_grad()
@@ -119,9 +127,11 @@ class Recommender(nn.Module):
         """Queries `[N, D]` whose inner product with item vectors, plus bias, is the score."""
         return self.next_tower(mix_ND)
 
-    def feedback_logits(self, task: str, mix_FD: torch.Tensor, item_FD: torch.Tensor) -> torch.Tensor:
-        """Logits `[F]` of a feedback task for candidates, before the row is seen."""
-        return self.towers[task](mix_FD, item_FD.detach() if self.detach_items else item_FD)
+    def feedback_logits(
+        self, task: str, mix_ND: torch.Tensor, row_F: torch.Tensor, item_FD: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits `[F]` of a feedback task for candidates, each from the mix in row `row_F`, before it is seen."""
+        return self.towers[task](mix_ND, row_F, item_FD.detach() if self.detach_items else item_FD)
 
     def gate_weights(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
         """Shares of the experts by task `[N, E]`; empty for heads without gates."""
