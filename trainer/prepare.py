@@ -30,21 +30,8 @@ def prepare(options: Sequence[str]) -> tuple[TrainerConfig, bool]:
     Raises:
         InputError: options, dataset or output that the user must mend.
     """
-    given = load(options)
-    output = Path(given.output)
-    dataset = open_dataset(given.data)
-    config = with_recipe(options, dataset.manifest.n_items)
-    config.data, config.output = str(Path(config.data).absolute()), str(output.absolute())
-    _check_data(config, dataset)
-    shown = config.train.exposures and shows_exposures(dataset)
-    rates = train_rates(dataset, config.feedback_tasks, exposures=shown)
-    config.tasks = [task for task in config.tasks if task == "next" or task in rates]
-    if config.model == "rank_esmm" and "click" not in rates:
-        print("warning: every row was clicked, so rank_esmm is rank_single here", flush=True)
-    if not config.tasks:
-        raise InputError("a task with both outcomes in train", "none", "choose other tasks, or another dataset")
-    config.train.rates = rates | {task: rate for task, rate in config.train.rates.items() if task in rates}
-    config.network.positions = config.network.positions or dataset.manifest.max_clicks
+    config, dataset = settle(options)
+    output = Path(config.output)
     settled = {**config.plain(), "dataset": dataset.manifest.fingerprint}
     path = output / CONFIG
     if path.is_file():
@@ -59,6 +46,28 @@ def prepare(options: Sequence[str]) -> tuple[TrainerConfig, bool]:
     temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(settled)))
     temporary.replace(path)
     return config, False
+
+
+def settle(options: Sequence[str]) -> tuple[TrainerConfig, Dataset]:
+    """The configuration of a command line with its recipe and all that follows from the dataset.
+
+    Raises:
+        InputError: options or a dataset that the user must mend.
+    """
+    dataset = open_dataset(load(options).data)
+    config = with_recipe(options, dataset.manifest.n_items)
+    config.data, config.output = (str(Path(path).absolute()) for path in (config.data, config.output))
+    _check_data(config, dataset)
+    shown = config.train.exposures and shows_exposures(dataset)
+    rates = train_rates(dataset, config.feedback_tasks, exposures=shown)
+    config.tasks = [task for task in config.tasks if task == "next" or task in rates]
+    if config.model == "rank_esmm" and "click" not in rates:
+        print("warning: every row was clicked, so rank_esmm is rank_single here", flush=True)
+    if not config.tasks:
+        raise InputError("a task with both outcomes in train", "none", "choose other tasks, or another dataset")
+    config.train.rates = rates | {task: rate for task, rate in config.train.rates.items() if task in rates}
+    config.network.positions = config.network.positions or dataset.manifest.max_clicks
+    return config, dataset
 
 
 def _compare(before: Any, now: dict[str, Any], *, resume: str) -> None:

@@ -54,12 +54,13 @@ class FeedbackTower(nn.Module):
 
         The first layer is a sum of three products; that of the mix alone is worked out once a mix, not once a row.
         """
-        first, last = self.network[0], self.network[2]
+        first = self.network[0]
+        assert isinstance(first, nn.Linear)
         by_mix, by_item, by_both = first.weight.split(mix_ND.shape[1], dim=1)
         of_mix = nn.functional.embedding(row_F, nn.functional.linear(mix_ND, by_mix, first.bias))
         both = nn.functional.embedding(row_F, mix_ND) * item_FD
         hidden = of_mix + nn.functional.linear(item_FD, by_item) + nn.functional.linear(both, by_both)
-        return last(torch.relu(hidden)).squeeze(-1)
+        return self.network[1:](hidden).squeeze(-1)
 
 
 @torch.no_grad()

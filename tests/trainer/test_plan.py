@@ -1,0 +1,42 @@
+"""What a run will take, worked out from steps measured here."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.trainer.test_run import SMALL
+from trainer.__main__ import main as train
+from trainer.plan import Measured, exchanged, main
+
+GIVEN = [o for o in SMALL if not o.startswith("ray.")]
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("model", ["gru4rec", "hybrid", "rank_mmoe"])
+def test_a_plan_names_the_steps_and_parameters_that_the_run_then_has(fifty, tmp_path, model, capfd):
+    line = [f"data={fifty.path}", f"model={model}", *GIVEN, "train.epochs=1"]
+    assert main([*line, "workers=2", "measured_steps=3"]) == 0
+    told = dict(text.rsplit("  ", 1) for text in capfd.readouterr().out.splitlines() if "  " in text)
+    told = {name.strip(): value.strip() for name, value in told.items()}
+    assert train([*line, f"output={tmp_path / 'run'}", "ray.workers=0"]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert told["parameters"] == f"{summary['parameters']['total']:,}"
+    # Windows end with a smaller step, so that an epoch has a few more than targets / batch_tokens.
+    assert int(told["steps an epoch"]) <= summary["steps"] <= int(told["steps an epoch"]) + 2
+    assert float(told["hours an epoch"]) >= 0
+
+
+def test_what_workers_exchange_by_hand():
+    found = Measured(seconds=1, targets=1, rows=100, row_bytes=268, dense_bytes=4_000, resident=0)
+    assert exchanged(found, 1) == 0
+    assert exchanged(found, 4) == 3 * 100 * 268 + 2 * 4_000 * 3 / 4
+
+
+@pytest.mark.parametrize("wrong", ["workers=0", "workers=many", "network_gbit=-1", "model=bert", "no_such=1"])
+def test_wrong_options_end_with_one_plain_line(fifty, wrong, capfd):
+    assert main([f"data={fifty.path}", "model=gru4rec", wrong]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("error: expected ")
+    assert err.count("\n") == 1
