@@ -3,14 +3,27 @@
 import sys
 from collections.abc import Sequence
 
+from cluster import kubernetes, local
 from cluster.config import ClusterConfig, load
 from cluster.pipeline import run_pipeline
+from cluster.submit import submit
 from etl.command import run_program
+
+ACTIONS = {"up": local.up, "down": local.down, "status": local.status}
 
 
 def job(options: list[str]) -> None:
     """Run what the options ask for."""
-    print(run_pipeline(load(options).pipeline))
+    config = load(options)
+    if config.action:
+        print("\n".join(ACTIONS[config.action](config.local)))
+    elif config.submit and config.target == "kubernetes":
+        print("\n".join(kubernetes.submit(config, options)))
+    elif config.submit:
+        if status := submit(config, options):
+            raise SystemExit(status)
+    else:
+        print(run_pipeline(config.pipeline))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,6 +8,17 @@ from dataclasses import dataclass
 from etl.command import group, option, read_options
 from etl.folder import InputError
 
+SUBMITS = ("etl", "train", "evaluate", "pipeline")
+TARGETS = ("local", "standalone", "ray", "kubernetes")
+ACTIONS = ("up", "down", "status")
+TARGETS_OF = {
+    "etl": ("local", "standalone", "kubernetes"),
+    "train": ("local", "ray", "kubernetes"),
+    "evaluate": ("local", "ray", "kubernetes"),
+    "pipeline": ("local", "standalone", "ray", "kubernetes"),
+}
+"""Where each program can go."""
+
 
 @dataclass
 class PipelineOptions:
@@ -21,12 +32,49 @@ class PipelineOptions:
     models: list[str] = option([], "runs to train: 'NAME', which stands for model=NAME, or 'NAME option=value …'")
     trainer: str = option("", "options of python -m trainer for every run, separated by spaces")
     retrieval: str = option("", "further options of python -m retrieval, separated by spaces")
+    on_ray: bool = option(False, "evaluate as tasks of the Ray cluster that RAY_ADDRESS names")
+
+
+@dataclass
+class LocalOptions:
+    """A cluster of several processes on this machine."""
+
+    state: str = option("runs/cluster", "folder for its tokens, logs and process numbers")
+    nodes: int = option(2, "Ray nodes and Spark workers, a core each")
+    memory: str = option("2g", "memory of a Spark worker")
+
+
+@dataclass
+class KubernetesOptions:
+    """What the manifests ask for."""
+
+    output: str = option("runs/kubernetes", "folder for the manifests")
+    namespace: str = option("nextclick", "of all objects")
+    image: str = option("nextclick:latest", "built from cluster/Dockerfile")
+    claim: str = option("nextclick", "persistent volume claim that all pods see at `mount`")
+    mount: str = option("/shared", "where data, runs and results lie")
+    token_secret: str = option("ray-token", "secret whose key `token` is Ray's authentication token")
+    workers: list[int] = option([2, 8], "training workers: least and most")
+    gpus: int = option(1, "GPUs of a training worker; 0 trains on CPUs")
+    cpus: int = option(8, "cores of a training worker")
+    memory_gib: int = option(16, "memory of a training worker; python -m trainer.plan tells what it needs")
 
 
 @dataclass
 class ClusterConfig:
     """Options of `python -m cluster`."""
 
+    submit: str | None = option(None, f"what to submit: {', '.join(SUBMITS)}")
+    target: str = option("local", f"where to: {', '.join(TARGETS)}")
+    address: str | None = option(None, "spark://HOST:7077, http://HOST:8265 of Ray, or https://HOST:6443 of Kubernetes")
+    options: str = option("", "options of the submitted program, separated by spaces")
+    name: str = option("nextclick", "of the job")
+    python: str = option("python", "interpreter on the cluster's machines")
+    interface: str | None = option(None, "network interface of the workers' traffic, where hosts have several")
+    install: bool = option(False, "Ray: let the machines install requirements.lock first")
+    action: str | None = option(None, f"a cluster on this machine: {', '.join(ACTIONS)}")
+    local: LocalOptions = group(LocalOptions)
+    kubernetes: KubernetesOptions = group(KubernetesOptions)
     pipeline: PipelineOptions = group(PipelineOptions)
 
 
@@ -47,6 +95,23 @@ def load(options: Sequence[str]) -> ClusterConfig:
         InputError: an option is unknown, missing, ill-typed or out of its range.
     """
     config = read_options(ClusterConfig, "cluster.conf", options)
+    for name, choices in (("submit", SUBMITS), ("target", TARGETS), ("action", ACTIONS)):
+        value = getattr(config, name)
+        if value is not None and value not in choices:
+            raise InputError(f"{name} one of {', '.join(choices)}", value, f"choose {name}={choices[0]}")
+    if config.submit and config.action:
+        raise InputError("submit=… or action=…", "both", "give one of them")
+    if config.submit and config.target not in TARGETS_OF[config.submit]:
+        fit = ", ".join(TARGETS_OF[config.submit])
+        raise InputError(f"target of {fit} for submit={config.submit}", config.target, "choose one of these")
+    needs = config.submit and config.target in ("standalone", "ray")
+    if needs and not config.address:
+        raise InputError("address=…", "none", f"name the {config.target} cluster; action=up starts one here")
+    if config.local.nodes < 1:
+        raise InputError("local.nodes of at least 1", config.local.nodes, "try 2")
+    low, high = (config.kubernetes.workers * 2)[:2] if config.kubernetes.workers else (0, 0)
+    if not 1 <= low <= high:
+        raise InputError("kubernetes.workers=[least,most]", config.kubernetes.workers, "write [2,8]")
     if not any(run.strip() for run in config.pipeline.models):
         raise InputError("pipeline.models with at least one run", "none", "choose pipeline=demo")
     return config

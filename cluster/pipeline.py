@@ -69,7 +69,7 @@ def evaluation(options: PipelineOptions, work: Path, data: Path, name: str) -> S
     """The step that evaluates a trained model."""
     bundle, result = work / name / "bundle", work / f"{name}-result"
     command = [
-        "retrieval",
+        "cluster.evaluate" if options.on_ray else "retrieval",
         f"bundle={bundle}",
         f"data={data}",
         f"output={result}",

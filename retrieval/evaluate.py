@@ -146,15 +146,11 @@ def prepare_index(
     The effort for a refit model is that which the model before it needs, which alone has valid queries. An index
     is kept with what tuning found, so that the next evaluation of the bundle only searches.
     """
-    kind = choose_kind(
-        config.index, len(catalogue.item), bundle.n_queries("test"), catalogue.vector.shape[1], config.memory_gib
-    )
+    kind = kind_of(bundle, catalogue, config)
     if kind == "flat":
         index = build_index("flat", catalogue)
         return index, describe_index(index, asdict(measure(index, yardstick(bundle, "test", catalogue))), {})
-    made_from = origin(bundle.path / MANIFEST, catalogue)
-    stored = Stored(Path(config.index_file), made_from) if config.index_file else None
-    stored = stored or Stored.beside(bundle.path, kind, made_from)
+    stored = place_of(bundle, catalogue, config, kind)
     index_found, record = stored.load(catalogue), stored.record()
     if index_found and index_found.kind != kind:
         raise InputError(f"an index of kind {kind}", f"{index_found.kind} in {stored.path}", "name another index_file")
@@ -180,6 +176,39 @@ def prepare_index(
     test = measure(index, yardstick(bundle, "test", catalogue))
     stored.remember(config.fidelity, index, curve, test)
     return index, describe_index(index, asdict(test), stored.record() | {"curve": curve})
+
+
+def kind_of(bundle: Bundle, catalogue: Catalogue, config: RetrievalConfig) -> str:
+    """The kind of index that the options stand for."""
+    size, dimension = catalogue.vector.shape
+    return choose_kind(config.index, size, bundle.n_queries("test"), dimension, config.memory_gib)
+
+
+def place_of(bundle: Bundle, catalogue: Catalogue, config: RetrievalConfig, kind: str) -> Stored:
+    """Where the index is kept."""
+    made_from = origin(bundle.path / MANIFEST, catalogue)
+    if config.index_file:
+        return Stored(Path(config.index_file), made_from)
+    return Stored.beside(bundle.path, kind, made_from)
+
+
+def reopen(config: RetrievalConfig) -> Evaluation:
+    """The evaluation that another process has prepared: its index is loaded with the effort that tuning found.
+
+    Raises:
+        InputError: that process kept no index where this one can read it.
+    """
+    dataset, bundle = open_inputs(config, verify=False)
+    catalogue = make_catalogue(bundle, dataset, config)
+    kind = kind_of(bundle, catalogue, config)
+    if kind == "flat":
+        return Evaluation(config, dataset, bundle, build_index("flat", catalogue))
+    stored = place_of(bundle, catalogue, config, kind)
+    index, known = stored.load(catalogue), stored.tuned(config.fidelity)
+    if index is None or known is None:
+        raise InputError("the prepared index on storage that all machines share", stored.path, "name index_file there")
+    index.set_effort(known["effort"], known["refine"])
+    return Evaluation(config, dataset, bundle, index)
 
 
 def valid_bundle(bundle: Bundle) -> Bundle:

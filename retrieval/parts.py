@@ -218,8 +218,8 @@ def join(paths: Iterable[Path], output: Path, schema: pa.Schema) -> None:
                     writer.write_batch(batch.cast(schema))
 
 
-def open_inputs(config: RetrievalConfig) -> tuple[Dataset, Bundle]:
-    """The dataset and the bundle made from it, checked; the search's threads are set."""
+def open_inputs(config: RetrievalConfig, *, verify: bool = True) -> tuple[Dataset, Bundle]:
+    """The dataset and the bundle made from it; `verify` hashes all files. The search's threads are set."""
     faiss.omp_set_num_threads(config.threads or faiss.omp_get_max_threads())
-    dataset = open_dataset(config.data)
-    return dataset, open_bundle(config.bundle, dataset=dataset.manifest.fingerprint)
+    dataset = open_dataset(config.data, verify=verify)
+    return dataset, open_bundle(config.bundle, dataset=dataset.manifest.fingerprint, verify=verify)

@@ -8,6 +8,8 @@ import logging
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,17 @@ def run_with_ray(config: TrainerConfig) -> None:
     given = config.ray.workers
     workers: Any = tuple(given) if isinstance(given, list) else given
     most = workers[1] if isinstance(workers, tuple) else workers
+    with ray_session(most):
+        _run(config, workers)
+
+
+@contextmanager
+def ray_session(cpus: int = 0) -> Iterator[None]:
+    """Ray for the block: the cluster that RAY_ADDRESS names, else one started here and ended with the block.
+
+    Args:
+        cpus: that the one started here has at least.
+    """
     packages = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")]))
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -47,11 +60,8 @@ def run_with_ray(config: TrainerConfig) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     local: dict[str, Any] = {}
     if "RAY_ADDRESS" not in os.environ:
-        local = {
-            "address": "local",
-            "num_cpus": max(most, os.cpu_count() or 1),
-            "include_dashboard": False,
-        }
+        cpus = max(cpus, os.cpu_count() or 1)
+        local = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     ray.init(
         runtime_env={"env_vars": {"PYTHONPATH": path, "RAY_TRAIN_V2_ENABLED": "1"}},
@@ -59,6 +69,13 @@ def run_with_ray(config: TrainerConfig) -> None:
         log_to_driver=False,
         **local,
     )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _run(config: TrainerConfig, workers: Any) -> None:
     # Ray resumes a run name that it knows: ours is new each time, since we resume by ourselves.
     storage = Path(config.output) / ".ray"
     shutil.rmtree(storage, ignore_errors=True)
@@ -88,13 +105,14 @@ def run_with_ray(config: TrainerConfig) -> None:
             raise Stopped("stopped; the same command goes on from the checkpoint that was left")
     except ControllerError as error:
         cause = str(error.controller_failure).strip().splitlines()[0]
-        raise InputError(f"a cluster that can start {given} workers", cause, "add nodes, or run again later") from None
+        raise InputError(
+            f"a cluster that can start {config.ray.workers} workers", cause, "add nodes, or run again later"
+        ) from None
     except TrainingFailedError as error:
         if os.strerror(errno.ENOSPC) in str(error):
             raise InputError(f"room on the disk of {run}", "a full disk", "free some and run again") from None
         raise
     finally:
-        ray.shutdown()
         shutil.rmtree(storage, ignore_errors=True)
 
 

@@ -1,0 +1,221 @@
+"""A cluster of several processes on this machine: a Ray head with nodes, a Spark master with workers.
+
+Everything listens on the loopback. Ray asks for a token, Spark for a secret; both lie in the state folder, readable by
+its owner alone, with the logs and the numbers of the processes. Only these are ever ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cluster.config import LocalOptions
+from etl.folder import InputError, write_json
+from etl.spark import OLDEST_JAVA, java_version
+
+HOST = "127.0.0.1"
+STATE = "state.json"
+START_SECONDS = 90.0
+MASTER, WORKER = "org.apache.spark.deploy.master.Master", "org.apache.spark.deploy.worker.Worker"
+
+
+def free_ports(n: int) -> list[int]:
+    """Different ports of the loopback that nobody listens on."""
+    held = [socket.create_server((HOST, 0)) for _ in range(n)]
+    ports = [int(s.getsockname()[1]) for s in held]
+    for s in held:
+        s.close()
+    return ports
+
+
+def write_secret(path: Path, text: str) -> None:
+    """Write a file that its owner alone may read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as stream:
+        stream.write(text)
+
+
+def spark_defaults(secret: str) -> str:
+    """Spark's settings for a cluster that lets no stranger in and is heard by none."""
+    settings = {
+        "spark.authenticate": "true",
+        "spark.authenticate.secret": secret,
+        "spark.network.crypto.enabled": "true",
+        "spark.ui.enabled": "false",
+        "spark.driver.host": HOST,
+        "spark.driver.bindAddress": HOST,
+    }
+    return "".join(f"{name} {value}\n" for name, value in settings.items())
+
+
+class Starter:
+    """Starts processes and remembers them.
+
+    Args:
+        folder: the state folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.started = folder, list[dict[str, Any]]()
+
+    def start(self, name: str, command: list[str], env: dict[str, str], ready: str) -> None:
+        """Start a process of its own session, and wait until its log says that it is ready.
+
+        Raises:
+            InputError: it ended, or took too long.
+        """
+        log = self.folder / f"{name}.log"
+        with log.open("w") as stream:
+            process = subprocess.Popen(
+                command, env=os.environ | env, stdout=stream, stderr=stream, start_new_session=True
+            )
+        self.started.append({"name": name, "pid": process.pid, "created": psutil.Process(process.pid).create_time()})
+        write_json(self.folder / STATE, {"processes": self.started})
+        deadline = time.monotonic() + START_SECONDS
+        while ready not in log.read_text(errors="replace"):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise InputError(f"{name} to start", f"what {log} says", "mend it and run action=up again")
+            time.sleep(0.2)
+
+
+def up(options: LocalOptions) -> list[str]:
+    """Start the cluster and tell how to use it.
+
+    Raises:
+        InputError: one is running already, Java is missing, or a process does not start.
+    """
+    folder = Path(options.state).absolute()
+    if any(alive(entry) for entry in read_state(folder)):
+        raise InputError("no running cluster", folder, "python -m cluster action=down first")
+    if (java_version() or 0) < OLDEST_JAVA:
+        raise InputError(
+            f"Java {OLDEST_JAVA} or newer", java_version() or "none", "apt-get install openjdk-17-jre-headless"
+        )
+    token, conf = folder / "token", folder / "spark"
+    write_secret(token, secrets.token_hex(32))
+    write_secret(conf / "spark-defaults.conf", spark_defaults(secrets.token_hex(32)))
+    starter, (gcs, dashboard, spark) = Starter(folder), free_ports(3)
+    try:
+        start_ray(starter, options, token, gcs, dashboard)
+        start_spark(starter, options, conf, spark)
+    except BaseException:
+        down(options)
+        raise
+    write_json(
+        folder / STATE,
+        {"processes": starter.started, "ray": f"http://{HOST}:{dashboard}", "spark": f"spark://{HOST}:{spark}"},
+    )
+    return [*status(options), "", *usage(folder, gcs, dashboard, spark)]
+
+
+def usage(folder: Path, gcs: int, dashboard: int, spark: int) -> list[str]:
+    """Lines to copy."""
+    return [
+        f"export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={folder / 'token'} SPARK_CONF_DIR={folder / 'spark'}",
+        f"python -m cluster submit=train target=ray address=http://{HOST}:{dashboard} options='data=… output=…'",
+        f"python -m cluster submit=etl target=standalone address=spark://{HOST}:{spark} options='input=… output=…'",
+        f"or, without submitting: RAY_ADDRESS={HOST}:{gcs} python -m trainer …",
+    ]
+
+
+def start_ray(starter: Starter, options: LocalOptions, token: Path, gcs: int, dashboard: int) -> None:
+    """A head that computes nothing, and nodes of one core."""
+    env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
+    ray = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
+    ray += ["--node-ip-address", HOST]
+    head = [
+        "--head",
+        "--port",
+        str(gcs),
+        "--num-cpus",
+        "0",
+        "--dashboard-host",
+        HOST,
+        "--dashboard-port",
+        str(dashboard),
+    ]
+    starter.start("ray-head", [*ray, *head], env, "Ray runtime started")
+    for number in range(options.nodes):
+        node = ["--address", f"{HOST}:{gcs}", "--num-cpus", "1"]
+        starter.start(f"ray-node-{number + 1}", [*ray, *node], env, "Ray runtime started")
+
+
+def start_spark(starter: Starter, options: LocalOptions, conf: Path, port: int) -> None:
+    """A master, and workers of one core."""
+    import pyspark
+
+    home = Path(pyspark.__file__).parent
+    # SPARK_LOCAL_IP is also what the web pages of master and workers listen on.
+    env = {"SPARK_HOME": str(home), "SPARK_CONF_DIR": str(conf), "SPARK_LOCAL_IP": HOST}
+    spark = str(home / "bin" / "spark-class")
+    master = [spark, MASTER, "--host", HOST, "--port", str(port), "--webui-port", "0"]
+    starter.start("spark-master", master, env, "I have been elected leader")
+    for number in range(options.nodes):
+        name = f"spark-worker-{number + 1}"
+        work = str(starter.folder / name)
+        worker = [spark, WORKER, "--host", HOST, "-c", "1", "-m", options.memory, "--webui-port", "0", "-d", work]
+        starter.start(name, [*worker, f"spark://{HOST}:{port}"], env, "Successfully registered")
+
+
+def read_state(folder: Path) -> list[dict[str, Any]]:
+    """The processes that were started; none where there is no state."""
+    try:
+        return list(json.loads((folder / STATE).read_text())["processes"])
+    except (OSError, ValueError, KeyError):
+        return []
+
+
+def alive(entry: dict[str, Any]) -> bool:
+    """Whether a process still runs, and is not another one of the same number."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(entry["pid"])
+        return process.create_time() == entry["created"] and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def status(options: LocalOptions) -> list[str]:
+    """One line a process.
+
+    Raises:
+        InputError: there is no cluster.
+    """
+    folder = Path(options.state).absolute()
+    entries = read_state(folder)
+    if not entries:
+        raise InputError(f"a cluster in {folder}", "none", "python -m cluster action=up starts one")
+    lines = [f"{e['name']:<16} {'running' if alive(e) else 'ended':<8} process {e['pid']}" for e in entries]
+    told = json.loads((folder / STATE).read_text())
+    return lines + [f"{name}: {told[name]}" for name in ("ray", "spark") if name in told]
+
+
+def down(options: LocalOptions) -> list[str]:
+    """End what was started, with all that it started itself; tokens and state go, logs stay."""
+    folder = Path(options.state).absolute()
+    ended = []
+    for entry in reversed(read_state(folder)):
+        if not alive(entry):
+            continue
+        process = psutil.Process(entry["pid"])
+        family = [process, *process.children(recursive=True)]
+        process.terminate()
+        psutil.wait_procs(family, timeout=10)
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(family, timeout=10)
+        ended.append(f"{entry['name']} ended")
+    for path in (folder / STATE, folder / "token", folder / "spark" / "spark-defaults.conf"):
+        path.unlink(missing_ok=True)
+    return ended or ["nothing was running"]
