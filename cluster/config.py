@@ -88,13 +88,30 @@ def training_options(run: str) -> tuple[str, list[str]]:
     return name, options or [f"model={name}"]
 
 
+FREE_TEXT = ("options", "address", "pipeline.etl", "pipeline.trainer", "pipeline.retrieval")
+"""Options whose values are options, or addresses: Hydra would read their `=` and `:` as its own."""
+
+
+def quoted(option: str) -> str:
+    """An option with its value quoted for Hydra where it is free text and not quoted yet.
+
+    >>> quoted("options=data=d model=hybrid"), quoted("submit=etl")
+    ('options="data=d model=hybrid"', 'submit=etl')
+    """
+    name, equals, value = option.partition("=")
+    if name not in FREE_TEXT or not equals or value[:1] in ("'", '"') or value in ("", "null"):
+        return option
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'{name}="{escaped}"'
+
+
 def load(options: Sequence[str]) -> ClusterConfig:
     """The checked configuration of a command line.
 
     Raises:
         InputError: an option is unknown, missing, ill-typed or out of its range.
     """
-    config = read_options(ClusterConfig, "cluster.conf", options)
+    config = read_options(ClusterConfig, "cluster.conf", [quoted(option) for option in options])
     for name, choices in (("submit", SUBMITS), ("target", TARGETS), ("action", ACTIONS)):
         value = getattr(config, name)
         if value is not None and value not in choices:

@@ -6,6 +6,7 @@ exit status.
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import subprocess
@@ -99,7 +100,7 @@ def entrypoint(config: ClusterConfig, options: list[str]) -> str:
 
 def runtime_env(config: ClusterConfig) -> dict[str, Any]:
     """The code as a working directory (what `.rayignore` names stays here), and the environment."""
-    variables = {"RAY_TRAIN_V2_ENABLED": "1"}
+    variables = {"PYTHONUNBUFFERED": "1"}
     if config.interface:
         variables |= {"GLOO_SOCKET_IFNAME": config.interface, "NCCL_SOCKET_IFNAME": config.interface}
     env: dict[str, Any] = {"working_dir": str(ROOT), "env_vars": variables}
@@ -134,6 +135,7 @@ def ray_client(config: ClusterConfig) -> Any:
     os.environ.pop("RAY_ADDRESS", None)  # would win over the address that was asked for
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray").setLevel(logging.ERROR)  # or it lists every file that it does not upload
     try:
         return JobSubmissionClient(str(config.address))
     except Exception as error:

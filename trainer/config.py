@@ -90,6 +90,7 @@ class TrainOptions:
     exposures: bool = option(True, "feedback tasks learn from what was shown, not from the clicks alone")
     exposures_per_session: int = option(60, "feedback rows of a session and step at most, sampled anew each epoch")
     valid_sessions: int = option(10_000, "sessions of the fixed validation sample")
+    validate_steps: int = option(0, "validate after so many steps inside an epoch too, for the curve; 0 does not")
     select_by: str | None = option(None, "valid metric of the best epoch; ndcg@20, of ranking models auc (the mean)")
     patience: int = option(3, "epochs without a better validation before training ends")
     accumulate: int = option(1, "parts that a worker's share of a step goes through the networks in, to save memory")
@@ -299,6 +300,7 @@ NOT_NEGATIVE = {
         "bpr_max_regularisation",
         "positive_power",
         "prefixes",
+        "validate_steps",
     ),
     "": ("seed",),
 }

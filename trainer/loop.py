@@ -109,8 +109,9 @@ def fit(
     if world.is_first and not _ended(config, phase, progress):
         log = RunLog(run, progress.step, refit=not phase.validates)
     sample = family.sample() if phase.validates else None
+    training = Training(config, family, reader, stepper, progress, phase, writer, log, sample)
     while not _ended(config, phase, progress):
-        _run_epoch(config, family, reader, stepper, progress, phase, writer, log)
+        training.epoch()
         values: dict[str, Any] = {}
         if sample is not None:
             values = family.validate(stepper, sample).metrics
@@ -137,57 +138,79 @@ def _ended(config: TrainerConfig, phase: Phase, progress: Progress) -> bool:
     return progress.sample == 0 and (progress.epoch >= phase.epochs or impatient)
 
 
-def _run_epoch(
-    config: TrainerConfig,
-    family: Family,
-    reader: Reader[Any],
-    stepper: Stepper,
-    progress: Progress,
-    phase: Phase,
-    writer: checkpoint.Writer,
-    log: RunLog | None,
-) -> None:
-    """Train the rest of the epoch under way."""
-    stepper.model.train()
-    if not progress.loss_sums:
-        progress.loss_sums, progress.loss_counts = ([0.0] * len(stepper.tasks) for _ in range(2))
-    first_step, meter = progress.step, Meter(reader.total_targets(), phase.epochs, sum(progress.loss_counts[:1]))
-    source = _batches(config, family, reader, progress, phase, stepper.world)
-    stop = StopWatch(Path(config.output), stepper.world)
-    profiler = Profiler(Path(config.output), wanted=config.train.profile and stepper.world.is_first)
-    for batch in source:
-        profiler.before(progress.step - first_step)
-        sums, counts = (totals.tolist() for totals in stepper.step(batch.data, progress.step))
-        progress.step += 1
-        progress.sample = batch.first_sample + batch.samples
-        progress.loss_sums = [a + b for a, b in zip(progress.loss_sums, sums, strict=True)]
-        progress.loss_counts = [a + b for a, b in zip(progress.loss_counts, counts, strict=True)]
-        progress.examples += int(counts[0])
-        if log:
-            log.progress(**meter.told(progress, source.waited))
+@dataclass
+class Training:
+    """What the epochs of a phase work on; `log` and what it leads to are the first worker's alone."""
+
+    config: TrainerConfig
+    family: Family
+    reader: Reader[Any]
+    stepper: Stepper
+    progress: Progress
+    phase: Phase
+    writer: checkpoint.Writer
+    log: RunLog | None
+    sample: Any
+
+    def epoch(self) -> None:
+        """Train the rest of the epoch under way."""
+        progress, stepper, run = self.progress, self.stepper, Path(self.config.output)
+        stepper.model.train()
+        if not progress.loss_sums:
+            progress.loss_sums, progress.loss_counts = ([0.0] * len(stepper.tasks) for _ in range(2))
+        first, done = progress.step, sum(progress.loss_counts[:1])
+        meter = Meter(self.reader.total_targets(), self.phase.epochs, done)
+        source = _batches(self.config, self.family, self.reader, progress, self.phase, stepper.world)
+        stop = StopWatch(run, stepper.world)
+        profiler = Profiler(run, wanted=self.config.train.profile and stepper.world.is_first)
+        for batch in source:
+            profiler.before(progress.step - first)
+            sums, counts = (totals.tolist() for totals in stepper.step(batch.data, progress.step))
+            progress.took(batch.first_sample + batch.samples, sums, counts)
+            self._after_step(progress.step - first, sums, counts, meter, source.waited)
+            if stop(progress.step):
+                self._save(meter)
+                self.writer.wait()
+                if self.log:
+                    self.log.close()
+                stepper.world.barrier()
+                raise Stopped(f"stopped after step {progress.step}; the same command goes on from there")
+        profiler.finish()
+        progress.seconds += meter.lap()
+        self._log_epoch(meter.told(progress, source.waited))
+        progress.epoch, progress.sample = progress.epoch + 1, 0
+        progress.loss_sums, progress.loss_counts = [], []
+
+    def _after_step(self, steps: int, sums: list[float], counts: list[float], meter: Meter, waited: float) -> None:
+        """What is due after a number of steps of this epoch."""
+        progress, train = self.progress, self.config.train
+        if self.log:
+            self.log.progress(**meter.told(progress, waited))
             if progress.step % LOG_STEPS == 0:
-                log.write(progress.step, progress.epoch + 1, phase.name, mean_losses(stepper.tasks, sums, counts))
-            if (progress.step - first_step) % config.train.checkpoint_steps == 0:
-                progress.seconds += meter.lap()
-                writer.save(stepper, progress)
-        if stop(progress.step):
-            if log:
-                progress.seconds += meter.lap()
-                writer.save(stepper, progress)
-                writer.wait()
-                log.close()
-            stepper.world.barrier()
-            raise Stopped(f"stopped after step {progress.step}; the same command goes on from there")
-    profiler.finish()
-    progress.seconds += meter.lap()
-    if log:
-        told = meter.told(progress, source.waited)
-        means = mean_losses(stepper.tasks, progress.loss_sums, progress.loss_counts)
-        means |= {"examples_per_second": told["rate"], "waiting_share": told["waiting"]}
-        means["memory_gib"] = psutil.Process().memory_info().rss / 2**30
-        log.write(progress.step, progress.epoch + 1, f"{phase.name}-epoch", means)
-    progress.epoch, progress.sample = progress.epoch + 1, 0
-    progress.loss_sums, progress.loss_counts = [], []
+                means = mean_losses(self.stepper.tasks, sums, counts)
+                self.log.write(progress.step, progress.epoch + 1, self.phase.name, means)
+        if steps % train.checkpoint_steps == 0:
+            self._save(meter)
+        if train.validate_steps and self.sample is not None and steps % train.validate_steps == 0:
+            progress.seconds += meter.lap()
+            values = self.family.validate(self.stepper, self.sample).metrics
+            self.stepper.model.train()
+            if self.log:
+                self.log.write(progress.step, progress.epoch + 1, "valid-within", values)
+            meter.lap()  # the time of a validation is no training
+
+    def _save(self, meter: Meter) -> None:
+        self.progress.seconds += meter.lap()
+        if self.log:
+            self.writer.save(self.stepper, self.progress)
+
+    def _log_epoch(self, told: dict[str, Any]) -> None:
+        if self.log:
+            progress = self.progress
+            means = mean_losses(self.stepper.tasks, progress.loss_sums, progress.loss_counts)
+            means |= {"examples_per_second": told["rate"], "waiting_share": told["waiting"]}
+            means["memory_gib"] = psutil.Process().memory_info().rss / 2**30
+            self.log.write(progress.step, progress.epoch + 1, f"{self.phase.name}-epoch", means)
 
 
 def _batches(

@@ -26,6 +26,8 @@ from trainer.world import World
 
 MAX_FAILURES = 3
 COLLECTIVE_TIMEOUT_SECONDS = 300
+IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set in a submitted job, whose working directory and environment all its workers have already."""
 FAILED = ".failed.json"
 """What ended all workers alike, for the starting process to tell."""
 
@@ -63,12 +65,9 @@ def ray_session(cpus: int = 0) -> Iterator[None]:
         cpus = max(cpus, os.cpu_count() or 1)
         local = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    ray.init(
-        runtime_env={"env_vars": {"PYTHONPATH": path, "RAY_TRAIN_V2_ENABLED": "1"}},
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        **local,
-    )
+    if IN_JOB not in os.environ:
+        local["runtime_env"] = {"env_vars": {"PYTHONPATH": path, "RAY_TRAIN_V2_ENABLED": "1"}}
+    ray.init(logging_level=logging.ERROR, log_to_driver=False, **local)
     try:
         yield
     finally:
