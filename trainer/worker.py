@@ -58,6 +58,8 @@ def ray_session(cpus: int = 0) -> Iterator[None]:
     packages = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")]))
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    # A host that cannot be reached answers no health check: Ray would wait ten minutes for it.
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "60")
     # A usage report would look beyond this machine.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     local: dict[str, Any] = {}

@@ -7,7 +7,7 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from tests.benchmarks import models, peers, quality, rates, recipes, sequences
+from tests.benchmarks import models, peers, quality, rates, recipes, retrieval, sequences
 
 BENCHMARKS = {
     "train": rates.training,
@@ -21,6 +21,8 @@ LONG = {
     "ladder": models.ladder,
     "recipes": recipes.recipes,
     "sequences": sequences.sequences,
+    "retrieval": retrieval.large,
+    "workers": rates.workers,
 }
 """Benchmarks that train for an hour or more each: run by name only."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
@@ -14,6 +15,8 @@ from trainer.data.batch import Batch
 from trainer.losses import fused_sum, softmax_kernel
 from trainer.models.recommender import Recommender
 from trainer.objective import ITEM, SessionObjective
+from trainer.plan import PlanConfig, measure
+from trainer.prepare import settle
 from trainer.sparse.table import SparseTable
 from trainer.step import Stepper
 from trainer.world import World
@@ -31,46 +34,78 @@ def timed(work: Callable[[], object], repeats: int) -> float:
     return min(rounds)
 
 
-def training(n_items: int = 100_000, tokens: int = 2_048) -> None:
-    """Training steps against this machine's matrix multiplication at the softmax's shape, one core."""
-    torch.set_num_threads(1)
+SIZES = {"gru4rec": ["next"], "hybrid": ["next", "click", "like", "share", "follow"]}
+
+
+def make_step(model: str, n_items: int, tokens: int, length: int) -> tuple[Stepper, Batch]:
+    """A stepper of a model with a batch of sessions of one length."""
     clicks = np.random.default_rng(0).zipf(1.5, n_items).clip(max=10**6)
-    print(f"{n_items:,} items, {tokens:,} target clicks a step, one core")
+    config = TrainerConfig(data="", output="", model=model, tasks=SIZES[model])
+    table = SparseTable(
+        n_items, config.network.dimension, generator=torch.Generator().manual_seed(0), device=torch.device("cpu")
+    )
+    objective = SessionObjective(config, Recommender(config), clicks)
+    stepper = Stepper(config, objective, {ITEM: table}, 1, World.alone())
+    stepper.model.train()
+    return stepper, random_batch(tokens, length, n_items, len(config.tasks) - 1)
+
+
+def events_per_second(model: str, n_items: int, tokens: int, length: int) -> tuple[float, float]:
+    """Target clicks and FLOPs a second of training steps."""
+    stepper, batch = make_step(model, n_items, tokens, length)
+    step = iter(range(10**9))
+    seconds = timed(lambda: stepper.step([batch], next(step)), 3)
+    options = stepper.config
+    assert isinstance(stepper.model, Recommender)
+    parts = stepper.model.flops(candidates=options.train.negatives, dimension=options.network.dimension, clicks=14)
+    events = int((batch.targets > 0).sum())
+    return events / seconds, 3 * sum(parts.values()) * events / seconds
+
+
+def training(small: int = 100_000, full: int = 3_753_436, sessions: int = 512, length: int = 30) -> None:
+    """Training steps on one core: share of the matrix product, cost of the catalogue, cost of many tasks."""
+    torch.set_num_threads(1)
+    tokens = sessions * length
+    print(f"{sessions} sessions of {length} target clicks a step, dimension 64, 2,048 negatives, one core")
+    a, b = torch.randn(tokens, 64), torch.randn(64, 2048)
+    limit = 2 * a.numel() * b.shape[1] / timed(lambda: a @ b, 5)
     rates = {}
-    for model in ("gru4rec", "hybrid"):
-        config = TrainerConfig(
-            data="", output="", model=model, tasks=["next"] if model == "gru4rec" else ["next", "click", "like"]
-        )
-        network = config.network
-        table = SparseTable(
-            n_items, network.dimension, generator=torch.Generator().manual_seed(0), device=torch.device("cpu")
-        )
-        objective = SessionObjective(config, Recommender(config), clicks)
-        stepper = Stepper(config, objective, {ITEM: table}, 1, World.alone())
-        stepper.model.train()
-        batch = random_batch(tokens, 27, n_items, len(config.tasks) - 1)
-        step = iter(range(10**9))
-        seconds = timed(lambda stepper=stepper, batch=batch, step=step: stepper.step([batch], next(step)), 10)
-        parts = objective.model.flops(candidates=config.train.negatives, dimension=network.dimension, clicks=14)
-        flops = 3 * sum(parts.values()) * tokens
-        rates[model] = tokens / seconds
-        a, b = torch.randn(tokens, network.dimension), torch.randn(network.dimension, config.train.negatives)
-        limit = 2 * a.numel() * b.shape[1] / timed(lambda a=a, b=b: a @ b, 20)
+    for model, n_items in (("gru4rec", small), ("gru4rec", full), ("hybrid", full)):
+        rates[model, n_items], flops = events_per_second(model, n_items, tokens, length)
         print(
-            f"{model}: {rates[model]:,.0f} events/s, {flops / seconds / 1e9:.1f} GFLOP/s, "
-            f"{flops / seconds / limit:.0%} of the matrix product's {limit / 1e9:.1f}"
+            f"{model}, {n_items:,} items: {rates[model, n_items]:,.0f} events/s, {flops / 1e9:.1f} GFLOP/s, "
+            f"{flops / limit:.0%} of the matrix product's {limit / 1e9:.1f} (wanted 60 %)",
+            flush=True,
         )
-    print(f"hybrid / gru4rec: {rates['hybrid'] / rates['gru4rec']:.2f}")
-    query, vector = torch.randn(tokens, 64, requires_grad=True), torch.randn(2_048, 64, requires_grad=True)
-    ids, bias = torch.randint(0, 2_048, (tokens,)), torch.zeros(2_048)
+    print(f"full / small catalogue: {rates['gru4rec', full] / rates['gru4rec', small]:.2f} (wanted 0.8)")
+    print(f"hybrid / gru4rec: {rates['hybrid', full] / rates['gru4rec', full]:.2f} (wanted 0.5)")
+    query, vector = torch.randn(2_048, 64, requires_grad=True), torch.randn(2_048, 64, requires_grad=True)
+    ids, bias = torch.randint(0, 2_048, (2_048,)), torch.zeros(2_048)
     plain = timed(lambda: torch.nn.functional.cross_entropy(query @ vector.t(), ids, reduction="sum").backward(), 5)
+    every = torch.arange(2_048)
     fused = timed(
-        lambda: fused_sum(
-            softmax_kernel, query, vector[ids], bias[ids], vector, bias, ids, torch.arange(2_048)
-        ).backward(),
-        5,
+        lambda: fused_sum(softmax_kernel, query, vector[ids], bias[ids], vector, bias, ids, every).backward(), 5
     )
     print(f"fused softmax: {plain / fused:.2f} × torch cross_entropy, forward and backward")
+
+
+def workers() -> None:
+    """Two workers on two cores against one on one, over the dataset of `NEXTCLICK_LARGE`, exchange and reading included."""
+    named = os.environ.get("NEXTCLICK_LARGE", "")
+    if ":" not in named:
+        print("NEXTCLICK_LARGE=RUN:DATA names no dataset: nothing to do")
+        return
+    given = [f"data={named.split(':')[1]}", "output=unused", "recipe=large", "ray.workers=0"]
+    for model in ("gru4rec", "hybrid"):
+        config, _ = settle([*given, f"model={model}"])
+        rates = {}
+        for n in (1, 2):
+            found = measure(config, PlanConfig(data="", model="", workers=n, measured_steps=10), n)
+            rates[n] = found[0].targets / max(m.seconds for m in found)
+            print(
+                f"{model}, {n} workers: {rates[n]:,.0f} events/s, {found[0].resident / 2**30:.2f} GiB each", flush=True
+            )
+        print(f"two / one: {rates[2] / rates[1]:.2f} (wanted 1.7)")
 
 
 def random_batch(tokens: int, length: int, n_items: int, tasks: int) -> Batch:

@@ -1,0 +1,221 @@
+"""Submitting: what is started where, wrong options, Kubernetes manifests, a cluster of several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import stat
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from cluster import submit as submitting
+from cluster.__main__ import main
+from cluster.config import load
+from cluster.kubernetes import manifests, spark_command
+from etl.spark import OLDEST_JAVA, java_version
+from tests.support.logs import generated_log
+from tests.trainer.test_run import SMALL
+
+ROOT = Path(__file__).parents[2]
+VERSION = "1.34"
+
+
+def test_options_of_options_need_no_quotes():
+    given = 'options=data=d model=hybrid tasks=[next,like] spark.master="local[1]"'
+    config = load(["submit=train", given])
+    assert shlex.split(config.options, posix=False) == [
+        "data=d",
+        "model=hybrid",
+        "tasks=[next,like]",
+        'spark.master="local[1]"',
+    ]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["submit=bake"],
+        ["target=moon", "submit=etl"],
+        ["action=dance"],
+        ["submit=train", "action=up"],
+        ["submit=train", "target=standalone", "address=spark://h:7077"],
+        ["submit=train", "target=ray"],
+        ["submit=etl", "target=standalone"],
+        ["local.nodes=0", "action=up"],
+        ["kubernetes.workers=[3,1]", "submit=train", "target=kubernetes"],
+        ["action=status", "local.state=/nowhere"],
+        ["submit=train", "target=ray", "address=http://127.0.0.1:1"],
+    ],
+)
+def test_wrong_options_end_with_one_plain_line(wrong, capfd):
+    assert main(wrong) == 2
+    err = capfd.readouterr().err
+    assert err.strip().splitlines()[-1].startswith("error: expected ")
+    assert "Traceback" not in err
+
+
+def test_a_program_submitted_to_this_machine_is_that_program(fifty, tmp_path):
+    small = " ".join(SMALL)
+    run = tmp_path / "run"
+    options = f"options=data={fifty.path} output={run} model=gru4rec {small} train.epochs=1"
+    assert main(["submit=train", options]) == 0
+    assert main(["submit=evaluate", f"options=bundle={run / 'bundle'} data={fifty.path} output={tmp_path / 'r'}"]) == 0
+    assert json.loads((tmp_path / "r" / "metrics.json").read_text())["model"] == "gru4rec"
+    with pytest.raises(SystemExit) as left:
+        main(["submit=train", "options=data=/nowhere output=x model=gru4rec"])
+    assert left.value.code == 2
+
+
+def test_the_package_holds_the_whole_of_etl_and_nothing_else(tmp_path):
+    submitting.package(tmp_path / "a.zip")
+    names = zipfile.ZipFile(tmp_path / "a.zip").namelist()
+    tracked = {
+        str(p.relative_to(ROOT)) for p in (ROOT / "etl").rglob("*") if p.is_file() and "__pycache__" not in p.parts
+    }
+    assert set(names) == tracked
+    assert "etl/conf/config.yaml" in names
+
+
+def test_a_pipeline_goes_to_ray_with_its_own_options_alone():
+    options = ["submit=pipeline", "target=ray", "address=http://h:8265", "pipeline=demo", "pipeline.work=/shared/w"]
+    line = submitting.entrypoint(load(options), options)
+    assert line == "python -m cluster pipeline=demo pipeline.work=/shared/w pipeline.on_ray=true"
+
+
+def test_the_working_directory_that_ray_uploads_is_small():
+    ignored = [line.rstrip("/") for line in (ROOT / ".rayignore").read_text().split()]
+    size = 0
+    for path in ROOT.iterdir():
+        if path.name not in ignored:
+            size += sum(
+                p.stat().st_size for p in [path, *path.rglob("*")] if p.is_file() and "__pycache__" not in p.parts
+            )
+    assert size < 3 << 20
+
+
+def rendered(what: str, *more: str) -> dict:
+    options = [f"submit={what}", "target=kubernetes", "options=data=/shared/d output=/shared/r model=hybrid", *more]
+    return manifests(load(options), options)
+
+
+@pytest.mark.parametrize("what", ["etl", "train", "evaluate", "pipeline"])
+@pytest.mark.parametrize("more", [[], ["kubernetes.gpus=0", "kubernetes.workers=[1,64]"]])
+def test_manifests_are_valid(what, more):
+    found = rendered(what, *more)
+    for name, value in found.items():
+        assert yaml.safe_load(yaml.safe_dump(value)) == value
+        if value["kind"] != "RayJob":
+            kubernetes_validate.validate(value, VERSION, strict=True)
+            continue
+        spec = value["spec"]["rayClusterSpec"]
+        for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+            pod = {"apiVersion": "v1", "kind": "Pod", **group["template"]}
+            pod["metadata"] = {**pod["metadata"], "name": name.removesuffix(".yaml")}
+            kubernetes_validate.validate(pod, VERSION, strict=True)
+
+
+def pods(found: dict) -> list[dict]:
+    templates = [v["spec"]["template"] for v in found.values() if v["kind"] == "Job"]
+    for value in found.values():
+        if value["kind"] == "RayJob":
+            spec = value["spec"]["rayClusterSpec"]
+            templates += [group["template"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+    return templates
+
+
+@pytest.mark.parametrize("what", ["train", "evaluate", "pipeline"])
+def test_pods_are_closed_and_nobody_is_root_and_no_secret_is_written_down(what):
+    found = rendered(what)
+    chosen = found["network-policy.yaml"]["spec"]["podSelector"]["matchLabels"]
+    assert found["network-policy.yaml"]["spec"]["ingress"] == [{"from": [{"podSelector": {"matchLabels": chosen}}]}]
+    assert pods(found)
+    for pod in pods(found):
+        assert pod["metadata"]["labels"] == chosen
+        assert pod["spec"]["securityContext"]["runAsNonRoot"]
+        for container in pod["spec"]["containers"]:
+            assert not container["securityContext"]["allowPrivilegeEscalation"]
+            for entry in container.get("env", []):
+                if "TOKEN" in entry["name"]:
+                    assert "value" not in entry
+                    assert entry["valueFrom"]["secretKeyRef"]["key"] == "token"
+
+
+def test_a_ray_job_is_elastic_and_ends_with_its_job():
+    spec = rendered("train", "kubernetes.workers=[2,9]")["train.yaml"]["spec"]
+    (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
+    assert (group["minReplicas"], group["replicas"], group["maxReplicas"]) == (2, 2, 9)
+    assert spec["shutdownAfterJobFinishes"]
+    assert spec["entrypoint"] == "python -m trainer data=/shared/d output=/shared/r model=hybrid"
+    assert group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+def test_spark_on_kubernetes_sees_the_shared_storage_and_authenticates():
+    options = [
+        "submit=etl",
+        "target=kubernetes",
+        "address=https://h:6443",
+        "options=input=/shared/a.csv output=/shared/d",
+    ]
+    line = " ".join(spark_command(load(options)))
+    assert "--master k8s://https://h:6443 --deploy-mode cluster" in line
+    assert "spark.authenticate=true" in line
+    for part in ("driver", "executor"):
+        assert f"spark.kubernetes.{part}.volumes.persistentVolumeClaim.shared.mount.path=/shared" in line
+    assert line.endswith("local:///app/cluster/etl_job.py input=/shared/a.csv output=/shared/d")
+
+
+def test_without_kubectl_the_manifests_are_written_and_named(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    out = f"kubernetes.output={tmp_path / 'k'}"
+    assert main(["submit=evaluate", "target=kubernetes", "options=bundle=b data=d output=o", out]) == 0
+    assert f"kubectl apply -f {tmp_path / 'k'}" in capfd.readouterr().out
+    assert {p.name for p in (tmp_path / "k").iterdir()} == {"network-policy.yaml", "evaluate.yaml"}
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(900)
+@pytest.mark.skipif((java_version() or 0) < OLDEST_JAVA, reason=f"needs Java {OLDEST_JAVA} or newer")
+def test_a_cluster_on_this_machine_takes_all_programs_and_ends_with_what_it_started(tmp_path, capfd):
+    state = [f"local.state={tmp_path / 'c'}", "local.nodes=1"]
+    assert main(["action=up", *state]) == 0
+    try:
+        told = json.loads((tmp_path / "c" / "state.json").read_text())
+        token = tmp_path / "c" / "token"
+        assert stat.S_IMODE(token.stat().st_mode) == 0o600
+        assert main(["action=up", *state]) == 2
+        assert main(["action=status", *state]) == 0
+        assert "ended" not in capfd.readouterr().out
+        log = generated_log(tmp_path / "log.csv", users=40, items=30, seed=3)
+        data, run = tmp_path / "data", tmp_path / "run"
+        env = os.environ | {"RAY_AUTH_TOKEN_PATH": str(token), "SPARK_CONF_DIR": str(tmp_path / "c" / "spark")}
+
+        def submitted(what: str, target: str, address: str, options: str, env: dict[str, str] = env) -> int:
+            line = [sys.executable, "-m", "cluster", f"submit={what}", f"target={target}", f"address={address}"]
+            line += [f"python={sys.executable}", f"options={options}"]
+            return subprocess.run(line, cwd=ROOT, env=env, timeout=300).returncode
+
+        etl = f"input={log} output={data} scenario=qb_video shards=2"
+        stranger = env | {"SPARK_CONF_DIR": str(tmp_path / "nowhere")}
+        assert submitted("etl", "standalone", told["spark"], etl, stranger) != 0
+        assert not data.exists()
+        assert submitted("etl", "standalone", told["spark"], etl) == 0
+        train = f"data={data} output={run} model=gru4rec {' '.join(SMALL[:-3])} train.epochs=1 ray.workers=1"
+        assert submitted("train", "ray", told["ray"], train) == 0
+        evaluation = f"bundle={run / 'bundle'} data={data} output={tmp_path / 'result'}"
+        assert submitted("evaluate", "ray", told["ray"], evaluation) == 0
+        assert submitted("train", "ray", told["ray"], "data=/nowhere output=x model=gru4rec") == 2
+        secret = (tmp_path / "c" / "spark" / "spark-defaults.conf").read_text().split("secret ")[1].split()[0]
+        for text in (p.read_text(errors="replace") for p in (tmp_path / "c").glob("*.log")):
+            assert token.read_text() not in text
+            assert secret not in text
+    finally:
+        assert main(["action=down", *state]) == 0
+    assert "ray-head ended" in capfd.readouterr().out
+    assert not token.exists()
