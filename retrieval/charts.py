@@ -67,6 +67,38 @@ def curves(lines: Mapping[str, Sequence[Sequence[float]]], y: str) -> str:
         return _svg(figure)
 
 
+def fidelity(tried: Sequence[tuple[float, float]], wanted: float) -> str:
+    """Recall against queries a second, one point an effort; the wanted recall dotted."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _axes("queries a second", "recall@20 of exact search")
+        axes.plot([rate for rate, _ in tried], [recall for _, recall in tried], marker="o", color=COLORS[0])
+        axes.axhline(wanted, color=SOFT, linestyle=":")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
+        axes.xaxis.set_minor_formatter(FuncFormatter(lambda v, _: ""))
+        axes.set_ylim(top=1.01)
+        return _svg(figure)
+
+
+def calibration(tasks: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
+    """Share of positives against the mean score of bins of rows, by task; the diagonal is perfect."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _axes("predicted", "observed")
+        low, high = 1.0, 1e-4
+        for color, (name, (predicted, observed)) in zip(COLORS, tasks.items(), strict=False):
+            shown = [(p, o) for p, o in zip(predicted, observed, strict=True) if p > 0 and o > 0]
+            axes.plot([p for p, _ in shown], [o for _, o in shown], marker="o", markersize=3, color=color, label=name)
+            low, high = min([low, *predicted]), max([high, *predicted])
+        axes.plot([low, high], [low, high], color=SOFT, linestyle=":")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+            axis.set_minor_formatter(FuncFormatter(lambda v, _: ""))
+        axes.legend()
+        return _svg(figure)
+
+
 def histogram(value: npt.NDArray[Any], count: npt.NDArray[Any], x: str, y: str) -> str:
     """Bars of counts at whole-number values."""
     with mpl.rc_context(STYLE):

@@ -40,7 +40,7 @@ from retrieval.parts import (
     run_here,
 )
 from retrieval.ranking import MODEL, RankWriter
-from retrieval.report import write_report
+from retrieval.report import examples_of, write_report
 from retrieval.stored import Stored, origin
 
 METRICS = "metrics.json"
@@ -79,13 +79,18 @@ def evaluate(config: RetrievalConfig, run_parts: RunParts = run_here) -> dict[st
             "ties": "against",
             "mask_seen": config.mask_seen,
             "candidates": config.candidates,
+            "fidelity": config.fidelity,
             "cutoffs": config.cutoffs,
             "model": bundle.manifest.model,
             "refit": bundle.manifest.refit,
             "dataset": dataset.manifest.fingerprint,
         }
         result = {name: value for name, value in result.items() if value != {} or name == "baselines"}
-        write_report(folder / REPORT, result, dataset, read_diagnostics(bundle.path))
+        examples = []
+        if bundle.has_vectors:
+            item_id = np.concatenate([[0], dataset.items(["item_id"])["item_id"].to_numpy()])
+            examples = examples_of(folder / TOPK, next(bundle.queries("next"), None), item_id)
+        write_report(folder / REPORT, result, dataset, read_diagnostics(bundle.path), examples)
         write_json(folder / METRICS, result)
     if bundle.has_vectors:
         shutil.rmtree(parts.parent, ignore_errors=True)

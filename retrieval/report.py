@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from etl.contract import Dataset
 from retrieval import charts
+from retrieval.bundle import Queries
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -40,7 +41,16 @@ svg {{ width: 100%; max-width: 34rem; height: auto; display: block; }}
 """
 
 
-def write_report(path: Path, result: dict[str, Any], dataset: Dataset, diagnostics: dict[str, Any]) -> None:
+EXAMPLES, LAST_CLICKS, RECOMMENDED = 5, 5, 10
+
+
+def write_report(
+    path: Path,
+    result: dict[str, Any],
+    dataset: Dataset,
+    diagnostics: dict[str, Any],
+    examples: Sequence[dict[str, Any]] = (),
+) -> None:
     """Write the page.
 
     Args:
@@ -48,6 +58,7 @@ def write_report(path: Path, result: dict[str, Any], dataset: Dataset, diagnosti
         result: what `metrics.json` holds.
         dataset: for the histograms.
         diagnostics: the training run's curves and gates; may be empty.
+        examples: sessions with their recommendations, of `examples_of`.
     """
     source = ", ".join(entry.name for entry in dataset.manifest.source)
     title = f"{result['model']} on {source}"
@@ -60,6 +71,7 @@ def write_report(path: Path, result: dict[str, Any], dataset: Dataset, diagnosti
             '<div class="figures">',
             *(_figure(*entry) for entry in _figures(result, dataset, diagnostics)),
             "</div>",
+            _examples_section(examples),
             _method_section(result, dataset),
         ]
     )
@@ -106,11 +118,12 @@ def _ranking_rows(result: dict[str, Any], split: str) -> tuple[list[str], list[t
     return ["test" if split == "test" else split, *labels], rows
 
 
-FEEDBACK_HEADER = ["AUC", "AUC given click", "GAUC", "rows", "positives"]
+FEEDBACK_HEADER = ["AUC", "AUC given click", "GAUC", "item's own rate: AUC", "log-loss", "rows", "positives"]
 
 
 def _feedback_rows(result: dict[str, Any], split: str) -> list[tuple[str, list[str]]]:
     metrics = result.get(split, {})
+    rate = result["baselines"].get("item_rate", {}).get(split, {})
     tasks = [name.removeprefix("rows/") for name in metrics if name.startswith("rows/")]
     return [
         (
@@ -119,6 +132,8 @@ def _feedback_rows(result: dict[str, Any], split: str) -> list[tuple[str, list[s
                 number(metrics[f"auc/{task}"]),
                 number(metrics[f"auc/{task}_given_click"]),
                 number(metrics[f"gauc/{task}"]),
+                number(rate.get(f"auc/{task}")),
+                number(metrics.get(f"log_loss/{task}")),
                 f"{metrics[f'rows/{task}']:,}",
                 f"{metrics[f'positives/{task}']:,}",
             ],
@@ -202,20 +217,8 @@ def _figures(result: dict[str, Any], dataset: Dataset, diagnostics: dict[str, An
             charts.curves(shares, "share of the first epoch's"),
             f"Mean over the epoch, by task; in the last epoch {last} nats.",
         )
-    segments = result.get("test", {}).get("session_length")
-    if segments:
-        key = "hr@10" if 10 in result["cutoffs"] else f"hr@{result['cutoffs'][-1]}"
-        base = result["baselines"]["popularity"]["test"]["session_length"]
-        series = {
-            result["model"]: [found[key] for found in segments.values()],
-            "popularity": [base[name][key] for name in segments],
-        }
-        queries = ", ".join(f"{name}: {s['queries']:,}" for name, s in segments.items())
-        yield (
-            f"{key.upper()} by session length",
-            charts.bars(list(segments), series, "kept clicks of the session", key.upper()),
-            f"Sessions: {queries}.",
-        )
+    yield from _segment_figures(result)
+    yield from _trust_figures(result)
     gates = diagnostics.get("gates")
     if gates:
         tasks, weights = list(gates["mean_weight"]), np.array(list(gates["mean_weight"].values()))
@@ -238,6 +241,84 @@ def _figures(result: dict[str, Any], dataset: Dataset, diagnostics: dict[str, An
         charts.popularity(clicks),
         (f"{int((clicks == 0).sum()):,} of {len(clicks):,} items have no train click."),
     )
+
+
+SEGMENTS = (
+    ("session_length", "session length", "kept clicks of the session", "Sessions"),
+    (
+        "target_popularity",
+        "popularity of the target",
+        "tenth of the train clicks, 1 = the most clicked items",
+        "Targets",
+    ),
+)
+
+
+def _segment_figures(result: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
+    """HR of the model and of popularity by kind of query."""
+    for kind, title, x, what in SEGMENTS:
+        segments = result.get("test", {}).get(kind)
+        if not segments:
+            continue
+        key = "hr@10" if 10 in result["cutoffs"] else f"hr@{result['cutoffs'][-1]}"
+        base = result["baselines"]["popularity"]["test"][kind]
+        series = {
+            result["model"]: [found[key] for found in segments.values()],
+            "popularity": [base[name][key] for name in segments],
+        }
+        queries = ", ".join(f"{name}: {s['queries']:,}" for name, s in segments.items())
+        chart = charts.bars(list(segments), series, x, key.upper())
+        yield f"{key.upper()} by {title}", chart, f"{what}: {queries}."
+
+
+def _trust_figures(result: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
+    """What the index loses at which speed, and how probabilities are meant."""
+    index, test = result.get("index") or {}, result.get("test", {})
+    tried = [(t["queries_per_second"], t["recall"]) for t in index.get("tuned_on_valid", [])]
+    if tried:
+        note = "One point for each effort tried on valid queries; dotted, the fidelity asked for."
+        yield "Fidelity of the index", charts.fidelity(tried, result["fidelity"]), note
+    tasks = {
+        name.removeprefix("calibration/"): (told["predicted"], told["observed"])
+        for name, told in test.items()
+        if name.startswith("calibration/") and any(told["observed"])
+    }
+    if tasks:
+        errors = ", ".join(f"{task} {test[f'calibration_error/{task}']:.4f}" for task in tasks)
+        note = f"Tenths of the rows by score, on test. Mean difference of predicted and observed: {errors}."
+        yield "Calibration", charts.calibration(tasks), note
+
+
+def _examples_section(examples: Sequence[dict[str, Any]]) -> str:
+    """Some sessions with their last clicks and what is recommended next."""
+    if not examples:
+        return ""
+    rows = (
+        ([str(e["user_id"]), " ".join(map(str, e["clicked"])), " ".join(map(str, e["recommended"]))], False)
+        for e in examples
+    )
+    table = html_table(["user", "last clicks, oldest first", "recommended next, best first"], rows)
+    note = "Raw item ids; the first sessions of the dataset, after all their kept clicks."
+    return f'<section><h2>Examples</h2>{table}<p class="soft">{note}</p></section>'
+
+
+def examples_of(topk: Path, queries: Queries | None, item_id: np.ndarray) -> list[dict[str, Any]]:
+    """The first `EXAMPLES` sessions with what `topk.parquet` recommends to them.
+
+    Args:
+        topk: the file.
+        queries: those of `queries-next`, its first batch.
+        item_id: int64 `[n_items + 1]`, raw ids.
+    """
+    if queries is None or not len(queries):
+        return []
+    listed = next(pq.ParquetFile(topk).iter_batches(min(EXAMPLES, len(queries)))).to_pylist()
+    out = []
+    for row, told in enumerate(listed):
+        seen = queries.seen[queries.seen_offset[row] : queries.seen_offset[row + 1]][-LAST_CLICKS:]
+        clicked = item_id[seen].tolist()
+        out.append({"user_id": told["user_id"], "clicked": clicked, "recommended": told["item_ids"][:RECOMMENDED]})
+    return out
 
 
 def session_lengths(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:

@@ -90,7 +90,7 @@ def training(small: int = 100_000, full: int = 3_753_436, sessions: int = 512, l
 
 
 def workers() -> None:
-    """Two workers on two cores against one on one, over the dataset of `NEXTCLICK_LARGE`, exchange and reading included."""
+    """Two workers on two cores against one on one, exchange and reading included, over `NEXTCLICK_LARGE`'s dataset."""
     named = os.environ.get("NEXTCLICK_LARGE", "")
     if ":" not in named:
         print("NEXTCLICK_LARGE=RUN:DATA names no dataset: nothing to do")

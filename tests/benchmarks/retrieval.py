@@ -101,7 +101,7 @@ def index_rates(run: Path, data: Path, catalogue: Catalogue) -> None:
     searched = sum(again["metrics"][s]["ranking_seconds"] for s in ("valid", "test"))
     total = again["seconds"]
     print(
-        f"with the kept index: {rows:,} queries ranked in {searched:.0f} s, half as many recommended; {total:.0f} s in all"
+        f"with the kept index: {rows:,} queries ranked in {searched:.0f} s, half as many recommended; all {total:.0f} s"
     )
     print(f"memory over the run (GiB at each tenth): {' '.join(f'{m / 2**30:.2f}' for m in again['memory'])}")
     print(f"test HR@20 {split['hr@20']:.4f}, popularity {popular['hr@20']:.4f}")

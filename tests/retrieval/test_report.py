@@ -24,7 +24,17 @@ def report(tiny):
         "entropy_nats": {"next": 0.325, "like": 0.693},
     }
     (tiny / "diagnostics.json").write_text(json.dumps({"curves": curves, "gates": gates}))
-    evaluate(load([f"bundle={tiny / 'bundle'}", f"data={tiny / 'data'}", f"output={tiny / 'out'}", "cutoffs=[1,2,5]"]))
+    evaluate(
+        load(
+            [
+                f"bundle={tiny / 'bundle'}",
+                f"data={tiny / 'data'}",
+                f"output={tiny / 'out'}",
+                "cutoffs=[1,2,5]",
+                "index=ivf_flat",
+            ]
+        )
+    )
     return tiny / "out" / "report.html"
 
 
@@ -39,6 +49,10 @@ def test_the_page_says_what_metrics_json_says(report):
         "Validation",
         "Training loss",
         "HR@5 by session length",
+        "HR@5 by popularity of the target",
+        "Fidelity of the index",
+        "Calibration",
+        "Examples",
         "Gates",
         "Session length",
         "Popularity",
@@ -56,6 +70,6 @@ def test_the_page_opens_without_errors_or_requests_and_fits(report, width):
     assert found.errors == []
     assert found.requests == []
     assert found.width <= width
-    assert len(found.charts) >= 6
+    assert len(found.charts) >= 9
     assert min(found.charts) > 250
     assert found.smallest >= 8
