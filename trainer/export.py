@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from etl.contract import SPLITS, Dataset, feedback_labels
 from retrieval.bundle import (
@@ -25,11 +26,13 @@ from trainer.data.batch import feedback_rows
 from trainer.data.order import Int
 from trainer.data.rank import ROW_COLUMNS, block_rows, flat_rows
 from trainer.data.reader import EXPOSURE_COLUMNS, SESSION_COLUMNS, Ragged, Sessions
+from trainer.objective import ITEM
 from trainer.scoring import RankScorer, Scores, SessionScorer
 from trainer.world import World
 
 SESSIONS_PER_BATCH = 512
 ROWS_PER_BATCH = 16_384
+ITEMS_PER_BATCH = 1 << 18
 HELD_OUT = {"valid": 2, "test": 1, "next": 0}
 """Kept clicks at the end that the query of a split does not see."""
 
@@ -87,13 +90,18 @@ def export(
 
 
 def _dimension(scorer: SessionScorer | RankScorer) -> int:
-    return scorer.item_vectors().shape[1] if isinstance(scorer, SessionScorer) else 0
+    return scorer.dimension if isinstance(scorer, SessionScorer) else 0
 
 
 def _write_items(path: Path, scorer: SessionScorer) -> None:
-    vectors = scorer.item_vectors().cpu().numpy()
-    item = pa.array(np.arange(1, len(vectors) + 1, dtype=np.int32))
-    pq.write_table(pa.table([item, vectors_array(vectors)], schema=items_schema(vectors.shape[1])), path)
+    """Write `items.parquet` in blocks, so that no second copy of a large table is needed."""
+    n, schema = len(scorer.tables[ITEM].vector) - 1, items_schema(scorer.dimension)
+    with pq.ParquetWriter(path, schema) as writer:
+        for begin in range(1, n + 1, ITEMS_PER_BATCH):
+            item = torch.arange(begin, min(begin + ITEMS_PER_BATCH, n + 1))
+            vectors = scorer.item_vectors(item.to(scorer.device)).cpu().numpy()
+            columns = [pa.array(item.numpy().astype(np.int32)), vectors_array(vectors)]
+            writer.write_table(pa.table(columns, schema=schema))
 
 
 def _schemas(scorer: SessionScorer | RankScorer, splits: list[str]) -> dict[str, pa.Schema]:

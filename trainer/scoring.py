@@ -54,9 +54,16 @@ class SessionScorer:
         query = self.model.query(self.model.mixes(state_NS)["next"])
         return torch.cat([query, query.new_ones(len(query), 1)], dim=1)
 
-    def item_vectors(self) -> torch.Tensor:
-        """Vectors of items 1..n_items with the bias as the last element, `[n_items, D + 1]`."""
-        vector, bias = self.tables[ITEM].vector[1:], self.tables[ITEM].bias[1:]
+    @property
+    def dimension(self) -> int:
+        """Length of the exported vectors: the table's and the bias."""
+        return self.tables[ITEM].vector.shape[1] + 1
+
+    def item_vectors(self, item_C: torch.Tensor | None = None) -> torch.Tensor:
+        """Vectors of items with the bias as the last element, `[C, D + 1]`; of all items 1..n_items by default."""
+        table = self.tables[ITEM]
+        chosen = slice(1, None) if item_C is None else item_C
+        vector, bias = table.vector[chosen], table.bias[chosen]
         if self.by_cosine:
             vector, bias = torch.nn.functional.normalize(vector, dim=1), torch.zeros_like(bias)
         return torch.cat([vector, bias[:, None]], dim=1)

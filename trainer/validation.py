@@ -18,7 +18,7 @@ from trainer.data.reader import Reader, SessionReader, Sessions
 from trainer.scoring import RankScorer, Scores, SessionScorer
 from trainer.world import World
 
-SESSIONS_PER_BATCH = 256
+SESSIONS_PER_BATCH = 1024
 ROWS_PER_BATCH = 16_384
 CHUNK_SCORES = 1 << 24
 SPREAD = 8
@@ -131,13 +131,12 @@ def validate_sessions(
     """
     sums, feedback = RankingSums(VALID_CUTOFFS), FeedbackSums(scorer.model.feedback_tasks)
     candidates = torch.from_numpy(candidate_C.astype(np.int64)).to(scorer.device)
-    vectors = scorer.item_vectors()[candidates - 1]
     for begin in range(0, len(sample), SESSIONS_PER_BATCH):
         sessions = sample.take(np.arange(begin, min(begin + SESSIONS_PER_BATCH, len(sample))))
         visible = sessions.items.lengths - HELD_OUT
         state = scorer.states(sessions, visible[:, None])[:, 0]
         target = sessions.items.values[sessions.items.offset[:-1] + visible]
-        sums.add(exact_ranks(scorer.queries(state), vectors, candidates, torch.from_numpy(target.astype(np.int64))))
+        sums.add(exact_ranks(scorer, scorer.queries(state), candidates, torch.from_numpy(target.astype(np.int64))))
         feedback.add_gates(scorer.gates(state))
         if scorer.model.feedback_tasks:
             rows = feedback_rows(sessions, exposures=exposures)
@@ -168,16 +167,19 @@ def validate_rows(scorer: RankScorer, rows: FlatRows, world: World) -> Validatio
 
 @torch.inference_mode()
 def exact_ranks(
-    query_QD: torch.Tensor, vector_CD: torch.Tensor, candidate_C: torch.Tensor, target_Q: torch.Tensor
+    scorer: SessionScorer, query_QD: torch.Tensor, candidate_C: torch.Tensor, target_Q: torch.Tensor
 ) -> Int:
-    """Rank of each target among all candidates, ties against it, blocks of candidates at a time."""
+    """Rank of each target among all candidates, ties against it.
+
+    Candidates are gathered and multiplied a block at a time: a copy of a large catalogue would double the memory.
+    """
     target_Q = target_Q.to(query_QD.device)
     row = torch.searchsorted(candidate_C, target_Q)
-    own = (query_QD * vector_CD[row]).sum(1)
+    own = (query_QD * scorer.item_vectors(target_Q)).sum(1)
     rank = torch.ones_like(target_Q)
     step = max(1, CHUNK_SCORES // max(len(query_QD), 1))
-    for begin in range(0, len(vector_CD), step):
-        score = query_QD @ vector_CD[begin : begin + step].t()
+    for begin in range(0, len(candidate_C), step):
+        score = query_QD @ scorer.item_vectors(candidate_C[begin : begin + step]).t()
         inside = (row >= begin) & (row < begin + step)
         # The same product in another shape may differ in its last bit: the target is left out by id.
         score[inside, row[inside] - begin] = -torch.inf
