@@ -10,10 +10,10 @@ import os
 import shlex
 import shutil
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import ray
 import yaml
 
 from cluster.config import ClusterConfig, KubernetesOptions
@@ -97,7 +97,7 @@ def ray_job(config: ClusterConfig, options: list[str]) -> dict[str, Any]:
             "ttlSecondsAfterFinished": 600,
             "backoffLimit": 3,  # another try resumes from the checkpoint
             "rayClusterSpec": {
-                "rayVersion": ray.__version__,
+                "rayVersion": version("ray"),
                 "enableInTreeAutoscaling": True,
                 "headGroupSpec": {
                     "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},

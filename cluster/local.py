@@ -135,6 +135,8 @@ def start_ray(starter: Starter, options: LocalOptions, token: Path, gcs: int, da
     env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
     ray = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
     ray += ["--node-ip-address", HOST]
+    agents = free_ports(options.nodes + 1)  # nodes of one machine would all want the same port
+    ray += ["--dashboard-agent-listen-port"]
     head = [
         "--head",
         "--port",
@@ -146,9 +148,9 @@ def start_ray(starter: Starter, options: LocalOptions, token: Path, gcs: int, da
         "--dashboard-port",
         str(dashboard),
     ]
-    starter.start("ray-head", [*ray, *head], env, "Ray runtime started")
+    starter.start("ray-head", [*ray, str(agents[0]), *head], env, "Ray runtime started")
     for number in range(options.nodes):
-        node = ["--address", f"{HOST}:{gcs}", "--num-cpus", "1"]
+        node = [str(agents[number + 1]), "--address", f"{HOST}:{gcs}", "--num-cpus", "1"]
         starter.start(f"ray-node-{number + 1}", [*ray, *node], env, "Ray runtime started")
 
 

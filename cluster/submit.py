@@ -119,12 +119,16 @@ def submit_ray(config: ClusterConfig, options: list[str]) -> int:
         InputError: the cluster refuses the token, or cannot be reached.
     """
     client, identity = ray_client(config), f"{config.name}-{uuid.uuid4().hex[:8]}"
-    try:
-        client.submit_job(
-            entrypoint=entrypoint(config, options), submission_id=identity, runtime_env=runtime_env(config)
-        )
-    except Exception as error:
-        raise refused(config, error) from None
+    deadline = time.monotonic() + UNREACHABLE_SECONDS
+    while True:
+        try:
+            line, env = entrypoint(config, options), runtime_env(config)
+            client.submit_job(entrypoint=line, submission_id=identity, runtime_env=env)
+            break
+        except Exception as error:
+            if "try again" not in str(error) or time.monotonic() > deadline:
+                raise refused(config, error) from None
+            time.sleep(POLL_SECONDS)  # a head that has just started has no agent yet
     print(f"job {identity} at {config.address}", file=sys.stderr, flush=True)
     return follow(client, identity)
 
@@ -145,10 +149,10 @@ def ray_client(config: ClusterConfig) -> Any:
 def refused(config: ClusterConfig, error: Exception) -> InputError:
     """Why a cluster did not take a job, in one line."""
     text = " ".join(str(error).split())
-    if any(word in text.lower() for word in ("unauthorized", "401", "403", "forbidden", "authentication")):
-        return InputError(
-            f"a token that {config.address} accepts", "none or another", "set RAY_AUTH_TOKEN_PATH to the cluster's file"
-        )
+    words = ("unauthorized", "status code 401", "status code 403", "forbidden", "authentication token")
+    if any(word in text.lower() for word in words):
+        cure = "set RAY_AUTH_TOKEN_PATH to the cluster's file"
+        return InputError(f"a token that {config.address} accepts", text[:300], cure)
     return InputError(f"a Ray cluster at {config.address}", text[:200], "start it, or give its dashboard's address")
 
 

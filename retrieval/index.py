@@ -22,6 +22,8 @@ SPACES = ("inner_product", "augmented")
 inner product whatever the norms (Bachrach et al. 2014)."""
 SPACE_SAMPLE, SPACE_PROBES = 100_000, (1, 4, 16)
 """Candidates, and lists probed, by which the two are compared."""
+MOST_LISTS = 4_096
+"""Each vector is compared with all lists when it is added: more would make building the larger part of the work."""
 POINTS_PER_LIST = 64
 """Vectors a list that k-means looks at."""
 LEAST_FOR_CODES = 624
@@ -163,7 +165,7 @@ def _empty(kind: str, vectors: Vectors, metric: int) -> tuple[Any, dict[str, Any
     if kind == "hnsw":
         graph = faiss.IndexHNSWFlat(width, HNSW_LINKS, metric)
         return graph, {"links": HNSW_LINKS}
-    lists = max(1, min(int(4 * math.sqrt(n)), n // 39 or 1))
+    lists = max(1, min(int(4 * math.sqrt(n)), MOST_LISTS, n // 39 or 1))
     quantizer = faiss.IndexFlat(width, metric)
     if kind == "ivf_flat":
         index: Any = faiss.IndexIVFFlat(quantizer, width, lists, metric)
