@@ -88,8 +88,7 @@ def evaluate(config: RetrievalConfig, run_parts: RunParts = run_here) -> dict[st
         result = {name: value for name, value in result.items() if value != {} or name == "baselines"}
         examples = []
         if bundle.has_vectors:
-            item_id = np.concatenate([[0], dataset.items(["item_id"])["item_id"].to_numpy()])
-            examples = examples_of(folder / TOPK, next(bundle.queries("next"), None), item_id)
+            examples = examples_of(folder / TOPK, next(bundle.queries("next"), None), evaluation.item_id)
         write_report(folder / REPORT, result, dataset, read_diagnostics(bundle.path), examples)
         write_json(folder / METRICS, result)
     if bundle.has_vectors:

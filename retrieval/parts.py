@@ -14,6 +14,7 @@ from typing import Any
 
 import faiss
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -91,6 +92,11 @@ class Evaluation:
         return Facts.of(self.dataset)
 
     @cached_property
+    def item_id(self) -> npt.NDArray[np.int64]:
+        """Raw ids by dense id `[n_items + 1]`, 0 for padding."""
+        return np.concatenate([[0], self.dataset.items(["item_id"])["item_id"].to_numpy()])
+
+    @cached_property
     def rankers(self) -> dict[str, Ranker]:
         """The model and the baselines."""
         return {MODEL: model_ranker(self.index, self.config), **baseline_rankers(self.dataset, self.index, self.config)}
@@ -153,7 +159,6 @@ class Evaluation:
     def _recommend(self, part: Part, folder: Path) -> None:
         """The best unseen candidates after all kept clicks."""
         k = self.config.deepest
-        item_id = np.concatenate([[0], self.dataset.items(["item_id"])["item_id"].to_numpy()])
         with pq.ParquetWriter(folder / "topk.parquet", TOPK_SCHEMA, compression="zstd") as writer:
             for queries in self.batches(part):
                 score, listed = search_unseen(self.index, queries, k)
@@ -161,7 +166,7 @@ class Evaluation:
                 items, scores = np.take_along_axis(listed, order, 1), np.take_along_axis(score, order, 1)
                 found = items > 0
                 offset = np.concatenate([[0], np.cumsum(found.sum(axis=1))])
-                columns = (items[found].astype(np.int32), item_id[items[found]], scores[found].astype(np.float32))
+                columns = (items[found].astype(np.int32), self.item_id[items[found]], scores[found].astype(np.float32))
                 arrays = [pa.array(queries.user_id), *(lists_array(offset, values) for values in columns)]
                 writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=TOPK_SCHEMA))
 
@@ -171,7 +176,7 @@ class Evaluation:
         for name in self.ranker_names if parts else []:
             whole = RankingResult(self.config.cutoffs, self.dataset.manifest.n_items)
             for part in parts:
-                whole.merge(RankingResult.read(folder / part.name / name, whole.cutoffs, self.dataset.manifest.n_items))
+                whole.add_written(folder / part.name / name)
             out[name] = whole.metrics(self.facts.train_clicks, len(self.index.catalogue.item))
         return out
 

@@ -117,33 +117,24 @@ class RankingResult:
             np.add.at(self.shown[place], lists[:, begin:cutoff].ravel(), 1)
             begin = cutoff
 
-    def merge(self, other: RankingResult) -> None:
-        """Add what another part of the queries gave."""
-        self.total.merge(other.total)
-        for key, sums in other.segments.items():
-            self.segments.setdefault(key, RankingSums(self.cutoffs)).merge(sums)
-        self.shown += other.shown
-        self.seconds += other.seconds
-
     def write(self, path: Path) -> None:
         """Write to `path.json` and `path.npz`; floats keep all their bits."""
-        place, item = np.nonzero(self.shown)
-        np.savez(path.with_suffix(".npz"), place=place, item=item, times=self.shown[place, item])
+        place = np.flatnonzero(self.shown.ravel())
+        np.savez(path.with_suffix(".npz"), place=place, times=self.shown.ravel()[place])
         sums = {"total": self.total.plain(), "seconds": self.seconds}
         sums["segments"] = [[*key, found.plain()] for key, found in self.segments.items()]
         write_json(path.with_suffix(".json"), sums)
 
-    @classmethod
-    def read(cls, path: Path, cutoffs: Sequence[int], n_items: int) -> RankingResult:
-        """Read what `write` wrote."""
-        found, told = cls(cutoffs, n_items), json.loads(path.with_suffix(".json").read_text())
-        found.total, found.seconds = RankingSums.from_plain(cutoffs, told["total"]), told["seconds"]
-        found.segments = {
-            (kind, name): RankingSums.from_plain(cutoffs, plain) for kind, name, plain in told["segments"]
-        }
+    def add_written(self, path: Path) -> None:
+        """Add what another part of the queries gave and `write` wrote."""
+        told = json.loads(path.with_suffix(".json").read_text())
+        self.total.merge(RankingSums.from_plain(self.cutoffs, told["total"]))
+        self.seconds += told["seconds"]
+        for kind, name, plain in told["segments"]:
+            sums = self.segments.setdefault((kind, name), RankingSums(self.cutoffs))
+            sums.merge(RankingSums.from_plain(self.cutoffs, plain))
         with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
-            found.shown[arrays["place"], arrays["item"]] = arrays["times"]
-        return found
+            self.shown.ravel()[arrays["place"]] += arrays["times"]
 
     def metrics(self, train_clicks: Int, n_candidates: int) -> dict[str, Any]:
         """The numbers of `metrics.json` for one split.
