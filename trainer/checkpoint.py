@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from etl.folder import sha256_of
@@ -141,9 +142,10 @@ def latest(folder: Path) -> Path | None:
         try:
             state = json.loads((path / STATE).read_text())
             if sha256_of(path / TENSORS) == state["sha256"]:
-                return path
+                with safe_open(path / TENSORS, "pt"):  # checks that the header fits the file
+                    return path
             reason = "its tensors are not those that were written"
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             reason = str(error)
         print(f"checkpoint {path.name} is broken ({reason}); taking the one before", file=sys.stderr, flush=True)
     return None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import yaml
 from omegaconf import OmegaConf
 
 from etl.contract import SPLITS, Dataset, feedback_labels, open_dataset
@@ -35,8 +36,9 @@ def prepare(options: Sequence[str]) -> tuple[TrainerConfig, bool]:
     settled = {**config.plain(), "dataset": dataset.manifest.fingerprint}
     path = output / CONFIG
     if path.is_file():
-        _compare(OmegaConf.to_container(OmegaConf.load(path)), settled, resume=config.resume)
-        more_epochs = config.train.epochs > OmegaConf.load(path).train.epochs
+        before = read_config(path)
+        _compare(before, settled, resume=config.resume)
+        more_epochs = config.train.epochs > before["train"]["epochs"]
         if is_finished(output) and not more_epochs:
             return config, True
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -46,6 +48,22 @@ def prepare(options: Sequence[str]) -> tuple[TrainerConfig, bool]:
     temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(settled)))
     temporary.replace(path)
     return config, False
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settled configuration that a run began with, as plain values; tags that name Python objects are no YAML here.
+
+    Raises:
+        InputError: it cannot be read, or is none.
+    """
+    try:
+        found = yaml.safe_load(path.read_text())
+        if isinstance(found, dict) and isinstance(found.get("train"), dict) and "epochs" in found["train"]:
+            return found
+        problem = "something else"
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        problem = str(error).splitlines()[0]
+    raise InputError(f"the configuration of a run in {path}", problem, "give the folder of a run, or another output")
 
 
 def settle(options: Sequence[str]) -> tuple[TrainerConfig, Dataset]:

@@ -7,11 +7,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 
 from etl.command import option, read_options, run_program
 from etl.contract import Dataset, open_dataset
@@ -22,7 +21,7 @@ from trainer.data.reader import Sessions
 from trainer.family import TRAIN_HOLDOUT, SessionFamily, family_of
 from trainer.loop import DIAGNOSTICS, SUMMARY, forward_flops, is_finished
 from trainer.objective import ITEM
-from trainer.prepare import CONFIG
+from trainer.prepare import CONFIG, read_config
 from trainer.step import Stepper
 from trainer.world import World
 
@@ -68,9 +67,12 @@ def open_run(folder: str, data: str | None) -> tuple[TrainerConfig, Dataset]:
     run = Path(folder)
     if not is_finished(run):
         raise InputError(f"a finished run with {SUMMARY}", run, "give the folder that python -m trainer wrote")
-    settled: Any = OmegaConf.to_container(OmegaConf.load(run / CONFIG))
-    fingerprint = settled.pop("dataset")
-    config = from_plain(settled)
+    settled = read_config(run / CONFIG)
+    fingerprint = settled.pop("dataset", "")
+    try:
+        config = from_plain(settled)
+    except TypeError as error:
+        raise InputError("a run of this version", error, "train it again") from None
     dataset = open_dataset(data or config.data, verify=False)
     if dataset.manifest.fingerprint != fingerprint:
         raise InputError(f"dataset {fingerprint[:12]}", dataset.manifest.fingerprint[:12], "give data=DIR")
