@@ -1,0 +1,80 @@
+"""Exact search, indexes and their fidelity, without bundles."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retrieval import exact
+from retrieval.index import KINDS, Catalogue, Yardstick, build_index, choose_kind, measure, tune
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("space", ["inner_product", "augmented"])
+def test_an_index_is_tuned_until_the_asked_fidelity_holds_and_converges_to_exact_search(kind, space):
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(3000, 16)).astype(np.float32) * rng.lognormal(0, 0.5, (3000, 1)).astype(np.float32)
+    catalogue = Catalogue(np.arange(1, 3001, dtype=np.int32), vectors)
+    query, target = rng.normal(size=(200, 16)).astype(np.float32), rng.integers(1, 3001, 200)
+    stick = Yardstick.of(catalogue, query, target)
+    index = build_index(kind, catalogue, space)
+    curve = list(tune(index, stick, 0.95))
+    assert curve[-1][1].recall >= 0.95
+    assert all(found.recall < 0.95 for _, found in curve[:-1])
+    if kind != "hnsw":  # a graph may have corners that no effort reaches
+        index.set_effort(index.most_effort, len(vectors))
+        assert measure(index, stick).recall == 1.0
+        score, _ = index.search(query, 20)
+        wanted = np.sort(query.astype(np.float64) @ vectors.astype(np.float64).T, axis=1)[:, ::-1][:, :20]
+        assert score == pytest.approx(wanted, abs=1e-9)
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=60)
+def test_exact_search_equals_a_full_sort(data):
+    """Blocks smaller than the problem, ties in plenty, more wanted than there is."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    items, queries, k = (data.draw(st.integers(low, high)) for low, high in ((1, 60), (0, 12), (1, 9)))
+    vectors, query = rng.integers(-2, 3, (items, 3)).astype("f"), rng.integers(-2, 3, (queries, 3)).astype("f")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exact, "QUERIES_AT_ONCE", 5)
+        patch.setattr(exact, "ITEMS_AT_ONCE", 7)
+        score, row = exact.search_exact(vectors, query, k)
+    whole = query @ vectors.T
+    for q in range(queries):
+        best = np.sort(whole[q])[::-1][:k]
+        assert score[q, : len(best)].tolist() == best.tolist()
+        assert (row[q, len(best) :] == -1).all()
+        listed = row[q, : len(best)]
+        assert len(set(listed.tolist())) == len(listed)
+        assert whole[q, listed].tolist() == best.tolist()
+        assert listed.tolist() == sorted(listed.tolist(), key=lambda r: (-whole[q, r], r))
+
+
+def test_fidelity_is_counted_as_by_hand():
+    catalogue = Catalogue(np.arange(1, 41, dtype=np.int32), np.arange(40, dtype=np.float32)[:, None])
+    stick = Yardstick.of(catalogue, np.ones((4, 1), np.float32), np.array([40, 21, 20, 30]))
+
+    class Half:
+        """Lists the ten best candidates and ten bad ones."""
+
+        def search(self, query, k):
+            row = np.concatenate([np.arange(39, 29, -1), np.arange(k - 10)])
+            return None, np.tile(row, (len(query), 1))
+
+    index = build_index("flat", catalogue)
+    index.faiss_index = Half()
+    found = measure(index, stick)
+    assert found.recall == 0.5
+    assert (found.exact_hits, found.hr_ratio) == (3, pytest.approx(1 / 3))  # of 40, 21 and 30 only 40 is listed
+    assert found.hr_ratio_low == pytest.approx(0.0615, abs=1e-4)  # Wilson's interval of 1 in 3
+
+
+def test_auto_goes_by_size_queries_and_memory():
+    assert choose_kind("auto", 100_000, 10_000, 64) == "flat"
+    assert choose_kind("auto", 3_750_000, 5_000_000, 64) == "ivf_flat"
+    assert choose_kind("auto", 3_750_000, 5_000_000, 64, memory_gib=0.5) == "ivf_sq8"
+    assert choose_kind("auto", 3_750_000, 5_000_000, 64, memory_gib=0.1) == "ivf_pq_refine"
+    assert choose_kind("hnsw", 10, 10, 4) == "hnsw"
