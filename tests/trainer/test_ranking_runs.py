@@ -75,9 +75,9 @@ def test_every_ranking_model_finds_what_rows_were_made_from(ctr, tmp_path, model
     assert "hr@20" not in found
     rows = [r for f in ctr.row_files for r in pq.read_table(ctr.file(f.path)).to_pylist()]
     for split in ("valid", "test"):
-        exported = open_bundle(folder / "bundle").feedback(split).to_pylist()
+        exported = open_bundle(folder / "bundle").feedback(split, "like").to_pylist()
         wanted = Counter((r["user_id"], r["item"], r["like"]) for r in rows if r["split"] == split)
-        assert Counter((r["user_id"], r["item"], r["label"]) for r in exported if r["task"] == "like") == wanted
+        assert Counter((r["user_id"], r["item"], r["label"]) for r in exported) == wanted
 
 
 @pytest.mark.spark
