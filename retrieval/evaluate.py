@@ -73,8 +73,7 @@ def evaluate(config: RetrievalConfig, run_parts: RunParts = run_here) -> dict[st
             evaluation, parts = Evaluation(config, dataset, bundle, index), parts_folder(config, bundle)
             run_parts(evaluation, evaluation.parts(), parts)
             collect(evaluation, parts, folder, result)
-        for split in ("valid", "test"):
-            evaluate_feedback(bundle, dataset, split, result)
+        evaluate_feedback(bundle, dataset, result)
         result |= {
             "ties": "against",
             "mask_seen": config.mask_seen,
@@ -265,14 +264,15 @@ def sample_queries(bundle: Bundle, split: str) -> tuple[npt.NDArray[np.float32],
 # Feedback
 
 
-def evaluate_feedback(bundle: Bundle, dataset: Dataset, split: str, result: dict[str, Any]) -> None:
-    """AUCs, log-loss, calibration and counts of every feedback task of a split, a task in memory at a time.
+def evaluate_feedback(bundle: Bundle, dataset: Dataset, result: dict[str, Any]) -> None:
+    """AUCs, log-loss, calibration and counts of every feedback task of both splits, a task in memory at a time.
 
-    Beside the model stands each item's own rate in train, which knows no user.
+    Beside the model stands each item's own rate in train, which knows no user; the sessions are read for it once.
     """
-    tasks = bundle.feedback_tasks(split)
-    rates = item_rates(dataset, tasks) if tasks else {}
-    for task in tasks:
+    tasks = {split: bundle.feedback_tasks(split) for split in ("valid", "test")}
+    every = list(dict.fromkeys([*tasks["valid"], *tasks["test"]]))
+    rates = item_rates(dataset, every) if every else {}
+    for split, task in ((split, task) for split, names in tasks.items() for task in names):
         rows = bundle.feedback(split, task)
         score = rows["score"].to_numpy()
         if not np.isfinite(score).all():

@@ -58,6 +58,8 @@ def train(config: TrainerConfig, world: World, on_epoch: Callable[[dict[str, Any
         on_epoch: told the valid metrics after each epoch, on every worker equally often.
     """
     set_threads(world)
+    if world.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as the help of train.precision says
     run = Path(config.output)
     dataset = open_dataset(config.data, verify=False)
     if world.is_first:

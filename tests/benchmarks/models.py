@@ -98,8 +98,9 @@ def execute(
         summary = json.loads((run.folder / "summary.json").read_text())
         print(f"  {run.name}-{run.seed}: best epoch {summary['best_epoch']}", file=sys.stderr, flush=True)
         if not search:
-            told: dict[str, Any] = {"test": {}, "baselines": {}}
-            evaluate_feedback(open_bundle(run.folder / "bundle"), open_dataset(run.data), "test", told)
+            told: dict[str, Any] = {"valid": {}, "test": {}, "baselines": {}}
+            evaluate_feedback(open_bundle(run.folder / "bundle"), open_dataset(run.data), told)
+            told["valid"] = summary["valid"]
             return {**summary, **told}
         if not (result / "metrics.json").exists():
             bundle = f"bundle={run.folder / 'bundle'}"
