@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 import tempfile
 import time
@@ -131,23 +130,15 @@ def measure(config: TrainerConfig, options: PlanConfig, here: int) -> list[Measu
     tokens = max(1, config.train.batch_tokens * here // options.workers)
     small = replace(config, train=replace(config.train, batch_tokens=tokens))
     with tempfile.TemporaryDirectory() as folder:
-        given = (here, free_port(), small.plain(), options.measured_steps, options.cores, folder)
+        given = (here, small.plain(), options.measured_steps, options.cores, folder)
         spawn(_work, given, nprocs=here)
         return [Measured(**json.loads((Path(folder) / str(rank)).read_text())) for rank in range(here)]
 
 
-def free_port() -> int:
-    """A port of the loopback that nobody listens on."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-def _work(rank: int, size: int, port: int, settings: dict[str, Any], steps: int, cores: int, folder: str) -> None:
+def _work(rank: int, size: int, settings: dict[str, Any], steps: int, cores: int, folder: str) -> None:
     torch.set_num_threads(cores)
     if size > 1:
-        address = f"tcp://127.0.0.1:{port}"
-        dist.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
     found = steps_of(from_plain(settings), World(rank, size, torch.device("cpu")), steps)
     (Path(folder) / str(rank)).write_text(json.dumps(asdict(found)))
     if size > 1:
