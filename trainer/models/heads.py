@@ -101,14 +101,14 @@ class MMoE(Head):
     def forward(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
         """Mixes of all tasks, `[N, D]` each."""
         views = [self.layout.view(state_NS, i) for i in range(len(self.layout.encoders))]
-        output_NED = torch.stack(
-            [network(views[i]) for network, i in zip(self.experts, self.encoder_of, strict=True)], dim=1
-        )
-        return {task: _mix(weight, output_NED) for task, weight in self.gate_weights(state_NS).items()}
+        outputs = [network(views[i]) for network, i in zip(self.experts, self.encoder_of, strict=True)]
+        return _mixes(self.gate_weights(state_NS), outputs)
 
 
-def _mix(weight_NE: torch.Tensor, output_NED: torch.Tensor) -> torch.Tensor:
-    return torch.bmm(weight_NE.unsqueeze(1), output_NED).squeeze(1)
+def _mixes(weights: dict[str, torch.Tensor], outputs: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Mixes `[N, D]` of the same outputs `[N, D]` by weights `[N, E]`, the outputs being read once for all tasks."""
+    mix_NKD = torch.bmm(torch.stack(list(weights.values()), dim=1), torch.stack(outputs, dim=1))
+    return dict(zip(weights, mix_NKD.unbind(1), strict=True))
 
 
 class SharedBottom(Head):
@@ -168,7 +168,7 @@ class Extraction(nn.Module):
         candidates = {task: output[task] + output["shared"] for task in self.tasks}
         candidates["shared"] = [each for group in output.values() for each in group]
         weights = self.gate_weights(input_by_group)
-        return {group: _mix(weight, torch.stack(candidates[group], dim=1)) for group, weight in weights.items()}
+        return {group: _mixes({group: weight}, candidates[group])[group] for group, weight in weights.items()}
 
 
 class PLE(Head):
