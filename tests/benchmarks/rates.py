@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing import get_context
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from trainer.data.batch import Batch
 from trainer.losses import fused_sum, softmax_kernel
 from trainer.models.recommender import Recommender
 from trainer.objective import ITEM, SessionObjective
-from trainer.plan import PlanConfig, measure
+from trainer.plan import PlanConfig, measure, steps_of
 from trainer.prepare import settle
 from trainer.sparse.table import SparseTable
 from trainer.step import Stepper
@@ -34,6 +36,8 @@ def timed(work: Callable[[], object], repeats: int) -> float:
     return min(rounds)
 
 
+STEPS = 15
+"""That `workers` measures."""
 SIZES = {"gru4rec": ["next"], "hybrid": ["next", "click", "like", "share", "follow"]}
 
 
@@ -91,7 +95,10 @@ def training(small: int = 100_000, full: int = 3_753_436, sessions: int = 512, l
 
 
 def workers() -> None:
-    """Two workers on two cores against one on one, exchange and reading included, over `NEXTCLICK_LARGE`'s dataset."""
+    """Two workers on two cores against one on one, exchange and reading included, over `NEXTCLICK_LARGE`'s dataset.
+
+    Beside them stand two that exchange nothing: what two cores of this machine can give at all, sharing its memory.
+    """
     named = os.environ.get("NEXTCLICK_LARGE", "")
     if ":" not in named:
         print("NEXTCLICK_LARGE=RUN:DATA names no dataset: nothing to do")
@@ -99,14 +106,29 @@ def workers() -> None:
     given = [f"data={named.split(':')[1]}", "output=unused", "recipe=large", "ray.workers=0"]
     for model in ("gru4rec", "hybrid"):
         config, _ = settle([*given, f"model={model}"])
-        rates = {}
-        for n in (1, 2):
-            found = measure(config, PlanConfig(data="", model="", workers=n, measured_steps=10), n)
-            rates[n] = found[0].targets / max(m.seconds for m in found)
-            print(
-                f"{model}, {n} workers: {rates[n]:,.0f} events/s, {found[0].resident / 2**30:.2f} GiB each", flush=True
-            )
-        print(f"two / one: {rates[2] / rates[1]:.2f} (wanted 1.7)")
+        half = replace(config, train=replace(config.train, batch_tokens=config.train.batch_tokens // 2))
+        alone, apart = sum(independent(config, [0])), sum(independent(half, [0, 1]))
+        found = measure(config, PlanConfig(data="", model="", workers=2, measured_steps=STEPS), 2)
+        together = found[0].targets / max(m.seconds for m in found)
+        for name, rate in (("one worker", alone), ("two that exchange nothing", apart), ("two workers", together)):
+            print(f"{model}, {name}: {rate:,.0f} events/s", flush=True)
+        print(
+            f"{model}: two / one {together / alone:.2f} (wanted 1.7; the machine gives {apart / alone:.2f}), "
+            f"{found[0].resident / 2**30:.2f} GiB a worker (limit 3)"
+        )
+
+
+def independent(config: TrainerConfig, cores: list[int]) -> list[float]:
+    """Events a second of workers by themselves that run at once, each on its core."""
+    with get_context("spawn").Pool(len(cores), maxtasksperchild=1) as pool:
+        return pool.starmap(_pinned, [(config, core) for core in cores], chunksize=1)
+
+
+def _pinned(config: TrainerConfig, core: int) -> float:
+    os.sched_setaffinity(0, {core})
+    torch.set_num_threads(1)
+    found = steps_of(config, World(0, 1, torch.device("cpu")), STEPS)
+    return found.targets / found.seconds
 
 
 def random_batch(tokens: int, length: int, n_items: int, tasks: int) -> Batch:
