@@ -51,8 +51,11 @@ class KubernetesOptions:
     output: str = option("runs/kubernetes", "folder for the manifests")
     namespace: str = option("nextclick", "of all objects")
     image: str = option("nextclick:latest", "built from cluster/Dockerfile")
-    claim: str = option("nextclick", "persistent volume claim that all pods see at `mount`")
-    mount: str = option("/shared", "where data, runs and results lie")
+    claim: str | None = option(
+        "nextclick", "persistent volume claim that all pods see at `mount`; null with s3:// URIs"
+    )
+    mount: str = option("/shared", "where data, runs and results lie, or copies of those in a store")
+    store_secret: str | None = option(None, "secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL")
     token_secret: str = option("ray-token", "secret whose key `token` is Ray's authentication token")
     workers: list[int] = option([2, 8], "training workers: least and most")
     gpus: int = option(1, "GPUs of a training worker; 0 trains on CPUs")
@@ -126,6 +129,10 @@ def load(options: Sequence[str]) -> ClusterConfig:
         raise InputError("address=…", "none", f"name the {config.target} cluster; action=up starts one here")
     if config.local.nodes < 1:
         raise InputError("local.nodes of at least 1", config.local.nodes, "try 2")
+    if config.submit == "etl" and config.target == "kubernetes" and config.kubernetes.claim is None:
+        raise InputError(
+            "kubernetes.claim for submit=etl", "null", "Spark's tasks build the dataset in a folder they share"
+        )
     low, high = (config.kubernetes.workers * 2)[:2] if config.kubernetes.workers else (0, 0)
     if not 1 <= low <= high:
         raise InputError("kubernetes.workers=[least,most]", config.kubernetes.workers, "write [2,8]")

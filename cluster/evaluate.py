@@ -15,6 +15,7 @@ import ray
 
 from etl.command import run_program
 from etl.folder import InputError
+from etl.remote import absolute, place
 from retrieval.config import RetrievalConfig, load
 from retrieval.evaluate import REPORT, evaluate, reopen
 from retrieval.parts import Evaluation, Part
@@ -69,11 +70,11 @@ def job(options: list[str]) -> None:
     """Evaluate the bundle that the options name and print the table."""
     config = load(options)
     for name in ("bundle", "data", "output"):  # tasks run in other folders
-        setattr(config, name, str(Path(getattr(config, name)).absolute()))
+        setattr(config, name, absolute(getattr(config, name)))
     with ray_session():
         result = evaluate(config, run_on_ray)
     print(table_text(result))
-    print(f"report: {Path(config.output) / REPORT}")
+    print(f"report: {place(config.output) / REPORT}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ import yaml
 from cluster.config import ClusterConfig, KubernetesOptions
 from cluster.submit import entrypoint
 from etl.folder import InputError
+from etl.remote import CACHE
 
 LABEL = {"app.kubernetes.io/part-of": "nextclick"}
 USER = 1000
 """The image's user, who is not root."""
+STORE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL")
+"""What the store's secret holds."""
 GRACE_SECONDS = 120
 """Time to save a checkpoint before a pod is killed."""
 
@@ -32,11 +36,16 @@ def metadata(name: str, options: KubernetesOptions) -> dict[str, Any]:
     return {"name": name, "namespace": options.namespace, "labels": dict(LABEL)}
 
 
-def container(name: str, options: KubernetesOptions, resources: dict[str, Any], **more: Any) -> dict[str, Any]:
+def container(
+    name: str, options: KubernetesOptions, resources: dict[str, Any], *, env: Sequence[Any] = (), **more: Any
+) -> dict[str, Any]:
     """A container of our image with the shared storage."""
+    if options.store_secret:
+        more["envFrom"] = [{"secretRef": {"name": options.store_secret}}]
     return {
         "name": name,
         "image": options.image,
+        "env": [*env, {"name": CACHE, "value": f"{options.mount}/cache"}],
         "resources": {"requests": dict(resources), "limits": dict(resources)},
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": [{"name": "shared", "mountPath": options.mount}, {"name": "memory", "mountPath": "/dev/shm"}],
@@ -46,8 +55,9 @@ def container(name: str, options: KubernetesOptions, resources: dict[str, Any], 
 
 def pod(spec: dict[str, Any], options: KubernetesOptions, **more: Any) -> dict[str, Any]:
     """A pod of one container, as a user who is not root."""
+    claimed = {"persistentVolumeClaim": {"claimName": options.claim}} if options.claim else {"emptyDir": {}}
     volumes = [
-        {"name": "shared", "persistentVolumeClaim": {"claimName": options.claim}},
+        {"name": "shared", **claimed},
         {"name": "memory", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}},
     ]
     security: dict[str, Any] = {
@@ -152,8 +162,11 @@ def spark_command(config: ClusterConfig) -> list[str]:
         "spark.network.crypto.enabled": "true",
     }
     for part in ("driver", "executor"):
-        settings[volume.format(part, "mount.path")] = values.mount
-        settings[volume.format(part, "options.claimName")] = values.claim
+        if values.claim:
+            settings[volume.format(part, "mount.path")] = values.mount
+            settings[volume.format(part, "options.claimName")] = values.claim
+        for name in STORE_KEYS if values.store_secret else ():
+            settings[f"spark.kubernetes.{part}.secretKeyRef.{name}"] = f"{values.store_secret}:{name}"
         settings |= {f"spark.kubernetes.{part}.label.{name}": value for name, value in LABEL.items()}
     command = ["spark-submit", "--master", f"k8s://{config.address or 'https://HOST:6443'}", "--deploy-mode", "cluster"]
     for name, value in settings.items():

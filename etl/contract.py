@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etl.folder import InputError, sha256_of
+from etl.remote import fetched
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -145,13 +146,13 @@ def open_dataset(path: str | Path, *, verify: bool = True) -> Dataset:
     """Open a dataset folder and check that it is whole.
 
     Args:
-        path: the folder `python -m etl` wrote.
+        path: the folder `python -m etl` wrote, or its URI, of which a copy is made here.
         verify: re-hash every file; otherwise only sizes are compared.
 
     Raises:
         InputError: no manifest, another schema version, a file that is missing or differs.
     """
-    folder = Path(path)
+    folder = fetched(path, whole=MANIFEST)
     cure = "run python -m etl again"
     raw = read_manifest(folder, kind="a dataset", cure="give the folder that python -m etl wrote")
     version = raw.get("schema_version")

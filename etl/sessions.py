@@ -33,11 +33,12 @@ from etl.contract import (
     describe_file,
     open_dataset,
 )
-from etl.folder import fingerprint_of, refuse_existing, staged, write_json
+from etl.folder import fingerprint_of, write_json
 from etl.gather import PARTITION, cut_filtered_users, gather_users
 from etl.items import allow_items, number_items, raw_clicks_per_item, read_lookup
 from etl.job import Job, Pieces, check_rows, read_records, read_rows, shard_pieces, write_array, write_table
 from etl.progress import reporting
+from etl.remote import published, refuse_output
 from etl.rows import make_rows
 from etl.spark import numbered, run, spark_session
 from etl.table_one import histogram, table
@@ -58,15 +59,15 @@ def build(config: EtlConfig) -> Manifest:
     Raises:
         InputError: inputs, options or output that the user must mend.
     """
-    output = Path(config.output)
-    refuse_existing(output, overwrite=config.overwrite, is_whole=is_dataset)
+    given: dict[str, Any] = {"overwrite": config.overwrite, "is_whole": is_dataset, "last": MANIFEST}
+    refuse_output(config.output, **given)
     scenario = tenrec.SCENARIOS[config.scenario]
     files = tenrec.open_logs(config.inputs, scenario)
     if config.protocol.first_rows is not None:
         files = tenrec.first_rows(files, config.protocol.first_rows)
     known = open_dataset(config.items_from).items() if config.items_from else None
     splits = tenrec.make_splits(files)
-    with staged(output, overwrite=config.overwrite, is_whole=is_dataset) as folder:
+    with published(config.output, **given) as folder:
         log_bytes = sum(split.end - split.begin for split in splits)
         job = make_job(config, folder, log_bytes)
         scratch = folder / "_spark"

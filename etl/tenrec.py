@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.fs as pa_fs
 
 from etl.folder import InputError
+from etl.remote import filesystem
 
 NULL = "\\N"
 SPLIT_BYTES = 64 << 20
@@ -100,17 +101,10 @@ def open_logs(inputs: list[str], scenario: Scenario) -> list[LogFile]:
     return [_open_log(uri, scenario) for pattern in inputs for uri in _expand(pattern)]
 
 
-def _filesystem(uri: str) -> tuple[pa_fs.FileSystem, str]:
-    if "://" in uri:
-        filesystem, path = pa_fs.FileSystem.from_uri(uri)
-        return filesystem, path
-    return pa_fs.LocalFileSystem(), uri
-
-
 def open_input(uri: str) -> pa.NativeFile:
     """A stream of a log's bytes, decompressed where its name says so."""
-    filesystem, path = _filesystem(uri)
-    return filesystem.open_input_stream(path, compression="detect")
+    store, path = filesystem(uri)
+    return store.open_input_stream(path, compression="detect")
 
 
 def _expand(pattern: str) -> list[str]:
@@ -120,9 +114,9 @@ def _expand(pattern: str) -> list[str]:
     if "://" not in pattern:
         found = sorted(glob.glob(pattern))
     else:
-        filesystem, path = _filesystem(pattern)
+        store, path = filesystem(pattern)
         folder = path[: re.search(r"[*?\[]", path).start()].rsplit("/", 1)[0]  # type: ignore[union-attr]
-        listed = filesystem.get_file_info(pa_fs.FileSelector(folder, recursive=True))
+        listed = store.get_file_info(pa_fs.FileSelector(folder, recursive=True))
         scheme = pattern[: len(pattern) - len(path)] if pattern.endswith(path) else pattern.split("://")[0] + "://"
         # PurePath.match, not fnmatch: a star must not cross folders, as in a shell.
         found = sorted(scheme + i.path for i in listed if i.is_file and Path(i.path).match(path))
@@ -132,9 +126,9 @@ def _expand(pattern: str) -> list[str]:
 
 
 def _open_log(uri: str, scenario: Scenario) -> LogFile:
-    filesystem, path = _filesystem(uri)
+    store, path = filesystem(uri)
     try:
-        info = filesystem.get_file_info(path)
+        info = store.get_file_info(path)
     except (OSError, pa.ArrowException) as error:
         raise InputError("a readable input file", f"{uri}: {error}", "check the URI and access") from None
     if not info.is_file:
@@ -192,8 +186,8 @@ def first_rows(files: list[LogFile], n: int) -> list[LogFile]:
 
 
 def _lines(file: LogFile) -> Iterator[bytes]:
-    filesystem, path = _filesystem(file.uri)
-    with filesystem.open_input_file(path) as stream:
+    store, path = filesystem(file.uri)
+    with store.open_input_file(path) as stream:
         stream.seek(file.rows_begin)
         rest = b""
         while block := stream.read(1 << 20):
@@ -213,19 +207,19 @@ class Block:
 
 def read_blocks(split: Split) -> tuple[Iterator[Block], Callable[[], str]]:
     """The lines that start in a split, and a function giving the SHA-256 of its bytes afterwards."""
-    filesystem, path = _filesystem(split.file.uri)
+    store, path = filesystem(split.file.uri)
     digest = hashlib.sha256()
     if is_gzip(split.file):
-        blocks = _stream_blocks(filesystem, path, split.file.rows_begin, digest.update)
+        blocks = _stream_blocks(store, path, split.file.rows_begin, digest.update)
     else:
-        blocks = _range_block(filesystem, path, split, digest.update)
+        blocks = _range_block(store, path, split, digest.update)
     return blocks, digest.hexdigest
 
 
 def _range_block(
-    filesystem: pa_fs.FileSystem, path: str, split: Split, update: Callable[[bytes | memoryview], None]
+    store: pa_fs.FileSystem, path: str, split: Split, update: Callable[[bytes | memoryview], None]
 ) -> Iterator[Block]:
-    with filesystem.open_input_file(path) as stream:
+    with store.open_input_file(path) as stream:
         # A line belongs to the split in which it starts: skip the one under way, finish the last.
         start = max(split.begin, split.file.rows_begin)
         if split.begin > split.file.rows_begin:
@@ -258,9 +252,9 @@ def _after_newline(stream: pa.NativeFile, offset: int, split: Split) -> int:
 
 
 def _stream_blocks(
-    filesystem: pa_fs.FileSystem, path: str, begin: int, update: Callable[[bytes | memoryview], None]
+    store: pa_fs.FileSystem, path: str, begin: int, update: Callable[[bytes | memoryview], None]
 ) -> Iterator[Block]:
-    with filesystem.open_input_stream(path, compression="detect") as stream:
+    with store.open_input_stream(path, compression="detect") as stream:
         try:
             update(stream.read(begin))
             offset, rest = begin, b""

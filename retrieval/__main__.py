@@ -2,9 +2,9 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from etl.command import run_program
+from etl.remote import place
 from retrieval.config import RetrievalConfig, load
 from retrieval.evaluate import REPORT, evaluate
 from retrieval.report import table_text
@@ -15,7 +15,7 @@ def job(options: list[str]) -> None:
     config = load(options)
     result = evaluate(config)
     print(table_text(result))
-    print(f"report: {Path(config.output) / REPORT}")
+    print(f"report: {place(config.output) / REPORT}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from etl.contract import MANIFEST, DataFile, check_files, check_schema, describe_file, read_manifest
 from etl.folder import InputError, write_json
+from etl.remote import absolute, fetched
 
 SCHEMA_VERSION = 1
 ITEMS = "items.parquet"
@@ -150,11 +151,23 @@ class Queries:
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle folder."""
+    """An opened bundle folder.
+
+    Attributes:
+        path: of the folder here.
+        manifest: what it holds.
+        parts: files by kind.
+        given: the path or URI by which it was opened.
+    """
 
     path: Path
     manifest: BundleManifest
     parts: dict[str, list[DataFile]] = field(repr=False)
+    given: str
+
+    def beside(self, name: str) -> str:
+        """Path or URI of what lies beside the bundle in its run."""
+        return f"{absolute(self.given).rstrip('/').rpartition('/')[0]}/{name}"
 
     @property
     def has_vectors(self) -> bool:
@@ -217,14 +230,14 @@ def open_bundle(path: str | Path, *, dataset: str | None = None, verify: bool = 
     """Open a bundle and check that it is whole.
 
     Args:
-        path: the bundle's folder.
+        path: the bundle's folder, or its URI, of which a copy is made here.
         dataset: fingerprint of the dataset that it must have been made from.
         verify: re-hash every file.
 
     Raises:
         InputError: not a whole bundle, or one of another dataset.
     """
-    folder = Path(path)
+    folder = fetched(path, whole=MANIFEST)
     raw = read_manifest(folder, kind="a bundle", cure="give RUN/bundle of a finished training run")
     if raw.get("schema_version") != SCHEMA_VERSION:
         raise InputError(f"bundle schema_version {SCHEMA_VERSION}", raw.get("schema_version"), CURE)
@@ -248,7 +261,7 @@ def open_bundle(path: str | Path, *, dataset: str | None = None, verify: bool = 
             parts.setdefault(kind, []).append(entry)
     if manifest.refit and {"queries-valid", "feedback-valid"} & set(parts):
         raise InputError("no valid parts in a refit bundle", "valid parts", CURE)
-    return Bundle(folder, manifest, parts)
+    return Bundle(folder, manifest, parts, str(path))
 
 
 def _schema_of(kind: str, dimension: int) -> pa.Schema | None:

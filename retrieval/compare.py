@@ -19,6 +19,7 @@ from omegaconf import MISSING
 
 from etl.command import option, read_options, run_program
 from etl.folder import InputError
+from etl.remote import fetched
 from retrieval.evaluate import METRICS, RANKS
 from retrieval.metrics import Int
 from retrieval.ranking import MODEL, read_ranks
@@ -106,7 +107,7 @@ def read_results(folders: Sequence[str], metrics: Sequence[str]) -> dict[str, In
     Raises:
         InputError: results over different queries, or that do not know a metric.
     """
-    results = [Result.read(Path(folder)) for folder in folders]
+    results = [Result.read(fetched(folder, whole=METRICS)) for folder in folders]
     models: dict[str, Int] = {}
     baselines: dict[str, Int] = {}
     for result in results:

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from etl.contract import MANIFEST, Dataset
-from etl.folder import InputError, refuse_existing, staged, write_json
+from etl.folder import InputError, write_json
+from etl.remote import published, read_file, refuse_output
 from retrieval.baselines import item_rates
 from retrieval.bundle import Bundle, open_bundle
 from retrieval.config import RetrievalConfig
@@ -62,10 +63,10 @@ def evaluate(config: RetrievalConfig, run_parts: RunParts = run_here) -> dict[st
     Raises:
         InputError: a bundle, dataset or option that the user must mend.
     """
-    output = Path(config.output)
-    refuse_existing(output, overwrite=config.overwrite, is_whole=is_result)
+    given: dict[str, Any] = {"overwrite": config.overwrite, "is_whole": is_result, "last": METRICS}
+    refuse_output(config.output, **given)
     dataset, bundle = open_inputs(config)
-    with staged(output, overwrite=config.overwrite, is_whole=is_result) as folder:
+    with published(config.output, **given) as folder:
         result: dict[str, Any] = {"valid": {}, "test": {}, "baselines": {}, "index": None}
         if bundle.has_vectors:
             catalogue = make_catalogue(bundle, dataset, config)
@@ -88,7 +89,7 @@ def evaluate(config: RetrievalConfig, run_parts: RunParts = run_here) -> dict[st
         examples = []
         if bundle.has_vectors:
             examples = examples_of(folder / TOPK, next(bundle.queries("next"), None), evaluation.item_id)
-        write_report(folder / REPORT, result, dataset, read_diagnostics(bundle.path), examples)
+        write_report(folder / REPORT, result, dataset, read_diagnostics(bundle), examples)
         write_json(folder / METRICS, result)
     if bundle.has_vectors:
         shutil.rmtree(parts.parent, ignore_errors=True)
@@ -115,11 +116,10 @@ def is_result(path: Path) -> bool:
     return (path / METRICS).is_file()
 
 
-def read_diagnostics(bundle: Path) -> dict[str, Any]:
+def read_diagnostics(bundle: Bundle) -> dict[str, Any]:
     """The training run's curves and gates beside the bundle; empty where it came without its run."""
-    path = bundle.absolute().parent / "diagnostics.json"
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(json.loads(read_file(bundle.beside("diagnostics.json"))))
     except (OSError, ValueError):
         return {}
 
@@ -216,7 +216,7 @@ def reopen(config: RetrievalConfig) -> Evaluation:
 
 def valid_bundle(bundle: Bundle) -> Bundle:
     """The bundle whose valid queries tune an index: of a refit model, the model before the refit."""
-    return open_bundle(bundle.path.parent / "bundle-selected") if bundle.manifest.refit else bundle
+    return open_bundle(bundle.beside("bundle-selected")) if bundle.manifest.refit else bundle
 
 
 def yardstick(bundle: Bundle, split: str, catalogue: Catalogue) -> Yardstick:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from etl.contract import MANIFEST, Dataset, open_dataset
 from etl.folder import fingerprint_of, sha256_of, write_json
+from etl.remote import place
 from retrieval.bundle import Bundle, Queries, lists_array, open_bundle
 from retrieval.config import RetrievalConfig
 from retrieval.index import Index
@@ -204,7 +205,7 @@ def run_here(evaluation: Evaluation, parts: list[Part], folder: Path) -> None:
 
 def parts_folder(config: RetrievalConfig, bundle: Bundle) -> Path:
     """Where the parts of this very evaluation lie; those of another one are removed."""
-    output = Path(config.output).absolute()
+    output = place(config.output).absolute()
     folder = output.with_name(f".{output.name}.parts")
     options = {name: value for name, value in vars(config).items() if name not in ("output", "overwrite", "threads")}
     key = fingerprint_of([options, sha256_of(bundle.path / MANIFEST)])

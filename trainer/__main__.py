@@ -4,14 +4,15 @@ import errno
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from etl.command import run_program
 from etl.folder import InputError, locked
+from etl.remote import place
 from trainer.config import TrainerConfig
-from trainer.loop import SUMMARY, train
+from trainer.loop import train
 from trainer.prepare import prepare
 from trainer.runlog import progress_bar
+from trainer.shared import SUMMARY
 from trainer.step import NotFiniteError
 from trainer.stop import STATUS, Stopped, on_sigterm
 from trainer.world import World
@@ -20,7 +21,7 @@ from trainer.world import World
 def job(options: list[str]) -> None:
     """Train, or go on training, the run that the options describe."""
     config, finished = prepare(options)
-    run = Path(config.output)
+    run = place(config.output)
     if not finished:
         with locked(run), progress_bar(run):
             try:
@@ -29,7 +30,7 @@ def job(options: list[str]) -> None:
 
                     run_with_ray(config)
                 else:
-                    with on_sigterm(run):
+                    with on_sigterm(config.output):
                         train(config, World.alone())
             except Stopped as stopped:
                 print(stopped, file=sys.stderr, flush=True)
@@ -43,7 +44,7 @@ def job(options: list[str]) -> None:
     summary = json.loads((run / SUMMARY).read_text())
     valid = "  ".join(f"{name} {value:.4f}" for name, value in summary["valid"].items() if value is not None)
     state = "already finished" if finished else f"{summary['examples_per_second']:,.0f} events/s"
-    print(f"best epoch {summary['best_epoch']}: valid {valid} ({state}): {run}")
+    print(f"best epoch {summary['best_epoch']}: valid {valid} ({state}): {config.output}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,8 @@ from omegaconf import MISSING
 
 from etl.command import option, read_options, run_program
 from etl.contract import MANIFEST, Dataset, open_dataset
-from etl.folder import InputError, refuse_existing
+from etl.folder import InputError
+from etl.remote import Mirror, place, refuse_output
 from trainer import checkpoint
 from trainer.config import TrainerConfig
 from trainer.export import export
@@ -44,15 +45,19 @@ def apply(options: ApplyConfig) -> None:
     Raises:
         InputError: no finished run, or a dataset whose items or lengths the run does not know.
     """
-    world, output = World.alone(), Path(options.output)
+    world, output = World.alone(), place(options.output)
     set_threads(world)
-    refuse_existing(output, overwrite=options.overwrite, is_whole=lambda path: (path / MANIFEST).is_file())
+
+    def whole(path: Path) -> bool:
+        return (path / MANIFEST).is_file()
+
+    refuse_output(options.output, overwrite=options.overwrite, is_whole=whole, last=MANIFEST)
     config, trained_on = open_run(options.run, options.trained_on)
     dataset = open_dataset(options.data)
     check(config, trained_on, dataset)
     family = family_of(config, trained_on, world)
     stepper = family.stepper(total_steps=1)
-    run = Path(options.run)
+    run = place(options.run)
     refit = checkpoint.latest(run / "checkpoints-refit") if config.train.refit else None
     if refit:
         checkpoint.load(refit, stepper)
@@ -60,6 +65,8 @@ def apply(options: ApplyConfig) -> None:
         load_selected(run, stepper)
     shown = shows_exposures(dataset)
     export(output, family.scorer(stepper), dataset, world, model=family.name, refit=False, exposures=shown)
+    if mirror := Mirror.of(options.output):
+        mirror.push(last=MANIFEST)
 
 
 def check(config: TrainerConfig, trained_on: Dataset, dataset: Dataset) -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,11 @@ class Writer:
     Args:
         folder: of the checkpoints.
         keep: latest ones kept beside the best.
+        after: called once a checkpoint is written.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, after: Callable[[], None] = lambda: None) -> None:
+        self.folder, self.keep, self.after = folder, keep, after
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
 
@@ -82,6 +84,7 @@ class Writer:
     def _write(self, tensors: dict[str, torch.Tensor], progress: Progress) -> None:
         try:
             write(self.folder, tensors, progress, keep=self.keep)
+            self.after()
         except BaseException as error:  # told by `wait`, in the thread that trains
             self.error = error
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 
 from etl.contract import SPLITS, Dataset, feedback_labels
+from etl.remote import Mirror
 from retrieval.bundle import (
     FEEDBACK_SCHEMA,
     ITEMS,
@@ -28,6 +29,7 @@ from trainer.data.rank import ROW_COLUMNS, block_rows, flat_rows
 from trainer.data.reader import EXPOSURE_COLUMNS, SESSION_COLUMNS, Ragged, Sessions
 from trainer.objective import ITEM
 from trainer.scoring import RankScorer, Scores, SessionScorer
+from trainer.shared import parts_mirror
 from trainer.world import World
 
 SESSIONS_PER_BATCH = 512
@@ -49,6 +51,7 @@ def export(
     model: str,
     refit: bool,
     exposures: bool,
+    mirror: Mirror | None = None,
 ) -> None:
     """Write the bundle folder `output`; it is whole once all workers have done their files.
 
@@ -60,6 +63,7 @@ def export(
         model: name for the manifest.
         refit: the model saw the valid clicks, so valid parts are left out.
         exposures: whether feedback rows are what was shown.
+        mirror: of the run, where it lies in an object store: workers then hand in their files through it.
     """
     building = output.with_name(f".{output.name}.building")
     if world.is_first:
@@ -70,13 +74,19 @@ def export(
             _write_items(building / ITEMS, scorer)
     world.barrier()
     splits = [split for split in HELD_OUT if not (refit and split == "valid")]
-    schemas = _schemas(scorer, splits)
+    schemas, mine = _schemas(scorer, splits), list[str]()
     for number, entry in enumerate(dataset.session_files or dataset.row_files):
         if number % world.size == world.global_rank:
             parts = _score_file(dataset.file(entry.path), scorer, splits, exposures=exposures)
-            _write_parts(building, number, schemas, parts)
+            mine += _write_parts(building, number, schemas, parts)
+    handed_in = parts_mirror(mirror, building)
+    if handed_in and not world.is_first:
+        handed_in.send(mine)
     world.barrier()
     if world.is_first:
+        if handed_in:
+            handed_in.pull(lambda name: name not in mine and name != ITEMS)
+            handed_in.remove(list(handed_in.listing()))
         finish_bundle(
             building,
             dataset=dataset.manifest.fingerprint,
@@ -114,15 +124,17 @@ def _schemas(scorer: SessionScorer | RankScorer, splits: list[str]) -> dict[str,
     return schemas
 
 
-def _write_parts(folder: Path, number: int, schemas: dict[str, pa.Schema], parts: Parts) -> None:
-    writers = {}
+def _write_parts(folder: Path, number: int, schemas: dict[str, pa.Schema], parts: Parts) -> list[str]:
+    """Write a file of each kind and return their names."""
+    writers, names = {}, {kind: f"{kind}/part-{number:05d}.parquet" for kind in schemas}
     for kind, schema in schemas.items():
-        (folder / kind).mkdir(exist_ok=True)
-        writers[kind] = pq.ParquetWriter(folder / kind / f"part-{number:05d}.parquet", schema, compression="zstd")
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        writers[kind] = pq.ParquetWriter(folder / names[kind], schema, compression="zstd")
     for kind, table in parts:
         writers[kind].write_table(table)
     for writer in writers.values():
         writer.close()
+    return list(names.values())
 
 
 def _score_file(path: Path, scorer: SessionScorer | RankScorer, splits: list[str], *, exposures: bool) -> Parts:

@@ -20,6 +20,7 @@ from trainer.models.ranker import Ranker
 from trainer.models.recommender import Recommender
 from trainer.objective import INPUT, ITEM, USER, RankObjective, SessionObjective
 from trainer.scoring import RankScorer, SessionScorer
+from trainer.shared import run_mirror
 from trainer.sparse.table import SparseTable
 from trainer.step import Stepper
 from trainer.validation import Validation, valid_rows, valid_sessions, validate_rows, validate_sessions
@@ -93,7 +94,7 @@ class SessionFamily:
 
     def __init__(self, config: TrainerConfig, dataset: Dataset, world: World) -> None:
         self.config, self.dataset, self.world = config, dataset, world
-        self.shown = shows_exposures(dataset)
+        self.shown, self.mirror = shows_exposures(dataset), run_mirror(config)
         self.trains_on_shown = self.shown and config.train.exposures
 
     def reader(self, holdout: int) -> SessionReader:
@@ -159,8 +160,16 @@ class SessionFamily:
 
     def export(self, output: Path, stepper: Stepper, *, refit: bool) -> None:
         """Write a bundle with vectors, and feedback scores of the hybrid."""
-        scorer = self.scorer(stepper)
-        export(output, scorer, self.dataset, self.world, model=self.name, refit=refit, exposures=self.shown)
+        export(
+            output,
+            self.scorer(stepper),
+            self.dataset,
+            self.world,
+            model=self.name,
+            refit=refit,
+            exposures=self.shown,
+            mirror=self.mirror,
+        )
 
 
 class RankFamily:
@@ -168,7 +177,7 @@ class RankFamily:
 
     def __init__(self, config: TrainerConfig, dataset: Dataset, world: World) -> None:
         self.config, self.dataset, self.world = config, dataset, world
-        self.shown = shows_exposures(dataset)
+        self.shown, self.mirror = shows_exposures(dataset), run_mirror(config)
         self.trains_on_shown = self.shown and config.train.exposures
         self.users = all_users(dataset, self.reader(TRAIN_HOLDOUT))
 
@@ -231,8 +240,16 @@ class RankFamily:
 
     def export(self, output: Path, stepper: Stepper, *, refit: bool) -> None:
         """Write a bundle of feedback scores."""
-        scorer = self.scorer(stepper)
-        export(output, scorer, self.dataset, self.world, model=self.name, refit=refit, exposures=self.shown)
+        export(
+            output,
+            self.scorer(stepper),
+            self.dataset,
+            self.world,
+            model=self.name,
+            refit=refit,
+            exposures=self.shown,
+            mirror=self.mirror,
+        )
 
 
 def category_codes(dataset: Dataset) -> torch.Tensor:

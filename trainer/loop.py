@@ -15,6 +15,7 @@ import torch
 
 from etl.contract import Dataset, open_dataset
 from etl.folder import InputError, locked, write_json
+from etl.remote import place
 from trainer import checkpoint
 from trainer.checkpoint import Progress
 from trainer.config import TrainerConfig
@@ -25,12 +26,12 @@ from trainer.family import TRAIN_HOLDOUT, Family, family_of
 from trainer.models.recommender import Recommender
 from trainer.profiling import Profiler
 from trainer.runlog import Meter, RunLog, read_metrics
+from trainer.shared import SUMMARY, pull_by_all, run_mirror, send_checkpoint
 from trainer.step import Stepper
 from trainer.stop import Stopped, StopWatch
 from trainer.validation import Validation
 from trainer.world import World, set_threads
 
-SUMMARY = "summary.json"
 DIAGNOSTICS = "diagnostics.json"
 LOG_STEPS = 50
 
@@ -53,14 +54,15 @@ def train(config: TrainerConfig, world: World, on_epoch: Callable[[dict[str, Any
     """Train, select, export: the whole run, on each worker.
 
     Args:
-        config: the resolved configuration; `output` is on storage that all workers share.
+        config: the resolved configuration; `output` is on storage that all workers share, or in an object store.
         world: the workers.
         on_epoch: told the valid metrics after each epoch, on every worker equally often.
     """
     set_threads(world)
     if world.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, as the help of train.precision says
-    run = Path(config.output)
+    run = place(config.output)
+    pull_by_all(run_mirror(config), world)
     dataset = open_dataset(config.data, verify=False)
     if world.is_first:
         # A worker of a killed run may live for a moment: two must not write the same checkpoints.
@@ -86,6 +88,8 @@ def _train(
     if world.is_first:
         write_diagnostics(run, found, stepper)
         write_summary(run, config, dataset, stepper, progress, found)
+        if mirror := run_mirror(config):
+            mirror.push(last=SUMMARY)
 
 
 def fit(
@@ -106,8 +110,13 @@ def fit(
     folder = phase.checkpoints(run)
     path = checkpoint.latest(folder)
     progress = checkpoint.load(path, stepper) if path else Progress()
-    world.barrier()
-    log, writer = None, checkpoint.Writer(folder, config.train.keep_checkpoints)
+    steps = world.gather(progress.step)
+    if len(set(steps)) > 1:
+        raise InputError(
+            "the same checkpoint on all workers", f"steps {steps}", "put the run on storage that they share"
+        )
+    mirror, log = run_mirror(config), None
+    writer = checkpoint.Writer(folder, config.train.keep_checkpoints, lambda: send_checkpoint(mirror))
     if world.is_first and not _ended(config, phase, progress):
         log = RunLog(run, progress.step, refit=not phase.validates)
     sample = family.sample() if phase.validates else None
@@ -128,6 +137,7 @@ def fit(
     writer.wait()
     world.barrier()
     if phase.validates and progress.best_step != progress.step:
+        pull_by_all(mirror, world)
         best = folder / f"step-{progress.best_step:09d}"
         if not best.is_dir():
             raise InputError(f"the checkpoint of the best epoch, {best.name}", "none", "free disk space, run again")
@@ -156,14 +166,14 @@ class Training:
 
     def epoch(self) -> None:
         """Train the rest of the epoch under way."""
-        progress, stepper, run = self.progress, self.stepper, Path(self.config.output)
+        progress, stepper, run = self.progress, self.stepper, place(self.config.output)
         stepper.model.train()
         if not progress.loss_sums:
             progress.loss_sums, progress.loss_counts = ([0.0] * len(stepper.tasks) for _ in range(2))
         first, done = progress.step, sum(progress.loss_counts[:1])
         meter = Meter(self.reader.total_targets(), self.phase.epochs, done)
         source = _batches(self.config, self.family, self.reader, progress, self.phase, stepper.world)
-        stop = StopWatch(run, stepper.world)
+        stop = StopWatch(self.config.output, stepper.world)
         profiler = Profiler(run, wanted=self.config.train.profile and stepper.world.is_first)
         for batch in source:
             profiler.before(progress.step - first)

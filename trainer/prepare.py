@@ -12,12 +12,14 @@ from omegaconf import OmegaConf
 
 from etl.contract import SPLITS, Dataset, feedback_labels, open_dataset
 from etl.folder import InputError
+from etl.remote import absolute, place
 from trainer.config import RANK_HEADS, TrainerConfig, load, with_recipe
 from trainer.data.batch import feedback_rows
 from trainer.data.rank import ROW_COLUMNS, flat_rows
 from trainer.data.reader import EXPOSURE_COLUMNS, SESSION_COLUMNS, Sessions
 from trainer.family import TRAIN_HOLDOUT, shows_exposures
 from trainer.loop import is_finished
+from trainer.shared import pull_run, run_mirror
 
 CONFIG = "config.yaml"
 RATE_ROWS = 1_000_000
@@ -32,7 +34,9 @@ def prepare(options: Sequence[str]) -> tuple[TrainerConfig, bool]:
         InputError: options, dataset or output that the user must mend.
     """
     config, dataset = settle(options)
-    output = Path(config.output)
+    output, mirror = place(config.output), run_mirror(config)
+    if mirror:
+        pull_run(mirror, checkpoints=False)
     settled = {**config.plain(), "dataset": dataset.manifest.fingerprint}
     path = output / CONFIG
     if path.is_file():
@@ -47,6 +51,8 @@ def prepare(options: Sequence[str]) -> tuple[TrainerConfig, bool]:
     temporary = path.with_suffix(".new")
     temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(settled)))
     temporary.replace(path)
+    if mirror:
+        mirror.send([CONFIG])
     return config, False
 
 
@@ -74,7 +80,7 @@ def settle(options: Sequence[str]) -> tuple[TrainerConfig, Dataset]:
     """
     dataset = open_dataset(load(options).data)
     config = with_recipe(options, dataset.manifest.n_items)
-    config.data, config.output = (str(Path(path).absolute()) for path in (config.data, config.output))
+    config.data, config.output = (absolute(path) for path in (config.data, config.output))
     _check_data(config, dataset)
     shown = config.train.exposures and shows_exposures(dataset)
     rates = train_rates(dataset, config.feedback_tasks, exposures=shown)

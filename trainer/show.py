@@ -15,13 +15,15 @@ from omegaconf import MISSING
 from etl.command import option, read_options, run_program
 from etl.contract import Dataset, open_dataset
 from etl.folder import InputError
+from etl.remote import fetched, place
 from trainer import checkpoint
 from trainer.config import TrainerConfig, from_plain
 from trainer.data.reader import Sessions
 from trainer.family import TRAIN_HOLDOUT, SessionFamily, family_of
-from trainer.loop import DIAGNOSTICS, SUMMARY, forward_flops, is_finished
+from trainer.loop import DIAGNOSTICS, forward_flops, is_finished
 from trainer.objective import ITEM
 from trainer.prepare import CONFIG, read_config
+from trainer.shared import SUMMARY
 from trainer.step import Stepper
 from trainer.world import World
 
@@ -50,8 +52,8 @@ def show(options: ShowConfig) -> list[str]:
         raise InputError("k of at least 1", options.k, "try 10")
     family = family_of(config, dataset, World.alone())
     stepper = family.stepper(total_steps=1)
-    load_selected(Path(options.run), stepper)
-    lines = [*parts(config, dataset, stepper), "", *gates(Path(options.run)), ""]
+    load_selected(place(options.run), stepper)
+    lines = [*parts(config, dataset, stepper), "", *gates(place(options.run)), ""]
     lines += neighbours(dataset, stepper, options.item, options.k)
     if isinstance(family, SessionFamily):
         lines += ["", *recommendations(family, dataset, stepper, options)]
@@ -59,12 +61,12 @@ def show(options: ShowConfig) -> list[str]:
 
 
 def open_run(folder: str, data: str | None) -> tuple[TrainerConfig, Dataset]:
-    """Configuration and dataset of a finished run; `data` is where the dataset is if it has moved.
+    """Configuration and dataset of a finished run, by path or URI; `data` is where the dataset is if it has moved.
 
     Raises:
         InputError: the run is not finished, or the dataset is not the one it was trained on.
     """
-    run = Path(folder)
+    run = fetched(folder, whole=SUMMARY)
     if not is_finished(run):
         raise InputError(f"a finished run with {SUMMARY}", run, "give the folder that python -m trainer wrote")
     settled = read_config(run / CONFIG)

@@ -6,11 +6,11 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 
 import torch
 
+from etl.remote import Mirror, place
 from trainer.world import World
 
 STOP = ".stop"
@@ -26,15 +26,20 @@ class Stopped(Exception):  # noqa: N818 - nothing is wrong
 
 
 @contextmanager
-def on_sigterm(run: Path) -> Iterator[None]:
+def on_sigterm(output: str) -> Iterator[None]:
     """Tell the workers of a run, wherever they are, to stop when this process gets SIGTERM.
 
-    The word goes through the run folder, which all workers share. Only the main thread can listen.
+    The word goes through the run's folder, which all workers share. Only the main thread can listen.
     """
+    run, mirror = place(output), Mirror.of(output)
     (run / STOP).unlink(missing_ok=True)
+    if mirror:
+        mirror.remove([STOP])
 
     def ask(_signal: int, _frame: FrameType | None) -> None:
         (run / STOP).touch()
+        if mirror:
+            mirror.send([STOP])
 
     before = signal.signal(signal.SIGTERM, ask)
     try:
@@ -46,15 +51,16 @@ def on_sigterm(run: Path) -> Iterator[None]:
 class StopWatch:
     """Whether to stop, asked after every step; all workers get the same answer."""
 
-    def __init__(self, run: Path, world: World) -> None:
-        self.path, self.world, self.looked = run / STOP, world, 0.0
+    def __init__(self, output: str, world: World) -> None:
+        self.path, self.mirror, self.world, self.looked = place(output) / STOP, Mirror.of(output), world, 0.0
+        self.pause = LOOK_SECONDS * (5 if self.mirror else 1)
 
     def __call__(self, step: int) -> bool:
         """Whether to stop after `step`, counted over the whole run."""
         if step % AGREE_STEPS:
             return False
         asked = False
-        if self.world.is_first and time.monotonic() - self.looked >= LOOK_SECONDS:
+        if self.world.is_first and time.monotonic() - self.looked >= self.pause:
             self.looked = time.monotonic()
-            asked = self.path.exists()
+            asked = self.path.exists() or (self.mirror is not None and self.mirror.has(STOP))
         return bool(self.world.sum(torch.tensor(float(asked), device=self.world.device)))

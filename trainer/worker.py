@@ -9,7 +9,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, 
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from etl.folder import InputError, write_json
+from etl.remote import filesystem, place
 from trainer.config import TrainerConfig, from_plain
 from trainer.loop import is_finished, train
+from trainer.shared import pull_run, run_mirror
 from trainer.step import NotFiniteError
 from trainer.stop import Stopped, on_sigterm
 from trainer.world import World
@@ -78,8 +80,13 @@ def ray_session(cpus: int = 0) -> Iterator[None]:
 
 def _run(config: TrainerConfig, workers: Any) -> None:
     # Ray resumes a run name that it knows: ours is new each time, since we resume by ourselves.
-    storage = Path(config.output) / ".ray"
+    run, mirror = place(config.output), run_mirror(config)
+    storage = run / ".ray"
     shutil.rmtree(storage, ignore_errors=True)
+    store: dict[str, Any] = {"storage_path": str(storage)}
+    if mirror:
+        where, path = filesystem(f"{mirror.uri}/.ray")
+        store = {"storage_path": path, "storage_filesystem": where}
     failures: Any = {"max_failures": MAX_FAILURES, "controller_failure_limit": MAX_FAILURES}
     trainer = TorchTrainer(
         work,
@@ -89,19 +96,22 @@ def _run(config: TrainerConfig, workers: Any) -> None:
             backend="nccl" if config.ray.use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_SECONDS
         ),
         run_config=RunConfig(
-            name=f"{Path(config.output).name}-{uuid.uuid4().hex[:8]}",
-            storage_path=str(storage),
+            name=f"{run.name}-{uuid.uuid4().hex[:8]}",
+            **store,
             failure_config=FailureConfig(**failures),
         ),
     )
-    run = Path(config.output)
     (run / FAILED).unlink(missing_ok=True)
+    if mirror:
+        mirror.remove([FAILED])
     try:
         # Ray put a handler of its own in place when it started.
-        with on_sigterm(run):
+        with on_sigterm(config.output):
             trainer.fit()
-        if (run / FAILED).is_file():
-            raise InputError(**json.loads((run / FAILED).read_text()))
+        if mirror:
+            pull_run(mirror, checkpoints=False)
+        if told := (mirror.read(FAILED) if mirror else _bytes(run / FAILED)):
+            raise InputError(**json.loads(told))
         if not is_finished(run):
             raise Stopped("stopped; the same command goes on from the checkpoint that was left")
     except ControllerError as error:
@@ -115,6 +125,9 @@ def _run(config: TrainerConfig, workers: Any) -> None:
         raise
     finally:
         shutil.rmtree(storage, ignore_errors=True)
+        if mirror:
+            with suppress(OSError):
+                where.delete_dir(path)
 
 
 def work(settings: dict[str, Any]) -> None:
@@ -130,4 +143,10 @@ def work(settings: dict[str, Any]) -> None:
     except (InputError, NotFiniteError) as error:
         if world.is_first:
             told = error if isinstance(error, InputError) else error.told()
-            write_json(Path(config.output) / FAILED, vars(told))
+            write_json(place(config.output) / FAILED, vars(told))
+            if mirror := run_mirror(config):
+                mirror.send([FAILED])
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None

@@ -50,6 +50,7 @@ def test_options_of_options_need_no_quotes():
         ["submit=etl", "target=standalone"],
         ["local.nodes=0", "action=up"],
         ["kubernetes.workers=[3,1]", "submit=train", "target=kubernetes"],
+        ["kubernetes.claim=null", "submit=etl", "target=kubernetes"],
         ["action=status", "local.state=/nowhere"],
         ["submit=train", "target=ray", "address=http://127.0.0.1:1"],
     ],
@@ -105,8 +106,11 @@ def rendered(what: str, *more: str) -> dict:
     return manifests(load(options), options)
 
 
+STORE = ["kubernetes.claim=null", "kubernetes.store_secret=store"]
+
+
 @pytest.mark.parametrize("what", ["etl", "train", "evaluate", "pipeline"])
-@pytest.mark.parametrize("more", [[], ["kubernetes.gpus=0", "kubernetes.workers=[1,64]"]])
+@pytest.mark.parametrize("more", [[], ["kubernetes.gpus=0", "kubernetes.workers=[1,64]"], STORE[1:]])
 def test_manifests_are_valid(what, more):
     found = rendered(what, *more)
     for name, value in found.items():
@@ -154,6 +158,15 @@ def test_a_ray_job_is_elastic_and_ends_with_its_job():
     assert spec["shutdownAfterJobFinishes"]
     assert spec["entrypoint"] == "python -m trainer data=/shared/d output=/shared/r model=hybrid"
     assert group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+def test_keys_of_a_store_come_from_its_secret_alone():
+    pod = rendered("evaluate", *STORE)["evaluate.yaml"]["spec"]["template"]["spec"]
+    assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "store"}}]
+    assert {"name": "shared", "emptyDir": {}} in pod["volumes"]
+    line = " ".join(spark_command(load(["submit=etl", "target=kubernetes", "kubernetes.store_secret=store"])))
+    for part in ("driver", "executor"):
+        assert f"spark.kubernetes.{part}.secretKeyRef.AWS_SECRET_ACCESS_KEY=store:AWS_SECRET_ACCESS_KEY" in line
 
 
 def test_spark_on_kubernetes_sees_the_shared_storage_and_authenticates():

@@ -1,0 +1,285 @@
+"""Data, runs, bundles and results in an S3 store: the same bytes as on a disk, whatever is killed or missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import boto3
+import pyarrow.fs as pa_fs
+import pytest
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
+
+import etl.__main__
+import retrieval.__main__
+import trainer.__main__
+import trainer.stop
+from etl.contract import open_dataset
+from etl.folder import InputError
+from etl.remote import Mirror, fetched, filesystem, place
+from etl.spark import OLDEST_JAVA, java_version
+from retrieval.bundle import open_bundle
+from tests.support.engine import build
+from tests.support.logs import generated_log
+from tests.support.store import BUCKET, s3_server
+from tests.trainer.test_run import SMALL
+from trainer.config import load
+from trainer.loop import train
+from trainer.prepare import prepare
+from trainer.world import World
+
+HOME = f"s3://{BUCKET}"
+
+
+@pytest.fixture(scope="module")
+def server():
+    with s3_server() as variables:
+        yield variables
+
+
+@pytest.fixture
+def store(server, monkeypatch, tmp_path) -> str:
+    """URI of a folder of the test's own, with an empty cache."""
+    for name, value in server.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("NEXTCLICK_CACHE", str(tmp_path / "cache"))
+    return f"{HOME}/{tmp_path.name}"
+
+
+def put(folder: Path, uri: str) -> str:
+    """Send a folder as it is."""
+    Mirror(uri, folder).push()
+    return uri
+
+
+@pytest.fixture
+def data(fifty, store, tmp_path) -> str:
+    shutil.copytree(fifty.path, tmp_path / "copy")
+    return put(tmp_path / "copy", f"{store}/data")
+
+
+def elsewhere(monkeypatch, tmp_path) -> None:
+    """From now on work as another machine would, which has seen nothing yet."""
+    monkeypatch.setenv("NEXTCLICK_CACHE", str(tmp_path / "other"))
+
+
+def small(data: str, output: object, *more: str) -> list[str]:
+    return [f"data={data}", f"output={output}", "model=hybrid", *SMALL, *more]
+
+
+def files_of(bundle: str | Path) -> list[tuple[str, str]]:
+    return [(f.path, f.sha256) for f in open_bundle(bundle).manifest.files]
+
+
+def test_a_folder_comes_and_goes_as_it_is(store, tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "a").write_text("one")
+    (folder / "deep" / "b").write_bytes(bytes(range(256)) * 40_000)
+    (folder / ".hidden").write_text("stays")
+    mirror = Mirror(f"{store}/x", folder)
+    mirror.push()
+    assert mirror.listing().keys() == {"a", "deep/b"}
+    copy = Mirror(f"{store}/x", tmp_path / "copy")
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "stale").write_text("old")
+    (tmp_path / "copy" / "a").write_text("two")  # as long as the other
+    copy.pull()
+    assert sorted(p.name for p in copy.folder.rglob("*") if p.is_file()) == ["a", "b"]
+    assert (copy.folder / "a").read_text() == "one"
+    assert (copy.folder / "deep" / "b").read_bytes() == (folder / "deep" / "b").read_bytes()
+    time.sleep(1.1)  # a store's times are whole seconds
+    (folder / "a").write_text("six")
+    (folder / "deep" / "b").unlink()
+    mirror.push()
+    copy.pull()
+    assert (copy.folder / "a").read_text() == "six"
+    assert mirror.listing().keys() == {"a"}
+
+
+def test_only_what_changed_travels(store, tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in "abc":
+        (folder / name).write_text(name)
+    mirror, sent = Mirror(f"{store}/x", folder), []
+    send = Mirror.send
+    monkeypatch.setattr(Mirror, "send", lambda self, names: sent.extend(names) or send(self, names))
+    mirror.push()
+    assert sorted(sent) == ["a", "b", "c"]
+    sent.clear()
+    (folder / "b").write_text("B")
+    mirror.push()
+    assert sent == ["b"]
+
+
+def test_what_makes_a_folder_whole_is_sent_last_and_gone_first(store, tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("data", "manifest.json"):
+        (folder / name).write_text("old")
+    mirror = Mirror(f"{store}/x", folder)
+    mirror.push(last="manifest.json")
+    (folder / "data").write_text("newer")
+
+    def broken(*_: object, **__: object) -> None:
+        raise OSError("gone")
+
+    monkeypatch.setattr("etl.remote.pa_fs.copy_files", broken)
+    with pytest.raises(InputError, match="storage that answers"):
+        mirror.push(last="manifest.json")
+    assert "manifest.json" not in mirror.listing()
+
+
+def test_names_that_lead_out_of_a_folder_are_refused(store, server, tmp_path):
+    client = boto3.client("s3", endpoint_url=server["AWS_ENDPOINT_URL"])
+    client.put_object(Bucket=BUCKET, Key=f"{tmp_path.name}/evil/deep/../../outside", Body=b"x")
+    with pytest.raises(InputError, match="names inside the folder"):
+        Mirror(f"{store}/evil", tmp_path / "evil").pull()
+    assert not (tmp_path / "outside").exists()
+    with pytest.raises(InputError, match=r"without \.\."):
+        place(f"{store}/../../etc")
+
+
+@pytest.mark.parametrize("main", [trainer.__main__.main, retrieval.__main__.main])
+def test_what_is_not_there_is_told(main, store, capsys):
+    given = f"bundle={store}/none" if main is retrieval.__main__.main else "model=gru4rec"
+    assert main([f"data={store}/none", f"output={store}/out", given]) == 2
+    assert "expected a whole folder with manifest.json" in capsys.readouterr().err
+
+
+def test_a_store_that_does_not_answer_is_told(store, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match="storage that answers"):
+        open_dataset(f"{store}/data")
+
+
+def test_a_planted_change_is_found(data):
+    broken = place(data)
+    fetched(data)
+    path = next(broken.glob("sessions/*"))
+    other = bytearray(path.read_bytes())
+    other[100] ^= 1
+    path.write_bytes(other)
+    put(broken, data)
+    with pytest.raises(InputError, match="SHA-256 differs"):
+        open_dataset(data)
+
+
+def program(name: str, asked: list[str]) -> int:
+    """Run a program in a process of its own, whose workers know the store; told where it fails."""
+    env = dict(os.environ) | {"PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, "-m", name, *asked], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 2), done.stderr
+    return done.returncode
+
+
+@pytest.mark.spark
+@pytest.mark.skipif((java_version() or 0) < OLDEST_JAVA, reason=f"needs Java {OLDEST_JAVA} or newer")
+def test_sessions_are_read_from_and_written_to_a_store(store, tmp_path):
+    (tmp_path / "logs").mkdir()
+    log = generated_log(tmp_path / "logs" / "log.csv", users=20, items=30, seed=3)
+    put(log.parent, f"{store}/logs")
+    how = ["scenario=qb_video", "shards=2"]
+    ours = build([f"input={log}", f"output={tmp_path / 'here'}", *how], partitions=1).manifest
+    asked = [f"input={store}/logs/*.csv", f"output={store}/data", *how]
+    assert program("etl", asked) == 0
+    theirs = open_dataset(f"{store}/data").manifest
+    assert [f.sha256 for f in theirs.files] == [f.sha256 for f in ours.files]
+    assert etl.__main__.main(asked) == 2  # what is there is not replaced unasked
+
+
+def test_a_run_its_bundle_and_its_result(data, store, fifty, tmp_path, monkeypatch):
+    """Trained here, evaluated on another machine: what one disk gives."""
+    assert trainer.__main__.main(small(str(fifty.path), tmp_path / "run", "train.refit=true")) == 0
+    assert trainer.__main__.main(small(data, f"{store}/run", "train.refit=true")) == 0
+    assert files_of(f"{store}/run/bundle") == files_of(tmp_path / "run" / "bundle")
+    elsewhere(monkeypatch, tmp_path)
+    assert trainer.__main__.main(small(data, f"{store}/run", "train.refit=true")) == 0  # finished: nothing to do
+    for home, given in ((str(tmp_path), str(fifty.path)), (store, data)):
+        asked = [f"bundle={home}/run/bundle", f"data={given}", f"output={home}/result", "index=hnsw"]
+        assert retrieval.__main__.main(asked) == 0
+    ours, theirs = (place(f"{home}/result") for home in (str(tmp_path), store))
+    for name in ("ranks.parquet", "topk.parquet"):
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+    assert "gates" in (place(f"{store}/result") / "report.html").read_text().lower()
+    assert Mirror(f"{store}/result", tmp_path).listing().keys() >= {"metrics.json", "topk.parquet", "report.html"}
+
+
+def test_a_killed_run_goes_on_on_another_machine(data, store, fifty, tmp_path, monkeypatch):
+    undisturbed = small(str(fifty.path), tmp_path / "run")
+    assert trainer.__main__.main(undisturbed) == 0
+    kill = (
+        "import os, sys, trainer.loop as loop; from trainer.__main__ import main\n"
+        "after = loop.Training._after_step\n"
+        "def step(self, *rest):\n"
+        "    after(self, *rest)\n"
+        "    if self.progress.step == 13: self.writer.wait(); os.kill(os.getpid(), 9)\n"
+        "loop.Training._after_step = step\n"
+        "main(sys.argv[1:])"
+    )
+    asked = small(data, f"{store}/run")
+    killed = subprocess.run([sys.executable, "-c", kill, *asked], env=dict(os.environ), check=False)
+    assert killed.returncode == -9
+    assert "checkpoints/step-000000010/state.json" in Mirror(f"{store}/run", tmp_path).listing()
+    elsewhere(monkeypatch, tmp_path)
+    assert trainer.__main__.main(asked) == 0
+    assert files_of(f"{store}/run/bundle") == files_of(tmp_path / "run" / "bundle")
+
+
+def one_of_two(rank: int, meet: str, caches: list[str], options: list[str]) -> None:
+    os.environ["NEXTCLICK_CACHE"] = caches[rank]
+    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=2)
+    config, _ = prepare(options)
+    train(config, World.of_process_group())
+    dist.destroy_process_group()
+
+
+def test_two_machines_that_share_nothing_but_the_store(data, store, fifty, tmp_path):
+    """Their caches are two, as two machines' would be; the bundle has the files of both."""
+    asked = small(data, f"{store}/run", "train.epochs=4", "train.patience=1")
+    caches = [str(tmp_path / name) for name in ("one", "two")]
+    spawn(one_of_two, (str(tmp_path / "meet"), caches, asked), nprocs=2)
+    spawn(
+        one_of_two,
+        (str(tmp_path / "meet2"), caches, small(str(fifty.path), tmp_path / "run", *asked[-2:])),
+        nprocs=2,
+    )
+    assert files_of(f"{store}/run/bundle") == files_of(tmp_path / "run" / "bundle")
+    assert not [name for name in Mirror(f"{store}/run", tmp_path).listing() if "building" in name]
+
+
+@pytest.mark.cluster
+def test_ray_workers_train_into_a_store(data, store, fifty, tmp_path):
+    assert program("trainer", small(data, f"{store}/run", "ray.workers=2", "train.epochs=1")) == 0
+    assert open_bundle(f"{store}/run/bundle", dataset=fifty.manifest.fingerprint).n_queries("test") == 50
+    listed = filesystem(store)[0].get_file_info(pa_fs.FileSelector(filesystem(f"{store}/run")[1], recursive=True))
+    assert not [info.path for info in listed if info.is_file and "/." in info.path]  # what Ray and workers left
+
+
+def test_a_stop_is_heard_through_the_store(store, monkeypatch):
+    watch = trainer.stop.StopWatch(f"{store}/run", World.alone())
+    assert not watch(8)
+    mirror = Mirror.of(f"{store}/run")
+    mirror.folder.mkdir(parents=True)
+    (mirror.folder / trainer.stop.STOP).touch()
+    mirror.send([trainer.stop.STOP])
+    (mirror.folder / trainer.stop.STOP).unlink()
+    assert not watch(16)  # looked a moment ago
+    watch.looked = 0.0
+    assert watch(24)
+
+
+def test_foreign_objects_are_not_replaced(store, data, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_text("cat")
+    put(tmp_path / "photos", f"{store}/photos")
+    assert trainer.__main__.main(small(data, f"{store}/photos")) == 2
+    assert "a fresh output folder" in capsys.readouterr().err
+    assert load(small(data, f"{store}/photos")).output == f"{store}/photos"
+    assert Mirror(f"{store}/photos", tmp_path).listing().keys() == {"cat.jpg"}
