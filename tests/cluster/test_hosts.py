@@ -64,9 +64,9 @@ class RayCluster:
         line = [RAY, "start", "--block", "--disable-usage-stats", *own, *role]
         return self.hosts.start(host, f"ray-{host}-{self.starts}", line, self.env(), "Ray runtime started")
 
-    def submit(self, what: str, options: list[str], **env: str) -> subprocess.Popen:
+    def submit(self, what: str, options: list[str], *, python: str = sys.executable, **env: str) -> subprocess.Popen:
         line = [sys.executable, "-m", "cluster", f"submit={what}", "target=ray", f"address={self.address}"]
-        line += [f"python={sys.executable}", "interface=eth0", f"options={' '.join(options)}"]
+        line += [f"python={python}", "interface=eth0", f"options={' '.join(options)}"]
         return subprocess.Popen(
             line,
             cwd=ROOT,
@@ -146,6 +146,52 @@ def test_strangers_are_refused(ray_cluster, tmp_path):
     assert ray_nodes(ray_cluster) == before == 3
 
 
+SCAN = """
+import json, socket, sys, urllib.error, urllib.request
+from concurrent.futures import ThreadPoolExecutor
+import grpc
+
+host = sys.argv[1]
+METHODS = ["NodeManagerService/GetNodeStats", "ObjectManagerService/Pull", "LogService/ListLogs"]
+
+def listens(port):
+    with socket.socket() as s:
+        s.settimeout(2)
+        return s.connect_ex((host, port)) == 0
+
+def answer(port):
+    try:
+        with urllib.request.urlopen(f"http://{host}:{port}/", timeout=10) as reply:
+            return "metrics" if reply.read(7) == b"# HELP " else "open"
+    except urllib.error.HTTPError as error:
+        return "token" if error.code == 401 else f"HTTP {error.code}"
+    except Exception:
+        pass
+    channel, codes = grpc.insecure_channel(f"{host}:{port}"), []
+    for method in METHODS:
+        call = channel.unary_unary(f"/ray.rpc.{method}", request_serializer=bytes, response_deserializer=bytes)
+        try:
+            call(b"", timeout=10)
+            return f"open: {method}"
+        except grpc.RpcError as error:
+            codes.append(error.code().name)
+    return "token" if "UNAUTHENTICATED" in codes else " ".join(codes)
+
+with ThreadPoolExecutor(64) as pool:
+    ports = [port for port, found in zip(range(1, 65536), pool.map(listens, range(1, 65536))) if found]
+print(json.dumps({port: answer(port) for port in ports}))
+"""
+
+
+def test_all_that_listens_on_a_node_asks_for_the_token_or_is_metrics(ray_cluster):
+    """Every port of host 2, tried from host 3: what README's table lists, and no more."""
+    hosts = ray_cluster.hosts
+    command = ["ip", "netns", "exec", hosts.space(3), sys.executable, "-c", SCAN, hosts.address(2)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    answers = sorted(json.loads(done.stdout).values())
+    assert answers == ["metrics", *["token"] * 5]
+
+
 def ray_nodes(ray_cluster) -> int:
     """Nodes that are alive."""
     token = ray_cluster.token.read_text()
@@ -193,6 +239,23 @@ def test_a_host_that_never_returns_leaves_an_elastic_run_with_fewer_workers(ray_
     left, right = (json.loads((path / "summary.json").read_text()) for path in (calm, run))
     assert (left["steps"], right["workers"]) == (right["steps"], 1)
     ray_cluster.start(3)
+
+
+def test_a_host_that_never_returns_ends_a_run_of_fixed_size_in_an_error(ray_cluster, fifty, calm, tmp_path):
+    """Four waits of a minute are Ray's; here they are shorter, for the test's sake."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nRAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S=20 exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    run = tmp_path / "run"
+    process = ray_cluster.submit("train", training(fifty, run), python=str(python))
+    wait_for_epoch(run, 3, process)
+    ray_cluster.hosts.kill(3)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 2, out[-4000:]
+    assert "error: expected a cluster that can start 2 workers" in out
+    ray_cluster.start(3)
+    finish(ray_cluster.submit("train", training(fifty, run)))
+    assert_same_run(calm, run)
 
 
 def test_evaluation_over_two_hosts_one_killed_is_that_of_one_process(ray_cluster, tiny, monkeypatch):
