@@ -12,7 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from etl.folder import InputError, sha256_of
@@ -136,6 +139,18 @@ class Dataset:
     def file(self, name: str) -> Path:
         """Absolute path of a file of the dataset."""
         return self.path / name
+
+    @property
+    def shows_exposures(self) -> bool:
+        """Whether the dataset says what was shown."""
+        return bool(self.manifest.protocol.get("exposures", True))
+
+    def category_codes(self) -> npt.NDArray[np.int64]:
+        """Code of each item's category `[n_items + 1]`, in the order of their names; 0 = unknown, and padding."""
+        column = self.items(["category"])["category"].combine_chunks()
+        names = sorted(value for value in column.unique().to_pylist() if value is not None)
+        codes = pc.index_in(column, pa.array(names, pa.string())).fill_null(-1).to_numpy()
+        return np.concatenate([[0], codes.astype(np.int64) + 1])
 
     def items(self, columns: list[str] | None = None) -> pa.Table:
         """`items.parquet`, one row an item, sorted by dense id."""

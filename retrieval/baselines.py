@@ -76,7 +76,7 @@ def item_rates(dataset: Dataset, tasks: Sequence[str]) -> dict[str, npt.NDArray[
     rows, positives = np.zeros(size), {task: np.zeros(size) for task in tasks}
     if not dataset.session_files:
         return {}
-    shown = bool(dataset.manifest.protocol.get("exposures", True))
+    shown = dataset.shows_exposures
     columns = ["items", "exposure_items", "exposure_position", "exposure_feedback"] if shown else ["items", "feedback"]
     for entry in dataset.session_files:
         with pq.ParquetFile(dataset.file(entry.path)) as file:
@@ -107,22 +107,15 @@ def _train_rows(table: pa.Table, *, shown: bool) -> tuple[npt.NDArray[np.integer
     return tuple(lists[name].flatten().to_numpy()[train] for name in ("exposure_items", "exposure_feedback"))
 
 
-def category_codes(dataset: Dataset) -> npt.NDArray[np.int32]:
-    """Code of each item's category `[n_items + 1]`; 0 = unknown, and padding."""
-    column = dataset.items(["category"])["category"].combine_chunks().dictionary_encode()
-    codes = column.indices.fill_null(-1).to_numpy().astype(np.int32) + 1
-    return np.concatenate([[np.int32(0)], codes])
-
-
 class CategoryPopularity:
     """Items of the last click's category by train clicks, then all others by train clicks.
 
     Args:
         popularity: of the candidates.
-        category: int32 `[n_items + 1]`.
+        category: int64 `[n_items + 1]`.
     """
 
-    def __init__(self, popularity: Popularity, category: npt.NDArray[np.int32]) -> None:
+    def __init__(self, popularity: Popularity, category: npt.NDArray[np.int64]) -> None:
         self.popularity, self.category = popularity, category
         best_first = popularity.best_first
         order = np.argsort(category[best_first], kind="stable")

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from etl.contract import Dataset
 from etl.folder import InputError
-from retrieval.baselines import CategoryPopularity, Popularity, category_codes
+from retrieval.baselines import CategoryPopularity, Popularity
 from retrieval.bundle import Queries
 from retrieval.config import RetrievalConfig
 from retrieval.exact import rescore
@@ -98,7 +98,7 @@ def baseline_rankers(dataset: Dataset, index: Index, config: RetrievalConfig) ->
     rankers: dict[str, Ranker] = {"popularity": by_popularity}
     if "category_popularity" in config.baselines:
         rankers["category_popularity"] = partial(
-            CategoryPopularity(popularity, category_codes(dataset)).rank, k=config.deepest, mask_seen=config.mask_seen
+            CategoryPopularity(popularity, dataset.category_codes()).rank, k=config.deepest, mask_seen=config.mask_seen
         )
     makers: dict[str, Callable[[TrainSessions], Scores]]
     makers = {

@@ -20,7 +20,7 @@ from etl.remote import Mirror, place, refuse_output
 from trainer import checkpoint
 from trainer.config import TrainerConfig
 from trainer.export import export
-from trainer.family import family_of, shows_exposures
+from trainer.family import family_of
 from trainer.show import load_selected, open_run
 from trainer.world import World, set_threads
 
@@ -63,7 +63,7 @@ def apply(options: ApplyConfig) -> None:
         checkpoint.load(refit, stepper)
     else:
         load_selected(run, stepper)
-    shown = shows_exposures(dataset)
+    shown = dataset.shows_exposures
     export(output, family.scorer(stepper), dataset, world, model=family.name, refit=False, exposures=shown)
     if mirror := Mirror.of(options.output):
         mirror.push(last=MANIFEST)

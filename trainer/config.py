@@ -56,6 +56,7 @@ class ModelOptions:
     embedding_dropout: float = option(0.2, "of gru4rec and srgnn whole clicks (item dropout), of sasrec single values")
     state_dropout: float = option(0.2, "dropout on the encoder's state")
     tied: bool = option(True, "the vectors that encoders read are those that are searched")
+    popularity_bias: bool = option(False, "softmax losses: item biases begin at the log of train clicks")
     profile: bool = option(False, "gender and age join the state")
     detach_items: bool = option(False, "feedback tasks do not train the item vectors")
 

@@ -30,11 +30,6 @@ TRAIN_HOLDOUT = 2
 """Clicks at the end of a session that selection does not train on; a refit holds out one."""
 
 
-def shows_exposures(dataset: Dataset) -> bool:
-    """Whether the dataset says what was shown."""
-    return bool(dataset.manifest.protocol.get("exposures", True))
-
-
 class Collate(Protocol):
     """Makes batches of a window's samples."""
 
@@ -94,7 +89,7 @@ class SessionFamily:
 
     def __init__(self, config: TrainerConfig, dataset: Dataset, world: World) -> None:
         self.config, self.dataset, self.world = config, dataset, world
-        self.shown, self.mirror = shows_exposures(dataset), run_mirror(config)
+        self.shown, self.mirror = dataset.shows_exposures, run_mirror(config)
         self.trains_on_shown = self.shown and config.train.exposures
 
     def reader(self, holdout: int) -> SessionReader:
@@ -109,12 +104,10 @@ class SessionFamily:
         torch.manual_seed(config.seed)
         model = Recommender(config)
         tables = {ITEM: make_table(config, n_items, self.world, number=0, bias=True)}
-        if config.loss == "gbce":
-            # Each item alone is judged: begun at the odds of one in all, no epoch goes by in learning those.
-            tables[ITEM].bias[1:] = -math.log(n_items)
+        train_clicks = self.dataset.items(["train_clicks"])["train_clicks"].to_numpy()
+        tables[ITEM].bias[1:] = first_biases(config, train_clicks)
         if not config.network.tied:
             tables[INPUT] = make_table(config, n_items, self.world, number=1, bias=False)
-        train_clicks = self.dataset.items(["train_clicks"])["train_clicks"].to_numpy()
         return Stepper(config, SessionObjective(config, model, train_clicks), tables, total_steps, self.world)
 
     def collate(self, holdout: int, salt: int) -> Collate:
@@ -177,7 +170,7 @@ class RankFamily:
 
     def __init__(self, config: TrainerConfig, dataset: Dataset, world: World) -> None:
         self.config, self.dataset, self.world = config, dataset, world
-        self.shown, self.mirror = shows_exposures(dataset), run_mirror(config)
+        self.shown, self.mirror = dataset.shows_exposures, run_mirror(config)
         self.trains_on_shown = self.shown and config.train.exposures
         self.users = all_users(dataset, self.reader(TRAIN_HOLDOUT))
 
@@ -191,7 +184,7 @@ class RankFamily:
         """Freshly drawn parameters."""
         config = self.config
         torch.manual_seed(config.seed)
-        model = Ranker(config, category_codes(self.dataset))
+        model = Ranker(config, torch.from_numpy(self.dataset.category_codes()))
         tables = {
             ITEM: make_table(config, self.dataset.manifest.n_items, self.world, number=0, bias=False),
             USER: make_table(config, len(self.users), self.world, number=2, bias=False),
@@ -252,9 +245,15 @@ class RankFamily:
         )
 
 
-def category_codes(dataset: Dataset) -> torch.Tensor:
-    """Code of each item's category, int64 `[n_items + 1]`; 0 = unknown, and padding."""
-    column = dataset.items(["category"])["category"].combine_chunks()
-    names = np.array(sorted(value for value in column.unique().to_pylist() if value is not None))
-    place = {name: code for code, name in enumerate(names.tolist(), 1)}
-    return torch.tensor([0, *(place.get(value, 0) for value in column.to_pylist())])
+def first_biases(config: TrainerConfig, train_clicks: Int) -> torch.Tensor:
+    """Item biases that a run begins with, float32 `[n_items]`.
+
+    No epoch should go by in learning how often items are clicked. To a softmax that is the log of their clicks, whose
+    spread is more than an epoch's updates could cover; to gBCE, which judges each item alone, the odds of one in all.
+    """
+    if config.loss == "gbce":
+        return torch.full((len(train_clicks),), -math.log(len(train_clicks)))
+    if config.network.popularity_bias and config.loss in ("softmax", "sampled_softmax"):
+        log_clicks = torch.from_numpy(np.log1p(train_clicks.astype(np.float64)))
+        return (log_clicks - log_clicks.mean()).float()
+    return torch.zeros(len(train_clicks))

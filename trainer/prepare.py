@@ -17,7 +17,7 @@ from trainer.config import RANK_HEADS, TrainerConfig, load, with_recipe
 from trainer.data.batch import feedback_rows
 from trainer.data.rank import ROW_COLUMNS, flat_rows
 from trainer.data.reader import EXPOSURE_COLUMNS, SESSION_COLUMNS, Sessions
-from trainer.family import TRAIN_HOLDOUT, shows_exposures
+from trainer.family import TRAIN_HOLDOUT
 from trainer.loop import is_finished
 from trainer.shared import pull_run, run_mirror
 
@@ -82,7 +82,7 @@ def settle(options: Sequence[str]) -> tuple[TrainerConfig, Dataset]:
     config = with_recipe(options, dataset.manifest.n_items)
     config.data, config.output = (absolute(path) for path in (config.data, config.output))
     _check_data(config, dataset)
-    shown = config.train.exposures and shows_exposures(dataset)
+    shown = config.train.exposures and dataset.shows_exposures
     rates = train_rates(dataset, config.feedback_tasks, exposures=shown)
     config.tasks = [task for task in config.tasks if task == "next" or task in rates]
     if config.model == "rank_esmm" and "click" not in rates:

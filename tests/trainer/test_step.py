@@ -18,7 +18,7 @@ from trainer.config import HEADS, RANK_HEADS, ModelOptions, TrainerConfig, Train
 from trainer.data.batch import BatchOptions, train_batch
 from trainer.data.order import Order, share
 from trainer.data.reader import SessionReader
-from trainer.family import family_of
+from trainer.family import family_of, first_biases
 from trainer.objective import ITEM, Balance, Sums
 from trainer.sparse.table import SparseTable
 from trainer.step import NotFiniteError, Stepper, learning_rate_factor
@@ -276,3 +276,13 @@ def test_a_step_that_is_not_finite_updates_nothing_and_names_itself(fifty):
         stepper.step([batch], 41)
     for name, value in state_of(stepper).items():
         assert torch.equal(value.nan_to_num(), before[name].nan_to_num()), name
+
+
+def test_biases_begin_where_a_softmax_gives_each_item_its_share_of_the_clicks():
+    clicks = np.array([0, 3, 99, 7])
+    config = TrainerConfig(data="", output="", model="gru4rec", loss="sampled_softmax")
+    assert not first_biases(config, clicks).any()
+    config.network.popularity_bias = True
+    np.testing.assert_allclose(torch.softmax(first_biases(config, clicks), 0), (clicks + 1) / 113, rtol=1e-6)
+    config.loss = "gbce"
+    np.testing.assert_allclose(torch.exp(first_biases(config, clicks)), 0.25)
