@@ -30,6 +30,8 @@ from retrieval.stored import Stored, origin
 
 EXACT_HITS, MOST_EXACT = 2_000, 16_384
 """Exact hits wanted for the bound, and queries that are searched exactly for them at the most."""
+FIDELITY = 0.999
+"""Asked of the index: with 0.99 the lower bound of the HR ratio falls below what is wanted of it."""
 MANIFEST = "manifest.json"
 
 
@@ -40,7 +42,7 @@ def large() -> None:
         print("NEXTCLICK_LARGE=RUN:DATA names no run: nothing to do")
         return
     run, data = map(Path, named.split(":"))
-    config = load([f"bundle={run / 'bundle'}", f"data={data}", "output=unused", "index=auto", "fidelity=0.99"])
+    config = load([f"bundle={run / 'bundle'}", f"data={data}", "output=unused", "index=auto", f"fidelity={FIDELITY}"])
     dataset, bundle = open_dataset(data, verify=False), open_bundle(run / "bundle", verify=False)
     catalogue = make_catalogue(bundle, dataset, config)
     c, d = catalogue.vector.shape
@@ -109,7 +111,7 @@ def index_rates(run: Path, data: Path, catalogue: Catalogue) -> None:
     print(f"memory over the run (GiB at each tenth): {' '.join(f'{m / 2**30:.2f}' for m in again['memory'])}")
     print(f"test HR@20 {split['hr@20']:.4f}, popularity {popular['hr@20']:.4f}")
     found = kept.load(catalogue)
-    tuned = kept.tuned(0.99)
+    tuned = kept.tuned(FIDELITY)
     assert found is not None
     assert tuned is not None
     found.set_effort(tuned["effort"], tuned["refine"])
@@ -139,7 +141,7 @@ def evaluate(run: Path, data: Path, output: Path) -> dict:
     line = [sys.executable, "-m", "retrieval", f"bundle={run / 'bundle'}", f"data={data}", f"output={output}"]
     begin = time.perf_counter()
     process = subprocess.Popen(
-        [*line, "index=auto", "fidelity=0.99", "baselines=[popularity]"], stdout=subprocess.DEVNULL
+        [*line, "index=auto", f"fidelity={FIDELITY}", "baselines=[popularity]"], stdout=subprocess.DEVNULL
     )
     memory: list[int] = []
 
