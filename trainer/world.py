@@ -61,9 +61,7 @@ class World:
 def set_threads(world: World) -> None:
     """Give each worker its share of this machine's cores.
 
-    Ray sets OMP_NUM_THREADS from the CPUs it assigned; without Ray the process has all cores. Numbers too small for
-    float32's normal range count as 0: processors take many times as long for them.
+    Ray sets OMP_NUM_THREADS from the CPUs it assigned; without Ray the process has all cores.
     """
-    torch.set_flush_denormal(True)
     given = os.environ.get("OMP_NUM_THREADS")
     torch.set_num_threads(int(given) if given else max(1, (os.cpu_count() or 1) // world.size))

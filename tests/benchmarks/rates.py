@@ -69,7 +69,6 @@ def events_per_second(model: str, n_items: int, tokens: int, length: int) -> tup
 def training(small: int = 100_000, full: int = 3_753_436, sessions: int = 512, length: int = 30) -> None:
     """Training steps on one core: share of the matrix product, cost of the catalogue, cost of many tasks."""
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)  # as training does
     tokens = sessions * length
     print(f"{sessions} sessions of {length} target clicks a step, dimension 64, 2,048 negatives, one core")
     a, b = torch.randn(tokens, 64), torch.randn(64, 2048)
