@@ -138,7 +138,8 @@ class Mirror:
         """Make the folder here that of the store, as far as its files are wanted; a killed copy goes on."""
         folder = self.folder
         listed = {name: stamp for name, stamp in self.listing().items() if wanted(name)}
-        for name in here(folder).keys() - listed.keys():
+        found = here(folder)
+        for name in found.keys() - listed.keys():
             if wanted(name):
                 (folder / name).unlink()
         store, base = filesystem(self.uri)
@@ -151,7 +152,6 @@ class Mirror:
             _stamp(part, listed[name])
             part.replace(target)
 
-        found = here(folder)
         with _told(self.uri):
             _each(copy, [name for name in listed if found.get(name) != listed[name]])
 
@@ -190,16 +190,16 @@ class Mirror:
             last: file that makes the folder whole: while others change, the store is without it.
         """
         listed, found = self.listing(), here(self.folder)
-        changed = [name for name in found if listed.get(name) != found[name]]
-        gone = sorted(listed.keys() - found.keys())
-        if last in listed and (changed or gone):
-            self.remove([str(last)])
-            changed = list(dict.fromkeys([*changed, *({last} & found.keys())]))
-        self.remove([name for name in gone if name != last])
-        self.send([name for name in changed if name != last])
-        self.send([name for name in changed if name == last])
-        now = self.listing() if changed else {}
-        for name in changed:
+        differ = {name for name in listed.keys() | found.keys() if listed.get(name) != found.get(name)}
+        if not differ:
+            return
+        ends = {last} if last else set[str]()
+        self.remove(ends & listed.keys())
+        self.remove(differ - found.keys() - ends)
+        self.send((differ & found.keys()) - ends)
+        self.send(ends & found.keys())
+        now = self.listing()
+        for name in (differ | ends) & found.keys():
             path = self.folder / name
             if name in now and path.is_file() and path.stat().st_size == now[name][0]:
                 _stamp(path, now[name])

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from omegaconf import MISSING
@@ -16,7 +17,7 @@ from omegaconf import MISSING
 from etl.command import option, read_options, run_program
 from etl.contract import MANIFEST, Dataset, open_dataset
 from etl.folder import InputError
-from etl.remote import Mirror, place, refuse_output
+from etl.remote import place, published, refuse_output
 from trainer import checkpoint
 from trainer.config import TrainerConfig
 from trainer.export import export
@@ -45,13 +46,10 @@ def apply(options: ApplyConfig) -> None:
     Raises:
         InputError: no finished run, or a dataset whose items or lengths the run does not know.
     """
-    world, output = World.alone(), place(options.output)
+    world = World.alone()
     set_threads(world)
-
-    def whole(path: Path) -> bool:
-        return (path / MANIFEST).is_file()
-
-    refuse_output(options.output, overwrite=options.overwrite, is_whole=whole, last=MANIFEST)
+    given: dict[str, Any] = {"overwrite": options.overwrite, "is_whole": is_bundle, "last": MANIFEST}
+    refuse_output(options.output, **given)
     config, trained_on = open_run(options.run, options.trained_on)
     dataset = open_dataset(options.data)
     check(config, trained_on, dataset)
@@ -63,10 +61,13 @@ def apply(options: ApplyConfig) -> None:
         checkpoint.load(refit, stepper)
     else:
         load_selected(run, stepper)
-    shown = dataset.shows_exposures
-    export(output, family.scorer(stepper), dataset, world, model=family.name, refit=False, exposures=shown)
-    if mirror := Mirror.of(options.output):
-        mirror.push(last=MANIFEST)
+    with published(options.output, **given) as folder:
+        export(folder, family.scorer(stepper), dataset, world, model=family.name, refit=False)
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a folder is a whole bundle."""
+    return (path / MANIFEST).is_file()
 
 
 def check(config: TrainerConfig, trained_on: Dataset, dataset: Dataset) -> None:

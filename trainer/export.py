@@ -50,7 +50,6 @@ def export(
     *,
     model: str,
     refit: bool,
-    exposures: bool,
     mirror: Mirror | None = None,
 ) -> None:
     """Write the bundle folder `output`; it is whole once all workers have done their files.
@@ -62,7 +61,6 @@ def export(
         world: the workers.
         model: name for the manifest.
         refit: the model saw the valid clicks, so valid parts are left out.
-        exposures: whether feedback rows are what was shown.
         mirror: of the run, where it lies in an object store: workers then hand in their files through it.
     """
     building = output.with_name(f".{output.name}.building")
@@ -77,7 +75,7 @@ def export(
     schemas, mine = _schemas(scorer, splits), list[str]()
     for number, entry in enumerate(dataset.session_files or dataset.row_files):
         if number % world.size == world.global_rank:
-            parts = _score_file(dataset.file(entry.path), scorer, splits, exposures=exposures)
+            parts = _score_file(dataset.file(entry.path), scorer, splits, exposures=dataset.shows_exposures)
             mine += _write_parts(building, number, schemas, parts)
     handed_in = parts_mirror(mirror, building)
     if handed_in and not world.is_first:

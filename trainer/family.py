@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,12 +14,10 @@ from trainer.data.batch import Batch, BatchOptions, feedback_rows, sampled, targ
 from trainer.data.order import Int
 from trainer.data.rank import FlatRows, RankBatch, RowReader, all_users, block_rows, rank_batch
 from trainer.data.reader import Reader, SessionReader, Sessions
-from trainer.export import export
 from trainer.models.ranker import Ranker
 from trainer.models.recommender import Recommender
 from trainer.objective import INPUT, ITEM, USER, RankObjective, SessionObjective
 from trainer.scoring import RankScorer, SessionScorer
-from trainer.shared import run_mirror
 from trainer.sparse.table import SparseTable
 from trainer.step import Stepper
 from trainer.validation import Validation, valid_rows, valid_sessions, validate_rows, validate_sessions
@@ -62,9 +59,6 @@ class Family(Protocol):
     def scorer(self, stepper: Stepper) -> SessionScorer | RankScorer:
         """The model applied."""
 
-    def export(self, output: Path, stepper: Stepper, *, refit: bool) -> None:
-        """Write a bundle."""
-
 
 def family_of(config: TrainerConfig, dataset: Dataset, world: World) -> Family:
     """The family of a configuration's model."""
@@ -89,7 +83,7 @@ class SessionFamily:
 
     def __init__(self, config: TrainerConfig, dataset: Dataset, world: World) -> None:
         self.config, self.dataset, self.world = config, dataset, world
-        self.shown, self.mirror = dataset.shows_exposures, run_mirror(config)
+        self.shown = dataset.shows_exposures
         self.trains_on_shown = self.shown and config.train.exposures
 
     def reader(self, holdout: int) -> SessionReader:
@@ -151,26 +145,13 @@ class SessionFamily:
         config = self.config
         return f"hybrid ({'+'.join(config.encoders)}, {config.head})" if config.model == "hybrid" else config.model
 
-    def export(self, output: Path, stepper: Stepper, *, refit: bool) -> None:
-        """Write a bundle with vectors, and feedback scores of the hybrid."""
-        export(
-            output,
-            self.scorer(stepper),
-            self.dataset,
-            self.world,
-            model=self.name,
-            refit=refit,
-            exposures=self.shown,
-            mirror=self.mirror,
-        )
-
 
 class RankFamily:
     """Ranking models, over the blocks of sessions or over the rows of scenario `ctr`."""
 
     def __init__(self, config: TrainerConfig, dataset: Dataset, world: World) -> None:
         self.config, self.dataset, self.world = config, dataset, world
-        self.shown, self.mirror = dataset.shows_exposures, run_mirror(config)
+        self.shown = dataset.shows_exposures
         self.trains_on_shown = self.shown and config.train.exposures
         self.users = all_users(dataset, self.reader(TRAIN_HOLDOUT))
 
@@ -230,19 +211,6 @@ class RankFamily:
     def name(self) -> str:
         """Of the model."""
         return self.config.model
-
-    def export(self, output: Path, stepper: Stepper, *, refit: bool) -> None:
-        """Write a bundle of feedback scores."""
-        export(
-            output,
-            self.scorer(stepper),
-            self.dataset,
-            self.world,
-            model=self.name,
-            refit=refit,
-            exposures=self.shown,
-            mirror=self.mirror,
-        )
 
 
 def first_biases(config: TrainerConfig, train_clicks: Int) -> torch.Tensor:

@@ -6,6 +6,7 @@ import json
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,19 @@ import torch
 
 from etl.contract import Dataset, open_dataset
 from etl.folder import InputError, locked, write_json
-from etl.remote import place
+from etl.remote import Mirror, place
 from trainer import checkpoint
 from trainer.checkpoint import Progress
 from trainer.config import TrainerConfig
 from trainer.data.batch import mix
 from trainer.data.order import Int, Order, share
 from trainer.data.reader import GlobalBatch, Prefetch, Reader
+from trainer.export import export
 from trainer.family import TRAIN_HOLDOUT, Family, family_of
 from trainer.models.recommender import Recommender
 from trainer.profiling import Profiler
 from trainer.runlog import Meter, RunLog, read_metrics
-from trainer.shared import SUMMARY, pull_by_all, run_mirror, send_checkpoint
+from trainer.shared import SUMMARY, pull_by_all, send_checkpoint
 from trainer.step import Stepper
 from trainer.stop import Stopped, StopWatch
 from trainer.validation import Validation
@@ -62,7 +64,7 @@ def train(config: TrainerConfig, world: World, on_epoch: Callable[[dict[str, Any
     if world.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, as the help of train.precision says
     run = place(config.output)
-    pull_by_all(run_mirror(config), world)
+    pull_by_all(Mirror.of(config.output), world)
     dataset = open_dataset(config.data, verify=False)
     if world.is_first:
         # A worker of a killed run may live for a moment: two must not write the same checkpoints.
@@ -80,15 +82,17 @@ def _train(
     stepper, progress = fit(config, family, run, world, select, on_epoch)
     found = family.validate(stepper, family.sample())
     refit = config.train.refit
-    family.export(run / ("bundle-selected" if refit else "bundle"), stepper, refit=False)
+    mirror = Mirror.of(config.output)
+    write_bundle = partial(export, dataset=dataset, world=world, model=family.name, mirror=mirror)
+    write_bundle(run / ("bundle-selected" if refit else "bundle"), family.scorer(stepper), refit=False)
     if refit:
         again = Phase("refit", TRAIN_HOLDOUT - 1, progress.best_epoch, validates=False)
         stepper, _ = fit(config, family, run, world, again, on_epoch)
-        family.export(run / "bundle", stepper, refit=True)
+        write_bundle(run / "bundle", family.scorer(stepper), refit=True)
     if world.is_first:
         write_diagnostics(run, found, stepper)
         write_summary(run, config, dataset, stepper, progress, found)
-        if mirror := run_mirror(config):
+        if mirror:
             mirror.push(last=SUMMARY)
 
 
@@ -115,7 +119,7 @@ def fit(
         raise InputError(
             "the same checkpoint on all workers", f"steps {steps}", "put the run on storage that they share"
         )
-    mirror, log = run_mirror(config), None
+    mirror, log = Mirror.of(config.output), None
     writer = checkpoint.Writer(folder, config.train.keep_checkpoints, lambda: send_checkpoint(mirror))
     if world.is_first and not _ended(config, phase, progress):
         log = RunLog(run, progress.step, refit=not phase.validates)

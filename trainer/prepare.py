@@ -12,14 +12,14 @@ from omegaconf import OmegaConf
 
 from etl.contract import SPLITS, Dataset, feedback_labels, open_dataset
 from etl.folder import InputError
-from etl.remote import absolute, place
+from etl.remote import Mirror, absolute, place
 from trainer.config import RANK_HEADS, TrainerConfig, load, with_recipe
 from trainer.data.batch import feedback_rows
 from trainer.data.rank import ROW_COLUMNS, flat_rows
 from trainer.data.reader import EXPOSURE_COLUMNS, SESSION_COLUMNS, Sessions
 from trainer.family import TRAIN_HOLDOUT
 from trainer.loop import is_finished
-from trainer.shared import pull_run, run_mirror
+from trainer.shared import pull_run
 
 CONFIG = "config.yaml"
 RATE_ROWS = 1_000_000
@@ -34,7 +34,7 @@ def prepare(options: Sequence[str]) -> tuple[TrainerConfig, bool]:
         InputError: options, dataset or output that the user must mend.
     """
     config, dataset = settle(options)
-    output, mirror = place(config.output), run_mirror(config)
+    output, mirror = place(config.output), Mirror.of(config.output)
     if mirror:
         pull_run(mirror, checkpoints=False)
     settled = {**config.plain(), "dataset": dataset.manifest.fingerprint}

@@ -11,18 +11,12 @@ from pathlib import Path
 
 from etl.folder import InputError, locked
 from etl.remote import WAIT_SECONDS, Mirror
-from trainer.config import TrainerConfig
 from trainer.world import World
 
 SUMMARY = "summary.json"
 """Written last: a run folder with it is finished."""
 BUNDLES, CHECKPOINTS = "bundle", "checkpoints"
 """How the names of their folders begin."""
-
-
-def run_mirror(config: TrainerConfig) -> Mirror | None:
-    """The run's folder in its store; None where it is on a disk that all see."""
-    return Mirror.of(config.output)
 
 
 def pull_run(mirror: Mirror, *, checkpoints: bool) -> None:

@@ -18,10 +18,10 @@ from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, 
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from etl.folder import InputError, write_json
-from etl.remote import filesystem, place
+from etl.remote import Mirror, filesystem, place, read_file
 from trainer.config import TrainerConfig, from_plain
 from trainer.loop import is_finished, train
-from trainer.shared import pull_run, run_mirror
+from trainer.shared import pull_run
 from trainer.step import NotFiniteError
 from trainer.stop import Stopped, on_sigterm
 from trainer.world import World
@@ -80,7 +80,7 @@ def ray_session(cpus: int = 0) -> Iterator[None]:
 
 def _run(config: TrainerConfig, workers: Any) -> None:
     # Ray resumes a run name that it knows: ours is new each time, since we resume by ourselves.
-    run, mirror = place(config.output), run_mirror(config)
+    run, mirror = place(config.output), Mirror.of(config.output)
     storage = run / ".ray"
     shutil.rmtree(storage, ignore_errors=True)
     store: dict[str, Any] = {"storage_path": str(storage)}
@@ -110,8 +110,8 @@ def _run(config: TrainerConfig, workers: Any) -> None:
             trainer.fit()
         if mirror:
             pull_run(mirror, checkpoints=False)
-        if told := (mirror.read(FAILED) if mirror else _bytes(run / FAILED)):
-            raise InputError(**json.loads(told))
+        with suppress(FileNotFoundError):
+            raise InputError(**json.loads(read_file(f"{config.output.rstrip('/')}/{FAILED}")))
         if not is_finished(run):
             raise Stopped("stopped; the same command goes on from the checkpoint that was left")
     except ControllerError as error:
@@ -144,9 +144,5 @@ def work(settings: dict[str, Any]) -> None:
         if world.is_first:
             told = error if isinstance(error, InputError) else error.told()
             write_json(place(config.output) / FAILED, vars(told))
-            if mirror := run_mirror(config):
+            if mirror := Mirror.of(config.output):
                 mirror.send([FAILED])
-
-
-def _bytes(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,12 +32,8 @@ def s3_server() -> Iterator[dict[str, str]]:
             "AWS_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
         }
-        before = dict(os.environ)
-        os.environ.update(variables)
-        store = pa_fs.S3FileSystem(endpoint_override=address, allow_bucket_creation=True, region="us-east-1")
-        os.environ.clear()
-        os.environ.update(before)
-        store.create_dir(BUCKET)
+        keys = {"access_key": "key", "secret_key": "secret", "region": "us-east-1"}
+        pa_fs.S3FileSystem(endpoint_override=address, allow_bucket_creation=True, **keys).create_dir(BUCKET)
         yield variables
     finally:
         process.kill()
