@@ -42,8 +42,8 @@ lint: $(INSTALLED)
 
 # What spark-submit ships to its workers: --py-files build/nextclick.zip cluster/etl_job.py
 package: $(INSTALLED)
-	@mkdir -p $(dir $(PACKAGE)) && find etl -name __pycache__ -prune -exec rm -rf {} +
-	$(RUN) -m zipfile -c $(PACKAGE) etl
+	@mkdir -p $(dir $(PACKAGE))
+	$(RUN) -m etl.package $(PACKAGE)
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -23,6 +23,8 @@ from etl.folder import InputError
 from etl.remote import CACHE
 
 LABEL = {"app.kubernetes.io/part-of": "nextclick"}
+OPERATOR = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}}
+"""KubeRay's operator, wherever it runs, by the label of its chart."""
 USER = 1000
 """The image's user, who is not root."""
 STORE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL")
@@ -54,7 +56,7 @@ def container(
 
 
 def pod(spec: dict[str, Any], options: KubernetesOptions, **more: Any) -> dict[str, Any]:
-    """A pod of one container, as a user who is not root."""
+    """A pod of one container, as a user who is not root; `more` adds to its specification, None takes away."""
     claimed = {"persistentVolumeClaim": {"claimName": options.claim}} if options.claim else {"emptyDir": {}}
     volumes = [
         {"name": "shared", **claimed},
@@ -68,27 +70,26 @@ def pod(spec: dict[str, Any], options: KubernetesOptions, **more: Any) -> dict[s
     }
     pod_spec: dict[str, Any] = {"containers": [spec], "volumes": volumes, "securityContext": security}
     pod_spec |= {"automountServiceAccountToken": False, "terminationGracePeriodSeconds": GRACE_SECONDS, **more}
+    pod_spec = {name: value for name, value in pod_spec.items() if value is not None}
     return {"metadata": {"labels": dict(LABEL)}, "spec": pod_spec}
 
 
-def ray_environment(options: KubernetesOptions) -> list[dict[str, Any]]:
-    """Ray asks for the token of the secret."""
-    token = {"secretKeyRef": {"name": options.token_secret, "key": "token"}}
-    plain = {"RAY_AUTH_MODE": "token", "RAY_TRAIN_V2_ENABLED": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    return [{"name": n, "value": v} for n, v in plain.items()] + [{"name": "RAY_AUTH_TOKEN", "valueFrom": token}]
-
-
 def ray_job(config: ClusterConfig, options: list[str]) -> dict[str, Any]:
-    """A RayJob (KubeRay, ray.io/v1) that makes its cluster, runs, and takes the cluster down."""
+    """A RayJob (KubeRay, ray.io/v1) that makes its cluster, runs, and takes the cluster down.
+
+    KubeRay hands the secret's token to all pods and uses it itself to ask how the job is doing (`authOptions`).
+    """
     values = config.kubernetes
     least, most = values.workers
     resources = {"cpu": str(values.cpus), "memory": f"{values.memory_gib}Gi"}
     if values.gpus:
         resources["nvidia.com/gpu"] = str(values.gpus)
-    env = ray_environment(values)
+    env = [{"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}]
     head = container("ray-head", values, {"cpu": "2", "memory": "8Gi"}, env=env)
     head["ports"] = [{"name": "gcs", "containerPort": 6379}, {"name": "dashboard", "containerPort": 8265}]
     worker = container("ray-worker", values, resources, env=env)
+    # Without a template of ours the pod that submits would not carry the label that the network policy goes by.
+    submitter = container("ray-job-submitter", values, {"cpu": "500m", "memory": "1Gi"})
     groups = {
         "groupName": "training",
         "replicas": least,
@@ -106,12 +107,15 @@ def ray_job(config: ClusterConfig, options: list[str]) -> dict[str, Any]:
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": 600,
             "backoffLimit": 3,  # another try resumes from the checkpoint
+            "submitterPodTemplate": pod(submitter, values, restartPolicy="Never"),
             "rayClusterSpec": {
                 "rayVersion": version("ray"),
+                "authOptions": {"mode": "token", "secretName": values.token_secret},
                 "enableInTreeAutoscaling": True,
                 "headGroupSpec": {
                     "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
-                    "template": pod(head, values),
+                    # The autoscaler beside the head asks Kubernetes for workers as the account that KubeRay makes.
+                    "template": pod(head, values, automountServiceAccountToken=None),
                 },
                 "workerGroupSpecs": [groups],
             },
@@ -134,7 +138,7 @@ def evaluation_job(config: ClusterConfig) -> dict[str, Any]:
 
 
 def network_policy(options: KubernetesOptions) -> dict[str, Any]:
-    """Our pods hear each other and nobody else: gloo and NCCL know no authentication."""
+    """Our pods hear each other, and KubeRay asks the head about the job: gloo and NCCL know no authentication."""
     ours = [{"podSelector": {"matchLabels": dict(LABEL)}}]
     return {
         "apiVersion": "networking.k8s.io/v1",
@@ -143,7 +147,7 @@ def network_policy(options: KubernetesOptions) -> dict[str, Any]:
         "spec": {
             "podSelector": {"matchLabels": dict(LABEL)},
             "policyTypes": ["Ingress"],
-            "ingress": [{"from": ours}],
+            "ingress": [{"from": ours}, {"from": [OPERATOR], "ports": [{"port": 8265, "protocol": "TCP"}]}],
         },
     }
 
@@ -155,6 +159,7 @@ def spark_command(config: ClusterConfig) -> list[str]:
     settings = {
         "spark.kubernetes.container.image": values.image,
         "spark.kubernetes.namespace": values.namespace,
+        "spark.kubernetes.authenticate.driver.serviceAccountName": values.service_account,
         "spark.executor.instances": str(values.workers[1]),
         "spark.executor.cores": str(values.cpus),
         "spark.executor.memory": f"{max(1, values.memory_gib // 2)}g",

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 import uuid
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 from cluster.config import ClusterConfig
 from cluster.pipeline import run_pipeline
 from etl.folder import InputError
+from etl.package import package
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {"etl": "etl", "train": "trainer", "evaluate": "retrieval", "pipeline": "cluster"}
@@ -58,14 +58,6 @@ def local_command(config: ClusterConfig, options: list[str]) -> list[str]:
     """The program as a process of this machine."""
     given = pipeline_options(options) if config.submit == "pipeline" else shlex.split(config.options)
     return [sys.executable, "-m", MODULES[config.submit or "pipeline"], *given]
-
-
-def package(path: Path) -> None:
-    """What `spark-submit` ships to its workers: the package `etl` as a zip archive."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in sorted((ROOT / "etl").rglob("*")):
-            if file.is_file() and "__pycache__" not in file.parts:
-                archive.write(file, file.relative_to(ROOT))
 
 
 def submit_spark(config: ClusterConfig) -> int:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from etl.config import SparkOptions
 from etl.folder import InputError
 from etl.job import Job, read_records
+from etl.package import package
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -59,8 +60,10 @@ def spark_session(options: SparkOptions, scratch: Path, log_bytes: int = 0) -> I
         )
     from pyspark.sql import SparkSession
 
-    # Workers must run the interpreter and the packages of the program that submits them.
-    os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
+    elsewhere = _submitted() or not options.master.startswith("local")
+    # Workers here run this very interpreter; machines of a cluster may have theirs in another place.
+    os.environ["PYSPARK_PYTHON"] = os.environ.get("PYSPARK_PYTHON", sys.executable) if elsewhere else sys.executable
+    os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     packages = str(Path(__file__).resolve().parent.parent)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")]))
     builder = SparkSession.builder.appName("nextclick etl").config(map=_settings(options, scratch, log_bytes))
@@ -69,6 +72,10 @@ def spark_session(options: SparkOptions, scratch: Path, log_bytes: int = 0) -> I
     already = SparkSession.getActiveSession() is not None
     session = builder.getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
+    if elsewhere and not _submitted():  # spark-submit ships what --py-files names
+        archive = scratch / "nextclick.zip"
+        package(archive)
+        session.sparkContext.addPyFile(str(archive))
     try:
         yield session
     finally:

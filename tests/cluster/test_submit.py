@@ -12,13 +12,16 @@ import zipfile
 from pathlib import Path
 
 import kubernetes_validate
+import pyspark
 import pytest
 import yaml
+from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
 from cluster import submit as submitting
 from cluster.__main__ import main
 from cluster.config import load
 from cluster.kubernetes import manifests, spark_command
+from etl.package import package
 from etl.spark import OLDEST_JAVA, java_version
 from tests.support.logs import generated_log
 from tests.trainer.test_run import SMALL
@@ -75,7 +78,7 @@ def test_a_program_submitted_to_this_machine_is_that_program(fifty, tmp_path):
 
 
 def test_the_package_holds_the_whole_of_etl_and_nothing_else(tmp_path):
-    submitting.package(tmp_path / "a.zip")
+    package(tmp_path / "a.zip")
     names = zipfile.ZipFile(tmp_path / "a.zip").namelist()
     tracked = {
         str(p.relative_to(ROOT)) for p in (ROOT / "etl").rglob("*") if p.is_file() and "__pycache__" not in p.parts
@@ -118,19 +121,24 @@ def test_manifests_are_valid(what, more):
         if value["kind"] != "RayJob":
             kubernetes_validate.validate(value, VERSION, strict=True)
             continue
-        spec = value["spec"]["rayClusterSpec"]
-        for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
-            pod = {"apiVersion": "v1", "kind": "Pod", **group["template"]}
+        for template in ray_pods(value):
+            pod = {"apiVersion": "v1", "kind": "Pod", **template}
             pod["metadata"] = {**pod["metadata"], "name": name.removesuffix(".yaml")}
             kubernetes_validate.validate(pod, VERSION, strict=True)
+
+
+def ray_pods(job: dict) -> list[dict]:
+    """Templates of head, workers and the pod that submits."""
+    spec = job["spec"]["rayClusterSpec"]
+    groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+    return [*(group["template"] for group in groups), job["spec"]["submitterPodTemplate"]]
 
 
 def pods(found: dict) -> list[dict]:
     templates = [v["spec"]["template"] for v in found.values() if v["kind"] == "Job"]
     for value in found.values():
         if value["kind"] == "RayJob":
-            spec = value["spec"]["rayClusterSpec"]
-            templates += [group["template"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+            templates += ray_pods(value)
     return templates
 
 
@@ -138,17 +146,16 @@ def pods(found: dict) -> list[dict]:
 def test_pods_are_closed_and_nobody_is_root_and_no_secret_is_written_down(what):
     found = rendered(what)
     chosen = found["network-policy.yaml"]["spec"]["podSelector"]["matchLabels"]
-    assert found["network-policy.yaml"]["spec"]["ingress"] == [{"from": [{"podSelector": {"matchLabels": chosen}}]}]
+    ours, operator = found["network-policy.yaml"]["spec"]["ingress"]
+    assert ours == {"from": [{"podSelector": {"matchLabels": chosen}}]}
+    assert [port["port"] for port in operator["ports"]] == [8265]
     assert pods(found)
     for pod in pods(found):
         assert pod["metadata"]["labels"] == chosen
         assert pod["spec"]["securityContext"]["runAsNonRoot"]
         for container in pod["spec"]["containers"]:
             assert not container["securityContext"]["allowPrivilegeEscalation"]
-            for entry in container.get("env", []):
-                if "TOKEN" in entry["name"]:
-                    assert "value" not in entry
-                    assert entry["valueFrom"]["secretKeyRef"]["key"] == "token"
+            assert not any("TOKEN" in entry["name"] for entry in container.get("env", []))
 
 
 def test_a_ray_job_is_elastic_and_ends_with_its_job():
@@ -158,6 +165,22 @@ def test_a_ray_job_is_elastic_and_ends_with_its_job():
     assert spec["shutdownAfterJobFinishes"]
     assert spec["entrypoint"] == "python -m trainer data=/shared/d output=/shared/r model=hybrid"
     assert group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert spec["rayClusterSpec"]["authOptions"] == {"mode": "token", "secretName": "ray-token"}
+
+
+def test_ray_reads_from_the_job_what_was_meant():
+    """By the parser of Ray's own autoscaler, which reads such specifications on Kubernetes."""
+    job = rendered("train", "kubernetes.workers=[2,9]", "kubernetes.cpus=6", "kubernetes.memory_gib=24")["train.yaml"]
+    read = _derive_autoscaling_config_from_ray_cr(
+        {"metadata": {"name": "n", "namespace": "s"}, "spec": job["spec"]["rayClusterSpec"]}
+    )
+    kinds = read["available_node_types"]
+    head, worker = kinds[read["head_node_type"]], kinds["training"]
+    assert (worker["min_workers"], worker["max_workers"], head["max_workers"]) == (2, 9, 0)
+    assert worker["resources"] == {"CPU": 6, "GPU": 1, "memory": 24 << 30}
+    assert head["resources"]["CPU"] == 0
+    account = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    assert "automountServiceAccountToken" not in account  # Ray's autoscaler reads the account's token there
 
 
 def test_keys_of_a_store_come_from_its_secret_alone():
@@ -182,6 +205,56 @@ def test_spark_on_kubernetes_sees_the_shared_storage_and_authenticates():
     for part in ("driver", "executor"):
         assert f"spark.kubernetes.{part}.volumes.persistentVolumeClaim.shared.mount.path=/shared" in line
     assert line.endswith("local:///app/cluster/etl_job.py input=/shared/a.csv output=/shared/d")
+
+
+ROLES = {
+    "SPARK_JAVA_OPT_0": "-Da=1",
+    "SPARK_JAVA_OPT_10": "-Dc=3",
+    "SPARK_JAVA_OPT_2": "-Db=two words",
+    "SPARK_EXECUTOR_MEMORY": "2g",
+    "SPARK_DRIVER_URL": "spark://d:1",
+    "SPARK_EXECUTOR_ID": "7",
+    "SPARK_EXECUTOR_CORES": "3",
+    "SPARK_APPLICATION_ID": "app",
+    "SPARK_EXECUTOR_POD_IP": "10.0.0.9",
+    "SPARK_EXECUTOR_POD_NAME": "pod-7",
+    "SPARK_RESOURCE_PROFILE_ID": "0",
+    "SPARK_DRIVER_BIND_ADDRESS": "127.0.0.1",
+}
+"""Variables that Spark gives its pods (`org.apache.spark.deploy.k8s.Constants`)."""
+
+
+@pytest.mark.spark
+@pytest.mark.skipif((java_version() or 0) < OLDEST_JAVA, reason=f"needs Java {OLDEST_JAVA} or newer")
+def test_the_image_takes_the_roles_that_spark_gives_its_pods(tmp_path):
+    """As Spark on Kubernetes starts them: a driver with its properties, executors by variables alone."""
+    log, data = generated_log(tmp_path / "log.csv", users=40, items=30, seed=3), tmp_path / "data"
+    package(tmp_path / "nextclick.zip")
+    (tmp_path / "spark.properties").write_text(
+        f"spark.master local[1]\nspark.submit.pyFiles {tmp_path}/nextclick.zip\n"
+    )
+    home = Path(pyspark.__file__).parent
+    env = os.environ | ROLES | {"SPARK_HOME": str(home), "PYSPARK_PYTHON": sys.executable}
+    entry = [str(ROOT / "cluster" / "entrypoint.sh")]
+    driver = ["driver", "--properties-file", str(tmp_path / "spark.properties")]
+    driver += ["--class", "org.apache.spark.deploy.PythonRunner", str(ROOT / "cluster" / "etl_job.py")]
+    etl = [f"input={log}", f"output={data}", "scenario=qb_video", "shards=2"]
+    subprocess.run([*entry, *driver, *etl], cwd=tmp_path, env=env, check=True, timeout=200)
+    assert (data / "manifest.json").is_file()
+
+    fake = tmp_path / "bin" / "java"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    fake.chmod(0o755)
+    told = subprocess.run([*entry, "executor"], env=env | {"JAVA_HOME": str(tmp_path)}, capture_output=True, text=True)
+    line = told.stdout.splitlines()
+    assert line[:5] == ["-Da=1", "-Db=two words", "-Dc=3", "-Xms2g", "-Xmx2g"]
+    assert "org.apache.spark.scheduler.cluster.k8s.KubernetesExecutorBackend" in line
+    given = dict(zip(line[-14::2], line[-13::2], strict=True))
+    assert given["--driver-url"] == "spark://d:1"
+    assert (given["--podName"], given["--cores"], given["--hostname"]) == ("pod-7", "3", "10.0.0.9")
+    plain = subprocess.run([*entry, "echo", "a b"], env=env, capture_output=True, text=True)
+    assert plain.stdout == "a b\n"
 
 
 def test_without_kubectl_the_manifests_are_written_and_named(tmp_path, capfd, monkeypatch):
