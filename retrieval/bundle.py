@@ -180,13 +180,17 @@ class Bundle:
         Raises:
             InputError: ids other than 1..n_items in order, or a vector that is not finite.
         """
-        table = pq.read_table(self.path / ITEMS)
-        item = table["item"].to_numpy()
-        if not np.array_equal(item, np.arange(1, self.manifest.n_items + 1)):
-            raise InputError(
-                f"{ITEMS} with items 1..{self.manifest.n_items} once each in order", "other ids or an id twice", CURE
-            )
-        vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(len(item), -1)
+        n, begin = self.manifest.n_items, 0
+        vectors = np.empty((n, self.manifest.dimension), np.float32)
+        with pq.ParquetFile(self.path / ITEMS) as file:
+            for batch in file.iter_batches(1 << 17):
+                end = begin + len(batch)
+                if end > n or not np.array_equal(batch["item"].to_numpy(), np.arange(begin + 1, end + 1)):
+                    break
+                vectors[begin:end] = batch["vector"].flatten().to_numpy().reshape(len(batch), -1)
+                begin = end
+        if begin != n:
+            raise InputError(f"{ITEMS} with items 1..{n} once each in order", "other ids or an id twice", CURE)
         check_finite("item", vectors)
         return vectors
 

@@ -128,7 +128,7 @@ def auc(label_N: npt.NDArray[np.integer], score_N: npt.NDArray[np.floating]) -> 
     >>> auc(np.array([0, 1, 1]), np.array([.1, .1, .9]))
     0.75
     """
-    area_G, _ = _grouped_auc(np.zeros(len(label_N), np.int64), label_N, score_N)
+    area_G, _ = _grouped_auc(None, label_N, score_N)
     return None if len(area_G) == 0 or np.isnan(area_G[0]) else float(area_G[0])
 
 
@@ -145,15 +145,18 @@ def gauc(
 
 
 def _grouped_auc(
-    group_N: npt.NDArray[np.integer], label_N: npt.NDArray[np.integer], score_N: npt.NDArray[np.floating]
+    group_N: npt.NDArray[np.integer] | None, label_N: npt.NDArray[np.integer], score_N: npt.NDArray[np.floating]
 ) -> tuple[Float, Int]:
-    """AUC of each group (NaN with one class) and its rows, by the rank-sum formula."""
-    order = np.lexsort((score_N, group_N))
-    group, label, score = group_N[order], label_N[order].astype(np.float64), score_N[order]
-    n = len(group)
+    """AUC of each group (NaN with one class) and its rows, by the rank-sum formula; None is one group."""
+    order = np.argsort(score_N) if group_N is None else np.lexsort((score_N, group_N))
+    label, score = label_N[order].astype(np.float64), score_N[order]
+    n = len(score)
     if n == 0:
         return np.zeros(0), np.zeros(0, np.int64)
-    new_group = np.concatenate([[True], group[1:] != group[:-1]])
+    new_group = np.arange(n) == 0
+    if group_N is not None:
+        group = group_N[order]
+        new_group[1:] = group[1:] != group[:-1]
     new_tie = new_group | np.concatenate([[True], score[1:] != score[:-1]])
     group_start = np.flatnonzero(new_group)
     rows = np.diff(np.append(group_start, n))

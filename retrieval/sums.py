@@ -102,6 +102,7 @@ class RankingResult:
         self.total = RankingSums(self.cutoffs)
         self.segments: dict[tuple[str, str], RankingSums] = {}
         self.shown = np.zeros((len(self.cutoffs), n_items + 1), np.int32)
+        self.touched: list[Int] = []
         self.seconds = 0.0
 
     def add(self, queries: Queries, clicks_after: int, rank: Int, lists: Any, facts: Facts) -> None:
@@ -114,12 +115,15 @@ class RankingResult:
                 sums.add(rank[inside], repeat[inside])
         begin = 0
         for place, cutoff in enumerate(self.cutoffs):
-            np.add.at(self.shown[place], lists[:, begin:cutoff].ravel(), 1)
+            item, times = np.unique(lists[:, begin:cutoff], return_counts=True)
+            self.shown[place, item] += times.astype(np.int32)
+            self.touched.append(item + place * np.int64(self.shown.shape[1]))
             begin = cutoff
 
     def write(self, path: Path) -> None:
         """Write to `path.json` and `path.npz`; floats keep all their bits."""
-        place = np.flatnonzero(self.shown.ravel())
+        # Of millions of items a part lists thousands: all of them are not gone through.
+        place = np.unique(np.concatenate(self.touched)) if self.touched else np.zeros(0, np.int64)
         np.savez(path.with_suffix(".npz"), place=place, times=self.shown.ravel()[place])
         sums = {"total": self.total.plain(), "seconds": self.seconds}
         sums["segments"] = [[*key, found.plain()] for key, found in self.segments.items()]
