@@ -145,6 +145,8 @@ def rows_of(rankers: dict[str, Int], metrics: Sequence[str]) -> list[Row]:
     return rows
 
 
+LEAST_P = 1e-6
+"""Smaller ones say no more: the tests' own assumptions are not that sure."""
 HEADER = ["ranker", "metric", "test", "95 % interval", "difference", "95 % interval", "p (Holm)"]
 
 
@@ -153,7 +155,8 @@ def cells(row: Row) -> list[str]:
     out = [row.ranker, row.metric, number(row.value), f"{number(row.low)} – {number(row.high)}"]
     if row.difference is None or row.difference_low is None or row.difference_high is None or row.p is None:
         return [*out, "–", "–", "–"]
-    return [*out, f"{row.difference:+.4f}", f"{row.difference_low:+.4f} – {row.difference_high:+.4f}", f"{row.p:.2g}"]
+    p = f"{row.p:.2g}" if row.p >= LEAST_P else f"< {LEAST_P:.0g}"
+    return [*out, f"{row.difference:+.4f}", f"{row.difference_low:+.4f} – {row.difference_high:+.4f}", p]
 
 
 def page(rows: Sequence[Row], queries: int) -> str:

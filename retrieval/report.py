@@ -34,7 +34,7 @@ tr.model td {{ font-weight: 600; }} th {{ color: var(--soft); font-weight: 500; 
 .figures section {{ margin: 0; min-width: 0; }}
 svg {{ width: 100%; max-width: 34rem; height: auto; display: block; }}
 @media (max-width: 40rem) {{ main {{ padding: .75rem; }} th, td {{ padding: .3rem .45rem; font-size: .9rem; }}
-  td:first-child {{ white-space: normal; max-width: 7.5rem; }} }}
+  td:first-child {{ white-space: normal; overflow-wrap: anywhere; min-width: 7.5rem; max-width: 7.5rem; }} }}
 .numbers {{ display: flex; flex-wrap: wrap; gap: 1rem 2rem; margin: .8rem 0; }}
 .numbers b {{ display: block; font-size: 1.5rem; line-height: 1.2; color: var(--accent); }}
 </style></head><body><main>{body}</main></body></html>
