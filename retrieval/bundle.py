@@ -183,9 +183,9 @@ class Bundle:
         n, begin = self.manifest.n_items, 0
         vectors = np.empty((n, self.manifest.dimension), np.float32)
         with pq.ParquetFile(self.path / ITEMS) as file:
-            for batch in file.iter_batches(1 << 17):
+            for batch in file.iter_batches(1 << 17) if file.metadata.num_rows == n else ():
                 end = begin + len(batch)
-                if end > n or not np.array_equal(batch["item"].to_numpy(), np.arange(begin + 1, end + 1)):
+                if not np.array_equal(batch["item"].to_numpy(), np.arange(begin + 1, end + 1)):
                     break
                 vectors[begin:end] = batch["vector"].flatten().to_numpy().reshape(len(batch), -1)
                 begin = end

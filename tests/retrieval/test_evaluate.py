@@ -13,7 +13,7 @@ import pytest
 from etl.folder import InputError
 from retrieval.__main__ import main
 from retrieval.baselines import Popularity, item_rates
-from retrieval.bundle import MANIFEST, Queries, finish_bundle, open_bundle, vectors_array
+from retrieval.bundle import ITEMS, MANIFEST, Bundle, BundleManifest, Queries, finish_bundle, open_bundle, vectors_array
 from retrieval.config import BASELINES, load
 from retrieval.evaluate import evaluate
 from retrieval.index import KINDS, Catalogue, build_index
@@ -303,3 +303,14 @@ def test_targets_outside_the_catalogue_are_refused(tiny):
     finish_bundle(tiny / "bundle", dataset=raw["dataset"], refit=False, n_items=6, dimension=2, model="tiny")
     with pytest.raises(InputError, match=r"target items in 1\.\.6, got 7"):
         list(open_bundle(tiny / "bundle").queries("test"))
+
+
+def test_more_items_than_the_manifest_says_are_refused_wherever_they_begin(tmp_path):
+    """Vectors are read in batches: the surplus stands in one of its own here."""
+    n = 1 << 17
+    item = np.concatenate([np.arange(1, n + 1), [1]]).astype(np.int32)
+    vector = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(len(item), np.float32)), 1)
+    pq.write_table(pa.table({"item": item, "vector": vector}), tmp_path / ITEMS)
+    manifest = BundleManifest("", refit=False, n_items=n, dimension=1, model="", files=[])
+    with pytest.raises(InputError, match="once each in order"):
+        Bundle(tmp_path, manifest, {}, str(tmp_path)).item_vectors()
