@@ -267,13 +267,18 @@ class Yardstick:
         return cls(query_QD, target_Q, exact, time.perf_counter() - begin)
 
 
+def hits_among(row_QK: Ids, target_Q: npt.NDArray[np.integer], catalogue: Catalogue) -> npt.NDArray[np.bool_]:
+    """Which queries' targets (dense ids) stand among the rows that were listed for them `[Q]`."""
+    target = catalogue.rows_of(target_Q)[:, None]
+    return ((row_QK == target) & (target >= 0)).any(axis=1)
+
+
 def measure(index: Index, stick: Yardstick) -> Fidelity:
     """Compare an index with exact search."""
     begin = time.perf_counter()
     _, found = index.search(stick.query, stick.exact.shape[1])
     seconds = time.perf_counter() - begin
-    target = index.catalogue.rows_of(stick.target)[:, None]
-    hit, exact_hit = (((rows == target) & (target >= 0)).any(axis=1) for rows in (found, stick.exact))
+    hit, exact_hit = (hits_among(rows, stick.target, index.catalogue) for rows in (found, stick.exact))
     hits, exact_hits, kept = int(hit.sum()), int(exact_hit.sum()), int((hit & exact_hit).sum())
     return Fidelity(
         recall=shared(stick.exact, found) / max(stick.exact.size, 1),
