@@ -60,19 +60,20 @@ def spark_session(options: SparkOptions, scratch: Path, log_bytes: int = 0) -> I
         )
     from pyspark.sql import SparkSession
 
-    elsewhere = _submitted() or not options.master.startswith("local")
+    submitted = _submitted()
+    elsewhere = submitted or not options.master.startswith("local")
     # Workers here run this very interpreter; machines of a cluster may have theirs in another place.
     os.environ["PYSPARK_PYTHON"] = os.environ.get("PYSPARK_PYTHON", sys.executable) if elsewhere else sys.executable
     os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     packages = str(Path(__file__).resolve().parent.parent)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")]))
     builder = SparkSession.builder.appName("nextclick etl").config(map=_settings(options, scratch, log_bytes))
-    if not _submitted():
+    if not submitted:
         builder = builder.master(options.master)
     already = SparkSession.getActiveSession() is not None
     session = builder.getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
-    if elsewhere and not _submitted():  # spark-submit ships what --py-files names
+    if elsewhere and not submitted:  # spark-submit ships what --py-files names
         archive = scratch / "nextclick.zip"
         package(archive)
         session.sparkContext.addPyFile(str(archive))
