@@ -7,7 +7,7 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from tests.benchmarks import models, peers, quality, rates, recipes, retrieval, sequences
+from tests.benchmarks import curve, models, peers, quality, rates, recipes, retrieval, sequences
 
 BENCHMARKS = {
     "train": rates.training,
@@ -19,6 +19,7 @@ LONG = {
     "models": models.models,
     "relatedness": models.relatedness,
     "ladder": models.ladder,
+    "curve": curve.curve,
     "recipes": recipes.recipes,
     "sequences": sequences.sequences,
     "retrieval": retrieval.large,

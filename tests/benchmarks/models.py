@@ -59,13 +59,18 @@ def program(name: str, *options: str) -> None:
         raise RuntimeError(f"{name} {' '.join(options)}: {done.stderr[-800:]}")
 
 
-def twin(correlation: float, users: int = 34_240) -> Path:
-    """The sessions of a QB-video twin at full size."""
-    folder = work() / f"twin-{correlation}"
+QB_USERS, QB_ITEMS = 34_240, 130_637
+"""Of QB-video as published."""
+
+
+def twin(correlation: float, users: int = QB_USERS) -> Path:
+    """The sessions of a QB-video twin, at full size or of fewer or more users of the same catalogue."""
+    folder = work() / (f"twin-{correlation}" + (f"-{users}" if users != QB_USERS else ""))
     log = folder / "log.csv"
     if not (folder / "data" / "manifest.json").exists():
         folder.mkdir(exist_ok=True)
-        program("etl.twin", f"output={log}", "scenario=qb_video", f"users={users}", f"task_correlation={correlation}")
+        size = (f"users={users}", f"items={QB_ITEMS}")
+        program("etl.twin", f"output={log}", "scenario=qb_video", *size, f"task_correlation={correlation}")
         program("etl", f"input={log}", f"output={folder / 'data'}", "scenario=qb_video", "overwrite=true")
     return folder / "data"
 

@@ -1,0 +1,34 @@
+"""The learning curve: what more users of the same catalogue give, by `recipe=small` as it stands.
+
+Each size is a twin of its own users over one catalogue, so a figure stands beside the best possible for just
+these users and beside two baselines that need no training: counts of items and of pairs.
+"""
+
+from __future__ import annotations
+
+from tests.benchmarks.models import QB_USERS, TASKS, Run, best_possible, cell, execute, twin
+
+SIZES = {"a tenth": QB_USERS // 10, "a third": QB_USERS // 3, "all": QB_USERS, "three times": 3 * QB_USERS}
+MODELS = ("gru4rec", "hybrid")
+BASELINES = ("popularity", "markov")
+STOP = ("train.patience=2",)
+"""Instead of the recipe's four: it ends training earlier and changes nothing of the epochs before; learning rates are
+constant. At three times the users an epoch of the hybrid takes half an hour of a core."""
+
+
+def curve() -> None:
+    """One line a size and model: test metrics, in brackets the share of the best possible."""
+    columns = ["hr@20", "ndcg@20", *(f"auc/{task}" for task in TASKS)]
+    print("QB-video twin, test; in brackets the share of the best possible")
+    print("| users | model | " + " | ".join(columns) + " | best epoch |\n" + "|---" * (len(columns) + 3) + "|")
+    for title, users in SIZES.items():
+        data = twin(0.5, users)
+        runs = [Run(f"curve-{model}", data, ("recipe=small", f"model={model}", *STOP)) for model in MODELS]
+        found = execute(runs, evaluation=(f"baselines=[{','.join(BASELINES)}]",))
+        truth = best_possible(data)
+        rows = {name: (result["test"], str(result["best_epoch"])) for (name, _), result in found.items()}
+        baselines = found["curve-gru4rec", 0]["baselines"]
+        rows |= {name: (baselines[name]["test"], "") for name in BASELINES}
+        for name, (values, epoch) in rows.items():
+            cells = [cell([values.get(column)], truth.get(column)) for column in columns]
+            print(f"| {title}: {users:,} | {name.removeprefix('curve-')} | {' | '.join(cells)} | {epoch} |", flush=True)
