@@ -66,6 +66,8 @@ def submit_spark(config: ClusterConfig) -> int:
     The secret of a cluster with `spark.authenticate` comes from `$SPARK_CONF_DIR/spark-defaults.conf`.
     """
     if config.submit == "pipeline":
+        if config.python != "python":  # the interpreter of Spark's workers, which may lie elsewhere than this one
+            os.environ["PYSPARK_PYTHON"] = config.python
         master = f'spark.master="{config.address}"'
         print(run_pipeline(replace(config.pipeline, etl=f"{config.pipeline.etl} {master}")))
         return 0
@@ -76,9 +78,8 @@ def submit_spark(config: ClusterConfig) -> int:
         package(archive)
         command = [str(Path(pyspark.__file__).parent / "bin" / "spark-submit"), "--master", str(config.address)]
         command += ["--name", config.name, "--py-files", str(archive), str(ROOT / "cluster" / "etl_job.py")]
-        env = os.environ | {"PYSPARK_PYTHON": config.python, "PYSPARK_DRIVER_PYTHON": sys.executable}
-        if config.python == "python":
-            env["PYSPARK_PYTHON"] = sys.executable
+        worker = sys.executable if config.python == "python" else config.python
+        env = os.environ | {"PYSPARK_PYTHON": worker, "PYSPARK_DRIVER_PYTHON": sys.executable}
         return run([*command, *shlex.split(config.options)], env)
 
 
