@@ -4,6 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 PACKAGE := build/nextclick.zip
+TEST_PROCESSES ?= 2
 
 .PHONY: setup demo test bench lint java package clean
 
@@ -29,8 +30,10 @@ java: $(INSTALLED)
 demo: setup
 	@$(RUN) -m cluster pipeline=demo
 
+# Tests of clusters start many processes of their own and wait for them: these run one after the other.
 test: setup
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not cluster"
+	$(RUN) -m pytest -m cluster
 
 bench: setup
 	$(RUN) -m tests.benchmarks

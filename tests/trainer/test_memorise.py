@@ -33,7 +33,7 @@ SETTINGS = [
     "network.embedding_dropout=0",
     "network.state_dropout=0",
     "train.epochs=60",
-    "train.patience=60",
+    "train.patience=12",
     "train.batch_tokens=64",
     "train.negatives=30",
 ]
