@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import etl.sessions
-from etl.config import load
+from etl.config import EtlConfig, Protocol, load
 from etl.contract import Dataset, open_dataset
 from etl.folder import InputError
 from etl.table_one import DENSE_IDS
@@ -62,7 +62,7 @@ def any_scenario(draw) -> tuple[str, list[str]]:
     if "article" not in scenario:
         return scenario, texts
     names = list(SCENARIOS[scenario].columns)
-    written = []
+    pieces = []
     for text in texts:
         lines = [",".join(names)]
         for video in csv.DictReader(text.splitlines()):
@@ -71,8 +71,8 @@ def any_scenario(draw) -> tuple[str, list[str]]:
             if "read" in names:
                 row |= {"read": video["follow"], "favorite": video["share"], "read_time": "\\N"}
             lines.append(",".join(row[n] for n in names))
-        written.append("\n".join(lines) + "\n")
-    return scenario, written
+        pieces.append("\n".join(lines) + "\n")
+    return scenario, pieces
 
 
 @st.composite
@@ -89,14 +89,18 @@ def protocols(draw) -> Options:
     )
 
 
+def written(folder: Path, texts: list[str]) -> list[str]:
+    paths = [folder / f"log-{number}.csv" for number in range(len(texts))]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_bytes(text.encode())
+    return list(map(str, paths))
+
+
 def command(folder: Path, texts: list[str], options: Options, *more: str, scenario: str = "qb_video") -> list[str]:
-    paths = []
-    for number, text in enumerate(texts):
-        paths.append(folder / f"log-{number}.csv")
-        paths[-1].write_bytes(text.encode())
+    paths = written(folder, texts)
     protocol = {k: v for k, v in vars(options).items() if k != "exposures"}
     return [
-        f"input=[{','.join(map(str, paths))}]",
+        f"input=[{','.join(paths)}]",
         f"output={folder / 'out'}",
         f"scenario={scenario}",
         "shards=3",
@@ -140,8 +144,10 @@ def test_equals_the_slow_sessionizer_element_by_element(logs_of, options, split_
     scenario, texts = logs_of
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        options_line = command(folder, texts, options, scenario=scenario)
-        dataset = build(options_line, split_bytes=split_bytes, partitions=partitions)
+        protocol = {k: v for k, v in vars(options).items() if k != "exposures"}
+        given = {"input": written(folder, texts), "output": str(folder / "out"), "scenario": scenario}
+        config = EtlConfig(**given, protocol=Protocol(**protocol), exposures=options.exposures, shards=3)
+        dataset = build(config, split_bytes=split_bytes, partitions=partitions)
         check(dataset, sessionize(texts, options))
 
 

@@ -16,16 +16,16 @@ import pyarrow.compute as pc
 
 from etl import sessions
 from etl.combine import combine_splits
-from etl.config import load
+from etl.config import EtlConfig, load
 from etl.contract import Dataset, open_dataset
 from etl.gather import cut_filtered_users, gather_partition
 from etl.items import allow_items
 from etl.job import Job
 
 
-def build(options: Sequence[str], *, split_bytes: int = 64 << 20, partitions: int = 2) -> Dataset:
-    """Make a dataset from the options of `python -m etl`."""
-    config = load(options)
+def build(options: Sequence[str] | EtlConfig, *, split_bytes: int = 64 << 20, partitions: int = 2) -> Dataset:
+    """Make a dataset from the options of `python -m etl`, or from what these say: reading them takes 0.2 s."""
+    config = options if isinstance(options, EtlConfig) else load(options)
 
     def sessionize(_: object, job: Job, splits: list) -> list[tuple[int, int]]:
         job = dataclasses.replace(job, partitions=partitions)
