@@ -40,7 +40,7 @@ def sequences(seeds: tuple[int, ...] = (0, 1, 2)) -> None:
     for path in map(Path, files.split(":")):
         data = sessions(path)
         manifest = json.loads((data / "manifest.json").read_text())
-        print(f"\n{path.stem}: {manifest['n_items']:,} items; test, mean [95 % over users] (each seed)")
+        print(f"\n{path.stem}: {manifest['counts']['items']:,} items; test, mean [95 % over users] (each seed)")
         print("| model | " + " | ".join(METRICS) + " | the same after a refit on train + valid | |")
         print("|---" * (1 + 2 * len(METRICS)) + "|")
         for name, options in MODELS.items():
