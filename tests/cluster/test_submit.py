@@ -93,15 +93,15 @@ def test_a_pipeline_goes_to_ray_with_its_own_options_alone():
     assert line == "python -m cluster pipeline=demo pipeline.work=/shared/w pipeline.on_ray=true"
 
 
-def test_sparks_workers_get_the_interpreter_that_was_named_for_them(monkeypatch):
-    for given in ("etl", "pipeline"):
-        seen = []
-        monkeypatch.setenv("PYSPARK_PYTHON", "before")
-        monkeypatch.setattr(submitting, "run", lambda _, env, seen=seen: seen.append(env["PYSPARK_PYTHON"]) or 0)
-        monkeypatch.setattr(submitting, "run_pipeline", lambda _, seen=seen: seen.append(os.environ["PYSPARK_PYTHON"]))
-        options = [f"submit={given}", "target=standalone", "address=spark://h:7077", "python=/opt/env/bin/python"]
-        assert submitting.submit(load(options), options) == 0
-        assert seen == ["/opt/env/bin/python"]
+@pytest.mark.parametrize("given", ["etl", "pipeline"])
+def test_sparks_workers_get_the_interpreter_that_was_named_for_them(given, monkeypatch):
+    seen = []
+    monkeypatch.setenv("PYSPARK_PYTHON", "before")
+    monkeypatch.setattr(submitting, "run", lambda _, env: seen.append(env["PYSPARK_PYTHON"]) or 0)
+    monkeypatch.setattr(submitting, "run_pipeline", lambda _: seen.append(os.environ["PYSPARK_PYTHON"]))
+    options = [f"submit={given}", "target=standalone", "address=spark://h:7077", "python=/opt/env/bin/python"]
+    assert submitting.submit(load(options), options) == 0
+    assert seen == ["/opt/env/bin/python"]
 
 
 def test_the_working_directory_that_ray_uploads_is_small():

@@ -62,7 +62,7 @@ def any_scenario(draw) -> tuple[str, list[str]]:
     if "article" not in scenario:
         return scenario, texts
     names = list(SCENARIOS[scenario].columns)
-    pieces = []
+    written = []
     for text in texts:
         lines = [",".join(names)]
         for video in csv.DictReader(text.splitlines()):
@@ -71,8 +71,8 @@ def any_scenario(draw) -> tuple[str, list[str]]:
             if "read" in names:
                 row |= {"read": video["follow"], "favorite": video["share"], "read_time": "\\N"}
             lines.append(",".join(row[n] for n in names))
-        pieces.append("\n".join(lines) + "\n")
-    return scenario, pieces
+        written.append("\n".join(lines) + "\n")
+    return scenario, written
 
 
 @st.composite
@@ -89,7 +89,11 @@ def protocols(draw) -> Options:
     )
 
 
-def written(folder: Path, texts: list[str]) -> list[str]:
+def protocol_of(options: Options) -> dict[str, object]:
+    return {k: v for k, v in vars(options).items() if k != "exposures"}
+
+
+def write_texts(folder: Path, texts: list[str]) -> list[str]:
     paths = [folder / f"log-{number}.csv" for number in range(len(texts))]
     for path, text in zip(paths, texts, strict=True):
         path.write_bytes(text.encode())
@@ -97,8 +101,7 @@ def written(folder: Path, texts: list[str]) -> list[str]:
 
 
 def command(folder: Path, texts: list[str], options: Options, *more: str, scenario: str = "qb_video") -> list[str]:
-    paths = written(folder, texts)
-    protocol = {k: v for k, v in vars(options).items() if k != "exposures"}
+    paths = write_texts(folder, texts)
     return [
         f"input=[{','.join(paths)}]",
         f"output={folder / 'out'}",
@@ -106,7 +109,7 @@ def command(folder: Path, texts: list[str], options: Options, *more: str, scenar
         "shards=3",
         f"exposures={str(options.exposures).lower()}",
         *more,
-        *(f"protocol.{k}={'null' if v is None else v}" for k, v in protocol.items()),
+        *(f"protocol.{k}={'null' if v is None else v}" for k, v in protocol_of(options).items()),
     ]
 
 
@@ -144,9 +147,14 @@ def test_equals_the_slow_sessionizer_element_by_element(logs_of, options, split_
     scenario, texts = logs_of
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        protocol = {k: v for k, v in vars(options).items() if k != "exposures"}
-        given = {"input": written(folder, texts), "output": str(folder / "out"), "scenario": scenario}
-        config = EtlConfig(**given, protocol=Protocol(**protocol), exposures=options.exposures, shards=3)
+        config = EtlConfig(
+            input=write_texts(folder, texts),
+            output=str(folder / "out"),
+            scenario=scenario,
+            protocol=Protocol(**protocol_of(options)),
+            exposures=options.exposures,
+            shards=3,
+        )
         dataset = build(config, split_bytes=split_bytes, partitions=partitions)
         check(dataset, sessionize(texts, options))
 

@@ -24,7 +24,7 @@ from etl.job import Job
 
 
 def build(options: Sequence[str] | EtlConfig, *, split_bytes: int = 64 << 20, partitions: int = 2) -> Dataset:
-    """Make a dataset from the options of `python -m etl`, or from what these say: reading them takes 0.2 s."""
+    """Make a dataset from the options of `python -m etl`, or from what these say (reading them takes the longest)."""
     config = options if isinstance(options, EtlConfig) else load(options)
 
     def sessionize(_: object, job: Job, splits: list) -> list[tuple[int, int]]:
