@@ -7,7 +7,7 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from tests.benchmarks import curve, models, peers, quality, rates, recipes, retrieval, sequences
+from tests.benchmarks import curve, models, peers, quality, rates, recipes, retrieval, sensitivity, sequences
 
 BENCHMARKS = {
     "train": rates.training,
@@ -20,6 +20,7 @@ LONG = {
     "relatedness": models.relatedness,
     "ladder": models.ladder,
     "curve": curve.curve,
+    "sensitivity": sensitivity.sensitivity,
     "recipes": recipes.recipes,
     "sequences": sequences.sequences,
     "retrieval": retrieval.large,

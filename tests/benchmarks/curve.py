@@ -25,8 +25,9 @@ def curve() -> None:
     for title, users in SIZES.items():
         data = twin(0.5, users)
         stop = (*STOP, *LAST.get(title, ()))
-        runs = [Run(f"curve-{model}", data, ("recipe=small", f"model={model}", *stop)) for model in MODELS]
-        found = execute(runs, evaluation=(f"baselines=[{','.join(BASELINES)}]",))
+        beside = (f"baselines=[{','.join(BASELINES)}]",)
+        runs = [Run(f"curve-{m}", data, ("recipe=small", f"model={m}", *stop), evaluation=beside) for m in MODELS]
+        found = execute(runs)
         truth = best_possible(data)
         rows = {name: (result["test"], str(result["best_epoch"])) for (name, _), result in found.items()}
         baselines = found["curve-gru4rec", 0]["baselines"]

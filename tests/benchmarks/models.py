@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,13 @@ third add nothing."""
 
 @dataclass(frozen=True)
 class Run:
-    """One training run with its evaluation."""
+    """One training run with its evaluation, which `evaluation` gives options to."""
 
     name: str
     data: Path
     options: tuple[str, ...]
     seed: int = 0
+    evaluation: tuple[str, ...] = ("baselines=[popularity]",)
 
     @property
     def folder(self) -> Path:
@@ -87,13 +88,8 @@ def movielens() -> Path:
     return folder / "data"
 
 
-def execute(
-    runs: Iterable[Run], *, search: bool = True, evaluation: Sequence[str] = ()
-) -> dict[tuple[str, int], dict[str, Any]]:
-    """Summary and test metrics of each run, by name and seed; without search only the AUCs.
-
-    Further options of `python -m retrieval` are given by `evaluation`.
-    """
+def execute(runs: Iterable[Run], *, search: bool = True) -> dict[tuple[str, int], dict[str, Any]]:
+    """Summary and test metrics of each run, by name and seed; without search only the AUCs."""
 
     def one(run: Run) -> dict[str, Any]:
         result = run.folder / "result"
@@ -110,7 +106,7 @@ def execute(
         if not (result / "metrics.json").exists():
             bundle = f"bundle={run.folder / 'bundle'}"
             given = (bundle, f"data={run.data}", f"output={result}", "threads=1", "overwrite=true")
-            program("retrieval", *given, *evaluation)
+            program("retrieval", *given, *run.evaluation)
         return {**summary, **json.loads((result / "metrics.json").read_text())}
 
     runs = list(runs)
@@ -140,7 +136,7 @@ def model_runs(data: Path, *, on_twin: bool) -> list[Run]:
         extra = twin_options(options[0]) if on_twin else ()
         for seed in range(3 if name in SEEDED else 1):
             runs.append(Run(name.replace(" ", "-"), data, (*options, *extra), seed))
-    return runs
+    return [replace(runs[0], evaluation=()), *runs[1:]]  # baselines are the same beside every run: once is enough
 
 
 def twin_options(model: str) -> tuple[str, ...]:
@@ -165,8 +161,9 @@ def models() -> None:
             cost = f"{first['parameters']['total']:,} | {first['flops_per_example'] / 1e6:.2f}"
             rate = np.mean([r["examples_per_second"] for r in results])
             print(f"| {name} | " + " | ".join(cells) + f" | {cost} | {rate:,.0f} |", flush=True)
-        popular = found["gru4rec", 0]["baselines"]["popularity"]["test"]
-        print(f"popularity: hr@20 {popular['hr@20']:.4f}, ndcg@20 {popular['ndcg@20']:.4f}")
+        beside = {name: split["test"] for name, split in found["gru4rec", 0]["baselines"].items()}
+        told = (f"{name} {test['hr@20']:.4f}/{test['ndcg@20']:.4f}" for name, test in beside.items() if "hr@20" in test)
+        print(f"hr@20/ndcg@20: {', '.join(told)}")
 
 
 def best_possible(data: Path) -> dict[str, float]:

@@ -64,8 +64,9 @@ def sessions(path: Path) -> Path:
 
 def line(name: str, data: Path, options: tuple[str, ...], seeds: tuple[int, ...]) -> str:
     """Train with a refit; the model before it lies beside, so that one run gives both figures."""
-    runs = [Run(name.replace(" ", "-"), data, (*RECIPE, *options, "train.refit=true"), seed) for seed in seeds]
-    execute(runs, evaluation=("mask_seen=true",))
+    given = (*RECIPE, *options, "train.refit=true")
+    runs = [Run(name.replace(" ", "-"), data, given, seed, ("mask_seen=true",)) for seed in seeds]
+    execute(runs)
     cells = []
     for bundle in ("bundle-selected", "bundle"):
         ranks = [ranks_of(run, data, bundle) for run in runs]

@@ -1,0 +1,93 @@
+"""The study's questions of sensitivity, on MovieLens-100K: session length, embedding size, regularisation, neighbours.
+
+One option at a time is changed around `recipe=small`. Epochs are selected on valid as ever; the test figures are
+told for what they are and choose nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.benchmarks.models import Run, cell, execute, movielens, program, work
+
+MODELS = ("gru4rec", "hybrid")
+COLUMNS = ("hr@20", "ndcg@20", "auc/like", "auc/share")
+CHANGES: dict[str, tuple[str, ...]] = {
+    "recipe=small": (),
+    **{f"embedding size {size}": (f"network.dimension={size}", f"network.hidden={size}") for size in (16, 32, 64, 256)},
+    **{f"item dropout {rate}": (f"network.embedding_dropout={rate}",) for rate in (0.0, 0.35, 0.5)},
+    **{f"state dropout {rate}": (f"network.state_dropout={rate}",) for rate in (0.0, 0.5)},
+    **{f"score regulariser {weight}": (f"train.bpr_max_regularisation={weight}",) for weight in (0.0, 0.3, 3.0)},
+    **{f"weight decay {decay}": (f"train.weight_decay={decay}",) for decay in (1e-4, 1e-3)},
+}
+LENGTHS = (10, 15, 30, 100)
+"""Clicks of a session that are kept. The target is the user's last click at every length, so the queries stay."""
+NEIGHBOURS = (10, 30, 100, 300, 900)
+
+
+def sensitivity(seeds: tuple[int, ...] = (0, 1)) -> None:
+    """Three tables: the models' options, clicks kept of a session, neighbours of the two baselines that have them."""
+    for model in MODELS:
+        runs = [
+            Run(name_of(model, change), movielens(), ("recipe=small", f"model={model}", *options), seed)
+            for change, options in CHANGES.items()
+            for seed in seeds
+        ]
+        found = execute(runs)
+        table(f"{model}, MovieLens-100K", {c: [found[name_of(model, c), seed] for seed in seeds] for c in CHANGES})
+    for model in MODELS:
+        results = {}
+        for length in LENGTHS:
+            runs = [Run(f"length-{model}", kept(length), ("recipe=small", f"model={model}"), seed) for seed in seeds]
+            results[f"last {length} clicks"] = list(execute(runs).values())
+        table(f"{model}, MovieLens-100K by the clicks that are kept", results)
+    neighbours(Run(name_of("gru4rec", "recipe=small"), movielens(), (), seeds[0]))
+
+
+def name_of(model: str, change: str) -> str:
+    return f"sensitivity-{model}-{change.replace(' ', '-').replace('=', '-')}"
+
+
+def kept(length: int) -> Path:
+    """MovieLens-100K with so many clicks a session at most."""
+    folder = work() / f"movielens-last-{length}"
+    if not (folder / "data" / "manifest.json").exists():
+        folder.mkdir(exist_ok=True)
+        given = (f"input={movielens().parent / 'log.csv'}", f"output={folder / 'data'}", "scenario=qb_video")
+        program("etl", *given, f"protocol.max_clicks={length}", "overwrite=true")
+    return folder / "data"
+
+
+def table(title: str, results: dict[str, list[dict[str, Any]]]) -> None:
+    """One line a setting: valid NDCG@20, test metrics over seeds, best epochs, training seconds."""
+    print(f"\n{title}: mean ± standard deviation over seeds")
+    print(
+        "| setting | valid ndcg@20 | "
+        + " | ".join(COLUMNS)
+        + " | best epochs | seconds |\n"
+        + "|---" * (len(COLUMNS) + 4)
+        + "|"
+    )
+    for setting, found in results.items():
+        cells = [cell([result["valid"]["ndcg@20"] for result in found], None)]
+        cells += [cell([result["test"].get(column) for result in found], None) for column in COLUMNS]
+        epochs = ", ".join(str(result["best_epoch"]) for result in found)
+        seconds = np.mean([result["seconds"] for result in found])
+        print(f"| {setting} | {' | '.join(cells)} | {epochs} | {seconds:.0f} |", flush=True)
+
+
+def neighbours(run: Run) -> None:
+    """V-SkNN by sessions and ItemKNN by items that they go by."""
+    print("\nMovieLens-100K, test HR@20 / NDCG@20 by neighbours\n| neighbours | v_sknn | item_knn |\n|---|---|---|")
+    for count in NEIGHBOURS:
+        result = run.folder / f"result-neighbours-{count}"
+        if not (result / "metrics.json").exists():
+            given = (f"bundle={run.folder / 'bundle'}", f"data={run.data}", f"output={result}", "overwrite=true")
+            program("retrieval", *given, f"neighbours={count}", "baselines=[item_knn,v_sknn]", "threads=1")
+        found = json.loads((result / "metrics.json").read_text())["baselines"]
+        cells = (f"{found[n]['test']['hr@20']:.4f} / {found[n]['test']['ndcg@20']:.4f}" for n in ("v_sknn", "item_knn"))
+        print(f"| {count} | {' | '.join(cells)} |", flush=True)
