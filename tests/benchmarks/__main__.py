@@ -7,7 +7,18 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from tests.benchmarks import curve, models, peers, quality, rates, recipes, retrieval, sensitivity, sequences
+from tests.benchmarks import (
+    curve,
+    models,
+    peers,
+    quality,
+    rates,
+    recipes,
+    relatedness,
+    retrieval,
+    sensitivity,
+    sequences,
+)
 
 BENCHMARKS = {
     "train": rates.training,
@@ -17,7 +28,7 @@ BENCHMARKS = {
 }
 LONG = {
     "models": models.models,
-    "relatedness": models.relatedness,
+    "relatedness": relatedness.relatedness,
     "ladder": models.ladder,
     "curve": curve.curve,
     "sensitivity": sensitivity.sensitivity,

@@ -1,4 +1,4 @@
-"""Every model on real input and on the twin, what relatedness does, and the ladder that separates causes.
+"""Every model on real input and on the twin, and the ladder that separates causes.
 
 The runs are the programs' own command lines, two at a time on one core each. They lie in a folder that is
 kept (`NEXTCLICK_BENCH`, default `runs/benchmarks`), so a benchmark that was stopped goes on where it was.
@@ -13,15 +13,17 @@ import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import ttest_rel
 
 from etl.contract import open_dataset
+from etl.twin.generate import make_twin
 from retrieval.bundle import open_bundle
 from retrieval.evaluate import evaluate_feedback
+from tests.benchmarks.expected import ACTIONS, Truth
 
 TASKS = ("click", "like", "share", "follow")
 TWIN = ("train.batch_tokens=1024", "train.epochs=6", "train.patience=2")
@@ -64,16 +66,23 @@ QB_USERS, QB_ITEMS = 34_240, 130_637
 """Of QB-video as published."""
 
 
-def twin(correlation: float, users: int = QB_USERS) -> Path:
+def twin(correlation: float, users: int = QB_USERS, seed: int = 0) -> Path:
     """The sessions of a QB-video twin, at full size or of fewer or more users of the same catalogue."""
-    folder = work() / (f"twin-{correlation}" + (f"-{users}" if users != QB_USERS else ""))
+    apart = f"-{users}" * (users != QB_USERS) + f"-seed-{seed}" * (seed != 0)
+    folder = work() / f"twin-{correlation}{apart}"
     log = folder / "log.csv"
     if not (folder / "data" / "manifest.json").exists():
         folder.mkdir(exist_ok=True)
-        size = (f"users={users}", f"items={QB_ITEMS}")
+        size = (f"users={users}", f"items={QB_ITEMS}", f"seed={seed}")
         program("etl.twin", f"output={log}", "scenario=qb_video", *size, f"task_correlation={correlation}")
         program("etl", f"input={log}", f"output={folder / 'data'}", "scenario=qb_video", "overwrite=true")
     return folder / "data"
+
+
+@cache
+def truth_of(correlation: float, seed: int = 0) -> Truth:
+    """The truth of a twin of full size."""
+    return Truth.of(make_twin("qb_video", users=QB_USERS, items=QB_ITEMS, task_correlation=correlation, seed=seed))
 
 
 def movielens() -> Path:
@@ -148,7 +157,8 @@ def twin_options(model: str) -> tuple[str, ...]:
 def models() -> None:
     """Every model on MovieLens-100K and on the QB twin: quality, also as a share of the best possible, and cost."""
     for title, data in (("QB-video twin", twin(0.5)), ("MovieLens-100K", movielens())):
-        found = execute(model_runs(data, on_twin=data != movielens()))
+        runs = model_runs(data, on_twin=data != movielens())
+        found = execute(runs)
         truth = best_possible(data)
         print(f"\n{title}: test, mean ± standard deviation over seeds; in brackets the share of the best possible")
         columns = ["hr@20", "ndcg@20", *(f"auc/{t}" for t in TASKS), *(f"auc/{t}_given_click" for t in TASKS[1:])]
@@ -164,6 +174,22 @@ def models() -> None:
         beside = {name: split["test"] for name, split in found["gru4rec", 0]["baselines"].items()}
         told = (f"{name} {test['hr@20']:.4f}/{test['ndcg@20']:.4f}" for name, test in beside.items() if "hr@20" in test)
         print(f"hr@20/ndcg@20: {', '.join(told)}")
+        if truth:
+            expected_table(runs, found, truth_of(0.5))
+
+
+def expected_table(runs: Sequence[Run], found: dict[tuple[str, int], dict[str, Any]], truth: Truth) -> None:
+    """AUCs in expectation over labels, of all runs that have feedback tasks."""
+    best, by_name = truth.best(), {}
+    for run in runs:
+        tasks = [task for task in ACTIONS if found[run.name, run.seed]["test"].get(f"auc/{task}") is not None]
+        by_name.setdefault(run.name, []).append(truth.of_bundle(run.folder / "bundle", tasks))
+    print("\nAUC in expectation over labels; in brackets the share of the best possible")
+    print("| model | " + " | ".join(key.replace(" | ", ", ") for key in best) + " |\n" + "|---" * (len(best) + 1) + "|")
+    for name, values in by_name.items():
+        if any(values):
+            cells = [cell([value.get(key) for value in values], best[key]) for key in best]
+            print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 def best_possible(data: Path) -> dict[str, float]:
@@ -178,36 +204,6 @@ def cell(values: list[float | None], best: float | None) -> str:
     mean = np.mean(values)
     spread = f" ±{np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
     return f"{mean:.4f}{spread}" + (f" ({mean / best:.0%})" if best else "")
-
-
-def relatedness(seeds: Sequence[int] = (0, 1, 2)) -> None:
-    """Joint against separate training of the sparse tasks, where these are related and where they are not.
-
-    Joint is `rank_mmoe` with all tasks, separate the same network with one: it is the ranking models that see
-    the categories, without which the twin's likes can hardly be told. Each is selected by its valid AUC.
-    """
-    sparse, options = TASKS[1:], ("model=rank_mmoe", *twin_options("model=rank_mmoe"))
-    for correlation in (1, 0):
-        data = twin(correlation)
-        runs = []
-        for seed in seeds:
-            runs.append(Run("joint", data, options, seed))
-            runs += [Run(f"alone-{task}", data, (*options, f"tasks=[{task}]"), seed) for task in sparse]
-        found = execute(runs, search=False)
-        best = best_possible(data)
-        print(f"\ntask_correlation={correlation}: test AUC over {len(seeds)} seeds")
-        print(
-            "| task | joint | separate | best possible | joint − separate | paired t, two-sided p |\n"
-            + "|---" * 6
-            + "|"
-        )
-        for task in sparse:
-            name = f"auc/{task}"
-            joint = np.array([found["joint", seed]["test"][name] for seed in seeds])
-            alone = np.array([found[f"alone-{task}", seed]["test"][name] for seed in seeds])
-            p = ttest_rel(joint, alone).pvalue
-            row = [cell(list(joint), None), cell(list(alone), None), f"{best[name]:.4f}"]
-            print(f"| {task} | {' | '.join(row)} | {(joint - alone).mean():+.4f} | {p:.3f} |", flush=True)
 
 
 def ladder(seeds: Sequence[int] = (0, 1)) -> None:

@@ -1,0 +1,56 @@
+"""The arithmetic that benchmarks add to the programs' own."""
+
+import doctest
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from etl.twin.generate import make_twin, rows_of
+from tests.benchmarks import expected
+from tests.benchmarks.expected import Truth, expected_auc
+
+
+def test_its_example_holds():
+    failed, tried = doctest.testmod(expected)
+    assert (failed, tried) == (0, 1)
+
+
+@pytest.mark.parametrize("levels", [3, 1_000])
+def test_expected_auc_is_that_of_all_pairs(levels):
+    rng = np.random.default_rng(levels)
+    score, chance = rng.integers(0, levels, 60) / levels, rng.random(60)
+    right = pairs = 0.0
+    for i in range(60):
+        for j in range(60):
+            if i != j:
+                weight = chance[i] * (1 - chance[j])
+                pairs += weight
+                right += weight * ((score[i] > score[j]) + (score[i] == score[j]) / 2)
+    assert expected_auc(score, chance) == pytest.approx(right / pairs, abs=1e-12)
+
+
+def test_certain_labels_give_the_auc():
+    rng = np.random.default_rng(0)
+    score, label = rng.integers(0, 50, 500), rng.random(500) < 0.1
+    assert expected_auc(score, label.astype(float)) == pytest.approx(roc_auc_score(label, score), abs=1e-12)
+
+
+def test_chances_are_those_that_labels_were_drawn_with():
+    twin = make_twin("qk_video", users=20_000, items=4_000, task_correlation=0.5, seed=3)
+    truth, rows = Truth.of(twin), rows_of(twin, 0)
+    last = (truth.clicks.offset[1:] - 1)[truth.users]
+    label = rows["like"][rows["click"] == 1][last]
+    chance = truth.chance("like")
+    assert abs(label.sum() - chance.sum()) < 4 * np.sqrt((chance * (1 - chance)).sum())
+    # Labels rank by their chances as well as chances do by themselves: those of other users' clicks would not.
+    assert roc_auc_score(label, chance) == pytest.approx(expected_auc(chance, chance), abs=0.02)
+    assert roc_auc_score(label, np.roll(chance, 1)) == pytest.approx(0.5, abs=0.03)
+
+
+def test_exact_probabilities_rank_between_chance_and_all_that_is_hidden():
+    truth = Truth.of(make_twin("qb_video", users=3_000, items=4_000, task_correlation=1.0, seed=1))
+    best = truth.best()
+    for task in ("like", "share", "follow"):
+        hidden = expected_auc(truth.chance(task), truth.chance(task))
+        assert 0.6 < best[f"{task} | given click"] < hidden
