@@ -215,6 +215,7 @@ def ladder(seeds: Sequence[int] = (0, 1)) -> None:
         "hybrid-next": ("model=hybrid", "tasks=[next]"),
         "hybrid-shared-bottom": ("model=hybrid", "head=shared_bottom"),
         "hybrid": ("model=hybrid",),
+        "hybrid-detached": ("model=hybrid", "network.detach_items=true"),
         "hybrid-clicks-only": ("model=hybrid", "train.exposures=false"),
     }
     found = execute(
@@ -233,14 +234,14 @@ def ladder(seeds: Sequence[int] = (0, 1)) -> None:
 
 
 def matched_hidden() -> int:
-    """Units that give `gru4rec` about as many network parameters as the hybrid has."""
-    from trainer.config import TrainerConfig
+    """Units that give `gru4rec` about as many network parameters as the hybrid has, both by their recipes."""
+    from trainer.config import with_recipe
     from trainer.models.recommender import Recommender
 
-    def size(hidden: int, model: str) -> int:
-        config = TrainerConfig(data="", output="", model=model, tasks=["next", *TASKS])
-        config.network.hidden = hidden
+    def size(model: str, hidden: int | None = None) -> int:
+        config = with_recipe(["data=", "output=", f"model={model}"], QB_ITEMS)
+        config.network.hidden = hidden or config.network.hidden
         return sum(p.numel() for p in Recommender(config).parameters())
 
-    wanted = size(64, "hybrid")
-    return min(range(64, 512), key=lambda hidden: abs(size(hidden, "gru4rec") - wanted))
+    wanted = size("hybrid")
+    return min(range(64, 512, 4), key=lambda hidden: abs(size("gru4rec", hidden) - wanted))
