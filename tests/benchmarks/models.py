@@ -85,15 +85,15 @@ def truth_of(correlation: float, seed: int = 0) -> Truth:
     return Truth.of(make_twin("qb_video", users=QB_USERS, items=QB_ITEMS, task_correlation=correlation, seed=seed))
 
 
-def movielens() -> Path:
-    """The sessions of MovieLens-100K."""
-    folder = work() / "movielens"
+def movielens(max_clicks: int = 30) -> Path:
+    """The sessions of MovieLens-100K, of so many clicks at most."""
+    folder = work() / f"movielens{f'-last-{max_clicks}' * (max_clicks != 30)}"
+    log = folder / "log.csv"
     if not (folder / "data" / "manifest.json").exists():
         folder.mkdir(exist_ok=True)
-        program("etl.movielens", f"output={folder / 'log.csv'}")
-        program(
-            "etl", f"input={folder / 'log.csv'}", f"output={folder / 'data'}", "scenario=qb_video", "overwrite=true"
-        )
+        program("etl.movielens", f"output={log}")
+        given = (f"input={log}", f"output={folder / 'data'}", "scenario=qb_video", "overwrite=true")
+        program("etl", *given, f"protocol.max_clicks={max_clicks}")
     return folder / "data"
 
 

@@ -7,12 +7,11 @@ told for what they are and choose nothing.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.models import Run, cell, execute, movielens, program, work
+from tests.benchmarks.models import Run, cell, execute, movielens, program
 
 MODELS = ("gru4rec", "hybrid")
 COLUMNS = ("hr@20", "ndcg@20", "auc/like", "auc/share")
@@ -42,7 +41,8 @@ def sensitivity(seeds: tuple[int, ...] = (0, 1)) -> None:
     for model in MODELS:
         results = {}
         for length in LENGTHS:
-            runs = [Run(f"length-{model}", kept(length), ("recipe=small", f"model={model}"), seed) for seed in seeds]
+            given = (name_of(model, "recipe=small"), movielens(length), ("recipe=small", f"model={model}"))
+            runs = [Run(*given, seed) for seed in seeds]
             results[f"last {length} clicks"] = list(execute(runs).values())
         table(f"{model}, MovieLens-100K by the clicks that are kept", results)
     neighbours(Run(name_of("gru4rec", "recipe=small"), movielens(), (), seeds[0]))
@@ -52,26 +52,11 @@ def name_of(model: str, change: str) -> str:
     return f"sensitivity-{model}-{change.replace(' ', '-').replace('=', '-')}"
 
 
-def kept(length: int) -> Path:
-    """MovieLens-100K with so many clicks a session at most."""
-    folder = work() / f"movielens-last-{length}"
-    if not (folder / "data" / "manifest.json").exists():
-        folder.mkdir(exist_ok=True)
-        given = (f"input={movielens().parent / 'log.csv'}", f"output={folder / 'data'}", "scenario=qb_video")
-        program("etl", *given, f"protocol.max_clicks={length}", "overwrite=true")
-    return folder / "data"
-
-
 def table(title: str, results: dict[str, list[dict[str, Any]]]) -> None:
     """One line a setting: valid NDCG@20, test metrics over seeds, best epochs, training seconds."""
     print(f"\n{title}: mean ± standard deviation over seeds")
-    print(
-        "| setting | valid ndcg@20 | "
-        + " | ".join(COLUMNS)
-        + " | best epochs | seconds |\n"
-        + "|---" * (len(COLUMNS) + 4)
-        + "|"
-    )
+    heads = ("setting", "valid ndcg@20", *COLUMNS, "best epochs", "seconds")
+    print(f"| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|")
     for setting, found in results.items():
         cells = [cell([result["valid"]["ndcg@20"] for result in found], None)]
         cells += [cell([result["test"].get(column) for result in found], None) for column in COLUMNS]
