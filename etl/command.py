@@ -53,13 +53,20 @@ def read_options(schema: type[Config], module: str, options: Sequence[str]) -> C
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module(config_module=module, version_base="1.3"):
-            composed = compose("config", overrides=list(options))
+            composed = compose("config", overrides=[_opened(option, schema) for option in options])
         missing = sorted(OmegaConf.missing_keys(composed))
         if missing:
             raise InputError(f"option {missing[0]}=…", "nothing", f"add {missing[0]}=…; --help lists all options")
         return cast(Config, OmegaConf.to_object(composed))
     except (HydraException, OmegaConfBaseException) as error:
         raise _plain(error, schema) from None
+
+
+def _opened(option: str, schema: type[Any]) -> str:
+    """An option that maps names to values with Hydra's `++`, without which such a map takes no new names."""
+    maps = [name for name, entry in _fields(schema) if str(entry.type).startswith("dict")]
+    name = option.partition("=")[0]
+    return f"++{option}" if any(name == known or name.startswith(f"{known}.") for known in maps) else option
 
 
 def _plain(error: Exception, schema: type[Any]) -> InputError:

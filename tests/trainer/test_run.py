@@ -266,7 +266,6 @@ def test_a_run_refuses_another_dataset(undisturbed, tmp_path, capfd):
         ["data=/nowhere"],
         ["nosuch=1"],
         ["train"],
-        ["train.task_weights={jump: 1}"],
         ["encoder=cnn"],
         ["recipe=huge"],
         ["encoder=[gru4rec,gru4rec]"],
@@ -289,6 +288,32 @@ def test_wrong_options_end_with_one_plain_line_and_nothing_written(fifty, tmp_pa
     assert ", got " in err
     assert not (tmp_path / "run").exists()
     assert out == ""
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["train.task_weights={like: 0.5,click: 2}", "train.rates={share: 0.25}"],
+        ["train.task_weights.like=0.5", "train.task_weights.click=2", "train.rates.share=0.25"],
+    ],
+)
+def test_values_by_task_are_read_whole_or_one_by_one(given):
+    train = with_recipe(["data=d", "output=o", "model=hybrid", *given], n_items=10).train
+    assert train.task_weights == {"like": 0.5, "click": 2.0}
+    assert train.rates == {"share": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("train.task_weights={jump: 1}", "expected train.task_weights of next, click, like, share, follow, got jump"),
+        ("train.task_weights.like=-1", "expected train.task_weights.like of at least 0, got -1.0"),
+        ("train.rates.like=often", "expected a number for train.rates.like, got 'often'"),
+    ],
+)
+def test_values_by_task_that_make_no_sense_are_named(fifty, tmp_path, wrong, told, capfd):
+    assert main([*options(fifty, tmp_path / "run"), wrong]) == 2
+    assert told in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("model", MODELS)
