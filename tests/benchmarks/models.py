@@ -206,24 +206,28 @@ def cell(values: list[float | None], best: float | None) -> str:
     return f"{mean:.4f}{spread}" + (f" ({mean / best:.0%})" if best else "")
 
 
-def ladder(seeds: Sequence[int] = (0, 1)) -> None:
-    """One cause a step: capacity, sharing, gates, parameters, what was shown."""
+def task_weights(weight: float) -> str:
+    """The option that gives each feedback task a weight; the next click's is 1."""
+    return f"train.task_weights={{{','.join(f'{task}:{weight}' for task in TASKS)}}}"
+
+
+def ladder(seeds: Sequence[int] = (0,)) -> None:
+    """One cause a step: capacity, sharing, gates, parameters, what was shown, what the tasks weigh."""
     data = twin(0.5)
     steps: dict[str, tuple[str, ...]] = {
         "gru4rec": ("model=gru4rec",),
         "gru4rec-matched": ("model=gru4rec", f"network.hidden={matched_hidden()}"),
+        "gru4rec-matched-slow": ("model=gru4rec", f"network.hidden={matched_hidden()}", *TWIN_HYBRID),
         "hybrid-next": ("model=hybrid", "tasks=[next]"),
         "hybrid-shared-bottom": ("model=hybrid", "head=shared_bottom"),
         "hybrid": ("model=hybrid",),
         "hybrid-detached": ("model=hybrid", "network.detach_items=true"),
         "hybrid-clicks-only": ("model=hybrid", "train.exposures=false"),
+        **{f"hybrid-weights-{weight}": ("model=hybrid", task_weights(weight)) for weight in (0.3, 0.1)},
     }
-    found = execute(
-        Run(name, data, (*options, *twin_options(options[0])), seed)
-        for seed in seeds
-        for name, options in steps.items()
-    )
-    columns = ["hr@20", "ndcg@20", *(f"auc/{task}" for task in TASKS)]
+    runs = [Run(n, data, (*given, *twin_options(given[0])), seed) for seed in seeds for n, given in steps.items()]
+    found = execute(runs)
+    columns = ["hr@20", "ndcg@20", "auc/click"]
     truth = best_possible(data)
     print(f"\nQB-video twin, test over {len(seeds)} seeds; in brackets the share of the best possible")
     print("| step | " + " | ".join(columns) + " | network parameters |\n" + "|---" * (len(columns) + 2) + "|")
@@ -231,6 +235,7 @@ def ladder(seeds: Sequence[int] = (0, 1)) -> None:
         results = [found[name, seed] for seed in seeds]
         cells = [cell([r["test"].get(c) for r in results], truth.get(c)) for c in columns]
         print(f"| {name} | {' | '.join(cells)} | {results[0]['parameters']['networks']:,} |", flush=True)
+    expected_table(runs, found, truth_of(0.5))
 
 
 def matched_hidden() -> int:
