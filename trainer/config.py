@@ -84,7 +84,7 @@ class TrainOptions:
     bpr_max_regularisation: float = option(1.0, "weight of bpr_max's score regulariser")
     gbce_t: float = option(0.75, "calibration of gbce: 0 = plain binary cross-entropy, 1 = that of all items")
     balance: str = option("fixed", "weights of the tasks: fixed, or learned uncertainty")
-    task_weights: dict[str, float] = option({}, "fixed weights of the tasks' losses, 1 where not named")
+    task_weights: dict[str, float] = option({}, "fixed weights of the tasks' losses, 1 or the recipe's where not named")
     rates: dict[str, float] = option({}, "share of positives by feedback task; counted in train where not named")
     positive_power: float = option(0.0, "positives of a feedback task weigh (negatives / positives) to this power")
     prefixes: int = option(0, "target clicks of a session and epoch at most, sampled anew; 0 takes all")
