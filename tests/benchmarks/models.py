@@ -219,11 +219,12 @@ def ladder(seeds: Sequence[int] = (0,)) -> None:
         "gru4rec-matched": ("model=gru4rec", f"network.hidden={matched_hidden()}"),
         "gru4rec-matched-slow": ("model=gru4rec", f"network.hidden={matched_hidden()}", *TWIN_HYBRID),
         "hybrid-next": ("model=hybrid", "tasks=[next]"),
-        "hybrid-shared-bottom": ("model=hybrid", "head=shared_bottom"),
+        "hybrid-shared-bottom": ("model=hybrid", "head=shared_bottom", task_weights(1)),
+        "hybrid-weights-1": ("model=hybrid", task_weights(1)),
+        "hybrid-detached": ("model=hybrid", "network.detach_items=true", task_weights(1)),
+        "hybrid-clicks-only": ("model=hybrid", "train.exposures=false", task_weights(1)),
         "hybrid": ("model=hybrid",),
-        "hybrid-detached": ("model=hybrid", "network.detach_items=true"),
-        "hybrid-clicks-only": ("model=hybrid", "train.exposures=false"),
-        **{f"hybrid-weights-{weight}": ("model=hybrid", task_weights(weight)) for weight in (0.3, 0.1)},
+        "hybrid-weights-0.1": ("model=hybrid", task_weights(0.1)),
     }
     runs = [Run(n, data, (*given, *twin_options(given[0])), seed) for seed in seeds for n, given in steps.items()]
     found = execute(runs)

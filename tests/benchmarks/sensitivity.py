@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.models import Run, cell, execute, movielens, program
+from tests.benchmarks.models import Run, cell, execute, movielens, program, task_weights
 
 MODELS = ("gru4rec", "hybrid")
 COLUMNS = ("hr@20", "ndcg@20", "auc/like", "auc/share")
@@ -23,6 +23,8 @@ CHANGES: dict[str, tuple[str, ...]] = {
     **{f"score regulariser {weight}": (f"train.bpr_max_regularisation={weight}",) for weight in (0.0, 3.0)},
     **{f"weight decay {decay}": (f"train.weight_decay={decay}",) for decay in (1e-3,)},
 }
+WEIGHTS = {f"task weights {weight}": (task_weights(weight),) for weight in (0.03, 0.1, 1.0)}
+"""Of the hybrid's feedback tasks."""
 LENGTHS = (10, 30, 100)
 """Clicks of a session that are kept. The target is the user's last click at every length, so the queries stay."""
 NEIGHBOURS = (10, 30, 100, 300, 900)
@@ -31,13 +33,14 @@ NEIGHBOURS = (10, 30, 100, 300, 900)
 def sensitivity(seeds: tuple[int, ...] = (0, 1)) -> None:
     """Three tables: the models' options, clicks kept of a session, neighbours of the two baselines that have them."""
     for model in MODELS:
+        changes = CHANGES | (WEIGHTS if model == "hybrid" else {})
         runs = [
             Run(name_of(model, change), movielens(), ("recipe=small", f"model={model}", *options), seed)
-            for change, options in CHANGES.items()
+            for change, options in changes.items()
             for seed in seeds
         ]
         found = execute(runs)
-        table(f"{model}, MovieLens-100K", {c: [found[name_of(model, c), seed] for seed in seeds] for c in CHANGES})
+        table(f"{model}, MovieLens-100K", {c: [found[name_of(model, c), seed] for seed in seeds] for c in changes})
     for model in MODELS:
         results = {}
         for length in LENGTHS:
