@@ -49,11 +49,12 @@ def read_options(schema: type[Config], module: str, options: Sequence[str]) -> C
     Raises:
         InputError: an unknown, missing, ill-typed or unreadable option.
     """
+    maps = [name for name, entry in _fields(schema) if str(entry.type).startswith("dict")]
     ConfigStore.instance().store(name="schema", node=schema)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module(config_module=module, version_base="1.3"):
-            composed = compose("config", overrides=[_opened(option, schema) for option in options])
+            composed = compose("config", overrides=[_opened(option, maps) for option in options])
         missing = sorted(OmegaConf.missing_keys(composed))
         if missing:
             raise InputError(f"option {missing[0]}=…", "nothing", f"add {missing[0]}=…; --help lists all options")
@@ -62,9 +63,8 @@ def read_options(schema: type[Config], module: str, options: Sequence[str]) -> C
         raise _plain(error, schema) from None
 
 
-def _opened(option: str, schema: type[Any]) -> str:
-    """An option that maps names to values with Hydra's `++`, without which such a map takes no new names."""
-    maps = [name for name, entry in _fields(schema) if str(entry.type).startswith("dict")]
+def _opened(option: str, maps: list[str]) -> str:
+    """An option with Hydra's `++` where it is one of `maps`, which take no new names without it, or a name in one."""
     name = option.partition("=")[0]
     return f"++{option}" if any(name == known or name.startswith(f"{known}.") for known in maps) else option
 

@@ -213,16 +213,16 @@ def task_weights(weight: float) -> str:
 
 def ladder(seeds: Sequence[int] = (0,)) -> None:
     """One cause a step: capacity, sharing, gates, parameters, what was shown, what the tasks weigh."""
-    data = twin(0.5)
+    data, alike, wide = twin(0.5), task_weights(1), f"network.hidden={matched_hidden()}"
     steps: dict[str, tuple[str, ...]] = {
         "gru4rec": ("model=gru4rec",),
-        "gru4rec-matched": ("model=gru4rec", f"network.hidden={matched_hidden()}"),
-        "gru4rec-matched-slow": ("model=gru4rec", f"network.hidden={matched_hidden()}", *TWIN_HYBRID),
+        "gru4rec-matched": ("model=gru4rec", wide),
+        "gru4rec-matched-slow": ("model=gru4rec", wide, *TWIN_HYBRID),
         "hybrid-next": ("model=hybrid", "tasks=[next]"),
-        "hybrid-shared-bottom": ("model=hybrid", "head=shared_bottom", task_weights(1)),
-        "hybrid-weights-1": ("model=hybrid", task_weights(1)),
-        "hybrid-detached": ("model=hybrid", "network.detach_items=true", task_weights(1)),
-        "hybrid-clicks-only": ("model=hybrid", "train.exposures=false", task_weights(1)),
+        "hybrid-shared-bottom": ("model=hybrid", "head=shared_bottom", alike),
+        "hybrid-weights-1": ("model=hybrid", alike),
+        "hybrid-detached": ("model=hybrid", "network.detach_items=true", alike),
+        "hybrid-clicks-only": ("model=hybrid", "train.exposures=false", alike),
         "hybrid": ("model=hybrid",),
         "hybrid-weights-0.1": ("model=hybrid", task_weights(0.1)),
     }

@@ -266,6 +266,7 @@ def test_a_run_refuses_another_dataset(undisturbed, tmp_path, capfd):
         ["data=/nowhere"],
         ["nosuch=1"],
         ["train"],
+        ["train.task_weights={jump: 1}"],
         ["encoder=cnn"],
         ["recipe=huge"],
         ["encoder=[gru4rec,gru4rec]"],
