@@ -43,6 +43,11 @@ class TrainSessions:
     items: npt.NDArray[np.int32]
     n_items: int
 
+    def __post_init__(self) -> None:
+        # All baselines read the same arrays: whoever writes to them fails at once.
+        for array in (self.user_id, self.offset, self.items):
+            array.flags.writeable = False
+
     @classmethod
     def of(cls, dataset: Dataset) -> TrainSessions:
         """Read all sessions of a dataset but their last two clicks."""
@@ -71,7 +76,8 @@ class TrainSessions:
         """1 where a session `[S]` has an item `[n_items + 1]`."""
         shape = (len(self.user_id), self.n_items + 1)
         ones = np.ones(len(self.items), np.float32)
-        matrix = sparse.csr_matrix((ones, self.items, self.offset), shape=shape)
+        # scipy takes arrays over as they are, and `sum_duplicates` compacts them in place.
+        matrix = sparse.csr_matrix((ones, self.items.copy(), self.offset.copy()), shape=shape)
         matrix.sum_duplicates()
         matrix.data[:] = 1.0
         return matrix

@@ -179,3 +179,20 @@ def test_train_sessions_hold_no_click_of_valid_or_test(fifty):
     for row, user in enumerate(sessions.user_id.tolist()):
         assert sessions.items[sessions.offset[row] : sessions.offset[row + 1]].tolist() == slow[user][:-2]
     assert sessions.row_of(np.array([1, 50, 999])).tolist() == [0, 49, -1]
+
+
+@pytest.mark.parametrize("order", itertools.permutations(METHODS))
+def test_no_baseline_changes_what_another_reads(order):
+    """Every order in full, so every subset in every order as a beginning of one: each equals itself alone."""
+    histories = [[1, 2, 2, 3, 1], [2, 2, 4], [4, 1, 2, 1], [5, 5, 5, 2], [3, 4, 2, 4]]  # repeats, which scipy adds up
+    queries = queries_of([[1, 2], [4], [5, 2, 2]], [0, 10, 99], [3, 1, 4])
+    shared = train_sessions(histories)
+    for end in range(1, len(order) + 1):
+        built = {name: METHODS[name][0](shared) for name in order[:end]}
+        for name, scores in built.items():
+            alone = METHODS[name][0](train_sessions(histories))(queries).toarray()
+            assert np.array_equal(scores(queries).toarray(), alone), name
+    assert shared.items.tolist() == [item for history in histories for item in history]
+    for array in (shared.items, shared.offset, shared.user_id):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 9
