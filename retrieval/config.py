@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -12,6 +13,7 @@ from etl.folder import InputError
 
 INDEXES = ("auto", "flat", "ivf_flat", "ivf_sq8", "ivf_pq_refine", "hnsw")
 CANDIDATES = ("clicked", "all")
+MASKS = ("auto", True, False)
 BASELINES = ("popularity", "category_popularity", "last_item", "markov", "item_knn", "v_sknn")
 
 
@@ -26,7 +28,9 @@ class RetrievalConfig:
     fidelity: float = option(0.99, "recall@20 of the exact neighbours, and share of HR@20, that an index must keep")
     index_file: str | None = option(None, "where the index is kept; RUN/indexes where none is named")
     memory_gib: float = option(4.0, "memory that an index chosen by auto may take")
-    mask_seen: bool = option(False, "items that the query saw are no candidates")
+    mask_seen: Any = option(
+        "auto", "seen items are no candidates: true, false, or auto (true if targets do not repeat)"
+    )
     candidates: str = option("clicked", "clicked (items with a kept click) or all")
     cutoffs: list[int] = option([5, 10, 20], "cutoffs of the ranking metrics")
     baselines: list[str] = option(list(BASELINES), f"beside the model: {', '.join(BASELINES)}; the first always")
@@ -48,18 +52,26 @@ def load(options: Sequence[str]) -> RetrievalConfig:
         InputError: an option is unknown, missing, ill-typed or out of its range.
     """
     config = read_options(RetrievalConfig, "retrieval.conf", options)
-    for name, choices in (("index", INDEXES), ("candidates", CANDIDATES)):
-        if getattr(config, name) not in choices:
-            raise InputError(
-                f"{name} one of {', '.join(choices)}", getattr(config, name), f"choose {name}={choices[0]}"
-            )
+    choices: tuple[tuple[str, tuple[Any, ...]], ...] = (("index", INDEXES), ("candidates", CANDIDATES))
+    for name, allowed in (*choices, ("mask_seen", MASKS)):
+        if getattr(config, name) not in allowed:
+            names = [str(value).lower() for value in allowed]
+            raise InputError(f"{name} one of {', '.join(names)}", getattr(config, name), f"choose {name}={names[0]}")
+    if config.mask_seen != "auto":
+        config.mask_seen = bool(config.mask_seen)  # 1 and 0 are true and false
+    _check_numbers(config)
+    unknown = [name for name in config.baselines if name not in BASELINES]
+    if unknown:
+        raise InputError(f"baselines of {', '.join(BASELINES)}", unknown[0], "write baselines=[popularity,markov]")
+    return config
+
+
+def _check_numbers(config: RetrievalConfig) -> None:
+    """Raise `InputError` where a number is out of its range."""
     if not 0 < config.fidelity <= 1:
         raise InputError("fidelity in (0, 1]", config.fidelity, "0.99 keeps 99 % of the exact neighbours")
     if not config.cutoffs or min(config.cutoffs) < 1 or sorted(set(config.cutoffs)) != config.cutoffs:
         raise InputError("rising positive cutoffs", config.cutoffs, "write cutoffs=[5,10,20]")
-    unknown = [name for name in config.baselines if name not in BASELINES]
-    if unknown:
-        raise InputError(f"baselines of {', '.join(BASELINES)}", unknown[0], "write baselines=[popularity,markov]")
     for name in ("neighbours", "baseline_queries"):
         if getattr(config, name) < 1:
             raise InputError(f"{name} of at least 1", getattr(config, name), "give a larger number")
@@ -67,4 +79,3 @@ def load(options: Sequence[str]) -> RetrievalConfig:
         raise InputError("memory_gib above 0", config.memory_gib, "4 holds millions of vectors")
     if config.threads < 0:
         raise InputError("threads of 0 or more", config.threads, "0 uses every core")
-    return config

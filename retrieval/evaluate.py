@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from retrieval.parts import (
     run_here,
 )
 from retrieval.ranking import MODEL, RankWriter
+from retrieval.repeats import count_repeats
 from retrieval.report import examples_of, write_report
 from retrieval.stored import Stored, origin
 
@@ -66,6 +68,9 @@ def evaluate(config: RetrievalConfig, run_parts: RunParts = run_here) -> dict[st
     given: dict[str, Any] = {"overwrite": config.overwrite, "is_whole": is_result, "last": METRICS}
     refuse_output(config.output, **given)
     dataset, bundle = open_inputs(config)
+    repeats = count_repeats(dataset) if config.mask_seen == "auto" else None
+    if repeats:
+        config = replace(config, mask_seen=repeats.mask_seen)
     with published(config.output, **given) as folder:
         result: dict[str, Any] = {"valid": {}, "test": {}, "baselines": {}, "index": None}
         if bundle.has_vectors:
@@ -74,6 +79,8 @@ def evaluate(config: RetrievalConfig, run_parts: RunParts = run_here) -> dict[st
             evaluation, parts = Evaluation(config, dataset, bundle, index), parts_folder(config, bundle)
             run_parts(evaluation, evaluation.parts(), parts)
             collect(evaluation, parts, folder, result)
+            if repeats:
+                print(f"mask_seen={str(config.mask_seen).lower()}: {repeats}", file=sys.stderr, flush=True)
         evaluate_feedback(bundle, dataset, result)
         result |= {
             "ties": "against",

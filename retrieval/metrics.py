@@ -147,7 +147,11 @@ def gauc(
 def _grouped_auc(
     group_N: npt.NDArray[np.integer] | None, label_N: npt.NDArray[np.integer], score_N: npt.NDArray[np.floating]
 ) -> tuple[Float, Int]:
-    """AUC of each group (NaN with one class) and its rows, by the rank-sum formula; None is one group."""
+    """AUC of each group (NaN with one class) and its rows, by the rank-sum formula; None is one group.
+
+    A score that is NaN counts against the model: lowest for a positive row, highest for a negative one.
+    """
+    score_N = np.where(np.isnan(score_N), np.where(label_N > 0, -np.inf, np.inf), score_N)
     order = np.argsort(score_N) if group_N is None else np.lexsort((score_N, group_N))
     label, score = label_N[order].astype(np.float64), score_N[order]
     n = len(score)

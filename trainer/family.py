@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from etl.contract import Dataset
+from retrieval.repeats import count_repeats
 from trainer.config import TrainerConfig
 from trainer.data.batch import Batch, BatchOptions, feedback_rows, sampled, targets_of, train_batch
 from trainer.data.order import Int
@@ -137,7 +139,14 @@ class SessionFamily:
         """Full ranking of the valid targets, and feedback of the valid blocks."""
         clicks = self.dataset.items(["clicks"])["clicks"].to_numpy()
         candidates = np.flatnonzero(clicks > 0) + 1
-        return validate_sessions(self.scorer(stepper), sample, candidates, self.world, exposures=self.shown)
+        return validate_sessions(
+            self.scorer(stepper), sample, candidates, self.world, exposures=self.shown, mask_seen=self.mask_seen
+        )
+
+    @cached_property
+    def mask_seen(self) -> bool:
+        """Whether seen items are no candidates: decided as `mask_seen=auto` of the evaluation."""
+        return count_repeats(self.dataset).mask_seen
 
     @property
     def name(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -258,7 +259,8 @@ def mean_losses(tasks: list[str], sums: list[float], counts: list[float]) -> dic
 
 
 def _judge(progress: Progress, values: dict[str, Any], select_by: str) -> None:
-    score = values.get(select_by) or 0.0
+    value = values.get(select_by)
+    score = value if value is not None and math.isfinite(value) else 0.0  # no score never beats one
     if score > progress.best_score:
         progress.best_epoch, progress.best_step, progress.best_score = progress.epoch, progress.step, score
         progress.worse_epochs = 0
@@ -297,6 +299,7 @@ def write_summary(
             "epochs": progress.epoch,
             "steps": progress.step,
             "valid": found.metrics,
+            "mask_seen": found.mask_seen,
             "examples_per_second": progress.examples / progress.seconds if progress.seconds else None,
             "seconds": progress.seconds,
             "parameters": {**tables, "networks": networks, "total": sum(tables.values()) + networks},

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from etl.contract import SPLITS, feedback_labels
-from retrieval.metrics import RankingSums, auc
+from retrieval.metrics import MISS, RankingSums, auc
 from trainer.config import VALID_CUTOFFS
 from trainer.data.batch import feedback_rows
 from trainer.data.order import Int
@@ -73,11 +73,13 @@ class Validation:
         metrics: `hr@k`, `ndcg@k`, `mrr@k`, `auc/<task>`, `auc` (the mean over tasks), None where undefined.
         gates: by task, the mean weight of each expert.
         entropy: by task, the mean entropy of the gate, in nats.
+        mask_seen: whether seen items were no candidates; None where nothing is retrieved.
     """
 
     metrics: dict[str, float | None]
     gates: dict[str, list[float]] = field(default_factory=dict)
     entropy: dict[str, float] = field(default_factory=dict)
+    mask_seen: bool | None = None
 
 
 class FeedbackSums:
@@ -118,9 +120,9 @@ class FeedbackSums:
 
 
 def validate_sessions(
-    scorer: SessionScorer, sample: Sessions, candidate_C: Int, world: World, *, exposures: bool
+    scorer: SessionScorer, sample: Sessions, candidate_C: Int, world: World, *, exposures: bool, mask_seen: bool
 ) -> Validation:
-    """Rank each valid target among all candidates, and score the rows of its block.
+    """Rank each valid target among all candidates as the evaluation does, and score the rows of its block.
 
     Args:
         scorer: the model.
@@ -128,6 +130,7 @@ def validate_sessions(
         candidate_C: dense ids of the candidates.
         world: the workers, over which sums and counts are added.
         exposures: whether the rows are what was shown.
+        mask_seen: whether the clicks that a query sees are no candidates.
     """
     sums, feedback = RankingSums(VALID_CUTOFFS), FeedbackSums(scorer.model.feedback_tasks)
     candidates = torch.from_numpy(candidate_C.astype(np.int64)).to(scorer.device)
@@ -136,7 +139,9 @@ def validate_sessions(
         visible = sessions.items.lengths - HELD_OUT
         state = scorer.states(sessions, visible[:, None])[:, 0]
         target = sessions.items.values[sessions.items.offset[:-1] + visible]
-        sums.add(exact_ranks(scorer, scorer.queries(state), candidates, torch.from_numpy(target.astype(np.int64))))
+        seen = seen_pairs(sessions, visible) if mask_seen else None
+        targets = torch.from_numpy(target.astype(np.int64))
+        sums.add(exact_ranks(scorer, scorer.queries(state), candidates, targets, seen))
         feedback.add_gates(scorer.gates(state))
         if scorer.model.feedback_tasks:
             rows = feedback_rows(sessions, exposures=exposures)
@@ -145,7 +150,7 @@ def validate_sessions(
     total = RankingSums(VALID_CUTOFFS)
     for other in world.gather(sums):
         total.merge(other)
-    return feedback.merged(world, dict(total.averages()))
+    return replace(feedback.merged(world, dict(total.averages())), mask_seen=mask_seen)
 
 
 def validate_rows(scorer: RankScorer, rows: FlatRows, world: World) -> Validation:
@@ -165,23 +170,48 @@ def validate_rows(scorer: RankScorer, rows: FlatRows, world: World) -> Validatio
     return feedback.merged(world, {})
 
 
+def seen_pairs(sessions: Sessions, visible_B: Int) -> torch.Tensor:
+    """Session and item of every click that a query sees, int64 `[2, P]`."""
+    items = sessions.items
+    kept = items.place < np.repeat(visible_B, items.lengths)
+    return torch.from_numpy(np.stack([items.row[kept], items.values[kept].astype(np.int64)]))
+
+
 @torch.inference_mode()
 def exact_ranks(
-    scorer: SessionScorer, query_QD: torch.Tensor, candidate_C: torch.Tensor, target_Q: torch.Tensor
+    scorer: SessionScorer,
+    query_QD: torch.Tensor,
+    candidate_C: torch.Tensor,
+    target_Q: torch.Tensor,
+    seen_2P: torch.Tensor | None = None,
 ) -> Int:
-    """Rank of each target among all candidates, ties against it.
+    """Rank of each target among all candidates, int64 `[Q]`; ties and NaN count against it.
 
     Candidates are gathered and multiplied a block at a time: a copy of a large catalogue would double the memory.
+
+    Args:
+        scorer: gives the candidates' vectors.
+        query_QD: queries.
+        candidate_C: dense ids of the candidates, rising.
+        target_Q: dense ids of the targets, all of them candidates.
+        seen_2P: query and item of pairs that are no candidates; a target among them is a miss.
     """
     target_Q = target_Q.to(query_QD.device)
     row = torch.searchsorted(candidate_C, target_Q)
     own = (query_QD * scorer.item_vectors(target_Q)).sum(1)
     rank = torch.ones_like(target_Q)
+    query, item = torch.zeros_like(target_Q[:0]).expand(2, 0) if seen_2P is None else seen_2P.to(query_QD.device)
+    rank[query[item == target_Q[query]]] = MISS // 2  # leaves room for what is counted on top
+    place = torch.searchsorted(candidate_C, item)
+    known = candidate_C[place.clamp(max=len(candidate_C) - 1)] == item
     step = max(1, CHUNK_SCORES // max(len(query_QD), 1))
     for begin in range(0, len(candidate_C), step):
         score = query_QD @ scorer.item_vectors(candidate_C[begin : begin + step]).t()
         inside = (row >= begin) & (row < begin + step)
         # The same product in another shape may differ in its last bit: the target is left out by id.
         score[inside, row[inside] - begin] = -torch.inf
-        rank += (score >= own[:, None]).sum(1)
+        masked = known & (place >= begin) & (place < begin + step)
+        score[query[masked], place[masked] - begin] = -torch.inf
+        rank += (~(score < own[:, None])).sum(1)
+    rank[~torch.isfinite(own)] = MISS
     return rank.cpu().numpy()

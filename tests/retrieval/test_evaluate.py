@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from etl.contract import DataFile, Dataset, open_dataset
 from etl.folder import InputError
 from retrieval.__main__ import main
 from retrieval.baselines import Popularity, item_rates
@@ -19,7 +20,9 @@ from retrieval.evaluate import evaluate
 from retrieval.index import KINDS, Catalogue, build_index
 from retrieval.metrics import MISS
 from retrieval.ranking import first_listed, rank_by_index, read_ranks, search_unseen
+from retrieval.repeats import Repeats, count_repeats
 from retrieval.significance import gains
+from tests.data.make_tiny import CLICKS
 
 
 def run(tiny, name="out", *options):
@@ -46,6 +49,34 @@ def test_masked_targets_miss_and_masked_items_do_not_compete(tiny):
     expected = json.loads((tiny / "result" / "metrics.json").read_text())["mask_seen"]["test"]
     found = run(tiny, "out", "mask_seen=true")["test"]
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+def test_seen_items_are_masked_by_default_where_no_valid_target_repeats(tiny, repeats, capfd, monkeypatch):
+    """Of the tiny log's valid targets, the fourth clicks, some repeat one of the three before."""
+    expected = sum(clicks[3] in clicks[:3] for clicks in CLICKS.values())
+    assert count_repeats(open_dataset(tiny / "data")) == Repeats(12, expected)
+    if not repeats:
+        monkeypatch.setattr("retrieval.repeats.MOST_REPEATS", expected / 12)
+    found = run(tiny)
+    assert found["mask_seen"] is not repeats
+    assert f"mask_seen={str(not repeats).lower()}: {expected} of 12 valid targets" in capfd.readouterr().err
+    result = json.loads((tiny / "result" / "metrics.json").read_text())
+    expected_test = (result if repeats else result["mask_seen"])["test"]
+    assert {name: found["test"][name] for name in expected_test} == pytest.approx(expected_test, abs=1e-12)
+
+
+def test_repeats_are_counted_over_evenly_spread_row_groups(tmp_path):
+    """Each row group holds a session whose target repeats and one whose does not; a third of all are sampled."""
+    table = pa.table({"items": [[1, 2, 1, 9], [1, 2, 3, 9]]}).cast(pa.schema([("items", pa.list_(pa.int32()))]))
+    with pq.ParquetWriter(tmp_path / "part", table.schema) as writer:
+        for _ in range(9):
+            writer.write_table(table)
+    entry = DataFile("part", 18, 0, "")
+    dataset = Dataset(tmp_path, None, [entry, entry], [])
+    assert count_repeats(dataset) == Repeats(36, 18)
+    assert count_repeats(dataset, sample=12) == Repeats(12, 6)
+    assert not Repeats(0, 0).mask_seen
 
 
 def test_topk_leaves_out_seen_items_and_names_raw_ids(tiny):

@@ -81,3 +81,10 @@ def test_auc_and_gauc_equal_scikit_learn(rows):
     ]
     wanted = sum(a * n for a, n in areas) / sum(n for _, n in areas) if areas else None
     assert gauc(user, label, score) == (None if wanted is None else pytest.approx(wanted, abs=1e-12))
+
+
+def test_a_nan_score_counts_against_auc_on_either_side():
+    label = np.array([0, 0, 1, 1])
+    assert auc(label, np.array([0.1, 0.2, np.nan, 0.9])) == 0.5  # the positive stands below both negatives
+    assert auc(label, np.array([np.nan, 0.2, 0.8, 0.9])) == 0.5  # the negative stands above both positives
+    assert auc(label, np.full(4, np.nan)) == 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from trainer.data.batch import feedback_rows
 from trainer.data.rank import block_rows
 from trainer.data.reader import Ragged, SessionReader
 from trainer.family import family_of
+from trainer.validation import exact_ranks, seen_pairs
 from trainer.world import World
 
 TASKS = ["click", "like"]
@@ -102,3 +104,40 @@ def test_scores_follow_from_what_came_before_the_block_alone(fifty, sessions, ch
     half = np.arange(len(sessions))[::-2]
     part = score(fifty, sessions.take(half), changes)
     assert part == pytest.approx({key: plain[key] for key in part}, abs=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 40, 1 << 24])
+def test_validation_ranks_equal_the_evaluations_rules_with_ties_nan_and_masks(chunk, monkeypatch):
+    """Against counting: other candidates that are not lower; seen ones left out; a NaN, or a seen target, is a miss."""
+    monkeypatch.setattr("trainer.validation.CHUNK_SCORES", chunk)
+    rng = np.random.default_rng(0)
+    vector = torch.from_numpy(rng.integers(-1, 2, (21, 3)).astype(np.float32))
+    vector[5], vector[9, 0] = torch.nan, -torch.inf
+    query = torch.from_numpy(rng.integers(-1, 2, (60, 3)).astype(np.float32))
+    candidates, target = np.array([1, 2, 3, 5, 8, 9, 12, 13, 18, 20]), rng.choice([1, 3, 5, 9, 12, 20], 60)
+    seen = np.stack([rng.integers(0, 60, 90), rng.integers(1, 21, 90)])
+    scorer = SimpleNamespace(item_vectors=lambda items: vector[items])
+    for pairs in (seen, None):
+        found = exact_ranks(
+            scorer,
+            query,
+            torch.from_numpy(candidates),
+            torch.from_numpy(target),
+            None if pairs is None else torch.from_numpy(pairs),
+        )
+        for q in range(60):
+            masked = set() if pairs is None else set(seen[1, seen[0] == q].tolist())
+            scores = {c: float(vector[c] @ query[q]) for c in candidates.tolist()}
+            own = scores[int(target[q])]
+            others = [s for c, s in scores.items() if c != target[q] and c not in masked]
+            if target[q] in masked or not np.isfinite(own):
+                assert found[q] > len(candidates)
+            else:
+                assert found[q] == 1 + sum(not s < own for s in others)
+
+
+def test_pairs_of_seen_clicks_end_where_the_query_does(sessions):
+    visible = sessions.items.lengths - 2
+    row, item = seen_pairs(sessions, visible).tolist()
+    expected = [(r, i) for r in range(len(sessions)) for i in sessions.take(np.array([r])).items.values[: visible[r]]]
+    assert list(zip(row, item, strict=True)) == expected
