@@ -21,6 +21,7 @@ from retrieval.config import RetrievalConfig
 from retrieval.index import (
     FIDELITY_K,
     Catalogue,
+    Fidelity,
     Index,
     Yardstick,
     build_index,
@@ -151,41 +152,70 @@ def make_catalogue(bundle: Bundle, dataset: Dataset, config: RetrievalConfig) ->
 def prepare_index(
     bundle: Bundle, dataset: Dataset, catalogue: Catalogue, config: RetrievalConfig
 ) -> tuple[Index, dict[str, Any]]:
-    """Build or load the index, tune it on valid queries, and report its fidelity on test queries.
+    """The index that is searched, and what `metrics.json` says of it: its fidelity and speed on test queries.
+
+    `index=auto` searches exactly where the index that it chose is slower; an index that was named is kept.
+    """
+    kind, slower = kind_of(bundle, catalogue, config), None
+    if kind != "flat":
+        index, known, record = tuned_index(kind, bundle, dataset, catalogue, config)
+        test = Fidelity(**known["test"])
+        described = describe_index(index, test, record | {"curve": known["curve"]})
+        warn_of_index(kind, test, config)
+        if not (config.index == "auto" and test.is_slower):
+            return index, described
+        slower = described
+    index = build_index("flat", catalogue)
+    described = describe_index(index, measure(index, yardstick(bundle, "test", catalogue)), {})
+    return index, described | ({"slower": slower} if slower else {})
+
+
+def tuned_index(
+    kind: str, bundle: Bundle, dataset: Dataset, catalogue: Catalogue, config: RetrievalConfig
+) -> tuple[Index, dict[str, Any], dict[str, Any]]:
+    """An index with the effort that valid queries need, what tuning found, and its record.
 
     The effort for a refit model is that which the model before it needs, which alone has valid queries. An index
     is kept with what tuning found, so that the next evaluation of the bundle only searches.
     """
-    kind = kind_of(bundle, catalogue, config)
-    if kind == "flat":
-        index = build_index("flat", catalogue)
-        return index, describe_index(index, asdict(measure(index, yardstick(bundle, "test", catalogue))), {})
     stored = place_of(bundle, catalogue, config, kind)
-    index_found, record = stored.load(catalogue), stored.record()
-    if index_found and index_found.kind != kind:
-        raise InputError(f"an index of kind {kind}", f"{index_found.kind} in {stored.path}", "name another index_file")
-    known = stored.tuned(config.fidelity) if index_found else None
-    if index_found and known:
-        index_found.set_effort(known["effort"], known["refine"])
-        return index_found, describe_index(index_found, known["test"], record | {"curve": known["curve"]})
+    index, record = stored.load(catalogue), stored.record()
+    if index and index.kind != kind:
+        raise InputError(f"an index of kind {kind}", f"{index.kind} in {stored.path}", "name another index_file")
+    known = stored.tuned(config.fidelity) if index else None
+    if index and known:
+        index.set_effort(known["effort"], known["refine"])
+        return index, known, record
     selected = valid_bundle(bundle)
     tuned_on = catalogue if selected is bundle else make_catalogue(selected, dataset, config)
     valid = yardstick(selected, "valid", tuned_on)
-    if index_found:
-        index = index_found
-    else:
+    if index is None:
         spaces = compare_spaces(tuned_on, valid.query)
         index = build_index(kind, catalogue, max(spaces, key=lambda space: spaces[space]))
         norm = np.quantile(norms(catalogue.vector), (0, 0.5, 0.99, 1)).tolist()
-        stored.save(
-            index, {"spaces": spaces, "norms": dict(zip(("least", "median", "p99", "largest"), norm, strict=True))}
-        )
+        record = {"spaces": spaces, "norms": dict(zip(("least", "median", "p99", "largest"), norm, strict=True))}
+        stored.save(index, record)
     tuning = index if selected is bundle else build_index(kind, tuned_on, index.space)
     curve = [{**effort, **asdict(found)} for effort, found in tune(tuning, valid, config.fidelity)]
     index.set_effort(tuning.effort or 1, tuning.refine)
-    test = measure(index, yardstick(bundle, "test", catalogue))
-    stored.remember(config.fidelity, index, curve, test)
-    return index, describe_index(index, asdict(test), stored.record() | {"curve": curve})
+    known = stored.remember(config.fidelity, index, curve, measure(index, yardstick(bundle, "test", catalogue)))
+    return index, known, record
+
+
+def warn_of_index(kind: str, test: Fidelity, config: RetrievalConfig) -> None:
+    """Say where an index misses on test queries what was asked for, or is slower than exact search."""
+    if not test.reaches(config.fidelity):
+        hits = "" if test.hr_ratio is None else f" and HR@{FIDELITY_K} {test.hr_ratio:.4f}"
+        print(
+            f"warning: on test queries {kind} keeps recall@{FIDELITY_K} {test.recall:.4f} ({test.recall_low:.4f} – "
+            f"{test.recall_high:.4f}){hits} of exact search, less than fidelity={config.fidelity}",
+            file=sys.stderr,
+            flush=True,
+        )
+    if test.is_slower:
+        rates = f"{test.queries_per_second:,.0f} against {test.exact_queries_per_second:,.0f} queries/s"
+        instead = "exact search is taken" if config.index == "auto" else "index=flat is exact"
+        print(f"warning: {kind} is slower than exact search ({rates}); {instead}", file=sys.stderr, flush=True)
 
 
 def kind_of(bundle: Bundle, catalogue: Catalogue, config: RetrievalConfig) -> str:
@@ -217,6 +247,8 @@ def reopen(config: RetrievalConfig) -> Evaluation:
     index, known = stored.load(catalogue), stored.tuned(config.fidelity)
     if index is None or known is None:
         raise InputError("the prepared index on storage that all machines share", stored.path, "name index_file there")
+    if config.index == "auto" and Fidelity(**known["test"]).is_slower:
+        return Evaluation(config, dataset, bundle, build_index("flat", catalogue))
     index.set_effort(known["effort"], known["refine"])
     return Evaluation(config, dataset, bundle, index)
 
@@ -231,17 +263,18 @@ def yardstick(bundle: Bundle, split: str, catalogue: Catalogue) -> Yardstick:
     return Yardstick.of(catalogue, *sample_queries(bundle, split))
 
 
-def describe_index(index: Index, test: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+def describe_index(index: Index, test: Fidelity, record: dict[str, Any]) -> dict[str, Any]:
     """What `metrics.json` says of the index; `test` is its fidelity on test queries."""
     told = {"kind": index.kind, **index.parameters, **({"space": index.space} if index.faiss_index else {})}
     told |= {
-        f"recall_at_{FIDELITY_K}_vs_exact": test["recall"],
-        f"hr_{FIDELITY_K}_vs_exact": test["hr_ratio"],
-        f"hr_{FIDELITY_K}_vs_exact_low": test["hr_ratio_low"],
-        "exact_hits": test["exact_hits"],
-        "sample_queries": test["queries"],
-        "queries_per_second": test["queries_per_second"],
-        "exact_queries_per_second": test["exact_queries_per_second"],
+        f"recall_at_{FIDELITY_K}_vs_exact": test.recall,
+        f"recall_at_{FIDELITY_K}_vs_exact_interval": [test.recall_low, test.recall_high],
+        f"hr_{FIDELITY_K}_vs_exact": test.hr_ratio,
+        f"hr_{FIDELITY_K}_vs_exact_low": test.hr_ratio_low,
+        "exact_hits": test.exact_hits,
+        "sample_queries": test.queries,
+        "queries_per_second": test.queries_per_second,
+        "exact_queries_per_second": test.exact_queries_per_second,
         "build_seconds": index.build_seconds,
         "tuned_on_valid": record.get("curve", []),
     }

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retrieval.exact import Ids, Vectors, rescore, search_exact
+from retrieval.significance import interval
 
 FIDELITY_K = 20
 FLAT_UP_TO = 2e13
@@ -222,13 +223,17 @@ class Fidelity:
     """What an index keeps of exact search on a sample of queries.
 
     Attributes:
-        recall: share of the exact 20 nearest neighbours that the index lists too.
+        recall: share of the exact 20 nearest neighbours that the index lists too; one of the same score as the
+            last of them counts as it does.
+        recall_low, recall_high: 95 % bootstrap interval of it over queries.
         hr_ratio: HR@20 through the index over HR@20 of exact search; None where that is 0.
         hr_ratio_low: lower 95 % bound of it over the exact hits (Wilson); None without hits.
         exact_hits: queries whose target exact search lists.
     """
 
     recall: float
+    recall_low: float
+    recall_high: float
     hr_ratio: float | None
     hr_ratio_low: float | None
     exact_hits: int
@@ -239,6 +244,11 @@ class Fidelity:
     def reaches(self, wanted: float) -> bool:
         """Whether both shares reach `wanted`."""
         return self.recall >= wanted and (self.hr_ratio is None or self.hr_ratio >= wanted)
+
+    @property
+    def is_slower(self) -> bool:
+        """Whether exact search answers more queries a second."""
+        return self.queries_per_second < self.exact_queries_per_second
 
 
 def wilson_low(successes: int, trials: int, z: float = 1.959964) -> float | None:
@@ -252,11 +262,20 @@ def wilson_low(successes: int, trials: int, z: float = 1.959964) -> float | None
 
 @dataclass(frozen=True)
 class Yardstick:
-    """Queries with their targets (dense ids), and what exact search lists for them."""
+    """Queries with their targets (dense ids), and what exact search lists for them.
+
+    Attributes:
+        query: float32 `[Q, D]`.
+        target: `[Q]`.
+        exact: rows of the k best candidates, int64 `[Q, k]`.
+        score: of these, float64 `[Q, k]`.
+        seconds: that exact search took.
+    """
 
     query: Vectors
     target: npt.NDArray[np.integer]
     exact: Ids
+    score: npt.NDArray[np.float64]
     seconds: float
 
     @classmethod
@@ -264,26 +283,42 @@ class Yardstick:
         """Search exactly, and take the time."""
         begin = time.perf_counter()
         _, exact = search_exact(catalogue.vector, query_QD, min(FIDELITY_K, len(catalogue.item)))
-        return cls(query_QD, target_Q, exact, time.perf_counter() - begin)
+        seconds = time.perf_counter() - begin
+        return cls(query_QD, target_Q, exact, rescore(catalogue.vector, query_QD, exact), seconds)
 
 
-def hits_among(row_QK: Ids, target_Q: npt.NDArray[np.integer], catalogue: Catalogue) -> npt.NDArray[np.bool_]:
-    """Which queries' targets (dense ids) stand among the rows that were listed for them `[Q]`."""
-    target = catalogue.rows_of(target_Q)[:, None]
-    return ((row_QK == target) & (target >= 0)).any(axis=1)
+def kept_neighbours(score_QK: npt.NDArray[np.float64], exact_QK: npt.NDArray[np.float64]) -> Ids:
+    """How many of the exact neighbours an index lists for each query `[Q]`, by the scores of both lists.
+
+    One of the same score as the last exact neighbour stands for any other of that score.
+
+    >>> kept_neighbours(np.array([[3.0, 1, 1]]), np.array([[3.0, 2, 1]])).tolist()
+    [2]
+    """
+    least = exact_QK.min(axis=1, keepdims=True)
+    tied = np.minimum(*((score == least).sum(axis=1) for score in (score_QK, exact_QK)))
+    return np.minimum((score_QK > least).sum(axis=1) + tied, exact_QK.shape[1])
 
 
 def measure(index: Index, stick: Yardstick) -> Fidelity:
-    """Compare an index with exact search."""
+    """Compare an index with exact search. Which of equal scores fill the last places is nobody's merit."""
+    k, catalogue = stick.exact.shape[1], index.catalogue
     begin = time.perf_counter()
-    _, found = index.search(stick.query, stick.exact.shape[1])
+    score, found = index.search(stick.query, k)
     seconds = time.perf_counter() - begin
-    hit, exact_hit = (hits_among(rows, stick.target, index.catalogue) for rows in (found, stick.exact))
-    hits, exact_hits, kept = int(hit.sum()), int(exact_hit.sum()), int((hit & exact_hit).sum())
+    recall = kept_neighbours(score, stick.score) / k
+    target = catalogue.rows_of(stick.target)
+    own = rescore(catalogue.vector, stick.query, target[:, None])[:, 0]
+    exact_hit = (target >= 0) & (own >= stick.score.min(axis=1))
+    hit = exact_hit & ((found == target[:, None]).any(axis=1) | (score[:, -1] >= own))
+    hits, exact_hits = int(hit.sum()), int(exact_hit.sum())
+    low, high = interval(recall)
     return Fidelity(
-        recall=shared(stick.exact, found) / max(stick.exact.size, 1),
+        recall=float(recall.mean()),
+        recall_low=low,
+        recall_high=high,
         hr_ratio=hits / exact_hits if exact_hits else None,
-        hr_ratio_low=wilson_low(kept, exact_hits),
+        hr_ratio_low=wilson_low(hits, exact_hits),
         exact_hits=exact_hits,
         queries=len(stick.query),
         queries_per_second=len(stick.query) / max(seconds, 1e-9),

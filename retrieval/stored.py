@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+import sys
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,19 @@ import faiss
 import numpy as np
 
 from etl.folder import InputError, fingerprint_of, sha256_of, write_json
-from retrieval.index import Catalogue, Fidelity, Index
+from retrieval.index import KINDS, SPACES, Catalogue, Fidelity, Index
 
 FOLDER = "indexes"
+RECORD: dict[str, Any] = {
+    "made_from": str,
+    "sha256": str,
+    "kind": str,
+    "space": str,
+    "build_seconds": int | float,
+    "parameters": dict,
+}
+"""What every record holds, and of what type."""
+CURE = "delete it with its index"
 
 
 def origin(bundle_manifest: Path, catalogue: Catalogue) -> str:
@@ -46,12 +57,16 @@ class Stored:
             InputError: the index belongs to another bundle or other candidates.
         """
         try:
-            found = dict(json.loads(self.record_path.read_text()))
+            found = json.loads(self.record_path.read_text())
         except FileNotFoundError:
             return {}
-        except ValueError:
-            raise InputError("a readable index record", self.record_path, "delete it with its index") from None
-        if found.get("made_from") != self.made_from:
+        except (OSError, ValueError):
+            raise InputError("a readable index record", self.record_path, CURE) from None
+        if not isinstance(found, dict) or not all(isinstance(found.get(name), kind) for name, kind in RECORD.items()):
+            raise InputError(f"an index record with {', '.join(RECORD)}", self.record_path, CURE)
+        if found["kind"] not in KINDS or found["space"] not in SPACES or not isinstance(found.get("tuned", {}), dict):
+            raise InputError(f"an index of {', '.join(KINDS)} in its record", found["kind"], CURE)
+        if found["made_from"] != self.made_from:
             raise InputError("an index of this bundle and these candidates", self.path, "name another index_file")
         return found
 
@@ -80,21 +95,33 @@ class Stored:
             faiss.write_index(index.faiss_index, str(temporary))
             temporary.replace(self.path)
         except (OSError, RuntimeError) as error:
-            print(f"warning: the index is not kept: {error}", flush=True)
+            print(f"warning: the index is not kept: {error}", file=sys.stderr, flush=True)
             return
         record: dict[str, Any] = {"made_from": self.made_from, "sha256": sha256_of(self.path), "kind": index.kind}
         record |= {"space": index.space, "build_seconds": index.build_seconds, "parameters": index.parameters}
         write_json(self.record_path, record | extra)
 
     def tuned(self, wanted: float) -> dict[str, Any] | None:
-        """What tuning for a fidelity found: `effort`, `refine`, `curve`, `test`; None where it was not done."""
-        found: dict[str, Any] | None = self.record().get("tuned", {}).get(str(wanted))
+        """What tuning for a fidelity found: `effort`, `refine`, `curve`, `test`; None where it was not done.
+
+        Raises:
+            InputError: the record does not hold what was written.
+        """
+        found = self.record().get("tuned", {}).get(str(wanted))
+        if not isinstance(found, dict) or set(found.get("test", ())) != {entry.name for entry in fields(Fidelity)}:
+            return None  # by another version
+        numbers = [found.get("effort"), found.get("refine"), found["test"]["queries"]]
+        if not all(isinstance(n, int) and n >= 1 for n in numbers) or not isinstance(found.get("curve"), list):
+            raise InputError("effort and refine of at least 1 in the index record", self.record_path, CURE)
+        if not all(value is None or isinstance(value, int | float) for value in found["test"].values()):
+            raise InputError("numbers in the index record", self.record_path, CURE)
         return found
 
-    def remember(self, wanted: float, index: Index, curve: list[dict[str, Any]], test: Fidelity) -> None:
-        """Keep what tuning found."""
+    def remember(self, wanted: float, index: Index, curve: list[dict[str, Any]], test: Fidelity) -> dict[str, Any]:
+        """Keep what tuning found, and return it."""
         record = self.record()
+        found = {"effort": index.effort, "refine": index.refine, "curve": curve, "test": asdict(test)}
         if record:
-            found = {"effort": index.effort, "refine": index.refine, "curve": curve, "test": asdict(test)}
             record.setdefault("tuned", {})[str(wanted)] = found
             write_json(self.record_path, record)
+        return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +17,10 @@ from retrieval.__main__ import main
 from retrieval.baselines import Popularity, item_rates
 from retrieval.bundle import ITEMS, MANIFEST, Bundle, BundleManifest, Queries, finish_bundle, open_bundle, vectors_array
 from retrieval.config import BASELINES, load
-from retrieval.evaluate import evaluate
-from retrieval.index import KINDS, Catalogue, build_index
+from retrieval.evaluate import evaluate, make_catalogue, prepare_index, reopen
+from retrieval.index import KINDS, Catalogue, build_index, measure
 from retrieval.metrics import MISS
+from retrieval.parts import open_inputs
 from retrieval.ranking import first_listed, rank_by_index, read_ranks, search_unseen
 from retrieval.repeats import Repeats, count_repeats
 from retrieval.significance import gains
@@ -166,6 +168,64 @@ def test_an_index_is_kept_and_used_again_with_what_tuning_found(tiny, kind, monk
     assert {k: v for k, v in first["test"].items() if k not in without} == {
         k: v for k, v in second["test"].items() if k not in without
     }
+
+
+@pytest.mark.parametrize(("asked", "kind"), [("auto", "flat"), ("ivf_flat", "ivf_flat")])
+def test_an_index_slower_than_exact_search_or_below_the_fidelity_is_told(tiny, asked, kind, monkeypatch, capfd):
+    def slow(index, stick):
+        return replace(
+            measure(index, stick), recall=0.5, recall_low=0.4, queries_per_second=1, exact_queries_per_second=9
+        )
+
+    monkeypatch.setattr("retrieval.index.FLAT_UP_TO", 0)
+    monkeypatch.setattr("retrieval.evaluate.measure", slow)
+    config = load([*(f"{n}={tiny / n}" for n in ("bundle", "data", "output")), f"index={asked}", "cutoffs=[2]"])
+    dataset, bundle = open_inputs(config)
+    for again in (False, True):
+        index, described = prepare_index(bundle, dataset, make_catalogue(bundle, dataset, config), config)
+        assert (index.kind, described["kind"]) == (kind, kind), again
+        err = capfd.readouterr().err
+        assert (
+            "keeps recall@20 0.5000 (0.4000 – 1.0000) and HR@20 1.0000 of exact search, less than fidelity=0.99" in err
+        )
+        assert f"warning: ivf_flat is slower than exact search (1 against 9 queries/s); {INSTEAD[asked]}" in err
+    assert reopen(config).index.kind == kind
+
+
+INSTEAD = {"auto": "exact search is taken", "ivf_flat": "index=flat is exact"}
+
+
+BROKEN_RECORDS = {
+    "an effort below 1": lambda record: record["tuned"]["0.99"].update(effort=-5),
+    "words for numbers": lambda record: record["tuned"]["0.99"]["test"].update(recall="all"),
+    "no kind": lambda record: record.pop("kind"),
+    "a kind that is none": lambda record: record.update(kind="magic"),
+    "a list of tunings": lambda record: record.update(tuned=[]),
+}
+
+
+def test_broken_index_records_are_named(tiny):
+    options = [*(f"{n}={tiny / n}" for n in ("bundle", "data")), f"output={tiny / 'b'}", "cutoffs=[1]"]
+    config = load([*options, "index=ivf_flat", f"index_file={tiny / 'mine.faiss'}"])
+    dataset, bundle = open_inputs(config)
+    catalogue = make_catalogue(bundle, dataset, config)
+    prepare_index(bundle, dataset, catalogue, config)
+    path = tiny / "mine.faiss.json"
+    good = path.read_text()
+    for spoil in BROKEN_RECORDS.values():
+        record = json.loads(good)
+        spoil(record)
+        path.write_text(json.dumps(record))
+        with pytest.raises(InputError, match=r"index.* record"):
+            prepare_index(bundle, dataset, catalogue, config)
+    path.write_text("[]")
+    with pytest.raises(InputError, match="an index record with made_from"):
+        prepare_index(bundle, dataset, catalogue, config)
+    record = json.loads(good)
+    del record["tuned"]["0.99"]["test"]["recall_low"]  # as an earlier version wrote it: tuned again
+    path.write_text(json.dumps(record))
+    prepare_index(bundle, dataset, catalogue, config)
+    assert json.loads(path.read_text())["tuned"]["0.99"]["test"]["recall_low"] == 1.0
 
 
 def test_an_index_of_another_bundle_or_a_changed_file_is_refused(tiny):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -70,6 +72,24 @@ def test_fidelity_is_counted_as_by_hand():
     assert found.recall == 0.5
     assert (found.exact_hits, found.hr_ratio) == (3, pytest.approx(1 / 3))  # of 40, 21 and 30 only 40 is listed
     assert found.hr_ratio_low == pytest.approx(0.0615, abs=1e-4)  # Wilson's interval of 1 in 3
+
+
+def test_equals_of_the_last_exact_neighbour_count_as_kept():
+    """Ten items score 2 and thirty 1: of the twenty best any ten of the thirty are as good as others."""
+    vector = np.repeat(np.float32([2, 1]), (10, 30))[:, None]
+    catalogue = Catalogue(np.arange(1, 41, dtype=np.int32), vector)
+    stick = Yardstick.of(catalogue, np.ones((3, 1), np.float32), np.array([5, 12, 40]))
+    index = build_index("flat", catalogue)
+    for rows, recall, ratio in (
+        ([*range(10), *range(30, 40)], 1.0, 1.0),  # exact search lists the equals with the lowest ids
+        ([*range(5, 10), *range(25, 40)], 0.75, 2 / 3),  # five of score 2 are missing, item 5 among them
+        ([*range(10), *[-1] * 10], 0.5, 1 / 3),
+    ):
+        listed = np.tile(np.array(rows), (3, 1))
+        index.faiss_index = SimpleNamespace(search=lambda query, k, listed=listed: (None, listed))
+        found = measure(index, stick)
+        assert (found.exact_hits, found.recall, found.hr_ratio) == (3, recall, pytest.approx(ratio))
+        assert found.recall_low == found.recall_high == recall
 
 
 def test_auto_goes_by_size_queries_and_memory():
