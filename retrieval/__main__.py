@@ -4,15 +4,16 @@ import sys
 from collections.abc import Sequence
 
 from etl.command import run_program
-from etl.remote import place
 from retrieval.config import RetrievalConfig, load
-from retrieval.evaluate import REPORT, evaluate
-from retrieval.report import table_text
 
 
 def job(options: list[str]) -> None:
     """Evaluate the bundle that the options name and print the table."""
     config = load(options)
+    from etl.remote import place  # these import faiss, scipy and matplotlib: --help and wrong options need none
+    from retrieval.evaluate import REPORT, evaluate
+    from retrieval.report import table_text
+
     result = evaluate(config)
     print(table_text(result))
     print(f"report: {place(config.output) / REPORT}")

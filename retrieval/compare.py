@@ -1,33 +1,16 @@
-"""`python -m retrieval.compare`: several results over the same queries → who is better, and how sure that is.
-
-Every ranker of every result is compared with the first result's model on the test queries.
-"""
+"""`python -m retrieval.compare`: several results over the same queries → who is better, and how sure that is."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
 from omegaconf import MISSING
 
 from etl.command import option, read_options, run_program
 from etl.folder import InputError
-from etl.remote import fetched
-from retrieval.evaluate import METRICS, RANKS
-from retrieval.metrics import Int
-from retrieval.ranking import MODEL, read_ranks
-from retrieval.report import PAGE, html_table, number
-from retrieval.significance import compare, gains, holm, interval
-
-ALIKE = ("dataset", "mask_seen", "candidates")
-"""What results must share to be compared."""
 
 
 @dataclass
@@ -39,140 +22,6 @@ class CompareConfig:
     metrics: list[str] = option(["hr@10", "ndcg@10"], "hr@k, ndcg@k, mrr@k with cutoffs of the results")
 
 
-@dataclass(frozen=True)
-class Row:
-    """One ranker by one metric; differences are its own value minus the first model's.
-
-    Attributes:
-        low, high: 95 % bootstrap interval over users.
-        p: two-sided, Holm-corrected over the whole table; None for the first model itself.
-    """
-
-    ranker: str
-    metric: str
-    value: float
-    low: float
-    high: float
-    difference: float | None = None
-    difference_low: float | None = None
-    difference_high: float | None = None
-    p: float | None = None
-
-
-@dataclass(frozen=True)
-class Result:
-    """A result folder: what it says, and its test ranks by ranker."""
-
-    folder: Path
-    told: dict[str, Any]
-    tables: dict[str, pa.Table]
-
-    @classmethod
-    def read(cls, folder: Path) -> Result:
-        """Read a folder; `InputError` where it is no result of a session model."""
-        try:
-            found = cls(folder, json.loads((folder / METRICS).read_text()), read_ranks(folder / RANKS))
-        except (OSError, ValueError) as error:
-            raise InputError("result folders of python -m retrieval", f"{folder} ({error})", "name others") from None
-        if MODEL not in found.tables:
-            raise InputError("results with ranked test queries", folder, "ranking models have none")
-        return found
-
-    @property
-    def queries(self) -> pa.Table:
-        """Users and targets of the test queries."""
-        return self.tables[MODEL].select(["user_id", "target"])
-
-    def check(self, first: Result, metrics: Sequence[str]) -> None:
-        """Raise `InputError` where the result cannot be compared with the first one by these metrics."""
-        missing = [m for m in metrics if m not in self.told["test"]]
-        if missing:
-            raise InputError(
-                f"metrics of {', '.join(m for m in self.told['test'] if '@' in m)}", missing[0], "see there"
-            )
-        for name in ALIKE:
-            if self.told[name] != first.told[name]:
-                raise InputError(
-                    f"{name}={first.told[name]}", f"{self.told[name]} in {self.folder}", "evaluate both alike"
-                )
-        if not self.queries.equals(first.queries):
-            raise InputError(
-                "results over the same queries", f"others in {self.folder}", "evaluate both on one dataset"
-            )
-
-
-def read_results(folders: Sequence[str], metrics: Sequence[str]) -> dict[str, Int]:
-    """Test ranks of every model, then of every baseline, over the same queries in the same order.
-
-    Raises:
-        InputError: results over different queries, or that do not know a metric.
-    """
-    results = [Result.read(fetched(folder, whole=METRICS)) for folder in folders]
-    models: dict[str, Int] = {}
-    baselines: dict[str, Int] = {}
-    for result in results:
-        result.check(results[0], metrics)
-        label = result.told["model"]
-        label = label if label not in models else f"{label} ({result.folder})"
-        models[label] = result.tables[MODEL]["rank"].to_numpy()
-        for name, table in result.tables.items():
-            if name != MODEL and len(table) == len(result.queries):  # not those on a sample
-                baselines.setdefault(name, table["rank"].to_numpy())
-    return models | baselines
-
-
-def rows_of(rankers: dict[str, Int], metrics: Sequence[str]) -> list[Row]:
-    """The whole table, the first ranker's rows first."""
-    base, *others = rankers
-    found = {(name, m): compare(rankers[name], rankers[base], m) for name in others for m in metrics}
-    corrected = dict(zip(found, holm([each.p for each in found.values()]), strict=True))
-    rows = []
-    for name, rank in rankers.items():
-        for metric in metrics:
-            value = gains(rank, metric)
-            low, high = interval(value)
-            row = Row(name, metric, float(np.mean(value)), low, high)
-            if against := found.get((name, metric)):
-                p = float(corrected[name, metric])
-                row = replace(
-                    row,
-                    difference=against.difference,
-                    difference_low=against.low,
-                    difference_high=against.high,
-                    p=p,
-                )
-            rows.append(row)
-    return rows
-
-
-LEAST_P = 1e-6
-"""Smaller ones say no more: the tests' own assumptions are not that sure."""
-HEADER = ["ranker", "metric", "test", "95 % interval", "difference", "95 % interval", "p (Holm)"]
-
-
-def cells(row: Row) -> list[str]:
-    """A row as text."""
-    out = [row.ranker, row.metric, number(row.value), f"{number(row.low)} – {number(row.high)}"]
-    if row.difference is None or row.difference_low is None or row.difference_high is None or row.p is None:
-        return [*out, "–", "–", "–"]
-    p = f"{row.p:.2g}" if row.p >= LEAST_P else f"< {LEAST_P:.0g}"
-    return [*out, f"{row.difference:+.4f}", f"{row.difference_low:+.4f} – {row.difference_high:+.4f}", p]
-
-
-def page(rows: Sequence[Row], queries: int) -> str:
-    """The table as one self-contained page."""
-    base = rows[0].ranker
-    title = f"{base} and {len({row.ranker for row in rows}) - 1} others"
-    table = html_table(HEADER, [(cells(row), row.ranker == base) for row in rows])
-    body = (
-        f"<h1>{escape(title)}</h1><section><h2>Next click on {queries:,} test queries</h2>{table}"
-        f"<p class=soft>Differences are to {escape(base)}, query by query. Intervals: bootstrap over users. "
-        "p: McNemar's exact test for HR, Wilcoxon's signed-rank test for NDCG and MRR, two-sided, corrected by Holm "
-        "over the whole table. They tell how sure a difference is for other users, not for another seed.</p></section>"
-    )
-    return PAGE.format(title=escape(title), body=body)
-
-
 def job(options: list[str]) -> None:
     """Compare, write the page and its JSON, print the table."""
     config = read_options(CompareConfig, "retrieval.conf.compare", options)
@@ -181,14 +30,9 @@ def job(options: list[str]) -> None:
     output = Path(config.output)
     if output.suffix != ".html":
         raise InputError("an output that ends in .html", output, "write output=comparison.html")
-    rankers = read_results(config.results, config.metrics)
-    rows = rows_of(rankers, config.metrics)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page(rows, len(next(iter(rankers.values())))))
-    output.with_suffix(".json").write_text(json.dumps([asdict(row) for row in rows], indent=1))
-    lines = [HEADER, *map(cells, rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
-    print("\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines))
+    from retrieval.comparison import write_comparison  # imports scipy, and matplotlib for the page
+
+    print(write_comparison(config.results, config.metrics, output))
     print(f"page: {output}")
 
 

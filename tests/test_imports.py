@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -49,3 +51,38 @@ def test_contracts_need_nothing_but_numpy_and_pyarrow():
 def test_ray_is_known_to_one_file_of_the_trainer():
     knowing = [p.name for p in (ROOT / "trainer").rglob("*.py") if {m.split(".")[0] for m in imports(p)} & {"ray"}]
     assert knowing == ["worker.py"]
+
+
+NOTHING: set[str] = set()
+ARRAYS = {"numpy", "pyarrow"}
+MAY_IMPORT = {
+    "trainer.__main__": NOTHING,
+    "trainer.show": NOTHING,
+    "trainer.plan": NOTHING,
+    "trainer.apply": NOTHING,
+    "retrieval.__main__": NOTHING,
+    "retrieval.compare": NOTHING,
+    "etl.twin.__main__": ARRAYS,
+    "etl.overlap": ARRAYS,
+    "etl.kuairand": ARRAYS,
+    "etl.describe": ARRAYS,
+}
+"""Programs, and what each may import of `HEAVY` before its options are checked; those that may less stand first."""
+HEAVY = {*ARRAYS, "pandas", "scipy", "matplotlib", "pyspark", "py4j", "torch", "ray", "faiss", "psutil", "tensorboard"}
+PROBE = """
+import importlib, json, sys
+for name in json.loads(sys.argv[1]):
+    for option in ("--help", "no_such_option=1"):
+        status = importlib.import_module(name).main([option])
+        print("PROBE", json.dumps([name, option, status, sorted({m.split(".")[0] for m in sys.modules})]))
+"""
+
+
+def test_help_and_a_wrong_option_need_no_engine():
+    """One process runs all programs, one after the other, so what one of them imports the later ones have too."""
+    given = [sys.executable, "-c", PROBE, json.dumps(list(MAY_IMPORT))]
+    done = subprocess.run(given, cwd=ROOT, capture_output=True, text=True, check=True)
+    told = [json.loads(line.removeprefix("PROBE ")) for line in done.stdout.splitlines() if line.startswith("PROBE ")]
+    assert [(name, status) for name, _, status, _ in told] == [(n, s) for n in MAY_IMPORT for s in (0, 2)]
+    for name, option, _, modules in told:
+        assert not HEAVY & set(modules) - MAY_IMPORT[name], (name, option)

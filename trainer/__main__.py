@@ -1,50 +1,18 @@
 """`python -m trainer`: a dataset → a run folder with a bundle."""
 
-import errno
-import json
 import sys
 from collections.abc import Sequence
 
 from etl.command import run_program
-from etl.folder import InputError, locked
-from etl.remote import place
-from trainer.config import TrainerConfig
-from trainer.loop import train
-from trainer.prepare import prepare
-from trainer.runlog import progress_bar
-from trainer.shared import SUMMARY
-from trainer.step import NotFiniteError
-from trainer.stop import STATUS, Stopped, on_sigterm
-from trainer.world import World
+from trainer.config import TrainerConfig, load
 
 
 def job(options: list[str]) -> None:
     """Train, or go on training, the run that the options describe."""
-    config, finished = prepare(options)
-    run = place(config.output)
-    if not finished:
-        with locked(run), progress_bar(run):
-            try:
-                if config.ray.workers:
-                    from trainer.worker import run_with_ray
+    asked = load(options)
+    from trainer.launch import launch  # torch takes seconds to import: --help and wrong options need none of it
 
-                    run_with_ray(config)
-                else:
-                    with on_sigterm(config.output):
-                        train(config, World.alone())
-            except Stopped as stopped:
-                print(stopped, file=sys.stderr, flush=True)
-                raise SystemExit(STATUS) from None
-            except NotFiniteError as error:
-                raise error.told() from None
-            except OSError as error:
-                if error.errno != errno.ENOSPC:
-                    raise
-                raise InputError(f"room on the disk of {run}", "a full disk", "free some and run again") from None
-    summary = json.loads((run / SUMMARY).read_text())
-    valid = "  ".join(f"{name} {value:.4f}" for name, value in summary["valid"].items() if value is not None)
-    state = "already finished" if finished else f"{summary['examples_per_second']:,.0f} events/s"
-    print(f"best epoch {summary['best_epoch']}: valid {valid} ({state}): {config.output}")
+    launch(options, asked)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from omegaconf import MISSING
 
 from etl.command import group, option, read_options
@@ -180,9 +179,15 @@ def from_plain(values: dict[str, Any]) -> TrainerConfig:
     return TrainerConfig(**{name: nested[name](**v) if name in nested else v for name, v in values.items()})
 
 
-def with_recipe(options: Sequence[str], n_items: int) -> TrainerConfig:
-    """The configuration with its recipe's values; options given on the command line win."""
-    config = load(options)
+def with_recipe(options: Sequence[str], n_items: int, asked: TrainerConfig | None = None) -> TrainerConfig:
+    """The configuration with its recipe's values; options given on the command line win.
+
+    Args:
+        options: the command line.
+        n_items: size of the catalogue, which `recipe=auto` goes by.
+        asked: what `load(options)` returned, if it has been called: composing it again takes a tenth of a second.
+    """
+    config = asked or load(options)
     size = config.recipe
     if size == "auto":
         size = "small" if n_items <= SMALL_CATALOGUE else "large"
@@ -236,9 +241,14 @@ def _check_machine(config: TrainerConfig) -> None:
     cores = os.cpu_count() or 1
     if not config.ray.use_gpu and "RAY_ADDRESS" not in os.environ and ends[-1] > cores:
         raise InputError(f"ray.workers up to the {cores} CPUs here", given, "use fewer, or a Ray cluster")
-    on_gpu = config.ray.use_gpu or (given == 0 and torch.cuda.is_available())
-    if config.train.precision == "bfloat16" and not on_gpu:
+    if config.train.precision == "bfloat16" and not (config.ray.use_gpu or (given == 0 and _has_gpu())):
         raise InputError("train.precision=float32 on a CPU", "bfloat16", "or give each worker a GPU: ray.use_gpu=true")
+
+
+def _has_gpu() -> bool:
+    import torch  # takes seconds, so only where the answer depends on it
+
+    return torch.cuda.is_available()
 
 
 def _check_tasks(config: TrainerConfig) -> None:

@@ -27,13 +27,17 @@ MAY_CHANGE = ("ray.", "train.epochs", "resume", "data", "output")
 """Options that a resumed run may change; `data` since it is compared by content."""
 
 
-def prepare(options: Sequence[str]) -> tuple[TrainerConfig, bool]:
+def prepare(options: Sequence[str], asked: TrainerConfig | None = None) -> tuple[TrainerConfig, bool]:
     """The settled configuration of a run, written to its folder, and whether the run is finished.
+
+    Args:
+        options: the command line.
+        asked: what `load(options)` returned, if it has been called.
 
     Raises:
         InputError: options, dataset or output that the user must mend.
     """
-    config, dataset = settle(options)
+    config, dataset = settle(options, asked)
     output, mirror = place(config.output), Mirror.of(config.output)
     if mirror:
         pull_run(mirror, checkpoints=False)
@@ -72,14 +76,19 @@ def read_config(path: Path) -> dict[str, Any]:
     raise InputError(f"the configuration of a run in {path}", problem, "give the folder of a run, or another output")
 
 
-def settle(options: Sequence[str]) -> tuple[TrainerConfig, Dataset]:
+def settle(options: Sequence[str], asked: TrainerConfig | None = None) -> tuple[TrainerConfig, Dataset]:
     """The configuration of a command line with its recipe and all that follows from the dataset.
+
+    Args:
+        options: the command line.
+        asked: what `load(options)` returned, if it has been called.
 
     Raises:
         InputError: options or a dataset that the user must mend.
     """
-    dataset = open_dataset(load(options).data)
-    config = with_recipe(options, dataset.manifest.n_items)
+    asked = asked or load(options)
+    dataset = open_dataset(asked.data)
+    config = with_recipe(options, dataset.manifest.n_items, asked)
     config.data, config.output = (absolute(path) for path in (config.data, config.output))
     _check_data(config, dataset)
     shown = config.train.exposures and dataset.shows_exposures

@@ -17,10 +17,11 @@ from trainer.data.batch import Batch
 from trainer.losses import fused_sum, softmax_kernel
 from trainer.models.recommender import Recommender
 from trainer.objective import ITEM, SessionObjective
-from trainer.plan import PlanConfig, measure, steps_of
+from trainer.plan import PlanConfig
 from trainer.prepare import settle
 from trainer.sparse.table import SparseTable
 from trainer.step import Stepper
+from trainer.step_cost import measure, steps_of
 from trainer.world import World
 
 

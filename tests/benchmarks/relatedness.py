@@ -18,7 +18,7 @@ from tests.benchmarks.models import Run, cell, execute, truth_of, twin, twin_opt
 from trainer import checkpoint
 from trainer.export import export
 from trainer.family import family_of
-from trainer.show import open_run
+from trainer.finished_run import open_run
 from trainer.world import World
 
 MODEL = "model=rank_mmoe"

@@ -8,7 +8,8 @@ import pytest
 
 from tests.trainer.test_run import SMALL
 from trainer.__main__ import main as train
-from trainer.plan import Measured, exchanged, main
+from trainer.plan import main
+from trainer.step_cost import Measured, exchanged
 
 GIVEN = [o for o in SMALL if not o.startswith("ray.")]
 

@@ -1,1 +1,1 @@
-"""Hydra configuration of `python -m trainer.show`."""
+"""Hydra configuration of `python -m retrieval.compare`."""

@@ -1,0 +1,46 @@
+"""A finished run opened again: its configuration, its dataset, the parameters that were selected."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from etl.contract import Dataset, open_dataset
+from etl.folder import InputError
+from etl.remote import fetched
+from trainer import checkpoint
+from trainer.config import TrainerConfig, from_plain
+from trainer.loop import is_finished
+from trainer.prepare import CONFIG, read_config
+from trainer.shared import SUMMARY
+from trainer.step import Stepper
+
+
+def open_run(folder: str, data: str | None) -> tuple[TrainerConfig, Dataset]:
+    """Configuration and dataset of a finished run, by path or URI; `data` is where the dataset is if it has moved.
+
+    Raises:
+        InputError: the run is not finished, or the dataset is not the one it was trained on.
+    """
+    run = fetched(folder, whole=SUMMARY)
+    if not is_finished(run):
+        raise InputError(f"a finished run with {SUMMARY}", run, "give the folder that python -m trainer wrote")
+    settled = read_config(run / CONFIG)
+    fingerprint = settled.pop("dataset", "")
+    try:
+        config = from_plain(settled)
+    except TypeError as error:
+        raise InputError("a run of this version", error, "train it again") from None
+    dataset = open_dataset(data or config.data, verify=False)
+    if dataset.manifest.fingerprint != fingerprint:
+        raise InputError(f"dataset {fingerprint[:12]}", dataset.manifest.fingerprint[:12], "give data=DIR")
+    return config, dataset
+
+
+def load_selected(run: Path, stepper: Stepper) -> None:
+    """Put the parameters of the selected epoch into a freshly made stepper."""
+    folder = run / "checkpoints"
+    newest = checkpoint.latest(folder)
+    if newest is None:
+        raise InputError("a whole checkpoint", folder, "train the run again")
+    best = checkpoint.read_progress(newest).best_step
+    checkpoint.load(folder / f"step-{best:09d}", stepper)

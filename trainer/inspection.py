@@ -1,0 +1,118 @@
+"""A trained model in plain text: its parts, its gates, an item's neighbours, a session's recommendations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from etl.contract import Dataset
+from etl.folder import InputError
+from etl.remote import place
+from trainer.config import TrainerConfig
+from trainer.data.reader import Sessions
+from trainer.family import TRAIN_HOLDOUT, SessionFamily, family_of
+from trainer.finished_run import load_selected, open_run
+from trainer.loop import DIAGNOSTICS, forward_flops
+from trainer.objective import ITEM
+from trainer.show import ShowConfig
+from trainer.step import Stepper
+from trainer.world import World
+
+
+def inspect(options: ShowConfig) -> list[str]:
+    """The lines to print.
+
+    Raises:
+        InputError: no finished run, another dataset, an item or user that is not there.
+    """
+    config, dataset = open_run(options.run, options.data)
+    if not 1 <= options.item <= dataset.manifest.n_items:
+        raise InputError(f"item in 1..{dataset.manifest.n_items}", options.item, "give a dense id of items.parquet")
+    if options.k < 1:
+        raise InputError("k of at least 1", options.k, "try 10")
+    family = family_of(config, dataset, World.alone())
+    stepper = family.stepper(total_steps=1)
+    load_selected(place(options.run), stepper)
+    lines = [*parts(config, dataset, stepper), "", *gates(place(options.run)), ""]
+    lines += neighbours(dataset, stepper, options.item, options.k)
+    if isinstance(family, SessionFamily):
+        lines += ["", *recommendations(family, dataset, stepper, options)]
+    return lines
+
+
+def parts(config: TrainerConfig, dataset: Dataset, stepper: Stepper) -> list[str]:
+    """Parameters and FLOPs by part of the model."""
+    found = {f"{name} table": table.parameters() for name, table in stepper.tables.items()}
+    found |= stepper.model.part_parameters()
+    flops = forward_flops(config, dataset, stepper)
+    lines = [f"{'part':<24}{'parameters':>14}{'forward FLOPs an example':>28}"]
+    for name in dict.fromkeys([*found, *flops]):
+        if found.get(name) or flops.get(name):
+            lines.append(f"{name:<24}{found.get(name, 0):>14,}{flops.get(name, 0):>28,}")
+    return [*lines, f"{'total':<24}{sum(found.values()):>14,}{sum(flops.values()):>28,}"]
+
+
+def gates(run: Path) -> list[str]:
+    """Mean gate weights and entropy by task, from the run's validation."""
+    told = json.loads((run / DIAGNOSTICS).read_text())["gates"]
+    if not told:
+        return ["no gates"]
+    lines = ["mean gate weights on valid; entropy in nats, and as a share of its largest"]
+    for task, weights in told["mean_weight"].items():
+        entropy, most = told["entropy_nats"][task], float(np.log(len(weights)))
+        shares = " ".join(f"{weight:.2f}" for weight in weights)
+        lines.append(f"{task:<8} {shares}   {entropy:.2f}" + (f" ({entropy / most:.0%})" if most else ""))
+    return lines
+
+
+def neighbours(dataset: Dataset, stepper: Stepper, item: int, k: int) -> list[str]:
+    """The items whose vectors point most nearly the same way."""
+    vector = torch.nn.functional.normalize(stepper.tables[ITEM].vector[1:].cpu(), dim=1)
+    cosine = vector @ vector[item - 1]
+    cosine[item - 1] = -torch.inf
+    best = torch.topk(cosine, min(k, len(cosine) - 1))
+    lines = [f"nearest to item {describe(dataset, [item])[0]} by cosine"]
+    names = describe(dataset, (best.indices + 1).tolist())
+    return lines + [f"  {value:.3f}  {name}" for value, name in zip(best.values.tolist(), names, strict=True)]
+
+
+def describe(dataset: Dataset, items: list[int]) -> list[str]:
+    """A few words on each item."""
+    rows = dataset.items().take([item - 1 for item in items]).to_pylist()
+    return [
+        f"{r['item']} (raw {r['item_id']}, category {r['category']}, {r['train_clicks']:,} train clicks)" for r in rows
+    ]
+
+
+def recommendations(family: SessionFamily, dataset: Dataset, stepper: Stepper, options: ShowConfig) -> list[str]:
+    """A session and what comes next by the model, items of the session left out."""
+    session = find_session(family, options.user)
+    items = session.items.values
+    state = family.scorer(stepper).states(session, np.array([[len(items)]]))[:, 0]
+    scorer = family.scorer(stepper)
+    score = (scorer.queries(state) @ scorer.item_vectors().t())[0].cpu()
+    score[torch.from_numpy(np.unique(items)) - 1] = -torch.inf
+    best = torch.topk(score, min(options.k, dataset.manifest.n_items - len(np.unique(items))))
+    lines = [f"session of user {session.user_id[0]}, {len(items)} clicks, the last ones"]
+    lines += [f"  {name}" for name in describe(dataset, items[-5:].tolist())]
+    lines += ["next by score"]
+    names = describe(dataset, (best.indices + 1).tolist())
+    return lines + [f"  {value:7.3f}  {name}" for value, name in zip(best.values.tolist(), names, strict=True)]
+
+
+def find_session(family: SessionFamily, user: int | None) -> Sessions:
+    """One session: of a user, or the dataset's first.
+
+    Raises:
+        InputError: the user has none.
+    """
+    reader = family.reader(TRAIN_HOLDOUT)
+    for group in range(len(reader.groups)):
+        users = reader.read_columns([group], ["user_id"])["user_id"].to_numpy()
+        row = np.flatnonzero(users == user) if user is not None else np.arange(min(len(users), 1))
+        if len(row):
+            return reader.read(np.array([group])).take(row)
+    raise InputError("a user with a session", user, "give a raw id of the dataset")

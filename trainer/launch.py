@@ -1,0 +1,54 @@
+"""From a checked command line to a finished run: in this process, or with Ray's workers."""
+
+import errno
+import json
+import sys
+
+from etl.folder import InputError, locked
+from etl.remote import place
+from trainer.config import TrainerConfig
+from trainer.loop import train
+from trainer.prepare import prepare
+from trainer.runlog import progress_bar
+from trainer.shared import SUMMARY
+from trainer.step import NotFiniteError
+from trainer.stop import STATUS, Stopped, on_sigterm
+from trainer.world import World
+
+
+def launch(options: list[str], asked: TrainerConfig) -> None:
+    """Train, or go on training, the run that the options describe, and print its best epoch.
+
+    Args:
+        options: the command line.
+        asked: what `trainer.config.load` made of it.
+
+    Raises:
+        InputError: what the user must mend.
+        SystemExit: the run was stopped and has saved its state.
+    """
+    config, finished = prepare(options, asked)
+    run = place(config.output)
+    if not finished:
+        with locked(run), progress_bar(run):
+            try:
+                if config.ray.workers:
+                    from trainer.worker import run_with_ray
+
+                    run_with_ray(config)
+                else:
+                    with on_sigterm(config.output):
+                        train(config, World.alone())
+            except Stopped as stopped:
+                print(stopped, file=sys.stderr, flush=True)
+                raise SystemExit(STATUS) from None
+            except NotFiniteError as error:
+                raise error.told() from None
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                raise InputError(f"room on the disk of {run}", "a full disk", "free some and run again") from None
+    summary = json.loads((run / SUMMARY).read_text())
+    valid = "  ".join(f"{name} {value:.4f}" for name, value in summary["valid"].items() if value is not None)
+    state = "already finished" if finished else f"{summary['examples_per_second']:,.0f} events/s"
+    print(f"best epoch {summary['best_epoch']}: valid {valid} ({state}): {config.output}")
