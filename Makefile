@@ -8,7 +8,7 @@ TEST_PROCESSES ?= 2
 
 .PHONY: setup demo test bench lint java package clean
 
-setup: $(INSTALLED) java
+setup: $(INSTALLED)
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -18,7 +18,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
-# Spark needs a Java of its own: install one where that is ours to do, else say how.
+# Spark, which large logs and clusters take, needs a Java: install one where that is ours to do, else say how.
 java: $(INSTALLED)
 	@if $(RUN) -c 'import sys; from etl.spark import OLDEST_JAVA, java_version; sys.exit((java_version() or 0) < OLDEST_JAVA)'; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
@@ -32,10 +32,11 @@ demo: setup
 
 # Tests of clusters start many processes of their own and wait for them: these run one after the other.
 test: setup
+	@$(MAKE) --no-print-directory java || echo "tests of Spark will be skipped"
 	$(RUN) -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not cluster"
 	$(RUN) -m pytest -m cluster
 
-bench: setup
+bench: setup java
 	$(RUN) -m tests.benchmarks
 
 lint: $(INSTALLED)

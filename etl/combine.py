@@ -23,7 +23,9 @@ from etl.job import QUARANTINE_ROWS_PER_SPLIT, Job, write_array, write_record
 from etl.parse import BadRow, Parser
 from etl.tenrec import Split, read_blocks
 
-PARTIAL_USERS = "partition int, part long, users binary, rows binary"
+PARTIAL_SCHEMA = pa.schema(
+    [("partition", pa.int32()), ("part", pa.int64()), ("users", pa.binary()), ("rows", pa.binary())]
+)
 """What is shuffled: users as `USER` and their rows as `row_dtype`, end to end."""
 USER = np.dtype(
     [
@@ -50,13 +52,13 @@ def row_dtype(job: Job) -> np.dtype[Any]:
     return np.dtype(fields + [("row_hash", "<u8")] * (job.dedupe == "exact"))
 
 
-def combine_splits(job: Job, splits: list[Split], batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Spark task: numbers of splits in, partial users (`PARTIAL_USERS`) out."""
-    for batch in batches:
-        for number in batch.column(0).to_pylist():
-            split = splits[number]
-            with reporting_errors(job, split):
-                yield from _combine(job, split)
+def combine_split(job: Job, splits: list[Split], number: int) -> Iterator[pa.RecordBatch]:
+    """Task: the partial users (`PARTIAL_SCHEMA`) of a split, a batch for each block."""
+    split = splits[number]
+    with reporting_errors(job, split):
+        seen = Seen(job)
+        for block, table in enumerate(parsed_blocks(job, split, seen)):
+            yield _partial_users(job, (split.index << PART_SHIFT) + block, table, seen)
 
 
 @contextlib.contextmanager
@@ -68,12 +70,6 @@ def reporting_errors(job: Job, split: Split) -> Iterator[None]:
         told = {"expected": error.expected, "got": str(error.got), "cure": error.cure}
         write_record(job.work("errors", split.index, "json"), told)
         raise
-
-
-def _combine(job: Job, split: Split) -> Iterator[pa.RecordBatch]:
-    seen = Seen(job)
-    for number, table in enumerate(parsed_blocks(job, split, seen)):
-        yield from _partial_users(job, (split.index << PART_SHIFT) + number, table, seen)
 
 
 def parsed_blocks(job: Job, split: Split, seen: Seen) -> Iterator[pa.Table]:
@@ -94,7 +90,7 @@ def parsed_blocks(job: Job, split: Split, seen: Seen) -> Iterator[pa.Table]:
     seen.write(job, split, fingerprint())
 
 
-def _partial_users(job: Job, part: int, table: pa.Table, seen: Seen) -> Iterator[pa.RecordBatch]:
+def _partial_users(job: Job, part: int, table: pa.Table, seen: Seen) -> pa.RecordBatch:
     user = table["user_id"].to_numpy()
     if np.any(user[1:] < user[:-1]):
         order = np.argsort(user, kind="stable")
@@ -124,7 +120,7 @@ def _partial_users(job: Job, part: int, table: pa.Table, seen: Seen) -> Iterator
     order = np.argsort(partition, kind="stable")
     place, offset = protocol.regroup(order, offset)
     rows = _pack(job, table, item, feedback, row[place], seen)
-    yield _batch(part, partition[order], users[order], rows, offset)
+    return _batch(part, partition[order], users[order], rows, offset)
 
 
 def partition_of(user_id: protocol.Array, partitions: int) -> protocol.Array:
@@ -171,7 +167,7 @@ def _batch(
         _binary(users, bounds),
         _binary(rows, offset_U1[bounds]),
     ]
-    return pa.RecordBatch.from_arrays(columns, ["partition", "part", "users", "rows"])
+    return pa.RecordBatch.from_arrays(columns, schema=PARTIAL_SCHEMA)
 
 
 def _binary(values: np.ndarray[Any, Any], bounds: protocol.Int) -> pa.BinaryArray:

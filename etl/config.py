@@ -14,6 +14,7 @@ from etl.folder import InputError
 from etl.tenrec import SCENARIOS
 
 DEDUPE = ("none", "exact", "first")
+ENGINES = ("auto", "local", "spark")
 MAX_CLICKS_LIMIT = 1_000
 MIN_CLICKS_LIMIT = 3
 
@@ -36,7 +37,7 @@ class Protocol:
 class SparkOptions:
     """How Spark runs the job."""
 
-    master: str = option("local[*]", "Spark master URL")
+    master: str | None = option(None, "Spark master URL; local[*] where Spark runs and none is named")
     driver_memory: str | None = option(None, "of the JVM in local mode, of the driver elsewhere; by input size")
     executor_memory: str | None = option(None, "of each executor on a cluster; by input size")
 
@@ -50,11 +51,13 @@ class EtlConfig:
     scenario: str = option(MISSING, ", ".join(SCENARIOS))
     protocol: Protocol = group(Protocol)
     exposures: bool = option(True, "keep what was shown but not clicked")
-    shards: int = option(64, "number of session files")
+    shards: int | None = option(None, "number of session files; by default one for each 4,096 sessions, 1 to 64")
     items_from: str | None = option(None, "dataset whose dense ids are kept; other items are dropped")
     strict: bool = option(False, "stop at the first malformed row")
     overwrite: bool = option(False, "replace an existing dataset once the new one is whole")
     seed: int = option(0, "scenario ctr: seed of the sampled rows and of the split")
+    engine: str = option("auto", "local, spark, or auto: spark for logs over 512 MiB or where spark.* is set")
+    processes: int | None = option(None, "worker processes of engine=local; one for each core by default")
     spark: SparkOptions = group(SparkOptions)
 
     @property
@@ -75,15 +78,20 @@ def load(options: Sequence[str]) -> EtlConfig:
         raise InputError("input=FILE or input=[FILE,…]", repr(given), "name at least one CSV file")
     _one_of("scenario", config.scenario, tuple(SCENARIOS))
     _one_of("protocol.dedupe", config.protocol.dedupe, DEDUPE)
+    _one_of("engine", config.engine, ENGINES)
+    if config.engine == "local" and config.spark != SparkOptions():
+        raise InputError("no option of spark with engine=local", "one", "leave out engine=local, or spark.…")
     protocol = config.protocol
-    _at_least("shards", config.shards, 1)
     _at_least("seed", config.seed, 0)
     _at_least("protocol.min_clicks", protocol.min_clicks, MIN_CLICKS_LIMIT)
     _at_least("protocol.min_item_clicks", protocol.min_item_clicks, 0)
-    for name in ("first_rows", "max_item_clicks", "first_users"):
-        value = getattr(protocol, name)
+    positive = {name: getattr(config, name) for name in ("shards", "processes")}
+    positive |= {
+        f"protocol.{name}": getattr(protocol, name) for name in ("first_rows", "max_item_clicks", "first_users")
+    }
+    for name, value in positive.items():
         if value is not None:
-            _at_least(f"protocol.{name}", value, 1)
+            _at_least(name, value, 1)
     if not MIN_CLICKS_LIMIT <= protocol.max_clicks <= MAX_CLICKS_LIMIT:
         raise InputError(
             f"protocol.max_clicks in {MIN_CLICKS_LIMIT}..{MAX_CLICKS_LIMIT}",
@@ -93,12 +101,12 @@ def load(options: Sequence[str]) -> EtlConfig:
     return config
 
 
-def protocol_record(config: EtlConfig) -> dict[str, Any]:
-    """All that decides which sessions come out of the same rows, for the manifest."""
+def protocol_record(config: EtlConfig, shards: int) -> dict[str, Any]:
+    """All that decides which sessions come out of the same rows, and in how many files, for the manifest."""
     return {
         **dataclasses.asdict(config.protocol),
         "exposures": config.exposures,
-        "shards": config.shards,
+        "shards": shards,
         **({"seed": config.seed} if config.scenario == "ctr" else {}),
     }
 

@@ -14,8 +14,6 @@ from etl.combine import CATEGORY_SHIFT, NO_VALUE, PART_SHIFT, USER, row_dtype
 from etl.contract import CLICKED, UNKNOWN
 from etl.job import Job, read_records, write_array, write_record, write_work_table
 
-PARTITION = "partition long, rows long"
-
 
 @dataclass
 class Users:
@@ -75,23 +73,13 @@ class Users:
         )
 
 
-def gather_users(job: Job, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Spark task: the partial users of a partition in, its cut (or first its whole) rows into files."""
-    from pyspark import TaskContext
-
-    context = TaskContext.get()
-    assert context is not None
-    partition = context.partitionId()
-    yield _done(partition, gather_partition(job, partition, batches))
-
-
 def gather_partition(job: Job, partition: int, batches: Iterator[pa.RecordBatch]) -> int:
-    """Put the users of a partition together.
+    """Task: put the users of a partition together; its cut (or first its whole) rows go into files.
 
     Args:
         job: the options.
         partition: number for the files.
-        batches: its partial users (`PARTIAL_USERS`), in any order.
+        batches: its partial users (`PARTIAL_SCHEMA`), in any order.
 
     Returns:
         Sessions cut, or whole users kept where filters still have to count.
@@ -102,23 +90,21 @@ def gather_partition(job: Job, partition: int, batches: Iterator[pa.RecordBatch]
     return cut_users(job, partition, users) if job.truncates_early else _keep_whole(job, partition, users)
 
 
-def cut_filtered_users(job: Job, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Spark task: whole users in, filtered by item and user id, cut into files."""
-    for batch in batches:
-        for partition in batch.column(0).to_pylist():
-            users = read_whole(job, partition)
-            allowed = np.load(job.work("allowed_items", 0, "npy"), mmap_mode="r")
-            place = np.minimum(np.searchsorted(allowed, users.item), max(len(allowed) - 1, 0))
-            users = users.select_rows(allowed[place] == users.item if len(allowed) else np.zeros(len(users.item), bool))
-            last_user = np.load(job.work("last_user", 0, "npy"))[0]
-            users = users.select_users(users.user_id <= last_user)
-            if not job.exposures:
-                users = users.select_rows(users.clicked)
-            yield _done(partition, cut_users(job, partition, users))
+def cut_filtered_partition(job: Job, partition: int) -> int:
+    """Task: filter a partition's whole users by item and user id, and cut them into files.
 
-
-def _done(partition: int, rows: int) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.array([partition]), pa.array([rows])], ["partition", "rows"])
+    Returns:
+        Sessions cut.
+    """
+    users = read_whole(job, partition)
+    allowed = np.load(job.work("allowed_items", 0, "npy"), mmap_mode="r")
+    place = np.minimum(np.searchsorted(allowed, users.item), max(len(allowed) - 1, 0))
+    users = users.select_rows(allowed[place] == users.item if len(allowed) else np.zeros(len(users.item), bool))
+    last_user = np.load(job.work("last_user", 0, "npy"))[0]
+    users = users.select_users(users.user_id <= last_user)
+    if not job.exposures:
+        users = users.select_rows(users.clicked)
+    return cut_users(job, partition, users)
 
 
 def _put_together(job: Job, batches: list[pa.RecordBatch]) -> tuple[Users, protocol.Array]:

@@ -1,4 +1,4 @@
-"""What every Spark task of the sessions job is told, and where it leaves its files."""
+"""What every task of the sessions job is told, and where it leaves its files."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from etl.tenrec import SCENARIOS, Scenario
 
 QUARANTINE_ROWS_PER_SPLIT = 20
 """Sampled bad rows of one split; the counts are of all."""
-
-
+MOST_SHARDS = 64
+"""Files that a dataset is cut into where the options do not say."""
 Pieces = list[list[int]]
 """What makes one output file: `[part, first row, rows]` each."""
 
@@ -122,6 +122,11 @@ def check_rows(job: Job) -> None:
         reasons = {reason for split in splits for reason in split["reasons"]}
         got = f"none usable ({', '.join(sorted(reasons))})" if reasons else "none"
         raise InputError("input with data rows", got, "check the files")
+
+
+def count_shards(rows: int, rows_per_shard: int) -> int:
+    """Output files for so many rows, where the options name no number: 1 to 64, from the rows alone."""
+    return min(MOST_SHARDS, max(1, -(-rows // rows_per_shard)))
 
 
 def shard_pieces(parts: list[tuple[int, int]], shards: int) -> list[Pieces]:

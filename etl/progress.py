@@ -16,10 +16,10 @@ WIDTH = 78
 
 
 @contextlib.contextmanager
-def reporting(job: Job, n_splits: int, n_files: int, *, every: float = 2.0) -> Iterator[None]:
+def reporting(job: Job, n_splits: int, *, every: float = 2.0) -> Iterator[None]:
     """While the block runs, say which stage it is in; only jobs of some seconds say anything."""
     stop = threading.Event()
-    thread = threading.Thread(target=_report, args=(_Stage(job, n_splits, n_files), every, stop), daemon=True)
+    thread = threading.Thread(target=_report, args=(_Stage(job, n_splits), every, stop), daemon=True)
     thread.start()
     try:
         yield
@@ -31,8 +31,8 @@ def reporting(job: Job, n_splits: int, n_files: int, *, every: float = 2.0) -> I
 class _Stage:
     """Where the job is, told from the files that its tasks leave."""
 
-    def __init__(self, job: Job, n_splits: int, n_files: int) -> None:
-        self.job, self.n_splits, self.n_files = job, n_splits, n_files
+    def __init__(self, job: Job, n_splits: int) -> None:
+        self.job, self.n_splits = job, n_splits
         self.rows: dict[Path, int] = {}
 
     def line(self, seconds: float) -> str:
@@ -46,7 +46,7 @@ class _Stage:
             return f"reading: {done}, {rows / seconds / 1e6:.2f} M rows/s, {seconds:.0f} s"
         written = len(list(Path(self.job.folder).glob("[rs]*s/part-*.parquet")))
         if written:
-            return f"writing: {written}/{self.n_files} files, {rows:,} rows read, {seconds:.0f} s"
+            return f"writing: {written} files, {rows:,} rows read, {seconds:.0f} s"
         cut = len(list(self.job.work_folder("cut").glob("[0-9]*.json")))
         if cut < self.job.partitions:
             return f"cutting: {cut}/{self.job.partitions} partitions, {rows:,} rows read, {seconds:.0f} s"

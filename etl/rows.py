@@ -7,11 +7,9 @@ random split by row. Both follow from the seed and the row's place in the log, n
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,12 +19,14 @@ import pyarrow.parquet as pq
 from etl import table_one
 from etl.combine import CATEGORY_SHIFT, Seen, feedback_bits, parsed_blocks, reporting_errors
 from etl.contract import CLICKED, FEEDBACK_BIT, ROWS_FOLDER, ROWS_SCHEMA, SPLITS, UNKNOWN, DataFile, describe_file
+from etl.engine import Engine
 from etl.gather import all_categories, global_categories, write_items
 from etl.items import number_items, read_lookup
 from etl.job import (
     Job,
     Pieces,
     check_rows,
+    count_shards,
     read_records,
     read_rows,
     shard_pieces,
@@ -35,49 +35,41 @@ from etl.job import (
     write_table,
     write_work_table,
 )
-from etl.spark import numbered, run
 from etl.tenrec import Split
-
-if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
 
 UNCLICKED_FOR_EACH_CLICK = 2
 TRAIN_SHARE, VALID_SHARE = 0.8, 0.1
 ROWS_PER_GROUP = 65_536
-DONE = "split long, rows long"
+ROWS_PER_SHARD = 65_536
 
 
 def make_rows(
-    spark: SparkSession, job: Job, splits: list[Split], known: pa.Table | None, shards: int
+    engine: Engine, job: Job, splits: list[Split], known: pa.Table | None, shards: int | None
 ) -> tuple[pa.Table, list[DataFile]]:
     """Sample the rows of all splits, number their items and write the row files.
 
     Returns:
         The item table and the manifest's entries of the files.
     """
-    run(job, numbered(spark, len(splits)).mapInArrow(partial(sample_splits, job, splits), DONE))
+    engine.map(partial(sample_split, job, splits), len(splits))
     check_rows(job)
-    done = sorted(run(job, numbered(spark, len(splits)).mapInArrow(partial(count_splits, job), DONE)))
+    rows = engine.map(partial(count_split, job), len(splits))
     _count_users(job)
     items = number_items(job, known)
-    n_tasks = min(shards, 4 * spark.sparkContext.defaultParallelism)
-    write = partial(write_files, job, shard_pieces(done, shards))
-    frame = numbered(spark, shards, n_tasks).mapInArrow(write, "file string")
-    entries = [DataFile(**json.loads(text)) for (text,) in run(job, frame)]
-    return items, sorted(entries, key=lambda entry: entry.path)
+    shards = shards or count_shards(sum(rows), ROWS_PER_SHARD)
+    written = engine.map(partial(write_shard, job, shard_pieces(list(enumerate(rows)), shards)), shards)
+    return items, [DataFile(**entry) for entry in written]
 
 
-def sample_splits(job: Job, splits: list[Split], batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Spark task: numbers of splits in; writes each one's sampled rows with raw item ids."""
-    for batch in batches:
-        for number in batch.column(0).to_pylist():
-            split = splits[number]
-            with reporting_errors(job, split):
-                yield _done(number, _sample(job, split))
+def sample_split(job: Job, splits: list[Split], number: int) -> int:
+    """Task: write a split's sampled rows with raw item ids.
 
-
-def _done(number: int, rows: int) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.array([number]), pa.array([rows])], ["split", "rows"])
+    Returns:
+        How many.
+    """
+    split = splits[number]
+    with reporting_errors(job, split):
+        return _sample(job, split)
 
 
 def _sample(job: Job, split: Split) -> int:
@@ -121,13 +113,14 @@ def _sampled(clicked: Any, is_known: Any, rng: np.random.Generator) -> Any:
     return np.sort(np.concatenate([click, rng.choice(rest, wanted, replace=False)]))
 
 
-def count_splits(job: Job, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Spark task: numbers of splits in; gives categories the codes of all splits and counts items."""
-    for batch in batches:
-        for number in batch.column(0).to_pylist():
-            path = job.work("sampled", number, "parquet")
-            rows = pq.read_table(path) if path.exists() else None
-            yield _done(number, _count(job, number, rows) if rows is not None else 0)
+def count_split(job: Job, number: int) -> int:
+    """Task: give a split's categories the codes of all splits, and count its items.
+
+    Returns:
+        Its rows.
+    """
+    path = job.work("sampled", number, "parquet")
+    return _count(job, number, pq.read_table(path)) if path.exists() else 0
 
 
 def _count(job: Job, number: int, rows: pa.Table) -> int:
@@ -159,19 +152,20 @@ def _count_users(job: Job) -> None:
     write_record(job.work("cut", 0, "json"), told)
 
 
-def write_files(job: Job, shards: list[Pieces], batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Spark task: numbers of files in, their entries in the manifest out; writes the row files."""
+def write_shard(job: Job, shards: list[Pieces], shard: int) -> dict[str, Any]:
+    """Task: write a file of rows.
+
+    Returns:
+        Its entry in the manifest.
+    """
     dense, names = read_lookup(job), pa.array(all_categories(job), pa.string())
-    for batch in batches:
-        for shard in batch.column(0).to_pylist():
-            pieces = [ROWS_SCHEMA.empty_table()]
-            for number, begin, rows in shards[shard]:
-                pieces.append(_final(job, read_rows(job.work("counted", number, "parquet"), begin, rows), dense, names))
-            name = f"{ROWS_FOLDER}/part-{shard:05d}.parquet"
-            whole = pa.concat_tables(pieces)
-            write_table(Path(job.folder) / name, whole, row_group_size=ROWS_PER_GROUP)
-            entry = dataclasses.asdict(describe_file(Path(job.folder), name, len(whole)))
-            yield pa.RecordBatch.from_arrays([pa.array([json.dumps(entry)])], ["file"])
+    pieces = [ROWS_SCHEMA.empty_table()]
+    for number, begin, rows in shards[shard]:
+        pieces.append(_final(job, read_rows(job.work("counted", number, "parquet"), begin, rows), dense, names))
+    name = f"{ROWS_FOLDER}/part-{shard:05d}.parquet"
+    whole = pa.concat_tables(pieces)
+    write_table(Path(job.folder) / name, whole, row_group_size=ROWS_PER_GROUP)
+    return dataclasses.asdict(describe_file(Path(job.folder), name, len(whole)))
 
 
 def _final(job: Job, rows: pa.Table, dense: Any, names: pa.Array) -> pa.Table:

@@ -7,17 +7,16 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etl import tenrec
-from etl.combine import PARTIAL_USERS, combine_splits
+from etl.combine import combine_split
 from etl.config import EtlConfig, protocol_record
 from etl.contract import (
     ITEMS,
@@ -33,24 +32,32 @@ from etl.contract import (
     describe_file,
     open_dataset,
 )
+from etl.engine import Engine, log_bytes, open_engine
 from etl.folder import fingerprint_of, write_json
-from etl.gather import PARTITION, cut_filtered_users, gather_users
+from etl.gather import cut_filtered_partition, gather_partition
 from etl.items import allow_items, number_items, raw_clicks_per_item, read_lookup
-from etl.job import Job, Pieces, check_rows, read_records, read_rows, shard_pieces, write_array, write_table
+from etl.job import (
+    Job,
+    Pieces,
+    check_rows,
+    count_shards,
+    read_records,
+    read_rows,
+    shard_pieces,
+    write_array,
+    write_table,
+)
 from etl.progress import reporting
 from etl.remote import published, refuse_output
 from etl.rows import make_rows
-from etl.spark import numbered, run, spark_session
 from etl.table_one import histogram, table
-
-if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
 
 PARTITION_BYTES = 128 << 20
 """Log that makes one partition of users: a task holds all its rows in memory."""
 CLICKS_PARTITION_BYTES = 4 * PARTITION_BYTES
 """The same where only the clicks of the log travel."""
 ROWS_PER_GROUP = 8_192
+SESSIONS_PER_SHARD = 4_096
 
 
 def build(config: EtlConfig) -> Manifest:
@@ -68,21 +75,16 @@ def build(config: EtlConfig) -> Manifest:
     known = open_dataset(config.items_from).items() if config.items_from else None
     splits = tenrec.make_splits(files)
     with published(config.output, **given) as folder:
-        log_bytes = sum(split.end - split.begin for split in splits)
-        job = make_job(config, folder, log_bytes)
-        scratch = folder / "_spark"
+        job = make_job(config, folder, log_bytes(splits))
         if known is not None:
             write_array(job.work("known_items", 0, "npy"), np.sort(known["item_id"].to_numpy()))
-        with (
-            spark_session(config.spark, scratch, log_bytes) as spark,
-            reporting(job, len(splits), config.shards),
-        ):
+        with reporting(job, len(splits)), open_engine(config, job, splits) as engine:
             if job.scenario.history:
-                items, shards = make_rows(spark, job, splits, known, config.shards)
+                items, shards = make_rows(engine, job, splits, known, config.shards)
             else:
-                partitions = sessionize(spark, job, splits)
+                sessions = sessionize(engine, job, splits)
                 items = number_items(job, known)
-                shards = write_sessions(spark, job, partitions, config.shards)
+                shards = write_sessions(engine, job, sessions, config.shards)
         return finish(config, job, files, items, shards)
 
 
@@ -101,7 +103,7 @@ def make_job(config: EtlConfig, folder: Path, log_bytes: int) -> Job:
     all_rows = config.exposures or protocol.first_users is not None
     return Job(
         folder=str(folder),
-        partitions=max(1, -(-log_bytes // (PARTITION_BYTES if all_rows else CLICKS_PARTITION_BYTES))),
+        partitions=count_partitions(log_bytes, PARTITION_BYTES if all_rows else CLICKS_PARTITION_BYTES),
         scenario_name=config.scenario,
         dedupe=protocol.dedupe,
         min_item_clicks=protocol.min_item_clicks,
@@ -116,58 +118,53 @@ def make_job(config: EtlConfig, folder: Path, log_bytes: int) -> Job:
     )
 
 
-def sessionize(spark: SparkSession, job: Job, splits: list[tenrec.Split]) -> list[tuple[int, int]]:
+def count_partitions(log_bytes: int, partition_bytes: int) -> int:
+    """Partitions of the users of a log."""
+    return max(1, -(-log_bytes // partition_bytes))
+
+
+def sessionize(engine: Engine, job: Job, splits: list[tenrec.Split]) -> list[int]:
     """Read, combine, shuffle by user and cut.
 
     Returns:
-        `(partition, sessions)` in the order of partitions.
+        Sessions of each partition.
     """
-    tasks = numbered(spark, len(splits))
-    partial_users = tasks.mapInArrow(partial(combine_splits, job, splits), PARTIAL_USERS)
-    by_user = partial_users.repartitionById(job.partitions, "partition")
-    done = run(job, by_user.mapInArrow(partial(gather_users, job), PARTITION))
+    sessions = engine.shuffle(partial(combine_split, job, splits), len(splits), partial(gather_partition, job))
     check_rows(job)
     if not job.truncates_early:
         allow_items(job)
-        done = run(job, numbered(spark, job.partitions).mapInArrow(partial(cut_filtered_users, job), PARTITION))
-    return sorted(done)
+        sessions = engine.map(partial(cut_filtered_partition, job), job.partitions)
+    return sessions
 
 
-def write_sessions(spark: SparkSession, job: Job, partitions: list[tuple[int, int]], shards: int) -> list[DataFile]:
+def write_sessions(engine: Engine, job: Job, sessions: list[int], shards: int | None) -> list[DataFile]:
     """Write the final files with dense ids.
 
     The partitions' sessions, one after another, are cut into `shards` files of equal rows.
     """
-    written = run_shards(spark, job, shard_pieces(partitions, shards))
-    return sorted((DataFile(**json.loads(text)) for (text,) in written), key=lambda f: f.path)
+    shards = shards or count_shards(sum(sessions), SESSIONS_PER_SHARD)
+    written = engine.map(partial(write_shard, job, shard_pieces(list(enumerate(sessions)), shards)), shards)
+    return [DataFile(**entry) for entry in written]
 
 
-def run_shards(spark: SparkSession, job: Job, shards: list[Pieces]) -> list[Any]:
-    """Run `write_shards` on Spark."""
-    # A file is a pure function of its pieces: how many share a task is the cluster's to say.
-    n_tasks = min(len(shards), 4 * spark.sparkContext.defaultParallelism)
-    return run(job, numbered(spark, len(shards), n_tasks).mapInArrow(partial(write_shards, job, shards), "file string"))
+def write_shard(job: Job, shards: list[Pieces], shard: int) -> dict[str, Any]:
+    """Task: write a file of sessions.
 
-
-def write_shards(job: Job, shards: list[Pieces], batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Spark task: numbers of shards in, their entries in the manifest out; writes the session files."""
+    Returns:
+        Its entry in the manifest.
+    """
     dense = read_lookup(job)
-    for batch in batches:
-        for shard in batch.column(0).to_pylist():
-            tables = [
-                read_rows(job.work("cut", number, "parquet"), begin, rows) for number, begin, rows in shards[shard]
-            ]
-            whole = pa.concat_tables(tables) if tables else SESSIONS_SCHEMA.empty_table()
-            for name in ("items", "exposure_items"):
-                column = whole[name].combine_chunks()
-                values = dense(column.flatten().to_numpy())
-                offset = column.offsets.to_numpy() - (column.offsets[0].as_py() if len(column) else 0)
-                lists = pa.ListArray.from_arrays(pa.array(offset, pa.int32()), pa.array(values, pa.int32()))
-                whole = whole.set_column(whole.schema.get_field_index(name), name, lists)
-            name = f"{SESSIONS_FOLDER}/part-{shard:05d}.parquet"
-            write_table(Path(job.folder) / name, whole.cast(SESSIONS_SCHEMA), row_group_size=ROWS_PER_GROUP)
-            entry = dataclasses.asdict(describe_file(Path(job.folder), name, len(whole)))
-            yield pa.RecordBatch.from_arrays([pa.array([json.dumps(entry)])], ["file"])
+    pieces = [read_rows(job.work("cut", number, "parquet"), begin, rows) for number, begin, rows in shards[shard]]
+    whole = pa.concat_tables(pieces) if pieces else SESSIONS_SCHEMA.empty_table()
+    for name in ("items", "exposure_items"):
+        column = whole[name].combine_chunks()
+        values = dense(column.flatten().to_numpy())
+        offset = column.offsets.to_numpy() - (column.offsets[0].as_py() if len(column) else 0)
+        lists = pa.ListArray.from_arrays(pa.array(offset, pa.int32()), pa.array(values, pa.int32()))
+        whole = whole.set_column(whole.schema.get_field_index(name), name, lists)
+    name = f"{SESSIONS_FOLDER}/part-{shard:05d}.parquet"
+    write_table(Path(job.folder) / name, whole.cast(SESSIONS_SCHEMA), row_group_size=ROWS_PER_GROUP)
+    return dataclasses.asdict(describe_file(Path(job.folder), name, len(whole)))
 
 
 def finish(
@@ -193,7 +190,7 @@ def finish(
     source = [
         Source(f.name, f.bytes, fingerprint_of([s["fingerprint"] for s in splits if s["file"] == f.uri])) for f in files
     ]
-    protocol = protocol_record(config)
+    protocol = protocol_record(config, len(shards))
     manifest = Manifest(
         scenario=config.scenario,
         protocol=protocol,

@@ -1,28 +1,37 @@
-"""Starting Spark: its Java, its memory, its Python."""
+"""The job on Spark: starting it with its Java, memory and Python, and its tasks."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from etl.config import SparkOptions
+import pyarrow as pa
+
 from etl.folder import InputError
 from etl.job import Job, read_records
 from etl.package import package
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
+
+    from etl.config import SparkOptions  # its own imports are none of the workers'
 
 OLDEST_JAVA = 17
 LEAST_MEMORY = 1 << 30
+RESULT = "number long, result string"
+"""What tasks give back: their number and a JSON value."""
+PARTIAL_USERS = "partition int, part long, users binary, rows binary"
+"""`combine.PARTIAL_SCHEMA` in Spark's words."""
 
 
 def java_version() -> int | None:
@@ -56,12 +65,12 @@ def spark_session(options: SparkOptions, scratch: Path, log_bytes: int = 0) -> I
         raise InputError(
             f"Java {OLDEST_JAVA} or newer",
             f"Java {found}" if found else "none",
-            "apt-get install openjdk-17-jre-headless, or set JAVA_HOME",
+            "apt-get install openjdk-17-jre-headless, set JAVA_HOME, or do without Spark: engine=local",
         )
     from pyspark.sql import SparkSession
 
-    submitted = _submitted()
-    elsewhere = submitted or not options.master.startswith("local")
+    submitted, master = is_submitted(), options.master or "local[*]"
+    elsewhere = submitted or not master.startswith("local")
     # Workers here run this very interpreter; machines of a cluster may have theirs in another place.
     os.environ["PYSPARK_PYTHON"] = os.environ.get("PYSPARK_PYTHON", sys.executable) if elsewhere else sys.executable
     os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
@@ -69,7 +78,7 @@ def spark_session(options: SparkOptions, scratch: Path, log_bytes: int = 0) -> I
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")]))
     builder = SparkSession.builder.appName("nextclick etl").config(map=_settings(options, scratch, log_bytes))
     if not submitted:
-        builder = builder.master(options.master)
+        builder = builder.master(master)
     already = SparkSession.getActiveSession() is not None
     session = builder.getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
@@ -84,7 +93,7 @@ def spark_session(options: SparkOptions, scratch: Path, log_bytes: int = 0) -> I
             session.stop()
 
 
-def _submitted() -> bool:
+def is_submitted() -> bool:
     """Whether `spark-submit` started this program: then master and memory are what it was told."""
     return "PYSPARK_GATEWAY_PORT" in os.environ
 
@@ -106,7 +115,7 @@ def _settings(options: SparkOptions, scratch: Path, log_bytes: int) -> dict[str,
         "spark.sql.adaptive.enabled": "false",
         "spark.sql.execution.arrow.maxRecordsPerBatch": "16",  # a record holds many users
     }
-    if _submitted():
+    if is_submitted():
         return settings
     memory = jvm_memory(log_bytes, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     settings |= {
@@ -115,7 +124,7 @@ def _settings(options: SparkOptions, scratch: Path, log_bytes: int) -> dict[str,
         "spark.local.dir": str(scratch),
         "spark.ui.enabled": "false",
     }
-    if options.master.startswith(("local", "spark://127.0.0.1")):
+    if (options.master or "local").startswith(("local", "spark://127.0.0.1")):
         settings |= {"spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1"}
     logging = Path(__file__).resolve().parent / "conf" / "log4j2.properties"
     if logging.is_file():  # not inside a package that was shipped as an archive
@@ -123,26 +132,87 @@ def _settings(options: SparkOptions, scratch: Path, log_bytes: int) -> dict[str,
     return settings
 
 
-def numbered(spark: SparkSession, n: int, n_tasks: int | None = None) -> Any:
-    """A frame of the numbers 0..n-1, one task each or `n_tasks` in all: its number tells a task what to do."""
-    return spark.range(0, n, 1, n_tasks or n)
-
-
-def run(job: Job, frame: Any) -> list[Any]:
-    """Run a Spark job and collect its few rows.
+@contextlib.contextmanager
+def spark_engine(job: Job, options: SparkOptions, log_bytes: int) -> Iterator[SparkEngine]:
+    """A Spark session as the job's engine; it ends with the block.
 
     Raises:
-        InputError: what a task found wrong with the input, told as if it had been found here.
-        OSError: a task met a full disk.
+        InputError: no Java of version 17 or newer.
     """
-    from py4j.protocol import Py4JError
-    from pyspark.errors import PySparkException
+    with spark_session(options, Path(job.folder) / "_spark", log_bytes) as session:
+        yield SparkEngine(session, job)
 
-    try:
-        return [tuple(row) for row in frame.collect()]
-    except (PySparkException, Py4JError) as error:
-        for record in read_records(job.work_folder("errors")):
-            raise InputError(**record) from None
-        if os.strerror(errno.ENOSPC) in str(error):  # a task's, or Spark's own temporary files
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
-        raise
+
+class SparkEngine:
+    """Runs tasks as Spark's: the number of its part tells a task what to do."""
+
+    def __init__(self, session: SparkSession, job: Job) -> None:
+        self.session, self.job = session, job
+
+    def map(self, task: Callable[[int], Any], n: int) -> list[Any]:
+        """`task(0)` to `task(n - 1)`, results in this order."""
+        return self._run(self._numbered(n).mapInArrow(partial(_map, task), RESULT))
+
+    def shuffle(
+        self,
+        combine: Callable[[int], Iterator[pa.RecordBatch]],
+        n: int,
+        gather: Callable[[int, Iterator[pa.RecordBatch]], Any],
+    ) -> list[Any]:
+        """`combine` over `n` splits, then `gather` over the job's partitions, results in their order."""
+        partial_users = self._numbered(n).mapInArrow(partial(_combine, combine), PARTIAL_USERS)
+        by_user = partial_users.repartitionById(self.job.partitions, "partition")
+        return self._run(by_user.mapInArrow(partial(_gather, gather), RESULT))
+
+    def _numbered(self, n: int) -> DataFrame:
+        return self.session.range(0, n, 1, n)
+
+    def _run(self, frame: DataFrame) -> list[Any]:
+        """Results of the tasks in the order of their numbers.
+
+        Raises:
+            InputError: what a task found wrong with the input, told as if it had been found here.
+            OSError: a task met a full disk.
+        """
+        from py4j.protocol import Py4JError
+        from pyspark.errors import PySparkException
+
+        try:
+            return [json.loads(row.result) for row in sorted(frame.collect(), key=lambda row: row.number)]
+        except (PySparkException, Py4JError) as error:
+            for record in read_records(self.job.work_folder("errors")):
+                raise InputError(**record) from None
+            if os.strerror(errno.ENOSPC) in str(error):  # a task's, or Spark's own temporary files
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+            raise
+
+
+def _numbers(batches: Iterator[pa.RecordBatch]) -> Iterator[int]:
+    for batch in batches:
+        yield from batch.column(0).to_pylist()
+
+
+def _result(number: int, value: Any) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array([number]), pa.array([json.dumps(value)])], ["number", "result"])
+
+
+def _map(task: Callable[[int], Any], batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for number in _numbers(batches):
+        yield _result(number, task(number))
+
+
+def _combine(
+    combine: Callable[[int], Iterator[pa.RecordBatch]], batches: Iterator[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    for number in _numbers(batches):
+        yield from combine(number)
+
+
+def _gather(
+    gather: Callable[[int, Iterator[pa.RecordBatch]], Any], batches: Iterator[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    from pyspark import TaskContext
+
+    context = TaskContext.get()
+    assert context is not None
+    yield _result(context.partitionId(), gather(context.partitionId(), batches))

@@ -35,6 +35,9 @@ def good(tmp_path):
         (["min_clicks=3"], "did you mean protocol.min_clicks?"),
         (["exposures=perhaps"], "true or false for exposures"),
         (["shards=0"], "shards of at least 1"),
+        (["processes=0"], "processes of at least 1"),
+        (["engine=flink"], "engine one of auto, local, spark, got flink"),
+        (["engine=local", 'spark.master="local[1]"'], "no option of spark with engine=local"),
         (["items_from=/nowhere"], "a dataset folder with manifest.json"),
         (["justaword"], "options as key=value"),
     ],
@@ -89,9 +92,11 @@ def test_help_names_every_option(capsys):
 
 def test_without_java_the_cure_is_named(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("JAVA_HOME", str(tmp_path / "nothing"))
-    assert main(good(tmp_path)) == 2
+    assert main([*good(tmp_path), "engine=spark"]) == 2
     assert "error: expected Java 17 or newer, got none (apt-get install" in capfd.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["log.csv"]
+    monkeypatch.setenv("PATH", "")
+    assert main(good(tmp_path)) == 0  # a small log needs none
 
 
 def test_a_foreign_wheel_is_refused(tmp_path):

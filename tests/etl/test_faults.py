@@ -15,6 +15,7 @@ import pytest
 import etl.sessions
 from etl.config import load
 from etl.contract import open_dataset
+from etl.spark import OLDEST_JAVA, java_version
 from etl.tenrec import VIDEO
 from tests.etl.test_parse import PIECES, slow_rows
 from tests.etl.test_sessions import HEADER, Options, check
@@ -22,7 +23,7 @@ from tests.support.logs import generated_log
 from tests.support.reference import sessionize
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.spark
+needs_java = pytest.mark.skipif((java_version() or 0) < OLDEST_JAVA, reason=f"needs Java {OLDEST_JAVA} or newer")
 
 
 def mutated_log(seed: int) -> bytes:
@@ -55,14 +56,19 @@ def as_csv(rows: list[tuple]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def test_fifty_mutated_files_through_the_whole_job(spark, tmp_path):
-    for seed in range(50):
+@pytest.mark.parametrize(
+    ("engine", "seeds"), [("local", range(5, 50)), pytest.param("spark", range(5), marks=pytest.mark.spark)]
+)
+def test_fifty_mutated_files_through_the_whole_job(request, tmp_path, engine, seeds):
+    if engine == "spark":
+        request.getfixturevalue("spark")
+    for seed in seeds:
         data = mutated_log(seed)
         log, out = tmp_path / f"{seed}.csv", tmp_path / f"out-{seed}"
         bom, newline = (b"\xef\xbb\xbf" if seed % 3 == 0 else b""), (b"\r\n" if seed % 5 == 0 else b"\n")
         log.write_bytes(bom + HEADER.encode() + newline + data)
         options = ["scenario=qb_video", "shards=3", "protocol.min_clicks=5", "protocol.max_clicks=12"]
-        etl.sessions.build(load([f"input={log}", f"output={out}", *options]))
+        etl.sessions.build(load([f"input={log}", f"output={out}", f"engine={engine}", *options]))
         text = as_csv(slow_rows(data))
         check(open_dataset(out), sessionize([text], Options(min_clicks=5, max_clicks=12)))
 
@@ -78,16 +84,18 @@ def family(pid: int) -> list:
     return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
 
 
+@pytest.mark.spark
+@needs_java
 def test_a_killed_driver_leaves_the_old_output_whole_and_the_rerun_completes(tmp_path):
     if not Path("/proc").is_dir():
         pytest.skip("needs /proc")
     log = generated_log(tmp_path / "log.csv", users=300, items=90, seed=6)
     options = [f"input={log}", f"output={tmp_path / 'out'}", "scenario=qb_video", "shards=4", "overwrite=true"]
-    assert run(*options, "protocol.max_clicks=20").wait(120) == 0
+    assert run(*options, "protocol.max_clicks=20").wait(120) == 0  # without Spark, as the last run below
     old = open_dataset(tmp_path / "out").manifest.fingerprint
     work = tmp_path / ".out.building"
     for mark in ("_spark", "_work/splits/*.json", "_work/cut/*.json", "sessions/part-*"):
-        process = run(*options)
+        process = run(*options, "engine=spark")
         deadline = time.monotonic() + 120
         while not list(work.glob(mark)) and process.poll() is None:
             assert time.monotonic() < deadline
@@ -103,7 +111,8 @@ def test_a_killed_driver_leaves_the_old_output_whole_and_the_rerun_completes(tmp
     assert not work.exists()
 
 
-def test_a_full_disk_is_one_plain_line_and_leaves_nothing_that_looks_whole(tmp_path):
+@pytest.mark.parametrize("engine", ["local", pytest.param("spark", marks=[pytest.mark.spark, needs_java])])
+def test_a_full_disk_is_one_plain_line_and_leaves_nothing_that_looks_whole(tmp_path, engine):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, check=False)
@@ -111,7 +120,8 @@ def test_a_full_disk_is_one_plain_line_and_leaves_nothing_that_looks_whole(tmp_p
         pytest.skip("needs root to mount a small disk")
     try:
         log = generated_log(tmp_path / "log.csv", users=3000, items=500, seed=7)
-        process = run(f"input={log}", f"output={disk / 'out'}", "scenario=qb_video", "shards=4")
+        options = ["scenario=qb_video", "shards=4", f"engine={engine}"]
+        process = run(f"input={log}", f"output={disk / 'out'}", *options)
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 2, errors
         assert "Traceback" not in errors

@@ -1,4 +1,4 @@
-"""Scenario `ctr`: flat rows against the log itself."""
+"""Scenario `ctr`: flat rows against the log itself. Spark gives the same bytes (`test_engine.py`)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from collections import Counter
 
 import numpy as np
 import pyarrow.parquet as pq
-import pytest
 
 import etl.sessions
 from etl.config import load
 from etl.contract import open_dataset
 from etl.tenrec import HISTORY, VIDEO
-
-pytestmark = pytest.mark.spark
 
 
 def ctr_log(path, *, rows: int, seed: int, click_share: float = 0.2):
@@ -37,7 +34,7 @@ def read(folder):
     return dataset, rows
 
 
-def test_every_click_two_unclicked_rows_each_and_a_seeded_split(spark, tmp_path, monkeypatch):
+def test_every_click_two_unclicked_rows_each_and_a_seeded_split(tmp_path, monkeypatch):
     monkeypatch.setattr("etl.tenrec.SPLIT_BYTES", 60_000)
     log = ctr_log(tmp_path / "ctr.csv", rows=6_000, seed=1)
     lines = [line.split(",") for line in log.read_text().splitlines()[1:]]
@@ -74,7 +71,7 @@ def test_every_click_two_unclicked_rows_each_and_a_seeded_split(spark, tmp_path,
     assert open_dataset(tmp_path / "c").manifest.fingerprint != dataset.manifest.fingerprint
 
 
-def test_fewer_unclicked_rows_than_wanted_are_all_taken(spark, tmp_path):
+def test_fewer_unclicked_rows_than_wanted_are_all_taken(tmp_path):
     log = ctr_log(tmp_path / "ctr.csv", rows=300, seed=2, click_share=0.6)
     etl.sessions.build(load([f"input={log}", "scenario=ctr", "shards=1", f"output={tmp_path / 'out'}"]))
     assert len(read(tmp_path / "out")[1]) == 300

@@ -176,7 +176,7 @@ def test_the_job_on_spark_equals_the_slow_sessionizer(spark, tmp_path, options):
         for _ in range(600)
     ]
     texts = ["\n".join([HEADER, *lines[:350]]) + "\n", "\n".join([HEADER, *lines[350:]]) + "\n"]
-    etl.sessions.build(load(command(tmp_path, texts, options)))
+    etl.sessions.build(load(command(tmp_path, texts, options, "engine=spark")))
     check(open_dataset(tmp_path / "out"), sessionize(texts, options))
 
 
@@ -188,7 +188,7 @@ def test_a_rerun_gives_identical_bytes_and_the_engine_does_not_matter(spark, tmp
     options = [f"input={log}", "scenario=qb_video", "shards=4"]
     hashes = []
     for name in ("a", "b"):
-        manifest = etl.sessions.build(load([*options, f"output={tmp_path / name}"]))
+        manifest = etl.sessions.build(load([*options, "engine=spark", f"output={tmp_path / name}"]))
         hashes.append((manifest.fingerprint, [f.sha256 for f in manifest.files]))
     assert hashes[0] == hashes[1]
     without = build([*options, f"output={tmp_path / 'c'}"], partitions=1).manifest

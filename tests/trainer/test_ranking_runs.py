@@ -43,7 +43,7 @@ def result(dataset: Dataset, run: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def ctr(spark, tmp_path_factory) -> Dataset:
+def ctr(tmp_path_factory) -> Dataset:
     """Rows that are clicked where the category is even, and liked where a clicked one's age is above 3."""
     import etl.config
     import etl.sessions
@@ -65,7 +65,6 @@ def ctr(spark, tmp_path_factory) -> Dataset:
 
 
 @pytest.mark.parametrize("model", list(RANK_HEADS))
-@pytest.mark.spark
 def test_every_ranking_model_finds_what_rows_were_made_from(ctr, tmp_path, model):
     folder = run(ctr, tmp_path / "run", f"model={model}", "tasks=[click,like]")
     found = result(ctr, folder)["test"]
@@ -80,7 +79,6 @@ def test_every_ranking_model_finds_what_rows_were_made_from(ctr, tmp_path, model
         assert Counter((r["user_id"], r["item"], r["label"]) for r in exported) == wanted
 
 
-@pytest.mark.spark
 def test_session_models_refuse_rows_and_a_refit_exports_no_valid_rows(ctr, tmp_path, capfd):
     assert main([f"data={ctr.path}", f"output={tmp_path / 'no'}", "model=hybrid", *SMALL]) == 2
     assert "error: expected a dataset of sessions, got rows of scenario ctr" in capfd.readouterr().err

@@ -1,0 +1,143 @@
+"""The job's engines: the same bytes from each, and what ends a local one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing import active_children
+from pathlib import Path
+
+import psutil
+import pytest
+
+import etl.sessions
+from etl.config import EtlConfig, SparkOptions, load
+from etl.contract import Manifest, open_dataset
+from etl.engine import LOCAL_BYTES, runs_locally
+from etl.folder import InputError
+from etl.job import Job, count_shards
+from etl.local import local_engine
+from etl.sessions import make_job
+from etl.tenrec import LogFile, Split
+from tests.etl.test_rows import ctr_log
+from tests.support.logs import generated_log
+
+ROOT = Path(__file__).parents[2]
+
+
+def files_of(manifest: Manifest) -> list[tuple[str, str]]:
+    return [(file.path, file.sha256) for file in manifest.files]
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize("scenario", ["qb_video", "ctr"])
+def test_one_process_two_processes_and_spark_give_the_same_bytes(spark, tmp_path, monkeypatch, scenario):
+    monkeypatch.setattr("etl.tenrec.SPLIT_BYTES", 20_000)
+    monkeypatch.setattr("etl.sessions.PARTITION_BYTES", 30_000)
+    monkeypatch.setattr("etl.sessions.SESSIONS_PER_SHARD", 10)
+    log = tmp_path / "log.csv"
+    if scenario == "ctr":
+        ctr_log(log, rows=2_000, seed=1)
+    else:
+        generated_log(log, users=40, items=50, seed=3)
+    engines = (["engine=local", "processes=1"], ["engine=local", "processes=2"], ["engine=spark"])
+    options = [
+        [f"input={log}", f"scenario={scenario}", f"output={tmp_path / engine[-1]}", *engine] for engine in engines
+    ]
+    manifests = [etl.sessions.build(load(line)) for line in options]
+    assert {m.fingerprint for m in manifests} == {manifests[0].fingerprint}
+    assert files_of(manifests[0]) == files_of(manifests[1]) == files_of(manifests[2])
+    assert manifests[0].counts["rows_read"] > 1_000
+    if scenario == "qb_video":  # filters count over all users first: another pass of the tasks
+        for line in options[1:]:
+            etl.sessions.build(load([*line, "protocol.min_item_clicks=2", "overwrite=true"]))
+        two, three = (open_dataset(tmp_path / name).manifest for name in ("processes=2", "engine=spark"))
+        assert files_of(two) == files_of(three) != files_of(manifests[0])
+        assert len(open_dataset(tmp_path / "processes=2").session_files) == 4  # 40 sessions at most, 10 a file
+
+
+@pytest.mark.parametrize(
+    ("given", "uri", "size", "local"),
+    [
+        ({}, "log.csv", LOCAL_BYTES, True),
+        ({}, "log.csv", LOCAL_BYTES + 1, False),
+        ({}, "log.csv.gz", LOCAL_BYTES // 2, False),
+        ({"engine": "local"}, "log.csv", 1 << 40, True),
+        ({"engine": "spark"}, "log.csv", 1, False),
+        ({"spark": SparkOptions(master="local[2]")}, "log.csv", 1, False),
+        ({"spark": SparkOptions(driver_memory="4g")}, "log.csv", 1, False),
+    ],
+)
+def test_auto_takes_spark_for_large_logs_and_whoever_sets_it_up(given, uri, size, local, monkeypatch):
+    config = EtlConfig(input=uri, output="out", scenario="qb_video", **given)
+    splits = [Split(0, LogFile(uri, size, (), 0, size), 0, size)]
+    assert runs_locally(config, splits) is local
+    monkeypatch.setenv("PYSPARK_GATEWAY_PORT", "1")  # started by spark-submit
+    assert runs_locally(config, splits) is (config.engine == "local")
+
+
+@pytest.mark.parametrize(("rows", "shards"), [(0, 1), (40, 1), (4_096, 1), (4_097, 2), (1 << 30, 64)])
+def test_files_follow_from_the_number_of_sessions(rows, shards):
+    assert count_shards(rows, 4_096) == shards
+
+
+def job_in(folder: Path) -> Job:
+    return make_job(EtlConfig(input="log.csv", output="out", scenario="qb_video"), folder, log_bytes=1)
+
+
+def die(number: int) -> int:
+    if number:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def refuse(number: int) -> int:
+    raise InputError("a thing", f"another {number}", "change it")
+
+
+def test_a_workers_error_is_raised_here_and_its_death_is_one_plain_error(tmp_path):
+    job = job_in(tmp_path)
+    with (
+        pytest.raises(InputError, match=r"expected a thing, got another 0 \(change it\)"),
+        local_engine(job, 4, 2) as two,
+    ):
+        two.map(refuse, 4)
+    told = "2 worker processes until the job's end, got one that was killed"
+    with pytest.raises(InputError, match=told), local_engine(job, 4, 2) as two:
+        two.map(die, 4)
+    assert not active_children()
+
+
+def test_workers_end_with_a_killed_parent_and_the_rerun_finds_no_leftovers(tmp_path):
+    log = generated_log(tmp_path / "log.csv", users=200, items=90, seed=6)
+    code = (
+        "import sys, time, etl.tenrec, etl.gather\n"
+        "from etl.__main__ import main\n"
+        "if __name__ == '__main__':\n"
+        "    etl.tenrec.SPLIT_BYTES = 50_000\n"
+        "    sys.exit(main(sys.argv[1:]))"
+    )
+    (tmp_path / "small_splits.py").write_text(code)
+    options = [f"input={log}", f"output={tmp_path / 'out'}", "scenario=qb_video", "processes=2"]
+    line = [sys.executable, str(tmp_path / "small_splits.py"), *options]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(line, env=env, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / ".out.building").glob("_work/splits/*.json")):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGSTOP)  # so that it starts nothing between listing and killing
+    workers = psutil.Process(process.pid).children()
+    assert len(workers) == 3  # two, and the tracker of multiprocessing's resources
+    process.kill()
+    process.wait(20)
+    psutil.wait_procs(workers, timeout=20)
+    assert not [worker for worker in workers if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
+    assert not (tmp_path / "out").exists()
+    subprocess.run(line, env=env, check=True, capture_output=True)
+    assert open_dataset(tmp_path / "out").manifest.counts["sessions"] == 200
+    assert not (tmp_path / ".out.building").exists()
