@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 from etl.command import run_program
 from etl.config import EtlConfig, load
-from etl.sessions import timed_build
 
 
 def job(options: list[str]) -> None:
     """Build the dataset that the options describe."""
     config = load(options)
+    from etl.sessions import timed_build
+
     print(f"{timed_build(config)}: {config.output}")
 
 

@@ -14,13 +14,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
-from hydra import compose, initialize_config_module
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from etl.folder import InputError
 
 Config = TypeVar("Config")
@@ -49,6 +42,14 @@ def read_options(schema: type[Config], module: str, options: Sequence[str]) -> C
     Raises:
         InputError: an unknown, missing, ill-typed or unreadable option.
     """
+    # Not needed for --help, and an eighth of a second.
+    from hydra import compose, initialize_config_module
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     maps = [name for name, entry in _fields(schema) if str(entry.type).startswith("dict")]
     ConfigStore.instance().store(name="schema", node=schema)
     GlobalHydra.instance().clear()

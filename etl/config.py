@@ -11,8 +11,9 @@ from omegaconf import MISSING
 
 from etl.command import group, option, read_options
 from etl.folder import InputError
-from etl.tenrec import SCENARIOS
 
+SCENARIOS = ("qk_video", "qb_video", "qk_article", "qb_article", "sbr", "ctr")
+"""Keys of `tenrec.SCENARIOS`, which needs Arrow."""
 DEDUPE = ("none", "exact", "first")
 ENGINES = ("auto", "local", "spark")
 MAX_CLICKS_LIMIT = 1_000
@@ -76,7 +77,7 @@ def load(options: Sequence[str]) -> EtlConfig:
     given = config.input
     if not (isinstance(given, str) or (isinstance(given, list) and given and all(isinstance(i, str) for i in given))):
         raise InputError("input=FILE or input=[FILE,…]", repr(given), "name at least one CSV file")
-    _one_of("scenario", config.scenario, tuple(SCENARIOS))
+    _one_of("scenario", config.scenario, SCENARIOS)
     _one_of("protocol.dedupe", config.protocol.dedupe, DEDUPE)
     _one_of("engine", config.engine, ENGINES)
     if config.engine == "local" and config.spark != SparkOptions():

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,6 @@ from omegaconf import MISSING
 
 from etl.command import option, read_options, run_program
 from etl.folder import InputError, sha256_of
-from etl.tenrec import NULL, VIDEO
 
 WHEEL = "recbole==1.2.1"
 WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
@@ -68,6 +68,8 @@ def to_csv(wheel: Path) -> str:
     Raises:
         InputError: another file than the expected wheel.
     """
+    from etl.tenrec import NULL, VIDEO
+
     if not wheel.is_file() or sha256_of(wheel) != WHEEL_SHA256:
         raise InputError(f"the {WHEEL} wheel with its known SHA-256", wheel, "remove it to download it again")
     with zipfile.ZipFile(wheel) as archive:
@@ -107,5 +109,10 @@ def job(options: list[str]) -> None:
     print(f"{text.count(chr(10)) - 1:,} ratings: {output}")
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit status."""
+    return run_program("etl.movielens", MovielensConfig, job, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(run_program("etl.movielens", MovielensConfig, job))
+    sys.exit(main())

@@ -12,12 +12,9 @@ from omegaconf import MISSING
 
 from etl.command import option, read_options, run_program
 from etl.folder import InputError, write_json
-from etl.twin.generate import make_twin, write
-from etl.twin.oracle import truth
-from etl.twin.process import CATEGORIES
-from etl.twin.scenarios import PUBLISHED
+from etl.twin.published import PUBLISHED
 
-FEWEST_ITEMS = CATEGORIES * 25
+FEWEST_ITEMS_OF_CATEGORY = 25
 
 
 @dataclass
@@ -36,6 +33,9 @@ def job(options: list[str]) -> None:
     """Write the twin that the options describe, and its truth."""
     config = read_options(TwinConfig, "etl.conf.twin", options)
     check(config)
+    from etl.twin.generate import make_twin, write
+    from etl.twin.oracle import truth
+
     begin = time.monotonic()
     output = Path(config.output)
     twin = make_twin(
@@ -61,8 +61,12 @@ def check(config: TwinConfig) -> None:
         raise InputError(f"scenario one of {', '.join(PUBLISHED)}", config.scenario, "choose scenario=qb_video, say")
     if config.users < 1 or config.seed < 0:
         raise InputError("users of at least 1 and a seed of at least 0", f"{config.users}, {config.seed}", "mend them")
-    if config.items is not None and config.items < FEWEST_ITEMS:
-        raise InputError(f"items of at least {FEWEST_ITEMS}", config.items, "25 for each of the 40 categories")
+    from etl.twin.process import CATEGORIES
+
+    fewest = CATEGORIES * FEWEST_ITEMS_OF_CATEGORY
+    if config.items is not None and config.items < fewest:
+        cure = f"{FEWEST_ITEMS_OF_CATEGORY} for each of the {CATEGORIES} categories"
+        raise InputError(f"items of at least {fewest}", config.items, cure)
     if not 0 <= config.task_correlation <= 1:
         raise InputError("task_correlation in 0..1", config.task_correlation, "give a share")
 

@@ -30,7 +30,8 @@ from etl.twin.process import (
     Process,
     draw_rank,
 )
-from etl.twin.scenarios import PUBLISHED, item_ids, user_ids
+from etl.twin.published import PUBLISHED
+from etl.twin.scenarios import item_ids, user_ids
 
 USERS_PER_CHUNK = 50_000
 SPREAD = 1.15

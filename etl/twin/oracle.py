@@ -24,7 +24,7 @@ from etl.twin.process import (
     Process,
     rank_probability,
 )
-from etl.twin.scenarios import PUBLISHED
+from etl.twin.published import PUBLISHED
 
 CUTOFFS = (5, 10, 20)
 MIN_CLICKS = 10

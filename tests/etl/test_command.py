@@ -6,7 +6,9 @@ import zipfile
 
 import pytest
 
+from etl import tenrec
 from etl.__main__ import main
+from etl.config import SCENARIOS
 from etl.folder import InputError
 from etl.movielens import to_csv
 from tests.support.engine import write_log
@@ -84,6 +86,7 @@ def test_a_wrong_file_is_refused_with_what_is_missing(tmp_path, content, told, c
 
 
 def test_help_names_every_option(capsys):
+    assert tuple(tenrec.SCENARIOS) == SCENARIOS
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
     for name in ("input", "protocol.min_clicks", "items_from", "spark.master"):

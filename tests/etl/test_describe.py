@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from etl.describe import main, watched
-from etl.twin.scenarios import PUBLISHED
+from etl.dataset_page import watched
+from etl.describe import main
+from etl.twin.published import PUBLISHED
 from tests.support.browser import WIDTHS, opened
 
 

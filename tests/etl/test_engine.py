@@ -43,10 +43,9 @@ def test_one_process_two_processes_and_spark_give_the_same_bytes(spark, tmp_path
         ctr_log(log, rows=2_000, seed=1)
     else:
         generated_log(log, users=40, items=50, seed=3)
-    engines = (["engine=local", "processes=1"], ["engine=local", "processes=2"], ["engine=spark"])
-    options = [
-        [f"input={log}", f"scenario={scenario}", f"output={tmp_path / engine[-1]}", *engine] for engine in engines
-    ]
+    engines = {"one": ["engine=local", "processes=1"], "two": ["engine=local", "processes=2"], "spark": ["engine=spark"]}
+    given = [f"input={log}", f"scenario={scenario}"]
+    options = [[*given, f"output={tmp_path / name}", *engine] for name, engine in engines.items()]
     manifests = [etl.sessions.build(load(line)) for line in options]
     assert {m.fingerprint for m in manifests} == {manifests[0].fingerprint}
     assert files_of(manifests[0]) == files_of(manifests[1]) == files_of(manifests[2])
@@ -54,9 +53,9 @@ def test_one_process_two_processes_and_spark_give_the_same_bytes(spark, tmp_path
     if scenario == "qb_video":  # filters count over all users first: another pass of the tasks
         for line in options[1:]:
             etl.sessions.build(load([*line, "protocol.min_item_clicks=2", "overwrite=true"]))
-        two, three = (open_dataset(tmp_path / name).manifest for name in ("processes=2", "engine=spark"))
-        assert files_of(two) == files_of(three) != files_of(manifests[0])
-        assert len(open_dataset(tmp_path / "processes=2").session_files) == 4  # 40 sessions at most, 10 a file
+        ours, theirs = (open_dataset(tmp_path / name).manifest for name in ("two", "spark"))
+        assert files_of(ours) == files_of(theirs) != files_of(manifests[0])
+        assert len(open_dataset(tmp_path / "two").session_files) == 4  # 40 sessions at most, 10 a file
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from etl.twin.__main__ import main
 from etl.twin.generate import Clicks, make_twin, rows_of, simulate
 from etl.twin.oracle import beliefs, best_probabilities, expected_ranking, truth
 from etl.twin.process import AFFINITY, TASKS, TASTES, Process
-from etl.twin.scenarios import PUBLISHED, item_ids, user_ids
+from etl.twin.published import PUBLISHED
+from etl.twin.scenarios import item_ids, user_ids
 from tests.support.engine import build
 
 

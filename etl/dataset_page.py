@@ -1,0 +1,114 @@
+"""The page of `python -m etl.describe`: datasets' tables and distributions."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from etl.contract import STATISTICS, Dataset
+from etl.protocol import Array
+from etl.twin.published import PUBLISHED
+
+ROWS = ("users", "items", "exposures", "clicks", "likes", "shares", "follows", "reads", "favorites")
+NEGATIVE = ("skip", "passive", "other")
+STUDY_LIMIT = 500
+"""The study's boxplot: most videos are watched less often."""
+CSS = """body{font:15px/1.5 system-ui,sans-serif;margin:auto;max-width:60rem;padding:1rem;color:#222}
+table{border-collapse:collapse;display:block;overflow-x:auto}td,th{padding:.2rem .6rem;text-align:right;
+border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}
+.wide{overflow-x:auto}.wide svg{width:100%;min-width:34rem;height:auto}"""
+
+
+def watched(dataset: Dataset) -> tuple[Array, Array]:
+    """How often each item with a kept click was clicked, and watched (sum of `watching_times`); int64 `[items]`."""
+    clicks, times = (np.zeros(dataset.manifest.n_items + 1, np.int64) for _ in range(2))
+    for entry in dataset.session_files:
+        table = pq.read_table(dataset.file(entry.path), columns=["items", "watching_times"])
+        item, watching = (c.combine_chunks().flatten().to_numpy() for c in table.columns)
+        clicks += np.bincount(item, minlength=len(clicks))
+        times += np.bincount(item, weights=watching, minlength=len(times)).astype(np.int64)
+    return clicks[clicks > 0], times[clicks > 0]
+
+
+def boxes(values: dict[str, Array]) -> str:
+    """Boxplots beside each other on a logarithmic axis, as SVG; whiskers at the 5 % and 95 % quantiles."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 0.9 + 0.55 * len(values)), layout="constrained")
+    axes = figure.subplots()
+    # A never watched item has no place on a logarithmic axis: it is drawn at one half.
+    shown = [np.maximum(v, 0.5) for v in values.values()]
+    axes.boxplot(shown, orientation="horizontal", tick_labels=list(values), whis=(5, 95), showfliers=False)
+    for place, v in enumerate(shown, 1):
+        axes.plot(v.max(), place, "x", color="#b00")
+    axes.set_xscale("log")
+    axes.axvline(STUDY_LIMIT, color="#888", linestyle=":")
+    axes.set_xlabel("times an item was clicked or watched (× the most watched one, dotted: 500)")
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+
+
+def page(datasets: list[Dataset]) -> str:
+    """The page as HTML, self-contained."""
+    parts: list[str] = []
+    values: dict[str, Array] = {}
+    for dataset in datasets:
+        scenario = dataset.manifest.scenario
+        statistics = json.loads(dataset.file(STATISTICS).read_text())
+        parts.append(section(dataset, statistics))
+        if dataset.session_files:
+            clicks, times = watched(dataset)
+            values |= {f"{scenario}: clicks": clicks, f"{scenario}: watching times": times}
+            parts.append(spread(clicks, times))
+    values = {label: v for label, v in values.items() if len(v)}
+    drawn = f"<h2>How often an item is watched</h2><div class=wide>{boxes(values)}</div>" if values else ""
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><style>{CSS}</style>'
+    return (
+        f"<!doctype html><html lang=en><head>{head}<title>Datasets</title></head><body>{''.join(parts)}{drawn}</body>"
+    )
+
+
+def section(dataset: Dataset, statistics: dict[str, Any]) -> str:
+    """A dataset's Table 1: the log, what was kept, and the published values of the scenario."""
+    manifest = dataset.manifest
+    published = PUBLISHED.get(manifest.scenario)
+    lines = []
+    for name in (*ROWS, *NEGATIVE, "mean_clicks"):
+        shown = getattr(published, name, None) if published and name not in NEGATIVE else None
+        if published and name == "mean_clicks":
+            shown = published.clicks / published.users
+        cells = "".join(f"<td>{number(v)}</td>" for v in (statistics["raw"][name], statistics["kept"][name], shown))
+        lines.append(f"<tr><td>{name.replace('_', ' ')}</td>{cells}</tr>")
+    quarantined = sum(statistics["rows_quarantined"].values())
+    sources = ", ".join(html.escape(s.name) for s in manifest.source)
+    return (
+        f"<h2>{html.escape(manifest.scenario)}</h2><p>{sources}: {statistics['rows_read']:,} rows read, "
+        f"{quarantined:,} quarantined. “Published” is the Tenrec paper's count of the real log; a twin or an excerpt "
+        "differs.</p><table><tr><th></th><th>log</th><th>kept</th><th>published</th></tr>"
+        f"{''.join(lines)}</table>"
+    )
+
+
+def spread(clicks: Array, times: Array) -> str:
+    """Quantiles of both counts, and the share under the study's limit."""
+    quantiles = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)
+    head = "".join(f"<th>{q:.0%}</th>" for q in quantiles)
+    lines = ""
+    for label, v in (("clicks of an item", clicks), ("watching times of an item", times)):
+        if len(v):
+            cells = "".join(f"<td>{number(x)}</td>" for x in np.quantile(v, quantiles, method="inverted_cdf"))
+            lines += f"<tr><td>{label}</td>{cells}<td>{np.mean(v < STUDY_LIMIT):.2%}</td></tr>"
+    return f"<table><tr><th></th>{head}<th>under {STUDY_LIMIT}</th></tr>{lines}</table>"
+
+
+def number(value: float | None) -> str:
+    """A count with thousands, a mean with two decimals, a dash for none."""
+    if value is None:
+        return "–"
+    return f"{value:,.2f}" if isinstance(value, float) and not value.is_integer() else f"{int(value):,}"
