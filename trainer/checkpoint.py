@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -173,7 +172,7 @@ def all_tensors(stepper: Stepper) -> dict[str, torch.Tensor]:
         tensors |= {f"table.{table}.{name}": t for name, t in found.tensors().items()}
     for name, parameter in stepper.objective.named_parameters():
         for key, value in stepper.optimizer.state[parameter].items():
-            tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
+            tensors[f"optimizer.{name}.{key}"] = value
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
@@ -183,10 +182,9 @@ def _load_tensors(stepper: Stepper, tensors: dict[str, torch.Tensor]) -> None:
         found.load(_under(f"table.{table}.", tensors))
     for name, parameter in stepper.objective.named_parameters():
         parameter.copy_(tensors[f"network.{name}"])
-        state: dict[str, Any] = stepper.optimizer.state[parameter]
-        for key, value in _under(f"optimizer.{name}.", tensors).items():
-            on_device = key != "step"  # torch keeps step counters on the CPU
-            state[key] = value.to(parameter.device) if on_device else value
+        state = _under(f"optimizer.{name}.", tensors)
+        for key, value in stepper.optimizer.state[parameter].items():
+            value.copy_(state[key])
 
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

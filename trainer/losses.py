@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-CHUNK_SCORES = 1 << 22
-"""Scores `[examples × candidates]` held at once: 16 MiB of float32."""
+CHUNK_SCORES = 1 << 19
+"""Scores `[examples × candidates]` held at once: 2 MiB of float32, so that a kernel's passes stay in the cache."""
 HIT = -1e15
 """Score of a candidate that is the example's own target; its square is still finite in float32."""
 
@@ -30,16 +30,19 @@ def softmax_kernel(score_NK: torch.Tensor, own_N: torch.Tensor) -> tuple[torch.T
     return normaliser.log() + top - own_N, own_weight / normaliser - 1.0, weight
 
 
-def bpr_max_kernel(regularisation: float) -> Kernel:
+def bpr_max_kernel(regularisation: float, log_copies_K: torch.Tensor | None = None) -> Kernel:
     """BPR-max as in `bpr_max_sum`.
 
     With s the softmax of the scores r, σ = σ(own − r), A = Σ s σ and R = Σ s r², the loss −log A + λ R has the
     gradients Σ s σ² / A − 1 by the own score and s (1 − σ² / A + λ (r² + 2 r − R)) by r.
+
+    Args:
+        regularisation: λ.
+        log_copies_K: log of how many negatives each candidate stands for; by default one.
     """
 
     def kernel(score_NK: torch.Tensor, own_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        share = torch.sub(score_NK, score_NK.amax(1, keepdim=True)).exp_()
-        share /= share.sum(1, keepdim=True)
+        share = torch.softmax(score_NK if log_copies_K is None else score_NK + log_copies_K, dim=1)
         won = torch.sub(own_N[:, None], score_NK).sigmoid_()
         reward = row_dot(share, won) + 1e-24
         won.square_()
@@ -47,7 +50,7 @@ def bpr_max_kernel(regularisation: float) -> Kernel:
         square = score_NK.square()
         size = row_dot(share, square)
         gradient = square.add_(score_NK, alpha=2.0).sub_(size[:, None]).mul_(regularisation).add_(1.0)
-        gradient.sub_(won.div_(reward[:, None])).mul_(share)
+        gradient.addcmul_(won, reward.reciprocal()[:, None], value=-1.0).mul_(share)
         return regularisation * size - reward.log(), own_gradient, gradient
 
     return kernel

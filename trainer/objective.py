@@ -72,11 +72,14 @@ class Candidates:
 
     Attributes:
         ids: int64 `[K]`.
-        correction: float32 `[K]`, added to the scores (−log of the expected copies of sampled ones, else 0).
+        correction: float32 `[K]`, added to the scores (of the sampled softmax log of the copies that were drawn −
+            log of those expected, else 0).
+        log_copies: float32 `[K]`, log of how many drawn negatives a candidate stands for.
     """
 
     ids: torch.Tensor
     correction: torch.Tensor
+    log_copies: torch.Tensor
 
 
 class SessionObjective(nn.Module):
@@ -98,19 +101,23 @@ class SessionObjective(nn.Module):
 
     def candidates(self, batch: Batch, step: int) -> Candidates:
         """All items, or this step's negatives."""
-        device, options = batch.items.device, self.config.train
-        if self.config.loss == "embedding":
-            return Candidates(torch.zeros(0, dtype=torch.long, device=device), torch.zeros(0, device=device))
-        if self.config.loss == "softmax":
-            every = torch.arange(1, self.n_items + 1, device=device)
-            return Candidates(every, torch.zeros(self.n_items, device=device))
-        drawn = self.sampler.draw(options.negatives, seed=self.config.seed, step=step)
+        device, loss = batch.items.device, self.config.loss
+        if loss in ("embedding", "softmax"):
+            ids = torch.arange(1, self.n_items + 1 if loss == "softmax" else 1, device=device)
+            zeros = torch.zeros(len(ids), device=device)
+            return Candidates(ids, zeros, zeros)
+        drawn = self.sampler.draw(self.config.train.negatives, seed=self.config.seed, step=step)
         positives = batch.positives.cpu().numpy()
-        ids = np.concatenate([drawn, positives])
-        correction = np.zeros(len(ids), np.float32)
-        if self.config.loss == "sampled_softmax":
-            correction = -self.sampler.log_expected(ids, drawn=len(drawn), positives=len(positives))
-        return Candidates(torch.from_numpy(ids).to(device), torch.from_numpy(correction).to(device))
+        found = np.concatenate([drawn, positives])
+        copies = np.ones(len(found), np.int64)
+        if loss in ("sampled_softmax", "bpr_max") and not self.config.train.skipped_negatives:
+            # Small catalogues draw many items twice: each is scored once and weighs as often as it was drawn.
+            found, copies = np.unique(found, return_counts=True)
+        log_copies = np.log(copies).astype(np.float32)
+        correction = np.zeros(len(found), np.float32)
+        if loss == "sampled_softmax":
+            correction = log_copies - self.sampler.log_expected(found, drawn=len(drawn), positives=len(positives))
+        return Candidates(*(torch.from_numpy(values).to(device) for values in (found, correction, log_copies)))
 
     def wanted(self, batch: Batch, candidates: Candidates) -> dict[str, torch.Tensor]:
         """Ids whose vectors the forward pass reads, by table."""
@@ -159,17 +166,24 @@ class SessionObjective(nn.Module):
         bias_K = item.bias[place] + candidates.correction
         if not self.config.train.skipped_negatives:
             return losses.fused_sum(
-                self._kernel(), query_ND, positive_ND, positive_bias_N, candidate_KD, bias_K, target_N, candidates.ids
+                self._kernel(candidates),
+                query_ND,
+                positive_ND,
+                positive_bias_N,
+                candidate_KD,
+                bias_K,
+                target_N,
+                candidates.ids,
             )
         own = (query_ND * positive_ND).sum(1) + positive_bias_N
         score = losses.candidate_scores(query_ND, candidate_KD, bias_K, target_N, candidates.ids)
         return self._of_scores(own, torch.cat([score, self._skipped(query_ND, target_N, item, batch, compact)], dim=1))
 
-    def _kernel(self) -> losses.Kernel:
+    def _kernel(self, candidates: Candidates) -> losses.Kernel:
         if self.config.loss in ("softmax", "sampled_softmax"):
             return losses.softmax_kernel
         if self.config.loss == "bpr_max":
-            return losses.bpr_max_kernel(self.config.train.bpr_max_regularisation)
+            return losses.bpr_max_kernel(self.config.train.bpr_max_regularisation, candidates.log_copies)
         return losses.kernel_of(self._of_scores)
 
     def _skipped(

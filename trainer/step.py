@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from etl.folder import InputError
 from trainer.config import TrainerConfig, TrainOptions
 from trainer.objective import RankObjective, SessionObjective
+from trainer.optimizers import Adagrad, AdamW
 from trainer.sparse.exchange import sum_rows
 from trainer.sparse.table import SparseTable
 from trainer.world import World
@@ -36,12 +37,10 @@ def learning_rate_factor(options: TrainOptions, step: int, total_steps: int) -> 
     return warmup * 0.5 * (1.0 + math.cos(math.pi * min(max(done, 0.0), 1.0)))
 
 
-def make_optimizer(options: TrainOptions, parameters: Any, device: torch.device) -> torch.optim.Optimizer:
-    """The optimiser of the networks; on a GPU AdamW is one fused kernel."""
-    rate = options.network_learning_rate or options.learning_rate
-    if options.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=rate, weight_decay=options.weight_decay, fused=device.type == "cuda")
-    return torch.optim.Adagrad(parameters, lr=rate, eps=1e-6, weight_decay=options.weight_decay)
+def make_optimizer(options: TrainOptions, parameters: Iterable[nn.Parameter]) -> Adagrad | AdamW:
+    """The optimiser of the networks."""
+    kind = AdamW if options.optimizer == "adamw" else Adagrad
+    return kind(parameters, options.network_learning_rate or options.learning_rate, weight_decay=options.weight_decay)
 
 
 class Stepper:
@@ -67,10 +66,9 @@ class Stepper:
         self.total_steps = total_steps
         self.model, self.tasks = objective.model, objective.tasks
         self.forward: nn.Module = DistributedDataParallel(objective) if world.size > 1 else objective
-        self.optimizer = make_optimizer(config.train, objective.parameters(), world.device)
+        self.optimizer = make_optimizer(config.train, objective.parameters())
         half = config.train.precision == "bfloat16"
         self.autocast = torch.autocast(world.device.type, torch.bfloat16) if half else nullcontext()
-        self.base_rate = self.optimizer.param_groups[0]["lr"]
 
     def step(self, parts: Sequence[Any], step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Update all parameters with a global batch of which this worker holds a share.
@@ -96,7 +94,7 @@ class Stepper:
         rows = {
             name: self.tables[name].rows(torch.unique(torch.cat([ids[name] for ids in wanted]))) for name in wanted[0]
         }
-        self.optimizer.zero_grad(set_to_none=True)
+        self.objective.zero_grad(set_to_none=True)
         losses = torch.zeros_like(weights)
         for number, batch in enumerate(parts, 1):
             with self._gradients_stay(number < len(parts)):
@@ -137,9 +135,7 @@ class Stepper:
                 if parameter.grad is not None:
                     parameter.grad.mul_(shrink)
         factor = learning_rate_factor(options, step, self.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.base_rate * factor
-        self.optimizer.step()
+        self.optimizer.step(step + 1, factor)
         for name, (ids, gradient) in gradients.items():
             gradient = gradient if shrink == 1.0 else gradient * shrink
             self.tables[name].update(ids, gradient, options.learning_rate * factor, decay=options.table_decay)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from trainer.config import RANK_HEADS, ModelOptions, TrainerConfig
 from trainer.models.encoders import ENCODERS
+from trainer.models.gru import gru_states
 from trainer.models.gru4rec import GRUEncoder
 from trainer.models.heads import HEADS, PLE, Layout, MMoE
 from trainer.models.ranker import Ranker, product_logit
@@ -64,6 +65,19 @@ def test_gru_equals_a_step_by_step_numpy_version():
     for session in range(4):
         first = gru_by_steps(encoder.gru, clicks[session].double().numpy())
         assert found[session] == pytest.approx(gru_by_steps(encoder.gru, first, layer=1), abs=1e-6)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_training_grus_states_and_gradients_are_those_of_torchs(layers):
+    torch.manual_seed(0)
+    gru = torch.nn.GRU(6, 5, layers, batch_first=True).double()
+    clicks, weight = torch.randn(4, 7, 6).double().requires_grad_(), torch.randn(4, 7, 5).double()
+    ours, theirs = gru_states(gru, clicks), gru(clicks)[0]
+    assert torch.allclose(ours, theirs)
+    leaves = (clicks, *gru.parameters())
+    gradients = [torch.autograd.grad((state * weight).sum(), leaves) for state in (ours, theirs)]
+    for a, b in zip(*gradients, strict=True):
+        assert torch.allclose(a, b)
 
 
 def srgnn_by_graph(encoder: SRGNNEncoder, items: list[int], vector_of: dict[int, np.ndarray]) -> np.ndarray:

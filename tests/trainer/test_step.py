@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import socket
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from trainer.data.batch import BatchOptions, train_batch
 from trainer.data.order import Order, share
 from trainer.data.reader import SessionReader
 from trainer.family import family_of, first_biases
-from trainer.objective import ITEM, Balance, Sums
+from trainer.objective import ITEM, Balance, Candidates, Sums
+from trainer.optimizers import Adagrad, AdamW
 from trainer.sparse.table import SparseTable
 from trainer.step import NotFiniteError, Stepper, learning_rate_factor
 from trainer.world import World
@@ -141,7 +143,7 @@ def test_every_parameter_of_every_model_gets_gradient_and_changes(fifty, changes
     settings = config(fifty.path, **changes)
     before, after = make_stepper(settings, fifty, World.alone()), ten_steps(settings, World.alone(), steps=1)
     names = dict(before.objective.named_parameters())
-    optimized = {id(p) for group in after.optimizer.param_groups for p in group["params"]}
+    optimized = {id(p) for p in after.optimizer.parameters}
     for name, parameter in after.objective.named_parameters():
         assert id(parameter) in optimized, name
         assert parameter.grad is not None, name
@@ -175,6 +177,26 @@ def test_a_step_touches_only_the_rows_of_its_batch_and_negatives(fifty):
     assert not stepper.tables[ITEM].vector[0].any()
 
 
+@pytest.mark.parametrize("loss", ["sampled_softmax", "bpr_max"])
+def test_negatives_drawn_twice_are_scored_once_and_weigh_twice(fifty, loss):
+    """32 draws from few items: the loss and every gradient are those of scoring each draw by itself."""
+    stepper = make_stepper(config(fifty.path, loss=loss, tasks=["next"]), fifty, World.alone())
+    batch, objective, found = some_batch(fifty, tasks=[]), stepper.objective, []
+    merged = objective.candidates(batch, 3)
+    drawn = torch.from_numpy(objective.sampler.draw(32, seed=0, step=3))
+    assert len(merged.ids) < len(drawn)
+    each = merged.log_copies[torch.searchsorted(merged.ids, drawn)]
+    correction = merged.correction[torch.searchsorted(merged.ids, drawn)] - each * (loss == "sampled_softmax")
+    for candidates in (merged, Candidates(drawn, correction, torch.zeros(32))):
+        stepper.model.zero_grad()
+        rows = {ITEM: stepper.tables[ITEM].rows(torch.unique(objective.wanted(batch, candidates)[ITEM]))}
+        total = objective(batch, rows, candidates).loss[0]
+        total.backward()
+        found.append([total.detach(), rows[ITEM].gradient(), *(p.grad for p in stepper.model.parameters())])
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_row_wise_adagrad_equals_the_formula_row_by_row():
     table = SparseTable(5, 3, generator=torch.Generator().manual_seed(0), device=torch.device("cpu"))
     vector, bias = table.vector.double().numpy().copy(), np.zeros(6)
@@ -205,6 +227,28 @@ def test_full_adagrad_equals_torchs_on_the_same_rows():
         optimizer.step()
         table.update(torch.tensor(ids), gradient, 0.1)
     assert torch.allclose(table.vector, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [(Adagrad, partial(torch.optim.Adagrad, eps=1e-6)), (AdamW, partial(torch.optim.AdamW, foreach=False))],
+)
+def test_the_networks_optimisers_are_torchs_to_the_bit(ours, theirs, decay):
+    generator = torch.Generator().manual_seed(2)
+    start = [torch.randn(shape, generator=generator) for shape in ((3, 4), (5,), (2,))]
+    left, right = ([torch.nn.Parameter(t.clone()) for t in start] for _ in range(2))
+    mine, reference = ours(left, 0.05, weight_decay=decay), theirs(right, lr=0.05, weight_decay=decay)
+    for number, factor in enumerate((1.0, 0.5, 0.25, 1.0), 1):
+        for a, b in zip(left[:2], right[:2], strict=True):  # the third never gets a gradient
+            a.grad = torch.randn(a.shape, generator=generator)
+            b.grad = a.grad.clone()
+        reference.param_groups[0]["lr"] = 0.05 * factor
+        reference.step()
+        mine.step(number, factor)
+        for a, b in zip(left, right, strict=True):
+            assert torch.equal(a, b)
+    assert torch.equal(left[2], start[2])
 
 
 def test_decay_pulls_touched_rows_towards_zero_and_no_others():

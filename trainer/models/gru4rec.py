@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from trainer.config import ModelOptions
+from trainer.models.gru import gru_states
 
 
 class GRUEncoder(nn.Module):
@@ -24,7 +25,10 @@ class GRUEncoder(nn.Module):
         """States `[N, H]` after the clicks at places `needed_N` of the flattened `[B * T]`."""
         del items_BT
         click_BTD = drop_clicks(click_BTD, self.embedding_dropout, training=self.training)
-        state_BTH, _ = self.gru(click_BTD)
+        if click_BTD.requires_grad and click_BTD.device.type == "cpu":
+            state_BTH = gru_states(self.gru, click_BTD)
+        else:
+            state_BTH, _ = self.gru(click_BTD)
         return self.dropout(state_BTH.flatten(0, 1)[needed_N])
 
     def flops(self, clicks: int) -> int:

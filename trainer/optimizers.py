@@ -1,0 +1,85 @@
+"""Adagrad and AdamW for the networks: the arithmetic of `torch.optim`, to the bit on a CPU.
+
+A first optimiser of torch's imports its compiler, which takes longer than an epoch over a small dataset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+class Adagrad:
+    """Adagrad (Duchi et al. 2011), weight decay being added to the gradient.
+
+    Args:
+        parameters: to update; those without a gradient are left alone.
+        learning_rate: of a step, unless it is given another.
+        weight_decay: × the parameter, added to its gradient.
+        eps: added to the root of the accumulator.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], learning_rate: float, *, weight_decay: float = 0.0, eps: float = 1e-6
+    ) -> None:
+        self.parameters, self.learning_rate = list(parameters), learning_rate
+        self.weight_decay, self.eps = weight_decay, eps
+        self.state: dict[torch.Tensor, dict[str, torch.Tensor]] = {
+            p: {"sum": torch.zeros_like(p)} for p in self.parameters
+        }
+        """By parameter and name, float32 in the parameter's shape; updated in place."""
+
+    @torch.no_grad()
+    def step(self, number: int, factor: float = 1.0) -> None:
+        """Update all parameters at `factor` × the learning rate; `number` counts steps from 1."""
+        del number
+        parameters, gradient = _with_gradient(self.parameters)
+        if self.weight_decay:
+            gradient = list(torch._foreach_add(gradient, parameters, alpha=self.weight_decay))
+        total = [self.state[p]["sum"] for p in parameters]
+        torch._foreach_addcmul_(total, gradient, gradient)
+        root = torch._foreach_sqrt(total)
+        torch._foreach_add_(root, self.eps)
+        torch._foreach_addcdiv_(parameters, gradient, root, value=-self.learning_rate * factor)
+
+
+class AdamW:
+    """Adam (Kingma and Ba 2015) with decoupled weight decay (Loshchilov and Hutter 2019).
+
+    Args:
+        parameters: to update; those without a gradient are left alone.
+        learning_rate: of a step, unless it is given another.
+        weight_decay: × learning rate, the share of a parameter that a step takes away.
+    """
+
+    BETA_1, BETA_2, EPS = 0.9, 0.999, 1e-8
+
+    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float, *, weight_decay: float = 0.0) -> None:
+        self.parameters, self.learning_rate, self.weight_decay = list(parameters), learning_rate, weight_decay
+        self.state: dict[torch.Tensor, dict[str, torch.Tensor]] = {
+            p: {n: torch.zeros_like(p) for n in ("exp_avg", "exp_avg_sq")} for p in self.parameters
+        }
+        """By parameter and name, float32 in the parameter's shape; updated in place."""
+
+    @torch.no_grad()
+    def step(self, number: int, factor: float = 1.0) -> None:
+        """Update all parameters at `factor` × the learning rate; `number` counts steps from 1."""
+        rate = self.learning_rate * factor
+        parameters, gradient = _with_gradient(self.parameters)
+        mean, square = ([self.state[p][name] for p in parameters] for name in ("exp_avg", "exp_avg_sq"))
+        torch._foreach_mul_(parameters, 1.0 - rate * self.weight_decay)
+        torch._foreach_lerp_(mean, gradient, 1.0 - self.BETA_1)
+        torch._foreach_mul_(square, self.BETA_2)
+        torch._foreach_addcmul_(square, gradient, gradient, value=1.0 - self.BETA_2)
+        root = torch._foreach_sqrt(square)
+        torch._foreach_div_(root, (1.0 - self.BETA_2**number) ** 0.5)
+        torch._foreach_add_(root, self.EPS)
+        torch._foreach_addcdiv_(parameters, mean, root, value=-rate / (1.0 - self.BETA_1**number))
+
+
+def _with_gradient(parameters: list[nn.Parameter]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Parameters that have a gradient, and the gradients."""
+    pairs = [(p, p.grad) for p in parameters if p.grad is not None]
+    return [p for p, _ in pairs], [gradient for _, gradient in pairs]
