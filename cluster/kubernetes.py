@@ -20,7 +20,6 @@ import yaml
 from cluster.config import ClusterConfig, KubernetesOptions
 from cluster.submit import entrypoint
 from etl.folder import InputError
-from etl.remote import CACHE
 
 LABEL = {"app.kubernetes.io/part-of": "nextclick"}
 OPERATOR = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}}
@@ -42,6 +41,8 @@ def container(
     name: str, options: KubernetesOptions, resources: dict[str, Any], *, env: Sequence[Any] = (), **more: Any
 ) -> dict[str, Any]:
     """A container of our image with the shared storage."""
+    from etl.remote import CACHE  # pyarrow with it, which nothing else here needs
+
     if options.store_secret:
         more["envFrom"] = [{"secretRef": {"name": options.store_secret}}]
     return {

@@ -21,7 +21,7 @@ import psutil
 
 from cluster.config import LocalOptions
 from etl.folder import InputError, write_json
-from etl.spark import OLDEST_JAVA, java_version
+from etl.java import require_java
 
 HOST = "127.0.0.1"
 STATE = "state.json"
@@ -99,10 +99,7 @@ def up(options: LocalOptions) -> list[str]:
     folder = Path(options.state).absolute()
     if any(alive(entry) for entry in read_state(folder)):
         raise InputError("no running cluster", folder, "python -m cluster action=down first")
-    if (java_version() or 0) < OLDEST_JAVA:
-        raise InputError(
-            f"Java {OLDEST_JAVA} or newer", java_version() or "none", "apt-get install openjdk-17-jre-headless"
-        )
+    require_java()
     token, conf = folder / "token", folder / "spark"
     write_secret(token, secrets.token_hex(32))
     write_secret(conf / "spark-defaults.conf", spark_defaults(secrets.token_hex(32)))

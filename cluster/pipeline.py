@@ -8,11 +8,10 @@ from typing import Any
 
 from cluster.config import PipelineOptions, training_options
 from cluster.steps import Step, file_fingerprint, run_step
+from etl.dataset_folder import MANIFEST, is_dataset
 from etl.folder import locked, sha256_of
-from etl.sessions import is_dataset
-from retrieval.evaluate import METRICS, REPORT, is_result
-from retrieval.report import table_text
-from trainer.loop import is_finished
+from retrieval.result_folder import METRICS, REPORT, is_result
+from trainer.run_folder import is_finished
 
 WAIT_SECONDS = 3600.0
 
@@ -62,7 +61,7 @@ def training(options: PipelineOptions, work: Path, data: Path, name: str, model_
     """The step that trains a model; killed, it goes on from its latest checkpoint."""
     run = work / name
     command = ["trainer", f"data={data}", f"output={run}", *options.trainer.split(), *model_options]
-    return Step(f"train {name}", command, run, [sha256_of(data / "manifest.json")], is_finished, resumes=True)
+    return Step(f"train {name}", command, run, [sha256_of(data / MANIFEST)], is_finished, resumes=True)
 
 
 def evaluation(options: PipelineOptions, work: Path, data: Path, name: str) -> Step:
@@ -81,6 +80,10 @@ def evaluation(options: PipelineOptions, work: Path, data: Path, name: str) -> S
 
 def results(work: Path, names: list[str]) -> str:
     """One table over all runs, and the places of their reports."""
+    from retrieval.report import (
+        table_text,  # draws figures too: a second of imports that other commands need not wait for
+    )
+
     found: list[dict[str, Any]] = [json.loads((work / f"{name}-result" / METRICS).read_text()) for name in names]
     table = found[0] | {"model": names[0]}
     others = {name: {"test": result.get("test", {})} for name, result in zip(names[1:], found[1:], strict=True)}

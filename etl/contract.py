@@ -18,13 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from etl.dataset_folder import ITEMS, MANIFEST
 from etl.folder import InputError, sha256_of
 from etl.remote import fetched
 
 SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
 STATISTICS = "statistics.json"
-ITEMS = "items.parquet"
 SESSIONS_FOLDER = "sessions"
 ROWS_FOLDER = "rows"
 SPLITS = ("train", "valid", "test")

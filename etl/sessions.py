@@ -19,8 +19,6 @@ from etl import tenrec
 from etl.combine import combine_split
 from etl.config import EtlConfig, protocol_record
 from etl.contract import (
-    ITEMS,
-    MANIFEST,
     QUARANTINE_FOLDER,
     SCHEMA_VERSION,
     SESSIONS_FOLDER,
@@ -32,6 +30,7 @@ from etl.contract import (
     describe_file,
     open_dataset,
 )
+from etl.dataset_folder import ITEMS, MANIFEST, is_dataset
 from etl.engine import Engine, log_bytes, open_engine
 from etl.folder import fingerprint_of, write_json
 from etl.gather import cut_filtered_partition, gather_partition
@@ -86,11 +85,6 @@ def build(config: EtlConfig) -> Manifest:
                 items = number_items(job, known)
                 shards = write_sessions(engine, job, sessions, config.shards)
         return finish(config, job, files, items, shards)
-
-
-def is_dataset(path: Path) -> bool:
-    """Whether a folder is one that this job finished."""
-    return (path / MANIFEST).is_file() and (path / ITEMS).is_file()
 
 
 def make_job(config: EtlConfig, folder: Path, log_bytes: int) -> Job:

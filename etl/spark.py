@@ -6,9 +6,6 @@ import contextlib
 import errno
 import json
 import os
-import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from etl.folder import InputError
+from etl.java import require_java
 from etl.job import Job, read_records
 from etl.package import package
 
@@ -26,26 +24,11 @@ if TYPE_CHECKING:
 
     from etl.config import SparkOptions  # its own imports are none of the workers'
 
-OLDEST_JAVA = 17
 LEAST_MEMORY = 1 << 30
 RESULT = "number long, result string"
 """What tasks give back: their number and a JSON value."""
 PARTIAL_USERS = "partition int, part long, users binary, rows binary"
 """`combine.PARTIAL_SCHEMA` in Spark's words."""
-
-
-def java_version() -> int | None:
-    """Major version of the Java that Spark would start, or None without one."""
-    home = os.environ.get("JAVA_HOME")
-    java = str(Path(home) / "bin" / "java") if home else shutil.which("java")
-    if not java:
-        return None
-    try:
-        told = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
-    except OSError:
-        return None
-    found = re.search(r'version "(?:1\.)?(\d+)', told)
-    return int(found.group(1)) if found else None
 
 
 @contextlib.contextmanager
@@ -60,13 +43,7 @@ def spark_session(options: SparkOptions, scratch: Path, log_bytes: int = 0) -> I
     Raises:
         InputError: no Java of version 17 or newer.
     """
-    found = java_version()
-    if found is None or found < OLDEST_JAVA:
-        raise InputError(
-            f"Java {OLDEST_JAVA} or newer",
-            f"Java {found}" if found else "none",
-            "apt-get install openjdk-17-jre-headless, set JAVA_HOME, or do without Spark: engine=local",
-        )
+    require_java()
     from pyspark.sql import SparkSession
 
     submitted, master = is_submitted(), options.master or "local[*]"

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 
 from etl.command import run_program
 from retrieval.config import RetrievalConfig, load
+from retrieval.result_folder import REPORT
 
 
 def job(options: list[str]) -> None:
     """Evaluate the bundle that the options name and print the table."""
     config = load(options)
     from etl.remote import place  # these import faiss, scipy and matplotlib: --help and wrong options need none
-    from retrieval.evaluate import REPORT, evaluate
+    from retrieval.evaluate import evaluate
     from retrieval.report import table_text
 
     result = evaluate(config)

@@ -16,7 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from etl.contract import MANIFEST, DataFile, check_files, check_schema, describe_file, read_manifest
+from etl.contract import DataFile, check_files, check_schema, describe_file, read_manifest
+from etl.dataset_folder import MANIFEST
 from etl.folder import InputError, write_json
 from etl.remote import absolute, fetched
 

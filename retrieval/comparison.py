@@ -17,10 +17,11 @@ import pyarrow as pa
 
 from etl.folder import InputError
 from etl.remote import fetched
-from retrieval.evaluate import METRICS, RANKS
+from retrieval.evaluate import RANKS
 from retrieval.metrics import Int
 from retrieval.ranking import MODEL, read_ranks
 from retrieval.report import PAGE, html_table, number
+from retrieval.result_folder import METRICS
 from retrieval.significance import compare, gains, holm, interval
 
 ALIKE = ("dataset", "mask_seen", "candidates")

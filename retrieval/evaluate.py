@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from etl.contract import MANIFEST, Dataset
+from etl.contract import Dataset
+from etl.dataset_folder import MANIFEST
 from etl.folder import InputError, write_json
 from etl.remote import published, read_file, refuse_output
 from retrieval.baselines import item_rates
@@ -45,12 +46,11 @@ from retrieval.parts import (
 from retrieval.ranking import MODEL, RankWriter
 from retrieval.repeats import count_repeats
 from retrieval.report import examples_of, write_report
+from retrieval.result_folder import METRICS, REPORT, is_result
 from retrieval.stored import Stored, origin
 
-METRICS = "metrics.json"
 TOPK = "topk.parquet"
 RANKS = "ranks.parquet"
-REPORT = "report.html"
 SAMPLE_QUERIES = 2_000
 
 
@@ -117,11 +117,6 @@ def collect(evaluation: Evaluation, parts: Path, folder: Path, result: dict[str,
                 result[split] |= metrics
             else:
                 result["baselines"].setdefault(name, {})[split] = metrics
-
-
-def is_result(path: Path) -> bool:
-    """Whether a folder is a finished result."""
-    return (path / METRICS).is_file()
 
 
 def read_diagnostics(bundle: Bundle) -> dict[str, Any]:

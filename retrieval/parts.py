@@ -18,7 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from etl.contract import MANIFEST, Dataset, open_dataset
+from etl.contract import Dataset, open_dataset
+from etl.dataset_folder import MANIFEST
 from etl.folder import fingerprint_of, sha256_of, write_json
 from etl.remote import place
 from retrieval.bundle import Bundle, Queries, lists_array, open_bundle

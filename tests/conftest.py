@@ -10,7 +10,8 @@ import pytest
 
 from etl.config import SparkOptions
 from etl.contract import Dataset
-from etl.spark import OLDEST_JAVA, java_version, spark_session
+from etl.java import OLDEST_JAVA, java_version
+from etl.spark import spark_session
 from tests.support.engine import build
 from tests.support.logs import generated_log
 

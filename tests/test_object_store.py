@@ -21,8 +21,8 @@ import trainer.__main__
 import trainer.stop
 from etl.contract import open_dataset
 from etl.folder import InputError
+from etl.java import OLDEST_JAVA, java_version
 from etl.remote import Mirror, fetched, filesystem, place
-from etl.spark import OLDEST_JAVA, java_version
 from retrieval.bundle import open_bundle
 from tests.support.engine import build
 from tests.support.logs import generated_log

@@ -9,9 +9,8 @@ from etl.folder import InputError
 from etl.remote import fetched
 from trainer import checkpoint
 from trainer.config import TrainerConfig, from_plain
-from trainer.loop import is_finished
 from trainer.prepare import CONFIG, read_config
-from trainer.shared import SUMMARY
+from trainer.run_folder import SUMMARY, is_finished
 from trainer.step import Stepper
 
 

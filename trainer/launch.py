@@ -9,8 +9,8 @@ from etl.remote import place
 from trainer.config import TrainerConfig
 from trainer.loop import train
 from trainer.prepare import prepare
+from trainer.run_folder import SUMMARY
 from trainer.runlog import progress_bar
-from trainer.shared import SUMMARY
 from trainer.step import NotFiniteError
 from trainer.stop import STATUS, Stopped, on_sigterm
 from trainer.world import World

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 from collections.abc import Callable
@@ -28,8 +27,9 @@ from trainer.export import export
 from trainer.family import TRAIN_HOLDOUT, Family, family_of
 from trainer.models.recommender import Recommender
 from trainer.profiling import Profiler
+from trainer.run_folder import SUMMARY
 from trainer.runlog import Meter, RunLog, read_metrics
-from trainer.shared import SUMMARY, pull_by_all, send_checkpoint
+from trainer.shared import pull_by_all, send_checkpoint
 from trainer.step import Stepper
 from trainer.stop import Stopped, StopWatch
 from trainer.validation import Validation
@@ -331,11 +331,3 @@ def best_epochs(run: Path) -> dict[str, int]:
         if line["split"] == "valid" and line["value"] is not None:
             best[line["name"]] = max(best.get(line["name"], (-1.0, 0)), (line["value"], -line["epoch"]))
     return {name: -epoch for name, (_, epoch) in best.items()}
-
-
-def is_finished(run: Path) -> bool:
-    """Whether a run folder holds a finished run."""
-    try:
-        return bool(json.loads((run / SUMMARY).read_text())["best_epoch"])
-    except (OSError, ValueError, KeyError):
-        return False

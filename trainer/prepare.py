@@ -18,7 +18,7 @@ from trainer.data.batch import feedback_rows
 from trainer.data.rank import ROW_COLUMNS, flat_rows
 from trainer.data.reader import EXPOSURE_COLUMNS, SESSION_COLUMNS, Sessions
 from trainer.family import TRAIN_HOLDOUT
-from trainer.loop import is_finished
+from trainer.run_folder import is_finished
 from trainer.shared import pull_run
 
 CONFIG = "config.yaml"

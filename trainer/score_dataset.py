@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from etl.contract import MANIFEST, Dataset, open_dataset
+from etl.contract import Dataset, open_dataset
+from etl.dataset_folder import MANIFEST
 from etl.folder import InputError
 from etl.remote import place, published, refuse_output
 from trainer import checkpoint

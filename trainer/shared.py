@@ -11,10 +11,9 @@ from pathlib import Path
 
 from etl.folder import InputError, locked
 from etl.remote import WAIT_SECONDS, Mirror
+from trainer.run_folder import SUMMARY
 from trainer.world import World
 
-SUMMARY = "summary.json"
-"""Written last: a run folder with it is finished."""
 BUNDLES, CHECKPOINTS = "bundle", "checkpoints"
 """How the names of their folders begin."""
 

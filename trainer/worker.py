@@ -20,7 +20,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from etl.folder import InputError, write_json
 from etl.remote import Mirror, filesystem, place, read_file
 from trainer.config import TrainerConfig, from_plain
-from trainer.loop import is_finished, train
+from trainer.loop import train
+from trainer.run_folder import is_finished
 from trainer.shared import pull_run
 from trainer.step import NotFiniteError
 from trainer.stop import Stopped, on_sigterm

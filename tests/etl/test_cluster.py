@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from etl.spark import OLDEST_JAVA, java_version, jvm_memory
+from etl.java import OLDEST_JAVA, java_version
+from etl.spark import jvm_memory
 from tests.etl.test_sessions import Options, check, command
 from tests.support.logs import generated_log
 from tests.support.reference import sessionize

@@ -15,7 +15,7 @@ import pytest
 import etl.sessions
 from etl.config import load
 from etl.contract import open_dataset
-from etl.spark import OLDEST_JAVA, java_version
+from etl.java import OLDEST_JAVA, java_version
 from etl.tenrec import VIDEO
 from tests.etl.test_parse import PIECES, slow_rows
 from tests.etl.test_sessions import HEADER, Options, check

@@ -1,0 +1,69 @@
+"""Evaluation as Ray tasks, a file of queries each.
+
+The index is prepared once and mapped by each worker; Ray starts a lost task again on another machine. The result is
+that of one process: the same parts are added up in the same order.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from etl.folder import InputError
+from retrieval.config import RetrievalConfig
+from retrieval.evaluate import evaluate, reopen
+from retrieval.parts import Evaluation, Part
+from trainer.worker import ray_session
+
+TELL_SECONDS = 5.0
+TASK_RETRIES = 10
+"""Times that a part is begun anew because its machine was lost."""
+
+_opened: dict[str, Evaluation] = {}
+"""This worker's evaluation, kept between its tasks."""
+
+
+def make_part(config: RetrievalConfig, part: Part, folder: Path) -> InputError | None:
+    """Make a part in a Ray worker; what the user can mend comes back, and is no reason to try again."""
+    try:
+        key = repr(config)
+        if key not in _opened:
+            _opened.clear()
+            _opened[key] = reopen(config)
+        _opened[key].run(part, folder)
+    except InputError as error:
+        return error
+    return None
+
+
+def run_on_ray(evaluation: Evaluation, parts: list[Part], folder: Path) -> None:
+    """Make all parts as tasks of the cluster, telling how far it is.
+
+    Raises:
+        InputError: what a task found wrong with the input.
+    """
+    task = ray.remote(num_cpus=1, max_retries=TASK_RETRIES)(make_part)
+    begin, told, done = time.monotonic(), time.monotonic(), 0
+    rows = {task.remote(evaluation.config, part, folder): part.rows for part in parts}
+    waiting, total = list(rows), sum(rows.values())
+    while waiting:
+        ready, waiting = ray.wait(waiting, timeout=TELL_SECONDS)
+        for reference in ready:
+            if problem := ray.get(reference):
+                raise problem
+            done += rows[reference]
+        now = time.monotonic()
+        if now - told > TELL_SECONDS:
+            rate = done / (now - begin)
+            print(f"{done:,} of {total:,} queries, {rate:,.0f} queries/s", file=sys.stderr, flush=True)
+            told = now
+
+
+def evaluate_on_ray(config: RetrievalConfig) -> dict[str, Any]:
+    """Make the result folder `config.output` on the cluster that RAY_ADDRESS names, and return its metrics."""
+    with ray_session():
+        return evaluate(config, run_on_ray)

@@ -1,0 +1,17 @@
+"""The record of a finished run, and whether a run is finished. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+SUMMARY = "summary.json"
+"""Written last: a run folder with it is finished."""
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run folder holds a finished run."""
+    try:
+        return bool(json.loads((run / SUMMARY).read_text())["best_epoch"])
+    except (OSError, ValueError, KeyError):
+        return False
