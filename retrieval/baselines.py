@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from etl.contract import CLICKED, Dataset, feedback_labels
 from retrieval.bundle import Queries
+from retrieval.lists import first_listed, seen_among
 from retrieval.metrics import MISS
 
 HELD_OUT = 2
@@ -53,11 +54,10 @@ class Popularity:
         if not mask_seen:
             out[:, : len(self.best_first)] = self.best_first[:k]
             return out
-        deep = self.best_first[: k + int(queries.n_seen.max(initial=0))]
-        for row in range(len(queries)):
-            seen = queries.seen[queries.seen_offset[row] : queries.seen_offset[row + 1]]
-            left = deep[~np.isin(deep, seen)][:k]
-            out[row, : len(left)] = left
+        deep = np.tile(self.best_first[: k + int(queries.n_seen.max(initial=0))], (len(queries), 1))
+        deep[seen_among(queries, deep)] = 0
+        left = first_listed(deep, k)
+        out[:, : left.shape[1]] = left
         return out
 
     def clicks_of(self, item_N: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
@@ -122,36 +122,47 @@ class CategoryPopularity:
         self.best_first = best_first[order]  # category by category, the most clicked first
         bounds = np.searchsorted(category[self.best_first], np.arange(int(category.max(initial=0)) + 2))
         self.begin, self.end = bounds[:-1], bounds[1:]
+        self.key = self._key(category[self.best_first], popularity.clicks_of(self.best_first))
 
     def rank(
         self, queries: Queries, k: int, *, mask_seen: bool
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
         """Ranks of the targets, ties against them, and the `k` best candidates of each query, 0 where fewer."""
+        mine = self.category[queries.seen[queries.seen_offset[1:] - 1]]
+        lists = self._lists(queries, mine, k, mask_seen=mask_seen)
         whole = self.popularity.ranks(queries, mask_seen=mask_seen)
-        general = self.popularity.lists(queries, k, mask_seen=mask_seen)
-        rank, lists = whole.copy(), np.zeros((len(queries), k), np.int64)
-        for row in range(len(queries)):
-            seen = queries.seen[queries.seen_offset[row] : queries.seen_offset[row + 1]]
-            mine = int(self.category[seen[-1]])
-            group = self.best_first[self.begin[mine] : self.end[mine]]
-            gone = np.unique(seen[self.category[seen] == mine]) if mask_seen else seen[:0]
-            near = group[: k + len(gone)]
-            both = np.concatenate([near[~np.isin(near, gone)], general[row]])
-            both = both[np.sort(np.unique(both, return_index=True)[1])]
-            both = both[both > 0][:k]
-            lists[row, : len(both)] = both
-            if whole[row] == MISS:
-                continue
-            target = queries.target[row : row + 1]
-            own = self.popularity.clicks_of(target)[0]
-            gone = gone[self.popularity.clicks_of(gone) >= 0]
-            at_least = int(np.searchsorted(-self.popularity.clicks_of(group), -own, side="right"))
-            at_least -= int((self.popularity.clicks_of(gone) >= own).sum())
-            if self.category[target[0]] == mine:
-                rank[row] = at_least
-            else:  # behind its whole category, then among the others
-                rank[row] = whole[row] - at_least + len(group) - len(gone)
-        return rank, lists
+        own = self.popularity.clicks_of(queries.target)
+        size = self.end[mine] - self.begin[mine]
+        at_least = np.searchsorted(self.key, self._key(mine, np.maximum(own, 0)), side="right") - self.begin[mine]
+        if mask_seen:  # the seen ones among them are gone
+            query = np.repeat(np.arange(len(queries)), queries.n_seen)
+            once = _distinct(query, queries.seen)
+            query, clicks = query[once], self.popularity.clicks_of(queries.seen[once])
+            near = (self.category[queries.seen[once]] == mine[query]) & (clicks >= 0)
+            size = size - np.bincount(query[near], minlength=len(queries))
+            at_least -= np.bincount(query[near & (clicks >= own[query])], minlength=len(queries))
+        # In the category by its clicks; else behind the whole category, then among the others.
+        rank = np.where(self.category[queries.target] == mine, at_least, whole - at_least + size)
+        rank[whole == MISS] = MISS
+        return rank.astype(np.int64), lists
+
+    def _lists(
+        self, queries: Queries, mine_Q: npt.NDArray[np.int64], k: int, *, mask_seen: bool
+    ) -> npt.NDArray[np.integer]:
+        deep = k + (int(queries.n_seen.max(initial=0)) if mask_seen else 0)
+        place = self.begin[mine_Q][:, None] + np.arange(deep)
+        inside = place < self.end[mine_Q][:, None]
+        near = np.where(inside, self.best_first[np.where(inside, place, 0)], 0).astype(np.int64)
+        if mask_seen:
+            near[seen_among(queries, near)] = 0
+        general = self.popularity.lists(queries, k, mask_seen=mask_seen).astype(np.int64)
+        general[self.category[general] == mine_Q[:, None]] = 0
+        return first_listed(np.concatenate([near, general], axis=1), k)
+
+    def _key(self, category_N: npt.NDArray[np.int64], clicks_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Rises in the order of `best_first`."""
+        most = int(self.popularity.clicks.max(initial=0))
+        return category_N * (most + 1) + (most - clicks_N)
 
 
 def _distinct(query_N: npt.NDArray[np.integer], item_N: npt.NDArray[np.integer]) -> npt.NDArray[np.intp]:

@@ -6,7 +6,7 @@ pyarrow.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,18 @@ class Queries:
             self.user_id[row_N], self.target[row_N], offset, self.seen[place], self.n_clicks[row_N], self.vector[row_N]
         )
 
+    @classmethod
+    def joined(cls, batches: Sequence[Queries]) -> Queries:
+        """Batches one after another."""
+        if len(batches) == 1:
+            return batches[0]
+        offset = np.concatenate([[0], np.cumsum(np.concatenate([batch.n_seen for batch in batches]))])
+        arrays = {
+            name: np.concatenate([getattr(batch, name) for batch in batches])
+            for name in ("user_id", "target", "seen", "n_clicks", "vector")
+        }
+        return cls(seen_offset=offset, **arrays)
+
     @property
     def n_seen(self) -> npt.NDArray[np.int64]:
         """Clicks that each query saw `[Q]`."""
@@ -202,13 +214,20 @@ class Bundle:
     def queries(self, split: str, batch_size: int = 4096) -> Iterator[Queries]:
         """Stream the queries of a split in the order of its files."""
         for part in self.parts.get(f"queries-{split}", []):
-            yield from self.queries_of(part, batch_size)
+            yield from self.queries_of([part], batch_size)
 
-    def queries_of(self, part: DataFile, batch_size: int = 4096) -> Iterator[Queries]:
-        """Stream the queries of a file."""
-        with pq.ParquetFile(self.path / part.path) as file:
-            for batch in file.iter_batches(batch_size):
-                yield Queries.from_batch(batch, self.manifest.n_items)
+    def queries_of(self, parts: Sequence[DataFile], batch_size: int = 4096) -> Iterator[Queries]:
+        """Stream the queries of some files, small ones joined to batches of at least `batch_size`."""
+        waiting: list[Queries] = []
+        for part in parts:
+            with pq.ParquetFile(self.path / part.path) as file:
+                for batch in file.iter_batches(batch_size):
+                    waiting.append(Queries.from_batch(batch, self.manifest.n_items))
+                    if sum(map(len, waiting)) >= batch_size:
+                        yield Queries.joined(waiting)
+                        waiting = []
+        if waiting:
+            yield Queries.joined(waiting)
 
     def feedback_tasks(self, split: str) -> list[str]:
         """Tasks with feedback rows in a split."""

@@ -14,7 +14,8 @@ from etl.folder import InputError
 INDEXES = ("auto", "flat", "ivf_flat", "ivf_sq8", "ivf_pq_refine", "hnsw")
 CANDIDATES = ("clicked", "all")
 MASKS = ("auto", True, False)
-BASELINES = ("popularity", "category_popularity", "last_item", "markov", "item_knn", "v_sknn")
+BASELINES = ("popularity", "category_popularity", "last_item", "markov", "sequential_rules", "item_knn", "v_sknn")
+MOST_GAPS = 20
 
 
 @dataclass
@@ -35,6 +36,8 @@ class RetrievalConfig:
     cutoffs: list[int] = option([5, 10, 20], "cutoffs of the ranking metrics")
     baselines: list[str] = option(list(BASELINES), f"beside the model: {', '.join(BASELINES)}; the first always")
     neighbours: int = option(100, "sessions that v_sknn, and items that item_knn goes by")
+    rules_per_item: int = option(100, "successors that markov and sequential_rules keep of an item")
+    rules_gaps: int = option(10, "clicks that a successor of sequential_rules may come later")
     baseline_queries: int = option(50_000, "queries of a split that baselines but popularity are measured on, at most")
     threads: int = option(0, "threads of the search; 0 = one for each core")
     overwrite: bool = option(False, "replace an existing result once the new one is whole")
@@ -72,7 +75,9 @@ def _check_numbers(config: RetrievalConfig) -> None:
         raise InputError("fidelity in (0, 1]", config.fidelity, "0.99 keeps 99 % of the exact neighbours")
     if not config.cutoffs or min(config.cutoffs) < 1 or sorted(set(config.cutoffs)) != config.cutoffs:
         raise InputError("rising positive cutoffs", config.cutoffs, "write cutoffs=[5,10,20]")
-    for name in ("neighbours", "baseline_queries"):
+    if config.rules_gaps > MOST_GAPS:
+        raise InputError(f"rules_gaps up to {MOST_GAPS}", config.rules_gaps, "a weight of 1/gap is small there")
+    for name in ("neighbours", "rules_per_item", "rules_gaps", "baseline_queries"):
         if getattr(config, name) < 1:
             raise InputError(f"{name} of at least 1", getattr(config, name), "give a larger number")
     if not config.memory_gib > 0:

@@ -1,4 +1,4 @@
-"""An evaluation in parts: one file of queries each, ranked here or elsewhere, once."""
+"""An evaluation in parts: some files of queries each, ranked here or elsewhere, once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -25,6 +25,7 @@ from etl.remote import place
 from retrieval.bundle import Bundle, Queries, lists_array, open_bundle
 from retrieval.config import RetrievalConfig
 from retrieval.index import Index
+from retrieval.lists import places_of_listed
 from retrieval.ranking import (
     MODEL,
     Ranker,
@@ -32,13 +33,14 @@ from retrieval.ranking import (
     baseline_rankers,
     check_targets,
     model_ranker,
-    places_of_listed,
     search_unseen,
 )
 from retrieval.sums import Facts, RankingResult
 
 CLICKS_AFTER_QUERY = {"valid": 2, "test": 1}
 DONE = "done.json"
+PART_QUERIES = 10_000
+"""Small files make a part together up to so many queries: each part has a cost of its own."""
 ALWAYS_ALL = (MODEL, "popularity")
 """Rankers that are cheap enough for all queries."""
 TOPK_SCHEMA = pa.schema(
@@ -53,17 +55,19 @@ TOPK_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Part:
-    """One file of queries.
+    """Some files of queries of one split, one after another.
 
     Attributes:
         split: valid, test or next.
-        number: of the file among those of the split.
+        number: of its first file among those of the split.
+        files: how many there are.
         first: queries of the split before it.
         rows: its queries.
     """
 
     split: str
     number: int
+    files: int
     first: int
     rows: int
 
@@ -101,7 +105,10 @@ class Evaluation:
     @cached_property
     def rankers(self) -> dict[str, Ranker]:
         """The model and the baselines."""
-        return {MODEL: model_ranker(self.index, self.config), **baseline_rankers(self.dataset, self.index, self.config)}
+        return {
+            MODEL: model_ranker(self.index, self.config),
+            **baseline_rankers(self.dataset, self.bundle, self.index, self.config),
+        }
 
     @property
     def ranker_names(self) -> list[str]:
@@ -109,19 +116,24 @@ class Evaluation:
         return [MODEL, *dict.fromkeys(["popularity", *self.config.baselines])]
 
     def parts(self) -> list[Part]:
-        """All parts, in order."""
-        found = []
+        """All parts, in order: whole files, small ones together up to `PART_QUERIES`."""
+        found: list[Part] = []
         for split in (*CLICKS_AFTER_QUERY, "next"):
-            first = 0
+            first, part = 0, None
             for number, entry in enumerate(self.bundle.parts.get(f"queries-{split}", [])):
-                found.append(Part(split, number, first, entry.rows))
+                if part and part.rows + entry.rows <= PART_QUERIES:
+                    part = replace(part, files=part.files + 1, rows=part.rows + entry.rows)
+                    found[-1] = part
+                else:
+                    part = Part(split, number, 1, first, entry.rows)
+                    found.append(part)
                 first += entry.rows
         return found
 
     def batches(self, part: Part) -> Iterator[Queries]:
         """The part's queries."""
-        entry = self.bundle.parts[f"queries-{part.split}"][part.number]
-        return self.bundle.queries_of(entry)
+        entries = self.bundle.parts[f"queries-{part.split}"]
+        return self.bundle.queries_of(entries[part.number : part.number + part.files])
 
     def run(self, part: Part, folder: Path) -> None:
         """Make `folder/PART`, whole or not at all; a part that is there is not made again."""
@@ -209,7 +221,7 @@ def parts_folder(config: RetrievalConfig, bundle: Bundle) -> Path:
     output = place(config.output).absolute()
     folder = output.with_name(f".{output.name}.parts")
     options = {name: value for name, value in vars(config).items() if name not in ("output", "overwrite", "threads")}
-    key = fingerprint_of([options, sha256_of(bundle.path / MANIFEST)])
+    key = fingerprint_of([options, sha256_of(bundle.path / MANIFEST), PART_QUERIES])
     if not (folder / key).is_dir():
         shutil.rmtree(folder, ignore_errors=True)
         (folder / key).mkdir(parents=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Protocol, Self
 
+import faiss
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -14,13 +14,16 @@ import pyarrow.parquet as pq
 
 from etl.contract import Dataset
 from etl.folder import InputError
-from retrieval.baselines import CategoryPopularity, Popularity
-from retrieval.bundle import Queries
+from retrieval.baselines import HELD_OUT, CategoryPopularity, Popularity
+from retrieval.bundle import Bundle, Queries
 from retrieval.config import RetrievalConfig
 from retrieval.exact import rescore
 from retrieval.index import Index
+from retrieval.lists import first_listed, seen_among
 from retrieval.metrics import MISS, rank_among
-from retrieval.neighbours import Neighbours, Scores, TrainSessions, item_knn, last_item, markov, v_sknn
+from retrieval.neighbours import Neighbours
+from retrieval.sources.scores import Scores, last_item
+from retrieval.sources.store import COUNTED, FOLDER, SourceOptions, open_counted
 
 MODEL = "model"
 """Name of the trained model among the rankers of `ranks.parquet`."""
@@ -86,7 +89,7 @@ def model_ranker(index: Index, config: RetrievalConfig) -> Ranker:
     return rank
 
 
-def baseline_rankers(dataset: Dataset, index: Index, config: RetrievalConfig) -> dict[str, Ranker]:
+def baseline_rankers(dataset: Dataset, bundle: Bundle, index: Index, config: RetrievalConfig) -> dict[str, Ranker]:
     """Popularity, and the others that are asked for."""
     train_clicks = dataset.items(["train_clicks"])["train_clicks"].to_numpy()
     popularity = Popularity(index.catalogue.item, train_clicks[index.catalogue.item - 1])
@@ -100,20 +103,29 @@ def baseline_rankers(dataset: Dataset, index: Index, config: RetrievalConfig) ->
         rankers["category_popularity"] = partial(
             CategoryPopularity(popularity, dataset.category_codes()).rank, k=config.deepest, mask_seen=config.mask_seen
         )
-    makers: dict[str, Callable[[TrainSessions], Scores]]
-    makers = {
-        "last_item": last_item,
-        "markov": markov,
-        "item_knn": partial(item_knn, neighbours=config.neighbours),
-        "v_sknn": partial(v_sknn, neighbours=config.neighbours),
-    }
-    wanted = [name for name in makers if name in config.baselines]
-    if wanted:
-        sessions = TrainSessions.of(dataset)
-        for name in wanted:
-            found = Neighbours(makers[name](sessions), popularity)
-            rankers[name] = partial(found.rank, k=config.deepest, mask_seen=config.mask_seen)
+    scores: dict[str, Scores] = {}
+    if "last_item" in config.baselines:
+        scores["last_item"] = last_item(dataset.manifest.n_items)
+    counted = [name for name in COUNTED if name in config.baselines]
+    scores |= open_counted(counted, dataset, sources_folder(bundle), source_options(config, HELD_OUT), search_threads())
+    for name, source in scores.items():
+        rankers[name] = partial(Neighbours(source, popularity).rank, k=config.deepest, mask_seen=config.mask_seen)
     return rankers
+
+
+def sources_folder(bundle: Bundle) -> Path:
+    """Where counted sources are stored: beside the indexes of the bundle's run."""
+    return bundle.path.absolute().parent / FOLDER
+
+
+def source_options(config: RetrievalConfig, held_out: int) -> SourceOptions:
+    """What the options say of counted sources."""
+    return SourceOptions(held_out, config.rules_per_item, config.rules_gaps, config.neighbours)
+
+
+def search_threads() -> int:
+    """Threads that searches and counts run on."""
+    return int(faiss.omp_get_max_threads())
 
 
 def check_targets(queries: Queries) -> None:
@@ -177,21 +189,3 @@ def search_unseen(index: Index, queries: Queries, k: int) -> tuple[npt.NDArray[n
 def rescore_targets(index: Index, queries: Queries, target_row: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Float64 score of each target, -inf where it is no candidate."""
     return rescore(index.catalogue.vector, queries.vector, target_row[:, None])[:, 0]
-
-
-def seen_among(queries: Queries, listed_QK: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
-    """Which of the listed items each query has seen."""
-    query = np.repeat(np.arange(len(queries)), queries.n_seen)
-    seen = query.astype(np.int64) << 32 | queries.seen
-    listed = np.arange(len(queries), dtype=np.int64)[:, None] << 32 | listed_QK
-    return np.isin(listed, seen)
-
-
-def first_listed(listed_QK: npt.NDArray[np.integer], k: int) -> npt.NDArray[np.integer]:
-    """The first `k` items that are not 0, in order; 0 where there are fewer."""
-    return np.take_along_axis(listed_QK, places_of_listed(listed_QK, k), 1)
-
-
-def places_of_listed(listed_QK: npt.NDArray[np.integer], k: int) -> npt.NDArray[np.intp]:
-    """Places `[Q, k]` of the first `k` items that are not 0, in order; then places of zeros."""
-    return np.argsort(listed_QK == 0, axis=1, kind="stable")[:, :k]

@@ -19,9 +19,10 @@ from retrieval.bundle import ITEMS, MANIFEST, Bundle, BundleManifest, Queries, f
 from retrieval.config import BASELINES, load
 from retrieval.evaluate import evaluate, make_catalogue, prepare_index, reopen
 from retrieval.index import KINDS, Catalogue, build_index, measure
+from retrieval.lists import first_listed
 from retrieval.metrics import MISS
 from retrieval.parts import open_inputs
-from retrieval.ranking import first_listed, rank_by_index, read_ranks, search_unseen
+from retrieval.ranking import rank_by_index, read_ranks, search_unseen
 from retrieval.repeats import Repeats, count_repeats
 from retrieval.significance import gains
 from tests.data.make_tiny import CLICKS

@@ -5,20 +5,25 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter, defaultdict
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval import neighbours
 from retrieval.baselines import CategoryPopularity, Popularity
 from retrieval.bundle import Queries
 from retrieval.metrics import MISS
-from retrieval.neighbours import Neighbours, TrainSessions, item_knn, last_item, markov, v_sknn
+from retrieval.neighbours import Neighbours
+from retrieval.sources import scores as source_scores
+from retrieval.sources.counts import cosine_lists, successor_lists
+from retrieval.sources.scores import AfterLast, NearSeen, NearSessions, last_item, repeats
+from retrieval.sources.sessions import TrainSessions, rows_of_users
 
 N_ITEMS = 9
 NEIGHBOURS = 3
+GAPS, RULES = 4, 3
 sequences = st.lists(st.integers(1, N_ITEMS), min_size=1, max_size=7)
 
 
@@ -45,6 +50,20 @@ def queries_of(histories: list[list[int]], users: list[int], targets: list[int])
 def slow_markov(train: dict[int, list[int]], user: int, seen: list[int]) -> dict[int, float]:
     found = Counter(b for history in train.values() for a, b in itertools.pairwise(history) if a == seen[-1])
     return dict(found)
+
+
+def slow_sequential_rules(train: dict[int, list[int]], user: int, seen: list[int]) -> dict[int, float]:
+    found = defaultdict(Fraction)
+    for history in train.values():
+        for (i, a), (j, b) in itertools.combinations(enumerate(history), 2):
+            if a == seen[-1] and j - i <= GAPS:
+                found[b] += Fraction(1, j - i)
+    best = sorted(found, key=lambda item: (-found[item], item))[:RULES]
+    return {item: float(found[item]) for item in best}
+
+
+def slow_repeats(train: dict[int, list[int]], user: int, seen: list[int]) -> dict[int, float]:
+    return {item: 1 / (len(seen) - place) for place, item in enumerate(seen)}
 
 
 def slow_item_knn(train: dict[int, list[int]], user: int, seen: list[int]) -> dict[int, float]:
@@ -84,10 +103,12 @@ def slow_last_item(train: dict[int, list[int]], user: int, seen: list[int]) -> d
 
 
 METHODS = {
-    "last_item": (last_item, slow_last_item),
-    "markov": (markov, slow_markov),
-    "item_knn": (lambda sessions: item_knn(sessions, NEIGHBOURS), slow_item_knn),
-    "v_sknn": (lambda sessions: v_sknn(sessions, NEIGHBOURS), slow_v_sknn),
+    "last_item": (lambda sessions: last_item(sessions.n_items), slow_last_item),
+    "repeats": (lambda sessions: repeats(sessions.n_items), slow_repeats),
+    "markov": (lambda sessions: AfterLast(successor_lists(sessions, 1, N_ITEMS)), slow_markov),
+    "sequential_rules": (lambda sessions: AfterLast(successor_lists(sessions, GAPS, RULES)), slow_sequential_rules),
+    "item_knn": (lambda sessions: NearSeen(cosine_lists(sessions, NEIGHBOURS)), slow_item_knn),
+    "v_sknn": (lambda sessions: NearSessions.of(sessions, NEIGHBOURS), slow_v_sknn),
 }
 
 
@@ -119,7 +140,7 @@ def test_ranks_and_lists_equal_a_full_sort(mask_seen, data):
     candidates = np.array(sorted(data.draw(st.sets(st.integers(1, N_ITEMS), min_size=1))))
     clicks = np.array(data.draw(st.lists(st.integers(0, 3), min_size=len(candidates), max_size=len(candidates))))
     queries = queries_of([seen for seen, _ in asked], [99] * len(asked), [target for _, target in asked])
-    scores = markov(train_sessions(histories))
+    scores = AfterLast(successor_lists(train_sessions(histories), 1, N_ITEMS))
     ranker = Neighbours(scores, Popularity(candidates, clicks))
     k = data.draw(st.integers(1, 6))
     rank, lists = ranker.rank(queries, k, mask_seen=mask_seen)
@@ -161,8 +182,8 @@ def test_popular_items_are_looked_at_in_a_sample_that_estimates_the_whole(monkey
     sessions, queries = train_sessions(histories), queries_of([[1]], [5], [2])
     found = []
     for most in (10_000, 1_000):
-        monkeypatch.setattr(neighbours, "SESSIONS_PER_ITEM", most)
-        found.append(v_sknn(sessions, 10_000)(queries).toarray()[0])
+        monkeypatch.setattr(source_scores, "SESSIONS_PER_ITEM", most)
+        found.append(NearSessions.of(sessions, 10_000)(queries).toarray()[0])
     assert found[0][1] == 3_000
     assert found[1][1] == 1_000
     assert found[1][2:] / 1_000 == pytest.approx(found[0][2:] / 3_000, rel=0.15)
@@ -178,10 +199,10 @@ def test_train_sessions_hold_no_click_of_valid_or_test(fifty):
     assert sessions.user_id.tolist() == sorted(slow)
     for row, user in enumerate(sessions.user_id.tolist()):
         assert sessions.items[sessions.offset[row] : sessions.offset[row + 1]].tolist() == slow[user][:-2]
-    assert sessions.row_of(np.array([1, 50, 999])).tolist() == [0, 49, -1]
+    assert rows_of_users(sessions.user_id, np.array([1, 50, 999])).tolist() == [0, 49, -1]
 
 
-@pytest.mark.parametrize("order", itertools.permutations(METHODS))
+@pytest.mark.parametrize("order", itertools.permutations(("markov", "sequential_rules", "item_knn", "v_sknn")))
 def test_no_baseline_changes_what_another_reads(order):
     """Every order in full, so every subset in every order as a beginning of one: each equals itself alone."""
     histories = [[1, 2, 2, 3, 1], [2, 2, 4], [4, 1, 2, 1], [5, 5, 5, 2], [3, 4, 2, 4]]  # repeats, which scipy adds up

@@ -24,6 +24,11 @@ def options(tiny, name, *more):
     return [f"bundle={tiny / 'bundle'}", f"data={tiny / 'data'}", f"output={tiny / name}", "cutoffs=[1,2,5]", *more]
 
 
+@pytest.fixture(autouse=True)
+def _parts_of_one_file(monkeypatch):
+    monkeypatch.setattr(parts, "PART_QUERIES", 3)
+
+
 def split_files(tiny, rows=3):
     """The tiny bundle with its queries in several files."""
     for split in ("valid", "test", "next"):
@@ -69,6 +74,21 @@ def test_many_files_give_what_one_file_gives(tiny, mask):
     assert sorted(zip(*(again[k] for k in keys), strict=True)) == sorted(zip(*(ranks[k] for k in keys), strict=True))
     assert pq.read_table(tiny / "parts" / "topk.parquet").equals(pq.read_table(tiny / "whole" / "topk.parquet"))
     assert not list(tiny.glob(".*.parts"))
+
+
+def test_small_files_make_a_part_together(tiny, monkeypatch):
+    split_files(tiny, rows=2)  # six files of two queries
+    dataset, bundle = parts.open_inputs(load(options(tiny, "out")))
+    evaluation = Evaluation(load(options(tiny, "out")), dataset, bundle, None)
+    monkeypatch.setattr(parts, "PART_QUERIES", 5)
+    found = [part for part in evaluation.parts() if part.split == "test"]
+    assert [(p.number, p.files, p.first, p.rows) for p in found] == [(0, 2, 0, 4), (2, 2, 4, 4), (4, 2, 8, 4)]
+    whole = parts.Queries.joined(list(bundle.queries("test")))
+    batches = [list(evaluation.batches(part)) for part in found]
+    assert [len(batch) for batch in batches] == [1, 1, 1]
+    joined = parts.Queries.joined([batch[0] for batch in batches])
+    for name in ("user_id", "target", "seen_offset", "seen", "n_clicks", "vector"):
+        assert np.array_equal(getattr(joined, name), getattr(whole, name))
 
 
 class Killed(BaseException):

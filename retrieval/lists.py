@@ -1,0 +1,37 @@
+"""Lists of items for a batch of queries: which were seen, and the first that are left."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from retrieval.bundle import Queries
+
+
+def seen_pairs(queries: Queries) -> npt.NDArray[np.int64]:
+    """`query << 32 | item` of all seen clicks, rising."""
+    query = np.repeat(np.arange(len(queries)), queries.n_seen)
+    return np.sort(query << 32 | queries.seen)
+
+
+def is_among(value_N: npt.NDArray[np.int64], rising_M: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which values stand in `rising_M`; faster than `np.isin` where that is the shorter one and sorted."""
+    if not len(rising_M):
+        return np.zeros(value_N.shape, bool)
+    place = np.minimum(np.searchsorted(rising_M, value_N), len(rising_M) - 1)
+    return np.asarray(rising_M[place] == value_N)
+
+
+def seen_among(queries: Queries, listed_QK: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
+    """Which of the listed items each query has seen."""
+    return is_among(np.arange(len(queries))[:, None] << 32 | listed_QK, seen_pairs(queries))
+
+
+def first_listed(listed_QK: npt.NDArray[np.integer], k: int) -> npt.NDArray[np.integer]:
+    """The first `k` items that are not 0, in order; 0 where there are fewer."""
+    return np.take_along_axis(listed_QK, places_of_listed(listed_QK, k), 1)
+
+
+def places_of_listed(listed_QK: npt.NDArray[np.integer], k: int) -> npt.NDArray[np.intp]:
+    """Places `[Q, k]` of the first `k` items that are not 0, in order; then places of zeros."""
+    return np.argsort(listed_QK == 0, axis=1, kind="stable")[:, :k]

@@ -1,0 +1,106 @@
+"""Lists of items that follow or accompany an item, counted over the train sessions and capped.
+
+Both builders go through the items in ranges of bounded work, several at a time, so memory does not grow with the
+number of pairs. Equal scores are ordered by rising dense id, which is by falling train clicks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from retrieval.sources.sessions import TrainSessions
+from retrieval.sources.sparse_rows import largest_of_rows, row_of_entries
+
+PAIRS_AT_ONCE = 1 << 24
+"""Pairs of clicks (or products of shared sessions) that a range of items may take."""
+GAP_BITS = 8
+"""Low bits of a pair's key, which say how far apart its clicks are."""
+
+
+def successor_lists(sessions: TrainSessions, gaps: int, most: int, threads: int = 1) -> sparse.csr_matrix:
+    """What comes after each item, `gaps` clicks later at most: float32 `[n_items + 1, n_items + 1]`.
+
+    The score of b after a is the sum of 1/gap over all clicks on b that come `gap` clicks after one on a in the same
+    session (sequential rules, Ludewig and Jannach 2018; with `gaps=1` the counts of a first-order Markov chain). The
+    `most` best of each item are kept.
+    """
+    if not 1 <= gaps < 1 << GAP_BITS:
+        raise ValueError(f"expected gaps in 1..{(1 << GAP_BITS) - 1}, got {gaps}")
+    size = sessions.n_items + 1
+    session, items = sessions.session, sessions.items
+    common = math.lcm(*range(1, gaps + 1))
+    weight = np.array([0, *(common // gap for gap in range(1, gaps + 1))], np.int64)  # whole numbers add up exactly
+
+    def pairs(gap: int, low: int, high: int) -> npt.NDArray[np.int64]:
+        first = items[:-gap]
+        chosen = np.flatnonzero((first >= low) & (first < high) & (session[:-gap] == session[gap:]))
+        key = (first[chosen].astype(np.int64) - low) * size + items[gap:][chosen]
+        return key << GAP_BITS | gap
+
+    def counted(low: int, high: int) -> sparse.csr_matrix:
+        key = np.sort(np.concatenate([pairs(gap, low, high) for gap in range(1, gaps + 1)]))
+        pair = key >> GAP_BITS
+        begin = np.flatnonzero(np.diff(pair, prepend=-1))
+        score = np.add.reduceat(weight[key & ((1 << GAP_BITS) - 1)], begin) if len(key) else np.zeros(0)
+        row, column = np.divmod(pair[begin], size)
+        indptr = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=high - low))])
+        found = sparse.csr_matrix((score.astype(np.float64), column.astype(np.int32), indptr), shape=(high - low, size))
+        found = largest_of_rows(found, most)
+        return sparse.csr_matrix(
+            ((found.data / common).astype(np.float32), found.indices, found.indptr), shape=found.shape
+        )
+
+    work = np.bincount(items, minlength=size) * gaps
+    return in_ranges(counted, work, threads)
+
+
+def cosine_lists(sessions: TrainSessions, most: int, threads: int = 1) -> sparse.csr_matrix:
+    """Each item's `most` nearest others by cosine: float32 `[n_items + 1, n_items + 1]`.
+
+    The cosine of i and j is how many train sessions hold both over √(sessions of i · sessions of j)
+    (Sarwar et al. 2001). An item is not its own neighbour.
+    """
+    has = sessions.incidence()
+    scale = sparse.diags(1.0 / np.sqrt(np.maximum(np.asarray(has.sum(axis=0)).ravel(), 1.0)), dtype=np.float32)
+    scaled = (has @ scale).tocsr()
+    of_item = scaled.T.tocsr()
+
+    def nearest(low: int, high: int) -> sparse.csr_matrix:
+        cosine = (of_item[low:high] @ scaled).tocsr()
+        cosine.data[cosine.indices == low + row_of_entries(cosine)] = 0.0
+        cosine.eliminate_zeros()
+        return largest_of_rows(cosine, most)
+
+    length = np.diff(scaled.indptr)
+    work = np.zeros(sessions.n_items + 1, np.int64)
+    np.add.at(work, has.indices, np.repeat(length, length))
+    return in_ranges(nearest, work, threads)
+
+
+def in_ranges(
+    build: Callable[[int, int], sparse.csr_matrix], work_I: npt.NDArray[np.integer], threads: int
+) -> sparse.csr_matrix:
+    """The rows that `build(low, high)` makes, for ranges of items of about equal work, `threads` at a time."""
+    bounds = ranges_of(work_I, PAIRS_AT_ONCE)
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        parts = list(pool.map(build, bounds[:-1], bounds[1:]))
+    return sparse.vstack(parts, format="csr")
+
+
+def ranges_of(work_I: npt.NDArray[np.integer], most: int) -> Sequence[int]:
+    """Bounds of ranges whose work is at most `most`, or of one item that has more.
+
+    >>> ranges_of(np.array([3, 3, 9, 1, 1]), 6)
+    [0, 2, 3, 5]
+    """
+    total, bounds = np.cumsum(work_I), [0]
+    while bounds[-1] < len(work_I):
+        done = total[bounds[-1] - 1] if bounds[-1] else 0
+        bounds.append(max(bounds[-1] + 1, int(np.searchsorted(total, done + most, side="right"))))
+    return bounds

@@ -1,0 +1,144 @@
+"""What each source scores for a batch of queries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from retrieval.bundle import Queries
+from retrieval.lists import is_among
+from retrieval.sources.sessions import TrainSessions, rows_of_users
+from retrieval.sources.sparse_rows import (
+    largest_of_rows,
+    latest_clicks,
+    row_of_entries,
+    sampled_rows,
+    seen_matrix,
+)
+
+Scores = Callable[[Queries], sparse.csr_matrix]
+"""A source: positive float32 scores of some items `[Q, n_items + 1]`; items without one are none of its candidates."""
+
+SESSIONS_PER_ITEM = 1_000
+"""Train sessions that V-SkNN looks at for a seen item: a sample where it has more."""
+DECAY_STEPS = 10
+"""V-SkNN: a click so many steps back weighs nothing any more."""
+
+
+@dataclass(frozen=True)
+class AfterLast:
+    """The list of the last click's item: `markov` and `sequential_rules`.
+
+    Attributes:
+        lists: float32 `[n_items + 1, n_items + 1]`.
+    """
+
+    lists: sparse.csr_matrix
+
+    def __call__(self, queries: Queries) -> sparse.csr_matrix:
+        """Score a batch."""
+        return self.lists[queries.seen[queries.seen_offset[1:] - 1]]
+
+
+@dataclass(frozen=True)
+class NearSeen:
+    """The lists of all distinct seen items, added up: `item_knn`.
+
+    Attributes:
+        lists: float32 `[n_items + 1, n_items + 1]`.
+    """
+
+    lists: sparse.csr_matrix
+
+    def __call__(self, queries: Queries) -> sparse.csr_matrix:
+        """Score a batch."""
+        seen = seen_matrix(queries, np.ones(len(queries.seen)), self.lists.shape[0] - 1)
+        return (seen @ self.lists).tocsr()
+
+
+@dataclass(frozen=True)
+class NearSessions:
+    """V-SkNN (Ludewig and Jannach 2018): what the most similar train sessions hold.
+
+    A session's similarity is the sum over shared items of their place in the query divided by its
+    length, so late clicks count most. The `neighbours` best ones add to each of their items their
+    similarity × how late the latest shared click is (1 for the last click, down to 0 ten steps back).
+
+    Attributes:
+        user_id: int64 `[S]`, rising, of the train sessions.
+        has: `[S, n_items + 1]`, 1 where a session has an item.
+        of_item: `[n_items + 1, S]`, of an item with many sessions a sample.
+        neighbours: sessions that score.
+    """
+
+    user_id: npt.NDArray[np.int64]
+    has: sparse.csr_matrix
+    of_item: sparse.csr_matrix
+    neighbours: int
+
+    @classmethod
+    def of(cls, sessions: TrainSessions, neighbours: int) -> NearSessions:
+        """Index the sessions."""
+        has = sessions.incidence()
+        has.sort_indices()
+        return cls(sessions.user_id, has, sampled_rows(has.T.tocsr(), SESSIONS_PER_ITEM), neighbours)
+
+    def __call__(self, queries: Queries) -> sparse.csr_matrix:
+        """Score a batch; a query's own session holds what it asks for and has no say."""
+        n_items = self.has.shape[1] - 1
+        position = np.arange(len(queries.seen)) - np.repeat(queries.seen_offset[:-1], queries.n_seen)
+        length = np.repeat(queries.n_seen, queries.n_seen)
+        late = seen_matrix(queries, (position + 1) / length, n_items)
+        similarity = without_own((late @ self.of_item).tocsr(), rows_of_users(self.user_id, queries.user_id))
+        best = largest_of_rows(similarity, self.neighbours)
+        step = np.maximum(1.0 - (length - 1 - position) / DECAY_STEPS, 1e-9).astype(np.float32)
+        best.data *= self._latest_shared(queries, step, best)
+        return (best @ self.has).tocsr()
+
+    def _latest_shared(
+        self, queries: Queries, step_N: npt.NDArray[np.float32], best_QS: sparse.csr_matrix
+    ) -> npt.NDArray[np.float32]:
+        """For each (query, session) entry the largest step value of an item that they share."""
+        query, last = latest_clicks(queries)
+        pair, value = query << 32 | queries.seen[last], step_N[last]
+        begin = self.has.indptr[best_QS.indices].astype(np.int64)
+        count = self.has.indptr[best_QS.indices + 1] - begin
+        offset = np.cumsum(count) - count
+        entry = np.arange(count.sum()) + np.repeat(begin - offset, count)
+        wanted = np.repeat(row_of_entries(best_QS) << 32, count) | self.has.indices[entry]
+        shared = np.flatnonzero(is_among(wanted, pair))
+        steps = np.zeros(len(wanted), np.float32)
+        steps[shared] = value[np.searchsorted(pair, wanted[shared])]
+        return np.maximum.reduceat(steps, offset) if len(offset) else steps
+
+
+def without_own(weight_QS: sparse.csr_matrix, own_Q: npt.NDArray[np.int64]) -> sparse.csr_matrix:
+    """Session weights without each query's own session; changes its argument."""
+    weight_QS.data[weight_QS.indices == own_Q[row_of_entries(weight_QS)]] = 0.0
+    weight_QS.eliminate_zeros()
+    return weight_QS
+
+
+def last_item(n_items: int) -> Scores:
+    """The last click once more, and nothing else."""
+
+    def scores(queries: Queries) -> sparse.csr_matrix:
+        last = queries.seen[queries.seen_offset[1:] - 1]
+        ones = np.ones(len(queries), np.float32)
+        return sparse.csr_matrix((ones, last, np.arange(len(queries) + 1)), shape=(len(queries), n_items + 1))
+
+    return scores
+
+
+def repeats(n_items: int) -> Scores:
+    """All seen items, the latest first: 1 over how many clicks ago."""
+
+    def scores(queries: Queries) -> sparse.csr_matrix:
+        back = np.repeat(queries.seen_offset[1:], queries.n_seen) - np.arange(len(queries.seen))
+        return seen_matrix(queries, 1.0 / back, n_items)
+
+    return scores

@@ -1,0 +1,77 @@
+"""The train clicks of all sessions, which every counted source is built from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+from scipy import sparse
+
+from etl.contract import Dataset
+from retrieval.baselines import HELD_OUT
+
+
+@dataclass(frozen=True)
+class TrainSessions:
+    """The train clicks of all sessions.
+
+    Attributes:
+        user_id: int64 `[S]`, rising.
+        offset: int64 `[S + 1]` into `items`.
+        items: int32, dense ids, oldest first.
+        n_items: items of the dataset.
+    """
+
+    user_id: npt.NDArray[np.int64]
+    offset: npt.NDArray[np.int64]
+    items: npt.NDArray[np.int32]
+    n_items: int
+
+    def __post_init__(self) -> None:
+        # All sources read the same arrays: whoever writes to them fails at once.
+        for array in (self.user_id, self.offset, self.items):
+            array.flags.writeable = False
+
+    @classmethod
+    def of(cls, dataset: Dataset, held_out: int = HELD_OUT) -> TrainSessions:
+        """Read all sessions of a dataset but their last `held_out` clicks."""
+        users, lengths, items = [], [], []
+        for entry in dataset.session_files:
+            table = pq.read_table(dataset.file(entry.path), columns=["user_id", "items"])
+            column = table["items"].combine_chunks()
+            clicks = np.diff(column.offsets.to_numpy())
+            position = np.arange(clicks.sum()) - np.repeat(np.cumsum(clicks) - clicks, clicks)
+            users.append(table["user_id"].to_numpy())
+            items.append(column.flatten().to_numpy()[position < np.repeat(clicks - held_out, clicks)])
+            lengths.append(np.maximum(clicks - held_out, 0))
+        user, length = np.concatenate(users), np.concatenate(lengths).astype(np.int64)
+        order = np.argsort(user, kind="stable")
+        begin = np.cumsum(length) - length
+        offset = np.concatenate([[0], np.cumsum(length[order])])
+        source = np.arange(offset[-1]) + np.repeat(begin[order] - offset[:-1], length[order])
+        return cls(user[order], offset, np.concatenate(items)[source], dataset.manifest.n_items)
+
+    @property
+    def session(self) -> npt.NDArray[np.int32]:
+        """The session of each click."""
+        return np.repeat(np.arange(len(self.user_id), dtype=np.int32), np.diff(self.offset))
+
+    def incidence(self) -> sparse.csr_matrix:
+        """1 where a session `[S]` has an item `[n_items + 1]`."""
+        shape = (len(self.user_id), self.n_items + 1)
+        ones = np.ones(len(self.items), np.float32)
+        # scipy takes arrays over as they are, and `sum_duplicates` compacts them in place.
+        matrix = sparse.csr_matrix((ones, self.items.copy(), self.offset.copy()), shape=shape)
+        matrix.sum_duplicates()
+        matrix.data[:] = 1.0
+        return matrix
+
+
+def rows_of_users(user_S: npt.NDArray[np.int64], user_Q: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The row of each user of `user_Q` in the rising `user_S`, -1 where there is none."""
+    if not len(user_S):
+        return np.full(len(user_Q), -1)
+    row = np.minimum(np.searchsorted(user_S, user_Q), len(user_S) - 1)
+    return np.where(user_S[row] == user_Q, row, -1)

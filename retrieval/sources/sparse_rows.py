@@ -1,0 +1,94 @@
+"""Arithmetic on the rows of sparse matrices: selection, samples, the clicks of queries."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from retrieval.bundle import Queries
+
+CELLS_AT_ONCE = 1 << 21
+"""Cells of a block of rows that are padded to one length."""
+
+
+def row_of_entries(matrix: sparse.csr_matrix) -> npt.NDArray[np.int64]:
+    """The row of each stored entry."""
+    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+
+
+def position_in_row(row_N: npt.NDArray[np.integer], n_rows: int) -> npt.NDArray[np.int64]:
+    """How many entries of the same row stand before each; `row_N` rises.
+
+    >>> position_in_row(np.array([0, 0, 2]), 3).tolist()
+    [0, 1, 0]
+    """
+    count = np.bincount(row_N, minlength=n_rows)
+    return np.arange(len(row_N)) - np.repeat(np.cumsum(count) - count, count)
+
+
+def kth_largest(value_N: npt.NDArray[np.floating], indptr: npt.NDArray[np.integer], k: int) -> npt.NDArray[np.floating]:
+    """The `k`-th largest value of each row; -inf for rows of at most `k` values.
+
+    >>> kth_largest(np.array([5.0, 1.0, 3.0, 2.0]), np.array([0, 3, 4]), 2).tolist()
+    [3.0, -inf]
+    """
+    begin_of, count = indptr[:-1].astype(np.int64), np.diff(indptr).astype(np.int64)
+    out = np.full(len(count), -np.inf, value_N.dtype)
+    long = np.flatnonzero(count > k)
+    long = long[np.argsort(-count[long], kind="stable")]
+    begin = 0
+    while begin < len(long):
+        width = int(count[long[begin]])  # the longest row of the block
+        rows = long[begin : begin + max(1, CELLS_AT_ONCE // width)]
+        begin += len(rows)
+        column = np.arange(width)
+        inside = column < count[rows][:, None]
+        cells = np.full(inside.shape, -np.inf, value_N.dtype)
+        cells[inside] = value_N[(begin_of[rows][:, None] + column)[inside]]
+        out[rows] = np.partition(cells, width - k, axis=1)[:, width - k]
+    return out
+
+
+def largest_of_rows(matrix: sparse.csr_matrix, k: int) -> sparse.csr_matrix:
+    """The `k` largest entries of each row, ties by the lower column; columns rise."""
+    if np.diff(matrix.indptr).max(initial=0) > k:
+        row = row_of_entries(matrix)
+        least = kth_largest(matrix.data, matrix.indptr, k)[row]
+        chosen = matrix.data > least
+        left = k - np.bincount(row[chosen], minlength=matrix.shape[0])
+        tied = np.flatnonzero(matrix.data == least)
+        tied = tied[np.lexsort((matrix.indices[tied], row[tied]))]
+        chosen[tied[position_in_row(row[tied], matrix.shape[0]) < left[row[tied]]]] = True
+        indptr = np.concatenate([[0], np.cumsum(np.bincount(row[chosen], minlength=matrix.shape[0]))])
+        matrix = sparse.csr_matrix((matrix.data[chosen], matrix.indices[chosen], indptr), shape=matrix.shape)
+    matrix.sort_indices()
+    return matrix
+
+
+def sampled_rows(matrix: sparse.csr_matrix, most: int) -> sparse.csr_matrix:
+    """At most `most` entries of each row, a seeded sample where it has more."""
+    count = np.diff(matrix.indptr)
+    if count.max(initial=0) <= most:
+        return matrix
+    row = row_of_entries(matrix)
+    order = np.lexsort((np.random.default_rng(0).random(matrix.nnz), row))
+    chosen = np.sort(order[np.arange(matrix.nnz) - np.repeat(matrix.indptr[:-1], count) < most])
+    indptr = np.concatenate([[0], np.cumsum(np.minimum(count, most))])
+    return sparse.csr_matrix((matrix.data[chosen], matrix.indices[chosen], indptr), shape=matrix.shape)
+
+
+def latest_clicks(queries: Queries) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Query and index into `queries.seen` of each distinct seen item's last click, by query and item."""
+    query = np.repeat(np.arange(len(queries)), queries.n_seen)
+    pair = query << 32 | queries.seen
+    last = len(pair) - 1 - np.unique(pair[::-1], return_index=True)[1]
+    return query[last], last
+
+
+def seen_matrix(queries: Queries, value_N: npt.NDArray[np.floating], n_items: int) -> sparse.csr_matrix:
+    """Values of the seen clicks `[Q, n_items + 1]`; of an item seen twice the later one's."""
+    query, last = latest_clicks(queries)
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(query, minlength=len(queries)))])
+    shape = (len(queries), n_items + 1)
+    return sparse.csr_matrix((value_N[last].astype(np.float32), queries.seen[last], indptr), shape=shape)

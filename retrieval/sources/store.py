@@ -1,0 +1,176 @@
+"""Counted sources on disk: built once, with what they were made from and a hash of each file, mapped into memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from etl.contract import Dataset
+from etl.folder import InputError, fingerprint_of, sha256_of, write_json
+from retrieval.sources.counts import cosine_lists, successor_lists
+from retrieval.sources.scores import AfterLast, NearSeen, NearSessions, Scores
+from retrieval.sources.sessions import TrainSessions
+
+FOLDER = "indexes"
+VERSION = 1
+"""Of what the files mean."""
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What counted sources are built by.
+
+    Attributes:
+        held_out: clicks at the end of each session that are not counted.
+        rules_per_item: successors that are kept of an item.
+        gaps: clicks that a successor may come later.
+        neighbours: items that ItemKNN, and sessions that V-SkNN goes by.
+    """
+
+    held_out: int
+    rules_per_item: int
+    gaps: int
+    neighbours: int
+
+
+@dataclass(frozen=True)
+class Counted:
+    """How a counted source is built and opened.
+
+    Attributes:
+        options: names of the options that it depends on.
+        build: arrays from sessions, options and threads.
+        open: scores from arrays and options.
+    """
+
+    options: tuple[str, ...]
+    build: Callable[[TrainSessions, SourceOptions, int], Arrays]
+    open: Callable[[Arrays, SourceOptions], Scores]
+
+
+def _arrays(matrix: sparse.csr_matrix) -> Arrays:
+    return {"score": matrix.data, "item": matrix.indices, "offset": matrix.indptr}
+
+
+def _lists(arrays: Arrays) -> sparse.csr_matrix:
+    size = len(arrays["offset"]) - 1
+    return sparse.csr_matrix((arrays["score"], arrays["item"], arrays["offset"]), shape=(size, size))
+
+
+def _session_arrays(sessions: TrainSessions, options: SourceOptions, threads: int) -> Arrays:
+    found = NearSessions.of(sessions, options.neighbours)
+    arrays = {"user_id": found.user_id, "item": found.has.indices, "offset": found.has.indptr}
+    return arrays | {"session": found.of_item.indices, "session_offset": found.of_item.indptr}
+
+
+def _near_sessions(arrays: Arrays, options: SourceOptions) -> Scores:
+    shape = (len(arrays["offset"]) - 1, len(arrays["session_offset"]) - 1)
+    ones = np.ones(max(len(arrays["item"]), len(arrays["session"])), np.float32)  # one array for both
+    has = (ones[: len(arrays["item"])], arrays["item"], arrays["offset"])
+    of_item = (ones[: len(arrays["session"])], arrays["session"], arrays["session_offset"])
+    return NearSessions(
+        arrays["user_id"],
+        sparse.csr_matrix(has, shape=shape),
+        sparse.csr_matrix(of_item, shape=shape[::-1]),
+        options.neighbours,
+    )
+
+
+COUNTED: Mapping[str, Counted] = {
+    "sequential_rules": Counted(
+        ("rules_per_item", "gaps"),
+        lambda s, o, threads: _arrays(successor_lists(s, o.gaps, o.rules_per_item, threads)),
+        lambda arrays, _: AfterLast(_lists(arrays)),
+    ),
+    "markov": Counted(
+        ("rules_per_item",),
+        lambda s, o, threads: _arrays(successor_lists(s, 1, o.rules_per_item, threads)),
+        lambda arrays, _: AfterLast(_lists(arrays)),
+    ),
+    "item_knn": Counted(
+        ("neighbours",),
+        lambda s, o, threads: _arrays(cosine_lists(s, o.neighbours, threads)),
+        lambda arrays, _: NearSeen(_lists(arrays)),
+    ),
+    "v_sknn": Counted(("neighbours",), _session_arrays, _near_sessions),
+}
+
+
+class SourceFiles:
+    """The files of one counted source.
+
+    Args:
+        folder: of all sources of a run.
+        name: of the source.
+        made_from: fingerprint of dataset and options.
+    """
+
+    def __init__(self, folder: Path, name: str, made_from: str) -> None:
+        self.folder, self.made_from = folder / f"{name}-{made_from[:16]}", made_from
+        self.record = self.folder / "record.json"
+
+    def load(self) -> Arrays | None:
+        """The arrays, mapped into memory; None where there are none.
+
+        Raises:
+            InputError: a file is not the one that was written.
+        """
+        try:
+            record = json.loads(self.record.read_text())
+            hashes = dict(record["sha256"]) if record["made_from"] == self.made_from else {}
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError("a readable record of a source", self.record, f"delete {self.folder}") from None
+        for name, sha256 in hashes.items():
+            path = self.folder / name
+            if not path.is_file() or sha256_of(path) != sha256:
+                raise InputError(
+                    "the source file that was written", f"{path} with other bytes", f"delete {self.folder}"
+                )
+        return {name.removesuffix(".npy"): np.load(self.folder / name, mmap_mode="r") for name in hashes} or None
+
+    def save(self, arrays: Arrays, told: dict[str, Any]) -> None:
+        """Write the arrays, the record last; a folder that may not be written costs a warning."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name, values in arrays.items():
+                temporary = self.folder / f".{name}.{os.getpid()}.npy"
+                np.save(temporary, values, allow_pickle=False)
+                temporary.replace(self.folder / f"{name}.npy")
+            hashes = {f"{name}.npy": sha256_of(self.folder / f"{name}.npy") for name in arrays}
+            write_json(self.record, {"made_from": self.made_from, "sha256": hashes, **told})
+        except OSError as error:
+            print(f"warning: the source is not stored: {error}", file=sys.stderr, flush=True)
+
+
+def open_counted(
+    names: Sequence[str], dataset: Dataset, folder: Path, options: SourceOptions, threads: int = 1
+) -> dict[str, Scores]:
+    """Counted sources by name, from the folder or built and stored there."""
+    sessions = cache(lambda: TrainSessions.of(dataset, options.held_out))
+    opened = {}
+    for name in names:
+        source = COUNTED[name]
+        parameters = {key: value for key, value in asdict(options).items() if key in ("held_out", *source.options)}
+        made_from = fingerprint_of([VERSION, dataset.manifest.fingerprint, name, parameters])
+        files = SourceFiles(folder, name, made_from)
+        arrays = files.load()
+        if arrays is None:
+            begin = time.perf_counter()
+            arrays = source.build(sessions(), options, threads)
+            files.save(arrays, {**parameters, "build_seconds": time.perf_counter() - begin})
+        opened[name] = source.open(arrays, options)
+    return opened
