@@ -12,7 +12,10 @@ def job(options: list[str]) -> None:
     config = load(options)
     from etl.sessions import timed_build
 
-    print(f"{timed_build(config)}: {config.output}")
+    done, *warnings = timed_build(config)
+    print(done, flush=True)
+    for line in warnings:
+        print(line, file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -33,11 +33,12 @@ USER = np.dtype(
         ("raw_clicks", "<i4"),
         ("clicks", "<i4"),
         ("rows", "<i4"),
+        ("cut", "<i4"),
         ("gender", "<i2"),
         ("age", "<i2"),
     ]
 )
-"""A user's part as it travels: clicks in the log and of useful rows, rows that travel with it."""
+"""A user's part as it travels: clicks in the log and of useful rows, rows that travel with it, useful rows cut."""
 NO_VALUE = -(2**15)
 """`gender` or `age` null in all rows so far; -1 may be a value of the log."""
 PART_SHIFT = 20
@@ -97,7 +98,7 @@ def _partial_users(job: Job, part: int, table: pa.Table, seen: Seen) -> pa.Recor
         user, table = user[order], table.take(pa.array(order))
     item, feedback = table["item_id"].to_numpy(), feedback_bits(job, table)
     clicked = feedback >= CLICKED
-    seen.count_rows(job, item, feedback, clicked)
+    seen.count_rows(job, table, feedback)
     offset = protocol.group_offsets(user)
     first = offset[:-1]
     users = np.zeros(len(first), USER)
@@ -106,15 +107,17 @@ def _partial_users(job: Job, part: int, table: pa.Table, seen: Seen) -> pa.Recor
     for name in ("gender", "age"):
         users[name] = protocol.last_value(table[name].fill_null(NO_VALUE).to_numpy(), offset, NO_VALUE)
     useful = seen.known_rows(item)
-    # Without exposures, unclicked rows count in the raw statistics only, and as rows of their user.
-    if not job.exposures and job.first_users is None:
+    # Unclicked rows that are not wanted count in the raw statistics only.
+    if not job.needs_unclicked:
         useful = clicked if useful is None else useful & clicked
     row = np.arange(len(user)) if useful is None else np.flatnonzero(useful)
     offset = offset if useful is None else np.concatenate([[0], np.cumsum(useful)])[offset]
     _, users["clicks"] = protocol.clicks_through(clicked[row], offset)
     if job.truncates_early:
         keep = protocol.tail_rows(clicked[row], offset, job.max_clicks)
+        users["cut"] = np.diff(offset)
         row, offset = row[keep], np.concatenate([[0], np.cumsum(keep)])[offset]
+        users["cut"] -= np.diff(offset)
     users["rows"] = np.diff(offset)
     partition = partition_of(users["user_id"], job.partitions)
     order = np.argsort(partition, kind="stable")
@@ -199,10 +202,11 @@ class Seen:
         lookup = np.array([*codes, -1], np.int32)
         return lookup[column.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)]
 
-    def count_rows(self, job: Job, item: protocol.Array, feedback: protocol.Array, clicked: protocol.Mask) -> None:
+    def count_rows(self, job: Job, table: pa.Table, feedback: protocol.Array) -> None:
         """Count rows for the statistics, and the clicks of each item."""
-        self.counts.update(table_one.count_rows(feedback, job.scenario.actions))
-        self.items.append(table_one.count_items(item, clicked))
+        watching = table["watching_times"].to_numpy() if job.scenario.watching else np.zeros(len(table), np.int32)
+        self.counts.update(table_one.count_rows(feedback, job.scenario.actions, watching))
+        self.items.append(table_one.count_items(table["item_id"].to_numpy(), feedback >= CLICKED))
 
     def known_rows(self, item: protocol.Array) -> protocol.Mask | None:
         """Rows whose item `items_from` knows, the others counted; None without such a limit."""

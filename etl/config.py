@@ -26,6 +26,7 @@ class Protocol:
 
     name: str = option("study", "name of the preset")
     first_rows: int | None = option(None, "the first N data rows only")
+    clicked_only: bool = option(False, "drop unclicked rows before anything else is counted")
     dedupe: str = option("none", "none, exact (equal rows once) or first (a user's first click on an item)")
     min_item_clicks: int = option(1, "drop all rows of items with fewer clicks; 1 drops none")
     max_item_clicks: int | None = option(None, "drop all rows of items with more clicks")
@@ -51,7 +52,7 @@ class EtlConfig:
     output: str = option(MISSING, "dataset folder to make")
     scenario: str = option(MISSING, ", ".join(SCENARIOS))
     protocol: Protocol = group(Protocol)
-    exposures: bool = option(True, "keep what was shown but not clicked")
+    exposures: bool = option(True, "keep what was shown, clicked or not")
     shards: int | None = option(None, "number of session files; by default one for each 4,096 sessions, 1 to 64")
     items_from: str | None = option(None, "dataset whose dense ids are kept; other items are dropped")
     strict: bool = option(False, "stop at the first malformed row")

@@ -66,7 +66,10 @@ ROWS_SCHEMA = pa.schema(
         pa.field("split", pa.string(), nullable=False),
     ]
 )
-"""Scenario `ctr`: one row an exposure; `history` holds the user's last ten clicks, 0 where there are fewer."""
+"""Scenario `ctr`: one row an exposure; `history` holds the log's `hist_1…10`, 0 where there are fewer.
+
+In Tenrec's file these are the user's first ten clicks, the same on all rows of a user.
+"""
 
 ITEMS_SCHEMA = pa.schema(
     [

@@ -14,7 +14,7 @@ import pyarrow as pa
 from etl.config import EtlConfig, SparkOptions
 from etl.job import Job
 from etl.spark import is_submitted
-from etl.tenrec import Split, is_gzip
+from etl.tenrec import Split
 
 LOCAL_BYTES = 512 << 20
 """Log up to which starting Spark costs more than it saves."""
@@ -64,7 +64,7 @@ def runs_locally(config: EtlConfig, splits: list[Split]) -> bool:
     """Whether the job needs no Spark: `engine=auto` takes it for large logs and whoever sets it up."""
     if config.engine != "auto":
         return config.engine == "local"
-    unpacked = sum((s.end - s.begin) * (COMPRESSED if is_gzip(s.file) else 1) for s in splits)
+    unpacked = sum((s.end - s.begin) * (COMPRESSED if s.file.compression else 1) for s in splits)
     return unpacked <= LOCAL_BYTES and config.spark == SparkOptions() and not is_submitted()
 
 

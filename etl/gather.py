@@ -21,7 +21,7 @@ class Users:
 
     Attributes:
         user_id: int64 `[U]`.
-        clicks: int64 `[U]`, all clicks of the user, also of rows that are already cut.
+        clicks, rows: int64 `[U]`, all clicks and rows of the user, also those that are already cut.
         gender, age: int16 `[U]`.
         offset: int64 `[U + 1]`, each user's rows.
         item, packed, watching: one value a row; the category in `packed` is a code of all splits.
@@ -29,6 +29,7 @@ class Users:
 
     user_id: protocol.Array
     clicks: protocol.Array
+    rows: protocol.Array
     gender: protocol.Array
     age: protocol.Array
     offset: protocol.Int
@@ -42,11 +43,12 @@ class Users:
         return (self.packed & CLICKED) != 0
 
     def select_rows(self, keep: protocol.Mask) -> Users:
-        """The same users with some of their rows; `clicks` is counted anew."""
+        """The same users with some of their rows; `clicks` and `rows` are counted anew."""
         kept = np.concatenate([[0], np.cumsum(keep)])[self.offset]
         users = Users(
             self.user_id,
             self.clicks,
+            np.diff(kept),
             self.gender,
             self.age,
             kept,
@@ -64,6 +66,7 @@ class Users:
         return Users(
             self.user_id[keep],
             self.clicks[keep],
+            self.rows[keep],
             self.gender[keep],
             self.age[keep],
             offset,
@@ -125,6 +128,7 @@ def _put_together(job: Job, batches: list[pa.RecordBatch]) -> tuple[Users, proto
     users = Users(
         users_P["user_id"][first],
         _sum(users_P["clicks"], first),
+        _sum(users_P["rows"] + users_P["cut"], first),
         _profile(users_P["gender"], part_offset),
         _profile(users_P["age"], part_offset),
         offset[part_offset],
@@ -185,8 +189,7 @@ def read_whole(job: Job, partition: int) -> Users:
     column = {
         t: c.to_numpy() for table in (rows, users) for t, c in zip(table.column_names, table.columns, strict=True)
     }
-    offset = np.concatenate([[0], np.cumsum(column.pop("rows"))])
-    return Users(offset=offset, **column)
+    return Users(offset=np.concatenate([[0], np.cumsum(column["rows"])]), **column)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -229,9 +232,12 @@ def cut_users(job: Job, partition: int, users: Users) -> int:
     # A click's place from 1: places 1..n-2 are train, n-1 valid, n test.
     train = click & (position + 1 <= kept_N - 2)
     write_items(job, partition, item, category, click, train)
+    counts = table_one.count_rows(feedback, job.scenario.actions, users.watching[row])
+    counts["before_first"] = int(users.rows[cut.user_U].sum()) - len(item)
+    counts["after_test"] = int(np.count_nonzero(position == kept_N))
     record = {
         "sessions": n_sessions,
-        "counts": dict(table_one.count_rows(feedback, job.scenario.actions)),
+        "counts": counts,
         "clicks_per_user": table_one.histogram(cut.kept_U[cut.user_U]),
     }
     write_record(job.work("cut", partition, "json"), record)

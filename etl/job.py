@@ -44,6 +44,7 @@ class Job:
     min_item_clicks: int
     max_item_clicks: int | None
     first_users: int | None
+    clicked_only: bool
     min_clicks: int
     max_clicks: int
     exposures: bool
@@ -60,6 +61,11 @@ class Job:
     def filters_items(self) -> bool:
         """Whether rows depend on counts over all users, so that nothing may be cut before them."""
         return self.min_item_clicks > 1 or self.max_item_clicks is not None or self.first_users is not None
+
+    @property
+    def needs_unclicked(self) -> bool:
+        """Whether unclicked rows are kept, or count as rows of their user in `protocol.first_users`."""
+        return not self.clicked_only and (self.exposures or self.first_users is not None)
 
     @property
     def truncates_early(self) -> bool:

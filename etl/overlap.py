@@ -1,24 +1,25 @@
-"""`python -m etl.overlap inputs='[A.csv,B.csv]'`: users and items that logs have in common."""
+"""`python -m etl.overlap inputs=[A.csv,B.csv]`: users and items that logs have in common."""
 
 from __future__ import annotations
 
 import itertools
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv as pa_csv
 from omegaconf import MISSING
 
 from etl.command import option, read_options, run_program
 from etl.folder import InputError
+from etl.parse import Parser
 from etl.protocol import Int
-from etl.tenrec import Scenario, open_input, open_logs
+from etl.tenrec import LogFile, Scenario, make_splits, open_logs, read_blocks
 
 IDS = Scenario(("user_id", "item_id"), "")
+PLURAL = {"user_id": "users", "item_id": "items"}
 
 
 @dataclass
@@ -28,38 +29,33 @@ class OverlapConfig:
     inputs: Any = option(MISSING, "two or more logs of any scenario")
 
 
-def distinct_ids(uri: str) -> dict[str, Int]:
-    """Distinct ids of a log by column, sorted; read a block at a time.
-
-    Raises:
-        InputError: an id that is no whole number.
-    """
+def distinct_ids(log: LogFile) -> tuple[dict[str, Int], Counter[str]]:
+    """Distinct ids of a log by column, sorted, read a block at a time; and the rows left out, by reason."""
     seen = {name: np.zeros(0, np.int64) for name in IDS.columns}
-    options = pa_csv.ConvertOptions(include_columns=list(seen), column_types=dict.fromkeys(seen, pa.int64()))
-    try:
-        with (
-            open_input(uri) as stream,
-            pa_csv.open_csv(
-                stream, read_options=pa_csv.ReadOptions(block_size=1 << 24), convert_options=options
-            ) as batches,
-        ):
-            for batch in batches:
+    parser, left_out = Parser(IDS, log), Counter[str]()
+    for split in make_splits([log]):
+        for block in read_blocks(split)[0]:
+            tables, bad = parser.parse(block)
+            left_out.update(row.reason for row in bad)
+            for table in tables:
                 for name, ids in seen.items():
-                    seen[name] = np.union1d(ids, batch.column(name).to_numpy(zero_copy_only=False))
-    except pa.ArrowInvalid as error:
-        raise InputError(f"ids that are whole numbers in {uri}", str(error).splitlines()[0], "mend the file") from None
-    return seen
+                    seen[name] = np.union1d(ids, table[name].to_numpy())
+    return seen, left_out
 
 
 def job(options: list[str]) -> None:
     """Print how many users and items each pair of logs shares."""
     inputs = read_options(OverlapConfig, "etl.conf.overlap", options).inputs
     if not isinstance(inputs, list) or len(inputs) < 2:
-        raise InputError("inputs='[A.csv,B.csv]'", repr(inputs), "name at least two logs")
-    logs = {log.uri: distinct_ids(log.uri) for log in open_logs([str(i) for i in inputs], IDS)}
-    for uri, ids in logs.items():
-        print(f"{uri}: {len(ids['user_id']):,} users, {len(ids['item_id']):,} items")
-    for (a, left), (b, right) in itertools.combinations(logs.items(), 2):
+        raise InputError("inputs=[A.csv,B.csv]", repr(inputs), "name at least two logs")
+    logs = []
+    for log in open_logs([str(i) for i in inputs], IDS):
+        seen, left_out = distinct_ids(log)
+        logs.append((log.uri, seen))
+        line = ", ".join(f"{len(seen[name]):,} {plural}" for name, plural in PLURAL.items())
+        rows = "".join(f"; {count:,} rows left out: {reason}" for reason, count in left_out.most_common())
+        print(f"{log.uri}: {line}{rows}")
+    for (a, left), (b, right) in itertools.combinations(logs, 2):
         shared = {name: len(np.intersect1d(left[name], right[name], assume_unique=True)) for name in IDS.columns}
         print(f"{a} ∩ {b}: {shared['user_id']:,} users, {shared['item_id']:,} items")
 

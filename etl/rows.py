@@ -35,6 +35,7 @@ from etl.job import (
     write_table,
     write_work_table,
 )
+from etl.report import refuse_empty
 from etl.tenrec import Split
 
 UNCLICKED_FOR_EACH_CLICK = 2
@@ -55,6 +56,7 @@ def make_rows(
     check_rows(job)
     rows = engine.map(partial(count_split, job), len(splits))
     _count_users(job)
+    refuse_empty(job)
     items = number_items(job, known)
     shards = shards or count_shards(sum(rows), ROWS_PER_SHARD)
     written = engine.map(partial(write_shard, job, shard_pieces(list(enumerate(rows)), shards)), shards)
@@ -80,7 +82,7 @@ def _sample(job: Job, split: Split) -> int:
     for table in parsed_blocks(job, split, seen):
         item, feedback = table["item_id"].to_numpy(), feedback_bits(job, table)
         clicked = feedback >= CLICKED
-        seen.count_rows(job, item, feedback, clicked)
+        seen.count_rows(job, table, feedback)
         is_known = seen.known_rows(item)
         row = _sampled(clicked, is_known, rng)
         user, place = table_one.distinct(table["user_id"].to_numpy())
@@ -96,7 +98,7 @@ def _sample(job: Job, split: Split) -> int:
         profile = {name: table[name].fill_null(UNKNOWN).to_numpy()[row].astype(np.int8) for name in ("gender", "age")}
         columns: dict[str, Any] = {"user_id": table["user_id"].to_numpy()[row], "item": item[row]}
         columns |= {"packed": feedback[row] | category[row] << CATEGORY_SHIFT, **profile}
-        columns |= {"split": split_name.astype(np.int8)}
+        columns |= {"split": split_name.astype(np.int8), "watching": table["watching_times"].to_numpy()[row]}
         columns |= {f"history_{place}": history[:, place] for place in range(history.shape[1])}
         tables.append(pa.table(columns))
     write_array(job.work("rows_of_users", split.index, "npy"), table_one.sum_by_id(users, 3))
@@ -134,7 +136,7 @@ def _count(job: Job, number: int, rows: pa.Table) -> int:
     train = click & (rows["split"].to_numpy() == 0)
     write_items(job, number, item, packed >> CATEGORY_SHIFT, click, train, also=history)
     write_work_table(job.work("counted", number, "parquet"), rows)
-    record = {"counts": dict(table_one.count_rows(feedback, job.scenario.actions))}
+    record = {"counts": table_one.count_rows(feedback, job.scenario.actions, rows["watching"].to_numpy())}
     write_record(job.work("kept", number, "json"), record)
     return len(rows)
 

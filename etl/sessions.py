@@ -19,7 +19,6 @@ from etl import tenrec
 from etl.combine import combine_split
 from etl.config import EtlConfig, protocol_record
 from etl.contract import (
-    QUARANTINE_FOLDER,
     SCHEMA_VERSION,
     SESSIONS_FOLDER,
     SESSIONS_SCHEMA,
@@ -47,7 +46,8 @@ from etl.job import (
     write_table,
 )
 from etl.progress import reporting
-from etl.remote import published, refuse_output
+from etl.remote import place, published, refuse_output
+from etl.report import QUARANTINE, refuse_empty, summary, warnings
 from etl.rows import make_rows
 from etl.table_one import histogram, table
 
@@ -82,6 +82,7 @@ def build(config: EtlConfig) -> Manifest:
                 items, shards = make_rows(engine, job, splits, known, config.shards)
             else:
                 sessions = sessionize(engine, job, splits)
+                refuse_empty(job)
                 items = number_items(job, known)
                 shards = write_sessions(engine, job, sessions, config.shards)
         return finish(config, job, files, items, shards)
@@ -94,15 +95,15 @@ def make_job(config: EtlConfig, folder: Path, log_bytes: int) -> Job:
     on the cluster.
     """
     protocol = config.protocol
-    all_rows = config.exposures or protocol.first_users is not None
-    return Job(
+    job = Job(
         folder=str(folder),
-        partitions=count_partitions(log_bytes, PARTITION_BYTES if all_rows else CLICKS_PARTITION_BYTES),
+        partitions=1,
         scenario_name=config.scenario,
         dedupe=protocol.dedupe,
         min_item_clicks=protocol.min_item_clicks,
         max_item_clicks=protocol.max_item_clicks,
         first_users=protocol.first_users,
+        clicked_only=protocol.clicked_only,
         min_clicks=protocol.min_clicks,
         max_clicks=protocol.max_clicks,
         exposures=config.exposures,
@@ -110,6 +111,8 @@ def make_job(config: EtlConfig, folder: Path, log_bytes: int) -> Job:
         strict=config.strict,
         seed=config.seed,
     )
+    partition_bytes = PARTITION_BYTES if job.needs_unclicked else CLICKS_PARTITION_BYTES
+    return dataclasses.replace(job, partitions=count_partitions(log_bytes, partition_bytes))
 
 
 def count_partitions(log_bytes: int, partition_bytes: int) -> int:
@@ -168,18 +171,17 @@ def finish(
     folder = Path(job.folder)
     pq.write_table(items, folder / ITEMS, compression="zstd")
     splits = read_records(job.work_folder("splits"))
-    statistics = make_statistics(job, splits, items)
+    statistics = make_statistics(job, files, splits, items)
     write_json(folder / STATISTICS, statistics)
-    quarantine = folder / QUARANTINE_FOLDER
-    quarantine.mkdir()
+    (folder / QUARANTINE).parent.mkdir()
     lines = [json.dumps(row) for split in splits for row in split["sample"]]
-    (quarantine / "rows.jsonl").write_text("".join(line + "\n" for line in lines))
+    (folder / QUARANTINE).write_text("".join(line + "\n" for line in lines))
     kept = statistics["kept"]
     entries = [
         *shards,
         describe_file(folder, ITEMS, len(items)),
         describe_file(folder, STATISTICS, 1),
-        describe_file(folder, f"{QUARANTINE_FOLDER}/rows.jsonl", len(lines)),
+        describe_file(folder, QUARANTINE, len(lines)),
     ]
     source = [
         Source(f.name, f.bytes, fingerprint_of([s["fingerprint"] for s in splits if s["file"] == f.uri])) for f in files
@@ -207,15 +209,19 @@ def finish(
     return manifest
 
 
-def make_statistics(job: Job, splits: list[dict[str, Any]], items: pa.Table) -> dict[str, Any]:
+def make_statistics(
+    job: Job, files: list[tenrec.LogFile], splits: list[dict[str, Any]], items: pa.Table
+) -> dict[str, Any]:
     """`statistics.json`: the raw log and what was kept of it, side by side."""
-    actions = job.scenario.actions
+    columns = set(job.scenario.columns) & {name for file in files for name in file.columns}
     raw: Counter[str] = sum((Counter(split["counts"]) for split in splits), Counter())
     reasons: Counter[str] = sum((Counter(split["reasons"]) for split in splits), Counter())
     raw_items = raw_clicks_per_item(job)
     raw_users = np.concatenate([np.load(p) for p in sorted(job.work_folder("raw_clicks_per_user").glob("*.npy"))])
     cuts = read_records(job.work_folder("cut"))
     kept: Counter[str] = sum((Counter(cut["counts"]) for cut in cuts), Counter())
+    if cuts and not job.scenario.history:
+        kept.update(dict.fromkeys(("before_first", "after_test"), 0))  # adding counters drops what is 0
     kept_users = np.array([pair for cut in cuts for pair in cut["clicks_per_user"]], np.int64).reshape(-1, 2)
     clicks = np.array(histogram(items["clicks"].to_numpy()), np.int64).reshape(-1, 2)
     per_item = np.array(histogram(raw_items[:, 1]), np.int64).reshape(-1, 2)
@@ -224,7 +230,7 @@ def make_statistics(job: Job, splits: list[dict[str, Any]], items: pa.Table) -> 
             raw,
             users=int(raw_users[:, 1].sum()),
             items=len(raw_items),
-            actions=actions,
+            columns=columns,
             per_user=raw_users,
             per_item=per_item,
         ),
@@ -232,26 +238,21 @@ def make_statistics(job: Job, splits: list[dict[str, Any]], items: pa.Table) -> 
             kept,
             users=sum(cut["sessions"] for cut in cuts),
             items=len(items),
-            actions=actions,
+            columns=columns,
             per_user=kept_users,
             per_item=clicks,
         ),
         "rows_read": raw["exposures"] + sum(reasons.values()),
         "rows_quarantined": dict(sorted(reasons.items())),
         "rows_of_unknown_items": sum(split["unknown"] for split in splits),
+        "absent_columns": tenrec.absent_columns(files, job.scenario),
     }
 
 
-def summary(manifest: Manifest, seconds: float) -> str:
-    """One line for the person who ran the job."""
-    counts = manifest.counts
-    return (
-        f"{counts['rows_read']:,} rows → {counts['sessions']:,} sessions, {counts['clicks']:,} clicks, "
-        f"{counts['items']:,} items in {seconds:.1f} s"
-    )
-
-
-def timed_build(config: EtlConfig) -> str:
-    """Build and say what came out."""
+def timed_build(config: EtlConfig) -> list[str]:
+    """Build and say what came out, and in further lines what was lost on the way."""
     begin = time.monotonic()
-    return summary(build(config), time.monotonic() - begin)
+    build(config)
+    statistics = json.loads((place(config.output) / STATISTICS).read_text())
+    done = f"{summary(statistics, time.monotonic() - begin)}: {config.output}"
+    return [done, *warnings(statistics, config.output)]

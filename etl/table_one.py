@@ -20,16 +20,18 @@ SPARSE_PARTS = 8
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 
 
-def count_rows(feedback_N: Array, actions: tuple[str, ...]) -> Counter[str]:
+def count_rows(feedback_N: Array, actions: tuple[str, ...], watching_N: Array) -> Counter[str]:
     """Exposures, clicks, each action, and the readings of negative feedback.
 
     Args:
         feedback_N: bits as in the dataset, bit 7 = clicked.
         actions: feedback columns of the log.
+        watching_N: how often each row's item was entered, 0 where unknown.
 
     Returns:
-        `exposures`, `clicks`, plural names of the actions, `skip` (click 0, no other action),
-        `passive` (click 1, no other action), `other` (click 0 and an action).
+        `exposures`, `clicks`, plural names of the actions, `skip` (click 0, no other action), `entered`
+        (those of them that were opened and left), `passive` (click 1, no other action), `other` (click 0
+        and an action).
     """
     by_bits = np.bincount(feedback_N.astype(np.int64), minlength=256)
     bits = np.arange(256)
@@ -37,7 +39,8 @@ def count_rows(feedback_N: Array, actions: tuple[str, ...]) -> Counter[str]:
     counts = Counter(exposures=int(by_bits.sum()), clicks=int(by_bits[clicked].sum()))
     for action in actions:
         counts[PLURAL[action]] = int(by_bits[(bits >> FEEDBACK_BIT[action]) & 1 == 1].sum())
-    counts["skip"] = int(by_bits[~clicked & ~acted].sum())
+    counts["skip"] = int(by_bits[0])
+    counts["entered"] = int(np.count_nonzero((feedback_N == 0) & (watching_N > 0)))
     counts["passive"] = int(by_bits[clicked & ~acted].sum())
     counts["other"] = int(by_bits[~clicked & acted].sum())
     return counts
@@ -124,17 +127,23 @@ def quantiles(pairs: Array) -> dict[str, int] | None:
 
 
 def table(
-    counts: Counter[str], *, users: int, items: int, actions: tuple[str, ...], per_user: Array, per_item: Array
+    counts: Counter[str], *, users: int, items: int, columns: set[str], per_user: Array, per_item: Array
 ) -> dict[str, Any]:
-    """One column of the table; null where the log has no such action.
+    """One column of the table; null where the log has no such column, or the count has no meaning.
 
     Args:
+        counts: of `count_rows`; of kept rows also `before_first` (rows of kept users before the first kept click)
+            and `after_test` (rows after the last one).
+        columns: of the log.
         per_user: `(clicks, users)` rows.
         per_item: `(clicks, items)` rows.
     """
     column: dict[str, Any] = {"users": users, "items": items, "clicks": counts["clicks"]}
-    column |= {name: counts[name] if action in actions else None for action, name in PLURAL.items()}
-    column |= {name: counts[name] for name in ("exposures", "skip", "passive", "other")}
+    column |= {name: counts[name] if action in columns else None for action, name in PLURAL.items()}
+    column |= {name: counts[name] for name in ("exposures", "skip")}
+    column["entered"] = counts["entered"] if "watching_times" in columns else None
+    column |= {name: counts[name] for name in ("passive", "other")}
+    column |= {name: counts.get(name) for name in ("before_first", "after_test")}
     column["mean_clicks"] = counts["clicks"] / users if users else None
     column["clicks_per_user"], column["clicks_per_item"] = quantiles(per_user), quantiles(per_item)
     return column

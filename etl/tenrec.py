@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import dataclasses
 import glob
 import hashlib
 import re
@@ -17,9 +19,13 @@ from etl.folder import InputError
 from etl.remote import filesystem
 
 NULL = "\\N"
+_READABLE = 128 << 10
+"""Characters that the csv module reads in one field without complaint."""
 SPLIT_BYTES = 64 << 20
 """Fixed, since the order of partial results and the source fingerprint depend on it."""
-LONGEST_LINE = 1 << 20
+LONGEST_HEADER = 1 << 20
+LONGEST_LINE = 64 << 20
+"""A longer line is refused, since a task holds it in memory; long ones below that are quarantined."""
 
 VIDEO = ["user_id", "item_id", "click", "follow", "like", "share", "video_category", "watching_times", "gender", "age"]
 ARTICLE_SHORT = [
@@ -47,6 +53,17 @@ class Scenario:
         return tuple(a for a in ("like", "share", "follow", "read", "favorite") if a in self.columns)
 
     @property
+    def required(self) -> tuple[str, ...]:
+        """Columns without which a row says nothing; others may be absent, their values are then null."""
+        return tuple(name for name in ("user_id", "item_id", "click", *self.history) if name in self.columns)
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """Columns that are read, as far as a file has them."""
+        read = (*self.required, *self.actions, self.category, "watching_times", "gender", "age")
+        return tuple(name for name in read if name in self.columns)
+
+    @property
     def watching(self) -> bool:
         """Whether the log says how often an item was watched."""
         return "watching_times" in self.columns
@@ -64,13 +81,24 @@ SCENARIOS = {
 
 @dataclass(frozen=True)
 class LogFile:
-    """One input file: where it is, its size, the columns of its header and where its rows begin."""
+    """One input file.
+
+    Attributes:
+        uri: where it is.
+        bytes: its size.
+        columns: names of its header.
+        rows_begin, end: bytes (decompressed ones) between which its rows stand.
+        compression: as Arrow names it, None for plain text; by content, not by name.
+        ends_in_cr: lines end in a carriage return alone.
+    """
 
     uri: str
     bytes: int
     columns: tuple[str, ...]
     rows_begin: int
     end: int
+    compression: str | None = None
+    ends_in_cr: bool = False
 
     @property
     def name(self) -> str:
@@ -101,12 +129,6 @@ def open_logs(inputs: list[str], scenario: Scenario) -> list[LogFile]:
     return [_open_log(uri, scenario) for pattern in inputs for uri in _expand(pattern)]
 
 
-def open_input(uri: str) -> pa.NativeFile:
-    """A stream of a log's bytes, decompressed where its name says so."""
-    store, path = filesystem(uri)
-    return store.open_input_stream(path, compression="detect")
-
-
 def _expand(pattern: str) -> list[str]:
     """The files that a path, glob or URI names, globs sorted by path."""
     if not any(c in pattern for c in "*?["):
@@ -127,40 +149,99 @@ def _expand(pattern: str) -> list[str]:
 
 def _open_log(uri: str, scenario: Scenario) -> LogFile:
     store, path = filesystem(uri)
-    try:
+    with _readable(uri):
         info = store.get_file_info(path)
-    except (OSError, pa.ArrowException) as error:
-        raise InputError("a readable input file", f"{uri}: {error}", "check the URI and access") from None
-    if not info.is_file:
-        raise InputError("an input file", uri, "check the path; no such file")
-    with open_input(uri) as stream:
-        head = stream.read(LONGEST_LINE)
+        if not info.is_file:
+            got = f"the folder {uri}" if info.type == pa_fs.FileType.Directory else f"{uri}: no such file"
+            raise InputError("an input file", got, "check the path; a glob takes the files of a folder")
+        with store.open_input_stream(path, compression=None) as stream:
+            compression = _compression(uri, stream.read(8))
+        with store.open_input_stream(path, compression=compression) as stream:
+            head = stream.read(LONGEST_HEADER)
     if not head.strip():
         raise InputError("a CSV file with a header line", f"{uri}, which is empty", "check the file")
-    newline = head.find(b"\n")
-    line = head if newline < 0 else head[:newline]
+    ends_in_cr = b"\r" in head and b"\n" not in head
+    end = head.find(b"\r" if ends_in_cr else b"\n")
+    line = head if end < 0 else head[:end]
+    columns = read_header(uri, line, scenario)
+    return LogFile(uri, info.size, columns, len(line) + (end >= 0), info.size, compression, ends_in_cr)
+
+
+@contextlib.contextmanager
+def _readable(uri: str) -> Iterator[None]:
+    """Turn what a file system or a decompressor objects to into an `InputError`."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        told = str(error).splitlines()[0]
+        if "decompress" in told or "runcated" in told or "zlib" in told:
+            raise InputError("a complete compressed file", f"{uri}: {told}", "copy or compress it again") from None
+        raise InputError("a readable input file", f"{uri}: {told}", "check the path and its permissions") from None
+
+
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
+_FOREIGN = {
+    b"PK\x03\x04": ("a zip archive", "unpack it"),
+    b"\xfd7zXZ": ("an xz file", "unpack it"),
+    b"PAR1": ("a Parquet file", "give the CSV file"),
+    b"\xff\xfe": ("UTF-16 text", "save it as UTF-8"),
+    b"\xfe\xff": ("UTF-16 text", "save it as UTF-8"),
+    b"{": ("JSON", "give the CSV file"),
+    b"[": ("JSON", "give the CSV file"),
+}
+
+
+def _compression(uri: str, head: bytes) -> str | None:
+    """How a file is compressed, from its first bytes.
+
+    Raises:
+        InputError: a kind of file that is not read.
+    """
+    for magic, (kind, cure) in _FOREIGN.items():
+        if head.startswith(magic):
+            raise InputError("a CSV file, plain or gzip", f"{kind}: {uri}", cure)
+    return next((name for magic, name in _COMPRESSED.items() if head.startswith(magic)), None)
+
+
+def read_header(uri: str, line: bytes, scenario: Scenario) -> tuple[str, ...]:
+    """The column names of a header line.
+
+    Raises:
+        InputError: a column is missing or stands there twice, or the line is no header of this format.
+    """
     text = line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r").decode("utf-8", "replace")
-    columns = tuple(next(csv.reader([text])))
+    columns = tuple(name.strip() for name in next(csv.reader([text[:_READABLE]])))
+    where, shown = f"the header of {uri}", ascii(text[:120])[1:-1] if not text.isprintable() else text[:120]
+    if re.fullmatch(r"[\d\s.,;-]+", text):
+        raise InputError("a header line", f"a row: {shown}", f"put the names {','.join(scenario.required)},… above it")
+    for other, name in ((";", "semicolons"), ("\t", "tabs")):
+        if other in text and "," not in text:
+            raise InputError(f"commas between the columns of {uri}", name, "write it with commas")
+    folded = {name.casefold(): name for name in columns}
     for column in scenario.columns:
-        if columns.count(column) != 1:
-            got = "no such column" if column not in columns else "the column twice"
+        got = columns.count(column)
+        if got > 1:
+            raise InputError(f"column {column} in {where}", f"the column twice ({shown})", "remove one of them")
+        if not got and column.casefold() in folded:
+            other = folded[column.casefold()]
+            raise InputError(f"column {column} in {where}", f"{other}", "write the name in lower case")
+        if not got and column in scenario.required:
             raise InputError(
-                f"column {column} in the header of {uri}", f"{got} ({text[:120]})", "check scenario=… and the file"
+                f"column {column} in {where}", f"no such column ({shown})", "check scenario=… and the file"
             )
-    begin = len(head) if newline < 0 else newline + 1
-    return LogFile(uri, info.size, columns, begin, info.size)
+    return columns
 
 
-def is_gzip(file: LogFile) -> bool:
-    """Whether a file is one compressed stream, which can be read only from its start."""
-    return file.uri.endswith((".gz", ".bz2", ".zst"))
+def absent_columns(files: list[LogFile], scenario: Scenario) -> list[str]:
+    """Columns that would be read and that no file has."""
+    return [name for name in scenario.used if not any(name in file.columns for file in files)]
 
 
 def make_splits(files: list[LogFile]) -> list[Split]:
     """Cut files into splits at multiples of `SPLIT_BYTES`; a compressed file is one split."""
     splits: list[Split] = []
     for file in files:
-        step = file.end if is_gzip(file) else SPLIT_BYTES
+        step = file.end if file.compression else SPLIT_BYTES
         for begin in range(0, file.end, max(step, 1)):
             splits.append(Split(len(splits), file, begin, min(begin + step, file.end)))
     return splits
@@ -172,7 +253,7 @@ def first_rows(files: list[LogFile], n: int) -> list[LogFile]:
     for file in files:
         if n <= 0:
             break
-        if is_gzip(file):
+        if file.compression:
             raise InputError("plain CSV with protocol.first_rows", file.uri, "decompress the file first")
         end = file.rows_begin
         for line in _lines(file):
@@ -181,7 +262,7 @@ def first_rows(files: list[LogFile], n: int) -> list[LogFile]:
                     break
                 n -= 1
             end += len(line)
-        kept.append(LogFile(file.uri, file.bytes, file.columns, file.rows_begin, end))
+        kept.append(dataclasses.replace(file, end=end))
     return kept
 
 
@@ -189,10 +270,10 @@ def _lines(file: LogFile) -> Iterator[bytes]:
     store, path = filesystem(file.uri)
     with store.open_input_file(path) as stream:
         stream.seek(file.rows_begin)
-        rest = b""
+        newline, rest = _newline(file), b""
         while block := stream.read(1 << 20):
-            *lines, rest = (rest + block).split(b"\n")
-            yield from (line + b"\n" for line in lines)
+            *lines, rest = (rest + block).split(newline)
+            yield from (line + newline for line in lines)
         if rest:
             yield rest
 
@@ -209,8 +290,8 @@ def read_blocks(split: Split) -> tuple[Iterator[Block], Callable[[], str]]:
     """The lines that start in a split, and a function giving the SHA-256 of its bytes afterwards."""
     store, path = filesystem(split.file.uri)
     digest = hashlib.sha256()
-    if is_gzip(split.file):
-        blocks = _stream_blocks(store, path, split.file.rows_begin, digest.update)
+    if split.file.compression:
+        blocks = _stream_blocks(store, path, split.file, digest.update)
     else:
         blocks = _range_block(store, path, split, digest.update)
     return blocks, digest.hexdigest
@@ -229,7 +310,16 @@ def _range_block(
             end = _after_newline(stream, split.end - 1, split)
             data = stream.read_at(end - start, start)
             update(memoryview(data)[: split.end - start])
-            yield Block(data, start)
+            yield Block(_with_line_feeds(data, split.file), start)
+
+
+def _newline(file: LogFile) -> bytes:
+    return b"\r" if file.ends_in_cr else b"\n"
+
+
+def _with_line_feeds(data: bytes, file: LogFile) -> bytes:
+    """Lines that end as in other files."""
+    return data.replace(b"\r", b"\n") if file.ends_in_cr else data
 
 
 def _after_newline(stream: pa.NativeFile, offset: int, split: Split) -> int:
@@ -241,36 +331,32 @@ def _after_newline(stream: pa.NativeFile, offset: int, split: Split) -> int:
     place = offset
     while place < split.file.end:
         piece = stream.read_at(min(1 << 16, split.file.end - place), place)
-        newline = piece.find(b"\n")
+        newline = piece.find(_newline(split.file))
         if newline >= 0:
             return place + newline + 1
         place += len(piece)
         if place > split.end + LONGEST_LINE:
             got = f"{split.file.uri} at byte {offset}"
-            raise InputError(f"lines under {LONGEST_LINE} bytes", got, "check the file")
+            raise InputError(f"lines under {LONGEST_LINE >> 20} MiB", got, "check the file")
     return split.file.end
 
 
 def _stream_blocks(
-    store: pa_fs.FileSystem, path: str, begin: int, update: Callable[[bytes | memoryview], None]
+    store: pa_fs.FileSystem, path: str, file: LogFile, update: Callable[[bytes | memoryview], None]
 ) -> Iterator[Block]:
-    with store.open_input_stream(path, compression="detect") as stream:
-        try:
-            update(stream.read(begin))
-            offset, rest = begin, b""
-            while data := stream.read(SPLIT_BYTES):
-                update(data)
-                data = rest + data
-                cut = data.rfind(b"\n") + 1
-                rest = data[cut:]
-                if len(rest) > LONGEST_LINE:
-                    raise InputError(
-                        f"lines under {LONGEST_LINE} bytes", f"{path} near byte {offset}", "check the file"
-                    )
-                if cut:
-                    yield Block(data[:cut], offset)
-                offset += cut
-            if rest:
-                yield Block(rest, offset)
-        except OSError as error:
-            raise InputError("a whole compressed file", f"{path}: {error}", "fetch or compress it again") from None
+    with _readable(file.uri), store.open_input_stream(path, compression=file.compression) as stream:
+        update(stream.read(file.rows_begin))
+        offset, rest = file.rows_begin, b""
+        while data := stream.read(SPLIT_BYTES):
+            update(data)
+            data = rest + data
+            cut = data.rfind(_newline(file)) + 1
+            rest = data[cut:]
+            if len(rest) > LONGEST_LINE:
+                got = f"{path} near byte {offset}"
+                raise InputError(f"lines under {LONGEST_LINE >> 20} MiB", got, "check the file")
+            if cut:
+                yield Block(_with_line_feeds(data[:cut], file), offset)
+            offset += cut
+        if rest:
+            yield Block(_with_line_feeds(rest, file), offset)

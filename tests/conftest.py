@@ -34,7 +34,7 @@ def spark(tmp_path_factory):
 def fifty(tmp_path_factory) -> Dataset:
     """Sessions of fifty generated users with exposures and feedback."""
     folder = tmp_path_factory.mktemp("fifty")
-    log = generated_log(folder / "log.csv", users=50, items=60, seed=1)
+    log = generated_log(folder / "log.csv", users=50, items=60, seed=1, late=3)
     return build([f"input={log}", f"output={folder / 'data'}", "scenario=qb_video", "shards=3"])
 
 

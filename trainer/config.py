@@ -116,7 +116,7 @@ class TrainerConfig:
 
     data: str = option(MISSING, "dataset folder")
     output: str = option(MISSING, "run folder to make, or to resume")
-    model: str = option(MISSING, ", ".join(MODELS))
+    model: str = option(MISSING, f"{', '.join(MODELS)} (rank_esmm trains actions of clicked rows only)")
     seed: int = option(0, "of parameters, order and sampling")
     encoder: Any = option("gru4rec", f"session encoder of the hybrid, or several: {', '.join(ENCODERS)}")
     head: str = option("mmoe", ", ".join(HEADS))

@@ -37,6 +37,8 @@ ROWS_PER_BATCH = 16_384
 ITEMS_PER_BATCH = 1 << 18
 HELD_OUT = {"valid": 2, "test": 1, "next": 0}
 """Kept clicks at the end that the query of a split does not see."""
+FEEDBACK_STATES = {"valid": ("valid",), "test": ("test", "next")}
+"""Queries whose states score a split's rows: test also has what was shown after the last click."""
 
 Parts = Iterator[tuple[str, pa.Table]]
 """Tables by the folder of the bundle that they belong to."""
@@ -145,13 +147,23 @@ def _score_file(path: Path, scorer: SessionScorer | RankScorer, splits: list[str
             return
         for batch in file.iter_batches(SESSIONS_PER_BATCH, columns=columns):
             sessions = Sessions.of(pa.Table.from_batches([batch]))
-            if isinstance(scorer, RankScorer):
-                yield from _rank_blocks(sessions, scorer, splits, exposures=exposures)
-            else:
-                yield from _score_sessions(sessions, scorer, splits, exposures=exposures)
+            yield from score_sessions(sessions, scorer, splits, exposures=exposures)
 
 
-def _score_sessions(sessions: Sessions, scorer: SessionScorer, splits: list[str], *, exposures: bool) -> Parts:
+def score_sessions(
+    sessions: Sessions, scorer: SessionScorer | RankScorer, splits: list[str], *, exposures: bool
+) -> Parts:
+    """The bundle's queries and feedback rows of some sessions.
+
+    Args:
+        sessions: at least three clicks each.
+        scorer: the trained model; a ranking model has no queries.
+        splits: of `HELD_OUT`; `test` needs `next` beside it.
+        exposures: whether feedback rows are what was shown, or the kept clicks alone.
+    """
+    if isinstance(scorer, RankScorer):
+        yield from _rank_blocks(sessions, scorer, splits, exposures=exposures)
+        return
     n = sessions.items.lengths
     visible = np.stack([n - HELD_OUT[split] for split in splits], axis=1)
     states = scorer.states(sessions, visible)  # one pass: the states of all splits lie on the way to the last click
@@ -162,17 +174,20 @@ def _score_sessions(sessions: Sessions, scorer: SessionScorer, splits: list[str]
         if split != "next":
             target = sessions.items.values[sessions.items.offset[:-1] + seen]
         yield f"queries-{split}", _queries(sessions, seen, target, scorer.queries(state).cpu().numpy())
-        if rows is not None and split != "next":
-            block = rows.select(rows.position == seen[rows.session])
-            scores = scorer.feedback(state, block)
+        if rows is None:
+            continue
+        for after in FEEDBACK_STATES.get(split, ()):
+            number = splits.index(after)
+            block = rows.select(rows.position == visible[:, number][rows.session])
+            scores = scorer.feedback(states[:, number], block)
             yield from _feedback(split, sessions.user_id[block.session], block.item, block.feedback, scores)
 
 
 def _rank_blocks(sessions: Sessions, scorer: RankScorer, splits: list[str], *, exposures: bool) -> Parts:
     rows = feedback_rows(sessions, exposures=exposures)
     for split in splits:
-        if split != "next":
-            seen = sessions.items.lengths - HELD_OUT[split]
+        for after in FEEDBACK_STATES.get(split, ()):
+            seen = sessions.items.lengths - HELD_OUT[after]
             block = block_rows(sessions, rows.select(rows.position == seen[rows.session]))
             scores = scorer.feedback(scorer.features(block))
             yield from _feedback(split, block.user_id, block.item, block.feedback, scores)

@@ -43,7 +43,11 @@ def test_one_process_two_processes_and_spark_give_the_same_bytes(spark, tmp_path
         ctr_log(log, rows=2_000, seed=1)
     else:
         generated_log(log, users=40, items=50, seed=3)
-    engines = {"one": ["engine=local", "processes=1"], "two": ["engine=local", "processes=2"], "spark": ["engine=spark"]}
+    engines = {
+        "one": ["engine=local", "processes=1"],
+        "two": ["engine=local", "processes=2"],
+        "spark": ["engine=spark"],
+    }
     given = [f"input={log}", f"scenario={scenario}"]
     options = [[*given, f"output={tmp_path / name}", *engine] for name, engine in engines.items()]
     manifests = [etl.sessions.build(load(line)) for line in options]
@@ -72,7 +76,7 @@ def test_one_process_two_processes_and_spark_give_the_same_bytes(spark, tmp_path
 )
 def test_auto_takes_spark_for_large_logs_and_whoever_sets_it_up(given, uri, size, local, monkeypatch):
     config = EtlConfig(input=uri, output="out", scenario="qb_video", **given)
-    splits = [Split(0, LogFile(uri, size, (), 0, size), 0, size)]
+    splits = [Split(0, LogFile(uri, size, (), 0, size, "gzip" if uri.endswith(".gz") else None), 0, size)]
     assert runs_locally(config, splits) is local
     monkeypatch.setenv("PYSPARK_GATEWAY_PORT", "1")  # started by spark-submit
     assert runs_locally(config, splits) is (config.engine == "local")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from etl.folder import InputError
 from etl.kuairand import main as kuairand
 from etl.overlap import main as overlap
 from tests.support.engine import build, write_log
@@ -39,7 +40,8 @@ def test_kuairand_rows_are_in_time_order_with_their_outcomes(download, tmp_path)
         "scenario=qb_video",
         "protocol.min_clicks=3",
     ]
-    assert build(options).manifest.counts["rows_read"] == 5
+    with pytest.raises(InputError, match="2 users of 5 rows, who have 2 clicks at most"):  # all of them read
+        build(options)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +76,19 @@ def test_overlap_counts_distinct_users_and_items(tmp_path, capsys):
         f"{b}: 3 users, 3 items",
         f"{a} ∩ {b}: 2 users, 2 items",
     ]
+
+
+def test_overlap_keeps_large_ids_apart_and_counts_rows_without_one(tmp_path, capsys):
+    a, b = tmp_path / "a.csv", tmp_path / "b.csv"
+    large = 2**53
+    lines = ["user_id,item_id,click", *(f"{large + n},1,1" for n in range(3)), ",2,1", "7.0, 3,1", "x,4,1", "7,3,1,9"]
+    a.write_text("\r".join(lines) + "\r")
+    b.write_text(f"item_id,user_id,click\n1,{large},1\n3,7,1\n")
+    assert overlap([f"inputs=[{a},{b}]"]) == 0
+    first, _, shared = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{a}: 4 users, 2 items; 1 rows left out: user_id is not set")
+    assert first.count("; 1 rows left out: ") == 3
+    assert shared == f"{a} ∩ {b}: 2 users, 2 items"
 
 
 @pytest.mark.parametrize("inputs", ["inputs=[]", "inputs=a.csv", "inputs=[/no/a.csv,/no/b.csv]"])

@@ -11,6 +11,7 @@ import pytest
 from etl.parse import Parser
 from etl.tenrec import SCENARIOS, VIDEO, Block, LogFile, make_splits, open_logs, read_blocks
 from tests.support.engine import build
+from tests.support.reference import category_of
 
 SCENARIO = SCENARIOS["qb_video"]
 FILE = LogFile("log.csv", 0, tuple(VIDEO), 0, 0)
@@ -45,7 +46,12 @@ PIECES = [
     b"+1",
     b"1e3",
     b"\xef\xbb\xbf",
-    b"true",
+    b"True",
+    b"false",
+    b",,",
+    b".0,",
+    b"-0",
+    b"0.50",
     b"\t",
     "é".encode(),
 ]
@@ -72,23 +78,19 @@ def slow_rows(data: bytes) -> list[tuple]:
 
 def slow_row(row: dict[str, str]) -> tuple | None:
     values = []
-    for name in ("user_id", "item_id"):
+    for name, (low, high) in ({"user_id": (0, 2**63 - 1), "item_id": (0, 2**63 - 1)} | LIMITS).items():
         text = row[name].strip(" \t")
-        if not re.fullmatch(r"[0-9]+", text) or int(text) >= 2**63:
-            return None
-        values.append(int(text))
-    for name, (low, high) in LIMITS.items():
-        text = row[name].strip(" \t")
-        if text == "\\N":
-            if name == "click":
+        if name in ("click", "follow", "like", "share") and text.lower() in ("true", "false"):
+            text = str(int(text.lower() == "true"))
+        if text in ("", "\\N"):
+            if name in ("user_id", "item_id", "click"):
                 return None
             values.append(None if name in ("gender", "age") else 0)
         elif re.fullmatch(r"-?[0-9]+(\.0*)?", text) and low <= int(text.split(".")[0]) <= high:
             values.append(int(text.split(".")[0]))
         else:
             return None
-    category = row["video_category"]
-    return (*values, None if category == "\\N" else category)
+    return (*values, category_of(row["video_category"]))
 
 
 def parsed(data: bytes) -> tuple[list[tuple], int]:

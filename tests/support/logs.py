@@ -9,9 +9,15 @@ import numpy as np
 from tests.support.engine import write_log
 
 
-def generated_log(path: Path, *, users: int, items: int, seed: int, clicks: tuple[int, int] = (12, 40)) -> Path:
-    """Write a log in which the next click is mostly the next item of the ring."""
-    rng = np.random.default_rng(seed)
+def generated_log(
+    path: Path, *, users: int, items: int, seed: int, clicks: tuple[int, int] = (12, 40), late: int = 0
+) -> Path:
+    """Write a log in which the next click is mostly the next item of the ring.
+
+    Args:
+        late: unclicked rows of each user after the last click, at most.
+    """
+    rng, late_rng = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     rows = []
     for user in range(1, users + 1):
         item, gender, age = int(rng.integers(items)), int(rng.integers(3)), int(rng.integers(8))
@@ -24,4 +30,7 @@ def generated_log(path: Path, *, users: int, items: int, seed: int, clicks: tupl
             like, share, follow = (int(rng.random() < p * (1 + item % 2)) for p in (0.3, 0.1, 0.05))
             category = "\\N" if rng.random() < 0.01 else item % 5
             rows.append((user, 1000 + item, 1, follow, like, share, category, int(rng.integers(1, 4)), gender, age))
+        for _ in range(int(late_rng.integers(0, late + 1))):
+            shown, like = int(late_rng.integers(items)), int(late_rng.random() < 0.3)
+            rows.append((user, 1000 + shown, 0, 0, like, 0, shown % 5, 1, gender, age))
     return write_log(path, rows)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 BITS = {"like": 1, "share": 2, "follow": 4, "read": 8, "favorite": 16}
@@ -14,6 +16,7 @@ PLURAL = {"likes": "like", "shares": "share", "follows": "follow", "reads": "rea
 
 @dataclass
 class Options:
+    clicked_only: bool = False
     min_clicks: int = 10
     max_clicks: int = 30
     dedupe: str = "none"
@@ -39,14 +42,33 @@ def read_rows(texts: list[str], first_rows: int | None) -> list[dict[str, Any]]:
         for raw in csv.DictReader(text.splitlines()):
             if first_rows is not None and len(rows) == first_rows:
                 return rows
-            row = {name: (None if value == "\\N" else value) for name, value in raw.items()}
-            for name in NUMBERS:  # the article logs write 1.0
-                row[name] = None if row.get(name) is None else int(row[name].removesuffix(".0"))
-            row["category"] = row["video_category"] if "video_category" in row else row["category_second"]
-            row["raw"] = tuple(sorted(raw.items()))
+            for name in ("click", *BITS):
+                raw[name] = {"True": "1", "False": "0"}.get(raw.get(name, ""), raw.get(name, ""))
+            row = {name: value_of(text) for name, text in raw.items()}
+            row["raw"] = tuple(sorted(row.items(), key=lambda pair: pair[0]))
+            for name in NUMBERS:
+                row[name] = None if row.get(name) is None else int(row[name])
+            row["category"] = category_of(raw.get("video_category", raw.get("category_second", "")))
             row["bits"] = sum(bit for action, bit in BITS.items() if row.get(action))
             rows.append(row)
     return rows
+
+
+def value_of(text: str) -> int | Decimal | str | None:
+    """The value that a field stands for, however it is spelled."""
+    plain = text.strip(" \t")
+    if plain in ("", "\\N"):
+        return None
+    if not re.fullmatch(r"-?[0-9]+(\.[0-9]*)?", plain):
+        return text
+    number = Decimal(plain)
+    return int(number) if number == int(number) else number
+
+
+def category_of(text: str) -> str | None:
+    """A category's name: its text, or the plainest spelling of its number."""
+    value = value_of(text)
+    return f"{value:f}".rstrip("0") if isinstance(value, Decimal) else None if value is None else str(value)
 
 
 def sessionize(texts: list[str], options: Options) -> Expected:
@@ -58,6 +80,8 @@ def sessionize(texts: list[str], options: Options) -> Expected:
         for name in ("gender", "age"):
             if row[name] is not None:
                 profile[row["user_id"]][name] = row[name]
+    if options.clicked_only:
+        rows = [row for row in rows if row["click"]]
     rows = deduped(rows, options.dedupe)
     clicks_of = Counter(row["item_id"] for row in rows if row["click"])
     most = options.max_item_clicks if options.max_item_clicks is not None else 10**18
@@ -71,18 +95,21 @@ def sessionize(texts: list[str], options: Options) -> Expected:
         by_user[row["user_id"]].append(row)
     kept_rows: list[dict[str, Any]] = []
     places = []
+    lost = Counter(before_first=0, after_test=0)
     for user in sorted(by_user):
         session = cut(by_user[user], options)
         if session:
             expected.sessions[user] = session["lists"] | profile[user]
             kept_rows += session["rows"] if options.exposures else session["clicks"]
+            lost["before_first"] += session["before_first"]
+            lost["after_test"] += session["after_test"]
             places += [
                 (row["item_id"], place <= len(session["clicks"]) - 2) for place, row in enumerate(session["clicks"], 1)
             ]
     expected.items = item_table(kept_rows, places)
     for session in expected.sessions.values():
         session["n_kept"] = len(session["items"])
-    expected.kept = statistics(kept_rows, columns)
+    expected.kept = statistics(kept_rows, columns) | dict(lost)
     return expected
 
 
@@ -109,19 +136,18 @@ def cut(rows: list[dict[str, Any]], options: Options) -> dict[str, Any] | None:
     if len(clicks) < options.min_clicks:
         return None
     kept = clicks[-options.max_clicks :]
-    inside, shown, position = False, [], 0
-    for row in rows:
-        if row is kept[0]:
-            inside = True
-        if inside:
-            shown.append((row, position))
-        if inside and row["click"]:
-            position += 1
-        if row is kept[-1]:
-            break
+    if not options.exposures:
+        rows = clicks
+    first = next(number for number, row in enumerate(rows) if row is kept[0])
+    shown, position = [], 0
+    for row in rows[first:]:
+        shown.append((row, position))  # the clicks before the row; after the last click all of them
+        position += bool(row["click"])
     listed = shown if options.exposures else []
     return {
         "clicks": kept,
+        "before_first": first,
+        "after_test": sum(place == len(kept) for _, place in shown),
         "rows": [row for row, _ in shown],
         "lists": {
             "items": [row["item_id"] for row in kept],
@@ -170,6 +196,9 @@ def statistics(rows: list[dict[str, Any]], columns: set[str]) -> dict[str, Any]:
         },
         "exposures": len(rows),
         "skip": sum(not row["click"] and not row["bits"] for row in rows),
+        "entered": sum(not row["click"] and not row["bits"] and (row["watching_times"] or 0) >= 1 for row in rows)
+        if "watching_times" in columns
+        else None,
         "passive": sum(bool(row["click"]) and not row["bits"] for row in rows),
         "other": sum(not row["click"] and bool(row["bits"]) for row in rows),
     }

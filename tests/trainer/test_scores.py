@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from trainer.config import HEADS, RANK_HEADS, ModelOptions, TrainerConfig
 from trainer.data.batch import feedback_rows
 from trainer.data.rank import block_rows
 from trainer.data.reader import Ragged, SessionReader
+from trainer.export import score_sessions
 from trainer.family import family_of
 from trainer.validation import exact_ranks, seen_pairs
 from trainer.world import World
@@ -31,13 +33,17 @@ def sessions(fifty):
     return reader.read(np.arange(len(reader.groups)))
 
 
-def score(dataset, sessions, changes) -> dict[tuple[int, int, int, int], float]:
-    """Score of each row of the valid blocks, by task, user, item and how often the item came before in the block."""
+def untrained(dataset, changes):
     tasks = TASKS if changes["model"].startswith("rank") else ["next", *TASKS]
     network = ModelOptions(dimension=8, hidden=8, tower=8, positions=64)
     config = TrainerConfig(data="", output="", tasks=tasks, network=network, **changes)
     family = family_of(config, dataset, World.alone())
-    scorer = family.scorer(family.stepper(1))
+    return config, family.scorer(family.stepper(1))
+
+
+def score(dataset, sessions, changes) -> dict[tuple[int, int, int, int], float]:
+    """Score of each row of the valid blocks, by task, user, item and how often the item came before in the block."""
+    config, scorer = untrained(dataset, changes)
     visible = sessions.items.lengths - 2
     rows = feedback_rows(sessions, exposures=True)
     rows = rows.select(rows.position == visible[rows.session])
@@ -68,9 +74,14 @@ def first_of_each_block(sessions):
     shown, position = sessions.exposure_items, sessions.exposure_position.values
     first = np.ones(len(position), bool)
     first[1:] = (np.diff(position) != 0) | (np.diff(shown.row) != 0)
-    offset = np.concatenate([[0], np.cumsum(np.bincount(shown.row[first], minlength=len(sessions)))])
+    return only_rows(sessions, first)
+
+
+def only_rows(sessions, keep):
+    """The same sessions with some of the rows shown."""
+    offset = np.concatenate([[0], np.cumsum(np.bincount(sessions.exposure_items.row[keep], minlength=len(sessions)))])
     names = ("exposure_items", "exposure_position", "exposure_feedback")
-    return replace(sessions, **{n: Ragged(offset, getattr(sessions, n).values[first]) for n in names})
+    return replace(sessions, **{n: Ragged(offset, getattr(sessions, n).values[keep]) for n in names})
 
 
 def with_other_outcomes(sessions):
@@ -141,3 +152,21 @@ def test_pairs_of_seen_clicks_end_where_the_query_does(sessions):
     row, item = seen_pairs(sessions, visible).tolist()
     expected = [(r, i) for r in range(len(sessions)) for i in sessions.take(np.array([r])).items.values[: visible[r]]]
     assert list(zip(row, item, strict=True)) == expected
+
+
+@pytest.mark.parametrize("changes", [{"model": "hybrid"}, {"model": "rank_mmoe"}], ids=str)
+def test_rows_after_the_test_click_are_scored_from_the_state_after_all_clicks(fifty, sessions, changes):
+    """As if one more click had followed: then they are the block that ends in the test click."""
+    _, scorer = untrained(fifty, changes)
+    n = sessions.items.lengths
+    late = only_rows(sessions, sessions.exposure_position.values == n[sessions.exposure_items.row])
+    offset, ends = sessions.items.offset + np.arange(len(n) + 1), sessions.items.offset[1:]
+    longer = {k: Ragged(offset, np.insert(getattr(late, k).values, ends, 1)) for k in ("items", "feedback")}
+    scored = []
+    for some in (late, replace(late, **longer)):
+        parts = score_sessions(some, scorer, ["test", "next"], exposures=True)
+        rows = pa.concat_tables([table for kind, table in parts if kind == "feedback-test"]).to_pylist()
+        scored.append(sorted((r["task"], r["user_id"], r["item"], r["label"], r["score"]) for r in rows))
+    assert len(scored[0]) == len(TASKS) * len(late.exposure_items.values) > 40
+    assert [row[:4] for row in scored[0]] == [row[:4] for row in scored[1]]
+    assert [row[4] for row in scored[0]] == pytest.approx([row[4] for row in scored[1]], abs=1e-6)
