@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
@@ -290,6 +289,8 @@ def _plain_texts(column: pa.ChunkedArray) -> pa.DictionaryArray:
 
 def _row_hash(columns: list[Any]) -> Any:
     """A hash of each row's values, uint64: null is a value of its own, 1 and 1.0 are equal."""
+    import pandas as pd  # slow to import, and needed with protocol.dedupe=exact alone
+
     total: Any = np.uint64(0)
     for column in columns:
         if pa.types.is_dictionary(column.type):
