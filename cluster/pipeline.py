@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import PipelineOptions, training_options
-from cluster.steps import Step, file_fingerprint, run_step
+from cluster.steps import Step, file_fingerprint, run_step, time_by_step
 from etl.dataset_folder import MANIFEST, is_dataset
 from etl.folder import locked, sha256_of
 from retrieval.result_folder import METRICS, REPORT, is_result
@@ -20,7 +20,7 @@ def run_pipeline(options: PipelineOptions) -> str:
     """Run all steps that are not done yet.
 
     Returns:
-        The results table and where the reports are.
+        The results table, where the reports are, and what each step took.
     """
     work = Path(options.work).absolute()
     work.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,10 @@ def run_pipeline(options: PipelineOptions) -> str:
             run_step(training(options, work, data, name, model_options), work / "steps")
         for name, _ in runs:
             run_step(evaluation(options, work, data, name), work / "steps")
-    return results(work, [name for name, _ in runs])
+    names = [name for name, _ in runs]
+    steps = ["movielens"] * (options.input is None) + ["sessions"]
+    steps += [f"{kind} {name}" for kind in ("train", "evaluate") for name in names]
+    return f"{results(work, names)}\n{time_by_step(steps, work / 'steps')}"
 
 
 def prepare_data(options: PipelineOptions, work: Path) -> Path:

@@ -6,14 +6,13 @@ that of one process: the same parts are added up in the same order.
 
 from __future__ import annotations
 
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from etl.folder import InputError
+from etl.progress import ProgressLine
 from retrieval.config import RetrievalConfig
 from retrieval.evaluate import evaluate, reopen
 from retrieval.parts import Evaluation, Part
@@ -47,7 +46,7 @@ def run_on_ray(evaluation: Evaluation, parts: list[Part], folder: Path) -> None:
         InputError: what a task found wrong with the input.
     """
     task = ray.remote(num_cpus=1, max_retries=TASK_RETRIES)(make_part)
-    begin, told, done = time.monotonic(), time.monotonic(), 0
+    line, done = ProgressLine(), 0
     rows = {task.remote(evaluation.config, part, folder): part.rows for part in parts}
     waiting, total = list(rows), sum(rows.values())
     while waiting:
@@ -56,11 +55,8 @@ def run_on_ray(evaluation: Evaluation, parts: list[Part], folder: Path) -> None:
             if problem := ray.get(reference):
                 raise problem
             done += rows[reference]
-        now = time.monotonic()
-        if now - told > TELL_SECONDS:
-            rate = done / (now - begin)
-            print(f"{done:,} of {total:,} queries, {rate:,.0f} queries/s", file=sys.stderr, flush=True)
-            told = now
+        line.update("evaluating", done, total, "queries")
+    line.close()
 
 
 def evaluate_on_ray(config: RetrievalConfig) -> dict[str, Any]:

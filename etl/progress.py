@@ -1,67 +1,88 @@
-"""A line that says how far a long job is."""
+"""One line that says how far a long job is, the same in all programs."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from typing import TextIO
 
-from etl.job import Job
-
-WIDTH = 78
-
-
-@contextlib.contextmanager
-def reporting(job: Job, n_splits: int, *, every: float = 2.0) -> Iterator[None]:
-    """While the block runs, say which stage it is in; only jobs of some seconds say anything."""
-    stop = threading.Event()
-    thread = threading.Thread(target=_report, args=(_Stage(job, n_splits), every, stop), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+WIDTH = 100
+TERMINAL_SECONDS, LOG_SECONDS = 0.5, 30.0
+"""Least time between two lines: on a terminal, where each replaces the one before, and in a log."""
 
 
-class _Stage:
-    """Where the job is, told from the files that its tasks leave."""
+def progress_line(
+    what: str, done: float = 0, total: float | None = None, unit: str = "", rate: float = 0.0, note: str = ""
+) -> str:
+    """What is done, of how much, how fast, and the time left; a rate of 0 is not known yet and left out.
 
-    def __init__(self, job: Job, n_splits: int) -> None:
-        self.job, self.n_splits = job, n_splits
-        self.rows: dict[Path, int] = {}
-
-    def line(self, seconds: float) -> str:
-        """What is done and at which rate."""
-        folder = self.job.work_folder("splits")
-        for path in set(folder.glob("[0-9]*.json")) - self.rows.keys():
-            self.rows[path] = json.loads(path.read_text())["counts"].get("exposures", 0)
-        rows = sum(self.rows.values())
-        if len(self.rows) < self.n_splits:
-            done = f"{len(self.rows)}/{self.n_splits} splits, {rows:,} rows"
-            return f"reading: {done}, {rows / seconds / 1e6:.2f} M rows/s, {seconds:.0f} s"
-        written = len(list(Path(self.job.folder).glob("[rs]*s/part-*.parquet")))
-        if written:
-            return f"writing: {written} files, {rows:,} rows read, {seconds:.0f} s"
-        cut = len(list(self.job.work_folder("cut").glob("[0-9]*.json")))
-        if cut < self.job.partitions:
-            return f"cutting: {cut}/{self.job.partitions} partitions, {rows:,} rows read, {seconds:.0f} s"
-        return f"numbering items: {rows:,} rows read, {seconds:.0f} s"
+    >>> progress_line("reading", 640, 1280, "MB", rate=40.2)
+    'reading: 640/1,280 MB, 40 MB/s, 16 s left'
+    >>> progress_line("epoch 1/3", 2500, 100000, "clicks", rate=0.4, note="loss 6.120")
+    'epoch 1/3: 2,500/100,000 clicks, 0.40 clicks/s, 67.7 h left, loss 6.120'
+    >>> progress_line("starting Spark"), progress_line("writing", 3, unit="files")
+    ('starting Spark', 'writing: 3 files')
+    """
+    parts = [f"{done:,.0f}/{total:,.0f} {unit}" if total else f"{done:,.0f} {unit}" if unit else ""]
+    if rate > 0:
+        parts.append(f"{rate:,.{0 if rate >= 10 else 2}f} {unit}/s")
+        if total:
+            parts.append(f"{duration(max(total - done, 0) / rate)} left")
+    told = ", ".join(filter(None, [*parts, note]))
+    return f"{what}: {told}" if told else what
 
 
-def _report(stage: _Stage, every: float, stop: threading.Event) -> None:
-    begin, told = time.monotonic(), 0.0
-    terminal = sys.stderr.isatty()
-    while not stop.wait(every):
-        seconds = time.monotonic() - begin
-        if not terminal and seconds - told < 30:
-            continue
-        told = seconds
-        line = stage.line(seconds)
-        print(f"\r{line:<{WIDTH}}" if terminal else line, end="" if terminal else "\n", file=sys.stderr, flush=True)
-    if terminal and told:
-        print("\r" + " " * WIDTH + "\r", end="", file=sys.stderr, flush=True)
+def duration(seconds: float) -> str:
+    """Seconds, from two minutes on minutes, from two hours on hours.
+
+    >>> duration(119), duration(600), duration(9000)
+    ('119 s', '10 min', '2.5 h')
+    """
+    if seconds >= 7200:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+
+
+class ProgressLine:
+    """Shows how far a job is, not more often than is of use.
+
+    Args:
+        stream: standard error, unless another is given.
+        every: least seconds between two lines in a log.
+    """
+
+    def __init__(self, stream: TextIO | None = None, *, every: float = LOG_SECONDS) -> None:
+        self.stream = stream or sys.stderr
+        self.terminal = self.stream.isatty()
+        self.every = TERMINAL_SECONDS if self.terminal else every
+        self.shown = self.begin = time.monotonic()
+        self.what, self.before, self.drawn = "", 0.0, False
+
+    def update(self, what: str, done: float = 0, total: float | None = None, unit: str = "", note: str = "") -> None:
+        """Show the line where one is due; the rate is since `what` was first told."""
+        now = time.monotonic()
+        if what != self.what:
+            self.what, self.begin, self.before = what, now, done
+        rate = (done - self.before) / (now - self.begin) if done > self.before else 0.0
+        self.show(progress_line(what, done, total, unit, rate, note))
+
+    def show(self, line: str) -> None:
+        """Show a line where one is due."""
+        if time.monotonic() - self.shown >= self.every:
+            self.shown = time.monotonic()
+            self._print(f"\r{line:<{WIDTH}}" if self.terminal else f"{line}\n")
+            self.drawn = self.terminal
+
+    def say(self, line: str) -> None:
+        """Print a line that stays."""
+        self.close()
+        self._print(f"{line}\n")
+
+    def close(self) -> None:
+        """Wipe the line from the terminal."""
+        if self.drawn:
+            self._print(f"\r{'':<{WIDTH}}\r")
+            self.drawn = False
+
+    def _print(self, text: str) -> None:
+        print(text, end="", file=self.stream, flush=True)

@@ -30,7 +30,7 @@ from etl.contract import (
     open_dataset,
 )
 from etl.dataset_folder import ITEMS, MANIFEST, is_dataset
-from etl.engine import Engine, log_bytes, open_engine
+from etl.engine import Engine, log_bytes, open_engine, runs_locally
 from etl.folder import fingerprint_of, write_json
 from etl.gather import cut_filtered_partition, gather_partition
 from etl.items import allow_items, number_items, raw_clicks_per_item, read_lookup
@@ -45,7 +45,7 @@ from etl.job import (
     write_array,
     write_table,
 )
-from etl.progress import reporting
+from etl.job_progress import reporting
 from etl.remote import place, published, refuse_output
 from etl.report import QUARANTINE, refuse_empty, summary, warnings
 from etl.rows import make_rows
@@ -77,7 +77,9 @@ def build(config: EtlConfig) -> Manifest:
         job = make_job(config, folder, log_bytes(splits))
         if known is not None:
             write_array(job.work("known_items", 0, "npy"), np.sort(known["item_id"].to_numpy()))
-        with reporting(job, len(splits)), open_engine(config, job, splits) as engine:
+        starting = None if runs_locally(config, splits) else "starting Spark"
+        with reporting(job, splits, starting) as stage, open_engine(config, job, splits) as engine:
+            stage.started()
             if job.scenario.history:
                 items, shards = make_rows(engine, job, splits, known, config.shards)
             else:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,6 +19,7 @@ import pyarrow.parquet as pq
 from etl.contract import Dataset, open_dataset
 from etl.dataset_folder import MANIFEST
 from etl.folder import fingerprint_of, sha256_of, write_json
+from etl.progress import ProgressLine
 from etl.remote import place
 from retrieval.bundle import Bundle, Queries, lists_array, open_bundle
 from retrieval.config import RetrievalConfig
@@ -201,19 +200,13 @@ RunParts = Callable[[Evaluation, list[Part], Path], None]
 
 def run_here(evaluation: Evaluation, parts: list[Part], folder: Path) -> None:
     """Make all parts in this process, telling how far it is."""
-    total, done, told = sum(part.rows for part in parts), 0, time.monotonic()
-    asked, begin = 0, time.monotonic()
+    total, done, line = sum(part.rows for part in parts), 0, ProgressLine()
     for part in parts:
-        fresh = not (folder / part.name / DONE).is_file()
-        evaluation.run(part, folder)
-        done, asked = done + part.rows, asked + part.rows * fresh
-        now = time.monotonic()
-        if now - told > 2.0 and done < total:
-            rate = asked / (now - begin)
-            left = (total - done) / max(rate, 1e-9)
-            line = f"{done:,} of {total:,} queries, {rate:,.0f} queries/s, {left:,.0f} s left"
-            print(line, file=sys.stderr, flush=True)
-            told = now
+        if not (folder / part.name / DONE).is_file():
+            line.update("evaluating", done, total, "queries")
+            evaluation.run(part, folder)
+        done += part.rows
+    line.close()
 
 
 def parts_folder(config: RetrievalConfig, bundle: Bundle) -> Path:

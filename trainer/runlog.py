@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from etl.progress import ProgressLine, progress_line
 from trainer.checkpoint import Progress
 
 PROGRESS = ".progress.json"
@@ -120,24 +120,16 @@ def progress_bar(run: Path) -> Iterator[None]:
 
 
 def _show(run: Path, stop: threading.Event) -> None:
-    terminal = sys.stderr.isatty()
-    last, epochs = "", len(valid_lines(run))
-    ended = False
+    line, epochs, ended = ProgressLine(), len(valid_lines(run)), False
     while not ended:
         ended = stop.wait(0.5)
         told = valid_lines(run)
-        for line in told[epochs:]:
-            print(f"\r{line:<100}" if terminal else line, file=sys.stderr, flush=True)
+        for epoch in told[epochs:]:
+            line.say(epoch)
         epochs = len(told)
-        if not terminal:
-            continue
         with suppress(OSError, ValueError):
-            line = progress_line(json.loads((run / PROGRESS).read_text()))
-            if line != last:
-                print(f"\r{line:<100}", end="", file=sys.stderr, flush=True)
-                last = line
-    if terminal and last:
-        print(file=sys.stderr, flush=True)
+            line.show(epoch_line(json.loads((run / PROGRESS).read_text())))
+    line.close()
 
 
 def valid_lines(run: Path) -> list[str]:
@@ -149,12 +141,13 @@ def valid_lines(run: Path) -> list[str]:
     return [f"epoch {epoch}: valid {'  '.join(values)}" for epoch, values in epochs.items()]
 
 
-def progress_line(told: dict[str, Any]) -> str:
-    """One line: epoch, bar, target clicks a second, loss, time left in the epoch."""
-    share = min(1.0, told["done"] / max(told["total"], 1))
-    bar = "━" * round(20 * share) + "·" * (20 - round(20 * share))
-    left = (told["total"] - told["done"]) / max(told["rate"], 1e-9)
-    return (
-        f"epoch {told['epoch']}/{told['epochs']} {bar} {share:4.0%}  {told['rate']:,.0f} events/s  "
-        f"loss {told['loss']:.3f}  {left:.0f} s left  waiting {told['waiting']:.0%}"
-    )
+def epoch_line(told: dict[str, Any]) -> str:
+    """How far an epoch is, with its loss and the share of time spent waiting for data.
+
+    >>> told = {"epoch": 1, "epochs": 3, "done": 2500, "total": 10000, "rate": 1250.0, "loss": 6.12, "waiting": 0.03}
+    >>> epoch_line(told)
+    'epoch 1/3: 2,500/10,000 clicks, 1,250 clicks/s, 6 s left, loss 6.120, waiting 3%'
+    """
+    note = f"loss {told['loss']:.3f}, waiting {told['waiting']:.0%}"
+    what = f"epoch {told['epoch']}/{told['epochs']}"
+    return progress_line(what, told["done"], told["total"], "clicks", told["rate"], note)

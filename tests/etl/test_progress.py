@@ -1,26 +1,63 @@
-"""The progress line names the stage that the job's files show."""
+"""The progress line: what it says, when, and where the sessions job is by its files."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import etl.progress
 from etl.config import load
 from etl.job import write_record
-from etl.progress import _Stage
+from etl.job_progress import Stage
+from etl.progress import ProgressLine
 from etl.sessions import make_job
+from etl.tenrec import LogFile, Split
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 def test_each_stage_is_told_from_the_files_it_leaves(tmp_path):
-    options = load(["input=a.csv", "output=out", "scenario=qb_video", "shards=4"])
+    options = load(["input=a.csv", "output=out", "scenario=qb_video"])
     job = make_job(options, tmp_path, log_bytes=1)
-    stage = _Stage(job, n_splits=2)
-    assert stage.line(2.0).startswith("reading: 0/2 splits, 0 rows, 0.00 M rows/s")
+    log = LogFile("a.csv", 7_000_000, (), 0, 7_000_000)
+    splits = [Split(0, log, 0, 4_000_000), Split(1, log, 4_000_000, 7_000_000)]
+    stage = Stage(job, splits, "starting Spark")
+    assert stage.report() == ("starting Spark", 0, None, "")
+    stage.started()
+    assert stage.report() == ("reading", 0, 7, "MB")
     write_record(job.work("splits", 0, "json"), {"counts": {"exposures": 3_000_000}})
-    assert stage.line(2.0) == "reading: 1/2 splits, 3,000,000 rows, 1.50 M rows/s, 2 s"
+    assert stage.report() == ("reading", 4, 7, "MB")
     write_record(job.work("splits", 1, "json"), {"counts": {}})
-    assert stage.line(3.0).startswith("cutting: 0/1 partitions, 3,000,000 rows read")
+    assert stage.report() == ("cutting", 0, 1, "partitions")
     write_record(job.work("cut", 0, "json"), {})
-    assert stage.line(3.0).startswith("numbering items: 3,000,000 rows")
+    assert stage.report() == ("numbering items", 0, None, "")
     (tmp_path / "sessions").mkdir()
     Path(tmp_path / "sessions" / "part-00000.parquet").touch()
-    assert stage.line(4.0) == "writing: 1 files, 3,000,000 rows read, 4 s"
+    assert stage.report() == ("writing", 1, None, "files")
+
+
+def test_a_log_gets_a_line_now_and_then_and_a_terminal_one_that_is_replaced(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(etl.progress.time, "monotonic", lambda: now[0])
+    log, terminal = io.StringIO(), Terminal()
+    lines = [ProgressLine(log), ProgressLine(terminal)]
+    for second in range(1, 62):
+        now[0] = 100.0 + second
+        for line in lines:
+            line.update("reading", second, 100, "MB")
+    for line in lines:
+        line.say("all read")
+    assert log.getvalue().splitlines() == [
+        "reading: 30/100 MB, 1.00 MB/s, 70 s left",
+        "reading: 60/100 MB, 1.00 MB/s, 40 s left",
+        "all read",
+    ]
+    drawn = terminal.getvalue().split("\r")
+    assert drawn[1].strip() == "reading: 1/100 MB"  # a rate of nothing is none
+    assert drawn[61].strip() == "reading: 61/100 MB, 1.00 MB/s, 39 s left"
+    assert {len(line) for line in drawn[1:62]} == {etl.progress.WIDTH}  # each covers the one before
+    assert drawn[-1] == "all read\n"
+    assert terminal.getvalue().count("\n") == 1
