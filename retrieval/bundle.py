@@ -16,10 +16,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from etl.contract import DataFile, check_files, check_schema, describe_file, read_manifest
+from etl.contract import FEEDBACK_BIT, DataFile, check_files, check_schema, describe_file, read_manifest
 from etl.dataset_folder import MANIFEST
 from etl.folder import InputError, write_json
 from etl.remote import absolute, fetched
+from retrieval.bundle_checks import CURE, check_feedback, check_finite, check_nulls, check_users
 
 SCHEMA_VERSION = 1
 ITEMS = "items.parquet"
@@ -35,7 +36,6 @@ FEEDBACK_SCHEMA = pa.schema(
         pa.field("score", pa.float32(), nullable=False),
     ]
 )
-CURE = "export the bundle again with python -m trainer"
 
 
 def items_schema(dimension: int) -> pa.Schema:
@@ -140,8 +140,9 @@ class Queries:
         """Check and convert rows of a queries file.
 
         Raises:
-            InputError: a vector that is not finite, or an item outside the catalogue.
+            InputError: a null, a vector that is not finite, an item outside the catalogue, a query that saw nothing.
         """
+        check_nulls("queries", batch)
         seen = batch.column("seen")
         offset = seen.offsets.to_numpy().astype(np.int64)
         dimension = batch.schema.field("vector").type.list_size
@@ -158,6 +159,8 @@ class Queries:
             if len(ids) and not low <= ids.min() <= ids.max() <= n_items:
                 outside = int(ids.min() if ids.min() < low else ids.max())
                 raise InputError(f"{name} items in 1..{n_items}", outside, CURE)
+        if (queries.n_seen < 1).any():
+            raise InputError("queries that have seen a click", f"{int((queries.n_seen < 1).sum())} without", CURE)
         check_finite("query", queries.vector)
         return queries
 
@@ -197,6 +200,7 @@ class Bundle:
         vectors = np.empty((n, self.manifest.dimension), np.float32)
         with pq.ParquetFile(self.path / ITEMS) as file:
             for batch in file.iter_batches(1 << 17) if file.metadata.num_rows == n else ():
+                check_nulls(ITEMS, batch)
                 end = begin + len(batch)
                 if not np.array_equal(batch["item"].to_numpy(), np.arange(begin + 1, end + 1)):
                     break
@@ -234,20 +238,22 @@ class Bundle:
         names: dict[str, None] = {}
         for part in self.parts.get(f"feedback-{split}", []):
             names |= dict.fromkeys(pq.read_table(self.path / part.path, columns=["task"])["task"].unique().to_pylist())
+        unknown = [name for name in names if name not in FEEDBACK_BIT]
+        if unknown:
+            raise InputError(f"feedback tasks of {', '.join(FEEDBACK_BIT)}", unknown[0], CURE)
         return list(names)
 
     def feedback(self, split: str, task: str) -> pa.Table:
-        """Feedback rows of a task: `user_id`, `item`, `clicked`, `label`, `score`."""
+        """Feedback rows of a task: `user_id`, `item`, `clicked`, `label`, `score`.
+
+        Raises:
+            InputError: a null, an item outside the catalogue, a label other than 0 and 1, a score that is not finite.
+        """
         columns, rows = FEEDBACK_SCHEMA.names[1:], [("task", "=", task)]
         parts = self.parts[f"feedback-{split}"]
-        return pa.concat_tables([pq.read_table(self.path / p.path, columns=columns, filters=rows) for p in parts])
-
-
-def check_finite(kind: str, vectors: npt.NDArray[np.float32]) -> None:
-    """Raise `InputError` where a vector `[rows, D]` holds NaN or infinity: FAISS would take it silently."""
-    bad = int((~np.isfinite(vectors)).any(axis=1).sum())
-    if bad:
-        raise InputError(f"finite {kind} vectors", f"{bad} of {len(vectors)} with NaN or infinity", CURE)
+        found = pa.concat_tables([pq.read_table(self.path / p.path, columns=columns, filters=rows) for p in parts])
+        check_feedback(task, found, self.manifest.n_items)
+        return found
 
 
 def open_bundle(path: str | Path, *, dataset: str | None = None, verify: bool = True) -> Bundle:
@@ -265,10 +271,7 @@ def open_bundle(path: str | Path, *, dataset: str | None = None, verify: bool = 
     raw = read_manifest(folder, kind="a bundle", cure="give RUN/bundle of a finished training run")
     if raw.get("schema_version") != SCHEMA_VERSION:
         raise InputError(f"bundle schema_version {SCHEMA_VERSION}", raw.get("schema_version"), CURE)
-    try:
-        manifest = BundleManifest(**{**raw, "files": [DataFile(**entry) for entry in raw["files"]]})
-    except (KeyError, TypeError) as error:
-        raise InputError("a readable bundle manifest", f"{folder / MANIFEST}: {error}", CURE) from None
+    manifest = parse_manifest(folder / MANIFEST, raw)
     if dataset is not None and manifest.dataset != dataset:
         raise InputError(
             f"a bundle of dataset {dataset[:12]}…",
@@ -276,16 +279,42 @@ def open_bundle(path: str | Path, *, dataset: str | None = None, verify: bool = 
             "give the data it was trained on",
         )
     check_files(folder, manifest.files, verify=verify, cure=CURE)
+    if manifest.dimension and ITEMS not in {entry.path for entry in manifest.files}:
+        raise InputError(f"a bundle manifest that lists {ITEMS}", "none", CURE)
     parts: dict[str, list[DataFile]] = {}
     for entry in manifest.files:
         kind = entry.path.partition("/")[0]
         schema = _schema_of(kind, manifest.dimension)
         if schema is not None:
             check_schema(folder / entry.path, schema, cure=CURE)
+            rows = pq.read_metadata(folder / entry.path).num_rows
+            if rows != entry.rows:
+                raise InputError(f"{entry.rows} rows in {entry.path}, as the manifest says", rows, CURE)
             parts.setdefault(kind, []).append(entry)
     if manifest.refit and {"queries-valid", "feedback-valid"} & set(parts):
         raise InputError("no valid parts in a refit bundle", "valid parts", CURE)
-    return Bundle(folder, manifest, parts, str(path))
+    bundle = Bundle(folder, manifest, parts, str(path))
+    for split in QUERY_SPLITS if verify else ():
+        check_users(split, [folder / part.path for part in parts.get(f"queries-{split}", [])])
+    return bundle
+
+
+def parse_manifest(path: Path, raw: dict[str, Any]) -> BundleManifest:
+    """A manifest's JSON, checked.
+
+    Raises:
+        InputError: a key that is missing or too many, or a value of another type.
+    """
+    try:
+        manifest = BundleManifest(**{**raw, "files": [DataFile(**entry) for entry in raw["files"]]})
+        types = {"dataset": str, "refit": bool, "n_items": int, "dimension": int, "model": str}
+        wrong = [name for name, kind in types.items() if type(getattr(manifest, name)) is not kind]
+        wrong += [f"files of {entry.path!r}" for entry in manifest.files if type(entry.path) is not str]
+        if wrong or manifest.n_items < 1 or manifest.dimension < 0:
+            raise ValueError(f"{(wrong or ['n_items or dimension'])[0]} is not what it should be")
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError("a readable bundle manifest", f"{path}: {error!r}", CURE) from None
+    return manifest
 
 
 def _schema_of(kind: str, dimension: int) -> pa.Schema | None:

@@ -27,6 +27,8 @@ def job(options: list[str]) -> None:
     config = read_options(CompareConfig, "retrieval.conf.compare", options)
     if len(config.results) < 1 or not config.metrics:
         raise InputError("at least one result and one metric", "none", "write results=[A,B]")
+    if len(set(config.metrics)) < len(config.metrics):
+        raise InputError("each metric once", config.metrics, "write metrics=[hr@10,ndcg@10]")
     output = Path(config.output)
     if output.suffix != ".html":
         raise InputError("an output that ends in .html", output, "write output=comparison.html")

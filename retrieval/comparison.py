@@ -6,6 +6,7 @@ Every ranker of every result is compared with the first result's model on the te
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from html import escape
@@ -22,7 +23,7 @@ from retrieval.metrics import Int
 from retrieval.ranking import MODEL, read_ranks
 from retrieval.report import PAGE, html_table, number
 from retrieval.result_folder import METRICS
-from retrieval.significance import compare, gains, holm, interval
+from retrieval.significance import GAINS, compare, gains, holm, interval
 
 ALIKE = ("dataset", "mask_seen", "candidates")
 """What results must share to be compared."""
@@ -60,9 +61,16 @@ class Result:
     def read(cls, folder: Path) -> Result:
         """Read a folder; `InputError` where it is no result of a session model."""
         try:
-            found = cls(folder, json.loads((folder / METRICS).read_text()), read_ranks(folder / RANKS))
-        except (OSError, ValueError) as error:
-            raise InputError("result folders of python -m retrieval", f"{folder} ({error})", "name others") from None
+            told = json.loads((folder / METRICS).read_text())
+            missing = [name for name in ("model", "test", *ALIKE) if name not in told]
+            if missing or not isinstance(told["test"], dict) or not isinstance(told["model"], str):
+                raise ValueError(f"no {(missing or ['test metrics'])[0]} in {METRICS}")
+            found = cls(folder, told, read_ranks(folder / RANKS))
+            if any((table["rank"].to_numpy() < 1).any() for table in found.tables.values()):
+                raise ValueError(f"a rank below 1 in {RANKS}")
+        except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+            got = f"{folder} ({str(error).splitlines()[0]})"
+            raise InputError("result folders of python -m retrieval", got, "name others, or evaluate again") from None
         if MODEL not in found.tables:
             raise InputError("results with ranked test queries", folder, "ranking models have none")
         return found
@@ -74,11 +82,11 @@ class Result:
 
     def check(self, first: Result, metrics: Sequence[str]) -> None:
         """Raise `InputError` where the result cannot be compared with the first one by these metrics."""
-        missing = [m for m in metrics if m not in self.told["test"]]
+        known = [name for name in self.told["test"] if name.partition("@")[0] in GAINS]
+        missing = [m for m in metrics if m not in known]
         if missing:
-            raise InputError(
-                f"metrics of {', '.join(m for m in self.told['test'] if '@' in m)}", missing[0], "see there"
-            )
+            cure = f"evaluate {self.folder} with other cutoffs, or choose one of these"
+            raise InputError(f"metrics of {', '.join(known)}", missing[0], cure)
         for name in ALIKE:
             if self.told[name] != first.told[name]:
                 raise InputError(
@@ -93,21 +101,40 @@ class Result:
 def read_results(folders: Sequence[str], metrics: Sequence[str]) -> dict[str, Int]:
     """Test ranks of every model, then of every baseline, over the same queries in the same order.
 
+    A baseline stands once for all results in which it gave the same ranks.
+
     Raises:
         InputError: results over different queries, or that do not know a metric.
     """
     results = [Result.read(fetched(folder, whole=METRICS)) for folder in folders]
-    models: dict[str, Int] = {}
-    baselines: dict[str, Int] = {}
+    rankers: dict[str, Int] = {}
     for result in results:
         result.check(results[0], metrics)
-        label = result.told["model"]
-        label = label if label not in models else f"{label} ({result.folder})"
-        models[label] = result.tables[MODEL]["rank"].to_numpy()
+        add_ranker(rankers, result.told["model"], result.folder, result.tables[MODEL])
+    models = set(rankers)
+    for result in results:
         for name, table in result.tables.items():
-            if name != MODEL and len(table) == len(result.queries):  # not those on a sample
-                baselines.setdefault(name, table["rank"].to_numpy())
-    return models | baselines
+            if name == MODEL:
+                continue
+            if len(table) != len(result.queries):
+                print(f"note: {name} of {result.folder} is left out: ranked on a sample only", file=sys.stderr)
+            elif name in models or not _is_known(rankers, name, table):
+                add_ranker(rankers, name, result.folder, table)
+    return rankers
+
+
+def add_ranker(rankers: dict[str, Int], name: str, folder: Path, table: pa.Table) -> None:
+    """Add a ranker under its name; with its folder, and a number, where others have that already."""
+    label, count = name, 2
+    while label in rankers:
+        label = f"{name} ({folder})" if count == 2 else f"{name} ({folder}, {count - 1})"
+        count += 1
+    rankers[label] = table["rank"].to_numpy()
+
+
+def _is_known(rankers: dict[str, Int], name: str, table: pa.Table) -> bool:
+    same = (ranks for label, ranks in rankers.items() if label == name or label.startswith(f"{name} ("))
+    return any(np.array_equal(ranks, table["rank"].to_numpy()) for ranks in same)
 
 
 def rows_of(rankers: dict[str, Int], metrics: Sequence[str]) -> list[Row]:

@@ -74,6 +74,7 @@ def evaluate(config: RetrievalConfig, run_parts: RunParts = run_here) -> dict[st
         config = replace(config, mask_seen=repeats.mask_seen)
     with published(config.output, **given) as folder:
         result: dict[str, Any] = {"valid": {}, "test": {}, "baselines": {}, "index": None}
+        feedback = evaluate_feedback(bundle, dataset)  # first: broken rows should not be met after hours of ranking
         if bundle.has_vectors:
             catalogue = make_catalogue(bundle, dataset, config)
             index, result["index"] = prepare_index(bundle, dataset, catalogue, config)
@@ -82,7 +83,8 @@ def evaluate(config: RetrievalConfig, run_parts: RunParts = run_here) -> dict[st
             collect(evaluation, parts, folder, result)
             if repeats:
                 print(f"mask_seen={str(config.mask_seen).lower()}: {repeats}", file=sys.stderr, flush=True)
-        evaluate_feedback(bundle, dataset, result)
+        for name, metrics in feedback.items():
+            result[name] |= metrics
         result |= {
             "ties": "against",
             "mask_seen": config.mask_seen,
@@ -299,22 +301,26 @@ def sample_queries(bundle: Bundle, split: str) -> tuple[npt.NDArray[np.float32],
 # Feedback
 
 
-def evaluate_feedback(bundle: Bundle, dataset: Dataset, result: dict[str, Any]) -> None:
-    """AUCs, log-loss, calibration and counts of every feedback task of both splits, a task in memory at a time.
+def evaluate_feedback(bundle: Bundle, dataset: Dataset) -> dict[str, dict[str, Any]]:
+    """AUCs, log-loss, calibration and counts of every feedback task, a task in memory at a time.
 
     Beside the model stands each item's own rate in train, which knows no user; the sessions are read for it once.
+
+    Returns:
+        Metrics of `valid` and `test`, and in `baselines` those of `item_rate`, as in `metrics.json`.
     """
+    out: dict[str, dict[str, Any]] = {"valid": {}, "test": {}, "baselines": {}}
     tasks = {split: bundle.feedback_tasks(split) for split in ("valid", "test")}
     every = list(dict.fromkeys([*tasks["valid"], *tasks["test"]]))
     rates = item_rates(dataset, every) if every else {}
     for split, task in ((split, task) for split, names in tasks.items() for task in names):
         rows = bundle.feedback(split, task)
-        score = rows["score"].to_numpy()
-        if not np.isfinite(score).all():
-            raise InputError(f"finite {task} scores", "NaN or infinity", "export the bundle again")
-        user, item, clicked, label = (rows[name].to_numpy() for name in ("user_id", "item", "clicked", "label"))
-        result[split] |= dict(feedback_metrics(task, user, clicked, label, score))
+        user, item, clicked, label, score = (
+            rows[name].to_numpy() for name in ("user_id", "item", "clicked", "label", "score")
+        )
+        out[split] |= dict(feedback_metrics(task, user, clicked, label, score))
         if task in rates:
             found = dict(feedback_metrics(task, user, clicked, label, rates[task][item]))
             aucs = {name: value for name, value in found.items() if "auc/" in name}
-            result["baselines"].setdefault("item_rate", {}).setdefault(split, {}).update(aucs)
+            out["baselines"].setdefault("item_rate", {}).setdefault(split, {}).update(aucs)
+    return out

@@ -89,6 +89,62 @@ def _search_tile(item_CD: Vectors, query_MD: Vectors, k: int) -> tuple[npt.NDArr
     return best.in_order()
 
 
+MOST_CONTENDERS = 4_096
+"""Items of almost the score of a query's last neighbour that are compared exactly, the lowest rows first."""
+
+
+def search_ordered(item_CD: Vectors, query_QD: Vectors, k: int) -> tuple[npt.NDArray[np.float64], Ids]:
+    """The `k` best rows for each query by float64 scores, best first, equal ones by rising row.
+
+    `search_exact` compares rounded scores, of which equal vectors may have different ones. Where the score behind the
+    last place is so near that rounding could have exchanged the two, all that come near are compared again.
+
+    Returns:
+        Scores float64 `[Q, k]` and rows int64 `[Q, k]`; -inf and -1 where C < k.
+    """
+    _, row = search_exact(item_CD, query_QD, k + 1)
+    score, row = _sorted(rescore(item_CD, query_QD, row), row)
+    if k >= len(item_CD) or not len(query_QD):
+        return score[:, :k], row[:, :k]
+    item_norm, query_norm = (np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64)) for x in (item_CD, query_QD))
+    # Of a rounded score, at most:
+    error = item_CD.shape[1] * np.finfo(np.float32).eps * query_norm * item_norm[row].max(axis=1)
+    near = np.flatnonzero(score[:, k - 1] - score[:, k] <= error)
+    for begin in range(0, len(near), QUERIES_AT_ONCE // 8):
+        part = near[begin : begin + QUERIES_AT_ONCE // 8]
+        more = _contenders(
+            item_CD, query_QD[part], (score[part, k - 1] - 2 * error[part]).astype(np.float32), row[part]
+        )
+        best_score, best_row = _sorted(rescore(item_CD, query_QD[part], more), more)
+        score[part, :k], row[part, :k] = best_score[:, :k], best_row[:, :k]
+    return score[:, :k], row[:, :k]
+
+
+def _contenders(item_CD: Vectors, query_MD: Vectors, least_M: Vectors, row_MK: Ids) -> Ids:
+    """Rows whose rounded score is `least_M` or more, beside `row_MK`; each once, -1 where a query has fewer."""
+    count_M, least_M = np.zeros(len(query_MD), np.int64), least_M.copy()
+    query, row = [np.repeat(np.arange(len(query_MD)), row_MK.shape[1])], [row_MK.ravel()]
+    for begin in range(0, len(item_CD), ITEMS_AT_ONCE):
+        score = query_MD @ item_CD[begin : begin + ITEMS_AT_ONCE].T
+        found, column = np.nonzero(score >= least_M[:, None])
+        query.append(found)
+        row.append(column + begin)
+        count_M += np.bincount(found, minlength=len(count_M))
+        least_M[count_M >= MOST_CONTENDERS] = np.inf
+    pair = np.unique(np.stack([np.concatenate(query), np.concatenate(row)]), axis=1)
+    count = np.bincount(pair[0], minlength=len(query_MD))
+    place = np.arange(pair.shape[1]) - np.repeat(np.cumsum(count) - count, count)
+    out = np.full((len(query_MD), int(count.max())), -1, np.int64)
+    out[pair[0], place] = pair[1]
+    return out
+
+
+def _sorted(score_QK: npt.NDArray[np.float64], row_QK: Ids) -> tuple[npt.NDArray[np.float64], Ids]:
+    """Best first, equal ones by rising row, those without a row last."""
+    order = np.lexsort((np.where(row_QK < 0, np.iinfo(np.int64).max, row_QK), -score_QK), axis=1)
+    return np.take_along_axis(score_QK, order, 1), np.take_along_axis(row_QK, order, 1)
+
+
 def rescore(item_CD: Vectors, query_QD: Vectors, row_QK: Ids, *, chunk_rows: int = 1 << 19) -> npt.NDArray[np.float64]:
     """Inner products of each query with its listed rows, in float64; -inf where a row is -1.
 

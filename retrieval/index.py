@@ -12,7 +12,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from retrieval.exact import Ids, Vectors, rescore, search_exact
+from retrieval.exact import Ids, Vectors, rescore, search_exact, search_ordered
 from retrieval.significance import interval
 
 FIDELITY_K = 20
@@ -98,9 +98,8 @@ class Index:
         """
         size = len(self.catalogue.item)
         if self.faiss_index is None:
-            _, row = search_exact(self.catalogue.vector, query_QD, min(k, size))
-        else:
-            _, row = self.faiss_index.search(widened(query_QD, self.space, None), min(k * self.refine, max(k, size)))
+            return search_ordered(self.catalogue.vector, query_QD, min(k, size))
+        _, row = self.faiss_index.search(widened(query_QD, self.space, None), min(k * self.refine, max(k, size)))
         score = rescore(self.catalogue.vector, query_QD, row)
         order = np.lexsort((np.where(row < 0, np.iinfo(np.int64).max, row), -score), axis=1)[:, :k]
         return np.take_along_axis(score, order, 1), np.take_along_axis(row, order, 1)

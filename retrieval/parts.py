@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 
 from etl.contract import Dataset, open_dataset
 from etl.dataset_folder import MANIFEST
-from etl.folder import fingerprint_of, sha256_of, write_json
+from etl.folder import InputError, fingerprint_of, sha256_of, write_json
 from etl.progress import ProgressLine
 from etl.remote import place
-from retrieval.bundle import Bundle, Queries, lists_array, open_bundle
+from retrieval.bundle import QUERY_SPLITS, Bundle, Queries, lists_array, open_bundle
 from retrieval.config import RetrievalConfig
 from retrieval.index import Index
 from retrieval.lists import places_of_listed
@@ -234,4 +234,9 @@ def open_inputs(config: RetrievalConfig, *, verify: bool = True) -> tuple[Datase
     """The dataset and the bundle made from it; `verify` hashes all files. The search's threads are set."""
     faiss.omp_set_num_threads(config.threads or faiss.omp_get_max_threads())
     dataset = open_dataset(config.data, verify=verify)
-    return dataset, open_bundle(config.bundle, dataset=dataset.manifest.fingerprint, verify=verify)
+    bundle = open_bundle(config.bundle, dataset=dataset.manifest.fingerprint, verify=verify)
+    needed = [split for split in QUERY_SPLITS if not (bundle.manifest.refit and split == "valid")]
+    missing = [split for split in needed if bundle.has_vectors and not bundle.n_queries(split)]
+    if missing:
+        raise InputError(f"a bundle with {missing[0]} queries", "none", "export the bundle again")
+    return dataset, bundle

@@ -17,6 +17,10 @@ from scipy.stats import binomtest, wilcoxon
 from retrieval.metrics import Float, Int
 
 RESAMPLES = 2_000
+GAINS = ("hr", "ndcg", "mrr")
+"""Metrics that a query's rank alone decides."""
+DIGITS = 12
+"""Decimals to which differences are told apart."""
 
 
 def gains(rank_Q: Int, metric: str) -> Float:
@@ -76,8 +80,10 @@ def _mcnemar(a: Float, b: Float) -> float:
 
 
 def _wilcoxon(a: Float, b: Float) -> float:
-    differ = a != b
-    return float(wilcoxon(a[differ], b[differ]).pvalue) if differ.any() else 1.0
+    # 1/2 − 1/3 and 1/6 − 0 are one difference, which floats tell apart: ranks of differences have to tie.
+    difference = np.round(a - b, DIGITS)
+    difference = difference[difference != 0]
+    return float(wilcoxon(difference).pvalue) if len(difference) else 1.0
 
 
 def holm(p_N: Sequence[float]) -> npt.NDArray[np.float64]:

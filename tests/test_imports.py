@@ -17,7 +17,10 @@ FORBIDDEN = {
     "trainer": {"pyspark", "faiss", "cluster"},
     "cluster": set(),
 }
-LEAN = {"etl/contract.py", "etl/dataset_folder.py", "etl/folder.py", "etl/remote.py", "retrieval/bundle.py"}
+LEAN = {
+    *("etl/contract.py", "etl/dataset_folder.py", "etl/folder.py", "etl/remote.py"),
+    *("retrieval/bundle.py", "retrieval/bundle_checks.py"),
+}
 """Contract modules: the standard library, numpy, pyarrow and each other."""
 
 

@@ -26,9 +26,15 @@ def results(tiny):
         assert evaluate([f"bundle={bundle}", f"data={tiny / 'data'}", f"output={tiny / name}", cutoffs]) == 0
     path = tiny / "b" / "ranks.parquet"
     table = pq.read_table(path)
-    turned = pa.array(table["rank"].to_numpy()[::-1].copy())
-    pq.write_table(table.set_column(table.schema.get_field_index("rank"), "rank", turned), path)
+    write_ranks(path, table, table["ranker"].to_numpy() == "model")
     return tiny
+
+
+def write_ranks(path, table, where):
+    """The table with the ranks of some rows in the opposite order."""
+    rank = table["rank"].to_numpy().copy()
+    rank[where] = rank[where][::-1]
+    pq.write_table(table.set_column(table.schema.get_field_index("rank"), "rank", pa.array(rank)), path)
 
 
 def command(folder, *more: str) -> list[str]:
@@ -71,6 +77,13 @@ def test_every_ranker_is_compared_with_the_first_model(results, capfd):
         (lambda told, table: (told, table.slice(1)), "expected results over the same queries"),
         (lambda told, table: (told, table.filter(pa.array(np.zeros(len(table), bool)))), "with ranked test queries"),
         (lambda told, table: (told | {"test": {}}, table), "expected metrics of"),
+        (lambda told, table: (told | {"test": None}, table), "expected result folders of python -m retrieval"),
+        (lambda told, table: ({"test": {}}, table), "(no model in metrics.json)"),
+        (lambda told, table: (told, table.drop_columns(["rank"])), "expected result folders of python -m retrieval"),
+        (
+            lambda told, table: (told, table.set_column(4, "rank", pa.array(np.zeros(len(table), np.int32)))),
+            "(a rank below 1 in ranks.parquet)",
+        ),
     ],
 )
 def test_results_that_do_not_fit_are_refused(results, spoil, words, capfd):
@@ -85,6 +98,29 @@ def test_results_that_do_not_fit_are_refused(results, spoil, words, capfd):
     assert words in err
     assert err.count("\n") == 1
     assert not (results / "page.html").exists()
+
+
+def test_results_of_one_name_stay_apart_and_baselines_stand_once_unless_they_differ(results, capfd):
+    """Three results of the model tiny, the last one given twice, and popularity otherwise in that one."""
+    table = pq.read_table(results / "b" / "ranks.parquet")
+    write_ranks(results / "b" / "ranks.parquet", table, table["ranker"].to_numpy() == "popularity")
+    third = f"results=[{results / 'a'},{results / 'b'},{results / 'b'}]"
+    assert main([third, f"output={results / 'page.html'}", "metrics=[hr@2]"]) == 0
+    names = [row["ranker"] for row in json.loads((results / "page.json").read_text())]
+    b = results / "b"
+    assert names == ["tiny", f"tiny ({b})", f"tiny ({b}, 2)", *BASELINES, f"popularity ({b})"]
+    sampled = table.filter(pa.array((table["ranker"].to_numpy() != "markov") | (np.arange(len(table)) % 2 == 0)))
+    pq.write_table(sampled, results / "b" / "ranks.parquet")
+    assert main(command(results)) == 0
+    assert f"note: markov of {b} is left out: ranked on a sample only" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("metrics", ["coverage@10", "coverage@2", "hr@3", "hr", "hr@2,hr@2", "repeat_share"])
+def test_metrics_that_ranks_do_not_decide_are_refused(results, metrics, capfd):
+    assert main([*command(results)[:2], f"metrics=[{metrics}]"]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("error: expected ")
+    assert err.count("\n") == 1
 
 
 def test_what_is_no_result_is_refused(results, capfd):

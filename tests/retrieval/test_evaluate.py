@@ -147,10 +147,8 @@ def test_ranks_equal_a_slow_ranking_of_all_candidates(seed, mask_seen):
             else:
                 wanted = 1 + sum(s >= scores[target] for i, s in scores.items() if i != target and i not in seen)
                 assert min(found, 6) == min(wanted, 6)
-            # Which of equal candidates makes the list is the index's to say; the scores are not.
-            best = sorted((s for i, s in scores.items() if i not in seen), reverse=True)[:5]
-            assert [scores[i] for i in listed.tolist() if i] == best
-            assert not seen & set(listed.tolist())
+            best = sorted((i for i in scores if i not in seen), key=lambda i: (-scores[i], i))[:5]
+            assert [i for i in listed.tolist() if i] == best
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -295,8 +293,34 @@ BROKEN = {
     "an item twice": lambda t: rewrite_items(
         t, lambda x: x.set_column(0, x.schema.field(0), pa.array([1, 2, 3, 4, 5, 5], pa.int32()))
     ),
+    "a manifest without files": lambda t: edit_manifest(t / "bundle" / MANIFEST, files=None),
+    "a manifest whose dimension is a word": lambda t: edit_manifest(t / "bundle" / MANIFEST, dimension="2"),
+    "a manifest of more rows": lambda t: edit_manifest(t / "bundle" / MANIFEST, rows=7),
+    "a manifest without its items": lambda t: edit_manifest(t / "bundle" / MANIFEST, files=[]),
+    "an empty seen": lambda t: rewrite(t, "queries-test", seen=[[], *[[1]] * 11]),
+    "a null seen": lambda t: rewrite(t, "queries-test", seen=[None, *[[1]] * 11]),
+    "a null in seen": lambda t: rewrite(t, "queries-next", seen=[[1, None], *[[1]] * 11]),
+    "a user twice": lambda t: rewrite(t, "queries-test", user_id=[1, *range(1, 12)]),
+    "no query for next": lambda t: rewrite(t, "queries-next", rows=0),
+    "no query for valid": lambda t: rewrite(t, "queries-valid", rows=0),
+    "label 2": lambda t: rewrite(t, "feedback-test", label=[2] * 24),
+    "item 0 in feedback": lambda t: rewrite(t, "feedback-valid", item=[0] * 24),
+    "an unknown task": lambda t: rewrite(t, "feedback-test", task=["jump"] * 24),
+    "a null score": lambda t: rewrite(t, "feedback-test", score=[None] * 24),
+    "a NaN score": lambda t: rewrite(t, "feedback-test", score=[np.nan] * 24),
     "a dataset file that differs": lambda t: flip(t / "data" / "items.parquet"),
 }
+
+
+def rewrite(tiny, part, rows=None, **columns):
+    """A bundle's file with other columns, or its first rows alone, and a manifest that goes with it."""
+    (path,) = (tiny / "bundle" / part).glob("*.parquet")
+    table = pq.read_table(path).slice(0, rows)
+    for name, values in columns.items():
+        field = table.schema.field(name).with_nullable(True)
+        table = table.set_column(table.schema.get_field_index(name), field, pa.array(values[: len(table)], field.type))
+    pq.write_table(table, path)
+    rewrite_items(tiny, lambda items: items)
 
 
 def flip(path):
@@ -309,6 +333,8 @@ def edit_manifest(manifest, **changes):
     raw = json.loads(manifest.read_text())
     if "path" in changes:
         raw["files"][0]["path"] = changes.pop("path")
+    if "rows" in changes:
+        raw["files"][0]["rows"] = changes.pop("rows")
     manifest.write_text(json.dumps(raw | changes))
 
 

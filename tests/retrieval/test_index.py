@@ -55,6 +55,26 @@ def test_exact_search_equals_a_full_sort(data):
         assert listed.tolist() == sorted(listed.tolist(), key=lambda r: (-whole[q, r], r))
 
 
+@pytest.mark.parametrize("most", [4_096, 6])
+def test_equal_scores_are_listed_by_rising_row_though_products_round_them_differently(most, monkeypatch):
+    """Few distinct vectors, each at many rows, in blocks of odd sizes; some differ in the last bit alone."""
+    monkeypatch.setattr(exact, "ITEMS_AT_ONCE", 37)
+    monkeypatch.setattr(exact, "MOST_CONTENDERS", most)
+    rng = np.random.default_rng(0)
+    vector = rng.normal(size=(12, 33)).astype(np.float32)[rng.integers(0, 12, 500)]
+    query = rng.normal(size=(70, 33)).astype(np.float32)
+    query[:3] = 0  # all scores equal
+    query[3:6] *= 1e20
+    every = exact.rescore(vector, query, np.tile(np.arange(500), (70, 1)))
+    for k in (1, 5, 20, 499, 500, 600):
+        score, row = exact.search_ordered(vector, query, k)
+        order = np.lexsort((np.tile(np.arange(500), (70, 1)), -every), axis=1)[:, :k]
+        if most > 500:
+            assert np.array_equal(row[:, :500], order)
+        assert np.array_equal(score[:, :500], np.take_along_axis(every, order, 1))
+        assert (row[:, 500:] == -1).all()
+
+
 def test_fidelity_is_counted_as_by_hand():
     catalogue = Catalogue(np.arange(1, 41, dtype=np.int32), np.arange(40, dtype=np.float32)[:, None])
     stick = Yardstick.of(catalogue, np.ones((4, 1), np.float32), np.array([40, 21, 20, 30]))
