@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from etl.twin.generate import make_twin, rows_of
+from etl.twin.rows import rows_of
+from etl.twin.simulate import make_twin
 from tests.benchmarks import expected
 from tests.benchmarks.expected import Truth, expected_auc
 
@@ -37,20 +38,26 @@ def test_certain_labels_give_the_auc():
 
 
 def test_chances_are_those_that_labels_were_drawn_with():
-    twin = make_twin("qk_video", users=20_000, items=4_000, task_correlation=0.5, seed=3)
-    truth, rows = Truth.of(twin), rows_of(twin, 0)
-    last = (truth.clicks.offset[1:] - 1)[truth.users]
-    label = rows["like"][rows["click"] == 1][last]
-    chance = truth.chance("like")
-    assert abs(label.sum() - chance.sum()) < 4 * np.sqrt((chance * (1 - chance)).sum())
-    # Labels rank by their chances as well as chances do by themselves: those of other users' clicks would not.
-    assert roc_auc_score(label, chance) == pytest.approx(expected_auc(chance, chance), abs=0.02)
-    assert roc_auc_score(label, np.roll(chance, 1)) == pytest.approx(0.5, abs=0.03)
+    twin = make_twin("qk_video", users=20_000, items=4_000, seed=3)
+    truth = Truth.of(twin)
+    table = rows_of(twin, 0, truth.clicks)
+    length = np.diff(truth.clicks.offset)[table["user"]]
+    block = (table["position"] >= length - 1) & np.isin(table["user"], truth.users)
+    clicked = table["click"][block] == 1
+    label, chance = table["like"][block], truth.chance("like", table["user"][block], table["rank"][block], clicked)
+    for rows in (clicked, ~clicked):
+        assert abs(label[rows].sum() - chance[rows].sum()) < 4 * np.sqrt((chance[rows] * (1 - chance[rows])).sum())
+        # Labels rank by their chances as well as chances do by themselves: those of other rows would not.
+        assert roc_auc_score(label[rows], chance[rows]) == pytest.approx(
+            expected_auc(chance[rows], chance[rows]), abs=0.02
+        )
+        assert roc_auc_score(label[rows], np.roll(chance[rows], 1)) == pytest.approx(0.5, abs=0.03)
 
 
 def test_exact_probabilities_rank_between_chance_and_all_that_is_hidden():
-    truth = Truth.of(make_twin("qb_video", users=3_000, items=4_000, task_correlation=1.0, seed=1))
-    best = truth.best()
+    twin = make_twin("qb_video", users=3_000, items=4_000, task_correlation=1.0, seed=1)
+    truth = Truth.of(twin)
+    best, last = truth.best(), truth.clicks.offset[truth.users + 1] - 1
     for task in ("like", "share", "follow"):
-        hidden = expected_auc(truth.chance(task), truth.chance(task))
-        assert 0.6 < best[f"{task} | given click"] < hidden
+        chance = truth.chance(task, truth.users, truth.clicks.rank[last], np.ones(len(last), bool))
+        assert 0.6 < best[f"{task} | given click"] < expected_auc(chance, chance)

@@ -12,9 +12,7 @@ from omegaconf import MISSING
 
 from etl.command import option, read_options, run_program
 from etl.folder import InputError, write_json
-from etl.twin.published import PUBLISHED
-
-FEWEST_ITEMS_OF_CATEGORY = 25
+from etl.twin.published import FEWEST_ITEMS, PUBLISHED
 
 
 @dataclass
@@ -25,7 +23,12 @@ class TwinConfig:
     scenario: str = option(MISSING, ", ".join(PUBLISHED))
     users: int = option(MISSING, "number of users; all other sizes follow")
     items: int | None = option(None, "size of the catalogue, where it shall not follow from the users")
-    task_correlation: float = option(0.5, "what the tasks have in common, 0 to 1")
+    task_correlation: float = option(0.5, "correlation of what drives likes, shares and follows, 0 to 1")
+    successor_smoothness: float = option(
+        0.7, "share of transitions that similar items have in common, 0 (only counting can learn them) to 1"
+    )
+    observed_topics: bool = option(False, "the category column shows an item's topic instead of hinting at it")
+    blocks: float | None = option(None, "mean number of contiguous blocks of a user's rows; default: the real log's")
     seed: int = option(0, "the same seed gives the same bytes")
 
 
@@ -33,8 +36,9 @@ def job(options: list[str]) -> None:
     """Write the twin that the options describe, and its truth."""
     config = read_options(TwinConfig, "etl.conf.twin", options)
     check(config)
-    from etl.twin.generate import make_twin, write
     from etl.twin.oracle import truth
+    from etl.twin.simulate import make_twin
+    from etl.twin.write import write
 
     begin = time.monotonic()
     output = Path(config.output)
@@ -43,6 +47,9 @@ def job(options: list[str]) -> None:
         users=config.users,
         items=config.items,
         task_correlation=config.task_correlation,
+        successor_smoothness=config.successor_smoothness,
+        observed_topics=config.observed_topics,
+        blocks=config.blocks,
         seed=config.seed,
     )
     try:
@@ -61,14 +68,13 @@ def check(config: TwinConfig) -> None:
         raise InputError(f"scenario one of {', '.join(PUBLISHED)}", config.scenario, "choose scenario=qb_video, say")
     if config.users < 1 or config.seed < 0:
         raise InputError("users of at least 1 and a seed of at least 0", f"{config.users}, {config.seed}", "mend them")
-    from etl.twin.process import CATEGORIES
-
-    fewest = CATEGORIES * FEWEST_ITEMS_OF_CATEGORY
-    if config.items is not None and config.items < fewest:
-        cure = f"{FEWEST_ITEMS_OF_CATEGORY} for each of the {CATEGORIES} categories"
-        raise InputError(f"items of at least {fewest}", config.items, cure)
-    if not 0 <= config.task_correlation <= 1:
-        raise InputError("task_correlation in 0..1", config.task_correlation, "give a share")
+    if config.items is not None and config.items < FEWEST_ITEMS:
+        raise InputError(f"items of at least {FEWEST_ITEMS}", config.items, "25 for each of the 40 topics")
+    for name in ("task_correlation", "successor_smoothness"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise InputError(f"{name} between 0 and 1", getattr(config, name), f"write {name}=0.5, say")
+    if config.blocks is not None and not 1 <= config.blocks <= 1_000:
+        raise InputError("blocks between 1 and 1000", config.blocks, "write blocks=1 for users in one block each")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,20 +11,18 @@ from typing import Any
 import numpy as np
 
 from etl.protocol import Int
-from etl.twin.generate import Clicks, Twin, rows_of, simulate
 from etl.twin.process import (
     AFFINITY,
-    CATEGORIES,
     COPY_SHARE,
-    SKIPPED_STEEPNESS,
-    TASKS,
     TASTES,
-    THREAD,
+    TOPICS,
+    UNCLICKED_STEEPNESS,
     Float,
     Process,
     rank_probability,
 )
-from etl.twin.published import PUBLISHED
+from etl.twin.rows import LATE, actions, chance_of, conflict_share, rows_of, skips_per_click
+from etl.twin.simulate import Clicks, Twin, simulate
 
 CUTOFFS = (5, 10, 20)
 MIN_CLICKS = 10
@@ -37,44 +35,47 @@ def truth(twin: Twin) -> dict[str, Any]:
     """The expected best test scores: `hr@k`, `ndcg@k`, `mrr@k`, and `auc/<task>` by simulation.
 
     HR, NDCG and MRR are exact expectations given each test user's history; the AUCs rank the labels that
-    were drawn by their exact probabilities.
+    were drawn by their exact probabilities, over the rows up to the test click and after it.
     """
     clicks = simulate(twin, 0)
     users = np.flatnonzero(np.diff(clicks.offset) >= MIN_CLICKS)[:USERS]
     sums = dict.fromkeys(expected_ranking(np.zeros((0, max(CUTOFFS)))), 0.0)
     rows: list[dict[str, Any]] = []
-    table = rows_of(twin, 0)
+    table = rows_of(twin, 0, clicks)
     for begin in range(0, len(users), USERS_AT_ONCE):
         part = users[begin : begin + USERS_AT_ONCE]
         belief, recent = beliefs(twin.process, clicks, part)
         for name, value in expected_ranking(best_probabilities(twin.process, belief, recent)).items():
             sums[name] += value
-        rows.append(score_rows(twin, clicks, table, part, belief, recent))
+        rows += [score_rows(twin, clicks, table, part, held_out) for held_out in (1, 0)]
     return {
         "scenario": twin.scenario,
         "users": twin.users,
         "items": twin.process.items,
         "seed": twin.process.seed,
         "task_correlation": twin.process.task_correlation,
+        "successor_smoothness": twin.process.smoothness,
+        "observed_topics": twin.observed_topics,
         "protocol": "study",
         "test_users": len(users),
         "test": {**{name: value / max(len(users), 1) for name, value in sums.items()}, **feedback_auc(twin, rows)},
     }
 
 
-def beliefs(process: Process, clicks: Clicks, users: Int) -> tuple[Float, Int]:
-    """What the clicks of users before their last one say.
+def beliefs(process: Process, clicks: Clicks, users: Int, held_out: int = 1) -> tuple[Float, Int]:
+    """What the clicks of users say, but for their last ones.
 
     Args:
         process: of the twin.
         clicks: of a chunk.
-        users: numbers of users with at least two clicks.
+        users: numbers of users with more than `held_out` clicks.
+        held_out: last clicks that are not seen.
 
     Returns:
         Probabilities of the tastes `[U, TASTES]`, and the last two visible clicks `[U, 2]` (-1 = none),
         the latest first.
     """
-    length = np.diff(clicks.offset)[users] - 1
+    length = np.diff(clicks.offset)[users] - held_out
     log_belief = np.zeros((len(users), TASTES))
     recent = np.full((len(users), 2), -1, np.int64)
     for step in range(int(length.max(initial=0))):
@@ -89,16 +90,21 @@ def beliefs(process: Process, clicks: Clicks, users: Int) -> tuple[Float, Int]:
 def best_probabilities(process: Process, belief_UZ: Float, recent_U2: Int) -> Float:
     """Probabilities of the 20 most probable next items of each user, falling, `[U, 20]`.
 
-    An item that is neither the last click nor a successor can only be among them if it is among the 20
-    most popular of its category: inside a category probability falls with rank.
+    Probability falls with rank inside a neighbourhood, and inside a topic: an item that is neither the last click nor
+    one of the successors can only be among them if it is one of the 20 most popular of a topic, or of the neighbourhood
+    of one of the last two clicks.
     """
-    top = min(max(CUTOFFS), process.items // CATEGORIES)
-    popular = (np.arange(top)[:, None] * CATEGORIES + np.arange(CATEGORIES)).ravel()
+    top = min(max(CUTOFFS), process.items // TOPICS)
+    popular = (np.arange(top)[:, None] * TOPICS + np.arange(TOPICS)).ravel()
     last, before = recent_U2.T
-    special = [last[:, None], *(process.successors(np.maximum(s, 0), o) for s, o in ((last, 1), (before, 2)))]
+    special = [last[:, None]]
+    for source, order in ((np.maximum(last, 0), 1), (np.maximum(before, 0), 2)):
+        first, size = process.neighbourhood(source)
+        member = np.minimum(np.arange(max(CUTOFFS)), size[:, None] - 1)
+        special += [process.successors(source, order), first[:, None] + member * TOPICS * process.neighbourhoods]
     item = np.concatenate([*special, np.broadcast_to(popular, (len(last), len(popular)))], axis=1)
     thread, broad, inside = process.parts(item, last, before)
-    probability = thread + broad + inside * np.take_along_axis(belief_UZ @ AFFINITY, item % CATEGORIES, axis=1)
+    probability = thread + broad + inside * np.take_along_axis(belief_UZ @ AFFINITY, item % TOPICS, axis=1)
     # The special items may be popular ones, or each other: each counts once.
     order = np.argsort(item, axis=1, kind="stable")
     ordered = np.take_along_axis(item, order, axis=1)
@@ -114,60 +120,68 @@ def expected_ranking(best_UK: Float) -> dict[str, float]:
     return {f"{name}@{k}": float((best_UK[:, :k] * value[:k]).sum()) for name, value in worth.items() for k in CUTOFFS}
 
 
-def score_rows(
-    twin: Twin, clicks: Clicks, table: dict[str, Any], users: Int, belief_UZ: Float, recent_U2: Int
-) -> dict[str, Any]:
-    """Exact scores of the rows of users' test blocks, and their labels.
+def score_rows(twin: Twin, clicks: Clicks, table: dict[str, Any], users: Int, held_out: int) -> dict[str, Any]:
+    """Exact scores of the rows that users saw after their clicks but for the last `held_out`, and their labels.
 
-    A row of a block is the click with odds p(item | history) : s × q(item), where s rows of items drawn
-    from q are shown unclicked before a click. Given a click, an action's probability is averaged over
-    tastes and over whether the click followed the thread, as the history and the item leave them open.
+    A row is a click with odds p(item | history) : s × q(item), where s rows of items drawn from q are shown unclicked
+    before a click; s is that of a user's end, since a history does not say how near its end is. Given a click, an
+    action's probability is averaged over tastes and over whether the click followed the last ones, as history and item
+    leave them open; without a click it is averaged over tastes.
+
+    Returns:
+        `scores`: float64 `[R]` for `click`, `<task>` (given a click) and `<task>/unclicked`; `labels`: int8 `[R]` for
+        `click` and each task; `clicked`: bool `[R]`; `row`: int64 `[R]`, numbers of the rows in `table`.
     """
     process = twin.process
-    through = np.cumsum(table["click"], dtype=np.int64) - table["click"]  # clicks before the row, over all users
-    in_block = through == (clicks.offset[1:] - 1)[table["user"]]
+    belief_UZ, recent_U2 = beliefs(process, clicks, users, held_out)
     slot = np.full(len(clicks.taste), -1)
     slot[users] = np.arange(len(users))
-    at = np.flatnonzero(in_block & (slot[table["user"]] >= 0))
+    length = np.diff(clicks.offset)
+    at = np.flatnonzero((table["position"] == (length - held_out)[table["user"]]) & (slot[table["user"]] >= 0))
     user, item = slot[table["user"][at]], table["rank"][at]
     last, before = recent_U2[user].T
     thread, broad, inside = (part[:, 0] for part in process.parts(item[:, None], last, before))
     copies = COPY_SHARE * (item == last)
-    by_taste = (thread + broad)[:, None] + inside[:, None] * AFFINITY[:, item % CATEGORIES].T
+    by_taste = (thread + broad)[:, None] + inside[:, None] * AFFINITY[:, item % TOPICS].T
     joint = belief_UZ[user] * by_taste  # p(taste, item | history)
     clicked = joint.sum(axis=1)
-    shown = (1 - twin.conflict_share) * rank_probability(item, process.items, SKIPPED_STEEPNESS)
-    shown = shown + twin.conflict_share * (item == last)
-    scores = {"click": clicked / (clicked + twin.skips_per_click * shown)}
+    conflicts = conflict_share(twin)
+    shown = (1 - conflicts) * rank_probability(item, process.items, UNCLICKED_STEEPNESS) + conflicts * (item == last)
+    scores = {"click": clicked / (clicked + LATE * skips_per_click(twin) * shown)}
     followed = (thread - copies) / np.maximum(by_taste.T, 1e-300)  # p(thread | taste, item, history)
     for task in actions(twin):
-        chance = np.zeros(len(item))
+        chance, otherwise = np.zeros(len(item)), np.zeros(len(item))
         for taste in range(TASTES):
-            logit = process.logits(task, item, np.full(len(item), taste), np.zeros(len(item)))
-            no, yes = (1 / (1 + np.exp(-logit - extra)) for extra in (0.0, THREAD))
+            tastes = np.full(len(item), taste)
+            no, yes = (chance_of(twin, task, item, tastes, np.full(len(item), bit)) for bit in (0, 1))
             chance += joint[:, taste] / clicked * (no + followed[taste] * (yes - no))
-        scores[task] = chance
-    labels = {name: table[name][at] for name in scores}
-    return {"scores": scores, "labels": labels, "clicked": table["click"][at] == 1}
+            otherwise += belief_UZ[user, taste] * chance_of(twin, task, item, tastes, None)
+        scores[task], scores[f"{task}/unclicked"] = chance, otherwise
+    labels = {name: table[name][at] for name in ("click", *actions(twin))}
+    return {"scores": scores, "labels": labels, "clicked": table["click"][at] == 1, "row": at}
 
 
-def actions(twin: Twin) -> list[str]:
-    """Feedback tasks that the log has."""
-    return [task for task in TASKS if PUBLISHED[twin.scenario].rate(task) > 0]
+def all_rows_score(scores: dict[str, Float], task: str) -> Float:
+    """Probability of an action on rows of which it is not known whether they are clicked."""
+    return scores["click"] * scores[task] + (1 - scores["click"]) * scores[f"{task}/unclicked"]
 
 
 def feedback_auc(twin: Twin, parts: list[dict[str, Any]]) -> dict[str, float | None]:
-    """AUC of the exact probabilities on drawn labels: all rows, and `_given_click`."""
-    out: dict[str, float | None] = {}
-    clicked = np.concatenate([part["clicked"] for part in parts]) if parts else np.zeros(0, bool)
-    for task in ("click", *actions(twin)) if parts else ():
-        label = np.concatenate([part["labels"][task] for part in parts])
-        score = np.concatenate([part["scores"][task] for part in parts])
-        given_click = score[clicked]
-        if task != "click":
-            score = score * np.concatenate([part["scores"]["click"] for part in parts])
-        out[f"auc/{task}"] = _auc(label, score)
-        out[f"auc/{task}_given_click"] = _auc(label[clicked], given_click)
+    """AUC of the exact probabilities on drawn labels: all rows, `_given_click` and `_given_no_click`."""
+    if not parts:
+        return {}
+    clicked = np.concatenate([part["clicked"] for part in parts])
+
+    def joined(kind: str, name: str) -> Any:
+        return np.concatenate([part[kind][name] for part in parts])
+
+    scores = {name: joined("scores", name) for name in parts[0]["scores"]}
+    out: dict[str, float | None] = {"auc/click": _auc(joined("labels", "click"), scores["click"])}
+    for task in actions(twin):
+        label = joined("labels", task)
+        out[f"auc/{task}"] = _auc(label, all_rows_score(scores, task))
+        out[f"auc/{task}_given_click"] = _auc(label[clicked], scores[task][clicked])
+        out[f"auc/{task}_given_no_click"] = _auc(label[~clicked], scores[f"{task}/unclicked"][~clicked])
     return out
 
 

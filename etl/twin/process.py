@@ -1,16 +1,18 @@
 """The process behind a twin: what is clicked next, and what follows a click. Arithmetic only.
 
-Items are numbered by popularity rank 0..M-1; their category is `rank % CATEGORIES`. Successor lists,
-item qualities and tastes' affinities are hashes, so nothing is stored for each item and any of it can
-be worked out for any item.
+Items are numbered by popularity rank 0..M-1; their hidden topic is `rank % TOPICS`. Inside a topic items fall into
+neighbourhoods of about `NEIGHBOURHOOD` items of every popularity. Successor lists, item qualities and tastes'
+affinities are hashes, so nothing is stored for each item and any of it can be worked out for any item.
 
 A click is, with probability `COPY`, a copy of the last click (an exactly repeated row); else a draw from
-    FOLLOW      a successor of the last click,
-    FOLLOW_TWO  a successor of the click before it,
-    TASTE       popularity inside a category that fits the user's hidden taste,
+    FOLLOW      what follows the last click,
+    FOLLOW_TWO  what follows the click before it,
+    TASTE       popularity inside a topic that fits the user's hidden taste,
     GLOBAL      popularity over all items.
-A first click is by taste or global popularity; a second one has no click before the last, and draws
-from global popularity instead.
+What follows an item is, with probability `smoothness`, popularity inside its own neighbourhood (a transition that
+similar items share, so vectors can learn it), else one of its own six successors anywhere in the catalogue (which only
+counting can learn). A first click is by taste or global popularity; a second one has no click before the last, and
+draws from global popularity instead.
 """
 
 from __future__ import annotations
@@ -26,18 +28,23 @@ from etl.protocol import Array, Int
 Float = npt.NDArray[np.float64]
 
 COPY, FOLLOW, FOLLOW_TWO, TASTE, GLOBAL = range(5)
-COPY_SHARE = 0.007
+COPY_SHARE = 0.002
+"""Exact duplicates are 0.73 % of the published click-through file's rows: with popular items that are clicked again,
+this share of copies makes as many in a log of QK-video's shape."""
 MIXTURE = {FOLLOW: 0.22, FOLLOW_TWO: 0.09, TASTE: 0.42, GLOBAL: 0.27}
 SUCCESSOR_WEIGHTS = np.array([0.34, 0.24, 0.16, 0.12, 0.08, 0.06])
-TASTES, CATEGORIES = 20, 40
+TASTES, TOPICS = 20, 40
+NEIGHBOURHOOD = 50
+"""Items of a neighbourhood, where the catalogue has that many in a topic."""
 FIT_OFFSETS, FIT_WEIGHTS = np.array([0, 1, 7, 20]), np.array([0.4, 0.3, 0.2, 0.1])
-"""Taste z fits categories 2z + offset, with these shares."""
+"""Taste z fits topics 2z + offset, with these shares."""
 STEEPNESS = 3.0
 """Rank r has probability (r + 1)^(1/s) − r^(1/s) over M^(1/s): Zipf-like with exponent 1 − 1/s."""
-SKIPPED_STEEPNESS = 2.0
+UNCLICKED_STEEPNESS = 2.0
+"""The same of rows that are shown and not clicked."""
 TASKS = ("like", "share", "follow", "read", "favorite")
 QUALITY, MATCH, THREAD = 0.9, 1.0, 0.6
-"""Weights of item quality, taste × category affinity and following the thread in a task's logit."""
+"""Weights of item quality, taste × topic affinity and following the thread in a task's logit."""
 
 
 def hashed(value_N: Array, salt: int) -> Float:
@@ -66,8 +73,8 @@ def rank_probability(rank_N: Array, n: Any, steepness: float = STEEPNESS) -> Flo
 
 
 def fits(taste_N: Array) -> Int:
-    """The categories that fit tastes, `[N, 4]`."""
-    return (2 * taste_N[:, None] + FIT_OFFSETS) % CATEGORIES
+    """The topics that fit tastes, `[N, 4]`."""
+    return (2 * taste_N[:, None] + FIT_OFFSETS) % TOPICS
 
 
 @dataclass(frozen=True)
@@ -78,17 +85,46 @@ class Process:
         items: M.
         task_correlation: 1 = all tasks share item quality and affinity, 0 = each has its own.
         seed: of every hash.
-        intercepts: of the tasks' logits, in the order of `TASKS`.
+        smoothness: share of what follows an item that comes from its neighbourhood.
+        intercepts: of the tasks' logits on clicked rows, in the order of `TASKS`.
+        unclicked_intercepts: the same on rows that were shown and not clicked.
     """
 
     items: int
     task_correlation: float
     seed: int
+    smoothness: float = 0.7
     intercepts: tuple[float, ...] = (0.0,) * len(TASKS)
+    unclicked_intercepts: tuple[float, ...] = (0.0,) * len(TASKS)
 
-    def category_size(self, category_N: Array) -> Int:
-        """Items of each category."""
-        return (self.items - category_N + CATEGORIES - 1) // CATEGORIES
+    def topic_size(self, topic_N: Array) -> Int:
+        """Items of each topic."""
+        return (self.items - topic_N + TOPICS - 1) // TOPICS
+
+    @property
+    def neighbourhoods(self) -> int:
+        """Neighbourhoods in a topic."""
+        return max(1, self.items // (TOPICS * NEIGHBOURHOOD))
+
+    def neighbourhood(self, rank_N: Array) -> tuple[Int, Int]:
+        """The most popular item of each item's neighbourhood, and how many items it has.
+
+        Member `m` of the neighbourhood that begins at `b` has rank `b + m * TOPICS * neighbourhoods`.
+        """
+        first = np.asarray(rank_N) % (TOPICS * self.neighbourhoods)
+        size = (self.items - first - 1) // (TOPICS * self.neighbourhoods) + 1
+        return first, size
+
+    def near(self, rank_N: Array, uniform_N: Float) -> Int:
+        """Items drawn by popularity from the neighbourhoods of items."""
+        first, size = self.neighbourhood(rank_N)
+        return first + draw_rank(uniform_N, size) * TOPICS * self.neighbourhoods
+
+    def near_probability(self, item_N: Int, source_N: Int) -> Float:
+        """Probability of items under `near` of `source_N`; both broadcast."""
+        first, size = self.neighbourhood(source_N)
+        period = TOPICS * self.neighbourhoods
+        return np.where(item_N % period == first, rank_probability(item_N // period, size), 0.0)
 
     def successor(self, rank_N: Array, place_N: Array, order: int) -> Int:
         """Successor number `place_N` of items; `order` 1 or 2 chooses the list."""
@@ -109,7 +145,7 @@ class Process:
             last_N: last clicks, -1 where there is none yet.
             before_N: clicks before these, -1 likewise.
         """
-        choose, which, where = rng.random((3, len(taste_N)))
+        choose, which, where, smooth = rng.random((4, len(taste_N)))
         bounds = np.cumsum([COPY_SHARE, *((1 - COPY_SHARE) * share for share in MIXTURE.values())])
         part = np.searchsorted(bounds[:-1], choose, side="right")
         part[(before_N < 0) & (part == FOLLOW_TWO)] = GLOBAL
@@ -119,12 +155,15 @@ class Process:
         rank = np.where(part == COPY, last_N, 0)
         place = np.searchsorted(np.cumsum(SUCCESSOR_WEIGHTS)[:-1], which, side="right")
         for kind, source, order in ((FOLLOW, last_N, 1), (FOLLOW_TWO, before_N, 2)):
-            at = np.flatnonzero(part == kind)
+            near = smooth < self.smoothness
+            at = np.flatnonzero((part == kind) & ~near)
             rank[at] = self.successor(source[at], place[at], order)
+            at = np.flatnonzero((part == kind) & near)
+            rank[at] = self.near(source[at], where[at])
         at = np.flatnonzero(part == TASTE)
-        category = 2 * taste_N[at] + FIT_OFFSETS[np.searchsorted(np.cumsum(FIT_WEIGHTS)[:-1], which[at], side="right")]
-        category %= CATEGORIES
-        rank[at] = draw_rank(where[at], self.category_size(category)) * CATEGORIES + category
+        topic = 2 * taste_N[at] + FIT_OFFSETS[np.searchsorted(np.cumsum(FIT_WEIGHTS)[:-1], which[at], side="right")]
+        topic %= TOPICS
+        rank[at] = draw_rank(where[at], self.topic_size(topic)) * TOPICS + topic
         at = np.flatnonzero(part == GLOBAL)
         rank[at] = draw_rank(where[at], self.items)
         return rank, part
@@ -140,18 +179,19 @@ class Process:
             last_N, before_N: their last two clicks, -1 where missing.
 
         Returns:
-            `[N, K]` each: probability through copies and successors, through global popularity, and
-            inside the candidate's category given that the taste part chose it.
+            `[N, K]` each: probability through copies and what follows the last two clicks, through global popularity,
+            and inside the candidate's topic given that the taste part chose it.
         """
         thread = np.zeros(item_NK.shape)
         for share, source, order in ((MIXTURE[FOLLOW], last_N, 1), (MIXTURE[FOLLOW_TWO], before_N, 2)):
-            lists = self.successors(np.maximum(source, 0), order)
-            weight = (item_NK[:, :, None] == lists[:, None, :]) @ SUCCESSOR_WEIGHTS
+            known = np.maximum(source, 0)
+            lists = self.successors(known, order)
+            weight = (1 - self.smoothness) * ((item_NK[:, :, None] == lists[:, None, :]) @ SUCCESSOR_WEIGHTS)
+            weight = weight + self.smoothness * self.near_probability(item_NK, known[:, None])
             thread += (1 - COPY_SHARE) * share * weight * (source >= 0)[:, None]
         copies = COPY_SHARE * ((item_NK == last_N[:, None]) & (last_N >= 0)[:, None])
         broad, taste = self._shares(last_N, before_N)
-        category = item_NK % CATEGORIES
-        inside = rank_probability(item_NK // CATEGORIES, self.category_size(category))
+        inside = rank_probability(item_NK // TOPICS, self.topic_size(item_NK % TOPICS))
         return thread + copies, broad[:, None] * rank_probability(item_NK, self.items), taste[:, None] * inside
 
     def _shares(self, last_N: Int, before_N: Int) -> tuple[Float, Float]:
@@ -166,7 +206,7 @@ class Process:
     def likelihood(self, item_N: Int, last_N: Int, before_N: Int) -> Float:
         """Probability of each click under each taste, `[N, TASTES]`."""
         thread, broad, inside = (part[:, 0] for part in self.parts(item_N[:, None], last_N, before_N))
-        return (thread + broad)[:, None] + inside[:, None] * AFFINITY[:, item_N % CATEGORIES].T
+        return (thread + broad)[:, None] + inside[:, None] * AFFINITY[:, item_N % TOPICS].T
 
     def next_distribution(self, history: Int) -> Float:
         """Exact probabilities of all items being clicked next, given a user's clicks so far `[M]`.
@@ -181,29 +221,39 @@ class Process:
             belief /= belief.sum()
         every = np.arange(self.items)[None]
         thread, broad, inside = self.parts(every, padded[[-1]], padded[[-2]])
-        return np.asarray((thread + broad + inside * (belief @ AFFINITY)[every % CATEGORIES])[0])
+        return np.asarray((thread + broad + inside * (belief @ AFFINITY)[every % TOPICS])[0])
 
     # -----------------------------------------------------------------------------------------
     # Feedback
 
-    def logits(self, task: str, rank_N: Int, taste_N: Int, thread_N: Array) -> Float:
-        """Logits of an action on a click, given the taste and whether the click followed the thread."""
+    def logits(self, task: str, rank_N: Int, taste_N: Int, thread_N: Array | None) -> Float:
+        """Logits of an action on a row, given the taste.
+
+        Args:
+            task: the action.
+            rank_N: items.
+            taste_N: hidden tastes.
+            thread_N: whether the click followed the last two clicks; None for rows that were not clicked.
+        """
         number = TASKS.index(task)
         share = self.task_correlation
         quality = np.sqrt(share) * normal(rank_N, self.seed * 100 + 10)
         quality = quality + np.sqrt(1 - share) * normal(rank_N, self.seed * 100 + 11 + number)
-        pair = taste_N * CATEGORIES + rank_N % CATEGORIES
+        pair = taste_N * TOPICS + rank_N % TOPICS
         affinity = np.sqrt(share) * normal(pair, self.seed * 100 + 30)
         affinity = affinity + np.sqrt(1 - share) * normal(pair, self.seed * 100 + 31 + number)
-        return np.asarray(self.intercepts[number] + QUALITY * quality + MATCH * affinity + THREAD * thread_N)
+        logit = QUALITY * quality + MATCH * affinity
+        if thread_N is None:
+            return np.asarray(self.unclicked_intercepts[number] + logit)
+        return np.asarray(self.intercepts[number] + logit + THREAD * thread_N)
 
 
 def _affinity() -> Float:
-    share = np.zeros((TASTES, CATEGORIES))
-    for taste, categories in enumerate(fits(np.arange(TASTES))):
-        np.add.at(share[taste], categories, FIT_WEIGHTS)
+    share = np.zeros((TASTES, TOPICS))
+    for taste, topics in enumerate(fits(np.arange(TASTES))):
+        np.add.at(share[taste], topics, FIT_WEIGHTS)
     return share
 
 
 AFFINITY = _affinity()
-"""Share of each category in each taste, `[TASTES, CATEGORIES]`."""
+"""Share of each topic in each taste, `[TASTES, TOPICS]`."""

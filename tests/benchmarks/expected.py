@@ -13,12 +13,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from etl.twin.generate import Clicks, Twin, rows_of, simulate
-from etl.twin.oracle import MIN_CLICKS, beliefs, score_rows
-from etl.twin.scenarios import user_ids
+from etl.contract import Dataset
+from etl.twin.columns import scatter
+from etl.twin.oracle import MIN_CLICKS, all_rows_score, score_rows
+from etl.twin.rows import chance_of, rows_of
+from etl.twin.scenarios import item_ids, user_ids
+from etl.twin.simulate import Clicks, Twin, simulate
 from retrieval.bundle import open_bundle
 
 Float = npt.NDArray[np.float64]
+Int = npt.NDArray[np.int64]
 ACTIONS = ("like", "share", "follow")
 ORACLE_USERS = 4_000
 """Users that the best possible is averaged over."""
@@ -47,37 +51,51 @@ class Truth:
         users = np.flatnonzero(np.diff(clicks.offset) >= MIN_CLICKS)
         return cls(made, clicks, users, user_ids(made.scenario, made.users).of(users))
 
-    def chance(self, task: str) -> Float:
-        """Probability of the action on each kept user's last click, given all that is hidden."""
-        last = self.clicks.offset[self.users + 1] - 1
-        logit = self.twin.process.logits(
-            task, self.clicks.rank[last], self.clicks.taste[self.users], self.clicks.thread[last]
-        )
-        return np.asarray(1.0 / (1.0 + np.exp(-logit)), np.float64)
+    def chance(self, task: str, user_R: Int, rank_R: Int, clicked_R: npt.NDArray[np.bool_]) -> Float:
+        """Probability of the action on rows of the test blocks, given all that is hidden.
 
-    def of_bundle(self, path: Path, tasks: Iterable[str] = ACTIONS) -> dict[str, float]:
-        """Expected AUCs of a bundle's scores on the test blocks, by a table's first two cells."""
-        bundle, order, out = open_bundle(path), np.argsort(self.user_id), {}
+        Args:
+            task: the action.
+            user_R: numbers of users.
+            rank_R: items.
+            clicked_R: whether the row is the user's test click.
+        """
+        taste, last = self.clicks.taste[user_R], self.clicks.offset[user_R + 1] - 1
+        on_click = chance_of(self.twin, task, rank_R, taste, self.clicks.thread[last])
+        return np.where(clicked_R, on_click, chance_of(self.twin, task, rank_R, taste, None))
+
+    def of_bundle(self, path: Path, dataset: Dataset, tasks: Iterable[str] = ACTIONS) -> dict[str, float]:
+        """Expected AUCs of a bundle's scores on the test blocks, by a table's first two cells.
+
+        Args:
+            path: the bundle.
+            dataset: that the bundle was made from.
+            tasks: actions.
+        """
+        bundle, out = open_bundle(path), {}
+        ranks = np.arange(self.twin.process.items)
+        raw = item_ids(self.twin.scenario, len(ranks)).of(scatter(ranks, len(ranks)))
+        rank_of_raw, user_order = np.argsort(raw), np.argsort(self.user_id)
+        rank_of_item = rank_of_raw[np.searchsorted(raw, dataset.items()["item_id"].to_numpy(), sorter=rank_of_raw)]
         for task in tasks:
-            columns = (bundle.feedback("test", task)[name] for name in ("user_id", "clicked", "score"))
-            user, clicked, score = (column.to_numpy(zero_copy_only=False) for column in columns)
-            chance = self.chance(task)[order[np.searchsorted(self.user_id, user, sorter=order)]]
-            out[f"{task} | all rows"] = expected_auc(score, np.where(clicked, chance, 0.0))
+            columns = (bundle.feedback("test", task)[name] for name in ("user_id", "item", "clicked", "score"))
+            user, item, clicked, score = (column.to_numpy(zero_copy_only=False) for column in columns)
+            number = self.users[user_order[np.searchsorted(self.user_id, user, sorter=user_order)]]
+            chance = self.chance(task, number, rank_of_item[item - 1], clicked)
+            out[f"{task} | all rows"] = expected_auc(score, chance)
             out[f"{task} | given click"] = expected_auc(score[clicked], chance[clicked])
         return out
 
     def best(self) -> dict[str, float]:
         """The same of the exact probabilities given the history, which no model can outdo but by chance."""
-        users = self.users[:ORACLE_USERS]
-        belief, recent = beliefs(self.twin.process, self.clicks, users)
-        found = score_rows(self.twin, self.clicks, rows_of(self.twin, 0), users, belief, recent)
-        score, clicked, out = found["scores"], found["clicked"], {}
+        users, table, out = self.users[:ORACLE_USERS], rows_of(self.twin, 0, self.clicks), {}
+        parts = [score_rows(self.twin, self.clicks, table, users, held_out) for held_out in (1, 0)]
+        row, clicked = (np.concatenate([part[name] for part in parts]) for name in ("row", "clicked"))
+        scores = {name: np.concatenate([part["scores"][name] for part in parts]) for name in parts[0]["scores"]}
         for task in ACTIONS:
-            # A test block ends in its only click: clicked rows are the users in their order.
-            chance = np.zeros(len(clicked))
-            chance[clicked] = self.chance(task)[: len(users)]
-            out[f"{task} | all rows"] = expected_auc(score[task] * score["click"], chance)
-            out[f"{task} | given click"] = expected_auc(score[task][clicked], chance[clicked])
+            chance = self.chance(task, table["user"][row], table["rank"][row], clicked)
+            out[f"{task} | all rows"] = expected_auc(all_rows_score(scores, task), chance)
+            out[f"{task} | given click"] = expected_auc(scores[task][clicked], chance[clicked])
         return out
 
 

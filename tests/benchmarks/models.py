@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from etl.contract import open_dataset
-from etl.twin.generate import make_twin
+from etl.twin.simulate import make_twin
 from retrieval.bundle import open_bundle
 from retrieval.evaluate import evaluate_feedback
 from tests.benchmarks.expected import ACTIONS, Truth
@@ -183,7 +183,7 @@ def expected_table(runs: Sequence[Run], found: dict[tuple[str, int], dict[str, A
     best, by_name = truth.best(), {}
     for run in runs:
         tasks = [task for task in ACTIONS if found[run.name, run.seed]["test"].get(f"auc/{task}") is not None]
-        by_name.setdefault(run.name, []).append(truth.of_bundle(run.folder / "bundle", tasks))
+        by_name.setdefault(run.name, []).append(truth.of_bundle(run.folder / "bundle", open_dataset(run.data), tasks))
     print("\nAUC in expectation over labels; in brackets the share of the best possible")
     print("| model | " + " | ".join(key.replace(" | ", ", ") for key in best) + " |\n" + "|---" * (len(best) + 1) + "|")
     for name, values in by_name.items():

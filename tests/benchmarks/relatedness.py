@@ -96,5 +96,5 @@ def of_epochs(run: Run, truth: Truth, task: str) -> list[dict[str, float]]:
             bundle = Path(folder) / "bundle"
             # As of a refit, whose bundle has no valid parts: only the test rows are looked at.
             export(bundle, family.scorer(stepper), dataset, world, model=family.name, refit=True)
-            found.append(truth.of_bundle(bundle, [task]))
+            found.append(truth.of_bundle(bundle, dataset, [task]))
     return found

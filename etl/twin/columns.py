@@ -1,0 +1,119 @@
+"""The columns of a log from the rows of a twin: profiles, categories, counts and scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from etl.protocol import Int
+from etl.tenrec import NULL, SCENARIOS
+from etl.twin.process import TOPICS, Float, hashed
+from etl.twin.published import AGES, GENDERS, NULL_CATEGORIES, SCANNED, VIDEO_CATEGORIES
+from etl.twin.scenarios import item_ids, user_ids
+from etl.twin.simulate import USERS_PER_CHUNK, Twin
+
+HINT = 0.35
+"""How far a topic's share of category 1 lies from its mean: topics lean to one of the two."""
+GROUP = 4
+"""Topics of a first category of articles."""
+RIGHT_GROUP, RIGHT_TOPIC = 0.85, 0.7
+"""Shares of articles whose first and second category are those of their topic."""
+GENDER_CHANGES_AFTER = 3
+"""Clicks after which users of two genders have the other one."""
+# Salts of the hashes, so that no two columns share their chance.
+GENDER, AGE, CHANGING, MISSING, VIDEO, FIRST, SECOND, OTHER, COUNTS = range(200, 209)
+
+
+def columns(twin: Twin, chunk: int, rows: dict[str, Any]) -> list[pa.Array]:
+    """The scenario's columns in the order of its header."""
+    names = SCENARIOS[twin.scenario].columns
+    article = "category_second" in names
+    user, item = rows["user"] + chunk * USERS_PER_CHUNK, rows["rank"]
+    made: dict[str, Any] = {
+        "user_id": user_ids(twin.scenario, twin.users).of(user),
+        "item_id": item_ids(twin.scenario, twin.process.items).of(scatter(item, twin.process.items)),
+        "gender": genders(twin, user, rows["position"]),
+        "age": _drawn(AGES, hashed(user, twin.process.seed * 100 + AGE)),
+    }
+    flags = {name: values for name, values in rows.items() if name not in ("user", "position", "rank")}
+    if article:
+        written = pa.array(["0.0", "1.0"])
+        made |= {name: written.take(pa.array(values)) for name, values in flags.items() if name != "watching_times"}
+        first, second = article_categories(twin, item)
+        made |= {"category_first": _text(first + 1), "category_second": _null_some(twin, user, item, second + 100)}
+        made |= _article_values(twin, item, rows)
+    else:
+        made |= flags
+        code = item % TOPICS + 100 if twin.observed_topics else video_category(twin, item)
+        made["video_category"] = _null_some(twin, user, item, code)
+    empty = np.zeros(len(item), np.int8)
+    return [pa.array(made.get(name, empty)) for name in names]
+
+
+def genders(twin: Twin, user_N: Int, position_N: Int) -> Int:
+    """Gender of rows: of the user, and in article logs of some users the next one after a few clicks."""
+    gender = _drawn(GENDERS, hashed(user_N, twin.process.seed * 100 + GENDER))
+    changing = hashed(user_N, twin.process.seed * 100 + CHANGING) < SCANNED[twin.scenario].changing_gender
+    return (gender + (changing & (position_N > GENDER_CHANGES_AFTER))) % len(GENDERS)
+
+
+def video_category(twin: Twin, item_N: Int) -> Int:
+    """Category 0 or 1 of videos: each topic leans to one of them."""
+    lean = np.where((item_N % TOPICS) // 2 % 2 == 0, HINT, -HINT)
+    return (hashed(item_N, twin.process.seed * 100 + VIDEO) < VIDEO_CATEGORIES[1] + lean).astype(np.int64)
+
+
+def article_categories(twin: Twin, item_N: Int) -> tuple[Int, Int]:
+    """First category (a group of topics) and second category (a topic) of articles: hints, or exact where observed."""
+    topic, seed = item_N % TOPICS, twin.process.seed * 100
+    if twin.observed_topics:
+        return topic // GROUP, topic
+    other = (hashed(item_N, seed + OTHER) * TOPICS).astype(np.int64)
+    first = np.where(hashed(item_N, seed + FIRST) < RIGHT_GROUP, topic // GROUP, other // GROUP)
+    second = np.where(hashed(item_N, seed + SECOND) < RIGHT_TOPIC, topic, topic // GROUP * GROUP + other % GROUP)
+    return first, second
+
+
+def _article_values(twin: Twin, item_N: Int, rows: dict[str, Any]) -> dict[str, Any]:
+    """Counts and scores of items, and how far and how long an article was read; made up, but filled."""
+    seed = twin.process.seed * 100 + COUNTS
+    popular = 1 + (1e6 / (1 + item_N) ** 0.5).astype(np.int64)
+    made: dict[str, Any] = {"exposure_count": popular * 20, "click_count": popular}
+    for number, name in enumerate(("like_count", "comment_count")):
+        made[name] = (popular * hashed(item_N, seed + number) / 50).astype(np.int64)
+    for number, name in enumerate(("item_score1", "item_score2", "item_score3")):
+        made[name] = np.round(hashed(item_N, seed + 2 + number), 4)
+    times = rows["watching_times"]
+    read = rows.get("read", np.ones(len(item_N), np.int8)) == 1
+    # Above 100: read again. An article that does not count as read can have been opened in part.
+    depth = hashed(np.arange(len(item_N)) * 7 + item_N, seed + 5)
+    percentage = np.where(read, 30 + 70 * depth, 25 * depth) + 100 * (times - 1) * read
+    made["read_percentage"] = percentage.astype(np.int64)
+    made["read_time"] = (percentage * (1 + depth)).astype(np.int64)
+    return made
+
+
+def _null_some(twin: Twin, user_N: Int, item_N: Int, code_N: Int) -> pa.Array:
+    """Codes as text, with null for some pairs of user and item, so that exact copies of a row stay copies."""
+    missing = hashed(user_N * twin.process.items + item_N, twin.process.seed * 100 + MISSING) < NULL_CATEGORIES
+    return _text(np.where(missing, -1, code_N))
+
+
+def _text(code_N: Int) -> pa.Array:
+    """Small codes as text; -1 is null."""
+    words = pa.array([NULL, *map(str, range(int(code_N.max(initial=0)) + 1))])
+    return words.take(pa.array(code_N + 1))
+
+
+def _drawn(shares: tuple[float, ...], uniform_N: Float) -> Int:
+    return np.searchsorted(np.cumsum(shares)[:-1], uniform_N, side="right")
+
+
+def scatter(rank_N: Int, items: int) -> Int:
+    """Numbers of items in no order of popularity: a bijection of 0..items-1."""
+    step = int(items * 0.618)
+    while np.gcd(step, items) != 1:
+        step += 1
+    return (rank_N * step + items // 3) % items

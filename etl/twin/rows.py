@@ -1,0 +1,135 @@
+"""The rows of a chunk of users: what was shown, in order, with its outcome."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from etl.protocol import Int
+from etl.twin.process import COPY_SHARE, TASKS, UNCLICKED_STEEPNESS, Float, draw_rank
+from etl.twin.published import CONFLICTS, ENTERED, PUBLISHED
+from etl.twin.simulate import Clicks, Twin, simulate
+
+LATE = 3.0
+"""Unclicked rows before a user's last click, and after it, as a multiple of their mean before a click: before click
+number j of n the multiple is 3 ((j + 1/2) / n)², whose mean over a user is 1. Early rows are mostly clicked, late ones
+mostly not."""
+WATCHED_AGAIN = 0.5
+"""Mean of the exponential whose whole part is added to the first time that a row was entered."""
+
+
+def skips_per_click(twin: Twin) -> float:
+    """Mean number of unclicked rows before a click, before exact duplicates."""
+    published = PUBLISHED[twin.scenario]
+    skips = (published.exposures - published.clicks) / published.users / (1 + COPY_SHARE)
+    return skips / (published.clicks / published.users * (1 - COPY_SHARE) + LATE)
+
+
+def conflict_share(twin: Twin) -> float:
+    """Share of unclicked rows that show the last click once more."""
+    published = PUBLISHED[twin.scenario]
+    unclicked = published.exposures - published.clicks
+    return CONFLICTS * published.exposures / unclicked if unclicked else 0.0
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Where rows lie: a slot for each click and one after each user's last click.
+
+    A slot is the unclicked rows before its click, then the click; the last slot of a user has no click.
+
+    Attributes:
+        user: int64 `[S]`, number in the chunk.
+        click: int64 `[S]`, number of the slot's click in the chunk, -1 in a last slot.
+        previous: int64 `[S]`, the user's click before the slot's rows, -1 before the first.
+        skips: int64 `[S]`, unclicked rows.
+    """
+
+    user: Int
+    click: Int
+    previous: Int
+    skips: Int
+
+
+def make_slots(twin: Twin, clicks: Clicks, rng: np.random.Generator) -> Slots:
+    """The slots of a chunk, with random numbers of unclicked rows."""
+    length = np.diff(clicks.offset)
+    user = np.repeat(np.arange(len(length)), length + 1)
+    within = np.arange(len(user)) - (clicks.offset[:-1] + np.arange(len(length)))[user]
+    last = within == length[user]
+    click = np.where(last, -1, clicks.offset[user] + within)
+    previous = np.where(within > 0, clicks.offset[user] + within - 1, -1)
+    multiple = np.where(last, LATE, LATE * ((within + 0.5) / length[user]) ** 2)
+    skips = rng.geometric(1 / (1 + skips_per_click(twin) * multiple)) - 1
+    # A copied click follows its original at once, so nothing is shown between them.
+    skips[~last] *= ~clicks.copied
+    return Slots(user, click, previous, skips)
+
+
+def rows_of(twin: Twin, chunk: int, clicks: Clicks | None = None) -> dict[str, Any]:
+    """All rows of a chunk.
+
+    Returns:
+        Arrays by name: `user` (number in the chunk), `position` (clicks of the user before the row), `rank`, `click`,
+        `watching_times` and the actions that the log has.
+    """
+    clicks = clicks or simulate(twin, chunk)
+    rng = np.random.default_rng([twin.process.seed, chunk + 1, 2])
+    slots = make_slots(twin, clicks, rng)
+    slot = np.repeat(np.arange(len(slots.user)), slots.skips)
+    conflict = (rng.random(len(slot)) < conflict_share(twin)) & (slots.previous[slot] >= 0)
+    shown = draw_rank(rng.random(len(slot)), twin.process.items, UNCLICKED_STEEPNESS)
+    shown = np.where(conflict, clicks.rank[slots.previous[slot]], shown)
+    unclicked = _outcomes(twin, clicks.taste[slots.user[slot]], shown, None, rng)
+    copies = 1 + (rng.random(len(slot)) < COPY_SHARE)
+    slot, shown = np.repeat(slot, copies), np.repeat(shown, copies)
+    original = np.maximum.accumulate(np.where(clicks.copied, 0, np.arange(len(clicks.rank))))
+    clicked = _outcomes(twin, clicks.taste[clicks.user], clicks.rank, clicks.thread, rng)
+
+    # A slot's unclicked rows lie before its click.
+    has_click = slots.click >= 0
+    through = np.cumsum(np.bincount(slot, minlength=len(slots.user)) + has_click)
+    at_click = through[has_click] - 1
+    is_click = np.zeros(through[-1] if len(through) else 0, bool)
+    is_click[at_click] = True
+    owner = np.empty(len(is_click), np.int64)
+    owner[at_click], owner[~is_click] = np.flatnonzero(has_click), slot
+    rank = np.empty(len(is_click), np.int64)
+    rank[at_click], rank[~is_click] = clicks.rank, shown
+    user = slots.user[owner]
+    table = {
+        "user": user,
+        "position": slots.previous[owner] + 1 - clicks.offset[user] * (slots.previous[owner] >= 0),
+        "rank": rank,
+        "click": is_click.astype(np.int8),
+    }
+    for name, values in clicked.items():
+        table[name] = np.empty(len(is_click), values.dtype)
+        table[name][at_click], table[name][~is_click] = values[original], np.repeat(unclicked[name], copies)
+    return table
+
+
+def _outcomes(twin: Twin, taste_N: Int, rank_N: Int, thread_N: Any | None, rng: np.random.Generator) -> dict[str, Any]:
+    """What users did with rows that were clicked (`thread_N` given) or not, by column."""
+    n = len(rank_N)
+    times = 1 + rng.exponential(WATCHED_AGAIN, n).astype(np.int64)
+    if thread_N is None:
+        times *= rng.random(n) < ENTERED
+    out: dict[str, Any] = {"watching_times": times}
+    for task in actions(twin):
+        out[task] = (rng.random(n) < chance_of(twin, task, rank_N, taste_N, thread_N)).astype(np.int8)
+    return out
+
+
+def chance_of(twin: Twin, task: str, rank_N: Int, taste_N: Int, thread_N: Any | None) -> Float:
+    """Probability of an action on rows, given all that is hidden; `thread_N` is None for rows not clicked."""
+    if thread_N is None and twin.unclicked(task) == 0:
+        return np.zeros(len(rank_N))
+    return np.asarray(1 / (1 + np.exp(-twin.process.logits(task, rank_N, taste_N, thread_N))))
+
+
+def actions(twin: Twin) -> list[str]:
+    """Feedback tasks that the log has."""
+    return [task for task in TASKS if PUBLISHED[twin.scenario].total(task)]

@@ -1,0 +1,134 @@
+"""Writing a twin as CSV: chunks of users over all cores, their rows interleaved as in the real log.
+
+A user's rows are cut into blocks, and each block lies at a random time of the log, in order. The log is written as
+`SEGMENTS` stretches of time side by side: of each chunk of users every stretch gets the blocks that fall into it, so
+memory holds a few chunks whatever the size of the log, and a user's rows lie all over it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import shutil
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+
+from etl.protocol import Int
+from etl.tenrec import SCENARIOS
+from etl.twin.columns import columns
+from etl.twin.rows import rows_of
+from etl.twin.published import PUBLISHED
+from etl.twin.simulate import USERS_PER_CHUNK, Twin
+
+SEGMENTS = 10
+USERS_PER_WINDOW = 10_000
+"""Users whose blocks alternate: the first 100,000 rows of QK-video hold some 8,000 users."""
+
+
+def write(twin: Twin, path: Path) -> int:
+    """Write the log: the same bytes for the same twin, however many cores there are.
+
+    Needs as much free space beside `path` as the log takes, and the tenth of it.
+
+    Returns:
+        The number of rows.
+    """
+    chunks = range(-(-twin.users // USERS_PER_CHUNK))
+    names = [path.with_name(f".{path.name}.{os.getpid()}.{segment}") for segment in range(segments(twin))]
+    rows = 0
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            stack.callback(name.unlink, missing_ok=True)
+        streams = [stack.enter_context(name.open("wb")) for name in names]
+        streams[0].write((",".join(SCENARIOS[twin.scenario].columns) + "\n").encode())
+        # One chunk is not worth starting processes for.
+        pool = stack.enter_context(_workers()) if len(chunks) > 1 else None
+        for count, texts in _in_order(pool, twin, chunks) if pool else [_chunk_csv(twin, 0)]:
+            for stream, text in zip(streams, texts, strict=True):
+                stream.write(text)
+            rows += count
+        for stream, name in zip(streams[1:], names[1:], strict=True):
+            stream.close()
+            with name.open("rb") as part:
+                shutil.copyfileobj(part, streams[0], 16 << 20)
+            name.unlink()
+        streams[0].close()
+        names[0].replace(path)
+    return rows
+
+
+def segments(twin: Twin) -> int:
+    """Stretches of time that the log is written in; one where each user's rows lie together."""
+    return SEGMENTS if twin.blocks > 1 else 1
+
+
+def interleaved(twin: Twin, chunk: int, user_R: Int) -> tuple[Int, Int]:
+    """The order of a chunk's rows in the log.
+
+    Args:
+        twin: with the mean number of blocks of a user.
+        chunk: its number.
+        user_R: user of each row, in time order within a user.
+
+    Returns:
+        Row numbers in the order of the log `[R]`, and where each segment ends in them `[segments]`.
+    """
+    n = len(user_R)
+    if segments(twin) == 1:
+        return np.arange(n), np.array([n])
+    rng = np.random.default_rng([twin.process.seed, chunk + 1, 5])
+    published = PUBLISHED[twin.scenario]
+    cut = rng.random(n) < (twin.blocks - 1) / (published.exposures / published.users - 1)
+    cut[:1] = True
+    cut[1:] |= user_R[1:] != user_R[:-1]
+    begin = np.flatnonzero(cut)
+    length, user = np.diff(np.append(begin, n)), user_R[begin]
+    time = rng.random(len(begin))
+    time = time[np.lexsort((time, user))]  # a user's blocks stay in order
+    segment = (time * SEGMENTS).astype(np.int64)
+    order = np.lexsort((time, user // USERS_PER_WINDOW, segment))
+    length = length[order]
+    through = np.cumsum(length)
+    row = np.arange(n) + np.repeat(begin[order] - (through - length), length)
+    last = np.searchsorted(segment[order], np.arange(SEGMENTS), side="right")
+    return row, np.append(0, through)[last]
+
+
+def _workers() -> Any:
+    """As many processes as cores."""
+    return multiprocessing.get_context("spawn").Pool(os.cpu_count())
+
+
+def _in_order(pool: Any, twin: Twin, chunks: range) -> Iterator[tuple[int, list[bytes]]]:
+    """Chunks in order, a few made ahead: memory does not grow where the disk is slower than the cores."""
+    ahead: deque[Any] = deque()
+    for chunk in chunks:
+        ahead.append(pool.apply_async(_chunk_csv, (twin, chunk)))
+        if len(ahead) > 2 * (os.cpu_count() or 1):
+            yield ahead.popleft().get()
+    while ahead:
+        yield ahead.popleft().get()
+
+
+def _chunk_csv(twin: Twin, chunk: int) -> tuple[int, list[bytes]]:
+    """A chunk's number of rows, and its CSV for each segment."""
+    rows = rows_of(twin, chunk)
+    table = pa.table(columns(twin, chunk, rows), names=list(SCENARIOS[twin.scenario].columns))
+    order, ends = interleaved(twin, chunk, rows["user"])
+    if segments(twin) > 1:
+        table = table.take(pa.array(order))
+    texts = []
+    for begin, end in itertools.pairwise([0, *ends.tolist()]):
+        sink = pa.BufferOutputStream()
+        options = pa_csv.WriteOptions(include_header=False, quoting_style="none")
+        pa_csv.write_csv(table.slice(begin, end - begin), sink, options)
+        texts.append(sink.getvalue().to_pybytes())
+    return len(table), texts
