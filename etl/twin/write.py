@@ -24,8 +24,8 @@ import pyarrow.csv as pa_csv
 from etl.protocol import Int
 from etl.tenrec import SCENARIOS
 from etl.twin.columns import columns
-from etl.twin.rows import rows_of
 from etl.twin.published import PUBLISHED
+from etl.twin.rows import rows_of
 from etl.twin.simulate import USERS_PER_CHUNK, Twin
 
 SEGMENTS = 10

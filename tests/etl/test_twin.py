@@ -14,8 +14,8 @@ from etl.twin.__main__ import main
 from etl.twin.columns import columns
 from etl.twin.oracle import beliefs, best_probabilities, expected_ranking, truth
 from etl.twin.process import AFFINITY, TASKS, TASTES, TOPICS, Process
-from etl.twin.rows import rows_of
 from etl.twin.published import AGES, GENDERS, PUBLISHED, SCANNED
+from etl.twin.rows import rows_of
 from etl.twin.scenarios import item_ids, user_ids
 from etl.twin.simulate import Clicks, make_twin, simulate
 from etl.twin.write import SEGMENTS, interleaved
