@@ -20,6 +20,7 @@ from trainer.data.reader import EXPOSURE_COLUMNS, SESSION_COLUMNS, Sessions
 from trainer.family import TRAIN_HOLDOUT
 from trainer.run_folder import is_finished
 from trainer.shared import pull_run
+from trainer.worker_count import choose_workers
 
 CONFIG = "config.yaml"
 RATE_ROWS = 1_000_000
@@ -41,19 +42,20 @@ def prepare(options: Sequence[str], asked: TrainerConfig | None = None) -> tuple
     output, mirror = place(config.output), Mirror.of(config.output)
     if mirror:
         pull_run(mirror, checkpoints=False)
-    settled = {**config.plain(), "dataset": dataset.manifest.fingerprint}
+    fingerprint = {"dataset": dataset.manifest.fingerprint}
     path = output / CONFIG
     if path.is_file():
         before = read_config(path)
-        _compare(before, settled, resume=config.resume)
+        _compare(before, config.plain() | fingerprint, resume=config.resume)
         more_epochs = config.train.epochs > before["train"]["epochs"]
         if is_finished(output) and not more_epochs:
             return config, True
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError("a fresh output folder, or a run to resume", output, "give another output")
     output.mkdir(parents=True, exist_ok=True)
+    choose_workers(config, dataset)
     temporary = path.with_suffix(".new")
-    temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(settled)))
+    temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(config.plain() | fingerprint)))
     temporary.replace(path)
     if mirror:
         mirror.send([CONFIG])

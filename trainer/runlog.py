@@ -7,11 +7,15 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from etl.progress import ProgressLine, progress_line
 from trainer.checkpoint import Progress
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 PROGRESS = ".progress.json"
 METRICS = "metrics.jsonl"
@@ -27,14 +31,18 @@ class RunLog:
     """
 
     def __init__(self, run: Path, step: int, *, refit: bool) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.run, self.told = run, 0.0
+        self.run, self.told, self.first_step = run, 0.0, step + 1
         self.path = run / METRICS
         lines = read_metrics(self.path)
         kept = [line for line in lines if line["step"] <= step or line["split"].startswith("refit") != refit]
         self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    @cached_property
+    def board(self) -> SummaryWriter:
+        """TensorBoard's file, opened with the first value: importing it takes as long as many steps of a small run."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.run / "tensorboard"), purge_step=self.first_step)
 
     def write(self, step: int, epoch: int, split: str, values: Mapping[str, float | None]) -> None:
         """Append one line for each value."""

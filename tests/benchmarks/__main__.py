@@ -10,6 +10,7 @@ from importlib.metadata import version
 from tests.benchmarks import (
     curve,
     models,
+    official,
     peers,
     quality,
     rates,
@@ -36,6 +37,7 @@ LONG = {
     "sequences": sequences.sequences,
     "retrieval": retrieval.large,
     "workers": rates.workers,
+    "official": official.official,
 }
 """Benchmarks that train for an hour or more each: run by name only."""
 

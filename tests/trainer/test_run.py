@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +62,29 @@ def undisturbed(fifty, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     assert main(options(fifty, run)) == 0
     return run
+
+
+FIRST_STEP = """
+import sys
+from trainer.step import Stepper
+from trainer.__main__ import main
+
+def step(self, parts, number):
+    print("MODULES", *sorted(sys.modules))
+    raise KeyboardInterrupt
+
+Stepper.step = step
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_the_first_step_without_ray_waits_for_no_ray_tensorboard_or_compiler(fifty, tmp_path):
+    line = [sys.executable, "-c", FIRST_STEP, *options(fifty, tmp_path / "run")]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 130  # as an interrupt ends
+    (told,) = (text.split() for text in done.stdout.splitlines() if text.startswith("MODULES"))
+    late = {"ray", "tensorboard", "matplotlib", "scipy", "torch._dynamo", "torch._inductor", "torch.utils.flop_counter"}
+    assert not late & set(told)
 
 
 def test_a_run_folder_holds_what_it_should(fifty, undisturbed):
@@ -254,6 +279,7 @@ def test_a_run_refuses_another_dataset(undisturbed, tmp_path, capfd):
         ["ray.workers=9999"],
         ["ray.workers=-1"],
         ["ray.workers=two"],
+        ["ray.workers=automatic"],
         ["ray.workers=[2,1]"],
         ["ray.workers=[0,1]"],
         ["train.precision=bfloat16"],

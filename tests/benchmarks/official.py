@@ -1,0 +1,154 @@
+"""Training beside the official GRU4Rec: the same events, one core each, one after the other, and both qualities.
+
+`NEXTCLICK_OFFICIAL` names a checkout of `hidasib/GRU4Rec_PyTorch_Official`, `NEXTCLICK_SEQUENCES` a file of sequences
+(see `tests.benchmarks.sequences`). Cross-entropy at the official settings for it: 100 units, 2,048 negatives.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from retrieval.ranking import read_ranks
+from retrieval.significance import gains
+from tests.benchmarks.models import program
+from tests.benchmarks.sequences import METRICS, sessions
+
+ROUNDS, ROUND_EPOCHS, EPOCHS = 3, 2, 10
+"""Rates are of short runs in turn; quality is of one long run each."""
+OURS = (
+    "model=gru4rec",
+    "recipe=small",
+    "loss=sampled_softmax",
+    "network.dimension=100",
+    "network.hidden=100",
+    "network.embedding_dropout=0.35",
+    "network.state_dropout=0.2",
+    "train.learning_rate=0.06",
+    "train.alpha=0.4",
+    "train.negatives=2048",
+    "train.batch_tokens=512",
+    "ray.workers=0",
+)
+THEIRS = {
+    "loss": "cross-entropy",
+    "constrained_embedding": True,
+    "embedding": 0,
+    "layers": [100],
+    "batch_size": 48,
+    "dropout_p_embed": 0.35,
+    "dropout_p_hidden": 0.2,
+    "learning_rate": 0.06,
+    "momentum": 0.0,
+    "n_sample": 2048,
+    "sample_alpha": 0.4,
+    "bpreg": 0.0,
+    "elu_param": 0.0,
+    "logq": 1.0,
+}
+KEPT = 50
+"""Clicks of a sequence, as in the sequences' protocol."""
+
+
+def official() -> None:
+    """Events/s of both in turn, their ratio, and test quality of both with seen items masked."""
+    checkout, files = (os.environ.get(f"NEXTCLICK_{name}", "") for name in ("OFFICIAL", "SEQUENCES"))
+    if not (checkout and files):
+        print("NEXTCLICK_OFFICIAL=CHECKOUT and NEXTCLICK_SEQUENCES=FILE name no code or no file: nothing to do")
+        return
+    path = Path(files.split(":")[0])
+    data = sessions(path)
+    with tempfile.TemporaryDirectory() as name:
+        in_turn(checkout, path, data, Path(name))
+        theirs = run_theirs(checkout, path, EPOCHS, Path(name))
+        run_ours(data, Path(name) / "run", EPOCHS)
+        bundle, result = Path(name) / "run" / "bundle", Path(name) / "result"
+        given = (f"bundle={bundle}", f"data={data}", f"output={result}", "mask_seen=true", "baselines=[popularity]")
+        program("retrieval", *given)
+        ranks = read_ranks(result / "ranks.parquet")["model"]["rank"].to_numpy()
+        for label, found in (("ours", ranks), ("official", np.array(theirs["ranks"]))):
+            print(label, "  ".join(f"{metric} {gains(found, metric).mean():.4f}" for metric in METRICS), flush=True)
+
+
+def in_turn(checkout: str, sequences: Path, data: Path, folder: Path) -> None:
+    """Events/s of both, one after the other, several times."""
+    ratios = []
+    for number in range(ROUNDS):
+        theirs = run_theirs(checkout, sequences, ROUND_EPOCHS, folder)["events_per_second"]
+        ours = run_ours(data, folder / f"round-{number}", ROUND_EPOCHS)["examples_per_second"]
+        ratios.append(ours / theirs)
+        print(f"events/s: ours {ours:,.0f}, official {theirs:,.0f}: {ours / theirs:.2f} ×", flush=True)
+    print(f"median ratio {np.median(ratios):.2f} × (wanted 3)", flush=True)
+
+
+def run_ours(data: Path, run: Path, epochs: int) -> dict:
+    """Train on one core and return the run's summary."""
+    program("trainer", f"data={data}", f"output={run}", *OURS, f"train.epochs={epochs}", f"train.patience={epochs}")
+    return json.loads((run / "summary.json").read_text())
+
+
+def run_theirs(checkout: str, sequences: Path, epochs: int, folder: Path) -> dict:
+    """Train the official code on one core: events/s of its own count, and the rank of every test item."""
+    source, out = folder / "official", folder / "official.json"
+    if not source.exists():
+        shutil.copytree(checkout, source, ignore=shutil.ignore_patterns(".git"))
+        module = source / "gru4rec_pytorch.py"
+        # Today's pandas gives torch a Series there, which it takes by label.
+        text = module.read_text().replace("itemidmap.index.values], dtype", "itemidmap.index.values].values, dtype")
+        module.write_text(text)
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{source}:{os.environ.get('PYTHONPATH', '.')}"}
+    command = [sys.executable, "-m", "tests.benchmarks.official", str(sequences), str(epochs), str(out)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-800:])
+    seconds = [float(s) for s in re.findall(r"\(([\d.]+)s\)", done.stdout)]
+    found = json.loads(out.read_text())
+    return found | {"events_per_second": found["events"] * len(seconds) / sum(seconds)}
+
+
+def train_theirs(sequences: Path, epochs: int, out: Path) -> None:
+    """In a process of its own: train on all but the last two items, rank the last."""
+    import pandas as pd
+    import torch
+    from gru4rec_pytorch import GRU4Rec  # type: ignore[import-not-found]
+
+    torch.set_num_threads(1)
+    clicks = [[int(word) for word in line.split()[1:]][-KEPT:] for line in sequences.read_text().splitlines()]
+    rows = [(user, item, time) for user, items in enumerate(clicks) for time, item in enumerate(items[:-2])]
+    frame = pd.DataFrame(rows, columns=["SessionId", "ItemId", "Time"])
+    frame["Time"] += frame["SessionId"] * 2 * KEPT
+    model = GRU4Rec(device=torch.device("cpu"))
+    model.set_params(**THEIRS, n_epochs=epochs)
+    model.fit(frame, compatibility_mode=False, sample_cache_max_size=1_000_000)
+    ranks = [rank_of(model, items) for items in clicks] if epochs == EPOCHS else []
+    out.write_text(json.dumps({"events": len(rows) - len(clicks), "ranks": ranks}))
+
+
+def rank_of(model, items: list[int]) -> int:
+    """Rank of a sequence's last item after all others, seen items masked; a miss counts as the last rank."""
+    import torch
+
+    number = model.data_iterator.itemidmap
+    seen = [int(number[item]) for item in items[:-1] if item in number.index]
+    if items[-1] not in number.index or not seen or items[-1] in items[:-1]:
+        return 10**9
+    hidden = [torch.zeros(1, units) for units in model.layers]
+    with torch.no_grad():
+        for item in seen:
+            score = model.model.forward(torch.tensor([item]), hidden, None, training=False)[0]
+    target = int(number[items[-1]])
+    own = score[target].item()
+    score[seen] = -torch.inf
+    return int((score >= own).sum())
+
+
+if __name__ == "__main__":
+    train_theirs(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

@@ -1,0 +1,42 @@
+"""`ray.workers=auto`: what it takes follows from the work, and an explicit number is obeyed."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.trainer.test_run import options
+from trainer.config import from_plain, load
+from trainer.worker_count import choose_workers, worker_count
+
+HERE, CLUSTER = False, True
+
+
+@pytest.mark.parametrize(
+    ("batch_targets", "clicks", "cores", "elsewhere", "workers"),
+    [
+        (256, 10**9, 2, HERE, 0),  # recipe=small: a step is too small to share
+        (4095, 10**9, 2, HERE, 0),  # the second worker would have less than 2,048
+        (4096, 10**9, 2, HERE, 2),
+        (8192, 10**9, 2, HERE, 2),  # no more workers than cores
+        (8192, 10**9, 64, HERE, 4),
+        (8192, 10**9, 1, HERE, 0),
+        (8192, 4_999_999, 64, HERE, 0),  # over before Ray has started
+        (256, 1, 2, CLUSTER, [1, 1]),
+        (8192, 1, 2, CLUSTER, [1, 4]),
+    ],
+)
+def test_workers_follow_from_the_size_of_the_work(batch_targets, clicks, cores, elsewhere, workers):
+    assert worker_count(batch_targets, clicks, cores, elsewhere=elsewhere) == workers
+
+
+@pytest.mark.parametrize(("given", "taken"), [("auto", 0), ("1", 1), ("[1,2]", [1, 2])])
+def test_auto_says_what_it_takes_and_a_number_is_obeyed(fifty, tmp_path, monkeypatch, capsys, given, taken):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    line = [o for o in options(fifty, tmp_path) if not o.startswith("ray.")]
+    config = load([*line, f"ray.workers={given}"])
+    choose_workers(config, fifty)
+    assert config.ray.workers == taken
+    assert from_plain(config.plain()).ray.workers == taken
+    told = "ray.workers=auto: this process alone for 64 targets a step\n" if given == "auto" else ""
+    assert capsys.readouterr().out == told
