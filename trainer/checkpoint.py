@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from etl.folder import sha256_of
+from etl.folder import InputError, sha256_of
 from trainer.step import Stepper
 
 STATE = "state.json"
@@ -141,16 +141,38 @@ def _prune(folder: Path, progress: Progress, keep: int) -> None:
 def latest(folder: Path) -> Path | None:
     """The newest checkpoint that is whole; broken ones are named and passed over."""
     for path in sorted(folder.glob("step-*"), reverse=True):
-        try:
-            state = json.loads((path / STATE).read_text())
-            if sha256_of(path / TENSORS) == state["sha256"]:
-                with safe_open(path / TENSORS, "pt"):  # checks that the header fits the file
-                    return path
-            reason = "its tensors are not those that were written"
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            reason = str(error)
-        print(f"checkpoint {path.name} is broken ({reason}); taking the one before", file=sys.stderr, flush=True)
+        problem = problem_of(path)
+        if problem is None:
+            return path
+        print(f"checkpoint {path.name} is broken ({problem}); taking the one before", file=sys.stderr, flush=True)
     return None
+
+
+def problem_of(path: Path) -> str | None:
+    """What is wrong with a checkpoint; None where it is as it was written."""
+    try:
+        state = json.loads((path / STATE).read_text())
+        Progress(**state["progress"])
+        if sha256_of(path / TENSORS) != state["sha256"]:
+            return "its tensors are not those that were written"
+        with safe_open(path / TENSORS, "pt"):  # checks that the header fits the file
+            return None
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        return str(error)
+
+
+def load_best(folder: Path, step: int, stepper: Stepper) -> None:
+    """Put the best epoch's checkpoint into a run.
+
+    Raises:
+        InputError: it is missing, or not as it was written.
+    """
+    path = folder / f"step-{step:09d}"
+    problem = problem_of(path) if path.is_dir() else "none"
+    if problem:
+        hint = f"remove {folder} and train again"
+        raise InputError(f"the checkpoint of the best epoch, {path.name}, as it was written", problem, hint)
+    load(path, stepper)
 
 
 def load(path: Path, stepper: Stepper) -> Progress:

@@ -322,12 +322,18 @@ NOT_NEGATIVE = {
 """Options of at least 0."""
 
 
+BELOW: dict[str, float] = {"seed": 2**63}
+"""Options with an upper bound: generators take seeds of 64 bits, and some are drawn from this one."""
+
+
 def _check_numbers(config: TrainerConfig) -> None:
     for low, groups in ((1, LEAST), (0, NOT_NEGATIVE)):
         for section, names in groups.items():
             for name in (f"{section}.{name}".lstrip(".") for name in names):
-                if not low <= _value(config, name) < float("inf"):
-                    raise InputError(f"{name} of at least {low}", _value(config, name), "give a larger number")
+                high = BELOW.get(name, float("inf"))
+                if not low <= _value(config, name) < high:
+                    bounds = f"at least {low}" + (f" and below {high}" if name in BELOW else "")
+                    raise InputError(f"{name} of {bounds}", _value(config, name), f"{low} is the least")
     for name in ("network.embedding_dropout", "network.state_dropout", "train.uniform"):
         if not 0 <= _value(config, name) < 1:
             raise InputError(f"{name} in [0, 1)", _value(config, name), "give a share")

@@ -37,7 +37,12 @@ class Collate(Protocol):
 
 
 class Family(Protocol):
-    """What the loop asks of a kind of model."""
+    """What the loop asks of a kind of model; `unit` is what its progress counts, clicks or rows."""
+
+    unit: str
+
+    def total(self, reader: Any) -> int:
+        """Target clicks of an epoch, or the samples that its rows come from."""
 
     def reader(self, holdout: int) -> Reader[Any]:
         """Samples to train on."""
@@ -82,6 +87,12 @@ def make_table(config: TrainerConfig, n: int, world: World, *, number: int, bias
 
 class SessionFamily:
     """Session models: an encoder alone, or the hybrid."""
+
+    unit = "clicks"
+
+    def total(self, reader: Reader[Any]) -> int:
+        """Target clicks of an epoch."""
+        return reader.total_targets()
 
     def __init__(self, config: TrainerConfig, dataset: Dataset, world: World) -> None:
         self.config, self.dataset, self.world = config, dataset, world
@@ -157,6 +168,12 @@ class SessionFamily:
 
 class RankFamily:
     """Ranking models, over the blocks of sessions or over the rows of scenario `ctr`."""
+
+    unit = "rows"
+
+    def total(self, reader: Reader[Any]) -> int:
+        """Sessions, or rows, that an epoch trains on."""
+        return sum(int(np.count_nonzero(reader.targets(group))) for group in range(len(reader.groups)))
 
     def __init__(self, config: TrainerConfig, dataset: Dataset, world: World) -> None:
         self.config, self.dataset, self.world = config, dataset, world

@@ -41,5 +41,4 @@ def load_selected(run: Path, stepper: Stepper) -> None:
     newest = checkpoint.latest(folder)
     if newest is None:
         raise InputError("a whole checkpoint", folder, "train the run again")
-    best = checkpoint.read_progress(newest).best_step
-    checkpoint.load(folder / f"step-{best:09d}", stepper)
+    checkpoint.load_best(folder, checkpoint.read_progress(newest).best_step, stepper)

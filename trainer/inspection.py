@@ -73,10 +73,16 @@ def neighbours(dataset: Dataset, stepper: Stepper, item: int, k: int) -> list[st
     vector = torch.nn.functional.normalize(stepper.tables[ITEM].vector[1:].cpu(), dim=1)
     cosine = vector @ vector[item - 1]
     cosine[item - 1] = -torch.inf
-    best = torch.topk(cosine, min(k, len(cosine) - 1))
+    values, best = best_of(cosine, min(k, len(cosine) - 1))
     lines = [f"nearest to item {describe(dataset, [item])[0]} by cosine"]
-    names = describe(dataset, (best.indices + 1).tolist())
-    return lines + [f"  {value:.3f}  {name}" for value, name in zip(best.values.tolist(), names, strict=True)]
+    names = describe(dataset, best)
+    return lines + [f"  {value:.3f}  {name}" for value, name in zip(values, names, strict=True)]
+
+
+def best_of(score_C: torch.Tensor, k: int) -> tuple[list[float], list[int]]:
+    """The `k` highest scores and their items' ids, equal ones by rising id; a NaN is lower than everything."""
+    value, row = torch.sort(score_C.nan_to_num(-torch.inf, torch.inf, -torch.inf), descending=True, stable=True)
+    return value[:k].tolist(), (row[:k] + 1).tolist()
 
 
 def describe(dataset: Dataset, items: list[int]) -> list[str]:
@@ -95,12 +101,12 @@ def recommendations(family: SessionFamily, dataset: Dataset, stepper: Stepper, o
     scorer = family.scorer(stepper)
     score = (scorer.queries(state) @ scorer.item_vectors().t())[0].cpu()
     score[torch.from_numpy(np.unique(items)) - 1] = -torch.inf
-    best = torch.topk(score, min(options.k, dataset.manifest.n_items - len(np.unique(items))))
+    values, best = best_of(score, min(options.k, dataset.manifest.n_items - len(np.unique(items))))
     lines = [f"session of user {session.user_id[0]}, {len(items)} clicks, the last ones"]
     lines += [f"  {name}" for name in describe(dataset, items[-5:].tolist())]
     lines += ["next by score"]
-    names = describe(dataset, (best.indices + 1).tolist())
-    return lines + [f"  {value:7.3f}  {name}" for value, name in zip(best.values.tolist(), names, strict=True)]
+    names = describe(dataset, best)
+    return lines + [f"  {value:7.3f}  {name}" for value, name in zip(values, names, strict=True)]
 
 
 def find_session(family: SessionFamily, user: int | None) -> Sessions:

@@ -12,7 +12,7 @@ from trainer.prepare import prepare
 from trainer.run_folder import SUMMARY
 from trainer.runlog import progress_bar
 from trainer.step import NotFiniteError
-from trainer.stop import STATUS, Stopped, on_sigterm
+from trainer.stop import INTERRUPTED, STATUS, Stopped, on_sigterm
 from trainer.world import World
 
 
@@ -42,6 +42,9 @@ def launch(options: list[str], asked: TrainerConfig) -> None:
             except Stopped as stopped:
                 print(stopped, file=sys.stderr, flush=True)
                 raise SystemExit(STATUS) from None
+            except KeyboardInterrupt:
+                print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+                raise SystemExit(INTERRUPTED) from None
             except NotFiniteError as error:
                 raise error.told() from None
             except OSError as error:

@@ -143,10 +143,7 @@ def fit(
     world.barrier()
     if phase.validates and progress.best_step != progress.step:
         pull_by_all(mirror, world)
-        best = folder / f"step-{progress.best_step:09d}"
-        if not best.is_dir():
-            raise InputError(f"the checkpoint of the best epoch, {best.name}", "none", "free disk space, run again")
-        checkpoint.load(best, stepper)
+        checkpoint.load_best(folder, progress.best_step, stepper)
     return stepper, progress
 
 
@@ -176,7 +173,7 @@ class Training:
         if not progress.loss_sums:
             progress.loss_sums, progress.loss_counts = ([0.0] * len(stepper.tasks) for _ in range(2))
         first, done = progress.step, sum(progress.loss_counts[:1])
-        meter = Meter(self.reader.total_targets(), self.phase.epochs, done)
+        meter = Meter(self.family.unit, self.family.total(self.reader), self.phase.epochs, done)
         source = _batches(self.config, self.family, self.reader, progress, self.phase, stepper.world)
         stop = StopWatch(self.config.output, stepper.world)
         profiler = Profiler(run, wanted=self.config.train.profile and stepper.world.is_first)
@@ -243,7 +240,7 @@ def _batches(
         options.batch_tokens,
         options.buffer_sessions,
     )
-    salt = int(mix(np.array([config.seed * 1_000_003 + progress.epoch], np.uint64))[0] >> np.uint64(1))
+    salt = int(mix(np.array([(config.seed * 1_000_003 + progress.epoch) % 2**64], np.uint64))[0] >> np.uint64(1))
     whole = family.collate(phase.holdout, salt)
 
     def collate(window: Any, mine: Int, step: Int) -> list[Any]:

@@ -42,6 +42,7 @@ def bpr_max_kernel(regularisation: float, log_copies_K: torch.Tensor | None = No
     """
 
     def kernel(score_NK: torch.Tensor, own_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        top = score_NK.amax(1)
         share = torch.softmax(score_NK if log_copies_K is None else score_NK + log_copies_K, dim=1)
         won = torch.sub(own_N[:, None], score_NK).sigmoid_()
         reward = row_dot(share, won) + 1e-24
@@ -51,7 +52,12 @@ def bpr_max_kernel(regularisation: float, log_copies_K: torch.Tensor | None = No
         size = row_dot(share, square)
         gradient = square.add_(score_NK, alpha=2.0).sub_(size[:, None]).mul_(regularisation).add_(1.0)
         gradient.addcmul_(won, reward.reciprocal()[:, None], value=-1.0).mul_(share)
-        return regularisation * size - reward.log(), own_gradient, gradient
+        loss = regularisation * size - reward.log()
+        alone = top <= HIT / 2  # the target itself is all that was drawn: there is nothing to learn
+        if alone.any():
+            loss, own_gradient = loss.masked_fill(alone, 0.0), own_gradient.masked_fill(alone, 0.0)
+            gradient.masked_fill_(alone[:, None], 0.0)
+        return loss, own_gradient, gradient
 
     return kernel
 
@@ -213,12 +219,13 @@ def top1_sum(own_N: torch.Tensor, score_NK: torch.Tensor) -> torch.Tensor:
 def bpr_max_sum(own_N: torch.Tensor, score_NK: torch.Tensor, regularisation: float) -> torch.Tensor:
     """BPR-max (Hidasi and Karatzoglou 2018) with its score regulariser, summed over examples.
 
-    −log Σ_j s_j σ(own − score_j) + λ Σ_j s_j score_j², where s is the softmax over the negatives.
+    −log Σ_j s_j σ(own − score_j) + λ Σ_j s_j score_j², where s is the softmax over the negatives; 0 without any.
     """
     score, present, _ = _present(score_NK)
     weight = torch.softmax(score_NK, dim=1) * present
     above = (weight * torch.sigmoid(own_N[:, None] - score)).sum(1)
-    return (regularisation * (weight * score.square()).sum(1) - torch.log(above + 1e-24)).sum()
+    each = regularisation * (weight * score.square()).sum(1) - torch.log(above + 1e-24)
+    return (each * present.any(1)).sum()
 
 
 def gbce_sum(own_N: torch.Tensor, score_NK: torch.Tensor, *, sampling_rate: float, t: float) -> torch.Tensor:

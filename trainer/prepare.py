@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from trainer.worker_count import choose_workers
 
 CONFIG = "config.yaml"
 RATE_ROWS = 1_000_000
+LEAST_CLICKS = TRAIN_HOLDOUT + 2
+"""Kept clicks of a session that is trained on: one to start from and one to predict, before those held out."""
 MAY_CHANGE = ("ray.", "train.epochs", "resume", "data", "output")
 """Options that a resumed run may change; `data` since it is compared by content."""
 
@@ -97,7 +100,7 @@ def settle(options: Sequence[str], asked: TrainerConfig | None = None) -> tuple[
     rates = train_rates(dataset, config.feedback_tasks, exposures=shown)
     config.tasks = [task for task in config.tasks if task == "next" or task in rates]
     if config.model == "rank_esmm" and "click" not in rates:
-        print("warning: every row was clicked, so rank_esmm is rank_single here", flush=True)
+        print("warning: every row was clicked, so rank_esmm is rank_single here", file=sys.stderr, flush=True)
     if not config.tasks:
         raise InputError("a task with both outcomes in train", "none", "choose other tasks, or another dataset")
     config.train.rates = rates | {task: rate for task, rate in config.train.rates.items() if task in rates}
@@ -135,10 +138,27 @@ def _check_data(config: TrainerConfig, dataset: Dataset) -> None:
         raise InputError("a dataset of sessions", f"rows of scenario {dataset.manifest.scenario}", f"model={models}")
     if not dataset.row_files and dataset.manifest.counts["sessions"] == 0:
         raise InputError("a dataset with sessions", "none", "lower protocol.min_clicks when making it")
+    if not config.ranks and dataset.manifest.n_items < 2:
+        hint = "no other item can come next; a rank_… model scores feedback"
+        raise InputError("a dataset of at least 2 items", dataset.manifest.n_items, hint)
+    if dataset.session_files:
+        _check_targets(dataset)
     longest = config.network.positions
     if longest and longest < dataset.manifest.max_clicks:
         least = dataset.manifest.max_clicks
         raise InputError(f"network.positions of at least {least}", longest, "0 takes the dataset's")
+
+
+def _check_targets(dataset: Dataset) -> None:
+    """Raise `InputError` where no session has a click to train on: valid and test take the last two of each."""
+    longest = 0
+    for entry in dataset.session_files:
+        clicks = pq.read_table(dataset.file(entry.path), columns=["n_clicks"])["n_clicks"].to_numpy()
+        longest = max(longest, min(int(clicks.max(initial=0)), dataset.manifest.max_clicks))
+        if longest >= LEAST_CLICKS:
+            return
+    hint = "the last two clicks of each are held out; make the dataset from longer sessions"
+    raise InputError(f"a session of at least {LEAST_CLICKS} kept clicks to train on", f"at most {longest}", hint)
 
 
 def train_rates(dataset: Dataset, tasks: list[str], *, exposures: bool) -> dict[str, float]:
@@ -156,7 +176,7 @@ def train_rates(dataset: Dataset, tasks: list[str], *, exposures: bool) -> dict[
     for task, count in positives.items():
         if not 0 < count < rows:
             what = "only one class" if rows else "no rows"
-            print(f"warning: task {task} is dropped: {what} in train", flush=True)
+            print(f"warning: task {task} is dropped: {what} in train", file=sys.stderr, flush=True)
     return {task: count / rows for task, count in positives.items() if 0 < count < rows}
 
 

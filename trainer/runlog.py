@@ -72,13 +72,14 @@ class Meter:
     """How fast an epoch goes, on one worker.
 
     Args:
-        total: target clicks of the epoch.
+        unit: what is counted, clicks or rows.
+        total: target clicks of the epoch; of rows, which are counted as they come, the sessions that show them.
         epochs: of the phase.
-        done: target clicks of the epoch that an earlier start has done.
+        done: clicks or rows of the epoch that an earlier start has done.
     """
 
-    def __init__(self, total: int, epochs: int, done: float) -> None:
-        self.total, self.epochs, self.done = total, epochs, done
+    def __init__(self, unit: str, total: int, epochs: int, done: float) -> None:
+        self.unit, self.total, self.epochs, self.done = unit, total, epochs, done
         self.begin = self.last = time.perf_counter()
 
     def lap(self) -> float:
@@ -95,7 +96,8 @@ class Meter:
             "epoch": progress.epoch + 1,
             "epochs": self.epochs,
             "done": done,
-            "total": self.total,
+            "total": self.total if self.unit == "clicks" else done * self.total / max(progress.sample, 1),
+            "unit": self.unit,
             "rate": (done - self.done) / seconds,
             "loss": progress.loss_sums[0] / max(done, 1.0),
             "waiting": waited / seconds,
@@ -152,10 +154,11 @@ def valid_lines(run: Path) -> list[str]:
 def epoch_line(told: dict[str, Any]) -> str:
     """How far an epoch is, with its loss and the share of time spent waiting for data.
 
-    >>> told = {"epoch": 1, "epochs": 3, "done": 2500, "total": 10000, "rate": 1250.0, "loss": 6.12, "waiting": 0.03}
+    >>> told = {"epoch": 1, "epochs": 3, "done": 2500, "total": 10000, "unit": "clicks", "rate": 1250.0}
+    >>> told |= {"loss": 6.12, "waiting": 0.03}
     >>> epoch_line(told)
     'epoch 1/3: 2,500/10,000 clicks, 1,250 clicks/s, 6 s left, loss 6.120, waiting 3%'
     """
     note = f"loss {told['loss']:.3f}, waiting {told['waiting']:.0%}"
     what = f"epoch {told['epoch']}/{told['epochs']}"
-    return progress_line(what, told["done"], told["total"], "clicks", told["rate"], note)
+    return progress_line(what, told["done"], told["total"], told["unit"], told["rate"], note)

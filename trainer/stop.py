@@ -16,6 +16,8 @@ from trainer.world import World
 STOP = ".stop"
 STATUS = 128 + signal.SIGTERM
 """Exit status of a run that was stopped: not 0, so that nobody takes it for finished."""
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit status after Ctrl-C."""
 AGREE_STEPS = 8
 """Workers ask each other so often; a second between looks at the run folder spares shared storage."""
 LOOK_SECONDS = 1.0
@@ -46,6 +48,18 @@ def on_sigterm(output: str) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def interrupted_plainly() -> Iterator[None]:
+    """Ctrl-C ends the block with KeyboardInterrupt, though Ray's own handler would leave quietly with status 0."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class StopWatch:

@@ -24,7 +24,7 @@ from trainer.loop import train
 from trainer.run_folder import is_finished
 from trainer.shared import pull_run
 from trainer.step import NotFiniteError
-from trainer.stop import Stopped, on_sigterm
+from trainer.stop import Stopped, interrupted_plainly, on_sigterm
 from trainer.world import World
 
 MAX_FAILURES = 3
@@ -107,7 +107,7 @@ def _run(config: TrainerConfig, workers: Any) -> None:
         mirror.remove([FAILED])
     try:
         # Ray put a handler of its own in place when it started.
-        with on_sigterm(config.output):
+        with on_sigterm(config.output), interrupted_plainly():
             trainer.fit()
         if mirror:
             pull_run(mirror, checkpoints=False)

@@ -108,7 +108,8 @@ def test_results_of_one_name_stay_apart_and_baselines_stand_once_unless_they_dif
     assert main([third, f"output={results / 'page.html'}", "metrics=[hr@2]"]) == 0
     names = [row["ranker"] for row in json.loads((results / "page.json").read_text())]
     b = results / "b"
-    assert names == ["tiny", f"tiny ({b})", f"tiny ({b}, 2)", *BASELINES, f"popularity ({b})"]
+    assert names[:3] == ["tiny", f"tiny ({b})", f"tiny ({b}, 2)"]
+    assert sorted(names[3:]) == sorted([*BASELINES, f"popularity ({b})"])
     sampled = table.filter(pa.array((table["ranker"].to_numpy() != "markov") | (np.arange(len(table)) % 2 == 0)))
     pq.write_table(sampled, results / "b" / "ranks.parquet")
     assert main(command(results)) == 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import shutil
 import subprocess
 import time
 
@@ -14,7 +16,8 @@ from safetensors.torch import load_file
 import trainer.checkpoint
 from tests.trainer.test_run import assert_same_run, options, undisturbed
 from trainer.__main__ import main
-from trainer.checkpoint import TENSORS
+from trainer.checkpoint import STATE, TENSORS, latest
+from trainer.show import main as show
 
 __all__ = ["undisturbed"]
 
@@ -68,3 +71,27 @@ def test_a_checkpoint_is_of_the_step_it_names_though_training_went_on(fifty, und
     for path in (undisturbed / "checkpoints").glob("step-*"):
         there = load_file(tmp_path / "run" / "checkpoints" / path.name / TENSORS)
         assert all(torch.equal(tensor, there[name]) for name, tensor in load_file(path / TENSORS).items())
+
+
+def test_a_damaged_best_checkpoint_is_named_and_nothing_is_exported(fifty, undisturbed, tmp_path, capfd):
+    """64 bytes of its tensors are changed; the latest checkpoint, of a later epoch, is whole."""
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    newest = latest(run / "checkpoints")
+    state = json.loads((newest / STATE).read_text())
+    best = run / "checkpoints" / "step-000000001"
+    shutil.copytree(newest, best)
+    state["progress"] |= {"best_step": 1, "best_epoch": 1}
+    (newest / STATE).write_text(json.dumps(state))
+    data = bytearray((best / TENSORS).read_bytes())
+    data[-64:] = bytes(64)
+    (best / TENSORS).write_bytes(bytes(data))
+    (run / "summary.json").unlink()
+    shutil.rmtree(run / "bundle")
+    assert main(options(fifty, run)) == 2
+    err = capfd.readouterr().err
+    assert "error: expected the checkpoint of the best epoch, step-000000001, as it was written, got its tensors" in err
+    assert not (run / "bundle").exists()
+    shutil.copy(undisturbed / "summary.json", run)
+    assert show([f"run={run}"]) == 2
+    assert "error: expected the checkpoint of the best epoch" in capfd.readouterr().err

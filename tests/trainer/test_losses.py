@@ -202,6 +202,23 @@ def test_fused_losses_and_their_gradients_are_torchs_of_the_whole_score_matrix(n
         assert torch.allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", list(KERNELS))
+def test_a_target_that_is_all_that_was_drawn_moves_no_candidate_and_stays_finite(name):
+    """A catalogue of one item, or a step that drew the target alone: BPR-max squared the score of the hit."""
+    query, vector, bias, _ = random_problem(2)
+    ids = torch.full((4,), 3)
+    target = torch.full((len(query),), 3)
+    found = fused_sum(KERNELS[name], query, vector[target], bias[target], vector[ids], bias[ids], target, ids)
+    own = (query * vector[target]).sum(1) + bias[target]
+    hits = torch.full((len(query), 4), losses.HIT)
+    assert found.item() == pytest.approx(LOSS_OF_SCORES[name](own, hits).item(), rel=1e-5, abs=1e-6)
+    gradients = torch.autograd.grad(found, (query, vector, bias))
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+    if name != "gbce":  # which judges the target by itself too
+        assert found.item() == 0
+        assert not any(gradient.any() for gradient in gradients)
+
+
 @pytest.mark.parametrize("name", list(LOSS_OF_SCORES))
 def test_gradients_of_the_losses_are_those_of_finite_differences(name):
     own, score, present = scores_of(9, n=3, k=4)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.config import RANK_HEADS, ModelOptions, TrainerConfig
+from trainer.models import srgnn
 from trainer.models.encoders import ENCODERS
 from trainer.models.gru import gru_states
 from trainer.models.gru4rec import GRUEncoder
@@ -133,6 +134,31 @@ def test_srgnn_equals_a_loop_over_single_graphs_for_every_prefix(steps, sessions
     for session in sessions:
         for end in range(1, len(session) + 1):
             assert next(found) == pytest.approx(srgnn_by_graph(encoder, session[:end], vector_of), abs=1e-5)
+
+
+def test_srgnn_makes_the_graphs_of_long_sessions_a_few_at_a_time(monkeypatch):
+    """All graphs at once need memory by the cube of the length; parts give the same states and gradients."""
+    made, graphs_of = [], srgnn.session_graphs
+
+    def counted(items, needed):
+        made.append(len(needed) * items.shape[1] ** 2)
+        return graphs_of(items, needed)
+
+    monkeypatch.setattr(srgnn, "session_graphs", counted)
+    torch.manual_seed(0)
+    encoder, table = SRGNNEncoder(options()), torch.randn(9, 6)
+    items = torch.randint(1, 9, (2, 40))
+    needed, outcomes = torch.arange(1, 80, 2), []
+    for most in (1 << 24, 3 * 40**2):
+        monkeypatch.setattr(srgnn, "CHUNK_EDGES", most)
+        torch.manual_seed(1)
+        click = table[items].requires_grad_()
+        state = encoder(items, click, needed)
+        outcomes.append([state, *torch.autograd.grad(state.square().sum(), [click, *encoder.parameters()])])
+    assert made[0] == 40 * 40**2
+    assert max(made[1:]) == 3 * 40**2
+    for a, b in zip(*outcomes, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
 
 
 def attention_by_position(encoder, x_TD: np.ndarray) -> np.ndarray:

@@ -136,3 +136,18 @@ def test_rates_are_the_shares_of_positives_among_train_rows(fifty, capfd):
     }
     assert list(train_rates(fifty, ["click", "like"], exposures=False)) == ["like"]
     assert "task click is dropped: only one class" in capfd.readouterr().out
+
+
+def test_progress_counts_rows_and_ends_at_all_of_them(fifty, tmp_path, monkeypatch):
+    """Rows are met as sessions come: the total is what so many rows in so many sessions make of all sessions."""
+    told = []
+    monkeypatch.setattr("trainer.runlog.RunLog.progress", lambda self, **values: told.append(values))
+    run(fifty, tmp_path / "run", "model=rank_mmoe", "train.epochs=1")
+    rows = sum(
+        sum(1 <= p <= len(r["items"]) - 3 for p in r["exposure_position"])
+        for f in fifty.session_files
+        for r in pq.read_table(fifty.file(f.path)).to_pylist()
+    )
+    assert {each["unit"] for each in told} == {"rows"}
+    assert told[-1]["done"] == told[-1]["total"] == rows
+    assert all(each["done"] <= each["total"] <= 3 * rows for each in told)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 import trainer.checkpoint
 import trainer.loop
 import trainer.stop
+from etl.contract import Dataset
 from retrieval.bundle import open_bundle
 from tests.support.engine import build, write_log
 from trainer.__main__ import main
@@ -171,6 +173,25 @@ def test_sigterm_saves_and_the_same_command_goes_on(fifty, undisturbed, tmp_path
     assert_same_run(undisturbed, tmp_path / "run")
 
 
+def test_ctrl_c_says_so_and_exits_130_though_a_handler_would_leave_with_0(fifty, tmp_path, monkeypatch, capfd):
+    def quiet(*given):
+        signal.signal(signal.SIGINT, lambda *_: sys.exit(0))  # as Ray's handler does
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    def interrupted(*given):
+        with trainer.stop.interrupted_plainly():
+            quiet()
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("trainer.launch.train", interrupted)
+    with pytest.raises(SystemExit) as left:
+        main(options(fifty, tmp_path / "run"))
+    assert left.value.code == 130
+    assert "interrupted; the same command goes on from the last checkpoint\n" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_a_truncated_checkpoint_is_named_and_the_one_before_taken(fifty, undisturbed, tmp_path, capfd):
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
@@ -288,6 +309,9 @@ def test_a_run_refuses_another_dataset(undisturbed, tmp_path, capfd):
         ["tasks=[click]"],
         ["tasks=[next,next]"],
         ["network.hidden=0"],
+        ["seed=-1"],
+        ["seed=9223372036854775808"],
+        ["seed=1180591620717411303424"],
         ["train.learning_rate=-1"],
         ["data=/nowhere"],
         ["nosuch=1"],
@@ -362,6 +386,43 @@ def test_missing_options_and_foreign_folders_are_refused(fifty, tmp_path, capfd)
     (tmp_path / "mine" / "thesis.txt").write_text("do not lose me")
     assert main(options(fifty, tmp_path / "mine")) == 2
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def dataset_of(folder: Path, sessions: list[list[int]]) -> Dataset:
+    rows = [(user, item, 1, 0, 0, 0, "c", 1, 1, 1) for user, items in enumerate(sessions, 1) for item in items]
+    log = write_log(folder / "log.csv", rows)
+    given = ["scenario=qb_video", "shards=1", "protocol.min_clicks=3"]
+    return build([f"input={log}", f"output={folder / 'data'}", *given])
+
+
+@pytest.mark.parametrize(
+    ("sessions", "model", "words"),
+    [
+        ([[7] * 6] * 5, "gru4rec", "expected a dataset of at least 2 items, got 1"),
+        (
+            [[i, i + 1, i + 2] for i in range(20)],
+            "gru4rec",
+            "a session of at least 4 kept clicks to train on, got at most 3",
+        ),
+        ([[i, i + 1, i + 2] for i in range(20)], "rank_mmoe", "a session of at least 4 kept clicks"),
+    ],
+)
+def test_a_log_without_anything_to_learn_from_is_refused_in_plain_words(tmp_path, sessions, model, words, capfd):
+    dataset = dataset_of(tmp_path, sessions)
+    assert main([f"data={dataset.path}", f"output={tmp_path / 'run'}", f"model={model}", *SMALL]) == 2
+    out, err = capfd.readouterr()
+    assert words in err
+    assert (out, err.count("\n")) == ("", 1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_session_is_learned_by_the_largest_seed_and_dropped_tasks_are_told_on_stderr(tmp_path, capfd):
+    dataset = dataset_of(tmp_path, [[1, 2, 3, 4, 5, 6]])
+    given = [f"data={dataset.path}", f"output={tmp_path / 'run'}", "model=hybrid", *SMALL, "recipe=small"]
+    assert main([*given, f"seed={2**63 - 1}", "train.epochs=1"]) == 0
+    out, err = capfd.readouterr()
+    assert "warning: task like is dropped: only one class in train" in err
+    assert "warning" not in out
 
 
 def test_a_dataset_without_sessions_is_refused(tmp_path, capfd):

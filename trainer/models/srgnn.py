@@ -9,10 +9,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from etl.contract import PADDING
 from trainer.config import ModelOptions
 from trainer.models.gru4rec import drop_clicks
+
+CHUNK_EDGES = 1 << 24
+"""Places of edges `[G, T, T]` held at once: 64 MiB a matrix, of which a forward pass needs about six."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,7 @@ def session_graphs(items_BT: torch.Tensor, needed_G: torch.Tensor) -> SessionGra
         needed_G: int64, places in the flattened `[B * T]` of the prefixes' last clicks.
     """
     width = items_BT.shape[1]
-    same_BTT = items_BT[:, :, None] == items_BT[:, None, :]
-    node_BT = same_BTT.float().argmax(2)  # the first place with the same item
+    node_BT = first_places(items_BT)
     session, end = needed_G // width, needed_G % width
     place = torch.arange(width, device=items_BT.device)
     inside = (place[None] <= end[:, None]) & (items_BT[session] != PADDING)
@@ -57,6 +60,19 @@ def session_graphs(items_BT: torch.Tensor, needed_G: torch.Tensor) -> SessionGra
     incoming = count / count.sum(1, keepdim=True).clamp(min=1.0)
     last = node_GT.gather(1, end[:, None]).squeeze(1)
     return SessionGraphs(session, clicks, last, outgoing, incoming.transpose(1, 2))
+
+
+def first_places(items_BT: torch.Tensor) -> torch.Tensor:
+    """Place of the first click on the same item of the session, int64 `[B, T]`, without comparing all pairs.
+
+    >>> first_places(torch.tensor([[7, 3, 7, 3, 9]])).tolist()
+    [[0, 1, 0, 1, 4]]
+    """
+    ordered, order = torch.sort(items_BT, dim=1, stable=True)
+    new = torch.ones_like(ordered, dtype=torch.bool)
+    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    begin = torch.where(new, torch.arange(items_BT.shape[1], device=items_BT.device), 0).cummax(1).values
+    return torch.empty_like(order).scatter_(1, order, order.gather(1, begin))
 
 
 class SRGNNEncoder(nn.Module):
@@ -86,8 +102,19 @@ class SRGNNEncoder(nn.Module):
 
     def forward(self, items_BT: torch.Tensor, click_BTD: torch.Tensor, needed_N: torch.Tensor) -> torch.Tensor:
         """States `[N, H]` after the clicks at places `needed_N` of the flattened `[B * T]`."""
-        graphs = session_graphs(items_BT, needed_N)
         click_BTD = drop_clicks(click_BTD, self.embedding_dropout, training=self.training)
+        at_once = max(1, CHUNK_EDGES // items_BT.shape[1] ** 2)
+        if len(needed_N) <= at_once:
+            return self.dropout(self._states(items_BT, click_BTD, needed_N))
+        # Backward makes the graphs of a part again: those of long sessions, kept at once, would grow with the cube.
+        parts = [
+            checkpoint(self._states, items_BT, click_BTD, part, use_reentrant=False) for part in needed_N.split(at_once)
+        ]
+        return self.dropout(torch.cat(parts))
+
+    def _states(self, items_BT: torch.Tensor, click_BTD: torch.Tensor, needed_N: torch.Tensor) -> torch.Tensor:
+        """States before dropout, all graphs in memory at once."""
+        graphs = session_graphs(items_BT, needed_N)
         # Most prefixes are shorter than the longest: only places with a node pass the matrices.
         present = torch.nonzero(graphs.clicks.flatten()).squeeze(1)
         node_MD = click_BTD[graphs.session].flatten(0, 1)[present]
@@ -99,7 +126,8 @@ class SRGNNEncoder(nn.Module):
         asked = _spread(self.attend_node(node_MD), present, shape) + self.attend_last(last_GD)[:, None]
         weight_GT = self.attention(torch.sigmoid(asked)).squeeze(2) * graphs.clicks
         whole_GD = torch.bmm(weight_GT[:, None], node_GTD).squeeze(1)
-        return self.dropout(self.join(torch.cat([last_GD, whole_GD], dim=1)))
+        joined: torch.Tensor = self.join(torch.cat([last_GD, whole_GD], dim=1))
+        return joined
 
     def _step(
         self, node_MD: torch.Tensor, graphs: SessionGraphs, present: torch.Tensor, shape: tuple[int, int, int]
