@@ -15,6 +15,8 @@ from etl.folder import InputError
 SCENARIOS = ("qk_video", "qb_video", "qk_article", "qb_article", "sbr", "ctr")
 """Keys of `tenrec.SCENARIOS`, which needs Arrow."""
 DEDUPE = ("none", "exact", "first")
+SPLIT_BYTES = 64 << 20
+"""What one task reads of a log unless told otherwise: the order of sessions follows from it."""
 ENGINES = ("auto", "local", "spark")
 MAX_CLICKS_LIMIT = 1_000
 MIN_CLICKS_LIMIT = 3
@@ -58,6 +60,7 @@ class EtlConfig:
     strict: bool = option(False, "stop at the first malformed row")
     overwrite: bool = option(False, "replace an existing dataset once the new one is whole")
     seed: int = option(0, "scenario ctr: seed of the sampled rows and of the split")
+    split_bytes: int = option(SPLIT_BYTES, "log that one task reads; the order of sessions follows from it")
     engine: str = option("auto", "local, spark, or auto: spark for logs over 512 MiB or where spark.* is set")
     processes: int | None = option(None, "worker processes of engine=local; one for each core by default")
     spark: SparkOptions = group(SparkOptions)
@@ -85,6 +88,7 @@ def load(options: Sequence[str]) -> EtlConfig:
         raise InputError("no option of spark with engine=local", "one", "leave out engine=local, or spark.…")
     protocol = config.protocol
     _at_least("seed", config.seed, 0)
+    _at_least("split_bytes", config.split_bytes, 1)
     _at_least("protocol.min_clicks", protocol.min_clicks, MIN_CLICKS_LIMIT)
     _at_least("protocol.min_item_clicks", protocol.min_item_clicks, 0)
     positive = {name: getattr(config, name) for name in ("shards", "processes")}

@@ -13,6 +13,7 @@ import numpy as np
 from omegaconf import MISSING
 
 from etl.command import option, read_options, run_program
+from etl.config import SPLIT_BYTES
 from etl.folder import InputError
 from etl.parse import Parser
 from etl.protocol import Int
@@ -33,7 +34,7 @@ def distinct_ids(log: LogFile) -> tuple[dict[str, Int], Counter[str]]:
     """Distinct ids of a log by column, sorted, read a block at a time; and the rows left out, by reason."""
     seen = {name: np.zeros(0, np.int64) for name in IDS.columns}
     parser, left_out = Parser(IDS, log), Counter[str]()
-    for split in make_splits([log]):
+    for split in make_splits([log], SPLIT_BYTES):
         for block in read_blocks(split)[0]:
             tables, bad = parser.parse(block)
             left_out.update(row.reason for row in bad)

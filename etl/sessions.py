@@ -51,9 +51,9 @@ from etl.report import QUARANTINE, refuse_empty, summary, warnings
 from etl.rows import make_rows
 from etl.table_one import histogram, table
 
-PARTITION_BYTES = 128 << 20
-"""Log that makes one partition of users: a task holds all its rows in memory."""
-CLICKS_PARTITION_BYTES = 4 * PARTITION_BYTES
+SPLITS_PER_PARTITION = 2
+"""Log that makes one partition of users, in splits: a task holds all its rows in memory."""
+CLICKS_SPLITS_PER_PARTITION = 4 * SPLITS_PER_PARTITION
 """The same where only the clicks of the log travel."""
 ROWS_PER_GROUP = 8_192
 SESSIONS_PER_SHARD = 4_096
@@ -72,7 +72,7 @@ def build(config: EtlConfig) -> Manifest:
     if config.protocol.first_rows is not None:
         files = tenrec.first_rows(files, config.protocol.first_rows)
     known = open_dataset(config.items_from).items() if config.items_from else None
-    splits = tenrec.make_splits(files)
+    splits = tenrec.make_splits(files, config.split_bytes)
     with published(config.output, **given) as folder:
         job = make_job(config, folder, log_bytes(splits))
         if known is not None:
@@ -113,8 +113,8 @@ def make_job(config: EtlConfig, folder: Path, log_bytes: int) -> Job:
         strict=config.strict,
         seed=config.seed,
     )
-    partition_bytes = PARTITION_BYTES if job.needs_unclicked else CLICKS_PARTITION_BYTES
-    return dataclasses.replace(job, partitions=count_partitions(log_bytes, partition_bytes))
+    splits = SPLITS_PER_PARTITION if job.needs_unclicked else CLICKS_SPLITS_PER_PARTITION
+    return dataclasses.replace(job, partitions=count_partitions(log_bytes, splits * config.split_bytes))
 
 
 def count_partitions(log_bytes: int, partition_bytes: int) -> int:

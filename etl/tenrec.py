@@ -21,8 +21,8 @@ from etl.remote import filesystem
 NULL = "\\N"
 _READABLE = 128 << 10
 """Characters that the csv module reads in one field without complaint."""
-SPLIT_BYTES = 64 << 20
-"""Fixed, since the order of partial results and the source fingerprint depend on it."""
+BLOCK_BYTES = 64 << 20
+"""Read at once of a compressed file."""
 LONGEST_HEADER = 1 << 20
 LONGEST_LINE = 64 << 20
 """A longer line is refused, since a task holds it in memory; long ones below that are quarantined."""
@@ -237,11 +237,11 @@ def absent_columns(files: list[LogFile], scenario: Scenario) -> list[str]:
     return [name for name in scenario.used if not any(name in file.columns for file in files)]
 
 
-def make_splits(files: list[LogFile]) -> list[Split]:
-    """Cut files into splits at multiples of `SPLIT_BYTES`; a compressed file is one split."""
+def make_splits(files: list[LogFile], split_bytes: int) -> list[Split]:
+    """Cut files into splits at multiples of `split_bytes`; a compressed file is one split."""
     splits: list[Split] = []
     for file in files:
-        step = file.end if file.compression else SPLIT_BYTES
+        step = file.end if file.compression else split_bytes
         for begin in range(0, file.end, max(step, 1)):
             splits.append(Split(len(splits), file, begin, min(begin + step, file.end)))
     return splits
@@ -347,7 +347,7 @@ def _stream_blocks(
     with _readable(file.uri), store.open_input_stream(path, compression=file.compression) as stream:
         update(stream.read(file.rows_begin))
         offset, rest = file.rows_begin, b""
-        while data := stream.read(SPLIT_BYTES):
+        while data := stream.read(BLOCK_BYTES):
             update(data)
             data = rest + data
             cut = data.rfind(_newline(file)) + 1

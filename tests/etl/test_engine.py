@@ -35,8 +35,6 @@ def files_of(manifest: Manifest) -> list[tuple[str, str]]:
 @pytest.mark.spark
 @pytest.mark.parametrize("scenario", ["qb_video", "ctr"])
 def test_one_process_two_processes_and_spark_give_the_same_bytes(spark, tmp_path, monkeypatch, scenario):
-    monkeypatch.setattr("etl.tenrec.SPLIT_BYTES", 20_000)
-    monkeypatch.setattr("etl.sessions.PARTITION_BYTES", 30_000)
     monkeypatch.setattr("etl.sessions.SESSIONS_PER_SHARD", 10)
     log = tmp_path / "log.csv"
     if scenario == "ctr":
@@ -48,7 +46,7 @@ def test_one_process_two_processes_and_spark_give_the_same_bytes(spark, tmp_path
         "two": ["engine=local", "processes=2"],
         "spark": ["engine=spark"],
     }
-    given = [f"input={log}", f"scenario={scenario}"]
+    given = [f"input={log}", f"scenario={scenario}", "split_bytes=15000"]
     options = [[*given, f"output={tmp_path / name}", *engine] for name, engine in engines.items()]
     manifests = [etl.sessions.build(load(line)) for line in options]
     assert {m.fingerprint for m in manifests} == {manifests[0].fingerprint}
@@ -116,16 +114,8 @@ def test_a_workers_error_is_raised_here_and_its_death_is_one_plain_error(tmp_pat
 
 def test_workers_end_with_a_killed_parent_and_the_rerun_finds_no_leftovers(tmp_path):
     log = generated_log(tmp_path / "log.csv", users=200, items=90, seed=6)
-    code = (
-        "import sys, time, etl.tenrec, etl.gather\n"
-        "from etl.__main__ import main\n"
-        "if __name__ == '__main__':\n"
-        "    etl.tenrec.SPLIT_BYTES = 50_000\n"
-        "    sys.exit(main(sys.argv[1:]))"
-    )
-    (tmp_path / "small_splits.py").write_text(code)
-    options = [f"input={log}", f"output={tmp_path / 'out'}", "scenario=qb_video", "processes=2"]
-    line = [sys.executable, str(tmp_path / "small_splits.py"), *options]
+    options = [f"input={log}", f"output={tmp_path / 'out'}", "scenario=qb_video", "processes=2", "split_bytes=50000"]
+    line = [sys.executable, "-m", "etl", *options]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(line, env=env, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60

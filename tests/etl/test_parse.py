@@ -133,11 +133,10 @@ def test_two_thousand_mutated_files_give_the_rows_of_a_slow_reader(start):
 
 
 @pytest.mark.parametrize("split_bytes", [1, 7, 50, 1000])
-def test_every_line_belongs_to_one_split(tmp_path, split_bytes, monkeypatch):
-    monkeypatch.setattr("etl.tenrec.SPLIT_BYTES", split_bytes)
+def test_every_line_belongs_to_one_split(tmp_path, split_bytes):
     body = valid_lines(np.random.default_rng(0), 30)
     (tmp_path / "log.csv").write_bytes((",".join(VIDEO) + "\n").encode() + body.rstrip(b"\n"))
-    splits = make_splits(open_logs([str(tmp_path / "log.csv")], SCENARIO))
+    splits = make_splits(open_logs([str(tmp_path / "log.csv")], SCENARIO), split_bytes)
     lines = [line for split in splits for block in read_blocks(split)[0] for line in block.data.split(b"\n") if line]
     assert lines == body.split(b"\n")[:-1]
 

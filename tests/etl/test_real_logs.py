@@ -163,10 +163,9 @@ def test_line_ends_and_compression_are_read_by_content(tmp_path, name, data):
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gzip"])
 @pytest.mark.parametrize("length", [200_000, 3 << 20])
-def test_an_over_long_line_is_quarantined(tmp_path, compress, length, monkeypatch):
-    monkeypatch.setattr("etl.tenrec.SPLIT_BYTES", 1 << 20)
+def test_an_over_long_line_is_quarantined(tmp_path, compress, length):
     data = LOG + b"1,2," + b"x" * length + b"\n" + LOG[LOG.index(b"\n") + 1 :].replace(b"\n1,", b"\n3,")
-    made = Made(tmp_path, compress(data), "scenario=qb_video")
+    made = Made(tmp_path, compress(data), "scenario=qb_video", f"split_bytes={1 << 20}")
     assert made.statistics["rows_quarantined"] == {"line of 128 KiB or more": 1}
     assert sorted(made.sessions) == [1, 2, 3]
 

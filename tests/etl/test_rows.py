@@ -34,11 +34,10 @@ def read(folder):
     return dataset, rows
 
 
-def test_every_click_two_unclicked_rows_each_and_a_seeded_split(tmp_path, monkeypatch):
-    monkeypatch.setattr("etl.tenrec.SPLIT_BYTES", 60_000)
+def test_every_click_two_unclicked_rows_each_and_a_seeded_split(tmp_path):
     log = ctr_log(tmp_path / "ctr.csv", rows=6_000, seed=1)
     lines = [line.split(",") for line in log.read_text().splitlines()[1:]]
-    options = [f"input={log}", "scenario=ctr", "shards=3", "seed=7"]
+    options = [f"input={log}", "scenario=ctr", "shards=3", "seed=7", "split_bytes=60000"]
     for name in ("a", "b"):
         etl.sessions.build(load([*options, f"output={tmp_path / name}"]))
     dataset, rows = read(tmp_path / "a")

@@ -13,17 +13,18 @@ from etl.config import EtlConfig, load
 from etl.contract import Dataset, open_dataset
 
 
-def build(options: Sequence[str] | EtlConfig, *, split_bytes: int = 64 << 20, partitions: int = 2) -> Dataset:
+def build(options: Sequence[str] | EtlConfig, *, split_bytes: int | None = None, partitions: int = 2) -> Dataset:
     """Make a dataset from the options of `python -m etl`, or from what these say (reading them takes the longest)."""
     config = options if isinstance(options, EtlConfig) else load(options)
+    config = dataclasses.replace(config, engine="local", processes=1, split_bytes=split_bytes or config.split_bytes)
     partial_users = etl.local.partial_users
     with (
         mock.patch.object(sessions, "count_partitions", return_value=partitions),
         # No order of the partial users may be relied on.
         mock.patch.object(etl.local, "partial_users", lambda *a: iter(list(partial_users(*a))[::-1])),
-        mock.patch("etl.tenrec.SPLIT_BYTES", split_bytes),
+        mock.patch("etl.tenrec.BLOCK_BYTES", config.split_bytes),
     ):
-        sessions.build(dataclasses.replace(config, engine="local", processes=1))
+        sessions.build(config)
     return open_dataset(config.output)
 
 
