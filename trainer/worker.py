@@ -63,6 +63,8 @@ def ray_session(cpus: int = 0) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     # A host that cannot be reached answers no health check: Ray would wait ten minutes for it.
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "60")
+    # A worker may report an epoch once Ray has fetched the one before: an epoch would last 2 s at least.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     # A usage report would look beyond this machine.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     local: dict[str, Any] = {}
