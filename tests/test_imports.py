@@ -70,7 +70,7 @@ MAY_IMPORT = {
     "etl.kuairand": NOTHING,
     "etl.describe": NOTHING,
     "etl.twin.__main__": NOTHING,
-    "etl.overlap": ARRAYS,
+    "etl.overlap": NOTHING,
 }
 """Programs, and what each may import of `HEAVY` before its options are checked; those that may less stand first."""
 HEAVY = {*ARRAYS, "pandas", "scipy", "matplotlib", "pyspark", "py4j", "torch", "ray", "faiss", "psutil", "tensorboard"}
