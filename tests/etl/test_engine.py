@@ -54,7 +54,7 @@ def test_one_process_two_processes_and_spark_give_the_same_bytes(spark, tmp_path
     assert manifests[0].counts["rows_read"] > 1_000
     if scenario == "qb_video":  # filters count over all users first: another pass of the tasks
         for line in options[1:]:
-            etl.sessions.build(load([*line, "protocol.min_item_clicks=2", "overwrite=true"]))
+            etl.sessions.build(load([*line, "protocol.min_item_clicks=20", "overwrite=true"]))
         ours, theirs = (open_dataset(tmp_path / name).manifest for name in ("two", "spark"))
         assert files_of(ours) == files_of(theirs) != files_of(manifests[0])
         assert len(open_dataset(tmp_path / "two").session_files) == 4  # 40 sessions at most, 10 a file
