@@ -96,7 +96,8 @@ def test_help_names_every_option(capsys):
 def test_without_java_the_cure_is_named(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("JAVA_HOME", str(tmp_path / "nothing"))
     assert main([*good(tmp_path), "engine=spark"]) == 2
-    assert "error: expected Java 17 or newer, got none (apt-get install" in capfd.readouterr().err
+    failed = f"'No such file or directory' from {tmp_path}/nothing/bin/java of JAVA_HOME"
+    assert f"error: expected Java 17 or newer, got {failed} (apt-get install" in capfd.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["log.csv"]
     monkeypatch.setenv("PATH", "")
     assert main(good(tmp_path)) == 0  # a small log needs none
