@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tests.support.workers import run_workers
 from tests.trainer.test_run import SMALL
 from trainer.__main__ import main as train
 from trainer.plan import main
@@ -15,8 +16,10 @@ GIVEN = [o for o in SMALL if not o.startswith("ray.")]
 
 
 @pytest.mark.cluster
+@pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("model", ["gru4rec", "hybrid", "rank_mmoe"])
-def test_a_plan_names_the_steps_and_parameters_that_the_run_then_has(fifty, tmp_path, model, capfd):
+def test_a_plan_names_the_steps_and_parameters_that_the_run_then_has(fifty, tmp_path, model, capfd, monkeypatch):
+    monkeypatch.setattr("trainer.step_cost.spawn", run_workers)
     line = [f"data={fifty.path}", f"model={model}", *GIVEN, "train.epochs=1"]
     assert main([*line, "workers=2", "measured_steps=3"]) == 0
     told = dict(text.rsplit("  ", 1) for text in capfd.readouterr().out.splitlines() if "  " in text)
@@ -26,7 +29,10 @@ def test_a_plan_names_the_steps_and_parameters_that_the_run_then_has(fifty, tmp_
     assert told["parameters"] == f"{summary['parameters']['total']:,}"
     # Windows end with a smaller step, so that an epoch has a few more than targets / batch_tokens.
     assert int(told["steps an epoch"]) <= summary["steps"] <= int(told["steps an epoch"]) + 2
-    assert float(told["hours an epoch"]) >= 0
+    assert int(told["events/s, all workers"].replace(",", "")) > 0
+    seconds = sum(map(float, told["seconds a step: measured + network"].split(" + ")))
+    hours = int(told["steps an epoch"].replace(",", "")) * seconds / 3600
+    assert float(told["hours an epoch"]) == pytest.approx(hours, abs=0.01)
 
 
 def test_what_workers_exchange_by_hand():

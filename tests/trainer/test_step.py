@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from etl.contract import open_dataset
+from tests.support.workers import run_workers
 from trainer.checkpoint import all_tensors
 from trainer.config import HEADS, RANK_HEADS, ModelOptions, TrainerConfig, TrainOptions
 from trainer.data.batch import BatchOptions, train_batch
@@ -116,12 +116,13 @@ ALIKE = {
 
 
 @pytest.mark.cluster
+@pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("name", list(ALIKE))
 def test_two_and_three_workers_give_the_parameters_of_one_after_ten_steps(fifty, tmp_path, name):
     settings = config(fifty.path, **ALIKE[name])
     one = state_of(ten_steps(settings, World.alone()))
     for size in (2, 3):
-        mp.spawn(worker, (size, free_port(), settings, str(tmp_path)), nprocs=size)
+        run_workers(worker, (size, free_port(), settings, str(tmp_path)), nprocs=size)
         states = [torch.load(tmp_path / f"{size}-{rank}.pt") for rank in range(size)]
         for name, wanted in one.items():
             assert torch.allclose(states[0][name], wanted, atol=1e-5), (size, name)

@@ -1,0 +1,15 @@
+"""Worker processes of tests, forked from one server that has imported torch once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from multiprocessing import set_forkserver_preload
+from typing import Any
+
+from torch.multiprocessing.spawn import start_processes
+
+
+def run_workers(function: Callable[..., None], args: tuple[Any, ...], nprocs: int) -> None:
+    """Call `function(rank, *args)` in `nprocs` processes, as torch's `spawn` does, and wait for them."""
+    set_forkserver_preload(["torch.distributed", "torch._dynamo", "trainer.family", "trainer.loop"])
+    start_processes(function, args, nprocs, start_method="forkserver")
