@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,11 @@ from tests.support.logs import generated_log
 
 # Models of tests are tiny: threads would wait for one another, and four times as long where a core is busy elsewhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Hundreds of datasets of a few rows are written and removed again: on a disk that takes longer than making them.
+MEMORY = Path("/dev/shm")
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 << 30:
+    tempfile.tempdir = str(MEMORY)
 
 TINY = Path(__file__).parent / "data" / "tiny"
 
