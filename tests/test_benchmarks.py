@@ -1,20 +1,12 @@
 """The arithmetic that benchmarks add to the programs' own."""
 
-import doctest
-
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from etl.twin.rows import rows_of
 from etl.twin.simulate import make_twin
-from tests.benchmarks import expected
 from tests.benchmarks.expected import Truth, expected_auc
-
-
-def test_its_example_holds():
-    failed, tried = doctest.testmod(expected)
-    assert (failed, tried) == (0, 1)
 
 
 @pytest.mark.parametrize("levels", [3, 1_000])

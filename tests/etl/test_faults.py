@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 import etl.sessions
@@ -19,6 +19,7 @@ from etl.java import OLDEST_JAVA, java_version
 from etl.tenrec import VIDEO
 from tests.etl.test_parse import PIECES, slow_rows
 from tests.etl.test_sessions import HEADER, Options, check
+from tests.support.engine import build
 from tests.support.logs import generated_log
 from tests.support.reference import sessionize
 
@@ -78,37 +79,54 @@ def run(*options: str) -> subprocess.Popen:
     return subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 
 
-def family(pid: int) -> list:
-    import psutil
-
-    return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+def wait_for(process: subprocess.Popen, work: Path, pattern: str) -> list[psutil.Process]:
+    """Wait for a file, then hold the driver and all that it started, and return them, the driver first."""
+    deadline = time.monotonic() + 120
+    while not list(work.glob(pattern)):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    driver = psutil.Process(process.pid)
+    driver.suspend()  # first, so that nothing starts between listing and holding the others
+    held = [driver, *driver.children(recursive=True)]
+    for member in held[1:]:
+        member.suspend()
+    return held
 
 
 @pytest.mark.spark
 @needs_java
 def test_a_killed_driver_leaves_the_old_output_whole_and_the_rerun_completes(tmp_path):
-    if not Path("/proc").is_dir():
-        pytest.skip("needs /proc")
+    """What a kill leaves on the disk is what is there while all processes are held: so one driver shows three kills."""
     log = generated_log(tmp_path / "log.csv", users=300, items=90, seed=6)
-    options = [f"input={log}", f"output={tmp_path / 'out'}", "scenario=qb_video", "shards=4", "overwrite=true"]
-    assert run(*options, "protocol.max_clicks=20").wait(120) == 0  # without Spark, as the last run below
-    old = open_dataset(tmp_path / "out").manifest.fingerprint
-    work = tmp_path / ".out.building"
-    for mark in ("_spark", "_work/splits/*.json", "_work/cut/*.json", "sessions/part-*"):
-        process = run(*options, "engine=spark")
-        deadline = time.monotonic() + 120
-        while not list(work.glob(mark)) and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        os.kill(process.pid, signal.SIGSTOP)  # so that nothing starts between listing and killing
-        for member in family(process.pid):
+    options = [f"input={log}", "scenario=qb_video", "shards=4", "overwrite=true"]
+    out, work = tmp_path / "out", tmp_path / ".out.building"
+    old = build([*options, f"output={out}", "protocol.max_clicks=20"]).manifest.fingerprint
+    snapshots = []
+    for patterns in (["_spark"], ["_work/splits/*.json", "_work/cut/*.json", "sessions/part-*"]):
+        process = run(*options, f"output={out}", "engine=spark")
+        for pattern in patterns:
+            held = wait_for(process, work, pattern)
+            assert open_dataset(out).manifest.fingerprint == old, pattern
+            snapshots.append(tmp_path / f"killed-{len(snapshots)}")
+            for folder in (out, work):
+                shutil.copytree(folder, snapshots[-1] / folder.name)
+            if pattern != patterns[-1]:
+                for member in held[::-1]:
+                    member.resume()
+        for member in held:
             member.kill()
         process.wait(20)
-        assert open_dataset(tmp_path / "out").manifest.fingerprint == old, mark
-    process = run(*options)
+        assert open_dataset(out).manifest.fingerprint == old
+    process = run(*options, f"output={out}")
     assert process.wait(120) == 0, process.stderr.read()
-    assert open_dataset(tmp_path / "out").manifest.fingerprint != old
+    new = open_dataset(out).manifest
+    assert new.fingerprint != old
     assert not work.exists()
+    for snapshot in snapshots:
+        again = build([*options, f"output={snapshot / 'out'}"]).manifest
+        assert (again.fingerprint, again.files) == (new.fingerprint, new.files), snapshot
+        assert [path.name for path in snapshot.iterdir()] == ["out"], snapshot
 
 
 @pytest.mark.parametrize("engine", ["local", pytest.param("spark", marks=[pytest.mark.spark, needs_java])])

@@ -23,7 +23,7 @@ from tests.support.reference import Expected, Options, sessionize
 
 HEADER = "user_id,item_id,click,follow,like,share,video_category,watching_times,gender,age"
 DENSE_IDS = 64
-"""In place of `etl.table_one.DENSE_IDS` (16 M, arrays of 256 MiB) where hundreds of logs have ids on both sides of it."""
+"""In place of `etl.table_one.DENSE_IDS` (arrays of 256 MiB) where hundreds of logs have ids on both sides of it."""
 
 
 @st.composite
