@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -13,6 +15,7 @@ from etl.config import SparkOptions
 from etl.contract import Dataset
 from etl.java import OLDEST_JAVA, java_version
 from etl.spark import spark_session
+from tests.data import TINY
 from tests.support.engine import build
 from tests.support.logs import generated_log
 
@@ -23,8 +26,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 MEMORY = Path("/dev/shm")
 if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 << 30:
     tempfile.tempdir = str(MEMORY)
-
-TINY = Path(__file__).parent / "data" / "tiny"
 
 
 @pytest.fixture(scope="session")
@@ -49,3 +50,10 @@ def tiny(tmp_path) -> Path:
     """A writable copy of the frozen data set (`data`), bundle (`bundle`) and result (`result`)."""
     shutil.copytree(TINY, tmp_path / "tiny")
     return tmp_path / "tiny"
+
+
+@pytest.fixture
+def no_report() -> Iterator[None]:
+    """Results without their page, whose charts take longer than all else; `test_report.py` has it."""
+    with mock.patch("retrieval.evaluate.write_report", lambda path, *_: path.touch()):
+        yield

@@ -24,9 +24,9 @@ from retrieval.bundle import (
     queries_schema,
     vectors_array,
 )
+from tests.data import TINY
 from tests.support.engine import build, write_log
 
-HERE = Path(__file__).parent / "tiny"
 CLICKS = {
     1: "ABCDE",
     2: "ABCDF",
@@ -107,25 +107,25 @@ RESULT = {
 
 
 def main() -> None:
-    shutil.rmtree(HERE, ignore_errors=True)
-    HERE.mkdir(parents=True)
+    shutil.rmtree(TINY, ignore_errors=True)
+    TINY.mkdir(parents=True)
     rows = []
     for user, clicks in CLICKS.items():
         for letter in clicks:
             item = 101 + "ABCDEF".index(letter)
             rows.append((user, item, 1, 0, int(letter in LIKED), 0, "odd" if item % 2 else "even", 1, user % 2, 3))
             rows.append((user, 101 + "ABCDEF".index(SHOWN), 0, 0, 0, 0, "even", 0, user % 2, 3))
-    log = write_log(HERE / "log.csv", rows)
+    log = write_log(TINY / "log.csv", rows)
     dataset = build(
-        [f"input={log}", f"output={HERE / 'data'}", "scenario=qb_video", "shards=2", "protocol.min_clicks=5"]
+        [f"input={log}", f"output={TINY / 'data'}", "scenario=qb_video", "shards=2", "protocol.min_clicks=5"]
     )
     write_bundle(dataset)
-    (HERE / "result").mkdir()
-    (HERE / "result" / "metrics.json").write_text(json.dumps(RESULT, indent=1) + "\n")
+    (TINY / "result").mkdir()
+    (TINY / "result" / "metrics.json").write_text(json.dumps(RESULT, indent=1) + "\n")
 
 
 def write_bundle(dataset) -> None:
-    folder = HERE / "bundle"
+    folder = TINY / "bundle"
     folder.mkdir()
     items = pa.array(np.arange(1, 7, dtype=np.int32))
     pq.write_table(pa.table([items, vectors_array(VECTORS)], schema=items_schema(2)), folder / "items.parquet")
@@ -167,4 +167,4 @@ def write_part(folder: Path, table: pa.Table) -> None:
 
 if __name__ == "__main__":
     main()
-    print(json.dumps(sorted(p.relative_to(HERE).as_posix() for p in HERE.rglob("*") if p.is_file()), indent=1))
+    print(json.dumps(sorted(p.relative_to(TINY).as_posix() for p in TINY.rglob("*") if p.is_file()), indent=1))

@@ -15,15 +15,25 @@ from retrieval.compare import main
 from retrieval.config import BASELINES
 from retrieval.ranking import read_ranks
 from retrieval.significance import compare, gains, holm
+from tests.data import TINY
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A result of the tiny bundle, in a folder beside its dataset."""
+    tiny = tmp_path_factory.mktemp("evaluated") / "tiny"
+    shutil.copytree(TINY, tiny)
+    given = [f"bundle={tiny / 'bundle'}", f"data={tiny / 'data'}", f"output={tiny / 'a'}", "cutoffs=[1,2,5]"]
+    assert evaluate(given) == 0
+    return tiny
 
 
 @pytest.fixture
-def results(tiny):
-    """Two results of the tiny bundle, the second one's vectors turned round."""
-    bundle = tiny / "bundle"
-    for name in ("a", "b"):
-        cutoffs = "cutoffs=[1,2,5]"
-        assert evaluate([f"bundle={bundle}", f"data={tiny / 'data'}", f"output={tiny / name}", cutoffs]) == 0
+def results(evaluated, tmp_path):
+    """The result twice, the second one's ranks turned round."""
+    tiny = tmp_path / "tiny"
+    shutil.copytree(evaluated, tiny)
+    shutil.copytree(tiny / "a", tiny / "b")
     path = tiny / "b" / "ranks.parquet"
     table = pq.read_table(path)
     write_ranks(path, table, table["ranker"].to_numpy() == "model")

@@ -36,6 +36,7 @@ def run(tiny, name="out", *options):
     )
 
 
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("index", ["flat", "ivf_flat", "ivf_sq8", "ivf_pq_refine", "hnsw", "auto"])
 def test_the_tiny_result_is_the_one_worked_by_hand(tiny, index):
     expected = json.loads((tiny / "result" / "metrics.json").read_text())
@@ -54,6 +55,7 @@ def test_masked_targets_miss_and_masked_items_do_not_compete(tiny):
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("repeats", [True, False])
 def test_seen_items_are_masked_by_default_where_no_valid_target_repeats(tiny, repeats, capfd, monkeypatch):
     """Of the tiny log's valid targets, the fourth clicks, some repeat one of the three before."""
@@ -82,6 +84,7 @@ def test_repeats_are_counted_over_evenly_spread_row_groups(tmp_path):
     assert not Repeats(0, 0).mask_seen
 
 
+@pytest.mark.usefixtures("no_report")
 def test_topk_leaves_out_seen_items_and_names_raw_ids(tiny):
     run(tiny)
     rows = {r["user_id"]: r for r in pq.read_table(tiny / "out" / "topk.parquet").to_pylist()}
@@ -91,6 +94,7 @@ def test_topk_leaves_out_seen_items_and_names_raw_ids(tiny):
     assert rows[8]["items"] == [6, 4]
 
 
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("seen", ["true", "false"])
 def test_the_ranks_file_holds_what_the_metrics_average(tiny, seen):
     found = run(tiny, "out", f"mask_seen={seen}")
@@ -151,6 +155,7 @@ def test_ranks_equal_a_slow_ranking_of_all_candidates(seed, mask_seen):
             assert [i for i in listed.tolist() if i] == best
 
 
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_an_index_is_kept_and_used_again_with_what_tuning_found(tiny, kind, monkeypatch):
     first = run(tiny, "a", f"index={kind}")
@@ -169,6 +174,7 @@ def test_an_index_is_kept_and_used_again_with_what_tuning_found(tiny, kind, monk
     }
 
 
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize(("asked", "kind"), [("auto", "flat"), ("ivf_flat", "ivf_flat")])
 def test_an_index_slower_than_exact_search_or_below_the_fidelity_is_told(tiny, asked, kind, monkeypatch, capfd):
     def slow(index, stick):
@@ -227,6 +233,7 @@ def test_broken_index_records_are_named(tiny):
     assert json.loads(path.read_text())["tuned"]["0.99"]["test"]["recall_low"] == 1.0
 
 
+@pytest.mark.usefixtures("no_report")
 def test_an_index_of_another_bundle_or_a_changed_file_is_refused(tiny):
     index = f"index_file={tiny / 'mine.faiss'}"
     run(tiny, "a", "index=ivf_flat", index)

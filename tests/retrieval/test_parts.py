@@ -19,6 +19,8 @@ from retrieval.metrics import calibration, gini
 from retrieval.parts import Evaluation
 from retrieval.sums import DECILES, Facts, RankingResult, deciles
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 def options(tiny, name, *more):
     return [f"bundle={tiny / 'bundle'}", f"data={tiny / 'data'}", f"output={tiny / name}", "cutoffs=[1,2,5]", *more]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
 from retrieval.config import load
 from retrieval.evaluate import evaluate
+from tests.data import TINY
 from tests.support.browser import WIDTHS, opened
 
 
-@pytest.fixture
-def report(tiny):
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    tiny = tmp_path_factory.mktemp("report") / "tiny"
+    shutil.copytree(TINY, tiny)
     curves = {
         "valid/hr@20": [[1, 0.1], [2, 0.3]],
         "valid/ndcg@20": [[1, 0.05], [2, 0.1]],

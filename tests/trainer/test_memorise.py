@@ -33,12 +33,13 @@ SETTINGS = [
     "network.embedding_dropout=0",
     "network.state_dropout=0",
     "train.epochs=60",
-    "train.patience=12",
+    "train.patience=3",
     "train.batch_tokens=64",
     "train.negatives=30",
 ]
 
 
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize(
     "options",
     [
