@@ -1,12 +1,14 @@
 # make demo: environment, then the whole path on real input.   make test: environment, then all tests.
+# make test-fast: the tests that need no JVM, no Ray and no browser, for while one works.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 PACKAGE := build/nextclick.zip
 TEST_PROCESSES ?= 2
+TEST := $(RUN) -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
-.PHONY: setup demo test bench lint java package clean
+.PHONY: setup demo test test-fast bench lint java package clean
 
 setup: $(INSTALLED)
 
@@ -33,8 +35,11 @@ demo: setup
 # Tests of clusters start many processes of their own and wait for them: these run one after the other.
 test: setup
 	@$(MAKE) --no-print-directory java || echo "tests of Spark will be skipped"
-	$(RUN) -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not cluster"
+	$(TEST) -m "not cluster"
 	$(RUN) -m pytest -m cluster
+
+test-fast: $(INSTALLED)
+	$(TEST) -m "not spark and not cluster and not browser"
 
 bench: setup java
 	$(RUN) -m tests.benchmarks

@@ -305,6 +305,7 @@ def test_wrong_options_end_with_one_plain_line(tmp_path, wrong, capfd):
     assert main([f"output={tmp_path / 'a.csv'}", "scenario=qb_video", "users=5", "seed=0", *wrong]) == 2
     err = capfd.readouterr().err
     assert err.startswith("error: expected ")
+    assert wrong[0].partition("=")[0] in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 

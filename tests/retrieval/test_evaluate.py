@@ -416,6 +416,7 @@ def test_wrong_options_end_with_one_plain_line(tiny, options, capfd):
     _, err = capfd.readouterr()
     assert status == 2
     assert err.startswith("error: expected ")
+    assert options[-1].partition("=")[0] in err
     assert err.count("\n") == 1
     assert not (tiny / "out").exists()
 

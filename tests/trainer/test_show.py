@@ -68,4 +68,5 @@ def test_wrong_options_end_with_one_plain_line(hybrid, wrong, capfd):
     assert main([f"run={hybrid}", *wrong]) == 2
     err = capfd.readouterr().err
     assert err.startswith("error: expected ")
+    assert wrong[0].partition("=")[0] in err
     assert err.count("\n") == 1
