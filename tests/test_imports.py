@@ -56,38 +56,52 @@ def test_ray_is_known_to_one_file_of_the_trainer():
     assert knowing == ["worker.py"]
 
 
-NOTHING: set[str] = set()
-ARRAYS = {"numpy", "pyarrow"}
-MAY_IMPORT = {
-    "trainer.__main__": NOTHING,
-    "trainer.show": NOTHING,
-    "trainer.plan": NOTHING,
-    "trainer.apply": NOTHING,
-    "retrieval.__main__": NOTHING,
-    "retrieval.compare": NOTHING,
-    "etl.__main__": NOTHING,
-    "etl.movielens": NOTHING,
-    "etl.kuairand": NOTHING,
-    "etl.describe": NOTHING,
-    "etl.twin.__main__": NOTHING,
-    "etl.overlap": NOTHING,
-}
-"""Programs, and what each may import of `HEAVY` before its options are checked; those that may less stand first."""
-HEAVY = {*ARRAYS, "pandas", "scipy", "matplotlib", "pyspark", "py4j", "torch", "ray", "faiss", "psutil", "tensorboard"}
+LIGHT = (
+    "trainer.__main__",
+    "trainer.show",
+    "trainer.plan",
+    "trainer.apply",
+    "retrieval.__main__",
+    "retrieval.compare",
+    "etl.__main__",
+    "etl.movielens",
+    "etl.kuairand",
+    "etl.describe",
+    "etl.twin.__main__",
+    "etl.overlap",
+    "cluster.__main__",
+    "cluster.evaluate",
+)
+"""Programs that import none of `HEAVY` before their options are checked."""
+HEAVY = {"numpy", "pyarrow", "pandas", "scipy", "matplotlib", "pyspark", "py4j", "torch", "ray", "faiss", "tensorboard"}
+LINES = [
+    *((name, line, status) for name in LIGHT for line, status in (("--help", 0), ("no_such_option=1", 2))),
+    ("cluster.__main__", "action=status local.state=/nowhere", 2),
+    ("cluster.__main__", "submit=train target=ray", 2),
+    ("cluster.__main__", "pipeline=none", 2),
+    ("trainer.__main__", "data=d output=o model=bert", 2),
+    ("retrieval.__main__", "bundle=b data=d output=o index=magic", 2),
+    ("etl.__main__", "input=a output=o scenario=tiktok", 2),
+]
 PROBE = """
 import importlib, json, sys
-for name in json.loads(sys.argv[1]):
-    for option in ("--help", "no_such_option=1"):
-        status = importlib.import_module(name).main([option])
-        print("PROBE", json.dumps([name, option, status, sorted({m.split(".")[0] for m in sys.modules})]))
+for name, line, _ in json.loads(sys.argv[1]):
+    status = importlib.import_module(name).main(line.split())
+    print("PROBE", json.dumps([name, line, status, sorted({m.split(".")[0] for m in sys.modules})]))
 """
 
 
 def test_help_and_a_wrong_option_need_no_engine():
     """One process runs all programs, one after the other, so what one of them imports the later ones have too."""
-    given = [sys.executable, "-c", PROBE, json.dumps(list(MAY_IMPORT))]
+    given = [sys.executable, "-c", PROBE, json.dumps(LINES)]
     done = subprocess.run(given, cwd=ROOT, capture_output=True, text=True, check=True)
     told = [json.loads(line.removeprefix("PROBE ")) for line in done.stdout.splitlines() if line.startswith("PROBE ")]
-    assert [(name, status) for name, _, status, _ in told] == [(n, s) for n in MAY_IMPORT for s in (0, 2)]
-    for name, option, _, modules in told:
-        assert not HEAVY & set(modules) - MAY_IMPORT[name], (name, option)
+    assert [tuple(record[:3]) for record in told] == LINES
+    for name, line, _, modules in told:
+        assert not HEAVY & set(modules), (name, line)
+
+
+def test_every_program_is_among_them():
+    """A file that ends with a call of its `main` is a program; `cluster.etl_job` is one that Spark has started."""
+    files = [p for package in FORBIDDEN for p in (ROOT / package).rglob("*.py") if "sys.exit(main())" in p.read_text()]
+    assert {".".join(p.relative_to(ROOT).with_suffix("").parts) for p in files} - {"cluster.etl_job"} == set(LIGHT)
