@@ -50,6 +50,7 @@ from etl.remote import place, published, refuse_output
 from etl.report import QUARANTINE, refuse_empty, summary, warnings
 from etl.rows import make_rows
 from etl.table_one import histogram, table
+from etl.transitions import diagnose
 
 SPLITS_PER_PARTITION = 2
 """Log that makes one partition of users, in splits: a task holds all its rows in memory."""
@@ -174,6 +175,8 @@ def finish(
     pq.write_table(items, folder / ITEMS, compression="zstd")
     splits = read_records(job.work_folder("splits"))
     statistics = make_statistics(job, files, splits, items)
+    if not job.scenario.history:
+        statistics["transitions"] = diagnose([folder / shard.path for shard in shards])
     write_json(folder / STATISTICS, statistics)
     (folder / QUARANTINE).parent.mkdir()
     lines = [json.dumps(row) for split in splits for row in split["sample"]]

@@ -1,0 +1,102 @@
+"""What counted transitions could tell about a dataset's next clicks: diagnostics before any model is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+Int = npt.NDArray[np.int64]
+
+SAMPLED_SESSIONS = 20_000
+SAMPLED_CLICKS = 5_000_000
+"""Train clicks whose successors are counted for the branching; of a larger dataset an even sample of items is taken."""
+HELD_OUT = 2
+FILTER_BITS = 24
+
+
+def diagnose(paths: list[Path]) -> dict[str, float | int | None]:
+    """Shares of test targets that transitions of train contain, over an even sample of sessions.
+
+    A transition is a pair of consecutive train clicks (positions 1…n-2) of any session. The test query sees the clicks
+    1…n-1.
+
+    Args:
+        paths: session files.
+
+    Returns:
+        `sessions`: number sampled, of two clicks or more; `from_last`, `from_last_three`, `from_any`: share of test
+        targets that follow, in train, the last visible click, one of the last three, any visible click; `from_random`:
+        the same of a random visible click, which is what a shuffled order would leave of `from_last`; `repeats`: share
+        of targets among the visible clicks; `branching`: mean number of different items that follow an item in train.
+        All null without sessions.
+    """
+    rows = sum(pq.ParquetFile(path).metadata.num_rows for path in paths)
+    stride = max(1, -(-rows // SAMPLED_SESSIONS))
+    samples, clicks, begin = [], 0, 0
+    for offset, item in _sessions(paths):
+        index = np.arange(-begin % stride, len(offset) - 1, stride)
+        samples += [item[offset[i] : offset[i + 1]] for i in index if offset[i + 1] - offset[i] > 1]
+        begin += len(offset) - 1
+        clicks += len(item)
+    if not samples:
+        names = ("from_last", "from_last_three", "from_any", "from_random", "repeats", "branching")
+        return {"sessions": 0, **dict.fromkeys(names)}
+    pairs = np.unique(np.concatenate([_keys(session[:-1], session[-1]) for session in samples]))
+    counted, branching = _count(paths, pairs, max(1, clicks // SAMPLED_CLICKS))
+    known = pairs[counted]
+    hits = np.zeros(5)
+    for number, session in enumerate(samples):
+        visible, target = session[:-1], session[-1]
+        found = np.isin(_keys(visible, target), known)
+        random = found[_mixed(number) % len(found)]
+        hits += [found[-1], found[-3:].any(), found.any(), random, target in visible]
+    shares = (hits / len(samples)).tolist()
+    names = ("from_last", "from_last_three", "from_any", "from_random", "repeats")
+    return {"sessions": len(samples), **dict(zip(names, shares, strict=True)), "branching": branching}
+
+
+def _sessions(paths: list[Path]) -> Iterator[tuple[Int, Int]]:
+    """Offsets and items of sessions, a row group at a time."""
+    for path in paths:
+        for batch in pq.ParquetFile(path).iter_batches(columns=["items"]):
+            column = batch.column(0)
+            offset = column.offsets.to_numpy().astype(np.int64)
+            yield offset - offset[0], column.flatten().to_numpy().astype(np.int64)
+
+
+def _keys(source_N: Any, target_N: Any) -> Int:
+    """Pairs of items as one number."""
+    return np.asarray(source_N, np.int64) << 32 | np.asarray(target_N, np.int64)
+
+
+def _mixed(value: Any) -> Any:
+    """A cheap hash of integers (multiplicative, by the golden ratio)."""
+    return np.asarray(value, np.int64).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(64 - FILTER_BITS)
+
+
+def _count(paths: list[Path], pairs: Int, every: int) -> tuple[npt.NDArray[np.bool_], float | None]:
+    """Which of the rising `pairs` are transitions of train, and the branching of one item in `every`."""
+    counted = np.zeros(len(pairs), bool)
+    # Nearly all transitions are none of the pairs: a bitmap of hashes sorts most of them out before the search.
+    candidate = np.zeros(1 << FILTER_BITS, bool)
+    candidate[_mixed(pairs)] = True
+    sampled = []
+    for offset, item in _sessions(paths):
+        train = np.ones(len(item), bool)
+        train[offset[:-1]] = False  # nothing comes before a first click
+        for back in range(1, HELD_OUT + 1):
+            train[offset[1:] - back] = False
+        at = np.flatnonzero(train)
+        key = _keys(item[at - 1], item[at])
+        sampled.append(np.unique(key[_mixed(item[at - 1]) % every == 0]))
+        key = key[candidate[_mixed(key)]]
+        index = np.minimum(np.searchsorted(pairs, key), len(pairs) - 1)
+        counted[index[pairs[index] == key]] = True
+    distinct = np.unique(np.concatenate(sampled))
+    sources = len(np.unique(distinct >> 32))
+    return counted, len(distinct) / sources if sources else None

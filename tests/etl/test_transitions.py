@@ -1,0 +1,62 @@
+"""The diagnostics of transitions against counting in plain Python."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import pyarrow.parquet as pq
+import pytest
+
+from etl import transitions
+from etl.transitions import diagnose
+from tests.support.engine import build, write_log
+
+
+def slow(sessions: list[list[int]]) -> dict[str, float]:
+    follows: dict[int, set[int]] = {}
+    for items in sessions:
+        train = items[:-2]
+        for source, target in pairwise(train):
+            follows.setdefault(source, set()).add(target)
+    out = {"from_last": 0, "from_last_three": 0, "from_any": 0, "repeats": 0}
+    for *visible, target in sessions:
+        known = [target in follows.get(item, ()) for item in visible]
+        out["from_last"] += known[-1]
+        out["from_last_three"] += any(known[-3:])
+        out["from_any"] += any(known)
+        out["repeats"] += target in visible
+    shares = {name: count / len(sessions) for name, count in out.items()}
+    return shares | {"branching": sum(map(len, follows.values())) / len(follows)}
+
+
+def read(dataset) -> list[list[int]]:
+    return [s for f in dataset.session_files for s in pq.read_table(dataset.file(f.path))["items"].to_pylist()]
+
+
+def test_shares_are_those_of_plain_counting(fifty):
+    found = diagnose([fifty.file(f.path) for f in fifty.session_files])
+    sessions = read(fifty)
+    assert found["sessions"] == len(sessions)
+    expected = slow(sessions)
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert found["from_random"] <= found["from_any"]
+    assert json.loads(fifty.file("statistics.json").read_text())["transitions"] == found
+
+
+def test_a_sample_of_sessions_is_held_against_all_transitions(fifty, monkeypatch):
+    monkeypatch.setattr(transitions, "SAMPLED_SESSIONS", len(read(fifty)) // 3)
+    found = diagnose([fifty.file(f.path) for f in fifty.session_files])
+    assert 0 < found["sessions"] <= len(read(fifty)) // 3
+    assert found["branching"] == pytest.approx(slow(read(fifty))["branching"])
+
+
+def test_order_is_what_a_chain_is_made_of(tmp_path):
+    """Every session walks the same ring: the last click tells the next one, a random one does not."""
+    rows = [[user, 1 + (user + step) % 40, 1, 0, 0, 0, 1, 1, 0, 0] for user in range(200) for step in range(12)]
+    write_log(tmp_path / "log.csv", rows)
+    dataset = build([f"input={tmp_path / 'log.csv'}", f"output={tmp_path / 'data'}", "scenario=qb_video"])
+    found = json.loads(dataset.file("statistics.json").read_text())["transitions"]
+    assert found["from_last"] == found["from_any"] == found["branching"] == 1.0
+    assert found["from_random"] == pytest.approx(1 / 11, abs=0.06)
+    assert found["repeats"] == 0.0
