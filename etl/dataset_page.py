@@ -12,10 +12,19 @@ import pyarrow.parquet as pq
 
 from etl.contract import STATISTICS, Dataset
 from etl.protocol import Array
-from etl.twin.published import PUBLISHED
+from etl.twin.published import FACTS, PUBLISHED
 
 ROWS = ("users", "items", "exposures", "clicks", "likes", "shares", "follows", "reads", "favorites")
 NEGATIVE = ("skip", "passive", "other")
+TOLERANCE = 0.2
+"""A fact of a log that is further from the real log's than this share of it differs."""
+TRANSITIONS = {
+    "from_last": "test clicks that follow the last visible click in train",
+    "from_last_three": "… one of the last three",
+    "from_any": "… any visible click",
+    "from_random": "… a random visible click (what a shuffled order would leave of the first line)",
+    "repeats": "test clicks that the session has clicked before",
+}
 STUDY_LIMIT = 500
 """The study's boxplot: most videos are watched less often."""
 CSS = """body{font:15px/1.5 system-ui,sans-serif;margin:auto;max-width:60rem;padding:1rem;color:#222}
@@ -61,17 +70,63 @@ def page(datasets: list[Dataset]) -> str:
     for dataset in datasets:
         scenario = dataset.manifest.scenario
         statistics = json.loads(dataset.file(STATISTICS).read_text())
-        parts.append(section(dataset, statistics))
+        parts += [section(dataset, statistics), transitions_table(statistics.get("transitions"))]
         if dataset.session_files:
             clicks, times = watched(dataset)
             values |= {f"{scenario}: clicks": clicks, f"{scenario}: watching times": times}
             parts.append(spread(clicks, times))
     values = {label: v for label, v in values.items() if len(v)}
     drawn = f"<h2>How often an item is watched</h2><div class=wide>{boxes(values)}</div>" if values else ""
+    return _document("Datasets", "".join(parts) + drawn)
+
+
+def _document(title: str, body: str) -> str:
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><style>{CSS}</style>'
-    return (
-        f"<!doctype html><html lang=en><head>{head}<title>Datasets</title></head><body>{''.join(parts)}{drawn}</body>"
+    return f"<!doctype html><html lang=en><head>{head}<title>{title}</title></head><body>{body}</body></html>"
+
+
+def log_page(scenario: str, inputs: list[str], facts: dict[str, float]) -> str:
+    """A log beside what public scans say of the real one, fact by fact."""
+    known, lines = FACTS[scenario], []
+    for name in [*known, *(name for name in facts if name not in known)]:
+        value, real = facts.get(name), known.get(name)
+        if real is None or value is None:
+            verdict = "" if real is None else "not in this log"
+        else:
+            verdict = "differs" if differs(value, real) else "alike"
+        shown = "–" if real is None else " – ".join(map(share, real)) if isinstance(real, tuple) else share(real)
+        lines.append(f"<tr><td>{name}</td><td>{share(value)}</td><td>{shown}</td><td>{verdict}</td></tr>")
+    head = "<tr><th></th><th>this log</th><th>real log</th><th></th></tr>"
+    named = ", ".join(html.escape(name) for name in inputs)
+    return _document(
+        "Log and real log",
+        f"<h2>{scenario}: {named}</h2><p>“Real log” is what public scans of the Tenrec files report; a fact differs "
+        f"where it is more than {TOLERANCE:.0%} off.</p><table>{head}{''.join(lines)}</table>",
     )
+
+
+def differs(value: float, real: float | tuple[float, float]) -> bool:
+    """Whether a log's fact is another than the real log's."""
+    low, high = real if isinstance(real, tuple) else (real * (1 - TOLERANCE), real * (1 + TOLERANCE))
+    return not low <= value <= high
+
+
+def share(value: float | None) -> str:
+    """A share in per cent, a larger number with thousands."""
+    if value is None:
+        return "–"
+    return f"{value:.2%}" if value <= 1 else f"{value:,.2f}".removesuffix(".00")
+
+
+def transitions_table(transitions: dict[str, Any] | None) -> str:
+    """What counting could tell of the test clicks."""
+    if not transitions or not transitions["sessions"]:
+        return ""
+    lines = "".join(f"<tr><td>{text}</td><td>{transitions[name]:.1%}</td></tr>" for name, text in TRANSITIONS.items())
+    branching = transitions["branching"]
+    if branching is not None:
+        lines += f"<tr><td>different items that follow an item in train, mean</td><td>{branching:.2f}</td></tr>"
+    return f"<h3>What counting can learn</h3><p>Of {transitions['sessions']:,} sessions.</p><table>{lines}</table>"
 
 
 def section(dataset: Dataset, statistics: dict[str, Any]) -> str:

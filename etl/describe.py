@@ -1,4 +1,7 @@
-"""`python -m etl.describe data=DIR output=FILE.html`: a dataset's tables and distributions on one page."""
+"""`python -m etl.describe data=DIR output=FILE.html`: a dataset's tables and distributions on one page.
+
+`python -m etl.describe input=LOG.csv scenario=qk_video output=FILE.html` holds a log against the real one.
+"""
 
 from __future__ import annotations
 
@@ -18,24 +21,45 @@ from etl.folder import InputError
 class DescribeConfig:
     """Options of `python -m etl.describe`."""
 
-    data: Any = option(MISSING, "dataset folder, or a list of these, one a scenario")
+    data: Any = option(None, "dataset folder, or a list of these, one a scenario")
+    input: Any = option(None, "log, or list of logs, to hold against public scans of the real one instead")
+    scenario: str | None = option(None, "scenario of input: qk_video, qb_video, qk_article, qb_article")
     output: str = option(MISSING, "HTML file to write; an existing one is replaced")
 
 
 def job(options: list[str]) -> None:
     """Write the page that the options describe."""
     config = read_options(DescribeConfig, "etl.conf.describe", options)
+    if (config.data is None) == (config.input is None):
+        raise InputError("data=DIR or input=LOG.csv", "both" if config.data else "neither", "name one of them")
+    output = Path(config.output)
+    if output.is_dir():
+        raise InputError("output=FILE.html", f"the folder {output}", "name a file")
+    text = _log_page(config) if config.data is None else _dataset_page(config)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(text)
+    print(output)
+
+
+def _dataset_page(config: DescribeConfig) -> str:
     from etl.contract import open_dataset
     from etl.dataset_page import page
 
     folders = config.data if isinstance(config.data, list) else [config.data]
-    output = Path(config.output)
-    if output.is_dir():
-        raise InputError("output=FILE.html", f"the folder {output}", "name a file")
-    text = page([open_dataset(str(folder), verify=False) for folder in folders])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text)
-    print(output)
+    return page([open_dataset(str(folder), verify=False) for folder in folders])
+
+
+def _log_page(config: DescribeConfig) -> str:
+    from etl.dataset_page import log_page
+    from etl.scan import scan
+    from etl.twin.published import FACTS
+
+    if config.scenario not in FACTS:
+        raise InputError(f"scenario one of {', '.join(FACTS)}", config.scenario, "name the scenario of the log")
+    inputs = config.input if isinstance(config.input, list) else [config.input]
+    return log_page(
+        config.scenario, [str(name) for name in inputs], scan([str(name) for name in inputs], config.scenario)
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

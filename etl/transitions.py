@@ -16,6 +16,7 @@ SAMPLED_SESSIONS = 20_000
 SAMPLED_CLICKS = 5_000_000
 """Train clicks whose successors are counted for the branching; of a larger dataset an even sample of items is taken."""
 HELD_OUT = 2
+SHARES = ("from_last", "from_last_three", "from_any", "from_random", "repeats")
 FILTER_BITS = 24
 
 
@@ -44,8 +45,7 @@ def diagnose(paths: list[Path]) -> dict[str, float | int | None]:
         begin += len(offset) - 1
         clicks += len(item)
     if not samples:
-        names = ("from_last", "from_last_three", "from_any", "from_random", "repeats", "branching")
-        return {"sessions": 0, **dict.fromkeys(names)}
+        return {"sessions": 0, **dict.fromkeys((*SHARES, "branching"))}
     pairs = np.unique(np.concatenate([_keys(session[:-1], session[-1]) for session in samples]))
     counted, branching = _count(paths, pairs, max(1, clicks // SAMPLED_CLICKS))
     known = pairs[counted]
@@ -56,8 +56,7 @@ def diagnose(paths: list[Path]) -> dict[str, float | int | None]:
         random = found[_mixed(number) % len(found)]
         hits += [found[-1], found[-3:].any(), found.any(), random, target in visible]
     shares = (hits / len(samples)).tolist()
-    names = ("from_last", "from_last_three", "from_any", "from_random", "repeats")
-    return {"sessions": len(samples), **dict(zip(names, shares, strict=True)), "branching": branching}
+    return {"sessions": len(samples), **dict(zip(SHARES, shares, strict=True)), "branching": branching}
 
 
 def _sessions(paths: list[Path]) -> Iterator[tuple[Int, Int]]:

@@ -98,10 +98,10 @@ def best_probabilities(process: Process, belief_UZ: Float, recent_U2: Int) -> Fl
     popular = (np.arange(top)[:, None] * TOPICS + np.arange(TOPICS)).ravel()
     last, before = recent_U2.T
     special = [last[:, None]]
-    for source, order in ((np.maximum(last, 0), 1), (np.maximum(before, 0), 2)):
+    for source, number in ((np.maximum(last, 0), 1), (np.maximum(before, 0), 2)):
         first, size = process.neighbourhood(source)
         member = np.minimum(np.arange(max(CUTOFFS)), size[:, None] - 1)
-        special += [process.successors(source, order), first[:, None] + member * TOPICS * process.neighbourhoods]
+        special += [process.successors(source, number), first[:, None] + member * TOPICS * process.neighbourhoods]
     item = np.concatenate([*special, np.broadcast_to(popular, (len(last), len(popular)))], axis=1)
     thread, broad, inside = process.parts(item, last, before)
     probability = thread + broad + inside * np.take_along_axis(belief_UZ @ AFFINITY, item % TOPICS, axis=1)

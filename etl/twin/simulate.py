@@ -87,7 +87,8 @@ def make_twin(
         low, high = (low, middle) if enough else (middle, high)
     process = Process(items, task_correlation, seed, successor_smoothness)
     twin = Twin(scenario, users, process, low, blocks or scanned.blocks(published), observed_topics)
-    return replace(twin, process=replace(process, **_intercepts(twin)))
+    on_clicks, on_others = _intercepts(twin)
+    return replace(twin, process=replace(process, intercepts=on_clicks, unclicked_intercepts=on_others))
 
 
 def _normal_quantiles(share: Float) -> Float:
@@ -101,7 +102,7 @@ def _clicks(log_clicks: Any) -> Int:
     return np.clip(np.exp(log_clicks), FEWEST_CLICKS, MOST_CLICKS).astype(np.int64)
 
 
-def _intercepts(twin: Twin) -> dict[str, tuple[float, ...]]:
+def _intercepts(twin: Twin) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The intercepts at which actions are as frequent as published, on clicked and on other rows."""
     published = PUBLISHED[twin.scenario]
     clicks = simulate(replace(twin, users=CALIBRATION_USERS), chunk=-1)
@@ -115,7 +116,7 @@ def _intercepts(twin: Twin) -> dict[str, tuple[float, ...]]:
         on_clicks.append(_intercept(logit, total * (1 - unclicked) / published.clicks))
         logit = twin.process.logits(task, shown, taste, None)
         on_others.append(_intercept(logit, total * unclicked / unclicked_rows if unclicked_rows else 0.0))
-    return {"intercepts": tuple(on_clicks), "unclicked_intercepts": tuple(on_others)}
+    return tuple(on_clicks), tuple(on_others)
 
 
 def _intercept(logit_N: Float, rate: float) -> float:

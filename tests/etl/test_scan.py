@@ -1,0 +1,89 @@
+"""A log held against public scans: the counts by hand, and the twin's."""
+
+from __future__ import annotations
+
+import pytest
+
+from etl.dataset_page import differs, log_page
+from etl.describe import main
+from etl.scan import scan
+from etl.twin.published import FACTS
+from etl.twin.simulate import make_twin
+from etl.twin.write import write
+from tests.support.engine import write_log
+
+# user, item, click, follow, like, share, category, watching_times, gender, age
+ROWS = [
+    (1, 10, 1, 0, 1, 0, 0, 1, 1, 2),
+    (1, 11, 0, 0, 1, 0, 1, 0, 1, 2),
+    (2, 10, 0, 0, 0, 0, 0, 2, 2, 0),
+    (1, 10, 0, 0, 0, 0, 0, 1, 2, 2),
+    (2, 12, 1, 1, 0, 0, "\\N", 1, 2, 0),
+    (2, 12, 1, 1, 0, 0, "\\N", 1, 2, 0),
+]
+
+
+def test_facts_are_those_counted_by_hand(tmp_path):
+    facts = scan([str(write_log(tmp_path / "log.csv", ROWS))], "qb_video")
+    expected = {
+        "rows": 6,
+        "clicks": 3,
+        "click rate": 3 / 6,
+        "rows with an action and no click": 1 / 6,
+        "mean run of a user's rows": 6 / 4,
+        "blocks of a user": 4 / 2,
+        "entered share of unclicked rows": 2 / 3,
+        "likes": 2,
+        "likes on unclicked rows": 1 / 2,
+        "follows on unclicked rows": 0,
+        "gender 1": 2 / 6,
+        "age 0": 3 / 6,
+        "category null": 2 / 6,
+        "category 1": 1 / 6,
+        "exact duplicates": 1 / 6,
+        "repeated pairs of user and item": 2 / 6,
+        "pairs with conflicting clicks, per row": 1 / 6,
+        "users with several genders": 1 / 2,
+        "fewest clicks of a user": 1,
+        "click rate in the first third of a user's rows": 1 / 2,
+        "click rate in the last third of a user's rows": 1 / 2,
+    }
+    assert {name: facts[name] for name in expected} == pytest.approx(expected)
+    assert "shares" not in facts
+
+
+def test_a_twin_of_a_video_log_is_as_scanned(tmp_path):
+    """A small log has more repeats than the real one: the other facts do not depend on the size."""
+    write(make_twin("qk_video", users=2_000, items=300_000, seed=1), tmp_path / "log.csv")
+    facts = scan([str(tmp_path / "log.csv")], "qk_video")
+    names = [
+        *(
+            "click rate",
+            "likes on unclicked rows",
+            "mean run of a user's rows",
+            "blocks of a user",
+            "gender 1",
+            "age 2",
+        ),
+        *("category 0", "category 1", "entered share of unclicked rows", "rows with an action and no click"),
+    ]
+    assert [name for name in names if differs(facts[name], FACTS["qk_video"][name])] == []
+    text = log_page("qk_video", ["log.csv"], facts)
+    assert text.count("alike") >= len(names)
+    assert not differs(0.4, (0.37, 0.57))
+    assert differs(0.3, (0.37, 0.57))
+    assert differs(0.7, 0.57)
+
+
+def test_the_page_is_written_and_wrong_options_are_named(tmp_path, capsys):
+    log, page = write_log(tmp_path / "log.csv", ROWS), tmp_path / "page.html"
+    assert main([f"input={log}", "scenario=qb_video", f"output={page}"]) == 0
+    assert "differs" in page.read_text()
+    for wrong in (
+        [f"input={log}"],
+        [],
+        [f"input={log}", "data=x", "scenario=qb_video"],
+        ["input=none.csv", "scenario=qb_video"],
+    ):
+        assert main([*wrong, f"output={page}"]) == 2
+        assert capsys.readouterr().err.startswith("error: expected ")
