@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,6 +63,11 @@ class KubernetesOptions:
     gpus: int = option(1, "GPUs of a training worker; 0 trains on CPUs")
     cpus: int = option(8, "cores of a training worker")
     memory_gib: int = option(16, "memory of a training worker; python -m trainer.plan tells what it needs")
+    apply: bool = option(True, "apply the manifests; false only writes them")
+    tolerations: str = option("", "of all pods, separated by spaces: KEY:EFFECT or KEY=VALUE:EFFECT")
+    node_selector: str = option("", "labels of the nodes to run on, separated by spaces: NAME=VALUE")
+    queue: str | None = option(None, "queue of Kueue that jobs wait in; training then has the least number of workers")
+    pull_secret: str | None = option(None, "secret that pulls the image")
 
 
 @dataclass
@@ -92,8 +98,18 @@ def training_options(run: str) -> tuple[str, list[str]]:
     return name, options or [f"model={name}"]
 
 
-FREE_TEXT = ("options", "address", "pipeline.etl", "pipeline.trainer", "pipeline.retrieval")
+FREE_TEXT = (
+    "options",
+    "address",
+    "pipeline.etl",
+    "pipeline.trainer",
+    "pipeline.retrieval",
+    "kubernetes.tolerations",
+    "kubernetes.node_selector",
+)
 """Options whose values are options, or addresses: Hydra would read their `=` and `:` as its own."""
+QUOTED = r"""'([^'\\]|\\.)*'|"([^"\\]|\\.)*\""""
+"""One quoted text from its first to its last character."""
 
 
 def quoted(option: str) -> str:
@@ -103,9 +119,10 @@ def quoted(option: str) -> str:
     ('options="data=d model=hybrid"', 'submit=etl')
     """
     name, equals, value = option.partition("=")
-    if name not in FREE_TEXT or not equals or value[:1] in ("'", '"') or value in ("", "null"):
+    if name not in FREE_TEXT or not equals or value in ("", "null") or re.fullmatch(QUOTED, value, re.DOTALL):
         return option
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    # Hydra reads a backslash as itself, but for those right before a quote.
+    escaped = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ("\\" + m[2] if m[2] else ""), value)
     return f'{name}="{escaped}"'
 
 
@@ -130,13 +147,28 @@ def load(options: Sequence[str]) -> ClusterConfig:
         raise InputError("address=…", "none", f"name the {config.target} cluster; action=up starts one here")
     if config.local.nodes < 1:
         raise InputError("local.nodes of at least 1", config.local.nodes, "try 2")
-    if config.submit == "etl" and config.target == "kubernetes" and config.kubernetes.claim is None:
-        raise InputError(
-            "kubernetes.claim for submit=etl", "null", "Spark's tasks build the dataset in a folder they share"
-        )
-    low, high = (config.kubernetes.workers * 2)[:2] if config.kubernetes.workers else (0, 0)
-    if not 1 <= low <= high:
-        raise InputError("kubernetes.workers=[least,most]", config.kubernetes.workers, "write [2,8]")
+    _check_kubernetes(config)
     if not any(run.strip() for run in config.pipeline.models):
         raise InputError("pipeline.models with at least one run", "none", "choose pipeline=demo")
     return config
+
+
+def _check_kubernetes(config: ClusterConfig) -> None:
+    values = config.kubernetes
+    if config.submit == "etl" and config.target == "kubernetes" and values.claim is None:
+        raise InputError(
+            "kubernetes.claim for submit=etl", "null", "Spark's tasks build the dataset in a folder they share"
+        )
+    low, high = (values.workers * 2)[:2] if values.workers else (0, 0)
+    if not 1 <= low <= high or len(values.workers) > 2:
+        raise InputError("kubernetes.workers=[least,most]", values.workers, "write [2,8]")
+    for name, least in (("gpus", 0), ("cpus", 1), ("memory_gib", 1)):
+        if getattr(values, name) < least:
+            raise InputError(f"kubernetes.{name} of at least {least}", getattr(values, name), f"{least} is the fewest")
+    for label in values.node_selector.split():
+        if not re.fullmatch(r"[^=]+=[^=]*", label):
+            raise InputError("kubernetes.node_selector of NAME=VALUE …", label, "write zone=a disk=ssd")
+    for taint in values.tolerations.split():
+        if not re.fullmatch(r"[^=:]+(=[^=:]*)?(:(NoSchedule|PreferNoSchedule|NoExecute))?", taint):
+            cure = "effects are NoSchedule, PreferNoSchedule and NoExecute"
+            raise InputError("kubernetes.tolerations of KEY:EFFECT or KEY=VALUE:EFFECT", taint, cure)

@@ -1,16 +1,14 @@
 """Kubernetes manifests from typed values: training as a RayJob, evaluation as a Job, who may talk to whom.
 
-`kubectl apply -f FOLDER` starts them; where there is a kubectl, `python -m cluster submit=… target=kubernetes` does it.
+They are written to a folder, and `python -m cluster submit=… target=kubernetes` applies them where there is a kubectl.
 Sessions go through `spark-submit --master k8s://…` with the same image.
 """
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
-import subprocess
-from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,61 +16,52 @@ from typing import Any
 import yaml
 
 from cluster.config import ClusterConfig, KubernetesOptions
+from cluster.kubectl import remove_ended, run
+from cluster.pods import CONTAINER_SECURITY, LABEL, container, labels, literal, pod, spark_template
 from cluster.submit import entrypoint
-from etl.folder import InputError
 
-LABEL = {"app.kubernetes.io/part-of": "nextclick"}
 OPERATOR = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}}
 """KubeRay's operator, wherever it runs, by the label of its chart."""
-USER = 1000
-"""The image's user, who is not root."""
 STORE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL")
 """What the store's secret holds."""
-GRACE_SECONDS = 120
-"""Time to save a checkpoint before a pod is killed."""
+POLICY, SPARK_TEMPLATE, SPARK_CONTAINER = "network-policy.yaml", "spark-pod.yaml", "spark"
 
 
 def metadata(name: str, options: KubernetesOptions) -> dict[str, Any]:
-    """Name, namespace and the label that the network policy goes by."""
-    return {"name": name, "namespace": options.namespace, "labels": dict(LABEL)}
+    """Name, namespace and labels of a job."""
+    return {"name": name, "namespace": options.namespace, "labels": labels(options)}
 
 
-def container(
-    name: str, options: KubernetesOptions, resources: dict[str, Any], *, env: Sequence[Any] = (), **more: Any
-) -> dict[str, Any]:
-    """A container of our image with the shared storage."""
-    from etl.remote import CACHE  # pyarrow with it, which nothing else here needs
-
-    if options.store_secret:
-        more["envFrom"] = [{"secretRef": {"name": options.store_secret}}]
-    return {
-        "name": name,
-        "image": options.image,
-        "env": [*env, {"name": CACHE, "value": f"{options.mount}/cache"}],
-        "resources": {"requests": dict(resources), "limits": dict(resources)},
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-        "volumeMounts": [{"name": "shared", "mountPath": options.mount}, {"name": "memory", "mountPath": "/dev/shm"}],
-        **more,
-    }
+def worker_range(options: KubernetesOptions) -> tuple[int, int]:
+    """Fewest and most training workers: in a queue as many as wait for admission together, which is the fewest."""
+    least, most = options.workers
+    return (least, least) if options.queue else (least, most)
 
 
-def pod(spec: dict[str, Any], options: KubernetesOptions, **more: Any) -> dict[str, Any]:
-    """A pod of one container, as a user who is not root; `more` adds to its specification, None takes away."""
-    claimed = {"persistentVolumeClaim": {"claimName": options.claim}} if options.claim else {"emptyDir": {}}
-    volumes = [
-        {"name": "shared", **claimed},
-        {"name": "memory", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}},
-    ]
-    security: dict[str, Any] = {
-        "runAsNonRoot": True,
-        "runAsUser": USER,
-        "fsGroup": USER,
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
-    pod_spec: dict[str, Any] = {"containers": [spec], "volumes": volumes, "securityContext": security}
-    pod_spec |= {"automountServiceAccountToken": False, "terminationGracePeriodSeconds": GRACE_SECONDS, **more}
-    pod_spec = {name: value for name, value in pod_spec.items() if value is not None}
-    return {"metadata": {"labels": dict(LABEL)}, "spec": pod_spec}
+def training_options(options: KubernetesOptions) -> list[str]:
+    """Options of the trainer that follow from the manifest: its workers, their GPUs and cores."""
+    least, most = worker_range(options)
+    workers = str(least) if least == most else f"[{least},{most}]"
+    gpus = "true" if options.gpus else "false"
+    return [f"ray.workers={workers}", f"ray.use_gpu={gpus}", f"ray.cores={options.cpus}"]
+
+
+def missing(defaults: list[str], given: list[str]) -> list[str]:
+    """Those of `defaults` whose names are not among the given options."""
+    names = {option.partition("=")[0].lstrip("+") for option in given}
+    return [option for option in defaults if option.partition("=")[0] not in names]
+
+
+def with_training_options(config: ClusterConfig, options: list[str]) -> tuple[ClusterConfig, list[str]]:
+    """Configuration and command line with the trainer's options that follow from the manifest; given ones win."""
+    defaults = training_options(config.kubernetes)
+    if config.submit == "train":
+        more = missing(defaults, shlex.split(config.options))
+        return replace(config, options=" ".join([config.options, *more]).strip()), options
+    given = config.pipeline.trainer
+    trainer = " ".join([given, *missing(defaults, given.split())]).strip()
+    others = [o for o in options if o.partition("=")[0] != "pipeline.trainer"]
+    return config, [*others, f"pipeline.trainer={trainer}"]
 
 
 def ray_job(config: ClusterConfig, options: list[str]) -> dict[str, Any]:
@@ -81,7 +70,8 @@ def ray_job(config: ClusterConfig, options: list[str]) -> dict[str, Any]:
     KubeRay hands the secret's token to all pods and uses it itself to ask how the job is doing (`authOptions`).
     """
     values = config.kubernetes
-    least, most = values.workers
+    least, most = worker_range(values)
+    config, options = with_training_options(config, options)
     resources = {"cpu": str(values.cpus), "memory": f"{values.memory_gib}Gi"}
     if values.gpus:
         resources["nvidia.com/gpu"] = str(values.gpus)
@@ -91,7 +81,7 @@ def ray_job(config: ClusterConfig, options: list[str]) -> dict[str, Any]:
     worker = container("ray-worker", values, resources, env=env)
     # Without a template of ours the pod that submits would not carry the label that the network policy goes by.
     submitter = container("ray-job-submitter", values, {"cpu": "500m", "memory": "1Gi"})
-    groups = {
+    group = {
         "groupName": "training",
         "replicas": least,
         "minReplicas": least,
@@ -104,7 +94,8 @@ def ray_job(config: ClusterConfig, options: list[str]) -> dict[str, Any]:
         "kind": "RayJob",
         "metadata": metadata(f"{config.name}-{config.submit}", values),
         "spec": {
-            "entrypoint": entrypoint(config, options),
+            # KubeRay makes the line an argument of the submitter's container.
+            "entrypoint": literal([entrypoint(config, options)])[0],
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": 600,
             "backoffLimit": 3,  # another try resumes from the checkpoint
@@ -112,13 +103,14 @@ def ray_job(config: ClusterConfig, options: list[str]) -> dict[str, Any]:
             "rayClusterSpec": {
                 "rayVersion": version("ray"),
                 "authOptions": {"mode": "token", "secretName": values.token_secret},
-                "enableInTreeAutoscaling": True,
+                "enableInTreeAutoscaling": least != most,
+                "autoscalerOptions": {"securityContext": dict(CONTAINER_SECURITY)},
                 "headGroupSpec": {
                     "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
                     # The autoscaler beside the head asks Kubernetes for workers as the account that KubeRay makes.
                     "template": pod(head, values, automountServiceAccountToken=None),
                 },
-                "workerGroupSpecs": [groups],
+                "workerGroupSpecs": [group],
             },
         },
     }
@@ -127,7 +119,7 @@ def ray_job(config: ClusterConfig, options: list[str]) -> dict[str, Any]:
 def evaluation_job(config: ClusterConfig) -> dict[str, Any]:
     """Evaluation on one machine as a Job; killed, it goes on with the parts that are left."""
     values = config.kubernetes
-    command = ["python", "-m", "retrieval", *shlex.split(config.options)]
+    command = literal(["python", "-m", "retrieval", *shlex.split(config.options)])
     resources = {"cpu": str(values.cpus), "memory": f"{values.memory_gib}Gi"}
     template = pod(container("retrieval", values, resources, command=command), values, restartPolicy="OnFailure")
     return {
@@ -144,7 +136,7 @@ def network_policy(options: KubernetesOptions) -> dict[str, Any]:
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": metadata("nextclick-closed", options),
+        "metadata": {"name": "nextclick-closed", "namespace": options.namespace, "labels": dict(LABEL)},
         "spec": {
             "podSelector": {"matchLabels": dict(LABEL)},
             "policyTypes": ["Ingress"],
@@ -153,8 +145,13 @@ def network_policy(options: KubernetesOptions) -> dict[str, Any]:
     }
 
 
-def spark_command(config: ClusterConfig) -> list[str]:
-    """`spark-submit` of the sessions job; driver and executors run in our image and see the shared storage."""
+def spark_command(config: ClusterConfig, folder: Path) -> list[str]:
+    """`spark-submit` of the sessions job; driver and executors run in our image and see the shared storage.
+
+    Args:
+        config: what to submit.
+        folder: where `spark-pod.yaml` is.
+    """
     values = config.kubernetes
     volume = "spark.kubernetes.{}.volumes.persistentVolumeClaim.shared.{}"
     settings = {
@@ -166,8 +163,13 @@ def spark_command(config: ClusterConfig) -> list[str]:
         "spark.executor.memory": f"{max(1, values.memory_gib // 2)}g",
         "spark.authenticate": "true",  # on Kubernetes Spark makes the secret itself
         "spark.network.crypto.enabled": "true",
+        "spark.ui.enabled": "false",
     }
+    if values.pull_secret:
+        settings["spark.kubernetes.container.image.pullSecrets"] = values.pull_secret
     for part in ("driver", "executor"):
+        settings[f"spark.kubernetes.{part}.podTemplateFile"] = str(folder / SPARK_TEMPLATE)
+        settings[f"spark.kubernetes.{part}.podTemplateContainerName"] = SPARK_CONTAINER
         if values.claim:
             settings[volume.format(part, "mount.path")] = values.mount
             settings[volume.format(part, "options.claimName")] = values.claim
@@ -178,16 +180,18 @@ def spark_command(config: ClusterConfig) -> list[str]:
     for name, value in settings.items():
         command += ["--conf", f"{name}={value}"]
     command += ["--py-files", "local:///app/nextclick.zip", "local:///app/cluster/etl_job.py"]
-    return [*command, *shlex.split(config.options)]
+    return [*command, *literal(shlex.split(config.options))]
 
 
 def manifests(config: ClusterConfig, options: list[str]) -> dict[str, dict[str, Any]]:
     """Objects by file name."""
-    found = {"network-policy.yaml": network_policy(config.kubernetes)}
+    found = {POLICY: network_policy(config.kubernetes)}
     if config.submit == "evaluate":
         found["evaluate.yaml"] = evaluation_job(config)
     elif config.submit in ("train", "pipeline"):
         found[f"{config.submit}.yaml"] = ray_job(config, options)
+    else:
+        found[SPARK_TEMPLATE] = spark_template(SPARK_CONTAINER, config.kubernetes)
     return found
 
 
@@ -198,31 +202,35 @@ def submit(config: ClusterConfig, options: list[str]) -> list[str]:
         config: what to submit.
         options: the command line, of which a pipeline gets the part that concerns it.
 
+    Returns:
+        The files, and what there is left to do.
+
     Raises:
-        InputError: kubectl or spark-submit failed.
+        InputError: a job of this name runs, or kubectl or spark-submit failed.
     """
     folder = Path(config.kubernetes.output).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for name, value in manifests(config, options).items():
+    objects = manifests(config, options)
+    for name, value in objects.items():
         (folder / name).write_text(yaml.safe_dump(value, sort_keys=False))
-        lines.append(str(folder / name))
-    if config.submit == "etl":
-        command = spark_command(config)
-        if config.address is None:
-            return [
-                *lines,
-                "without address=https://HOST:6443 nothing was submitted; the command is:",
-                shlex.join(command),
-            ]
+    files = [str(folder / name) for name in objects]
+    # Spark makes its pods from the template by itself.
+    apply = ["kubectl", "apply", *(f"--filename={file}" for file in files if not file.endswith(SPARK_TEMPLATE))]
+    spark = spark_command(config, folder) if config.submit == "etl" else None
+    commands = [shlex.join(command) for command in (apply, spark) if command]
+    if not config.kubernetes.apply:
+        return [*files, "kubernetes.apply=false, so nothing was applied; the commands are:", *commands]
+    if shutil.which("kubectl") is None:
+        return [*files, "no kubectl here, so nothing was applied; the commands are:", *commands]
+    if spark and config.address is None:
+        return [*files, "without address=https://HOST:6443 nothing was applied; the commands are:", *commands]
+    for value in objects.values():
+        if value["kind"] in ("Job", "RayJob"):
+            remove_ended(value)
+    run(apply)
+    if spark:
         import pyspark
 
-        command[0] = str(Path(pyspark.__file__).parent / "bin" / command[0])
-    elif shutil.which("kubectl") is None:
-        return [*lines, f"no kubectl here: kubectl apply -f {folder}"]
-    else:
-        command = ["kubectl", "apply", "-f", str(folder)]
-    done = subprocess.run(command, env=dict(os.environ), check=False)
-    if done.returncode:
-        raise InputError(f"{command[0]} to end well", f"exit status {done.returncode}", "mend what it says above")
-    return lines
+        home = Path(pyspark.__file__).parent
+        run([str(home / "bin" / spark[0]), *spark[1:]], {"SPARK_HOME": str(home)})
+    return files

@@ -112,6 +112,8 @@ class RayOptions:
         "targets of a step and core, and 0 where that is one, or where epochs × clicks are under 5 million",
     )
     use_gpu: bool = option(False, "one GPU for each worker")
+    cores: int = option(1, "CPU cores of each worker")
+    spread: bool = option(True, "workers over as many hosts as there are; false fills one host after the other")
 
 
 @dataclass
@@ -242,9 +244,12 @@ def _check_machine(config: TrainerConfig) -> None:
         raise InputError("ray.workers=auto, ray.workers=N or ray.workers=[min,max]", given, "write ray.workers=2, say")
     if ends[0] < 0 or ends[-1] < ends[0] or (isinstance(given, list) and ends[0] < 1):
         raise InputError("ray.workers of 0 or more, or [min,max] from 1 on", given, "write ray.workers=[1,2], say")
+    if config.ray.cores < 1:
+        raise InputError("ray.cores of at least 1", config.ray.cores, "1 is the default")
     cores = os.cpu_count() or 1
-    if not config.ray.use_gpu and "RAY_ADDRESS" not in os.environ and ends[-1] > cores:
-        raise InputError(f"ray.workers up to the {cores} CPUs here", given, "use fewer, or a Ray cluster")
+    if not config.ray.use_gpu and "RAY_ADDRESS" not in os.environ and ends[-1] * config.ray.cores > cores:
+        got = f"{ends[-1]} workers of {config.ray.cores}"
+        raise InputError(f"ray.workers up to the {cores} CPUs here", got, "use fewer, or a Ray cluster")
     if config.train.precision == "bfloat16" and not (config.ray.use_gpu or (given == 0 and _has_gpu())):
         raise InputError("train.precision=float32 on a CPU", "bfloat16", "or give each worker a GPU: ray.use_gpu=true")
 

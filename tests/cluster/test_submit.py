@@ -174,7 +174,8 @@ def test_a_ray_job_is_elastic_and_ends_with_its_job():
     (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
     assert (group["minReplicas"], group["replicas"], group["maxReplicas"]) == (2, 2, 9)
     assert spec["shutdownAfterJobFinishes"]
-    assert spec["entrypoint"] == "python -m trainer data=/shared/d output=/shared/r model=hybrid"
+    settled = "'ray.workers=[2,9]' ray.use_gpu=true ray.cores=8"
+    assert spec["entrypoint"] == f"python -m trainer data=/shared/d output=/shared/r model=hybrid {settled}"
     assert group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert spec["rayClusterSpec"]["authOptions"] == {"mode": "token", "secretName": "ray-token"}
 
@@ -198,7 +199,8 @@ def test_keys_of_a_store_come_from_its_secret_alone():
     pod = rendered("evaluate", *STORE)["evaluate.yaml"]["spec"]["template"]["spec"]
     assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "store"}}]
     assert {"name": "shared", "emptyDir": {}} in pod["volumes"]
-    line = " ".join(spark_command(load(["submit=etl", "target=kubernetes", "kubernetes.store_secret=store"])))
+    etl = load(["submit=etl", "target=kubernetes", "kubernetes.store_secret=store"])
+    line = " ".join(spark_command(etl, Path("/k")))
     for part in ("driver", "executor"):
         assert f"spark.kubernetes.{part}.secretKeyRef.AWS_SECRET_ACCESS_KEY=store:AWS_SECRET_ACCESS_KEY" in line
 
@@ -210,7 +212,7 @@ def test_spark_on_kubernetes_sees_the_shared_storage_and_authenticates():
         "address=https://h:6443",
         "options=input=/shared/a.csv output=/shared/d",
     ]
-    line = " ".join(spark_command(load(options)))
+    line = " ".join(spark_command(load(options), Path("/k")))
     assert "--master k8s://https://h:6443 --deploy-mode cluster" in line
     assert "spark.authenticate=true" in line
     for part in ("driver", "executor"):
@@ -272,7 +274,7 @@ def test_without_kubectl_the_manifests_are_written_and_named(tmp_path, capfd, mo
     monkeypatch.setenv("PATH", "/nowhere")
     out = f"kubernetes.output={tmp_path / 'k'}"
     assert main(["submit=evaluate", "target=kubernetes", "options=bundle=b data=d output=o", out]) == 0
-    assert f"kubectl apply -f {tmp_path / 'k'}" in capfd.readouterr().out
+    assert f"kubectl apply --filename={tmp_path / 'k'}/network-policy.yaml" in capfd.readouterr().out
     assert {p.name for p in (tmp_path / "k").iterdir()} == {"network-policy.yaml", "evaluate.yaml"}
 
 

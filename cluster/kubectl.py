@@ -1,0 +1,53 @@
+"""Calls of kubectl and spark-submit, and jobs of an earlier submit that stand in the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+from typing import Any
+
+from etl.folder import InputError
+
+ENDED = ("Complete", "Failed")
+"""States of a Job (types of its conditions) and of a RayJob (its deployment's status) that nothing follows."""
+
+
+def run(command: list[str], env: dict[str, str] | None = None) -> None:
+    """Run a command that shows its output here.
+
+    Raises:
+        InputError: it did not end well.
+    """
+    done = subprocess.run(command, env=os.environ | (env or {}), check=False)
+    if done.returncode:
+        raise InputError(f"{command[0]} to end well", f"exit status {done.returncode}", "see what it says above")
+
+
+def remove_ended(job: dict[str, Any]) -> None:
+    """Delete an ended job of the same name: applied over it, the new one would be refused, or never start.
+
+    Raises:
+        InputError: a job of this name is still running.
+    """
+    name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
+    object_name = f"{job['kind'].lower()}/{name}"
+    ask = ["kubectl", "get", object_name, f"--namespace={namespace}", "--ignore-not-found", "--output=json"]
+    done = subprocess.run(ask, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise InputError(f"an answer to {shlex.join(ask)}", f"exit status {done.returncode}", "see what it says above")
+    if not done.stdout.strip():
+        return
+    if not has_ended(json.loads(done.stdout)):
+        raise InputError(
+            f"no running {object_name}", "one", "wait for it, delete it with kubectl, or name another: name=…"
+        )
+    run(["kubectl", "delete", object_name, f"--namespace={namespace}", "--wait=true"])
+
+
+def has_ended(job: dict[str, Any]) -> bool:
+    """Whether a Job or RayJob, as Kubernetes describes it, has succeeded or failed."""
+    status = job.get("status", {})
+    conditions = [c["type"] for c in status.get("conditions", []) if c.get("status") == "True"]
+    return any(state in ENDED for state in [*conditions, status.get("jobDeploymentStatus")])
