@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError, RayError
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, report
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
 
 from etl.folder import InputError, write_json
+from etl.reachable import refusal, split_address
 from etl.remote import Mirror, filesystem, place, read_file
+from trainer import reachability
 from trainer.config import TrainerConfig, from_plain
 from trainer.loop import train
 from trainer.run_folder import is_finished
@@ -41,13 +45,14 @@ def run_with_ray(config: TrainerConfig) -> None:
     A worker that dies makes Ray start the group again; it goes on from our own latest checkpoint.
 
     Raises:
-        InputError: no room on the disk, losses that are not finite, a cluster with too few workers.
+        InputError: no room on the disk, losses that are not finite, a cluster that cannot be reached or has too few
+            workers, workers that do not reach one another.
         Stopped: the workers saved and ended, as SIGTERM to this process asks them to.
     """
     given = config.ray.workers
     workers: Any = tuple(given) if isinstance(given, list) else given
     most = workers[1] if isinstance(workers, tuple) else workers
-    with ray_session(most):
+    with ray_session(most * config.ray.cores):
         _run(config, workers)
 
 
@@ -57,6 +62,9 @@ def ray_session(cpus: int = 0) -> Iterator[None]:
 
     Args:
         cpus: that the one started here has at least.
+
+    Raises:
+        InputError: no cluster at RAY_ADDRESS, or one that does not accept the token.
     """
     packages = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")]))
@@ -74,11 +82,64 @@ def ray_session(cpus: int = 0) -> Iterator[None]:
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     if IN_JOB not in os.environ:
         local["runtime_env"] = {"env_vars": {"PYTHONPATH": path, "RAY_TRAIN_V2_ENABLED": "1"}}
-    ray.init(logging_level=logging.ERROR, log_to_driver=False, **local)
+    _connect(**local)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _connect(**options: Any) -> None:
+    address = os.environ.get("RAY_ADDRESS", "")
+    where = split_address(address.removeprefix("ray://"), default_port=6379)
+    cure = "start it, correct RAY_ADDRESS, or unset it to train on this machine"
+    # Ray itself would ask for minutes and end in a traceback.
+    if address not in ("", "auto", "local") and (why := refusal(*where) if where else "no HOST:PORT"):
+        raise InputError(f"a Ray cluster at RAY_ADDRESS={address}", why, cure)
+    try:
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        if not address:
+            raise
+        cause = " ".join(str(error).split())[:200]
+        raise InputError(f"a Ray cluster at RAY_ADDRESS={address} that lets this program in", cause, cure) from None
+
+
+class ConnectedTorchBackend(_TorchBackend):
+    """Torch's process group, after every worker has reached the others' hosts."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        """Check who reaches whom, then set the process group up.
+
+        Raises:
+            InputError: workers that do not reach one another; Ray Train ends the run with it, without another try.
+        """
+        nodes = worker_group.execute(ray.util.get_node_ip_address)
+        addresses = ray.get([worker_group.execute_single_async(i, reachability.listen, n) for i, n in enumerate(nodes)])
+        targets = reachability.first_of_each_host(addresses)
+        if len(targets) > 1:
+            reachability.check(addresses, worker_group.execute(reachability.unreachable, targets))
+        worker_group.execute(reachability.stop_listening)
+        super().on_start(worker_group, backend_config)
+
+
+class ConnectedTorchConfig(TorchConfig):
+    """Torch's process group by `ConnectedTorchBackend`."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        """What sets the process group up."""
+        return ConnectedTorchBackend
+
+
+def _scaling(config: TrainerConfig, workers: Any) -> ScalingConfig:
+    resources = {"CPU": config.ray.cores} | ({"GPU": 1} if config.ray.use_gpu else {})
+    return ScalingConfig(
+        num_workers=workers,
+        use_gpu=config.ray.use_gpu,
+        resources_per_worker=resources,
+        placement_strategy="SPREAD" if config.ray.spread else "PACK",
+    )
 
 
 def _run(config: TrainerConfig, workers: Any) -> None:
@@ -94,8 +155,8 @@ def _run(config: TrainerConfig, workers: Any) -> None:
     trainer = TorchTrainer(
         work,
         train_loop_config=config.plain(),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=config.ray.use_gpu),
-        torch_config=TorchConfig(
+        scaling_config=_scaling(config, workers),
+        torch_config=ConnectedTorchConfig(
             backend="nccl" if config.ray.use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_SECONDS
         ),
         run_config=RunConfig(
@@ -117,20 +178,30 @@ def _run(config: TrainerConfig, workers: Any) -> None:
             raise InputError(**json.loads(read_file(f"{config.output.rstrip('/')}/{FAILED}")))
         if not is_finished(run):
             raise Stopped("stopped; the same command goes on from the checkpoint that was left")
-    except ControllerError as error:
-        cause = str(error.controller_failure).strip().splitlines()[0]
-        raise InputError(
-            f"a cluster that can start {config.ray.workers} workers", cause, "add nodes, or run again later"
-        ) from None
-    except TrainingFailedError as error:
-        if os.strerror(errno.ENOSPC) in str(error):
-            raise InputError(f"room on the disk of {run}", "a full disk", "free some and run again") from None
-        raise
+    except (TrainingFailedError, RayActorError) as error:
+        raise _explained(error, config) from None
     finally:
         shutil.rmtree(storage, ignore_errors=True)
         if mirror:
             with suppress(OSError):
                 where.delete_dir(path)
+
+
+def _explained(error: Exception, config: TrainerConfig) -> Exception:
+    """What ended Ray Train, as something that the user can mend; the error itself where it is a bug."""
+    if isinstance(error, TrainingFailedError) and os.strerror(errno.ENOSPC) in str(error):
+        return InputError(f"room on the disk of {place(config.output)}", "a full disk", "free some and run again")
+    if isinstance(error, RayActorError):  # the controller, which starts all workers
+        cause = str(error).strip().splitlines()[0]
+        again = "run again: it goes on from the latest checkpoint"
+        return InputError("Ray Train's controller to stay alive", cause, again)
+    if not isinstance(error, ControllerError):
+        return error
+    failure = error.controller_failure
+    if isinstance(failure, InputError):
+        return failure
+    cause = str(failure).strip().splitlines()[0]
+    return InputError(f"a cluster that can start {config.ray.workers} workers", cause, "add nodes, or run again later")
 
 
 def work(settings: dict[str, Any]) -> None:

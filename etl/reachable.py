@@ -1,0 +1,47 @@
+"""Whether a server accepts connections, asked before a program that would wait for it for minutes."""
+
+from __future__ import annotations
+
+import socket
+import time
+from contextlib import closing
+
+CONNECT_SECONDS = 5.0
+RETRY_SECONDS = 0.5
+
+
+def refusal(host: str, port: int, patience: float = 10.0) -> str | None:
+    """Why nothing accepts a connection at an address; None where something does.
+
+    Args:
+        host: name or address.
+        port: TCP port.
+        patience: seconds for which a server that does not answer is asked again; a name that is unknown is not.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        timeout = max(RETRY_SECONDS, min(CONNECT_SECONDS, deadline - time.monotonic()))
+        try:
+            with closing(socket.create_connection((host, port), timeout)):
+                return None
+        except socket.gaierror:
+            return f"no host of the name {host}"
+        except OSError as error:
+            if time.monotonic() + RETRY_SECONDS > deadline:
+                return f"no answer from {host}:{port} ({error.strerror or error})"
+        time.sleep(RETRY_SECONDS)
+
+
+def split_address(address: str, default_port: int) -> tuple[str, int] | None:
+    """Host and port of `HOST:PORT`, `HOST` or `[IPv6]:PORT`; None where it is neither.
+
+    >>> split_address("head:6379", 1), split_address("[::1]:7077", 1), split_address("head", 1)
+    (('head', 6379), ('::1', 7077), ('head', 1))
+    """
+    host, colon, port = address.rpartition(":") if not address.endswith("]") else (address, "", "")
+    if not colon:
+        host, port = address, str(default_port)
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
+        return None
+    return host, int(port)

@@ -1,0 +1,42 @@
+"""Who reaches whom, with sockets of this machine in the place of hosts."""
+
+import socket
+
+import psutil
+import pytest
+
+from etl.folder import InputError
+from trainer import reachability
+from trainer.reachability import check, first_of_each_host, listen, own_address, stop_listening, unreachable
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    stop_listening()
+
+
+def test_workers_reach_open_ports_and_miss_closed_ones():
+    opened = listen("127.0.0.1")
+    with socket.create_server(("127.0.0.2", 0)) as server:
+        closed = server.getsockname()
+    assert unreachable([opened, closed], patience=0.1) == ["127.0.0.2"]
+    stop_listening()
+    assert unreachable([opened], patience=0.1) == ["127.0.0.1"]
+    assert reachability._listening == []
+
+
+def test_the_named_interface_decides_the_address(monkeypatch):
+    loopback = next(name for name, found in psutil.net_if_addrs().items() if "127.0.0.1" in [a.address for a in found])
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", loopback)
+    assert own_address("10.0.0.9") == "127.0.0.1"
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "none")
+    assert own_address("10.0.0.9") == "10.0.0.9"
+
+
+def test_the_first_worker_that_is_cut_off_is_named_with_whom_it_misses():
+    addresses = [("a", 1), ("a", 2), ("b", 3), ("c", 4)]
+    assert first_of_each_host(addresses) == [("a", 1), ("b", 3), ("c", 4)]
+    check(addresses, [[], [], [], []])
+    with pytest.raises(InputError, match="got no connection from b to a, c"):
+        check(addresses, [[], [], ["a", "c"], ["b"]])
