@@ -54,6 +54,11 @@ def spark_defaults(secret: str) -> str:
         "spark.authenticate.secret": secret,
         "spark.network.crypto.enabled": "true",
         "spark.ui.enabled": "false",
+        # On by default, this server starts what anybody posts to it, without asking for the secret.
+        "spark.master.rest.enabled": "false",
+        # The master's page would end applications, and take workers out, for whoever reaches the loopback.
+        "spark.ui.killEnabled": "false",
+        "spark.master.ui.decommission.allow.mode": "DENY",
         "spark.driver.host": HOST,
         "spark.driver.bindAddress": HOST,
     }

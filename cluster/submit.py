@@ -21,7 +21,9 @@ from typing import Any
 from cluster.config import ClusterConfig
 from cluster.pipeline import run_pipeline
 from etl.folder import InputError
+from etl.java import require_java
 from etl.package import package
+from etl.reachable import require_master
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {"etl": "etl", "train": "trainer", "evaluate": "retrieval", "pipeline": "cluster"}
@@ -73,13 +75,16 @@ def submit_spark(config: ClusterConfig) -> int:
         return 0
     import pyspark
 
+    require_java()
+    require_master(str(config.address))
+    home = Path(pyspark.__file__).parent
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "nextclick.zip"
         package(archive)
-        command = [str(Path(pyspark.__file__).parent / "bin" / "spark-submit"), "--master", str(config.address)]
+        command = [str(home / "bin" / "spark-submit"), "--master", str(config.address)]
         command += ["--name", config.name, "--py-files", str(archive), str(ROOT / "cluster" / "etl_job.py")]
         worker = sys.executable if config.python == "python" else config.python
-        env = os.environ | {"PYSPARK_PYTHON": worker, "PYSPARK_DRIVER_PYTHON": sys.executable}
+        env = os.environ | {"SPARK_HOME": str(home), "PYSPARK_PYTHON": worker, "PYSPARK_DRIVER_PYTHON": sys.executable}
         return run([*command, *shlex.split(config.options)], env)
 
 

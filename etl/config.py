@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,13 @@ class Protocol:
     first_users: int | None = option(None, "the lowest N user ids only")
     min_clicks: int = option(10, "drop users with fewer clicks (at least 3)")
     max_clicks: int = option(30, "keep a user's last N clicks (3 to 1000)")
+
+
+MASTERS = r"local|local\[(\*|[1-9]\d*)(,[1-9]\d*)?\]|spark://[^/\s:,]+:\d+(,[^/\s:,]+:\d+)*|k8s://\S+|yarn"
+"""Addresses of masters that Spark knows."""
+UNITS = {"k": 10, "m": 20, "g": 30, "t": 40}
+LEAST_SPARK_MEMORY = 512 << 20
+"""Spark starts no driver or executor with less than about 450 MiB."""
 
 
 @dataclass
@@ -86,6 +94,7 @@ def load(options: Sequence[str]) -> EtlConfig:
     _one_of("engine", config.engine, ENGINES)
     if config.engine == "local" and config.spark != SparkOptions():
         raise InputError("no option of spark with engine=local", "one", "leave out engine=local, or spark.…")
+    _check_spark(config.spark)
     protocol = config.protocol
     _at_least("seed", config.seed, 0)
     _at_least("split_bytes", config.split_bytes, 1)
@@ -105,6 +114,20 @@ def load(options: Sequence[str]) -> EtlConfig:
             "a session needs a train, a valid and a test click",
         )
     return config
+
+
+def _check_spark(spark: SparkOptions) -> None:
+    if spark.master is not None and not re.fullmatch(MASTERS, spark.master):
+        raise InputError(
+            "spark.master as local[N], spark://HOST:PORT or k8s://URL", spark.master, "write spark://HOST:7077"
+        )
+    for name in ("driver_memory", "executor_memory"):
+        text = getattr(spark, name)
+        if text is None:
+            continue
+        found = re.fullmatch(r"(\d+)([kmgt])b?", text.lower())
+        if not found or int(found[1]) << UNITS[found[2]] < LEAST_SPARK_MEMORY:
+            raise InputError(f"spark.{name} of at least 512m", text, "write 4g, say")
 
 
 def protocol_record(config: EtlConfig, shards: int) -> dict[str, Any]:

@@ -6,11 +6,13 @@ import socket
 import time
 from contextlib import closing
 
+from etl.folder import InputError
+
 CONNECT_SECONDS = 5.0
 RETRY_SECONDS = 0.5
 
 
-def refusal(host: str, port: int, patience: float = 10.0) -> str | None:
+def refusal(host: str, port: int, patience: float = 3.0) -> str | None:
     """Why nothing accepts a connection at an address; None where something does.
 
     Args:
@@ -45,3 +47,18 @@ def split_address(address: str, default_port: int) -> tuple[str, int] | None:
     if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
         return None
     return host, int(port)
+
+
+def require_master(master: str) -> None:
+    """Check that one of the masters of a `spark://` address accepts connections; others are not asked.
+
+    Raises:
+        InputError: none does.
+    """
+    if not master.startswith("spark://"):
+        return
+    addresses = [split_address(address, default_port=7077) for address in master.removeprefix("spark://").split(",")]
+    refusals = [refusal(*address) if address else "no HOST:PORT" for address in addresses]
+    if all(refusals):
+        cure = "start it (python -m cluster action=up), or correct the address"
+        raise InputError(f"a Spark master at {master}", "; ".join(map(str, refusals)), cure)

@@ -18,6 +18,7 @@ from etl.folder import InputError
 from etl.java import require_java
 from etl.job import Job, read_records
 from etl.package import package
+from etl.reachable import require_master
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -41,7 +42,7 @@ def spark_session(options: SparkOptions, scratch: Path, log_bytes: int = 0) -> I
         log_bytes: size of the log.
 
     Raises:
-        InputError: no Java of version 17 or newer.
+        InputError: no Java of version 17 or newer, no master at its address, or a Spark that does not start.
     """
     require_java()
     from pyspark.sql import SparkSession
@@ -52,12 +53,14 @@ def spark_session(options: SparkOptions, scratch: Path, log_bytes: int = 0) -> I
     os.environ["PYSPARK_PYTHON"] = os.environ.get("PYSPARK_PYTHON", sys.executable) if elsewhere else sys.executable
     os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     packages = str(Path(__file__).resolve().parent.parent)
+    if not submitted:
+        _prepare_start(master)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")]))
     builder = SparkSession.builder.appName("nextclick etl").config(map=_settings(options, scratch, log_bytes))
     if not submitted:
         builder = builder.master(master)
     already = SparkSession.getActiveSession() is not None
-    session = builder.getOrCreate()
+    session = _start(builder, master)
     session.sparkContext.setLogLevel("ERROR")
     if elsewhere and not submitted:  # spark-submit ships what --py-files names
         archive = scratch / "nextclick.zip"
@@ -68,6 +71,39 @@ def spark_session(options: SparkOptions, scratch: Path, log_bytes: int = 0) -> I
     finally:
         if not already:  # a caller's session is the caller's to end
             session.stop()
+
+
+def _prepare_start(master: str) -> None:
+    """See to it that the JVM is the one of this environment, and find out what would keep it from starting.
+
+    Raises:
+        InputError: PYSPARK_SUBMIT_ARGS that start no session, or no master at its address.
+    """
+    import pyspark
+
+    # One of another installation is of another version, or not there.
+    os.environ["SPARK_HOME"] = str(Path(pyspark.__file__).parent)
+    arguments = os.environ.get("PYSPARK_SUBMIT_ARGS")
+    if arguments and arguments.split()[-1] != "pyspark-shell":
+        raise InputError("PYSPARK_SUBMIT_ARGS that end in pyspark-shell", arguments, "unset it")
+    if master.startswith("local"):
+        # Spark asks for the address of this machine's name, which need not have one.
+        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+        os.environ.setdefault("SPARK_LOCAL_HOSTNAME", "localhost")
+    require_master(master)
+
+
+def _start(builder: Any, master: str) -> SparkSession:
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
+
+    try:
+        session: SparkSession = builder.getOrCreate()
+    except (PySparkException, Py4JError, FileNotFoundError, PermissionError) as error:
+        said = [line.strip() for line in str(error).splitlines() if "xception" in line] or str(error).splitlines()
+        cure = "see above; spark.driver_memory, SPARK_CONF_DIR and PYSPARK_SUBMIT_ARGS decide how it starts"
+        raise InputError(f"a Spark session on {master}", (said or [repr(error)])[0][:300], cure) from None
+    return session
 
 
 def is_submitted() -> bool:
@@ -91,6 +127,8 @@ def _settings(options: SparkOptions, scratch: Path, log_bytes: int) -> dict[str,
         # The partitions are ours to choose: the bytes of the dataset follow from them.
         "spark.sql.adaptive.enabled": "false",
         "spark.sql.execution.arrow.maxRecordsPerBatch": "16",  # a record holds many users
+        # Pages of an application let whoever reaches them read its environment.
+        "spark.ui.enabled": "false",
     }
     if is_submitted():
         return settings
@@ -99,7 +137,6 @@ def _settings(options: SparkOptions, scratch: Path, log_bytes: int) -> dict[str,
         "spark.driver.memory": options.driver_memory or memory,
         "spark.executor.memory": options.executor_memory or memory,
         "spark.local.dir": str(scratch),
-        "spark.ui.enabled": "false",
     }
     if (options.master or "local").startswith(("local", "spark://127.0.0.1")):
         settings |= {"spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1"}

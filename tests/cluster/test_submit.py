@@ -97,6 +97,7 @@ def test_a_pipeline_goes_to_ray_with_its_own_options_alone():
 def test_sparks_workers_get_the_interpreter_that_was_named_for_them(given, monkeypatch):
     seen = []
     monkeypatch.setenv("PYSPARK_PYTHON", "before")
+    monkeypatch.setattr(submitting, "require_master", lambda master: seen.clear())
     monkeypatch.setattr(submitting, "run", lambda _, env: seen.append(env["PYSPARK_PYTHON"]) or 0)
     monkeypatch.setattr(submitting, "run_pipeline", lambda _: seen.append(os.environ["PYSPARK_PYTHON"]))
     options = [f"submit={given}", "target=standalone", "address=spark://h:7077", "python=/opt/env/bin/python"]

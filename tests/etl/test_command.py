@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
+import pyspark
 import pytest
 
 from etl import tenrec
@@ -11,6 +16,7 @@ from etl.__main__ import main
 from etl.config import SCENARIOS
 from etl.folder import InputError
 from etl.movielens import to_csv
+from tests.etl.test_java import java_home
 from tests.support.engine import write_log
 
 
@@ -40,6 +46,10 @@ def good(tmp_path):
         (["processes=0"], "processes of at least 1"),
         (["engine=flink"], "engine one of auto, local, spark, got flink"),
         (["engine=local", 'spark.master="local[1]"'], "no option of spark with engine=local"),
+        (["spark.master=moon"], "spark.master as local[N], spark://HOST:PORT or k8s://URL, got moon"),
+        (['spark.master="local[x]"'], "spark.master as local[N]"),
+        (["spark.driver_memory=lots"], "spark.driver_memory of at least 512m, got lots"),
+        (["spark.executor_memory=100m"], "spark.executor_memory of at least 512m, got 100m"),
         (["items_from=/nowhere"], "a dataset folder with manifest.json"),
         (["justaword"], "options as key=value"),
     ],
@@ -101,6 +111,35 @@ def test_without_java_the_cure_is_named(tmp_path, monkeypatch, capfd):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["log.csv"]
     monkeypatch.setenv("PATH", "")
     assert main(good(tmp_path)) == 0  # a small log needs none
+
+
+JAVA = """echo "$SPARK_HOME $SPARK_LOCAL_HOSTNAME $SPARK_LOCAL_IP" > {seen}
+case "$1" in -version) echo 'openjdk version "17"' >&2 ;; *) echo "no heap" >&2; exit 1 ;; esac"""
+
+
+def test_a_spark_that_does_not_start_is_one_plain_line(tmp_path):
+    """The JVM is this environment's whatever SPARK_HOME says, and this machine's name need not have an address."""
+    home = java_home(tmp_path / "java", JAVA.format(seen=tmp_path / "seen"))
+    options = [*good(tmp_path), "engine=spark"]
+    env = os.environ | {"JAVA_HOME": str(home), "SPARK_HOME": "/nowhere"}
+    for name in ("SPARK_LOCAL_IP", "SPARK_LOCAL_HOSTNAME", "PYSPARK_SUBMIT_ARGS"):
+        env.pop(name, None)
+
+    def run(**more: str) -> str:
+        line = [sys.executable, "-m", "etl", *options]
+        done = subprocess.run(line, env=env | more, capture_output=True, text=True, check=False)
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stderr.splitlines()[-1]
+
+    assert run().startswith("error: expected a Spark session on local[*], got ")
+    assert (tmp_path / "seen").read_text() == f"{Path(pyspark.__file__).parent} localhost 127.0.0.1\n"
+    assert "PYSPARK_SUBMIT_ARGS that end in pyspark-shell, got --name x" in run(
+        PYSPARK_SUBMIT_ARGS="--name x"
+    )
+    options.append('spark.master="spark://no-such-host.invalid:7077"')
+    assert "a Spark master at spark://no-such-host.invalid:7077, got no host of the name" in run()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_foreign_wheel_is_refused(tmp_path):
