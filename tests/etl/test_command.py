@@ -134,9 +134,7 @@ def test_a_spark_that_does_not_start_is_one_plain_line(tmp_path):
 
     assert run().startswith("error: expected a Spark session on local[*], got ")
     assert (tmp_path / "seen").read_text() == f"{Path(pyspark.__file__).parent} localhost 127.0.0.1\n"
-    assert "PYSPARK_SUBMIT_ARGS that end in pyspark-shell, got --name x" in run(
-        PYSPARK_SUBMIT_ARGS="--name x"
-    )
+    assert "PYSPARK_SUBMIT_ARGS that end in pyspark-shell, got --name x" in run(PYSPARK_SUBMIT_ARGS="--name x")
     options.append('spark.master="spark://no-such-host.invalid:7077"')
     assert "a Spark master at spark://no-such-host.invalid:7077, got no host of the name" in run()
     assert not (tmp_path / "out").exists()
