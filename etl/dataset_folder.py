@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from etl.folder import Kind, listed_files
+
 MANIFEST = "manifest.json"
 """Written last: a folder without it is no dataset."""
 ITEMS = "items.parquet"
+DATASET = Kind("a dataset", MANIFEST, lambda data: listed_files(data, {"scenario", "protocol", "source"}, MANIFEST))
 
 
 def is_dataset(path: Path) -> bool:
     """Whether a folder is a finished dataset."""
-    return (path / MANIFEST).is_file() and (path / ITEMS).is_file()
+    return DATASET.is_whole(path)

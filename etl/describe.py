@@ -8,13 +8,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
 from etl.command import option, read_options, run_program
-from etl.folder import InputError
+from etl.folder import InputError, new_file
 
 
 @dataclass
@@ -32,13 +31,10 @@ def job(options: list[str]) -> None:
     config = read_options(DescribeConfig, "etl.conf.describe", options)
     if (config.data is None) == (config.input is None):
         raise InputError("data=DIR or input=LOG.csv", "both" if config.data else "neither", "name one of them")
-    output = Path(config.output)
-    if output.is_dir():
-        raise InputError("output=FILE.html", f"the folder {output}", "name a file")
     text = _log_page(config) if config.data is None else _dataset_page(config)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text)
-    print(output)
+    with new_file(config.output) as file:
+        file.write_text(text, encoding="utf-8")
+    print(config.output)
 
 
 def _dataset_page(config: DescribeConfig) -> str:

@@ -9,14 +9,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import gzip
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 
 class InputError(Exception):
@@ -53,56 +56,262 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A program's kind of output folder.
+
+    Attributes:
+        name: for error messages.
+        last: the file that is written last and makes the folder whole.
+        files: from the bytes of `last`, the paths of all files of the folder; None where another program wrote it.
+    """
+
+    name: str
+    last: str
+    files: Callable[[bytes], set[str] | None]
+
+    def listed(self, folder: Path) -> set[str] | None:
+        """The files that a whole folder of this kind has; None for other folders."""
+        try:
+            return self.files((folder / self.last).read_bytes())
+        except OSError:
+            return None
+
+    def is_whole(self, folder: Path) -> bool:
+        """Whether a folder is a finished one of this kind."""
+        return self.listed(folder) is not None
+
+
+def listed_files(data: bytes, keys: set[str], last: str) -> set[str] | None:
+    """The files that a manifest lists under `files`, and itself; None where it lacks some of `keys`."""
+    try:
+        manifest = json.loads(data)
+        if not keys <= manifest.keys():
+            return None
+        return {last, *(entry if isinstance(entry, str) else str(entry["path"]) for entry in manifest["files"])}
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return None
+
+
 @contextlib.contextmanager
-def staged(output: Path, *, overwrite: bool, is_whole: Callable[[Path], bool]) -> Iterator[Path]:
+def staged(output: Path, kind: Kind, *, overwrite: bool, inputs: Iterable[str] = ()) -> Iterator[Path]:
     """A fresh folder that becomes `output` when the block ends well.
 
     An existing `output` stays until the new folder is whole. One process at a time may build the
-    same output; leftovers of a killed one are removed.
+    same output; leftovers of a killed one are removed. A symbolic link stays, its target is replaced. Where
+    nothing can be moved to `output` (a mount point, a folder in one that is not writable), the new folder is
+    built inside it and its entries are moved.
 
     Raises:
-        InputError: `output` exists and is not ours to replace, another process builds it, or the disk is full.
+        InputError: `output` cannot be written or is not ours to replace, another process builds it, or the disk
+            is full.
     """
-    output = output.absolute()
-    refuse_existing(output, overwrite=overwrite, is_whole=is_whole)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    building, old = (output.with_name(f".{output.name}.{state}") for state in ("building", "old"))
+    output = output.resolve()
+    with _making(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
     with locked(output):
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir()
+        refuse_existing(output, kind, overwrite=overwrite, inputs=inputs)
+        building = _beside(output, "building")
+        with _making(output):
+            shutil.rmtree(building, ignore_errors=True)
+            building.mkdir()
         try:
             yield building
+            with _making(output):
+                _replace(output, building, kind.last)
         except BaseException as error:
             shutil.rmtree(building, ignore_errors=True)
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 cure = "free some, or write to another disk; nothing was left of this attempt"
                 raise InputError(f"room on the disk of {output.parent}", "a full disk", cure) from None
             raise
-        if output.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            output.rename(old)
-        building.rename(output)
-        shutil.rmtree(old, ignore_errors=True)
 
 
-def refuse_existing(output: Path, *, overwrite: bool, is_whole: Callable[[Path], bool]) -> None:
+def refuse_existing(output: Path, kind: Kind, *, overwrite: bool, inputs: Iterable[str] = ()) -> None:
     """Check that `output` may be written.
 
-    A folder left by a killed replacement is moved back first. An output of another kind, or a file,
-    is never replaced, since `overwrite=true` is no licence to delete a home directory.
+    A folder left by a killed replacement is moved back first. What another program or a person put there is never
+    replaced, since `overwrite=true` is no licence to delete a home directory.
+
+    Args:
+        output: the folder.
+        kind: what may be replaced.
+        overwrite: whether it is to be.
+        inputs: paths that are read.
 
     Raises:
-        InputError: something stands at `output` that may not be replaced.
+        InputError: something stands at `output` that may not be replaced, or `output` cannot be written.
     """
-    old = output.with_name(f".{output.name}.old")
-    if not output.exists() and is_whole(old):
-        old.rename(output)
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    output = output.resolve()
+    with _making(output):
+        _refuse_place(output)
+        _bring_back(output, kind)
+        entries = _entries(output)
+    refuse_inputs(output, inputs)
+    if not entries:
         return
+    listed = kind.listed(output)
     if not overwrite:
-        raise InputError("an output folder that does not exist yet", output, "add overwrite=true")
-    if not is_whole(output):
-        raise InputError("an output of this program to overwrite", output, "give another output, or remove it")
+        cure = "add overwrite=true" if listed is not None else "give another output"
+        raise InputError("an output folder that does not exist yet", output, cure)
+    if listed is None:
+        raise InputError(f"{kind.name} to overwrite, an output of this program", output, "give another output")
+    refuse_unlisted(output, _files(output) - listed)
+
+
+def refuse_unlisted(output: object, unlisted: set[str]) -> None:
+    """Raise `InputError` where files would vanish that no manifest lists."""
+    if unlisted:
+        names = ", ".join(sorted(unlisted)[:3])
+        more = f" and {len(unlisted) - 3:,} more" if len(unlisted) > 3 else ""
+        raise InputError(f"no files of others in {output}", f"{names}{more}", "move them, or give another output")
+
+
+def refuse_inputs(output: Path, inputs: Iterable[str]) -> None:
+    """Raise `InputError` where what is read lies in the output, or is it."""
+    for name in inputs:
+        path = Path(name).resolve()
+        if "://" not in name and (path == output or output in path.parents):
+            raise InputError(f"inputs outside the output {output}", name, "give another output")
+
+
+def _refuse_place(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise InputError("an output folder", f"the file {output}", "give another output")
+    nearest = next(path for path in (output, *output.parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        what = "a folder that cannot be written" if nearest.is_dir() else "a file"
+        raise InputError("an output folder that can be written", f"{output}, where {nearest} is {what}", OTHER_OUTPUT)
+
+
+OTHER_OUTPUT = "give another output, or check the folder and its permissions"
+STATES = ("building", "old", "lock")
+"""What lies beside an output, or inside where nothing can: the new folder, the one that it replaces, the lock."""
+
+
+@contextlib.contextmanager
+def _making(output: Path) -> Iterator[None]:
+    """Turn what the file system objects to into an `InputError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        got = f"{output}: {error.strerror or error}"
+        raise InputError("an output folder that can be written", got, OTHER_OUTPUT) from None
+
+
+def _is_fixed(output: Path) -> bool:
+    """Whether a folder can be filled but not be renamed."""
+    if not output.is_dir():
+        return False
+    return output.is_mount() or str(output) in _mount_points() or not os.access(output.parent, os.W_OK)
+
+
+def _mount_points() -> set[str]:
+    """Also those that `Path.is_mount` does not see: folders bound from the same disk."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return {re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), line.split(" ")[4]) for line in lines}
+
+
+def _beside(output: Path, state: str) -> Path:
+    return output / f".{state}" if _is_fixed(output) else output.with_name(f".{output.name}.{state}")
+
+
+def _entries(output: Path) -> list[Path]:
+    ours = {_beside(output, state) for state in STATES}
+    return [path for path in output.iterdir() if path not in ours] if output.is_dir() else []
+
+
+def _files(output: Path) -> set[str]:
+    """Paths of all files and links below a folder, but for our own work."""
+    found = set()
+    for entry in _entries(output):
+        below = entry.rglob("*") if entry.is_dir() and not entry.is_symlink() else [entry]
+        found |= {path.relative_to(output).as_posix() for path in below if path.is_symlink() or not path.is_dir()}
+    return found
+
+
+def _bring_back(output: Path, kind: Kind) -> None:
+    """Undo a replacement that was killed between taking the old folder away and putting the new one there."""
+    old = _beside(output, "old")
+    if not kind.is_whole(old) or kind.is_whole(output):
+        return
+    if _is_fixed(output):
+        for entry in _entries(output):
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        _move_entries(old, output, kind.last)
+    elif not output.exists():
+        old.rename(output)
+
+
+def _replace(output: Path, building: Path, last: str) -> None:
+    old = _beside(output, "old")
+    shutil.rmtree(old, ignore_errors=True)
+    if _is_fixed(output):
+        old.mkdir()
+        for entry in sorted(_entries(output), key=lambda path: path.name != last):  # from now on it is not whole
+            entry.rename(old / entry.name)
+        _move_entries(building, output, last)
+    else:
+        if output.exists():
+            output.rename(old)
+        building.rename(output)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _move_entries(source: Path, output: Path, last: str) -> None:
+    """Move all entries of a folder, `last` at the end."""
+    for entry in sorted(source.iterdir(), key=lambda path: path.name == last):
+        entry.rename(output / entry.name)
+    source.rmdir()
+
+
+@contextlib.contextmanager
+def new_file(output: str) -> Iterator[Path]:
+    """A temporary path that becomes the file `output` when the block ends well.
+
+    Raises:
+        InputError: a URI, a folder, a place that cannot be written, or a full disk.
+    """
+    if "://" in output:
+        raise InputError("a path for output, as this program writes no URIs", output, "write a file here and copy it")
+    path = Path(output).resolve()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError("an output file", f"the {'folder' if path.is_dir() else 'device'} {path}", "name a file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        if error.filename and Path(error.filename) not in (temporary, path, *path.parents):
+            raise  # of a file that was read
+        got = f"{path}: {error.strerror or error}"
+        raise InputError("an output file that can be written", got, "check the folder and its free space") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_log(output: str) -> Iterator[IO[bytes]]:
+    """A stream that becomes the CSV file `output`, compressed where its name ends in `.gz`.
+
+    Raises:
+        InputError: as `new_file`; another compression.
+    """
+    if output.lower().endswith((".zip", ".xz", ".bz2", ".zst", ".lz4")):
+        raise InputError("an output that ends in .csv or .csv.gz", output, "compress it afterwards")
+    with new_file(output) as path, path.open("wb") as raw, contextlib.ExitStack() as stack:
+        if output.lower().endswith(".gz"):  # without time and name: the same log is the same bytes
+            yield cast(IO[bytes], stack.enter_context(gzip.GzipFile("", "wb", fileobj=raw, mtime=0)))
+        else:
+            yield raw
 
 
 @contextlib.contextmanager
@@ -112,7 +321,8 @@ def locked(output: Path, *, wait_seconds: float = 30.0) -> Iterator[None]:
     Raises:
         InputError: another process still holds it after `wait_seconds`.
     """
-    path = output.with_name(f".{output.name}.lock")
+    with _making(output):
+        path = _beside(output, "lock")
     deadline = time.monotonic() + wait_seconds
     while (stream := _try_lock(path)) is None:
         if time.monotonic() > deadline:
@@ -127,7 +337,8 @@ def locked(output: Path, *, wait_seconds: float = 30.0) -> Iterator[None]:
 
 def _try_lock(path: Path) -> IO[str] | None:
     """The open, locked file, or None while another process holds it."""
-    stream = path.open("w")
+    with _making(path):
+        stream = path.open("w")
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # The holder before us may have unlinked the file that we opened: then it locks nothing.

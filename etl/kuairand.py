@@ -11,7 +11,6 @@ shown videos are merged in time order.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from etl.command import option, read_options, run_program
-from etl.folder import InputError
+from etl.folder import new_log
 
 
 @dataclass
@@ -28,7 +27,7 @@ class KuairandConfig:
     """Options of `python -m etl.kuairand`."""
 
     input: str = option(MISSING, "KuaiRand's data folder, with log_*.csv and video_features_basic*.csv")
-    output: str = option(MISSING, "CSV file to write")
+    output: str = option(MISSING, "CSV file to write (.gz compresses it)")
 
 
 def job(options: list[str]) -> None:
@@ -37,18 +36,9 @@ def job(options: list[str]) -> None:
     from etl.kuairand_log import convert, write
 
     table = convert(Path(config.input))
-    output = Path(config.output)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
-            write(table, stream)
-        temporary.replace(output)
-    except OSError as error:
-        raise InputError("an output file that can be written", error, "check the folder and its free space") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    print(f"{len(table):,} exposures: {output}")
+    with new_log(config.output) as stream:
+        write(table, stream)
+    print(f"{len(table):,} exposures: {config.output}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -72,7 +72,7 @@ def _tags(folder: Path, video: pa.ChunkedArray) -> pa.Array:
     return pc.fill_null(tag.take(place.combine_chunks()), NULL)
 
 
-def write(table: pa.Table, stream: BinaryIO) -> None:
+def write(table: pa.Table, stream: IO[bytes]) -> None:
     """Write the table as CSV, no field in quotes."""
     stream.write((",".join(VIDEO) + "\n").encode())
     pa_csv.write_csv(table, stream, pa_csv.WriteOptions(include_header=False, quoting_style="none"))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from etl.command import option, read_options, run_program
-from etl.folder import InputError, sha256_of
+from etl.folder import InputError, new_log, sha256_of
 
 WHEEL = "recbole==1.2.1"
 WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
@@ -37,7 +36,7 @@ LIKED, SHARED = 4.0, 5.0
 class MovielensConfig:
     """Options of `python -m etl.movielens`."""
 
-    output: str = option(MISSING, "CSV file to write")
+    output: str = option(MISSING, "CSV file to write (.gz compresses it)")
     wheel: str | None = option(None, "the recbole 1.2.1 wheel, if it is already here")
     cache: str = option("~/.cache/nextclick", "folder that keeps the downloaded wheel")
 
@@ -97,16 +96,10 @@ def job(options: list[str]) -> None:
     """Write the log that the options describe."""
     config = read_options(MovielensConfig, "etl.conf.movielens", options)
     wheel = Path(config.wheel) if config.wheel else fetch_wheel(Path(config.cache).expanduser())
-    output = Path(config.output)
     text = to_csv(wheel)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
-    except OSError as error:
-        raise InputError("an output file that can be written", error, "check the folder") from None
-    temporary.replace(output)
-    print(f"{text.count(chr(10)) - 1:,} ratings: {output}")
+    with new_log(config.output) as stream:
+        stream.write(text.encode())
+    print(f"{text.count(chr(10)) - 1:,} ratings: {config.output}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

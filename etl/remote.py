@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import pyarrow.fs as pa_fs
 
-from etl.folder import InputError, locked, refuse_existing, staged
+from etl.folder import InputError, Kind, locked, refuse_existing, refuse_unlisted, staged
 
 CACHE = "NEXTCLICK_CACHE"
 ENDPOINT = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
@@ -269,38 +269,48 @@ def fetched(path: str | Path, *, whole: str = "manifest.json") -> Path:
 
 
 @contextlib.contextmanager
-def published(output: str, *, overwrite: bool, is_whole: Callable[[Path], bool], last: str) -> Iterator[Path]:
+def published(output: str, kind: Kind, *, overwrite: bool, inputs: Iterable[str] = ()) -> Iterator[Path]:
     """A fresh folder that becomes `output`, a path or URI, when the block ends well.
 
     Args:
         output: as `folder.staged` takes it; a URI is built in the cache folder and then sent.
+        kind: of the output.
         overwrite: replace what is there.
-        is_whole: whether a folder is one that this program finished.
-        last: file that makes it whole.
+        inputs: paths and URIs that are read.
 
     Raises:
-        InputError: `output` is not ours to replace, or a store does not answer.
+        InputError: `output` is not ours to replace, cannot be written, or a store does not answer.
     """
     mirror = Mirror.of(output)
-    refuse_output(output, overwrite=overwrite, is_whole=is_whole, last=last)
-    with staged(place(output), overwrite=overwrite or mirror is not None, is_whole=is_whole) as folder:
+    if mirror is None:
+        with staged(Path(output), kind, overwrite=overwrite, inputs=inputs) as folder:
+            yield folder
+        return
+    refuse_output(output, kind, overwrite=overwrite, inputs=inputs)
+    with staged(mirror.folder, kind, overwrite=True) as folder:
         yield folder
-    if mirror:
-        mirror.push(last=last)
+    mirror.push(last=kind.last)
 
 
-def refuse_output(output: str, *, overwrite: bool, is_whole: Callable[[Path], bool], last: str) -> None:
-    """Check that `output`, a path or URI, may be written.
+def refuse_output(output: str, kind: Kind, *, overwrite: bool, inputs: Iterable[str] = ()) -> None:
+    """Check that `output`, a path or URI, may be written: `published` does so too, but some work may come before it.
 
     Raises:
         InputError: something stands there that may not be replaced.
     """
     mirror = Mirror.of(output)
     if mirror is None:
-        refuse_existing(Path(output), overwrite=overwrite, is_whole=is_whole)
-    elif listed := mirror.listing():
+        refuse_existing(Path(output), kind, overwrite=overwrite, inputs=inputs)
+        return
+    for name in inputs:
+        if f"{name}/".startswith(f"{mirror.uri}/"):
+            raise InputError(f"inputs outside the output {output}", name, "give another output")
+    if listed := mirror.listing():
         if not overwrite:
             raise InputError("an output folder that does not exist yet", output, "add overwrite=true")
+        data = mirror.read(kind.last)
         # One that was being sent when its program was killed lies whole here.
-        if last not in listed and not is_whole(mirror.folder):
-            raise InputError("an output of this program to overwrite", output, "give another output, or remove it")
+        files = kind.listed(mirror.folder) if data is None else kind.files(data)
+        if files is None:
+            raise InputError(f"{kind.name} to overwrite, an output of this program", output, "give another output")
+        refuse_unlisted(output, listed.keys() - files)

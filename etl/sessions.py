@@ -29,7 +29,7 @@ from etl.contract import (
     describe_file,
     open_dataset,
 )
-from etl.dataset_folder import ITEMS, MANIFEST, is_dataset
+from etl.dataset_folder import DATASET, ITEMS, MANIFEST
 from etl.engine import Engine, log_bytes, open_engine, runs_locally
 from etl.folder import fingerprint_of, write_json
 from etl.gather import cut_filtered_partition, gather_partition
@@ -66,15 +66,15 @@ def build(config: EtlConfig) -> Manifest:
     Raises:
         InputError: inputs, options or output that the user must mend.
     """
-    given: dict[str, Any] = {"overwrite": config.overwrite, "is_whole": is_dataset, "last": MANIFEST}
-    refuse_output(config.output, **given)
+    refuse_output(config.output, DATASET, overwrite=config.overwrite)
     scenario = tenrec.SCENARIOS[config.scenario]
     files = tenrec.open_logs(config.inputs, scenario)
     if config.protocol.first_rows is not None:
         files = tenrec.first_rows(files, config.protocol.first_rows)
     known = open_dataset(config.items_from).items() if config.items_from else None
     splits = tenrec.make_splits(files, config.split_bytes)
-    with published(config.output, **given) as folder:
+    read = [*(file.uri for file in files), *filter(None, [config.items_from])]
+    with published(config.output, DATASET, overwrite=config.overwrite, inputs=read) as folder:
         job = make_job(config, folder, log_bytes(splits))
         if known is not None:
             write_array(job.work("known_items", 0, "npy"), np.sort(known["item_id"].to_numpy()))

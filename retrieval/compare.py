@@ -29,6 +29,8 @@ def job(options: list[str]) -> None:
         raise InputError("at least one result and one metric", "none", "write results=[A,B]")
     if len(set(config.metrics)) < len(config.metrics):
         raise InputError("each metric once", config.metrics, "write metrics=[hr@10,ndcg@10]")
+    if "://" in config.output:
+        raise InputError("a path for output, as this program writes no URIs", config.output, "write a file and copy it")
     output = Path(config.output)
     if output.suffix != ".html":
         raise InputError("an output that ends in .html", output, "write output=comparison.html")

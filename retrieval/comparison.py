@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from etl.folder import InputError
+from etl.folder import InputError, new_file
 from etl.remote import fetched
-from retrieval.evaluate import RANKS
 from retrieval.metrics import Int
 from retrieval.ranking import MODEL, read_ranks
 from retrieval.report import PAGE, html_table, number
-from retrieval.result_folder import METRICS
+from retrieval.result_folder import METRICS, RANKS
 from retrieval.significance import GAINS, compare, gains, holm, interval
 
 ALIKE = ("dataset", "mask_seen", "candidates")
@@ -197,9 +196,10 @@ def write_comparison(folders: Sequence[str], metrics: Sequence[str], output: Pat
     """
     rankers = read_results(folders, metrics)
     rows = rows_of(rankers, metrics)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page(rows, len(next(iter(rankers.values())))))
-    output.with_suffix(".json").write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    with new_file(str(output.with_suffix(".json"))) as file:
+        file.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    with new_file(str(output)) as file:
+        file.write_text(page(rows, len(next(iter(rankers.values())))), encoding="utf-8")
     lines = [HEADER, *map(cells, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)

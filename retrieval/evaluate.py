@@ -46,11 +46,9 @@ from retrieval.parts import (
 from retrieval.ranking import MODEL, RankWriter
 from retrieval.repeats import count_repeats
 from retrieval.report import examples_of, write_report
-from retrieval.result_folder import METRICS, REPORT, is_result
+from retrieval.result_folder import METRICS, RANKS, REPORT, RESULT, TOPK
 from retrieval.stored import Stored, origin
 
-TOPK = "topk.parquet"
-RANKS = "ranks.parquet"
 SAMPLE_QUERIES = 2_000
 
 
@@ -66,13 +64,13 @@ def evaluate(config: RetrievalConfig, run_parts: RunParts = run_here) -> dict[st
     Raises:
         InputError: a bundle, dataset or option that the user must mend.
     """
-    given: dict[str, Any] = {"overwrite": config.overwrite, "is_whole": is_result, "last": METRICS}
-    refuse_output(config.output, **given)
+    read = [config.bundle, config.data]
+    refuse_output(config.output, RESULT, overwrite=config.overwrite, inputs=read)
     dataset, bundle = open_inputs(config)
     repeats = count_repeats(dataset) if config.mask_seen == "auto" else None
     if repeats:
         config = replace(config, mask_seen=repeats.mask_seen)
-    with published(config.output, **given) as folder:
+    with published(config.output, RESULT, overwrite=config.overwrite, inputs=read) as folder:
         result: dict[str, Any] = {"valid": {}, "test": {}, "baselines": {}, "index": None}
         feedback = evaluate_feedback(bundle, dataset)  # first: broken rows should not be met after hours of ranking
         if bundle.has_vectors:
@@ -100,6 +98,7 @@ def evaluate(config: RetrievalConfig, run_parts: RunParts = run_here) -> dict[st
         if bundle.has_vectors:
             examples = examples_of(folder / TOPK, next(bundle.queries("next"), None), evaluation.item_id)
         write_report(folder / REPORT, result, dataset, read_diagnostics(bundle), examples)
+        result["files"] = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         write_json(folder / METRICS, result)
     if bundle.has_vectors:
         shutil.rmtree(parts.parent, ignore_errors=True)

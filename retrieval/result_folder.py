@@ -1,12 +1,32 @@
-"""Names of files in a result folder, and whether a result is finished. Imports nothing heavy."""
+"""Names of files in a result folder, and whether a folder is one. Imports nothing heavy."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+from etl.folder import Kind, listed_files
 
 METRICS = "metrics.json"
 """Written last: a folder without it is no result."""
 REPORT = "report.html"
+TOPK = "topk.parquet"
+RANKS = "ranks.parquet"
+
+
+def _files(data: bytes) -> set[str] | None:
+    return listed_files(data, {"ties", "candidates", "files"}, METRICS) or _unlisted_files(data)
+
+
+def _unlisted_files(data: bytes) -> set[str] | None:
+    """Results made before they listed their files have these at most."""
+    try:
+        return {METRICS, REPORT, TOPK, RANKS} if {"ties", "candidates"} <= json.loads(data).keys() else None
+    except (ValueError, AttributeError):
+        return None
+
+
+RESULT = Kind("a result", METRICS, _files)
 
 
 def is_result(path: Path) -> bool:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 
 from etl.contract import Dataset, open_dataset
 from etl.dataset_folder import MANIFEST
-from etl.folder import InputError
+from etl.folder import InputError, Kind, listed_files
 from etl.remote import place, published, refuse_output
 from trainer import checkpoint
 from trainer.apply import ApplyConfig
@@ -18,6 +15,8 @@ from trainer.export import export
 from trainer.family import family_of
 from trainer.finished_run import load_selected, open_run
 from trainer.world import World, set_threads
+
+BUNDLE = Kind("a bundle", MANIFEST, lambda data: listed_files(data, {"dataset", "refit", "n_items"}, MANIFEST))
 
 
 def score_dataset(options: ApplyConfig) -> None:
@@ -31,8 +30,8 @@ def score_dataset(options: ApplyConfig) -> None:
     """
     world = World.alone()
     set_threads(world)
-    given: dict[str, Any] = {"overwrite": options.overwrite, "is_whole": is_bundle, "last": MANIFEST}
-    refuse_output(options.output, **given)
+    read = [path for path in (options.run, options.data, options.trained_on) if path]
+    refuse_output(options.output, BUNDLE, overwrite=options.overwrite, inputs=read)
     config, trained_on = open_run(options.run, options.trained_on)
     dataset = open_dataset(options.data)
     check(config, trained_on, dataset)
@@ -44,13 +43,8 @@ def score_dataset(options: ApplyConfig) -> None:
         checkpoint.load(refit, stepper)
     else:
         load_selected(run, stepper)
-    with published(options.output, **given) as folder:
+    with published(options.output, BUNDLE, overwrite=options.overwrite, inputs=read) as folder:
         export(folder, family.scorer(stepper), dataset, world, model=family.name, refit=False)
-
-
-def is_bundle(path: Path) -> bool:
-    """Whether a folder is a whole bundle."""
-    return (path / MANIFEST).is_file()
 
 
 def check(config: TrainerConfig, trained_on: Dataset, dataset: Dataset) -> None:

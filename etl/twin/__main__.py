@@ -11,7 +11,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from etl.command import option, read_options, run_program
-from etl.folder import InputError, write_json
+from etl.folder import InputError, new_file, new_log, write_json
 from etl.twin.published import FEWEST_ITEMS, PUBLISHED
 
 
@@ -19,7 +19,7 @@ from etl.twin.published import FEWEST_ITEMS, PUBLISHED
 class TwinConfig:
     """Options of `python -m etl.twin`."""
 
-    output: str = option(MISSING, "CSV file to write; FILE.truth.json stands beside it")
+    output: str = option(MISSING, "CSV file to write (.gz compresses it); FILE.truth.json stands beside it")
     scenario: str = option(MISSING, ", ".join(PUBLISHED))
     users: int = option(MISSING, "number of users; all other sizes follow")
     items: int | None = option(None, "size of the catalogue, where it shall not follow from the users")
@@ -42,22 +42,20 @@ def job(options: list[str]) -> None:
 
     begin = time.monotonic()
     output = Path(config.output)
-    twin = make_twin(
-        config.scenario,
-        users=config.users,
-        items=config.items,
-        task_correlation=config.task_correlation,
-        successor_smoothness=config.successor_smoothness,
-        observed_topics=config.observed_topics,
-        blocks=config.blocks,
-        seed=config.seed,
-    )
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        rows = write(twin, output)
-        write_json(output.with_name(f"{output.name}.truth.json"), truth(twin))
-    except OSError as error:
-        raise InputError("an output file that can be written", error, "check the folder and its free space") from None
+    with new_log(config.output) as stream:
+        twin = make_twin(
+            config.scenario,
+            users=config.users,
+            items=config.items,
+            task_correlation=config.task_correlation,
+            successor_smoothness=config.successor_smoothness,
+            observed_topics=config.observed_topics,
+            blocks=config.blocks,
+            seed=config.seed,
+        )
+        rows = write(twin, stream, scratch=output)
+    with new_file(f"{output}.truth.json") as file:
+        write_json(file, truth(twin))
     seconds = time.monotonic() - begin
     print(f"{rows:,} rows of {twin.users:,} users in {seconds:.0f} s ({rows / seconds:,.0f} rows/s): {output}")
 

@@ -15,7 +15,7 @@ import shutil
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,35 +33,36 @@ USERS_PER_WINDOW = 10_000
 """Users whose blocks alternate: the first 100,000 rows of QK-video hold some 8,000 users."""
 
 
-def write(twin: Twin, path: Path) -> int:
+def write(twin: Twin, stream: IO[bytes], scratch: Path) -> int:
     """Write the log: the same bytes for the same twin, however many cores there are.
 
-    Needs as much free space beside `path` as the log takes, and the tenth of it.
+    Args:
+        twin: what is written.
+        stream: where to.
+        scratch: path beside which temporary files lie, which take nine tenths of the log.
 
     Returns:
         The number of rows.
     """
     chunks = range(-(-twin.users // USERS_PER_CHUNK))
-    names = [path.with_name(f".{path.name}.{os.getpid()}.{segment}") for segment in range(segments(twin))]
+    names = [scratch.with_name(f".{scratch.name}.{os.getpid()}.{segment}") for segment in range(1, segments(twin))]
     rows = 0
     with contextlib.ExitStack() as stack:
         for name in names:
             stack.callback(name.unlink, missing_ok=True)
-        streams = [stack.enter_context(name.open("wb")) for name in names]
+        streams = [stream, *(stack.enter_context(name.open("wb")) for name in names)]
         streams[0].write((",".join(SCENARIOS[twin.scenario].columns) + "\n").encode())
         # One chunk is not worth starting processes for.
         pool = stack.enter_context(_workers()) if len(chunks) > 1 else None
         for count, texts in _in_order(pool, twin, chunks) if pool else [_chunk_csv(twin, 0)]:
-            for stream, text in zip(streams, texts, strict=True):
-                stream.write(text)
+            for segment, text in zip(streams, texts, strict=True):
+                segment.write(text)
             rows += count
-        for stream, name in zip(streams[1:], names[1:], strict=True):
-            stream.close()
+        for segment, name in zip(streams[1:], names, strict=True):
+            segment.close()
             with name.open("rb") as part:
-                shutil.copyfileobj(part, streams[0], 16 << 20)
+                shutil.copyfileobj(part, stream, 16 << 20)
             name.unlink()
-        streams[0].close()
-        names[0].replace(path)
     return rows
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from etl.contract import open_dataset
-from etl.folder import InputError, staged
+from etl.folder import InputError
 
 
 def test_the_frozen_dataset_opens(tiny):
@@ -53,25 +53,3 @@ def test_a_changed_byte_is_found_by_its_hash(tiny):
     path.write_bytes(bytes(data))
     with pytest.raises(InputError, match="SHA-256 differs"):
         open_dataset(tiny / "data")
-
-
-def test_staging_never_replaces_what_is_not_ours(tmp_path):
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "letter.txt").write_text("mine")
-    with (
-        pytest.raises(InputError, match="output of this program"),
-        staged(tmp_path / "home", overwrite=True, is_whole=lambda p: (p / "manifest.json").exists()),
-    ):
-        pass
-    assert (tmp_path / "home" / "letter.txt").read_text() == "mine"
-
-
-def test_a_failed_build_leaves_nothing(tmp_path):
-    def fail():
-        with staged(tmp_path / "out", overwrite=False, is_whole=lambda p: False) as folder:
-            (folder / "half").write_text("x")
-            raise RuntimeError("disk full, say")
-
-    with pytest.raises(RuntimeError):
-        fail()
-    assert list(tmp_path.iterdir()) == []

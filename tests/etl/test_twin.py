@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import numpy as np
@@ -251,9 +252,10 @@ def test_interleaved_rows_are_all_rows_with_each_user_in_order(blocks):
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
     contents = []
-    for name, seed in (("a", 4), ("b", 4), ("c", 5)):
-        assert main([f"output={tmp_path / name}.csv", "scenario=qb_article", "users=300", f"seed={seed}"]) == 0
-        contents.append((tmp_path / f"{name}.csv").read_bytes())
+    for name, seed in (("a.csv", 4), ("b.csv.gz", 4), ("c.csv", 5)):
+        assert main([f"output={tmp_path / name}", "scenario=qb_article", "users=300", f"seed={seed}"]) == 0
+        data = (tmp_path / name).read_bytes()
+        contents.append(gzip.decompress(data) if name.endswith(".gz") else data)
     assert contents[0] == contents[1] != contents[2]
     best_possible = json.loads((tmp_path / "a.csv.truth.json").read_text())
     assert set(best_possible["test"]) >= {"hr@5", "hr@10", "hr@20", "ndcg@20", "mrr@20", "auc/click"}

@@ -1,0 +1,172 @@
+"""Output folders: whole or absent, and nothing of others is ever replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import threading
+
+import pytest
+
+from etl.dataset_folder import DATASET
+from etl.folder import InputError, Kind, listed_files, new_file, staged
+from retrieval.result_folder import RESULT
+from trainer.score_dataset import BUNDLE
+
+KIND = Kind("a thing", "last.json", lambda data: listed_files(data, {"thing"}, "last.json"))
+
+
+def make(output, content: str, **options) -> None:
+    with staged(output, KIND, **{"overwrite": True} | options) as folder:
+        (folder / "part").mkdir()
+        (folder / "part" / "a").write_text(content)
+        (folder / "last.json").write_text(json.dumps({"thing": content, "files": ["part/a"]}))
+
+
+def write_file(path, text) -> None:
+    with new_file(str(path)) as file:
+        file.write_text(text)
+
+
+def content(output) -> str:
+    found = {p.relative_to(output).as_posix() for p in output.rglob("*") if p.is_file()}
+    assert found == {"part/a", "last.json"}
+    assert json.loads((output / "last.json").read_text())["thing"] == (output / "part" / "a").read_text()
+    return (output / "part" / "a").read_text()
+
+
+def test_only_what_the_same_program_made_and_lists_is_replaced(tmp_path):
+    output = tmp_path / "out"
+    make(output, "1")
+    make(output, "2")
+    assert content(output) == "2"
+    (output / "notes.txt").write_text("mine")
+    (output / "part" / "link").symlink_to(tmp_path)
+    with pytest.raises(InputError, match=r"got notes.txt, part/link \("):
+        make(output, "3")
+    assert (output / "notes.txt").read_text() == "mine"
+    (output / "notes.txt").unlink()
+    (output / "part" / "link").unlink()
+    with pytest.raises(InputError, match="inputs outside the output"):
+        make(output, "3", inputs=[str(tmp_path / "elsewhere"), str(output / "part" / "a")])
+    with pytest.raises(InputError, match="add overwrite=true"):
+        make(output, "3", overwrite=False)
+    assert content(output) == "2"
+
+
+def test_a_folder_is_recognised_by_what_its_manifest_says(tiny):
+    kinds = {"data": DATASET, "bundle": BUNDLE, "result": RESULT}
+    (tiny / "result" / "metrics.json").write_text('{"ties": "against", "candidates": "all"}')
+    assert {(name, k) for name in kinds for k in kinds if kinds[k].is_whole(tiny / name)} == {(k, k) for k in kinds}
+    for name in ("data", "bundle"):
+        files = {p.relative_to(tiny / name).as_posix() for p in (tiny / name).rglob("*") if p.is_file()}
+        assert kinds[name].listed(tiny / name) == files
+    assert KIND.listed(tiny / "data") is None
+    for text in ("[]", "{", '{"thing": 1}', '{"thing": 1, "files": [{}]}', "1"):
+        assert KIND.files(text.encode()) is None
+
+
+def test_staging_never_replaces_what_is_not_ours(tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("mine")
+    with pytest.raises(InputError, match="output of this program"):
+        make(tmp_path / "home", "1")
+    assert (tmp_path / "home" / "letter.txt").read_text() == "mine"
+
+
+def test_a_failed_build_leaves_nothing(tmp_path):
+    def fail():
+        with staged(tmp_path / "out", KIND, overwrite=False) as folder:
+            (folder / "half").write_text("x")
+            raise RuntimeError("disk full, say")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_stays_and_its_target_is_replaced(tmp_path):
+    make(tmp_path / "target", "1")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    make(tmp_path / "link", "2")
+    assert (tmp_path / "link").is_symlink()
+    assert content(tmp_path / "target") == "2"
+    (tmp_path / "dangling").symlink_to(tmp_path / "new")
+    make(tmp_path / "dangling", "3")
+    assert content(tmp_path / "new") == "3"
+
+
+def test_the_second_of_two_jobs_does_not_replace_what_the_first_made(tmp_path):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def first():
+        with staged(tmp_path / "out", KIND, overwrite=False) as folder:
+            begun.set()
+            go_on.wait(20)
+            (folder / "last.json").write_text('{"thing": 1, "files": []}')
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    begun.wait(20)
+    threading.Timer(0.3, go_on.set).start()
+    with pytest.raises(InputError, match="does not exist yet"):
+        make(tmp_path / "out", "2", overwrite=False)
+    thread.join()
+    assert (tmp_path / "out" / "last.json").read_text() == '{"thing": 1, "files": []}'
+
+
+@contextlib.contextmanager
+def mounted(folder, *options: str):
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(["mount", *options, folder], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("needs root to mount")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def killed(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("kind", ["another filesystem", "bound folder"])
+def test_a_mount_point_is_filled_and_replaced(tmp_path, kind, monkeypatch):
+    (tmp_path / "bound").mkdir()
+    options = ("-t", "tmpfs", "tmpfs") if kind == "another filesystem" else ("--bind", str(tmp_path / "bound"))
+    with mounted(tmp_path / "mount point", *options) as output:
+        make(output, "1", overwrite=False)
+        assert content(output) == "1"
+        make(output, "2")
+        assert content(output) == "2"
+        with monkeypatch.context() as patch:
+            patch.setattr("etl.folder._move_entries", killed)
+            with pytest.raises(KeyboardInterrupt):
+                make(output, "3")
+        with pytest.raises(InputError, match="overwrite=true"):
+            make(output, "4", overwrite=False)
+        assert content(output) == "2"
+
+
+def test_impossible_places_are_named_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with mounted(tmp_path / "locked", "-t", "tmpfs", "-o", "ro", "tmpfs") as locked:
+        for place in (tmp_path / "file", tmp_path / "file" / "out", tmp_path / ("n" * 250), locked / "out", locked):
+            with pytest.raises(InputError, match="expected an output folder"):
+                make(place, "1")
+        for place in (tmp_path, tmp_path / "file" / "out", tmp_path / ("n" * 256), locked / "out"):
+            with pytest.raises(InputError, match="expected an output file"):
+                write_file(place, "x")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "locked"]
+
+
+def test_files_are_whole_or_absent(tmp_path):
+    write_file(tmp_path / "deep" / "a.csv", "1")
+    with pytest.raises(TypeError):
+        write_file(tmp_path / "deep" / "a.csv", 2)
+    assert [p.read_text() for p in (tmp_path / "deep").iterdir()] == ["1"]
+    for wrong in ("s3://bucket/a.csv", str(tmp_path), "/dev/null"):
+        with pytest.raises(InputError):
+            write_file(wrong, "3")
