@@ -13,7 +13,6 @@ import boto3
 import pyarrow.fs as pa_fs
 import pytest
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 
 import etl.__main__
 import retrieval.__main__
@@ -27,6 +26,7 @@ from retrieval.bundle import open_bundle
 from tests.support.engine import build
 from tests.support.logs import generated_log
 from tests.support.store import BUCKET, s3_server
+from tests.support.workers import run_workers
 from tests.trainer.test_run import SMALL
 from trainer.config import load
 from trainer.loop import train
@@ -232,24 +232,21 @@ def test_a_killed_run_goes_on_on_another_machine(data, store, fifty, tmp_path, m
     assert files_of(f"{store}/run/bundle") == files_of(tmp_path / "run" / "bundle")
 
 
-def one_of_two(rank: int, meet: str, caches: list[str], options: list[str]) -> None:
-    os.environ["NEXTCLICK_CACHE"] = caches[rank]
+def one_of_two(rank: int, meet: str, caches: list[str], variables: dict[str, str], runs: list[list[str]]) -> None:
+    os.environ.update(variables | {"NEXTCLICK_CACHE": caches[rank]})
     dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=2)
-    config, _ = prepare(options)
-    train(config, World.of_process_group())
+    for options in runs:
+        config, _ = prepare(options)
+        train(config, World.of_process_group())
     dist.destroy_process_group()
 
 
-def test_two_machines_that_share_nothing_but_the_store(data, store, fifty, tmp_path):
+def test_two_machines_that_share_nothing_but_the_store(data, store, server, fifty, tmp_path):
     """Their caches are two, as two machines' would be; the bundle has the files of both."""
-    asked = small(data, f"{store}/run", "train.epochs=4", "train.patience=1")
+    more = ["train.epochs=4", "train.patience=1"]
+    runs = [small(data, f"{store}/run", *more), small(str(fifty.path), tmp_path / "run", *more)]
     caches = [str(tmp_path / name) for name in ("one", "two")]
-    spawn(one_of_two, (str(tmp_path / "meet"), caches, asked), nprocs=2)
-    spawn(
-        one_of_two,
-        (str(tmp_path / "meet2"), caches, small(str(fifty.path), tmp_path / "run", *asked[-2:])),
-        nprocs=2,
-    )
+    run_workers(one_of_two, (str(tmp_path / "meet"), caches, server, runs), nprocs=2)
     assert files_of(f"{store}/run/bundle") == files_of(tmp_path / "run" / "bundle")
     assert not [name for name in Mirror(f"{store}/run", tmp_path).listing() if "building" in name]
 
