@@ -1,0 +1,36 @@
+"""Settings of Spark's clusters, in `action=up` and in README: what is open by default and must not be."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from cluster.local import spark_defaults
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+CLOSED = {
+    "spark.authenticate": "true",
+    "spark.network.crypto.enabled": "true",
+    "spark.master.rest.enabled": "false",
+    "spark.ui.killEnabled": "false",
+    "spark.master.ui.decommission.allow.mode": "DENY",
+}
+
+
+def of_action_up() -> dict[str, str]:
+    return dict(line.split() for line in spark_defaults("s").splitlines())
+
+
+def of_readme() -> dict[str, str]:
+    """What README's command writes to spark-defaults.conf."""
+    command = README.split("printf '%s\\n' ")[1].split("> /shared/keys/spark-defaults.conf")[0]
+    return dict(setting.split(maxsplit=1) for setting in re.findall(r'"(spark\.[^"]+)"', command))
+
+
+@pytest.mark.parametrize("settings", [of_action_up, of_readme])
+def test_a_cluster_asks_for_the_secret_everywhere(settings):
+    found = settings()
+    assert {name: found.get(name) for name in CLOSED} == CLOSED
+    assert found["spark.authenticate.secret"]
