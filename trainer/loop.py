@@ -33,7 +33,7 @@ from trainer.shared import pull_by_all, send_checkpoint
 from trainer.step import Stepper
 from trainer.stop import Stopped, StopWatch
 from trainer.validation import Validation
-from trainer.world import World, set_threads
+from trainer.world import World, keep_freed_memory, set_threads
 
 DIAGNOSTICS = "diagnostics.json"
 LOG_STEPS = 50
@@ -62,6 +62,7 @@ def train(config: TrainerConfig, world: World, on_epoch: Callable[[dict[str, Any
         on_epoch: told the valid metrics after each epoch, on every worker equally often.
     """
     set_threads(world)
+    keep_freed_memory()
     if world.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, as the help of train.precision says
     run = place(config.output)

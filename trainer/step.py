@@ -85,7 +85,7 @@ class Stepper:
             NotFiniteError: on all workers alike, before anything is updated.
         """
         # Dropout follows from (seed, step, worker) alone: a resumed run needs no generator's state.
-        torch.manual_seed(hash((self.config.seed, step, self.world.global_rank)) & 0x7FFF_FFFF_FFFF_FFFF)
+        self._seed(hash((self.config.seed, step, self.world.global_rank)) & 0x7FFF_FFFF_FFFF_FFFF)
         parts = [batch.to(self.world.device) for batch in parts]
         objective: Any = self.objective  # batches and candidates are of the kind that it takes
         weights = self.world.sum(torch.stack([objective.weights(batch) for batch in parts]).sum(0))
@@ -117,6 +117,12 @@ class Stepper:
             )
         self._update(gradients, float(norm), step)
         return losses, weights
+
+    def _seed(self, seed: int) -> None:
+        # torch.manual_seed keeps a stack trace for every kind of device that has not started, at each call.
+        torch.default_generator.manual_seed(seed)
+        if self.world.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _gradients_stay(self, stay: bool) -> AbstractContextManager[None]:
         """Whether dense gradients stay on this worker for now, to be exchanged with those of a later part."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's `mallopt`: free memory at the heap's end, and blocks mapped one by one, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -65,3 +69,11 @@ def set_threads(world: World) -> None:
     """
     given = os.environ.get("OMP_NUM_THREADS")
     torch.set_num_threads(int(given) if given else max(1, (os.cpu_count() or 1) // world.size))
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what a step frees for the next one, instead of handing it back and faulting it in again."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_TRIM_THRESHOLD, 1 << 28)
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)
