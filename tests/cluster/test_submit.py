@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shlex
 import stat
 import subprocess
 import sys
+import urllib.request
 import zipfile
 from pathlib import Path
 
 import kubernetes_validate
+import psutil
 import pyspark
 import pytest
 import yaml
@@ -279,6 +282,32 @@ def test_without_kubectl_the_manifests_are_written_and_named(tmp_path, capfd, mo
     assert {p.name for p in (tmp_path / "k").iterdir()} == {"network-policy.yaml", "evaluate.yaml"}
 
 
+SUBMISSION = {
+    "action": "CreateSubmissionRequest",
+    "clientSparkVersion": pyspark.__version__,
+    "appResource": "file:///nowhere.py",
+    "mainClass": "org.apache.spark.deploy.SparkSubmit",
+    "appArgs": [],
+    "environmentVariables": {},
+    "sparkProperties": {"spark.app.name": "stranger", "spark.submit.deployMode": "cluster"},
+}
+"""What Spark's REST server starts on a worker, whoever sends it."""
+
+
+def assert_spark_takes_nothing_without_the_secret(processes: list[dict]) -> None:
+    """Master and worker listen on the loopback alone, each for RPC and its page; neither starts what is posted."""
+    for name in ("spark-master", "spark-worker-1"):
+        (pid,) = (entry["pid"] for entry in processes if entry["name"] == name)
+        found = [c.laddr for c in psutil.Process(pid).net_connections() if c.status == psutil.CONN_LISTEN]
+        assert {address.ip.removeprefix("::ffff:") for address in found} == {"127.0.0.1"}
+        assert len(found) == 2
+        for address in found:
+            url = f"http://127.0.0.1:{address.port}/v1/submissions/create"
+            request = urllib.request.Request(url, json.dumps(SUBMISSION).encode(), {"Content-Type": "application/json"})
+            with pytest.raises((OSError, http.client.HTTPException)):
+                urllib.request.urlopen(request, timeout=20)
+
+
 @pytest.mark.cluster
 @pytest.mark.timeout(900)
 @pytest.mark.skipif((java_version() or 0) < OLDEST_JAVA, reason=f"needs Java {OLDEST_JAVA} or newer")
@@ -292,6 +321,7 @@ def test_a_cluster_on_this_machine_takes_all_programs_and_ends_with_what_it_star
         assert main(["action=up", *state]) == 2
         assert main(["action=status", *state]) == 0
         assert "ended" not in capfd.readouterr().out
+        assert_spark_takes_nothing_without_the_secret(told["processes"])
         log = generated_log(tmp_path / "log.csv", users=40, items=30, seed=3)
         data, run = tmp_path / "data", tmp_path / "run"
         env = os.environ | {"RAY_AUTH_TOKEN_PATH": str(token), "SPARK_CONF_DIR": str(tmp_path / "c" / "spark")}
