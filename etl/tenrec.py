@@ -131,7 +131,7 @@ def open_logs(inputs: list[str], scenario: Scenario) -> list[LogFile]:
 
 def _expand(pattern: str) -> list[str]:
     """The files that a path, glob or URI names, globs sorted by path."""
-    if not any(c in pattern for c in "*?["):
+    if not any(c in pattern for c in "*?[") or ("://" not in pattern and Path(pattern).is_file()):
         return [pattern]
     if "://" not in pattern:
         found = sorted(glob.glob(pattern))

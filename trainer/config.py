@@ -198,7 +198,7 @@ def with_recipe(options: Sequence[str], n_items: int, asked: TrainerConfig | Non
     if size == "auto":
         size = "small" if n_items <= SMALL_CATALOGUE else "large"
     family = "rank" if config.ranks else config.model
-    config = read_options(TrainerConfig, "trainer.conf", [f"+recipes@_global_={size}_{family}", *options])
+    config = read_options(TrainerConfig, "trainer.conf", options, [f"+recipes@_global_={size}_{family}"])
     config.recipe = size
     if config.ranks:
         config.tasks = config.feedback_tasks

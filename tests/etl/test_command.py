@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import os
 import subprocess
 import sys
@@ -11,13 +13,17 @@ from pathlib import Path
 import pyspark
 import pytest
 
+from cluster.config import load as load_cluster
 from etl import tenrec
 from etl.__main__ import main
-from etl.config import SCENARIOS
+from etl.command import run_program
+from etl.config import SCENARIOS, load
 from etl.folder import InputError
 from etl.movielens import to_csv
+from retrieval.config import load as load_retrieval
 from tests.etl.test_java import java_home
 from tests.support.engine import write_log
+from trainer.config import load as load_trainer
 
 
 def good(tmp_path):
@@ -145,3 +151,93 @@ def test_a_foreign_wheel_is_refused(tmp_path):
         archive.writestr("recbole/dataset_example/ml-100k/ml-100k.inter", "planted")
     with pytest.raises(InputError, match="known SHA-256"):
         to_csv(tmp_path / "recbole-1.2.1-py3-none-any.whl")
+
+
+ODD = "é ü, a=b [x] (1) ~ ${y} #'; {q}"
+
+
+@pytest.mark.parametrize("path", [f"/data/{ODD}", "a,b", "[x] y", "~x", "{a}", "x:y", "日本", "'", "$HOME"])
+def test_paths_need_no_quotes_whatever_their_letters(path):
+    etl = load([f"input={path}", f"output={path}/out", "scenario=qb_video", f"items_from={path}"])
+    assert (etl.inputs, etl.output, etl.items_from) == ([path], f"{path}/out", path)
+    assert load_retrieval([f"bundle={path}", f"data={path}", f"output={path}"]).bundle == path
+    trainer = load_trainer([f"data={path}", f"output={path}", "model=hybrid", "tasks=[next, like]"])
+    assert (trainer.data, trainer.tasks) == (path, ["next", "like"])
+    assert load_cluster(["submit=etl", f"options=input={path} output=x"]).options == f"input={path} output=x"
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("[A.csv,B.csv]", ["A.csv", "B.csv"]),
+        ("[ é.csv , 'b, c.csv',\"[d],e\", x=y.csv]", ["é.csv", "b, c.csv", "[d],e", "x=y.csv"]),
+        ("'a,b.csv'", ["a,b.csv"]),
+        ('"[x]"', ["[x]"]),
+        ("~/a.csv", [f"{Path.home()}/a.csv"]),
+        ("[~/a.csv,b~]", [f"{Path.home()}/a.csv", "b~"]),
+    ],
+)
+def test_lists_and_quotes(value, found):
+    assert load([f"input={value}", "output=x", "scenario=qb_video"]).inputs == found
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("+new=1", "a known option, got +new"),
+        ("++shards=3", "did you mean shards?"),
+        ("~shards", "options as key=value"),
+        ("~shards=3", "did you mean shards?"),
+        ("hydra.run.dir=x", "a known option, got hydra.run.dir"),
+        ("hydra/launcher=x", "a known option, got hydra/launcher"),
+        ("protocol@x=study", "a known option, got protocol@x"),
+        ("shards=1,2", "a whole number for shards, got '1,2'"),
+        ("shards=6(4", "a whole number for shards, got '6(4'"),
+        ("shards=[3]", "a whole number for shards"),
+        ("strict=no way", "true or false for strict"),
+        ("seed=99999999999999999999", "seed below 2^63"),
+        ("protocol=[study]", "the name of a preset for protocol"),
+    ],
+)
+def test_what_hydra_would_take_or_choke_on_is_refused_in_plain_words(given, told):
+    with pytest.raises(InputError) as raised:
+        load(["input=a", "output=b", "scenario=qb_video", given])
+    assert told in f"expected {raised.value.expected}, got {raised.value.got} ({raised.value.cure})"
+
+
+def test_a_dataset_from_and_in_a_folder_of_odd_letters(tmp_path, capsys):
+    folder = tmp_path / ODD
+    folder.mkdir()
+    rows = [(1, i, 1, 0, 0, 0, "c", 1, 1, 1) for i in range(12)]
+    log = write_log(folder / "a[1], b.csv", [*rows, ("x", *rows[0][1:])])
+    assert main([f"input={log}", f"output={folder}/out put", "scenario=qb_video", "engine=local"]) == 0
+    out, err = capsys.readouterr()
+    assert out.endswith(f": {folder}/out put\n")
+    assert err.splitlines()[-1].startswith("warning: 1 of 13 rows (7.69%) could not be read: user_id is not")
+
+
+@dataclasses.dataclass
+class Nothing:
+    pass
+
+
+def test_an_error_of_the_system_is_one_line_unless_its_traceback_is_asked_for(capsys, monkeypatch):
+    def job(options):
+        raise PermissionError(13, "Permission denied", "/some/file")
+
+    assert run_program("x", Nothing, job, []) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: expected files and network that work, got [Errno 13] Permission denied: '/some/file'")
+    assert err.count("\n") == 1
+    with pytest.raises(PermissionError):
+        run_program("x", Nothing, job, ["--traceback"])
+    monkeypatch.setenv("NEXTCLICK_TRACEBACK", "1")
+    with pytest.raises(PermissionError):
+        run_program("x", Nothing, job, [])
+
+
+def test_a_terminal_without_our_letters_is_no_failure(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr("sys.stdout", stream)
+    assert run_program("x", Nothing, lambda options: print("7 rows → 1 session"), []) == 0
+    assert stream.buffer.getvalue() == b"7 rows \\u2192 1 session\n"
