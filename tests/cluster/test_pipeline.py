@@ -8,27 +8,28 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Callable
 
 import psutil
 import pytest
 
+from etl.java import OLDEST_JAVA, java_version
 from tests.support.logs import generated_log
 
 SMALL = (
     'pipeline.trainer="network.dimension=8 network.hidden=8 network.experts=2 network.tower=8 train.batch_tokens=64 '
-    'train.negatives=20 train.epochs=6 train.patience=6 train.checkpoint_steps=5 ray.workers=0"'
+    'train.negatives=20 train.epochs=4 train.patience=4 train.checkpoint_steps=5 ray.workers=0"'
 )
 
 
-def command(tmp_path, name):
+def command(tmp_path, name, engine="local"):
     return [
         sys.executable,
         "-m",
         "cluster",
         f"pipeline.input={tmp_path / 'log.csv'}",
         f"pipeline.work={tmp_path / name}",
-        'pipeline.etl="shards=2"',
+        f'pipeline.etl="shards=2 split_bytes=20000 engine={engine}"',
         "pipeline.models=[hybrid]",
         SMALL,
     ]
@@ -41,7 +42,10 @@ def result(tmp_path, name):
 
 @pytest.mark.spark
 @pytest.mark.cluster
-def test_the_chain_runs_skips_what_is_whole_and_survives_kill_9_in_every_step(spark, tmp_path):
+@pytest.mark.xdist_group("local")
+@pytest.mark.timeout(900)
+@pytest.mark.skipif((java_version() or 0) < OLDEST_JAVA, reason=f"needs Java {OLDEST_JAVA} or newer")
+def test_the_chain_runs_skips_what_is_whole_and_survives_kill_9_in_every_step(tmp_path):
     generated_log(tmp_path / "log.csv", users=50, items=60, seed=1)
     first = subprocess.run(command(tmp_path, "calm"), capture_output=True, text=True, check=True)
     for step in ("sessions", "train hybrid", "evaluate hybrid"):
@@ -50,26 +54,29 @@ def test_the_chain_runs_skips_what_is_whole_and_survives_kill_9_in_every_step(sp
     assert "popularity" in first.stdout
     again = subprocess.run(command(tmp_path, "calm"), capture_output=True, text=True, check=True)
     assert again.stdout.count("already done") == 3
-    for program, seconds in (("etl", 4.0), ("trainer", 4.0), ("retrieval", 0.7)):
-        kill_during(command(tmp_path, "killed"), program, seconds)
-    last = subprocess.run(command(tmp_path, "killed"), capture_output=True, text=True, check=True)
+    work = tmp_path / "killed"
+    for program, under_way, whole in (
+        ("etl", ".data.building/_work/splits/0*.json", "data/manifest.json"),
+        ("trainer", "hybrid/checkpoints/step-*", "hybrid/summary.json"),
+        ("retrieval", ".hybrid-result.parts/*/valid-*", "hybrid-result/metrics.json"),
+    ):
+        kill_during(command(tmp_path, "killed", "spark"), program, lambda p=under_way: any(work.glob(p)))
+        assert not (work / whole).exists(), f"{program} was done before it could be killed"
+    last = subprocess.run(command(tmp_path, "killed", "spark"), capture_output=True, text=True, check=True)
+    assert last.stdout.count("already done") == 2  # sessions and training, which later attempts have finished
     assert "report of hybrid" in last.stdout
     assert result(tmp_path, "killed") == result(tmp_path, "calm")
 
 
-def kill_during(line: list[str], program: str, seconds: float) -> None:
-    """Start a pipeline, let a program work for some seconds, and kill the pipeline with SIGKILL."""
+def kill_during(line: list[str], program: str, under_way: Callable[[], bool]) -> None:
+    """Start a pipeline, and kill it with SIGKILL as soon as a program has done a part of its work."""
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    child = None
-    while child is None:
+    deadline = time.monotonic() + 300
+    while not under_way():
         assert time.monotonic() < deadline
-        if process.poll() is not None:
-            return  # it was done before the program could be met
-        with suppress(psutil.Error):  # a step may end while it is looked at
-            child = next((c for c in psutil.Process(process.pid).children() if program in c.cmdline()), None)
-        time.sleep(0.02)
-    time.sleep(seconds)
+        assert process.poll() is None, f"the pipeline ended before {program} was under way"
+        time.sleep(0.01)
+    (child,) = [c for c in psutil.Process(process.pid).children() if program in c.cmdline()]
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     for _ in range(200):
