@@ -81,7 +81,7 @@ def run(*options: str) -> subprocess.Popen:
 
 def wait_for(process: subprocess.Popen, work: Path, pattern: str) -> list[psutil.Process]:
     """Wait for a file, then hold the driver and all that it started, and return them, the driver first."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not list(work.glob(pattern)):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline

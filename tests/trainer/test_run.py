@@ -428,8 +428,10 @@ def test_one_session_is_learned_by_the_largest_seed_and_dropped_tasks_are_told_o
     assert "warning" not in out
 
 
-def test_a_dataset_without_sessions_is_refused(tmp_path, capfd):
-    log = write_log(tmp_path / "log.csv", [(1, 2, 1, 0, 0, 0, "c", 1, 1, 1)])
-    dataset = build([f"input={log}", f"output={tmp_path / 'data'}", "scenario=qb_video", "shards=2"])
-    assert main(options(dataset, tmp_path / "run")) == 2
+def test_a_dataset_without_sessions_is_refused(fifty, tmp_path, capfd):
+    shutil.copytree(fifty.path, tmp_path / "data")
+    path = tmp_path / "data" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"counts": manifest["counts"] | {"sessions": 0}}))
+    assert main([f"data={tmp_path / 'data'}", f"output={tmp_path / 'run'}", "model=hybrid", *SMALL]) == 2
     assert "error: expected a dataset with sessions, got none" in capfd.readouterr().err
