@@ -15,7 +15,7 @@ from etl.protocol import Array
 from etl.twin.published import FACTS, PUBLISHED
 
 ROWS = ("users", "items", "exposures", "clicks", "likes", "shares", "follows", "reads", "favorites")
-NEGATIVE = ("skip", "passive", "other")
+NEGATIVE = ("skip", "entered", "passive", "other", "before_first", "after_test")
 TOLERANCE = 0.2
 """A fact of a log that is further from the real log's than this share of it differs."""
 TRANSITIONS = {
@@ -138,7 +138,8 @@ def section(dataset: Dataset, statistics: dict[str, Any]) -> str:
         shown = getattr(published, name, None) if published and name not in NEGATIVE else None
         if published and name == "mean_clicks":
             shown = published.clicks / published.users
-        cells = "".join(f"<td>{number(v)}</td>" for v in (statistics["raw"][name], statistics["kept"][name], shown))
+        values = (statistics["raw"].get(name), statistics["kept"].get(name), shown)
+        cells = "".join(f"<td>{number(value)}</td>" for value in values)
         lines.append(f"<tr><td>{name.replace('_', ' ')}</td>{cells}</tr>")
     quarantined = sum(statistics["rows_quarantined"].values())
     sources = ", ".join(html.escape(s.name) for s in manifest.source)
