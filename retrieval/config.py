@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from etl.folder import InputError
 
 INDEXES = ("auto", "flat", "ivf_flat", "ivf_sq8", "ivf_pq_refine", "hnsw")
 CANDIDATES = ("clicked", "all")
+THREADS_PER_CORE = 4
+"""More threads only wait for each other, and FAISS dies of thousands."""
 MASKS = ("auto", True, False)
 BASELINES = ("popularity", "category_popularity", "last_item", "markov", "sequential_rules", "item_knn", "v_sknn")
 MOST_GAPS = 20
@@ -82,5 +85,6 @@ def _check_numbers(config: RetrievalConfig) -> None:
             raise InputError(f"{name} of at least 1", getattr(config, name), "give a larger number")
     if not config.memory_gib > 0:
         raise InputError("memory_gib above 0", config.memory_gib, "4 holds millions of vectors")
-    if config.threads < 0:
-        raise InputError("threads of 0 or more", config.threads, "0 uses every core")
+    most = THREADS_PER_CORE * (os.cpu_count() or 1)
+    if not 0 <= config.threads <= most:
+        raise InputError(f"threads from 0 to {most}", config.threads, "0 uses every core")

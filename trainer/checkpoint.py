@@ -176,9 +176,17 @@ def load_best(folder: Path, step: int, stepper: Stepper) -> None:
 
 
 def load(path: Path, stepper: Stepper) -> Progress:
-    """Put a checkpoint's state into a run."""
+    """Put a checkpoint's state into a run.
+
+    Raises:
+        InputError: it is of a model of other sizes.
+    """
     tensors = load_file(path / TENSORS)
-    _load_tensors(stepper, tensors)
+    try:
+        _load_tensors(stepper, tensors)
+    except (KeyError, RuntimeError) as error:
+        problem = str(error).splitlines()[0]
+        raise InputError(f"a checkpoint of this model in {path}", problem, "was config.yaml edited?") from None
     return read_progress(path)
 
 

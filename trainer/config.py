@@ -274,12 +274,18 @@ def _check_tasks(config: TrainerConfig) -> None:
         raise InputError(f"tasks of {', '.join(FEEDBACK_TASKS)} for a ranking model", tasks, "write tasks=[click]")
     if config.model == "rank_esmm" and "click" not in feedback:
         raise InputError("click among the tasks of rank_esmm", tasks, "its other tasks follow a click")
+    _check_by_task(config)
+
+
+def _check_by_task(config: TrainerConfig) -> None:
     for name in ("train.task_weights", "train.rates"):
         for task, value in _value(config, name).items():
             if task not in TASKS:
                 raise InputError(f"{name} of {', '.join(TASKS)}", task, "name a task")
             if not 0 <= value < float("inf"):
                 raise InputError(f"{name}.{task} of at least 0", value, "give a larger number")
+            if name == "train.rates" and value > 1:
+                raise InputError(f"{name}.{task} of at most 1", value, "a rate is a share of rows")
 
 
 LEAST = {
@@ -339,14 +345,19 @@ def _check_numbers(config: TrainerConfig) -> None:
                 if not low <= _value(config, name) < high:
                     bounds = f"at least {low}" + (f" and below {high}" if name in BELOW else "")
                     raise InputError(f"{name} of {bounds}", _value(config, name), f"{low} is the least")
-    for name in ("network.embedding_dropout", "network.state_dropout", "train.uniform"):
-        if not 0 <= _value(config, name) < 1:
-            raise InputError(f"{name} in [0, 1)", _value(config, name), "give a share")
-    if not 0 <= config.train.gbce_t <= 1:
-        raise InputError("train.gbce_t in [0, 1]", config.train.gbce_t, "try 0.75")
+    _check_shares(config)
     for name in ("train.learning_rate", "train.network_learning_rate"):
         if _value(config, name) is not None and not 0 < _value(config, name) < float("inf"):
             raise InputError(f"a positive {name}", _value(config, name), "try 0.05")
+
+
+def _check_shares(config: TrainerConfig) -> None:
+    for name in ("network.embedding_dropout", "network.state_dropout", "train.uniform"):
+        if not 0 <= _value(config, name) < 1:
+            raise InputError(f"{name} in [0, 1)", _value(config, name), "give a share")
+    for name, high, hint in (("train.gbce_t", 1, "try 0.75"), ("train.alpha", 10, "0 draws all items alike")):
+        if _value(config, name) is not None and not 0 <= _value(config, name) <= high:
+            raise InputError(f"{name} in [0, {high}]", _value(config, name), hint)
 
 
 def _value(config: TrainerConfig, name: str) -> Any:

@@ -8,7 +8,7 @@ from etl.contract import Dataset, open_dataset
 from etl.folder import InputError
 from etl.remote import fetched
 from trainer import checkpoint
-from trainer.config import TrainerConfig, from_plain
+from trainer.config import ENCODERS, HEADS, MODELS, TrainerConfig, from_plain
 from trainer.prepare import CONFIG, read_config
 from trainer.run_folder import SUMMARY, is_finished
 from trainer.step import Stepper
@@ -27,7 +27,9 @@ def open_run(folder: str, data: str | None) -> tuple[TrainerConfig, Dataset]:
     fingerprint = settled.pop("dataset", "")
     try:
         config = from_plain(settled)
-    except TypeError as error:
+        if config.model not in MODELS or config.head not in HEADS or set(config.encoders) - set(ENCODERS):
+            raise TypeError(f"model {config.model}, head {config.head}, encoder {config.encoder}")
+    except (TypeError, AttributeError) as error:
         raise InputError("a run of this version", error, "train it again") from None
     dataset = open_dataset(data or config.data, verify=False)
     if dataset.manifest.fingerprint != fingerprint:

@@ -57,7 +57,10 @@ def parts(config: TrainerConfig, dataset: Dataset, stepper: Stepper) -> list[str
 
 def gates(run: Path) -> list[str]:
     """Mean gate weights and entropy by task, from the run's validation."""
-    told = json.loads((run / DIAGNOSTICS).read_text())["gates"]
+    try:
+        told = json.loads((run / DIAGNOSTICS).read_text())["gates"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{run / DIAGNOSTICS} as training wrote it", repr(error), "train the run again") from None
     if not told:
         return ["no gates"]
     lines = ["mean gate weights on valid; entropy in nats, and as a share of its largest"]

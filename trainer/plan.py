@@ -34,7 +34,7 @@ def job(options: list[str]) -> None:
             setattr(asked, name, kind(text))
         except ValueError:
             raise InputError(f"a number for {name}", repr(text), f"write {name}=8, say") from None
-        if getattr(asked, name) <= 0:
+        if not 0 < getattr(asked, name) < float("inf"):
             raise InputError(f"{name} above 0", text, "give a larger number")
     given = [o for o in options if o.partition("=")[0] not in OWN]
     if not any(o.startswith("output=") for o in given):

@@ -53,6 +53,8 @@ def prepare(options: Sequence[str], asked: TrainerConfig | None = None) -> tuple
         more_epochs = config.train.epochs > before["train"]["epochs"]
         if is_finished(output) and not more_epochs:
             return config, True
+    elif output.absolute().is_relative_to(dataset.path.absolute()):
+        raise InputError("an output outside the dataset", output, "name another output")
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError("a fresh output folder, or a run to resume", output, "give another output")
     output.mkdir(parents=True, exist_ok=True)

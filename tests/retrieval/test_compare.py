@@ -139,3 +139,6 @@ def test_what_is_no_result_is_refused(results, capfd):
     assert main(command(results)) == 2
     assert "error: expected result folders of python -m retrieval" in capfd.readouterr().err
     assert main([f"results=[{results / 'a'}]", f"output={results / 'page.txt'}"]) == 2
+    (results / "folder.html").mkdir()
+    for output in (results / "folder.html", results / "a" / "metrics.json" / "page.html"):
+        assert main([f"results=[{results / 'a'}]", f"output={output}", "metrics=[hr@2]"]) == 2

@@ -408,6 +408,7 @@ def test_feedback_stands_beside_each_items_own_rate(fifty):
         ["candidates=some"],
         ["no_such=1"],
         ["mask_seen=perhaps"],
+        ["threads=100000"],
         ["index"],
     ],
 )

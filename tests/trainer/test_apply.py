@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from etl.contract import open_dataset
 from retrieval.bundle import open_bundle
 from tests.support.engine import build
 from tests.support.logs import generated_log
@@ -36,6 +37,9 @@ def test_on_its_own_data_a_run_gives_its_own_bundle_again(fifty, tmp_path, model
     assert main([f"run={run}", f"data={fifty.path}", f"output={tmp_path / 'again'}"]) == 0
     manifests = [open_bundle(path).manifest for path in (run / "bundle", tmp_path / "again")]
     assert manifests[0] == manifests[1]
+    if model == "gru4rec":  # a dataset, which has a manifest too, is no bundle to overwrite
+        assert main([f"run={run}", f"data={fifty.path}", f"output={fifty.path}", "overwrite=true"]) == 2
+        assert open_dataset(fifty.path).manifest == fifty.manifest
 
 
 def test_a_refit_run_scores_with_the_refits_parameters(fifty, tmp_path):

@@ -312,6 +312,9 @@ def test_a_run_refuses_another_dataset(undisturbed, tmp_path, capfd):
         ["tasks=[next,next]"],
         ["network.hidden=0"],
         ["seed=-1"],
+        ["train.alpha=nan"],
+        ["train.alpha=1000"],
+        ["train.rates={like: 5}"],
         ["seed=9223372036854775808"],
         ["seed=1180591620717411303424"],
         ["train.learning_rate=-1"],
@@ -385,6 +388,10 @@ def test_a_recipe_is_named_on_the_command_line_or_follows_from_the_catalogue(mod
 def test_missing_options_and_foreign_folders_are_refused(fifty, tmp_path, capfd):
     assert main([f"data={fifty.path}", "model=gru4rec"]) == 2
     assert "error: expected option output=" in capfd.readouterr().err
+    (tmp_path / "file").touch()
+    for output, words in ((fifty.path / "run", "outside the dataset"), (tmp_path / "file" / "run", "error: expected ")):
+        assert main(options(fifty, output)) == 2
+        assert words in capfd.readouterr().err
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("do not lose me")
     assert main(options(fifty, tmp_path / "mine")) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -70,3 +71,28 @@ def test_wrong_options_end_with_one_plain_line(hybrid, wrong, capfd):
     assert err.startswith("error: expected ")
     assert wrong[0].partition("=")[0] in err
     assert err.count("\n") == 1
+
+
+SPOILED = {
+    "no diagnostics": lambda run: (run / "diagnostics.json").unlink(),
+    "diagnostics of another kind": lambda run: (run / "diagnostics.json").write_text("[]"),
+    "another size": lambda run: edit_config(run, "dimension: 8", "dimension: 16"),
+    "another model": lambda run: edit_config(run, "model: hybrid", "model: bert"),
+}
+
+
+def edit_config(run, old, new):
+    text = (run / "config.yaml").read_text()
+    assert old in text
+    (run / "config.yaml").write_text(text.replace(old, new))
+
+
+def test_spoiled_runs_are_named(hybrid, tmp_path, capfd):
+    for number, spoil in enumerate(SPOILED.values()):
+        run = tmp_path / str(number)
+        shutil.copytree(hybrid, run)
+        spoil(run)
+        assert main([f"run={run}", "item=1"]) == 2
+        err = capfd.readouterr().err
+        assert err.startswith("error: expected ")
+        assert err.count("\n") == 1
