@@ -62,8 +62,9 @@ def spark_session(options: SparkOptions, scratch: Path, log_bytes: int = 0) -> I
     already = SparkSession.getActiveSession() is not None
     session = _start(builder, master)
     session.sparkContext.setLogLevel("ERROR")
-    if elsewhere and not submitted:  # spark-submit ships what --py-files names
-        archive = scratch / "nextclick.zip"
+    archive = scratch / "nextclick.zip"
+    sent = {Path(uri).name for uri in session.sparkContext.listFiles}
+    if elsewhere and not submitted and archive.name not in sent:  # spark-submit ships what --py-files names
         package(archive)
         session.sparkContext.addPyFile(str(archive))
     try:

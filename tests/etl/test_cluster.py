@@ -9,12 +9,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from etl.contract import open_dataset
 from etl.java import OLDEST_JAVA, java_version
 from etl.spark import jvm_memory
+from etl.twin.__main__ import main as twin
 from tests.etl.test_sessions import Options, check, command
 from tests.support.logs import generated_log
 from tests.support.reference import sessionize
@@ -22,9 +25,13 @@ from tests.support.reference import sessionize
 pytestmark = [
     pytest.mark.spark,
     pytest.mark.cluster,
+    pytest.mark.xdist_group("spark"),
     pytest.mark.skipif((java_version() or 0) < OLDEST_JAVA, reason=f"needs Java {OLDEST_JAVA} or newer"),
 ]
 ROOT = Path(__file__).parents[2]
+SCENARIOS = ["qb_video", "qk_article", "qb_article"]
+USERS, SPLIT_BYTES, LEAST_SPLITS = 3_000, 200_000, 30
+"""A log of this many users, read in small splits: a worker can die while some are read and others wait."""
 
 
 def free_port() -> int:
@@ -33,41 +40,62 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+class Standalone:
+    """A master, and two workers that each lead a group that holds their executors.
+
+    Args:
+        folder: for logs and what workers keep.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import pyspark
+
+        self.folder, self.home = folder, Path(pyspark.__file__).parent
+        self.url = f"spark://127.0.0.1:{free_port()}"
+        self.running: dict[str, subprocess.Popen] = {}
+
+    def start(self, *names: str) -> None:
+        """Start what does not run of the master and workers `one` and `two`, which want it, and wait for them."""
+        started = [name for name in names if name not in self.running or self.running[name].poll() is not None]
+        for name in started:
+            own = ["--host", "127.0.0.1", "--webui-port", "0"]
+            if name == "master":
+                line = ["org.apache.spark.deploy.master.Master", *own, "--port", self.url.rsplit(":", 1)[1]]
+            else:
+                line = ["org.apache.spark.deploy.worker.Worker", *own, "-c", "1", "-m", "1g"]
+                line += ["-d", str(self.folder / name), self.url]
+            env = os.environ | {"SPARK_HOME": str(self.home), "SPARK_LOCAL_DIRS": str(self.folder / name)}
+            with self.log(name).open("w") as log:
+                run = [str(self.home / "bin" / "spark-class"), *line]
+                self.running[name] = subprocess.Popen(run, env=env, stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 300
+        for name in started:
+            ready = "Starting Spark master" if name == "master" else "Successfully registered"
+            while ready not in self.log(name).read_text():
+                assert time.monotonic() < deadline, self.log(name).read_text()
+                time.sleep(0.1)
+
+    def log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory):
+    """One standalone cluster for all tests here."""
+    standalone = Standalone(tmp_path_factory.mktemp("standalone"))
+    try:
+        standalone.start("master")
+        yield standalone
+    finally:
+        for process in standalone.running.values():
+            kill(process)
+
+
 @pytest.fixture
-def standalone(tmp_path):
-    """Master URL and the two workers' processes, each leader of a group that holds its executors."""
-    import pyspark
-
-    home = Path(pyspark.__file__).parent
-    port = free_port()
-    url = f"spark://127.0.0.1:{port}"
-    started = []
-
-    def start(name: str, *args: str) -> subprocess.Popen:
-        env = os.environ | {"SPARK_HOME": str(home), "SPARK_LOCAL_DIRS": str(tmp_path / name)}
-        with (tmp_path / f"{name}.log").open("w") as log:
-            run = [str(home / "bin" / "spark-class"), *args]
-            started.append(subprocess.Popen(run, env=env, stdout=log, stderr=log, start_new_session=True))
-        return started[-1]
-
-    def wait_for(name: str, text: str) -> None:
-        deadline = time.monotonic() + 60
-        while text not in (tmp_path / f"{name}.log").read_text():
-            assert time.monotonic() < deadline, (tmp_path / f"{name}.log").read_text()
-            time.sleep(0.2)
-
-    master = "org.apache.spark.deploy.master.Master"
-    start("master", master, "--host", "127.0.0.1", "--port", str(port), "--webui-port", "0")
-    wait_for("master", "Starting Spark master")
-    workers = []
-    for name in ("one", "two"):
-        options = ["--host", "127.0.0.1", "-c", "1", "-m", "1g", "--webui-port", "0", "-d", str(tmp_path / name)]
-        workers.append(start(name, "org.apache.spark.deploy.worker.Worker", *options, url))
-    for name in ("one", "two"):
-        wait_for(name, "Successfully registered")
-    yield url, workers
-    for process in started:
-        kill(process)
+def standalone(machines) -> Standalone:
+    """The cluster with both workers, also where a test before has killed one."""
+    machines.start("one", "two")
+    return machines
 
 
 def kill(process: subprocess.Popen) -> None:
@@ -92,8 +120,7 @@ def etl(*options: str) -> subprocess.Popen:
 
 
 def run_twin(output: Path, **options: int | str) -> None:
-    line = [sys.executable, "-m", "etl.twin", f"output={output}", *(f"{k}={v}" for k, v in options.items())]
-    subprocess.run(line, cwd=ROOT, check=True, capture_output=True)
+    assert twin([f"output={output}", *(f"{k}={v}" for k, v in options.items())]) == 0
 
 
 def hashes(folder: Path) -> list[tuple[str, str]]:
@@ -101,56 +128,78 @@ def hashes(folder: Path) -> list[tuple[str, str]]:
     return [(f["path"], f["sha256"]) for f in manifest["files"]]
 
 
-@pytest.mark.parametrize("scenario", ["qb_video", "qk_article", "qb_article"])
-def test_one_thread_two_threads_and_a_cluster_give_the_bytes_of_the_slow_sessionizer(standalone, tmp_path, scenario):
-    from etl.contract import open_dataset
-
-    url, _ = standalone
-    log = tmp_path / "log.csv"
-    run_twin(log, scenario=scenario, users=60, seed=4)
-    text = log.read_text()
-    options = Options(min_clicks=5, max_clicks=12)
-    results = []
-    for name, master in (("a", "local[1]"), ("b", "local[2]"), ("c", url)):
-        (tmp_path / name).mkdir()
-        more = [f'spark.master="{master}"', "spark.executor_memory=512m"]
-        line = command(tmp_path / name, [text], options, *more, scenario=scenario)
-        process = etl(*line)
-        _, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, errors
-        results.append(hashes(tmp_path / name / "out"))
-        check(open_dataset(tmp_path / name / "out"), sessionize([text], options))
-    assert results[0] == results[1] == results[2]
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory) -> dict[str, Path]:
+    """A generated log of each scenario, and one of many splits."""
+    folder = tmp_path_factory.mktemp("logs")
+    for scenario in SCENARIOS:
+        run_twin(folder / f"{scenario}.csv", scenario=scenario, users=60, seed=4)
+    run_twin(folder / "many-splits.csv", scenario="qk_video", users=USERS, seed=1)
+    return {path.stem: path for path in folder.glob("*.csv")}
 
 
-def test_a_worker_killed_in_the_middle_costs_time_only(standalone, tmp_path):
-    url, workers = standalone
-    log = tmp_path / "log.csv"
-    run_twin(log, scenario="qk_video", users=60_000, seed=1)
-    options = [f"input={log}", "scenario=qk_video", "shards=4", "spark.executor_memory=512m"]
-    undisturbed = etl(*options, f"output={tmp_path / 'a'}", 'spark.master="local[2]"')
-    assert undisturbed.wait(240) == 0
-    process = etl(*options, f"output={tmp_path / 'b'}", f'spark.master="{url}"')
-    first = tmp_path / ".b.building" / "_work" / "splits"
-    deadline = time.monotonic() + 120
-    while not list(first.glob("[0-9]*.json")):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    kill(workers[0])
+OPTIONS = Options(min_clicks=5, max_clicks=12)
+MANY_SPLITS = ["scenario=qk_video", "shards=4", f"split_bytes={SPLIT_BYTES}"]
+
+
+@pytest.fixture(scope="module")
+def made(machines, logs, tmp_path_factory) -> dict[str, Path]:
+    """The datasets by one thread, by two threads and by the cluster: a folder each, a dataset in it for each log."""
+    machines.start("one", "two")
+    folders, processes = {}, []
+    for name, master in (("one", "local[1]"), ("two", "local[2]"), ("cluster", machines.url)):
+        folders[name] = tmp_path_factory.mktemp(name)
+        jobs = []
+        for scenario in SCENARIOS:
+            (folders[name] / scenario).mkdir()
+            jobs.append(command(folders[name] / scenario, [logs[scenario].read_text()], OPTIONS, scenario=scenario))
+        if name == "two":
+            jobs.append([f"input={logs['many-splits']}", f"output={folders[name] / 'many-splits'}", *MANY_SPLITS])
+        line = [sys.executable, "-m", "tests.support.spark_jobs", master]
+        processes.append(subprocess.Popen(line, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        processes[-1].stdin.write(json.dumps(jobs))
+        processes[-1].stdin.close()
+    for process in processes:
+        errors = process.stderr.read()
+        assert process.wait(500) == 0, errors
+    return folders
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_one_thread_two_threads_and_a_cluster_give_the_bytes_of_the_slow_sessionizer(made, logs, scenario):
+    outputs = [folder / scenario / "out" for folder in made.values()]
+    expected = sessionize([logs[scenario].read_text()], OPTIONS)
+    for output in outputs:
+        check(open_dataset(output), expected)
+    assert hashes(outputs[0]) == hashes(outputs[1]) == hashes(outputs[2])
+
+
+def test_a_worker_killed_in_the_middle_costs_time_only(made, standalone, logs, tmp_path):
+    options = [f"input={logs['many-splits']}", *MANY_SPLITS, "spark.executor_memory=512m"]
+    process = etl(*options, f"output={tmp_path / 'b'}", f'spark.master="{standalone.url}"')
+    kill_after_a_split(process, tmp_path / "b", lambda: kill(standalone.running["one"]))
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
-    assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
+    assert hashes(made["two"] / "many-splits") == hashes(tmp_path / "b")
+
+
+def kill_after_a_split(process: subprocess.Popen, output: Path, kill: Callable[[], None]) -> None:
+    """Kill something once a job has read a split of its log, and be sure that it had splits left to read."""
+    done = output.with_name(f".{output.name}.building") / "_work" / "splits"
+    deadline = time.monotonic() + 400
+    while not (finished := len(list(done.glob("[0-9]*.json")))):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    kill()
+    assert finished < LEAST_SPLITS
 
 
 def test_spark_submit_runs_the_packaged_job(standalone, tmp_path):
-    import pyspark
-
-    url, _ = standalone
     log = generated_log(tmp_path / "log.csv", users=30, items=40, seed=5)
     package = tmp_path / "nextclick.zip"
     subprocess.run(["make", "package", f"PACKAGE={package}"], cwd=ROOT, check=True, capture_output=True)
-    submit = [str(Path(pyspark.__file__).parent / "bin" / "spark-submit"), "--master", url]
+    submit = [str(standalone.home / "bin" / "spark-submit"), "--master", standalone.url]
     submit += ["--conf", "spark.executor.memory=512m", "--py-files", str(package), str(ROOT / "cluster" / "etl_job.py")]
     options = [f"input={log}", f"output={tmp_path / 'out'}", "scenario=qb_video", "shards=2"]
     env = os.environ | {"PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
