@@ -26,13 +26,17 @@ class Popularity:
     Args:
         item: dense ids of the candidates, rising, `[C]`.
         train_clicks: their train clicks `[C]`.
+        n_items: items of the dataset; the last candidate's id where it does not matter.
     """
 
-    def __init__(self, item: npt.NDArray[np.integer], train_clicks: npt.NDArray[np.integer]) -> None:
+    def __init__(
+        self, item: npt.NDArray[np.integer], train_clicks: npt.NDArray[np.integer], n_items: int | None = None
+    ) -> None:
         self.clicks = np.full(int(item.max(initial=0)) + 1, -1, np.int64)
         self.clicks[item] = train_clicks
         self.falling = np.sort(-train_clicks)
         self.best_first = item[np.lexsort((item, -train_clicks))]
+        self.n_items = n_items or len(self.clicks) - 1
 
     def ranks(self, queries: Queries, *, mask_seen: bool) -> npt.NDArray[np.int64]:
         """Rank of each target: how many candidates have at least as many train clicks, itself among them."""
@@ -146,15 +150,22 @@ class CategoryPopularity:
         rank[whole == MISS] = MISS
         return rank.astype(np.int64), lists
 
-    def _lists(
+    def listed(
         self, queries: Queries, mine_Q: npt.NDArray[np.int64], k: int, *, mask_seen: bool
     ) -> npt.NDArray[np.integer]:
+        """The `k` most clicked candidates of one category for each query `[Q, k]`, 0 where there are fewer."""
         deep = k + (int(queries.n_seen.max(initial=0)) if mask_seen else 0)
         place = self.begin[mine_Q][:, None] + np.arange(deep)
         inside = place < self.end[mine_Q][:, None]
         near = np.where(inside, self.best_first[np.where(inside, place, 0)], 0).astype(np.int64)
         if mask_seen:
             near[seen_among(queries, near)] = 0
+        return first_listed(near, k)
+
+    def _lists(
+        self, queries: Queries, mine_Q: npt.NDArray[np.int64], k: int, *, mask_seen: bool
+    ) -> npt.NDArray[np.integer]:
+        near = self.listed(queries, mine_Q, k, mask_seen=mask_seen)
         general = self.popularity.lists(queries, k, mask_seen=mask_seen).astype(np.int64)
         general[self.category[general] == mine_Q[:, None]] = 0
         return first_listed(np.concatenate([near, general], axis=1), k)

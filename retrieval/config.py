@@ -19,6 +19,16 @@ THREADS_PER_CORE = 4
 MASKS = ("auto", True, False)
 BASELINES = ("popularity", "category_popularity", "last_item", "markov", "sequential_rules", "item_knn", "v_sknn")
 MOST_GAPS = 20
+SOURCES = (
+    "model",
+    "sequential_rules",
+    "markov",
+    "item_knn",
+    "v_sknn",
+    "popularity",
+    "category_popularity",
+    "repeats",
+)
 
 
 @dataclass
@@ -38,6 +48,7 @@ class RetrievalConfig:
     candidates: str = option("clicked", "clicked (items with a kept click) or all")
     cutoffs: list[int] = option([5, 10, 20], "cutoffs of the ranking metrics")
     baselines: list[str] = option(list(BASELINES), f"beside the model: {', '.join(BASELINES)}; the first always")
+    blend: Any = option("auto", f"sources joined into one ranking: auto, none, or a list of {', '.join(SOURCES)}")
     neighbours: int = option(100, "sessions that v_sknn, and items that item_knn goes by")
     rules_per_item: int = option(100, "successors that markov and sequential_rules keep of an item")
     rules_gaps: int = option(10, "clicks that a successor of sequential_rules may come later")
@@ -66,10 +77,29 @@ def load(options: Sequence[str]) -> RetrievalConfig:
     if config.mask_seen != "auto":
         config.mask_seen = bool(config.mask_seen)  # 1 and 0 are true and false
     _check_numbers(config)
+    config.blend = checked_blend(config.blend)
     unknown = [name for name in config.baselines if name not in BASELINES]
     if unknown:
         raise InputError(f"baselines of {', '.join(BASELINES)}", unknown[0], "write baselines=[popularity,markov]")
     return config
+
+
+def checked_blend(blend: Any) -> Any:
+    """`auto`, `none` or a list of sources.
+
+    Raises:
+        InputError: an unknown source, none or one twice.
+    """
+    if blend is None or blend is False:
+        return "none"  # as which YAML takes the word
+    if blend in ("auto", "none"):
+        return blend
+    named = [blend] if isinstance(blend, str) else list(blend) if isinstance(blend, list) else []
+    wrong = [str(name) for name in named if name not in SOURCES]
+    if wrong or not named or len(set(named)) != len(named):
+        got = wrong[0] if wrong else blend
+        raise InputError(f"blend auto, none or a list of {', '.join(SOURCES)}", got, "write blend=[model,v_sknn]")
+    return named
 
 
 def _check_numbers(config: RetrievalConfig) -> None:

@@ -17,6 +17,9 @@ from etl.dataset_folder import MANIFEST
 from etl.folder import InputError, write_json
 from etl.remote import published, read_file, refuse_output
 from retrieval.baselines import item_rates
+from retrieval.blend.describe import describe_blend, put_blend
+from retrieval.blend.prepare import prepare_blend
+from retrieval.blend.ranker import BLEND
 from retrieval.bundle import Bundle, open_bundle
 from retrieval.config import RetrievalConfig
 from retrieval.index import (
@@ -33,9 +36,8 @@ from retrieval.index import (
     tune,
 )
 from retrieval.metrics import feedback_metrics
+from retrieval.part_files import CLICKS_AFTER_QUERY, SECONDS, TOPK_SCHEMA
 from retrieval.parts import (
-    CLICKS_AFTER_QUERY,
-    TOPK_SCHEMA,
     Evaluation,
     RunParts,
     join,
@@ -77,6 +79,7 @@ def evaluate(config: RetrievalConfig, run_parts: RunParts = run_here) -> dict[st
             catalogue = make_catalogue(bundle, dataset, config)
             index, result["index"] = prepare_index(bundle, dataset, catalogue, config)
             evaluation, parts = Evaluation(config, dataset, bundle, index), parts_folder(config, bundle)
+            learn(evaluation, parts)
             run_parts(evaluation, evaluation.parts(), parts)
             collect(evaluation, parts, folder, result)
             if repeats:
@@ -112,12 +115,44 @@ def collect(evaluation: Evaluation, parts: Path, folder: Path, result: dict[str,
         names["topk" if part.split == "next" else "ranks"].append(part.name)
     join((parts / name / RANKS for name in names["ranks"]), folder / RANKS, RankWriter.SCHEMA)
     join((parts / name / TOPK for name in names["topk"]), folder / TOPK, TOPK_SCHEMA)
+    blend = evaluation.blend(parts)
+    result["blend"] = {} if blend is None else describe_blend(blend.learned)
     for split in CLICKS_AFTER_QUERY:
         for name, metrics in evaluation.merged(parts, split).items():
             if name == MODEL:
                 result[split] |= metrics
+            elif name.startswith(BLEND):
+                put_blend(result["blend"], name, split, metrics)
             else:
                 result["baselines"].setdefault(name, {})[split] = metrics
+
+    if blend:
+        result["blend"]["milliseconds"] = milliseconds(evaluation, parts)
+
+
+def learn(evaluation: Evaluation, parts: Path) -> None:
+    """Learn the blend into the folder of the parts, unless it is there."""
+    config, bundle = evaluation.config, evaluation.bundle
+    if config.blend == "none" or (
+        config.blend == "auto" and not bundle.manifest.refit and not bundle.n_queries("valid")
+    ):
+        return
+    selected = valid_bundle(bundle)
+    index = evaluation.index
+    if selected is not bundle:  # exact: it is searched once, for a sample
+        index = build_index("flat", make_catalogue(selected, evaluation.dataset, config))
+    prepare_blend(evaluation.dataset, selected, index, config, parts)
+
+
+def milliseconds(evaluation: Evaluation, parts: Path) -> dict[str, float]:
+    """Milliseconds a ranked query of each source and of what joins them, added up over threads."""
+    ranked = [part for part in evaluation.parts() if part.split != "next" and part.rows]
+    total: dict[str, float] = {}
+    for part in ranked:
+        for name, seconds in json.loads((parts / part.name / SECONDS).read_text()).items():
+            total[name] = total.get(name, 0.0) + seconds
+    queries = max(sum(part.rows for part in ranked), 1)
+    return {name: 1e3 * seconds / queries for name, seconds in total.items()}
 
 
 def read_diagnostics(bundle: Bundle) -> dict[str, Any]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import faiss
@@ -21,35 +20,23 @@ from etl.dataset_folder import MANIFEST
 from etl.folder import InputError, fingerprint_of, sha256_of, write_json
 from etl.progress import ProgressLine
 from etl.remote import place
-from retrieval.bundle import QUERY_SPLITS, Bundle, Queries, lists_array, open_bundle
+from retrieval.blend.prepare import open_blend
+from retrieval.blend.ranker import BlendRanker
+from retrieval.bundle import QUERY_SPLITS, Bundle, Queries, open_bundle
 from retrieval.config import RetrievalConfig
 from retrieval.index import Index
-from retrieval.lists import places_of_listed
+from retrieval.part_files import CLICKS_AFTER_QUERY, rank_part, recommend_part
 from retrieval.ranking import (
     MODEL,
     Ranker,
-    RankWriter,
     baseline_rankers,
-    check_targets,
     model_ranker,
-    search_unseen,
 )
 from retrieval.sums import Facts, RankingResult
 
-CLICKS_AFTER_QUERY = {"valid": 2, "test": 1}
 DONE = "done.json"
 PART_QUERIES = 10_000
 """Small files make a part together up to so many queries: each part has a cost of its own."""
-ALWAYS_ALL = (MODEL, "popularity")
-"""Rankers that are cheap enough for all queries."""
-TOPK_SCHEMA = pa.schema(
-    [
-        ("user_id", pa.int64()),
-        ("items", pa.list_(pa.int32())),
-        ("item_ids", pa.list_(pa.int64())),
-        ("scores", pa.list_(pa.float32())),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -90,6 +77,7 @@ class Evaluation:
     dataset: Dataset
     bundle: Bundle
     index: Index
+    _blends: dict[Path, BlendRanker | None] = field(default_factory=dict, repr=False)
 
     @cached_property
     def facts(self) -> Facts:
@@ -147,46 +135,23 @@ class Evaluation:
         write_json(writing / DONE, {"rows": part.rows})
         writing.rename(path)
 
+    def blend(self, folder: Path) -> BlendRanker | None:
+        """The blend that was learned into the folder of the parts."""
+        if folder not in self._blends:
+            self._blends[folder] = open_blend(self.dataset, self.bundle, self.index, self.config, folder)
+        return self._blends[folder]
+
     def _rank(self, part: Part, folder: Path) -> None:
-        config, n_items = self.config, self.dataset.manifest.n_items
-        sums = {name: RankingResult(config.cutoffs, n_items) for name in self.rankers}
-        total = sum(entry.rows for entry in self.bundle.parts[f"queries-{part.split}"])
-        every, begin = -(-total // config.baseline_queries), part.first
-        with RankWriter(folder / "ranks.parquet", config.deepest) as ranks:
-            for queries in self.batches(part):
-                check_targets(queries)
-                sample = queries.take(np.flatnonzero((np.arange(len(queries)) + begin) % every == 0))
-                begin += len(queries)
-                for name, ranker in self.rankers.items():
-                    asked = queries if name in ALWAYS_ALL else sample
-                    if not len(asked):
-                        continue
-                    started = perf_counter()
-                    rank, lists = ranker(asked)
-                    sums[name].seconds += perf_counter() - started
-                    sums[name].add(asked, CLICKS_AFTER_QUERY[part.split], rank, lists, self.facts)
-                    ranks.add(name, part.split, asked, rank)
-        for name, found in sums.items():
-            found.write(folder / name)
+        rank_part(self, part, folder, self.blend(folder.parent))
 
     def _recommend(self, part: Part, folder: Path) -> None:
-        """The best unseen candidates after all kept clicks."""
-        k = self.config.deepest
-        with pq.ParquetWriter(folder / "topk.parquet", TOPK_SCHEMA, compression="zstd") as writer:
-            for queries in self.batches(part):
-                score, listed = search_unseen(self.index, queries, k)
-                order = places_of_listed(listed, k)
-                items, scores = np.take_along_axis(listed, order, 1), np.take_along_axis(score, order, 1)
-                found = items > 0
-                offset = np.concatenate([[0], np.cumsum(found.sum(axis=1))])
-                columns = (items[found].astype(np.int32), self.item_id[items[found]], scores[found].astype(np.float32))
-                arrays = [pa.array(queries.user_id), *(lists_array(offset, values) for values in columns)]
-                writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=TOPK_SCHEMA))
+        recommend_part(self, part, folder, self.blend(folder.parent))
 
     def merged(self, folder: Path, split: str) -> dict[str, dict[str, Any]]:
         """The metrics of a split by ranker, added up in the order of the parts."""
         parts, out = [part for part in self.parts() if part.split == split and part.rows], {}
-        for name in self.ranker_names if parts else []:
+        blend = self.blend(folder) if parts else None
+        for name in [*self.ranker_names, *(blend.names if blend else ())] if parts else []:
             whole = RankingResult(self.config.cutoffs, self.dataset.manifest.n_items)
             for part in parts:
                 whole.add_written(folder / part.name / name)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from etl.contract import Dataset
+from retrieval.blend.report import blend_note, blend_table
 from retrieval.bundle import Queries
 from retrieval.figures import figures
 
@@ -67,6 +68,7 @@ def write_report(
             f"<h1>{escape(title)}</h1>",
             _headline(result, dataset),
             _ranking_section(result),
+            _blend_section(result),
             _feedback_section(result),
             '<div class="figures">',
             *(_figure(*entry) for entry in figures(result, dataset, diagnostics)),
@@ -112,6 +114,8 @@ def _ranking_rows(result: dict[str, Any], split: str) -> tuple[list[str], list[t
     names = [f"{metric}@{k}" for metric in ("hr", "ndcg", "mrr") for k in result["cutoffs"]]
     names.append(f"coverage@{result['cutoffs'][-1]}")
     found = [(result["model"], result.get(split, {}), True)]
+    if result.get("blend"):
+        found.append(("blend", result["blend"].get(split, {}), False))
     found += [(name, metrics.get(split, {}), False) for name, metrics in result["baselines"].items()]
     rows = [(name, [number(m.get(n)) for n in names], mark) for name, m, mark in found if "queries" in m]
     labels = [n.replace("hr@", "HR@").replace("ndcg", "NDCG").replace("mrr", "MRR") for n in names]
@@ -177,6 +181,14 @@ def _ranking_section(result: dict[str, Any]) -> str:
     if repeats is not None:
         note += f" {repeats:.1%} of the targets were clicked before in their session."
     return f'<section><h2>Next click</h2>{"<br>".join(parts)}<p class="soft">{note}</p></section>'
+
+
+def _blend_section(result: dict[str, Any]) -> str:
+    if not result.get("blend"):
+        return ""
+    header, rows = blend_table(result, 10 if 10 in result["cutoffs"] else result["cutoffs"][-1])
+    note = escape(blend_note(result))
+    return f'<section><h2>Sources joined</h2>{html_table(header, rows)}<p class="soft">{note}</p></section>'
 
 
 def _feedback_section(result: dict[str, Any]) -> str:

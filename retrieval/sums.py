@@ -23,6 +23,8 @@ from retrieval.metrics import Int, RankingSums, gini
 LENGTHS = ((3, 4), (5, 9), (10, 14), (15, 29), (30, None))
 """Kept clicks of a session, both ends in; the last one is open."""
 DECILES = 10
+Segments = Iterable[tuple[str, str, npt.NDArray[np.bool_]]]
+"""Kind and name of each segment that queries fall into, and which do `[Q]`."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def deciles(train_clicks: Int) -> npt.NDArray[np.int8]:
     return out
 
 
-def segments(queries: Queries, clicks_after: int, facts: Facts) -> Iterable[tuple[str, str, npt.NDArray[np.bool_]]]:
+def segments(queries: Queries, clicks_after: int, facts: Facts) -> Segments:
     """Kind and name of each segment that queries fall into, and which do `[Q]`."""
     kept = queries.n_seen + clicks_after
     for low, high in LENGTHS:
@@ -105,11 +107,13 @@ class RankingResult:
         self.touched: list[Int] = []
         self.seconds = 0.0
 
-    def add(self, queries: Queries, clicks_after: int, rank: Int, lists: Any, facts: Facts) -> None:
-        """Add a batch: the ranks of its targets and its top lists."""
+    def add(
+        self, queries: Queries, clicks_after: int, rank: Int, lists: Any, facts: Facts, more: Segments = ()
+    ) -> None:
+        """Add a batch: the ranks of its targets and its top lists; `more` segments than those by `facts`."""
         repeat = queries.is_repeat
         self.total.add(rank, repeat)
-        for kind, name, inside in segments(queries, clicks_after, facts):
+        for kind, name, inside in (*segments(queries, clicks_after, facts), *more):
             if inside.any():
                 sums = self.segments.setdefault((kind, name), RankingSums(self.cutoffs))
                 sums.add(rank[inside], repeat[inside])

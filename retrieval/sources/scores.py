@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from retrieval.baselines import CategoryPopularity, Popularity
 from retrieval.bundle import Queries
 from retrieval.lists import is_among
 from retrieval.sources.sessions import TrainSessions, rows_of_users
@@ -142,3 +143,40 @@ def repeats(n_items: int) -> Scores:
         return seen_matrix(queries, 1.0 / back, n_items)
 
     return scores
+
+
+def popularity(popular: Popularity, most: int, *, mask_seen: bool) -> Scores:
+    """The `most` most clicked candidates, by 1 + their train clicks."""
+
+    def scores(queries: Queries) -> sparse.csr_matrix:
+        return scored_lists(popular.lists(queries, most, mask_seen=mask_seen), popular)
+
+    return scores
+
+
+def category_popularity(categories: CategoryPopularity, most: int, *, mask_seen: bool) -> Scores:
+    """The `most` most clicked candidates of the session's categories, by clicks × share of the session's clicks."""
+
+    def scores(queries: Queries) -> sparse.csr_matrix:
+        query = np.repeat(np.arange(len(queries)), queries.n_seen)
+        category = categories.category[queries.seen]
+        pair, times = np.unique(query << 32 | category, return_counts=True)
+        query, category = pair >> 32, pair & 0xFFFFFFFF
+        asked = queries.take(query)  # a copy of the query for each of its categories
+        listed = categories.listed(asked, category, most, mask_seen=mask_seen)
+        found = scored_lists(listed, categories.popularity)
+        share = times / queries.n_seen[query]
+        found.data *= np.repeat(share, np.diff(found.indptr)).astype(np.float32)
+        row = query[row_of_entries(found)]
+        return sparse.csr_matrix((found.data, (row, found.indices)), shape=(len(queries), found.shape[1]))
+
+    return scores
+
+
+def scored_lists(listed_QK: npt.NDArray[np.integer], popular: Popularity) -> sparse.csr_matrix:
+    """Listed items (0 = none) with 1 + their train clicks."""
+    inside = listed_QK > 0
+    indptr = np.concatenate([[0], np.cumsum(inside.sum(axis=1))])
+    item = listed_QK[inside]
+    score = (1.0 + popular.clicks_of(item)).astype(np.float32)
+    return sparse.csr_matrix((score, item.astype(np.int32), indptr), shape=(len(listed_QK), popular.n_items + 1))

@@ -60,7 +60,7 @@ def test_every_ranker_is_compared_with_the_first_model(results, capfd):
     assert main(command(results)) == 0
     rows = json.loads((results / "page.json").read_text())
     assert [row["ranker"] for row in rows[:4:2]] == ["tiny", f"tiny ({results / 'b'})"]
-    assert {row["ranker"] for row in rows[4:]} == set(BASELINES)
+    assert {row["ranker"] for row in rows[4:]} == {"blend", *BASELINES}
     a, b = (read_ranks(results / name / "ranks.parquet") for name in "ab")
     ranks = {"tiny": a["model"], rows[2]["ranker"]: b["model"]} | {n: t for n, t in a.items() if n != "model"}
     base = a["model"]["rank"].to_numpy()
@@ -119,7 +119,7 @@ def test_results_of_one_name_stay_apart_and_baselines_stand_once_unless_they_dif
     names = [row["ranker"] for row in json.loads((results / "page.json").read_text())]
     b = results / "b"
     assert names[:3] == ["tiny", f"tiny ({b})", f"tiny ({b}, 2)"]
-    assert sorted(names[3:]) == sorted([*BASELINES, f"popularity ({b})"])
+    assert sorted(names[3:]) == sorted(["blend", *BASELINES, f"popularity ({b})"])
     sampled = table.filter(pa.array((table["ranker"].to_numpy() != "markov") | (np.arange(len(table)) % 2 == 0)))
     pq.write_table(sampled, results / "b" / "ranks.parquet")
     assert main(command(results)) == 0

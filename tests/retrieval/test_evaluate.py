@@ -86,7 +86,7 @@ def test_repeats_are_counted_over_evenly_spread_row_groups(tmp_path):
 
 @pytest.mark.usefixtures("no_report")
 def test_topk_leaves_out_seen_items_and_names_raw_ids(tiny):
-    run(tiny)
+    run(tiny, "out", "blend=none")
     rows = {r["user_id"]: r for r in pq.read_table(tiny / "out" / "topk.parquet").to_pylist()}
     # User 1 saw items 1 to 5 and scores by (1, 0): item 6 alone is left.
     assert (rows[1]["items"], rows[1]["item_ids"], rows[1]["scores"]) == ([6], [106], [0.0])
@@ -100,9 +100,9 @@ def test_the_ranks_file_holds_what_the_metrics_average(tiny, seen):
     found = run(tiny, "out", f"mask_seen={seen}")
     for split in ("valid", "test"):
         by_ranker = read_ranks(tiny / "out" / "ranks.parquet", split)
-        assert set(by_ranker) == {"model", *BASELINES}
+        assert set(by_ranker) == {"model", "blend", *BASELINES}
         for name, table in by_ranker.items():
-            told = found[split] if name == "model" else found["baselines"][name][split]
+            told = {"model": found, "blend": found["blend"]}.get(name, found["baselines"].get(name))[split]
             assert len(table) == told["queries"]
             assert len(set(table["user_id"].to_pylist())) == len(table)
             for metric in ("hr@5", "ndcg@5", "mrr@2"):

@@ -1,0 +1,1 @@
+"""Several sources joined into one ranking, by weights or a re-ranker that were learned on valid queries."""

@@ -1,0 +1,181 @@
+"""Learning a blend on valid queries: temperature, weights, re-ranker, each also without the users of one fold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from retrieval.blend import reranker
+from retrieval.blend.context import Context, Facts
+from retrieval.blend.learned import FOLDS, Learned, Weights, fold_of
+from retrieval.blend.pool import Pool, Pools, softmax_of_rows
+from retrieval.blend.weights import find_weights, gain_of, summed
+from retrieval.bundle import Queries
+from retrieval.ranking import MODEL
+
+FIT_QUERIES = 20_000
+"""Valid queries that are learned from, evenly spread where there are more."""
+FIT_AT_ONCE = 512
+TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+
+
+def learn_blend(pools: Pools, facts: Facts, queries: Iterable[Queries], cutoff: int, threads: int) -> Learned | None:
+    """Learn from valid queries; None where no target is in any pool.
+
+    Args:
+        pools: of the model that has valid queries, and of sources that counted no valid click.
+        facts: beside them.
+        queries: of valid, a sample.
+        cutoff: of the NDCG that is maximised.
+        threads: of LightGBM.
+    """
+    pool, context, users, n_queries = _hits(pools, facts, queries)
+    if not len(users):
+        return None
+    temperature = _best_temperature(pool) if MODEL in pool.names else 1.0
+    pool = at_temperature(pool, temperature)
+    fold, names = fold_of(users), pool.names
+    rows = np.flatnonzero(np.bincount(fold, minlength=FOLDS))  # folds that have users
+    weights, gains = [], {kind: np.zeros(len(users)) for kind in ("sum", "reranker")}
+    texts: list[str | None] = []
+    trees = []
+    for each in range(FOLDS):
+        train, test = _of(pool, context, fold != each), _of(pool, context, fold == each)
+        found = find_weights(train[0], cutoff, max(1, n_queries - n_queries // FOLDS), names)
+        weights.append(found)
+        gains["sum"][fold == each] = gain_of(test[0].ahead(summed(test[0], found)), cutoff)
+        text, count = _learn_reranker(train, found, threads)
+        texts.append(text)
+        if text is not None:
+            trees.append(count)
+            ranks = test[0].ahead(reranked(test, found, reranker.Reranker(text, threads)))
+            gains["reranker"][fold == each] = gain_of(ranks, cutoff)
+    complete = len(trees) == FOLDS and len(rows) == FOLDS
+    total = {kind: float(gain.sum()) / n_queries for kind, gain in gains.items()}
+    kind = "reranker" if complete and total["reranker"] > total["sum"] else "sum"
+    everyone = find_weights(pool, cutoff, n_queries, names)
+    text = None
+    if complete:
+        text, _ = _learn_reranker((pool, context), everyone, threads, max(1, round(float(np.mean(trees)))))
+    single = {name: gain_of(pool.ahead(summed(pool, unit)), cutoff) for name, unit in _units(names)}
+    alone = {name: float(gain.sum()) / n_queries for name, gain in single.items()}
+    selection = {
+        "queries": n_queries,
+        "in_pool": len(users),
+        f"ndcg@{cutoff}": {"sum": total["sum"], "reranker": total["reranker"] if complete else None, "sources": alone},
+        "trees": trees if complete else [],
+    }
+    folds = [Weights(_named(names, w), t if complete else None) for w, t in zip(weights, texts, strict=True)]
+    return Learned(list(names), temperature, kind, Weights(_named(names, everyone), text), folds, selection)
+
+
+def _hits(pools: Pools, facts: Facts, queries: Iterable[Queries]) -> tuple[Pool, Context, npt.NDArray[np.int64], int]:
+    """Pools and context of the queries whose target is in their pool, the users, and how many queries there were."""
+    parts: list[Pool] = []
+    contexts: list[Context] = []
+    users, n_queries, begin = [np.zeros(0, np.int64)], 0, 0
+    for batch in queries:
+        for tile in _tiles(batch):
+            pool = pools.of(tile)
+            n_queries += len(tile)
+            hit = np.bincount(pool.query[pool.is_target], minlength=len(tile)) > 0
+            chosen = hit[pool.query]
+            contexts.append({name: values[chosen] for name, values in facts.context(pool, tile).items()})
+            number = np.cumsum(hit) - 1 + begin
+            kept = pool.take(chosen)
+            parts.append(replace(kept, query=number[kept.query]))
+            users.append(tile.user_id[hit])
+            begin += int(hit.sum())
+    if not parts:
+        return _joined([], begin), {}, users[0], 0
+    context = {name: np.concatenate([part[name] for part in contexts]) for name in contexts[0]}
+    return _joined(parts, begin), context, np.concatenate(users), n_queries
+
+
+def _joined(parts: list[Pool], n_queries: int) -> Pool:
+    if not parts:
+        none, empty = np.zeros(0, np.int64), np.zeros((0, 0), np.float32)
+        return Pool((), none, none, empty, empty, empty, empty[0:0].ravel(), none > 0, 0)
+    rows = {n: np.concatenate([getattr(p, n) for p in parts]) for n in ("query", "item", "popularity", "is_target")}
+    columns = {name: np.concatenate([getattr(p, name) for p in parts], axis=1) for name in ("raw", "share", "rank")}
+    return Pool(parts[0].names, **rows, **columns, n_queries=n_queries)
+
+
+def _tiles(batch: Queries) -> Iterator[Queries]:
+    for begin in range(0, len(batch), FIT_AT_ONCE):
+        yield batch.take(np.arange(begin, min(begin + FIT_AT_ONCE, len(batch))))
+
+
+def _of(pool: Pool, context: Context, chosen_Q: npt.NDArray[np.bool_]) -> tuple[Pool, Context]:
+    """Some of the queries, numbered anew."""
+    chosen, number = chosen_Q[pool.query], np.cumsum(chosen_Q) - 1
+    kept = pool.take(chosen)
+    kept = replace(kept, query=number[kept.query], n_queries=int(chosen_Q.sum()))
+    return kept, {name: values[chosen] for name, values in context.items()}
+
+
+def _named(names: Iterable[str], weight_S: npt.NDArray[np.float64]) -> dict[str, float]:
+    return dict(zip(names, weight_S.tolist(), strict=True))
+
+
+def _units(names: tuple[str, ...]) -> Iterator[tuple[str, npt.NDArray[np.float64]]]:
+    return zip(names, np.eye(len(names)), strict=True)
+
+
+def at_temperature(pool: Pool, temperature: float) -> Pool:
+    """The pool with the model's share by another temperature."""
+    if MODEL not in pool.names:
+        return pool
+    row, share = pool.names.index(MODEL), pool.share.copy()
+    share[row] = softmax_of_rows(pool.raw[row] / np.float32(temperature), pool.query, pool.n_queries)
+    return replace(pool, share=share)
+
+
+def _best_temperature(pool: Pool) -> float:
+    """By which the model's softmax gives the targets the largest likelihood."""
+    row = pool.names.index(MODEL)
+
+    def likelihood(temperature: float) -> float:
+        share = at_temperature(pool, temperature).share[row][pool.is_target]
+        return float(np.log(np.maximum(share.astype(np.float64), 1e-30)).sum())
+
+    return max(TEMPERATURES, key=likelihood)
+
+
+def _shortlisted(
+    data: tuple[Pool, Context], weight_S: npt.NDArray[np.float64]
+) -> tuple[Pool, npt.NDArray[np.bool_], list[str], npt.NDArray[np.float32]]:
+    pool, context = data
+    score = summed(pool, weight_S)
+    chosen = reranker.on_shortlist(pool, score, reranker.SHORTLIST)
+    short = pool.take(chosen)
+    names, values = reranker.features(short, score[chosen], {name: v[chosen] for name, v in context.items()})
+    return short, chosen, names, values
+
+
+def _learn_reranker(
+    data: tuple[Pool, Context], weight_S: npt.NDArray[np.float64], threads: int, rounds: int | None = None
+) -> tuple[str | None, int]:
+    short, _, names, values = _shortlisted(data, weight_S)
+    if short.is_target.sum() < reranker.LEAST_HITS:
+        return None, 0
+    return reranker.learn(names, values, short, threads, rounds)
+
+
+def reranked(
+    data: tuple[Pool, Context], weight_S: npt.NDArray[np.float64], model: reranker.Reranker
+) -> npt.NDArray[np.float64]:
+    """Scores `[N]`: the shortlist by the re-ranker, ties by the sum; all others behind it, by the sum."""
+    pool = data[0]
+    score = summed(pool, weight_S).astype(np.float64)
+    _, chosen, _, values = _shortlisted(data, weight_S)
+    out = score - BEHIND
+    out[chosen] = model(values) + 1e-6 * score[chosen]
+    return out
+
+
+BEHIND = 1e6
+"""Larger than any difference of a re-ranker's scores."""

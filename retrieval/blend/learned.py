@@ -1,0 +1,78 @@
+"""What a blend learned, on disk: weights and re-rankers, for all users and for each fold that was left out."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from etl.folder import InputError, fingerprint_of
+
+FOLDS = 3
+FILE = "blend.json"
+
+
+def fold_of(user_Q: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The fold of each user, 0..FOLDS - 1, by the user id alone."""
+    mixed = user_Q.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return ((mixed >> np.uint64(33)) % np.uint64(FOLDS)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A weighted sum and perhaps a re-ranker of its best (LightGBM's text)."""
+
+    weights: dict[str, float]
+    reranker: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What was learned on valid queries.
+
+    Attributes:
+        names: of the sources.
+        temperature: of the model's scores.
+        kind: `sum` or `reranker`, whichever ranks better on valid, cross-fitted.
+        everyone: learned on all users: for test and next.
+        folds: learned without the users of each fold: for their valid queries.
+        selection: what it was chosen by: NDCG of both kinds and of each source alone, queries, hits, trees.
+    """
+
+    names: list[str]
+    temperature: float
+    kind: str
+    everyone: Weights
+    folds: list[Weights]
+    selection: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Write the file, whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        told = asdict(self)
+        temporary = folder / f".{FILE}.{os.getpid()}"
+        temporary.write_text(json.dumps(told | {"fingerprint": fingerprint_of(told)}))
+        temporary.replace(folder / FILE)
+
+    @classmethod
+    def read(cls, folder: Path) -> Learned | None:
+        """What `write` wrote; None where nothing was.
+
+        Raises:
+            InputError: the file is not the one that was written.
+        """
+        try:
+            told = json.loads((folder / FILE).read_text())
+            if told.pop("fingerprint") != fingerprint_of(told):
+                raise ValueError("other content")
+            everyone, folds = Weights(**told.pop("everyone")), [Weights(**fold) for fold in told.pop("folds")]
+            return cls(**told, everyone=everyone, folds=folds)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError("the blend that was learned", f"{folder / FILE} ({error})", "delete it") from None

@@ -1,0 +1,201 @@
+"""The union of the sources' candidates for a batch of queries, with every source's score of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from retrieval.baselines import Popularity
+from retrieval.bundle import Queries
+from retrieval.index import Catalogue, Index
+from retrieval.lists import is_among, seen_pairs
+from retrieval.ranking import MODEL, search_items, search_unseen
+from retrieval.sources.scores import Scores
+from retrieval.sources.sparse_rows import kth_largest, largest_of_rows, position_in_row, row_of_entries
+
+CANDIDATES = 100
+"""Best items that each source adds to a query's pool."""
+NOT_LISTED = 1_000
+"""Rank in a source of an item that is none of its best."""
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """N candidates of Q queries, by query and rising item.
+
+    Attributes:
+        names: of the S sources.
+        query: int64 `[N]`, rising.
+        item: int64 `[N]`, dense ids.
+        raw: float32 `[S, N]`, the sources' scores; 0 where a source has none.
+        share: float32 `[S, N]`, of the sum of a source's scores for the query; the model's softmax over the pool.
+        rank: float32 `[S, N]`, from 1 in the source's list, else `NOT_LISTED`.
+        popularity: float32 `[N]`, train clicks as a share of the most clicked candidate's.
+        is_target: `[N]`.
+        n_queries: Q.
+    """
+
+    names: tuple[str, ...]
+    query: npt.NDArray[np.int64]
+    item: npt.NDArray[np.int64]
+    raw: Floats
+    share: Floats
+    rank: Floats
+    popularity: Floats
+    is_target: npt.NDArray[np.bool_]
+    n_queries: int
+
+    def take(self, chosen_N: npt.NDArray[np.bool_]) -> Pool:
+        """Some of the candidates; the queries stay."""
+        rows = {name: getattr(self, name)[chosen_N] for name in ("query", "item", "popularity", "is_target")}
+        columns = {name: getattr(self, name)[:, chosen_N] for name in ("raw", "share", "rank")}
+        return replace(self, **rows, **columns)
+
+    def ahead(self, score_N: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+        """Rank of each query's target by a score, ties against it; 0 where the target is not in the pool."""
+        own = np.full(self.n_queries, np.inf, score_N.dtype)
+        own[self.query[self.is_target]] = score_N[self.is_target]
+        not_lower = ~(score_N < own[self.query])
+        ahead = np.bincount(self.query[not_lower & ~self.is_target], minlength=self.n_queries)
+        return np.where(np.isinf(own), 0, 1 + ahead)
+
+    def lists(
+        self, score_N: npt.NDArray[np.floating], k: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.floating]]:
+        """The `k` best candidates of each query and their scores `[Q, k]`, ties by rising id; 0 and -inf beyond."""
+        indptr = np.concatenate([[0], np.cumsum(np.bincount(self.query, minlength=self.n_queries))])
+        near = np.flatnonzero(score_N >= kth_largest(score_N, indptr, k)[self.query])
+        order = near[np.lexsort((self.item[near], -score_N[near], self.query[near]))]
+        place = position_in_row(self.query[order], self.n_queries)
+        order, place = order[place < k], place[place < k]
+        item, score = np.zeros((self.n_queries, k), np.int64), np.full((self.n_queries, k), -np.inf, score_N.dtype)
+        item[self.query[order], place], score[self.query[order], place] = self.item[order], score_N[order]
+        return item, score
+
+
+class Pools:
+    """Makes pools.
+
+    Args:
+        sources: by name; `None` stands for the model, whose scores the index gives.
+        index: over the candidates.
+        popularity: of the candidates.
+        mask_seen: whether seen items are none.
+        temperature: by which the model's scores are divided before the softmax.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Scores | None],
+        index: Index,
+        popularity: Popularity,
+        *,
+        mask_seen: bool,
+        temperature: float = 1.0,
+    ) -> None:
+        self.sources, self.index, self.popularity = dict(sources), index, popularity
+        self.mask_seen, self.temperature = mask_seen, temperature
+        self.seconds = dict.fromkeys(self.sources, 0.0)
+
+    def of(self, queries: Queries) -> Pool:
+        """The pool of a batch."""
+        seen = seen_pairs(queries) if self.mask_seen else np.zeros(0, np.int64)
+        found = {name: self._timed(name, source, queries, seen) for name, source in self.sources.items()}
+        best = {name: largest_of_rows(scores.copy(), CANDIDATES) for name, scores in found.items()}
+        key = np.sort(np.concatenate([_pairs(scores) for scores in best.values()]))
+        key = key[np.diff(key, prepend=-1) > 0]
+        query, item = key >> 32, key & 0xFFFFFFFF
+        shape = (len(found), len(key))
+        raw, share, rank = (
+            np.zeros(shape, np.float32),
+            np.zeros(shape, np.float32),
+            np.full(shape, NOT_LISTED, np.float32),
+        )
+        for row, (name, scores) in enumerate(found.items()):
+            rank[row, np.searchsorted(key, _pairs(best[name]))] = _ranks(best[name])
+            if name == MODEL:
+                begin = perf_counter()
+                raw[row] = exact_scores(self.index.catalogue, queries, query, item)
+                share[row] = softmax_of_rows(raw[row] / np.float32(self.temperature), query, len(queries))
+                self.seconds[name] += perf_counter() - begin
+            else:
+                place, inside = _places(key, _pairs(scores))
+                raw[row, place[inside]] = scores.data[inside]
+                total = np.maximum(np.bincount(row_of_entries(scores), scores.data, len(queries)), 1e-30)
+                share[row] = raw[row] / total.astype(np.float32)[query]
+        clicks = self.popularity.clicks_of(item) / max(int(self.popularity.clicks.max(initial=0)), 1)
+        is_target = item == queries.target[query]
+        return Pool(tuple(found), query, item, raw, share, rank, clicks.astype(np.float32), is_target, len(queries))
+
+    def _timed(
+        self, name: str, source: Scores | None, queries: Queries, seen: npt.NDArray[np.int64]
+    ) -> sparse.csr_matrix:
+        begin = perf_counter()
+        scores = self._listed(queries) if source is None else source(queries)
+        row = row_of_entries(scores)
+        usable = (scores.data > 0) & (self.popularity.clicks_of(scores.indices) >= 0)
+        if self.mask_seen and source is not None:
+            usable &= ~is_among(row << 32 | scores.indices, seen)
+        if not usable.all():
+            indptr = np.concatenate([[0], np.cumsum(np.bincount(row[usable], minlength=len(queries)))])
+            scores = sparse.csr_matrix((scores.data[usable], scores.indices[usable], indptr), shape=scores.shape)
+        self.seconds[name] += perf_counter() - begin
+        return scores
+
+    def _listed(self, queries: Queries) -> sparse.csr_matrix:
+        """What the index lists, scored by 1 / rank: exact scores follow for the whole pool."""
+        search = search_unseen if self.mask_seen else search_items
+        _, listed = search(self.index, queries, min(CANDIDATES, len(self.index.catalogue.item)))
+        inside = listed > 0
+        place = np.cumsum(inside, axis=1)
+        indptr = np.concatenate([[0], np.cumsum(inside.sum(axis=1))])
+        score = (1.0 / place[inside]).astype(np.float32)
+        return sparse.csr_matrix((score, listed[inside], indptr), shape=(len(queries), self.popularity.n_items + 1))
+
+
+def exact_scores(
+    catalogue: Catalogue, queries: Queries, query_N: npt.NDArray[np.int64], item_N: npt.NDArray[np.int64]
+) -> Floats:
+    """Inner products of queries and items, summed in one order whatever the batch."""
+    out, row = np.empty(len(item_N), np.float32), catalogue.rows_of(item_N)
+    for begin in range(0, len(item_N), 1 << 17):
+        part = slice(begin, begin + (1 << 17))
+        out[part] = np.einsum("nd,nd->n", catalogue.vector[row[part]], queries.vector[query_N[part]])
+    return out
+
+
+def softmax_of_rows(score_N: Floats, query_N: npt.NDArray[np.int64], n_queries: int) -> Floats:
+    """Softmax over the candidates of each query; `query_N` rises."""
+    if not len(score_N):
+        return score_N
+    begin = np.flatnonzero(np.diff(query_N, prepend=-1))
+    top = np.full(n_queries, -np.inf, np.float32)
+    top[query_N[begin]] = np.maximum.reduceat(score_N, begin)
+    power = np.exp((score_N - top[query_N]).astype(np.float64))
+    total = np.bincount(query_N, power, n_queries)
+    return (power / total[query_N]).astype(np.float32)
+
+
+def _pairs(scores: sparse.csr_matrix) -> npt.NDArray[np.int64]:
+    return row_of_entries(scores) << 32 | scores.indices.astype(np.int64)
+
+
+def _places(key: npt.NDArray[np.int64], pair: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray]:
+    """Where each pair stands in `key`, and whether it does."""
+    place = np.minimum(np.searchsorted(key, pair), len(key) - 1)
+    return place, key[place] == pair
+
+
+def _ranks(best: sparse.csr_matrix) -> Floats:
+    """Rank of each entry in its row, equal scores by rising item."""
+    row = row_of_entries(best)
+    order = np.lexsort((best.indices, -best.data, row))
+    rank = np.empty(best.nnz, np.float32)
+    rank[order] = 1 + position_in_row(row[order], best.shape[0])
+    return rank

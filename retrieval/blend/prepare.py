@@ -1,0 +1,150 @@
+"""From options to a blend: which sources, learned where, opened for ranking."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from etl.contract import Dataset
+from etl.folder import InputError
+from retrieval.baselines import HELD_OUT, CategoryPopularity, Popularity
+from retrieval.blend.context import Facts
+from retrieval.blend.fit import FIT_QUERIES, learn_blend
+from retrieval.blend.learned import Learned
+from retrieval.blend.pool import CANDIDATES, Pools
+from retrieval.blend.ranker import BlendRanker
+from retrieval.bundle import Bundle, Queries
+from retrieval.config import RetrievalConfig
+from retrieval.index import Index
+from retrieval.ranking import MODEL, search_threads, source_options, sources_folder
+from retrieval.sources.scores import AfterLast, Scores, category_popularity, popularity, repeats
+from retrieval.sources.store import COUNTED, open_counted
+
+
+def source_names(config: RetrievalConfig, dataset: Dataset) -> list[str]:
+    """The sources that `blend` stands for; none where it is `none`."""
+    if config.blend == "none":
+        return []
+    if config.blend != "auto":
+        return list(config.blend)
+    names = [MODEL, *COUNTED, "popularity"]
+    if dataset.category_codes().any():
+        names.append("category_popularity")
+    return names if config.mask_seen else [*names, "repeats"]
+
+
+def ndcg_cutoff(config: RetrievalConfig) -> int:
+    """The cutoff that a blend is learned for: 10, else the largest."""
+    return 10 if 10 in config.cutoffs else config.deepest
+
+
+@dataclass(frozen=True)
+class OpenedSources:
+    """Sources of a blend, from which pools are made with and without seen items.
+
+    Attributes:
+        names: of the sources.
+        counted: the counted ones, and `markov` always.
+        index: over the candidates.
+        facts: beside the sources.
+    """
+
+    names: list[str]
+    counted: dict[str, Scores]
+    index: Index
+    facts: Facts
+
+    @classmethod
+    def of(
+        cls, names: list[str], dataset: Dataset, bundle: Bundle, index: Index, config: RetrievalConfig, held_out: int
+    ) -> OpenedSources:
+        """Open the sources, which count all clicks but the last `held_out` of each session."""
+        train_clicks = dataset.items(["train_clicks"])["train_clicks"].to_numpy()
+        candidates = index.catalogue.item
+        popular = Popularity(candidates, train_clicks[candidates - 1], dataset.manifest.n_items)
+        wanted = [name for name in COUNTED if name in names or name == "markov"]
+        options = source_options(config, held_out)
+        counted = open_counted(wanted, dataset, sources_folder(bundle), options, search_threads())
+        markov = counted["markov"]
+        successors = markov.lists if isinstance(markov, AfterLast) else None
+        return cls(names, counted, index, Facts(popular, dataset.category_codes(), successors))
+
+    def pools(self, *, mask_seen: bool, temperature: float = 1.0) -> Pools:
+        """Pools of all sources."""
+        popular, mask = self.facts.popularity, {"mask_seen": mask_seen}
+        sources: dict[str, Scores | None] = {}
+        for name in self.names:
+            if name == MODEL:
+                sources[name] = None
+            elif name in COUNTED:
+                sources[name] = self.counted[name]
+            elif name == "popularity":
+                sources[name] = popularity(popular, CANDIDATES, **mask)
+            elif name == "category_popularity":
+                categories = CategoryPopularity(popular, self.facts.category)
+                sources[name] = category_popularity(categories, CANDIDATES, **mask)
+            else:
+                sources[name] = repeats(popular.n_items)
+        return Pools(sources, self.index, popular, **mask, temperature=temperature)
+
+
+def prepare_blend(
+    dataset: Dataset, selected: Bundle, index: Index, config: RetrievalConfig, folder: Path
+) -> Learned | None:
+    """Learn the blend and write it to `folder`, or read it there; None where there is none to learn.
+
+    Args:
+        dataset: of the bundle.
+        selected: the bundle with valid queries: of a refit model, the one before the refit.
+        index: over the selected bundle's candidates.
+        config: of the evaluation, `mask_seen` decided.
+        folder: of the parts.
+
+    Raises:
+        InputError: sources were named, but there is nothing to learn from.
+    """
+    names = source_names(config, dataset)
+    if not names:
+        return None
+    learned = Learned.read(folder)
+    if learned is None:
+        opened = OpenedSources.of(names, dataset, selected, index, config, HELD_OUT)
+        pools = opened.pools(mask_seen=bool(config.mask_seen))
+        learned = learn_blend(pools, opened.facts, sample(selected), ndcg_cutoff(config), search_threads())
+    if learned is None:
+        if config.blend != "auto":
+            raise InputError("valid targets among the sources' candidates", "none", "set blend=none")
+        print("warning: no blend: no valid target is among the sources' candidates", file=sys.stderr, flush=True)
+        return None
+    learned.write(folder)
+    return learned
+
+
+def sample(bundle: Bundle) -> list[Queries]:
+    """At most `FIT_QUERIES` valid queries, evenly spread."""
+    total, begin, out = bundle.n_queries("valid"), 0, []
+    wanted = np.unique(np.linspace(0, total - 1, min(total, FIT_QUERIES)).astype(np.int64)) if total else np.zeros(0)
+    for queries in bundle.queries("valid"):
+        rows = wanted[(wanted >= begin) & (wanted < begin + len(queries))].astype(np.int64) - begin
+        begin += len(queries)
+        if len(rows):
+            out.append(queries.take(rows))
+    return out
+
+
+def open_blend(
+    dataset: Dataset, bundle: Bundle, index: Index, config: RetrievalConfig, folder: Path
+) -> BlendRanker | None:
+    """The blend that was learned into `folder`, over a bundle; a refit one's sources count the valid clicks too."""
+    learned = Learned.read(folder) if config.blend != "none" else None
+    if learned is None:
+        return None
+    held_out = HELD_OUT - 1 if bundle.manifest.refit else HELD_OUT
+    opened = OpenedSources.of(learned.names, dataset, bundle, index, config, held_out)
+    ranked, listed = (
+        opened.pools(mask_seen=mask, temperature=learned.temperature) for mask in (bool(config.mask_seen), True)
+    )
+    return BlendRanker(learned, ranked, listed, opened.facts, config.deepest, search_threads())

@@ -1,0 +1,152 @@
+"""Ranking a batch of queries by a learned blend and by what it consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+
+from retrieval.blend.context import Facts
+from retrieval.blend.fit import reranked
+from retrieval.blend.learned import Learned, Weights, fold_of
+from retrieval.blend.pool import Pool, Pools
+from retrieval.blend.reranker import Reranker
+from retrieval.blend.weights import summed
+from retrieval.bundle import Queries
+from retrieval.metrics import MISS
+
+BLEND = "blend"
+"""Name of the blend among the rankers of `ranks.parquet`."""
+TILE = 256
+
+Ranked = tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]
+
+
+class BlendRanker:
+    """Ranks by the blend, and where asked by its kinds, each source alone and the sum without each source.
+
+    Args:
+        learned: weights and re-rankers.
+        pools: of the candidates that targets are ranked among.
+        unseen: pools without seen items, which are recommended from.
+        facts: beside them.
+        deepest: largest cutoff.
+        threads: batches at a time.
+    """
+
+    def __init__(self, learned: Learned, pools: Pools, unseen: Pools, facts: Facts, deepest: int, threads: int) -> None:
+        self.learned, self.pools, self.unseen, self.facts = learned, pools, unseen, facts
+        self.deepest, self.threads = deepest, threads
+        self.seconds = {"sum": 0.0, "reranker": 0.0}
+
+    @property
+    def names(self) -> list[str]:
+        """The blend, and what stands beside it."""
+        return [BLEND, *self.beside]
+
+    @property
+    def beside(self) -> list[str]:
+        """Variants: both kinds, each source alone, the sum without each source that has a weight."""
+        kinds = ["sum", "reranker"] if self.learned.everyone.reranker else ["sum"]
+        out = [f"{BLEND}-{kind}" for kind in kinds] + [f"{BLEND}-source-{name}" for name in self.learned.names]
+        used = [name for name, weight in self.learned.everyone.weights.items() if weight]
+        return out + [f"{BLEND}-without-{name}" for name in used if len(used) > 1]
+
+    def spent(self) -> dict[str, float]:
+        """Seconds by source and kind since the last call, over all threads."""
+        out = self.pools.seconds | self.seconds
+        self.pools.seconds, self.seconds = dict.fromkeys(self.pools.seconds, 0.0), dict.fromkeys(self.seconds, 0.0)
+        return out
+
+    @cached_property
+    def _rerankers(self) -> list[Reranker | None]:
+        """By fold, and last that of everyone."""
+        texts = [weights.reranker for weights in (*self.learned.folds, self.learned.everyone)]
+        return [Reranker(text, 1) if text else None for text in texts]
+
+    def rank(self, queries: Queries, split: str, *, variants: bool = True) -> dict[str, Ranked]:
+        """Ranks of the targets, ties against them, and the top lists, by name.
+
+        A valid query is ranked by what was learned without the users of its fold.
+        """
+        names = self.names if variants else [BLEND]
+        out: dict[str, Ranked] = {
+            name: (np.full(len(queries), MISS), np.zeros((len(queries), self.deepest * (name == BLEND)), np.int64))
+            for name in names
+        }
+        fold = fold_of(queries.user_id) if split == "valid" else np.full(len(queries), -1)
+        jobs = []
+        for member in np.unique(fold).tolist():
+            rows = np.flatnonzero(fold == member)
+            jobs += [(member, tile) for tile in np.split(rows, np.arange(TILE, len(rows), TILE))]
+        with ThreadPoolExecutor(self.threads) as pool:
+            ranked = pool.map(lambda job: self._rank(queries.take(job[1]), job[0], names), jobs)
+            for (_, rows), found in zip(jobs, ranked, strict=True):
+                for name, (rank, lists) in found.items():
+                    out[name][0][rows], out[name][1][rows] = rank, lists
+        return out
+
+    def recommend(self, queries: Queries) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.integer]]:
+        """Scores of the best unseen candidates, and these `[Q, deepest]`; -inf and 0 where there are fewer."""
+        tiles = np.split(np.arange(len(queries)), np.arange(TILE, len(queries), TILE))
+
+        def best(rows: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.floating]]:
+            some = queries.take(rows)
+            pool = self.unseen.of(some)
+            return pool.lists(self._score(pool, some, -1, self.learned.kind), self.deepest)
+
+        with ThreadPoolExecutor(self.threads) as pool:
+            found = list(pool.map(best, tiles))
+        return np.concatenate([scores for _, scores in found]), np.concatenate([items for items, _ in found])
+
+    def _rank(self, queries: Queries, member: int, names: list[str]) -> dict[str, Ranked]:
+        pool = self.pools.of(queries)
+        no_candidate = self.facts.popularity.clicks_of(queries.target) < 0
+        if self.pools.mask_seen:
+            no_candidate |= queries.is_repeat
+        kinds = {kind: self._score(pool, queries, member, kind) for kind in self._kinds(names)}
+        out: dict[str, Ranked] = {}
+        for name in names:
+            variant = name.removeprefix(f"{BLEND}-")
+            score = (
+                kinds[self.learned.kind if name == BLEND else variant]
+                if name == BLEND or variant in kinds
+                else (summed(pool, self._without(variant, member)))
+            )
+            rank = pool.ahead(score)
+            rank[rank == 0] = np.maximum(np.bincount(pool.query, minlength=len(queries)), self.deepest)[rank == 0] + 1
+            rank[no_candidate] = MISS
+            # What a variant would list is not asked for.
+            listed = pool.lists(score, self.deepest)[0] if name == BLEND else np.zeros((len(queries), 0), np.int64)
+            out[name] = rank, listed
+        return out
+
+    def _kinds(self, names: list[str]) -> list[str]:
+        return [kind for kind in ("sum", "reranker") if f"{BLEND}-{kind}" in names or kind == self.learned.kind]
+
+    def _weights(self, member: int) -> Weights:
+        return self.learned.everyone if member < 0 else self.learned.folds[member]
+
+    def _array(self, weights: Mapping[str, float]) -> npt.NDArray[np.float64]:
+        return np.array([weights.get(name, 0.0) for name in self.learned.names])
+
+    def _without(self, variant: str, member: int) -> npt.NDArray[np.float64]:
+        """Weights of `source-NAME` or `without-NAME`."""
+        kind, _, name = variant.partition("-")
+        if kind == "source":
+            return self._array({name: 1.0})
+        return self._array({n: w for n, w in self._weights(member).weights.items() if n != name})
+
+    def _score(self, pool: Pool, queries: Queries, member: int, kind: str) -> npt.NDArray[np.floating]:
+        begin = perf_counter()
+        weights, model = self._array(self._weights(member).weights), self._rerankers[member]
+        if kind == "sum" or model is None:
+            score: npt.NDArray[np.floating] = summed(pool, weights)
+        else:
+            score = reranked((pool, self.facts.context(pool, queries)), weights, model)
+        self.seconds[kind] += perf_counter() - begin
+        return score

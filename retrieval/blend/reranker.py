@@ -1,0 +1,118 @@
+"""A re-ranker of the sum's best candidates: LambdaRank (Burges 2010) over trees, by LightGBM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from retrieval.blend.pool import Pool
+from retrieval.sources.sparse_rows import largest_of_rows
+
+SHORTLIST = 100
+"""Candidates of a query, by the sum, that are ranked again."""
+LEAST_HITS = 200
+"""Queries with their target on the shortlist that learning needs."""
+ROUNDS, PATIENCE, HELD_BACK = 300, 25, 5
+"""Trees at most; rounds without gain that end learning; one query in so many tells when."""
+PARAMETERS: dict[str, Any] = {
+    "objective": "lambdarank",
+    "metric": "ndcg",
+    "eval_at": [10],
+    "lambdarank_truncation_level": 20,
+    "learning_rate": 0.07,
+    "num_leaves": 15,
+    "min_data_in_leaf": 100,
+    "feature_fraction": 0.7,
+    "bagging_fraction": 0.8,
+    "bagging_freq": 1,
+    "lambda_l2": 1.0,
+    "deterministic": True,
+    "force_row_wise": True,
+    "seed": 0,
+    "verbosity": -1,
+}
+
+
+def on_shortlist(pool: Pool, sum_N: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.bool_]:
+    """Which candidates are among the `size` best of their query by the sum, ties by rising id."""
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(pool.query, minlength=pool.n_queries))])
+    scores = sparse.csr_matrix((sum_N, np.arange(len(sum_N)), indptr), shape=(pool.n_queries, max(len(sum_N), 1)))
+    chosen = np.zeros(len(sum_N), bool)
+    chosen[largest_of_rows(scores, size).indices] = True
+    return chosen
+
+
+def features(
+    pool: Pool, sum_N: npt.NDArray[np.float32], context: dict[str, npt.NDArray[np.floating]]
+) -> tuple[list[str], npt.NDArray[np.float32]]:
+    """Names `[F]` and values `[N, F]` of what the re-ranker knows of a candidate.
+
+    Args:
+        pool: the candidates.
+        sum_N: their weighted sum.
+        context: what is known of each candidate beside the sources' scores `[N]`, by name.
+    """
+    columns: dict[str, npt.NDArray[np.floating]] = {"sum": sum_N, "popularity": pool.popularity}
+    for row, name in enumerate(pool.names):
+        columns |= {f"{name} share": pool.share[row], f"{name} rank": pool.rank[row], f"{name} score": pool.raw[row]}
+    columns["sources"] = (pool.rank < pool.rank.max(initial=0)).sum(axis=0)
+    columns |= context
+    return list(columns), np.stack([values.astype(np.float32) for values in columns.values()], axis=1)
+
+
+def learn(
+    names: Sequence[str],
+    value_NF: npt.NDArray[np.float32],
+    pool: Pool,
+    threads: int,
+    rounds: int | None = None,
+) -> tuple[str, int]:
+    """The model as text and its trees.
+
+    Args:
+        names, value_NF: of `features`.
+        pool: the candidates that they belong to; queries without their target teach nothing and are left out.
+        threads: of LightGBM; the model does not depend on it.
+        rounds: trees; None holds some queries back and stops when these gain no more.
+    """
+    import lightgbm as lgb  # imports half of scikit-learn: only where it is needed
+
+    has_target = np.bincount(pool.query[pool.is_target], minlength=pool.n_queries) > 0
+    # Whole queries are held back: every fifth of those that teach.
+    held = has_target & (np.cumsum(has_target) % HELD_BACK == 0) if rounds is None else np.zeros_like(has_target)
+
+    def data(query_Q: npt.NDArray[np.bool_], reference: Any = None) -> Any:
+        chosen = query_Q[pool.query]
+        group = np.bincount(pool.query[chosen], minlength=pool.n_queries)
+        label = pool.is_target[chosen].astype(np.int32)
+        return lgb.Dataset(
+            value_NF[chosen], label, group=group[group > 0], feature_name=list(names), reference=reference
+        )
+
+    parameters = PARAMETERS | {"num_threads": threads}
+    train = data(has_target & ~held)
+    if rounds is not None:
+        model = lgb.train(parameters, train, rounds)
+        return model.model_to_string(), rounds
+    stop = lgb.early_stopping(PATIENCE, verbose=False)
+    model = lgb.train(parameters, train, ROUNDS, valid_sets=[data(held, train)], callbacks=[stop])
+    return model.model_to_string(num_iteration=model.best_iteration), model.best_iteration
+
+
+class Reranker:
+    """A learned model. LightGBM's prediction of a row does not depend on the other rows."""
+
+    def __init__(self, text: str, threads: int) -> None:
+        import lightgbm as lgb
+
+        self.booster, self.threads = lgb.Booster(model_str=text), threads
+
+    def __call__(self, value_NF: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """Scores `[N]`."""
+        if not len(value_NF):
+            return np.zeros(0)
+        return np.asarray(self.booster.predict(value_NF, num_threads=self.threads), np.float64)

@@ -1,0 +1,115 @@
+"""What a part of an evaluation writes: ranks and sums of every ranker, or recommendations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from etl.folder import write_json
+from retrieval.blend.ranker import BLEND, BlendRanker, Ranked
+from retrieval.bundle import Queries, lists_array
+from retrieval.lists import places_of_listed
+from retrieval.ranking import MODEL, RankWriter, check_targets, search_unseen
+from retrieval.sums import RankingResult, Segments
+
+if TYPE_CHECKING:
+    from retrieval.parts import Evaluation, Part
+
+CLICKS_AFTER_QUERY = {"valid": 2, "test": 1}
+SECONDS = "seconds.json"
+"""Seconds of each part of the blend."""
+ALWAYS_ALL = (MODEL, "popularity")
+"""Rankers that are cheap enough for all queries."""
+TOPK_SCHEMA = pa.schema(
+    [
+        ("user_id", pa.int64()),
+        ("items", pa.list_(pa.int32())),
+        ("item_ids", pa.list_(pa.int64())),
+        ("scores", pa.list_(pa.float32())),
+    ]
+)
+
+
+class PartSums:
+    """The sums and ranks of one part by ranker."""
+
+    def __init__(self, evaluation: Evaluation, part: Part, names: list[str], ranks: RankWriter) -> None:
+        config = evaluation.config
+        self.sums = {name: RankingResult(config.cutoffs, evaluation.dataset.manifest.n_items) for name in names}
+        self.facts, self.split, self.ranks = evaluation.facts, part.split, ranks
+
+    def add(self, name: str, queries: Queries, ranked: Ranked, seconds: float, more: Segments = ()) -> None:
+        """Add a ranker's ranks and lists of a batch; those of a blend's variants are not written one by one."""
+        sums = self.sums[name]
+        sums.seconds += seconds
+        sums.add(queries, CLICKS_AFTER_QUERY[self.split], *ranked, self.facts, more)
+        if not name.startswith(f"{BLEND}-"):
+            self.ranks.add(name, self.split, queries, ranked[0])
+
+
+def rank_part(evaluation: Evaluation, part: Part, folder: Path, blend: BlendRanker | None) -> None:
+    """Rank the targets of a part by every ranker."""
+    config = evaluation.config
+    total = sum(entry.rows for entry in evaluation.bundle.parts[f"queries-{part.split}"])
+    every, begin = -(-total // config.baseline_queries), part.first
+    names = [*evaluation.rankers, *(blend.names if blend else ())]
+    with RankWriter(folder / "ranks.parquet", config.deepest) as ranks:
+        sums = PartSums(evaluation, part, names, ranks)
+        for queries in evaluation.batches(part):
+            check_targets(queries)
+            sampled = (np.arange(len(queries)) + begin) % every == 0
+            begin += len(queries)
+            sample = queries.take(np.flatnonzero(sampled))
+            for name, ranker in evaluation.rankers.items():
+                asked = queries if name in ALWAYS_ALL else sample
+                if len(asked):
+                    started = perf_counter()
+                    ranked = ranker(asked)
+                    sums.add(name, asked, ranked, perf_counter() - started, _transitions(asked, blend))
+            if blend:
+                rank_by_blend(blend, sums, sample, variants=True)
+                rank_by_blend(blend, sums, queries.take(np.flatnonzero(~sampled)), variants=False)
+    for name, found in sums.sums.items():
+        found.write(folder / name)
+    if blend:
+        write_json(folder / SECONDS, blend.spent())
+
+
+def rank_by_blend(blend: BlendRanker, sums: PartSums, queries: Queries, *, variants: bool) -> None:
+    """Add the blend's ranks, and where asked those of all its variants."""
+    if not len(queries):
+        return
+    started = perf_counter()
+    found = blend.rank(queries, sums.split, variants=variants)
+    seconds = perf_counter() - started
+    for name, ranked in found.items():
+        sums.add(name, queries, ranked, seconds if name == BLEND else 0.0, _transitions(queries, blend))
+
+
+def _transitions(queries: Queries, blend: BlendRanker | None) -> Segments:
+    """Queries whose step from the last click to the target was counted, and the others."""
+    if blend is None:
+        return ()
+    counted = blend.facts.counted(queries.seen[queries.seen_offset[1:] - 1], queries.target) > 0
+    return (("transition", "counted", counted), ("transition", "new", ~counted))
+
+
+def recommend_part(evaluation: Evaluation, part: Part, folder: Path, blend: BlendRanker | None) -> None:
+    """The best unseen candidates after all kept clicks, by the blend where there is one."""
+    k = evaluation.config.deepest
+    with pq.ParquetWriter(folder / "topk.parquet", TOPK_SCHEMA, compression="zstd") as writer:
+        for queries in evaluation.batches(part):
+            score, listed = blend.recommend(queries) if blend else search_unseen(evaluation.index, queries, k)
+            order = places_of_listed(listed, k)
+            items, scores = np.take_along_axis(listed, order, 1), np.take_along_axis(score, order, 1)
+            found = items > 0
+            offset = np.concatenate([[0], np.cumsum(found.sum(axis=1))])
+            raw = evaluation.item_id[items[found]]
+            columns = (items[found].astype(np.int32), raw, scores[found].astype(np.float32))
+            arrays = [pa.array(queries.user_id), *(lists_array(offset, values) for values in columns)]
+            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=TOPK_SCHEMA))

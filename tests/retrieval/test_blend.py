@@ -1,0 +1,203 @@
+"""Pools, weights and re-rankers of a blend against slow versions and sources that are known to be good or useless."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from etl.folder import InputError
+from retrieval.baselines import Popularity
+from retrieval.blend import pool as pool_module
+from retrieval.blend import reranker
+from retrieval.blend.context import Facts
+from retrieval.blend.fit import learn_blend
+from retrieval.blend.learned import FILE, FOLDS, Learned, fold_of
+from retrieval.blend.pool import Pools
+from retrieval.blend.ranker import BLEND, BlendRanker
+from retrieval.blend.weights import find_weights, gain_of, summed
+from retrieval.bundle import Queries
+from retrieval.index import Catalogue, build_index
+from retrieval.metrics import MISS
+
+N_ITEMS, D = 60, 4
+
+
+def queries_of(rng, n):
+    lengths = rng.integers(1, 6, n)
+    return Queries(
+        np.arange(n) * 7,
+        rng.integers(1, N_ITEMS + 1, n).astype(np.int32),
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        rng.integers(1, N_ITEMS + 1, lengths.sum()).astype(np.int32),
+        lengths.astype(np.int32),
+        rng.normal(size=(n, D)).astype(np.float32),
+    )
+
+
+def source_of(score_QI):
+    """A source that scores query number `user_id / 7` by a row; values of few digits, so ties abound."""
+    return lambda queries: sparse.csr_matrix(score_QI[queries.user_id // 7].astype(np.float32))
+
+
+def sparse_scores(rng, n, share=0.4):
+    return np.where(rng.random((n, N_ITEMS + 1)) < share, rng.integers(1, 5, (n, N_ITEMS + 1)), 0) * (
+        np.arange(N_ITEMS + 1) > 0
+    )
+
+
+def pools_of(rng, sources, *, mask_seen=True, candidates=N_ITEMS):
+    item = np.sort(rng.choice(np.arange(1, N_ITEMS + 1), candidates, replace=False)).astype(np.int32)
+    catalogue = Catalogue(item, rng.normal(size=(candidates, D)).astype(np.float32))
+    popularity = Popularity(item, rng.integers(0, 50, candidates), N_ITEMS)
+    facts = Facts(popularity, np.zeros(N_ITEMS + 1, np.int64), None)
+    return Pools(sources, build_index("flat", catalogue), popularity, mask_seen=mask_seen), facts
+
+
+@pytest.mark.parametrize("mask_seen", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_pool_is_the_union_of_the_best_with_every_sources_score(seed, mask_seen, monkeypatch):
+    monkeypatch.setattr(pool_module, "CANDIDATES", 7)
+    rng = np.random.default_rng(seed)
+    queries, scores = queries_of(rng, 20), {"a": sparse_scores(rng, 20), "b": sparse_scores(rng, 20, 0.1)}
+    sources = {"model": None, **{name: source_of(values) for name, values in scores.items()}}
+    pools, _ = pools_of(rng, sources, mask_seen=mask_seen, candidates=40)
+    catalogue, pool = pools.index.catalogue, pools.of(queries)
+    exact = {int(i): v for i, v in zip(catalogue.item, catalogue.vector, strict=True)}
+    for q in range(20):
+        seen = set(queries.seen[queries.seen_offset[q] : queries.seen_offset[q + 1]].tolist()) if mask_seen else set()
+        usable = [i for i in exact if i not in seen]
+        of = {"model": {i: float(exact[i] @ queries.vector[q]) for i in usable}}
+        of |= {n: {i: float(values[q, i]) for i in usable if values[q, i]} for n, values in scores.items()}
+        best = {name: sorted(given, key=lambda i, g=given: (-g[i], i))[:7] for name, given in of.items()}
+        rows = np.flatnonzero(pool.query == q)
+        assert pool.item[rows].tolist() == sorted(set().union(*best.values()))
+        power = {i: np.exp(of["model"][i]) for i in pool.item[rows].tolist()}
+        for row in rows:
+            item = int(pool.item[row])
+            for s, name in enumerate(pool.names):
+                assert pool.raw[s, row] == pytest.approx(of[name].get(item, 0.0), rel=1e-4, abs=1e-5)
+                wanted = best[name].index(item) + 1 if item in best[name] else pool_module.NOT_LISTED
+                assert pool.rank[s, row] == wanted
+                total = sum(power.values()) if name == "model" else sum(of[name].values())
+                share = power[item] if name == "model" else of[name].get(item, 0.0)
+                assert pool.share[s, row] == pytest.approx(share / max(total, 1e-30), rel=1e-3, abs=1e-6)
+            assert pool.is_target[row] == (item == queries.target[q])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ranks_and_lists_of_a_blend_equal_a_slow_ranking_with_ties_against(seed):
+    rng = np.random.default_rng(seed)
+    queries = queries_of(rng, 30)
+    names = {"a": sparse_scores(rng, 30), "b": sparse_scores(rng, 30)}
+    pools, facts = pools_of(rng, {name: source_of(values) for name, values in names.items()}, candidates=40)
+    learned = Learned(["a", "b"], 1.0, "sum", weights({"a": 0.75, "b": 0.25}), [weights({"a": 1.0})] * FOLDS, {})
+    found = BlendRanker(learned, pools, pools, facts, 5, 2).rank(queries, "test")
+    score, listed = BlendRanker(learned, pools, pools, facts, 5, 2).recommend(queries)
+    pool = pools.of(queries)
+    for name, weight in ((BLEND, (0.75, 0.25)), ("blend-source-b", (0, 1)), ("blend-without-b", (0.75, 0))):
+        scores, (rank, _) = summed(pool, np.array(weight)), found[name]
+        for q in range(30):
+            mine = dict(zip(pool.item[pool.query == q].tolist(), scores[pool.query == q].tolist(), strict=True))
+            target = int(queries.target[q])
+            seen = queries.seen[queries.seen_offset[q] : queries.seen_offset[q + 1]].tolist()
+            if target in seen or target not in facts.popularity.best_first:
+                assert rank[q] == MISS
+            elif target in mine:
+                assert rank[q] == 1 + sum(v >= mine[target] for i, v in mine.items() if i != target)
+            else:
+                assert rank[q] > max(len(mine), 5)
+            if name == BLEND:
+                best = sorted(mine, key=lambda i: (-mine[i], i))[:5]
+                assert listed[q].tolist() == best + [0] * (5 - len(best))
+                assert score[q, : len(best)].tolist() == [mine[i] for i in best]
+
+
+def weights(given):
+    from retrieval.blend.learned import Weights
+
+    return Weights(given)
+
+
+def signal(rng, queries, strength):
+    """Scores that put the target first where chance is kind, else somewhere."""
+    scores = rng.random((len(queries), N_ITEMS + 1)) * (np.arange(N_ITEMS + 1) > 0)
+    scores[np.arange(len(queries)), queries.target] += strength * rng.random(len(queries))
+    return scores
+
+
+def unseen_targets(rng, n):
+    queries = queries_of(rng, n)
+    queries.target[:] = (queries.seen[queries.seen_offset[1:] - 1] + rng.integers(0, 30, n)) % N_ITEMS + 1
+    return queries
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_weights_never_lose_to_a_source_and_a_useless_one_gets_none(seed):
+    rng = np.random.default_rng(seed)
+    queries = unseen_targets(rng, 1000)
+    good, other = signal(rng, queries, 1.0), signal(rng, queries, 0.8)
+    given = {"good": good, "other": other, "random": rng.random(good.shape), "empty": np.zeros_like(good)}
+    pools, _ = pools_of(rng, {n: source_of(v) for n, v in given.items()}, mask_seen=False)
+    pool = pools.of(queries)
+    gain = lambda w: gain_of(pool.ahead(summed(pool, w)), 10).mean()  # noqa: E731
+    found = find_weights(pool, 10, len(queries), pool.names)
+    assert found.sum() == pytest.approx(1.0)
+    assert gain(found) >= max(gain(unit) for unit in np.eye(4))
+    assert (found[2], found[3]) == (0.0, 0.0)
+    assert min(found[:2]) > 0  # two good ones together
+    twice = {**given, "copy": good}
+    pools, _ = pools_of(np.random.default_rng(seed + 9), {n: source_of(v) for n, v in twice.items()}, mask_seen=False)
+    copied = pools.of(queries)
+    with_copy = gain_of(copied.ahead(summed(copied, find_weights(copied, 10, len(queries), copied.names))), 10).mean()
+    assert with_copy == pytest.approx(gain(found), abs=0.01)
+
+
+def test_nothing_is_learned_from_shuffled_targets_and_the_re_ranker_is_chosen_where_it_is_better(monkeypatch):
+    rng = np.random.default_rng(0)
+    queries = unseen_targets(rng, 1200)
+    # Of short sessions the first source knows the target, of others the second: no one weight suits both.
+    short = queries.n_seen <= 2
+    first, second = (rng.random((len(queries), N_ITEMS + 1)) + 0.0 for _ in range(2))
+    first[np.flatnonzero(short), queries.target[short]] += 0.8
+    second[np.flatnonzero(~short), queries.target[~short]] += 0.8
+    sources = {"first": source_of(first), "second": source_of(second)}
+    pools, facts = pools_of(rng, sources, mask_seen=False)
+    learned = learn_blend(pools, facts, [queries], 10, 1)
+    told = learned.selection["ndcg@10"]
+    assert learned.kind == "reranker"
+    assert told["reranker"] > told["sum"] > max(told["sources"].values()) - 0.02
+    ranker = BlendRanker(learned, pools, pools, facts, 10, 2)
+    assert gain_of(ranker.rank(queries, "valid")["blend"][0], 10).mean() == pytest.approx(told["reranker"], abs=1e-9)
+
+    shuffled = rng.permutation(queries.target)
+    queries.target[:] = shuffled
+    by_chance = learn_blend(pools, facts, [queries], 10, 1).selection["ndcg@10"]
+    expected = (1 / np.log2(np.arange(1, 11) + 1)).sum() / N_ITEMS
+    for kind in ("sum", "reranker"):
+        assert by_chance[kind] == pytest.approx(expected, abs=0.03)
+
+
+def test_a_prediction_does_not_depend_on_the_other_rows_and_what_was_learned_is_read_to_the_bit(tmp_path):
+    rng = np.random.default_rng(1)
+    queries = unseen_targets(rng, 600)
+    sources = {"a": source_of(signal(rng, queries, 1.0)), "b": source_of(signal(rng, queries, 1.0))}
+    pools, facts = pools_of(rng, sources, mask_seen=False)
+    learned = learn_blend(pools, facts, [queries], 10, 1)
+    model = reranker.Reranker(learned.everyone.reranker, 1)
+    rows = rng.random((500, model.booster.num_feature())).astype(np.float32)
+    assert np.array_equal(model(rows)[::7], model(rows[::7]))
+    assert Learned.read(tmp_path) is None
+    learned.write(tmp_path)
+    assert Learned.read(tmp_path) == learned
+    assert Learned.read(tmp_path) == learn_blend(pools, facts, [queries], 10, 1)
+    text = (tmp_path / FILE).read_text()
+    (tmp_path / FILE).write_text(text.replace('"kind": "', '"kind": "s'))
+    with pytest.raises(InputError, match="other content"):
+        Learned.read(tmp_path)
+
+
+def test_folds_are_of_users_and_about_equal():
+    user = np.arange(30_000)
+    assert np.array_equal(fold_of(user)[::-1], fold_of(user[::-1]))
+    assert np.bincount(fold_of(user), minlength=FOLDS) == pytest.approx([10_000] * FOLDS, rel=0.05)
