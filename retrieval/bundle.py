@@ -217,8 +217,7 @@ class Bundle:
 
     def queries(self, split: str, batch_size: int = 4096) -> Iterator[Queries]:
         """Stream the queries of a split in the order of its files."""
-        for part in self.parts.get(f"queries-{split}", []):
-            yield from self.queries_of([part], batch_size)
+        return self.queries_of(self.parts.get(f"queries-{split}", []), batch_size)
 
     def queries_of(self, parts: Sequence[DataFile], batch_size: int = 4096) -> Iterator[Queries]:
         """Stream the queries of some files, small ones joined to batches of at least `batch_size`."""

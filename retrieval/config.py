@@ -53,6 +53,7 @@ class RetrievalConfig:
     rules_per_item: int = option(100, "successors that markov and sequential_rules keep of an item")
     rules_gaps: int = option(10, "clicks that a successor of sequential_rules may come later")
     baseline_queries: int = option(50_000, "queries of a split that baselines but popularity are measured on, at most")
+    part_queries: int = option(10_000, "queries up to which small files are ranked together, as one part")
     threads: int = option(0, "threads of the search; 0 = one for each core")
     overwrite: bool = option(False, "replace an existing result once the new one is whole")
 
@@ -110,7 +111,7 @@ def _check_numbers(config: RetrievalConfig) -> None:
         raise InputError("rising positive cutoffs", config.cutoffs, "write cutoffs=[5,10,20]")
     if config.rules_gaps > MOST_GAPS:
         raise InputError(f"rules_gaps up to {MOST_GAPS}", config.rules_gaps, "a weight of 1/gap is small there")
-    for name in ("neighbours", "rules_per_item", "rules_gaps", "baseline_queries"):
+    for name in ("neighbours", "rules_per_item", "rules_gaps", "baseline_queries", "part_queries"):
         if getattr(config, name) < 1:
             raise InputError(f"{name} of at least 1", getattr(config, name), "give a larger number")
     if not config.memory_gib > 0:

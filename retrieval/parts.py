@@ -35,8 +35,6 @@ from retrieval.ranking import (
 from retrieval.sums import Facts, RankingResult
 
 DONE = "done.json"
-PART_QUERIES = 10_000
-"""Small files make a part together up to so many queries: each part has a cost of its own."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +101,12 @@ class Evaluation:
         return [MODEL, *dict.fromkeys(["popularity", *self.config.baselines])]
 
     def parts(self) -> list[Part]:
-        """All parts, in order: whole files, small ones together up to `PART_QUERIES`."""
+        """All parts, in order: whole files, small ones together up to `part_queries`."""
         found: list[Part] = []
         for split in (*CLICKS_AFTER_QUERY, "next"):
             first, part = 0, None
             for number, entry in enumerate(self.bundle.parts.get(f"queries-{split}", [])):
-                if part and part.rows + entry.rows <= PART_QUERIES:
+                if part and part.rows + entry.rows <= self.config.part_queries:
                     part = replace(part, files=part.files + 1, rows=part.rows + entry.rows)
                     found[-1] = part
                 else:
@@ -179,7 +177,7 @@ def parts_folder(config: RetrievalConfig, bundle: Bundle) -> Path:
     output = place(config.output).absolute()
     folder = output.with_name(f".{output.name}.parts")
     options = {name: value for name, value in vars(config).items() if name not in ("output", "overwrite", "threads")}
-    key = fingerprint_of([options, sha256_of(bundle.path / MANIFEST), PART_QUERIES])
+    key = fingerprint_of([options, sha256_of(bundle.path / MANIFEST)])
     if not (folder / key).is_dir():
         shutil.rmtree(folder, ignore_errors=True)
         (folder / key).mkdir(parents=True)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest, wilcoxon
 
 from retrieval.metrics import Float, Int
 
@@ -74,12 +73,16 @@ def compare(first_Q: Int, second_Q: Int, metric: str) -> Difference:
 
 
 def _mcnemar(a: Float, b: Float) -> float:
+    from scipy.stats import binomtest  # half a second of imports, which an evaluation does not need
+
     only_first, only_second = int(np.sum(a > b)), int(np.sum(b > a))
     total = only_first + only_second
     return float(binomtest(only_first, total).pvalue) if total else 1.0
 
 
 def _wilcoxon(a: Float, b: Float) -> float:
+    from scipy.stats import wilcoxon
+
     # 1/2 − 1/3 and 1/6 − 0 are one difference, which floats tell apart: ranks of differences have to tie.
     difference = np.round(a - b, DIGITS)
     difference = difference[difference != 0]

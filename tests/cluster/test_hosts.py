@@ -261,6 +261,7 @@ def test_a_host_that_never_returns_ends_a_run_of_fixed_size_in_an_error(ray_clus
 def test_evaluation_over_two_hosts_one_killed_is_that_of_one_process(ray_cluster, tiny, monkeypatch):
     split_files(tiny, rows=1)
     given = [f"bundle={tiny / 'bundle'}", f"data={tiny / 'data'}", "cutoffs=[1,2,5]", "index=ivf_flat"]
+    given.append("part_queries=1")
     alone = evaluate(load([*given, f"output={tiny / 'alone'}"]))
     process = ray_cluster.submit("evaluate", [*given, f"output={tiny / 'many'}"])
     deadline = time.monotonic() + 120

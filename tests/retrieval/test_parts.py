@@ -23,12 +23,14 @@ pytestmark = pytest.mark.usefixtures("no_report")
 
 
 def options(tiny, name, *more):
-    return [f"bundle={tiny / 'bundle'}", f"data={tiny / 'data'}", f"output={tiny / name}", "cutoffs=[1,2,5]", *more]
-
-
-@pytest.fixture(autouse=True)
-def _parts_of_one_file(monkeypatch):
-    monkeypatch.setattr(parts, "PART_QUERIES", 3)
+    return [
+        f"bundle={tiny / 'bundle'}",
+        f"data={tiny / 'data'}",
+        f"output={tiny / name}",
+        "cutoffs=[1,2,5]",
+        "part_queries=3",
+        *more,
+    ]
 
 
 def split_files(tiny, rows=3):
@@ -78,11 +80,11 @@ def test_many_files_give_what_one_file_gives(tiny, mask):
     assert not list(tiny.glob(".*.parts"))
 
 
-def test_small_files_make_a_part_together(tiny, monkeypatch):
+def test_small_files_make_a_part_together(tiny):
     split_files(tiny, rows=2)  # six files of two queries
-    dataset, bundle = parts.open_inputs(load(options(tiny, "out")))
-    evaluation = Evaluation(load(options(tiny, "out")), dataset, bundle, None)
-    monkeypatch.setattr(parts, "PART_QUERIES", 5)
+    config = load(options(tiny, "out", "part_queries=5"))
+    dataset, bundle = parts.open_inputs(config)
+    evaluation = Evaluation(config, dataset, bundle, None)
     found = [part for part in evaluation.parts() if part.split == "test"]
     assert [(p.number, p.files, p.first, p.rows) for p in found] == [(0, 2, 0, 4), (2, 2, 4, 4), (4, 2, 8, 4)]
     whole = parts.Queries.joined(list(bundle.queries("test")))
