@@ -130,7 +130,7 @@ class SourceFiles:
         try:
             record = json.loads(self.record.read_text())
             hashes = dict(record["sha256"]) if record["made_from"] == self.made_from else {}
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, TypeError):
             raise InputError("a readable record of a source", self.record, f"delete {self.folder}") from None
