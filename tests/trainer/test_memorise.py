@@ -18,7 +18,7 @@ def ring(tmp_path_factory) -> Dataset:
     folder = tmp_path_factory.mktemp("ring")
     rows = [
         (u, 1 + (u + i) % 12, 1, 0, int((u + i) % 12 < 4), 0, "c", 1, 1, 1)
-        for u in range(1, 25)
+        for u in range(1, 49)
         for i in range(10 + u % 9)
     ]
     log = write_log(folder / "log.csv", rows)
@@ -34,7 +34,7 @@ SETTINGS = [
     "network.state_dropout=0",
     "train.epochs=60",
     "train.patience=3",
-    "train.batch_tokens=64",
+    "train.batch_tokens=32",
     "train.negatives=30",
 ]
 

@@ -51,7 +51,7 @@ def ctr(tmp_path_factory) -> Dataset:
     folder = tmp_path_factory.mktemp("ctr")
     rng = np.random.default_rng(0)
     lines = [",".join([*VIDEO, *HISTORY])]
-    for _ in range(4_000):
+    for _ in range(8_000):
         item, age = int(rng.integers(1, 60)), int(rng.integers(0, 8))
         click = int(rng.random() < (0.8 if item % 10 % 2 == 0 else 0.05))
         like = int(click and rng.random() < (0.7 if age > 3 else 0.02))
