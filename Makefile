@@ -22,7 +22,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 # Spark, which large logs and clusters take, needs a Java: install one where that is ours to do, else say how.
 java: $(INSTALLED)
-	@if $(RUN) -c 'import sys; from etl.java import OLDEST_JAVA, java_version; sys.exit((java_version() or 0) < OLDEST_JAVA)'; then :; \
+	@if $(RUN) -c 'import sys; from etl.engines.java import OLDEST_JAVA, java_version; sys.exit((java_version() or 0) < OLDEST_JAVA)'; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
 		apt-get update -qq && apt-get install -y -qq openjdk-17-jre-headless; \
 	else \

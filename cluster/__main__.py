@@ -7,7 +7,7 @@ from cluster import kubernetes, local
 from cluster.config import ClusterConfig, load
 from cluster.pipeline import run_pipeline
 from cluster.submit import submit
-from etl.command import run_program
+from etl.runtime.options import run_program
 
 ACTIONS = {"up": local.up, "down": local.down, "status": local.status}
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from etl.command import group, option, read_options
-from etl.folder import InputError
+from etl.runtime.errors import InputError
+from etl.runtime.options import group, option, read_options
 
 SUBMITS = ("etl", "train", "evaluate", "pipeline")
 TARGETS = ("local", "standalone", "ray", "kubernetes")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from etl.command import run_program
+from etl.runtime.options import run_program
 from retrieval.config import RetrievalConfig, load
 from retrieval.result_folder import REPORT
 
@@ -15,8 +15,8 @@ def job(options: list[str]) -> None:
     config = load(options)
     # Ray, faiss and matplotlib: seconds of imports that a wrong option need not wait for.
     from cluster.ray_evaluation import evaluate_on_ray
-    from etl.remote import absolute, place
-    from retrieval.report import table_text
+    from etl.runtime.object_store import absolute, place
+    from retrieval.report.page import table_text
 
     for name in ("bundle", "data", "output"):  # tasks run in other folders
         setattr(config, name, absolute(getattr(config, name)))

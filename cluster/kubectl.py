@@ -8,7 +8,7 @@ import shlex
 import subprocess
 from typing import Any
 
-from etl.folder import InputError
+from etl.runtime.errors import InputError
 
 ENDED = ("Complete", "Failed")
 """States of a Job (types of its conditions) and of a RayJob (its deployment's status) that nothing follows."""

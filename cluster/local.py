@@ -20,8 +20,9 @@ from typing import Any
 import psutil
 
 from cluster.config import LocalOptions
-from etl.folder import InputError, write_json
-from etl.java import require_java
+from etl.engines.java import require_java
+from etl.runtime.errors import InputError
+from etl.runtime.files import write_json
 
 HOST = "127.0.0.1"
 STATE = "state.json"

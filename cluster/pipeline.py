@@ -9,9 +9,10 @@ from typing import Any
 from cluster.config import PipelineOptions, training_options
 from cluster.steps import Step, file_fingerprint, run_step, time_by_step
 from etl.dataset_folder import MANIFEST, is_dataset
-from etl.folder import locked, sha256_of
+from etl.runtime.files import sha256_of
+from etl.runtime.locks import locked
 from retrieval.result_folder import METRICS, REPORT, is_result
-from trainer.run_folder import is_finished
+from trainer.run.folder import is_finished
 
 WAIT_SECONDS = 3600.0
 
@@ -83,9 +84,7 @@ def evaluation(options: PipelineOptions, work: Path, data: Path, name: str) -> S
 
 def results(work: Path, names: list[str]) -> str:
     """One table over all runs, and the places of their reports."""
-    from retrieval.report import (
-        table_text,  # draws figures too: a second of imports that other commands need not wait for
-    )
+    from retrieval.report.page import table_text
 
     found: list[dict[str, Any]] = [json.loads((work / f"{name}-result" / METRICS).read_text()) for name in names]
     table = found[0] | {"model": names[0]}

@@ -80,7 +80,7 @@ def container(
     name: str, options: KubernetesOptions, resources: dict[str, Any], *, env: Sequence[Any] = (), **more: Any
 ) -> dict[str, Any]:
     """A container of our image with the shared storage."""
-    from etl.remote import CACHE  # pyarrow with it, which nothing else here needs
+    from etl.runtime.object_store import CACHE
 
     if options.store_secret:
         more["envFrom"] = [{"secretRef": {"name": options.store_secret}}]

@@ -11,12 +11,12 @@ from typing import Any
 
 import ray
 
-from etl.folder import InputError
-from etl.progress import ProgressLine
+from etl.runtime.errors import InputError
+from etl.runtime.progress import ProgressLine
 from retrieval.config import RetrievalConfig
 from retrieval.evaluate import evaluate, reopen
-from retrieval.parts import Evaluation, Part
-from trainer.worker import ray_session
+from retrieval.query_files import Evaluation, Part
+from trainer.ray_train import ray_session
 
 TELL_SECONDS = 5.0
 TASK_RETRIES = 10

@@ -19,8 +19,9 @@ from typing import Any
 
 import psutil
 
-from etl.folder import InputError, fingerprint_of, write_json
-from etl.progress import duration
+from etl.runtime.errors import InputError
+from etl.runtime.files import fingerprint_of, write_json
+from etl.runtime.progress import duration
 
 PR_SET_PDEATHSIG = 1
 

@@ -20,10 +20,10 @@ from typing import Any
 
 from cluster.config import ClusterConfig
 from cluster.pipeline import run_pipeline
-from etl.folder import InputError
-from etl.java import require_java
+from etl.engines.java import require_java
 from etl.package import package
 from etl.reachable import require_master
+from etl.runtime.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {"etl": "etl", "train": "trainer", "evaluate": "retrieval", "pipeline": "cluster"}

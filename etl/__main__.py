@@ -3,8 +3,8 @@
 import sys
 from collections.abc import Sequence
 
-from etl.command import run_program
 from etl.config import EtlConfig, load
+from etl.runtime.options import run_program
 
 
 def job(options: list[str]) -> None:

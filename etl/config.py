@@ -10,8 +10,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from etl.command import group, option, read_options
-from etl.folder import InputError
+from etl.runtime.errors import InputError
+from etl.runtime.options import group, option, read_options
 
 SCENARIOS = ("qk_video", "qb_video", "qk_article", "qb_article", "sbr", "ctr")
 """Keys of `tenrec.SCENARIOS`, which needs Arrow."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from etl.folder import Kind, listed_files
+from etl.runtime.output_folder import Kind, listed_files
 
 MANIFEST = "manifest.json"
 """Written last: a folder without it is no dataset."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from etl.contract import STATISTICS, Dataset
+from etl.dataset import STATISTICS, Dataset
 from etl.protocol import Array
 from etl.twin.published import FACTS, PUBLISHED
 

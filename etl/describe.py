@@ -12,8 +12,9 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from etl.command import option, read_options, run_program
-from etl.folder import InputError, new_file
+from etl.runtime.errors import InputError
+from etl.runtime.options import option, read_options, run_program
+from etl.runtime.output_file import new_file
 
 
 @dataclass
@@ -38,7 +39,7 @@ def job(options: list[str]) -> None:
 
 
 def _dataset_page(config: DescribeConfig) -> str:
-    from etl.contract import open_dataset
+    from etl.dataset import open_dataset
     from etl.dataset_page import page
 
     folders = config.data if isinstance(config.data, list) else [config.data]
@@ -47,7 +48,7 @@ def _dataset_page(config: DescribeConfig) -> str:
 
 def _log_page(config: DescribeConfig) -> str:
     from etl.dataset_page import log_page
-    from etl.scan import scan
+    from etl.logs.scan import scan
     from etl.twin.published import FACTS
 
     if config.scenario not in FACTS:

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from etl.command import option, read_options, run_program
-from etl.folder import new_log
+from etl.runtime.options import option, read_options, run_program
+from etl.runtime.output_file import new_log
 
 
 @dataclass
@@ -33,7 +33,7 @@ class KuairandConfig:
 def job(options: list[str]) -> None:
     """Convert the folder that the options name."""
     config = read_options(KuairandConfig, "etl.conf.kuairand", options)
-    from etl.kuairand_log import convert, write
+    from etl.logs.kuairand import convert, write
 
     table = convert(Path(config.input))
     with new_log(config.output) as stream:

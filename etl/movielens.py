@@ -21,8 +21,10 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from etl.command import option, read_options, run_program
-from etl.folder import InputError, new_log, sha256_of
+from etl.runtime.errors import InputError
+from etl.runtime.files import sha256_of
+from etl.runtime.options import option, read_options, run_program
+from etl.runtime.output_file import new_log
 
 WHEEL = "recbole==1.2.1"
 WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
@@ -67,7 +69,7 @@ def to_csv(wheel: Path) -> str:
     Raises:
         InputError: another file than the expected wheel.
     """
-    from etl.tenrec import NULL, VIDEO
+    from etl.logs.tenrec import NULL, VIDEO
 
     if not wheel.is_file() or sha256_of(wheel) != WHEEL_SHA256:
         raise InputError(f"the {WHEEL} wheel with its known SHA-256", wheel, "remove it to download it again")

@@ -10,8 +10,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from etl.command import option, read_options, run_program
-from etl.folder import InputError
+from etl.runtime.errors import InputError
+from etl.runtime.options import option, read_options, run_program
 
 PLURAL = {"user_id": "users", "item_id": "items"}
 
@@ -30,8 +30,8 @@ def job(options: list[str]) -> None:
         raise InputError("inputs=[A.csv,B.csv]", repr(inputs), "name at least two logs")
     import numpy as np
 
-    from etl.distinct_ids import IDS, distinct_ids
-    from etl.tenrec import open_logs
+    from etl.logs.distinct_ids import IDS, distinct_ids
+    from etl.logs.tenrec import open_logs
 
     logs = []
     for log in open_logs([str(i) for i in inputs], IDS):

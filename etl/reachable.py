@@ -6,7 +6,7 @@ import socket
 import time
 from contextlib import closing
 
-from etl.folder import InputError
+from etl.runtime.errors import InputError
 
 CONNECT_SECONDS = 5.0
 RETRY_SECONDS = 0.5

@@ -15,10 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from etl import tenrec
-from etl.combine import combine_split
 from etl.config import EtlConfig, protocol_record
-from etl.contract import (
+from etl.dataset import (
     SCHEMA_VERSION,
     SESSIONS_FOLDER,
     SESSIONS_SCHEMA,
@@ -30,11 +28,18 @@ from etl.contract import (
     open_dataset,
 )
 from etl.dataset_folder import DATASET, ITEMS, MANIFEST
-from etl.engine import Engine, log_bytes, open_engine, runs_locally
-from etl.folder import fingerprint_of, write_json
-from etl.gather import cut_filtered_partition, gather_partition
-from etl.items import allow_items, number_items, raw_clicks_per_item, read_lookup
-from etl.job import (
+from etl.engines.engine import Engine, log_bytes, open_engine, runs_locally
+from etl.logs import tenrec
+from etl.logs.splits import LogFile, Split, first_rows, make_splits
+from etl.messages import QUARANTINE, refuse_empty, summary, warnings
+from etl.runtime.files import fingerprint_of, write_json
+from etl.runtime.object_store import place, published, refuse_output
+from etl.stages.assemble_users import cut_filtered_partition, gather_partition
+from etl.stages.ctr_rows import make_rows
+from etl.stages.item_ids import allow_items, number_items, raw_clicks_per_item, read_lookup
+from etl.stages.job_progress import reporting
+from etl.stages.read_split import combine_split
+from etl.stages.task_files import (
     Job,
     Pieces,
     check_rows,
@@ -45,11 +50,7 @@ from etl.job import (
     write_array,
     write_table,
 )
-from etl.job_progress import reporting
-from etl.remote import place, published, refuse_output
-from etl.report import QUARANTINE, refuse_empty, summary, warnings
-from etl.rows import make_rows
-from etl.table_one import histogram, table
+from etl.statistics import histogram, table
 from etl.transitions import diagnose
 
 SPLITS_PER_PARTITION = 2
@@ -70,9 +71,9 @@ def build(config: EtlConfig) -> Manifest:
     scenario = tenrec.SCENARIOS[config.scenario]
     files = tenrec.open_logs(config.inputs, scenario)
     if config.protocol.first_rows is not None:
-        files = tenrec.first_rows(files, config.protocol.first_rows)
+        files = first_rows(files, config.protocol.first_rows)
     known = open_dataset(config.items_from).items() if config.items_from else None
-    splits = tenrec.make_splits(files, config.split_bytes)
+    splits = make_splits(files, config.split_bytes)
     read = [*(file.uri for file in files), *filter(None, [config.items_from])]
     with published(config.output, DATASET, overwrite=config.overwrite, inputs=read) as folder:
         job = make_job(config, folder, log_bytes(splits))
@@ -123,7 +124,7 @@ def count_partitions(log_bytes: int, partition_bytes: int) -> int:
     return max(1, -(-log_bytes // partition_bytes))
 
 
-def sessionize(engine: Engine, job: Job, splits: list[tenrec.Split]) -> list[int]:
+def sessionize(engine: Engine, job: Job, splits: list[Split]) -> list[int]:
     """Read, combine, shuffle by user and cut.
 
     Returns:
@@ -167,9 +168,7 @@ def write_shard(job: Job, shards: list[Pieces], shard: int) -> dict[str, Any]:
     return dataclasses.asdict(describe_file(Path(job.folder), name, len(whole)))
 
 
-def finish(
-    config: EtlConfig, job: Job, files: list[tenrec.LogFile], items: pa.Table, shards: list[DataFile]
-) -> Manifest:
+def finish(config: EtlConfig, job: Job, files: list[LogFile], items: pa.Table, shards: list[DataFile]) -> Manifest:
     """Write item table, statistics, quarantine and, last, the manifest."""
     folder = Path(job.folder)
     pq.write_table(items, folder / ITEMS, compression="zstd")
@@ -214,9 +213,7 @@ def finish(
     return manifest
 
 
-def make_statistics(
-    job: Job, files: list[tenrec.LogFile], splits: list[dict[str, Any]], items: pa.Table
-) -> dict[str, Any]:
+def make_statistics(job: Job, files: list[LogFile], splits: list[dict[str, Any]], items: pa.Table) -> dict[str, Any]:
     """`statistics.json`: the raw log and what was kept of it, side by side."""
     columns = set(job.scenario.columns) & {name for file in files for name in file.columns}
     raw: Counter[str] = sum((Counter(split["counts"]) for split in splits), Counter())

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from etl.command import run_program
+from etl.runtime.options import run_program
 from retrieval.config import RetrievalConfig, load
 from retrieval.result_folder import REPORT
 
@@ -11,9 +11,9 @@ from retrieval.result_folder import REPORT
 def job(options: list[str]) -> None:
     """Evaluate the bundle that the options name and print the table."""
     config = load(options)
-    from etl.remote import place  # these import faiss, scipy and matplotlib: --help and wrong options need none
+    from etl.runtime.object_store import place
     from retrieval.evaluate import evaluate
-    from retrieval.report import table_text
+    from retrieval.report.page import table_text
 
     result = evaluate(config)
     print(table_text(result))

@@ -16,10 +16,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from etl.contract import FEEDBACK_BIT, DataFile, check_files, check_schema, describe_file, read_manifest
+from etl.dataset import FEEDBACK_BIT, DataFile, check_files, check_schema, describe_file, read_manifest
 from etl.dataset_folder import MANIFEST
-from etl.folder import InputError, write_json
-from etl.remote import absolute, fetched
+from etl.runtime.errors import InputError
+from etl.runtime.files import write_json
+from etl.runtime.object_store import absolute, fetched
 from retrieval.bundle_checks import CURE, check_feedback, check_finite, check_nulls, check_users
 
 SCHEMA_VERSION = 1

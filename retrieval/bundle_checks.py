@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from etl.folder import InputError
+from etl.runtime.errors import InputError
 
 CURE = "export the bundle again with python -m trainer"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from etl.command import option, read_options, run_program
-from etl.folder import InputError
+from etl.runtime.errors import InputError
+from etl.runtime.options import option, read_options, run_program
 
 
 @dataclass
@@ -34,7 +34,7 @@ def job(options: list[str]) -> None:
     output = Path(config.output)
     if output.suffix != ".html":
         raise InputError("an output that ends in .html", output, "write output=comparison.html")
-    from retrieval.comparison import write_comparison  # imports scipy, and matplotlib for the page
+    from retrieval.report.comparison import write_comparison
 
     print(write_comparison(config.results, config.metrics, output))
     print(f"page: {output}")

@@ -9,8 +9,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from etl.command import option, read_options
-from etl.folder import InputError
+from etl.runtime.errors import InputError
+from etl.runtime.options import option, read_options
 
 INDEXES = ("auto", "flat", "ivf_flat", "ivf_sq8", "ivf_pq_refine", "hnsw")
 CANDIDATES = ("clicked", "all")

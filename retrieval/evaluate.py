@@ -5,53 +5,31 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from etl.contract import Dataset
-from etl.dataset_folder import MANIFEST
-from etl.folder import InputError, write_json
-from etl.remote import published, read_file, refuse_output
-from retrieval.baselines import item_rates
+from etl.dataset import Dataset
+from etl.runtime.errors import InputError
+from etl.runtime.files import write_json
+from etl.runtime.object_store import published, read_file, refuse_output
 from retrieval.blend.describe import describe_blend, put_blend
 from retrieval.blend.prepare import prepare_blend
 from retrieval.blend.ranker import BLEND
-from retrieval.bundle import Bundle, open_bundle
+from retrieval.bundle import Bundle
 from retrieval.config import RetrievalConfig
-from retrieval.index import (
-    FIDELITY_K,
-    Catalogue,
-    Fidelity,
-    Index,
-    Yardstick,
-    build_index,
-    choose_kind,
-    compare_spaces,
-    measure,
-    norms,
-    tune,
-)
-from retrieval.metrics import feedback_metrics
+from retrieval.metrics.feedback import feedback_metrics
 from retrieval.part_files import CLICKS_AFTER_QUERY, SECONDS, TOPK_SCHEMA
-from retrieval.parts import (
-    Evaluation,
-    RunParts,
-    join,
-    open_inputs,
-    parts_folder,
-    run_here,
-)
-from retrieval.ranking import MODEL, RankWriter
+from retrieval.query_files import Evaluation, RunParts, join, open_inputs, parts_folder, run_here
+from retrieval.rankers.popularity import item_rates
+from retrieval.rankers.registry import MODEL
+from retrieval.ranks_file import RankWriter
 from retrieval.repeats import count_repeats
-from retrieval.report import examples_of, write_report
+from retrieval.report.page import examples_of, write_report
 from retrieval.result_folder import METRICS, RANKS, REPORT, RESULT, TOPK
-from retrieval.stored import Stored, origin
-
-SAMPLE_QUERIES = 2_000
+from retrieval.search.index import build_index
+from retrieval.search.prepare import kind_of, make_catalogue, place_of, prepare_index, valid_bundle
+from retrieval.search.tuning import Fidelity
 
 
 def evaluate(config: RetrievalConfig, run_parts: RunParts = run_here) -> dict[str, Any]:
@@ -163,106 +141,6 @@ def read_diagnostics(bundle: Bundle) -> dict[str, Any]:
         return {}
 
 
-def make_catalogue(bundle: Bundle, dataset: Dataset, config: RetrievalConfig) -> Catalogue:
-    """The candidates and their vectors.
-
-    Raises:
-        InputError: fewer candidates than the largest cutoff.
-    """
-    if bundle.manifest.n_items != dataset.manifest.n_items:
-        raise InputError(f"a bundle of {dataset.manifest.n_items} items", bundle.manifest.n_items, "export it again")
-    vectors = bundle.item_vectors()
-    item = np.arange(1, len(vectors) + 1, dtype=np.int32)
-    if config.candidates == "clicked":
-        item = item[dataset.items(["clicks"])["clicks"].to_numpy() > 0]
-    if config.deepest > len(item):
-        raise InputError(f"cutoffs up to the {len(item)} candidates", config.deepest, "give smaller cutoffs")
-    return Catalogue(item, np.ascontiguousarray(vectors[item - 1]))
-
-
-def prepare_index(
-    bundle: Bundle, dataset: Dataset, catalogue: Catalogue, config: RetrievalConfig
-) -> tuple[Index, dict[str, Any]]:
-    """The index that is searched, and what `metrics.json` says of it: its fidelity and speed on test queries.
-
-    `index=auto` searches exactly where the index that it chose is slower; an index that was named is kept.
-    """
-    kind, slower = kind_of(bundle, catalogue, config), None
-    if kind != "flat":
-        index, known, record = tuned_index(kind, bundle, dataset, catalogue, config)
-        test = Fidelity(**known["test"])
-        described = describe_index(index, test, record | {"curve": known["curve"]})
-        warn_of_index(kind, test, config)
-        if not (config.index == "auto" and test.is_slower):
-            return index, described
-        slower = described
-    index = build_index("flat", catalogue)
-    described = describe_index(index, measure(index, yardstick(bundle, "test", catalogue)), {})
-    return index, described | ({"slower": slower} if slower else {})
-
-
-def tuned_index(
-    kind: str, bundle: Bundle, dataset: Dataset, catalogue: Catalogue, config: RetrievalConfig
-) -> tuple[Index, dict[str, Any], dict[str, Any]]:
-    """An index with the effort that valid queries need, what tuning found, and its record.
-
-    The effort for a refit model is that which the model before it needs, which alone has valid queries. An index
-    is kept with what tuning found, so that the next evaluation of the bundle only searches.
-    """
-    stored = place_of(bundle, catalogue, config, kind)
-    index, record = stored.load(catalogue), stored.record()
-    if index and index.kind != kind:
-        raise InputError(f"an index of kind {kind}", f"{index.kind} in {stored.path}", "name another index_file")
-    known = stored.tuned(config.fidelity) if index else None
-    if index and known:
-        index.set_effort(known["effort"], known["refine"])
-        return index, known, record
-    selected = valid_bundle(bundle)
-    tuned_on = catalogue if selected is bundle else make_catalogue(selected, dataset, config)
-    valid = yardstick(selected, "valid", tuned_on)
-    if index is None:
-        spaces = compare_spaces(tuned_on, valid.query)
-        index = build_index(kind, catalogue, max(spaces, key=lambda space: spaces[space]))
-        norm = np.quantile(norms(catalogue.vector), (0, 0.5, 0.99, 1)).tolist()
-        record = {"spaces": spaces, "norms": dict(zip(("least", "median", "p99", "largest"), norm, strict=True))}
-        stored.save(index, record)
-    tuning = index if selected is bundle else build_index(kind, tuned_on, index.space)
-    curve = [{**effort, **asdict(found)} for effort, found in tune(tuning, valid, config.fidelity)]
-    index.set_effort(tuning.effort or 1, tuning.refine)
-    known = stored.remember(config.fidelity, index, curve, measure(index, yardstick(bundle, "test", catalogue)))
-    return index, known, record
-
-
-def warn_of_index(kind: str, test: Fidelity, config: RetrievalConfig) -> None:
-    """Say where an index misses on test queries what was asked for, or is slower than exact search."""
-    if not test.reaches(config.fidelity):
-        hits = "" if test.hr_ratio is None else f" and HR@{FIDELITY_K} {test.hr_ratio:.4f}"
-        print(
-            f"warning: on test queries {kind} keeps recall@{FIDELITY_K} {test.recall:.4f} ({test.recall_low:.4f} – "
-            f"{test.recall_high:.4f}){hits} of exact search, less than fidelity={config.fidelity}",
-            file=sys.stderr,
-            flush=True,
-        )
-    if test.is_slower:
-        rates = f"{test.queries_per_second:,.0f} against {test.exact_queries_per_second:,.0f} queries/s"
-        instead = "exact search is taken" if config.index == "auto" else "index=flat is exact"
-        print(f"warning: {kind} is slower than exact search ({rates}); {instead}", file=sys.stderr, flush=True)
-
-
-def kind_of(bundle: Bundle, catalogue: Catalogue, config: RetrievalConfig) -> str:
-    """The kind of index that the options stand for."""
-    size, dimension = catalogue.vector.shape
-    return choose_kind(config.index, size, bundle.n_queries("test"), dimension, config.memory_gib)
-
-
-def place_of(bundle: Bundle, catalogue: Catalogue, config: RetrievalConfig, kind: str) -> Stored:
-    """Where the index is kept."""
-    made_from = origin(bundle.path / MANIFEST, catalogue)
-    if config.index_file:
-        return Stored(Path(config.index_file), made_from)
-    return Stored.beside(bundle.path, kind, made_from)
-
-
 def reopen(config: RetrievalConfig) -> Evaluation:
     """The evaluation that another process has prepared: its index is loaded with the effort that tuning found.
 
@@ -282,53 +160,6 @@ def reopen(config: RetrievalConfig) -> Evaluation:
         return Evaluation(config, dataset, bundle, build_index("flat", catalogue))
     index.set_effort(known["effort"], known["refine"])
     return Evaluation(config, dataset, bundle, index)
-
-
-def valid_bundle(bundle: Bundle) -> Bundle:
-    """The bundle whose valid queries tune an index: of a refit model, the model before the refit."""
-    return open_bundle(bundle.beside("bundle-selected")) if bundle.manifest.refit else bundle
-
-
-def yardstick(bundle: Bundle, split: str, catalogue: Catalogue) -> Yardstick:
-    """Queries of a split by which the index is judged, searched exactly."""
-    return Yardstick.of(catalogue, *sample_queries(bundle, split))
-
-
-def describe_index(index: Index, test: Fidelity, record: dict[str, Any]) -> dict[str, Any]:
-    """What `metrics.json` says of the index; `test` is its fidelity on test queries."""
-    told = {"kind": index.kind, **index.parameters, **({"space": index.space} if index.faiss_index else {})}
-    told |= {
-        f"recall_at_{FIDELITY_K}_vs_exact": test.recall,
-        f"recall_at_{FIDELITY_K}_vs_exact_interval": [test.recall_low, test.recall_high],
-        f"hr_{FIDELITY_K}_vs_exact": test.hr_ratio,
-        f"hr_{FIDELITY_K}_vs_exact_low": test.hr_ratio_low,
-        "exact_hits": test.exact_hits,
-        "sample_queries": test.queries,
-        "queries_per_second": test.queries_per_second,
-        "exact_queries_per_second": test.exact_queries_per_second,
-        "build_seconds": index.build_seconds,
-        "tuned_on_valid": record.get("curve", []),
-    }
-    return told | {name: record[name] for name in ("spaces", "norms") if name in record}
-
-
-def sample_queries(bundle: Bundle, split: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-    """Vectors and targets of evenly spaced queries of a split.
-
-    Raises:
-        InputError: the bundle has none.
-    """
-    total = bundle.n_queries(split)
-    if total == 0:
-        raise InputError(f"a bundle with {split} queries", "none", "export the bundle again")
-    wanted = np.unique(np.linspace(0, total - 1, min(total, SAMPLE_QUERIES)).astype(np.int64))
-    vectors, targets, begin = [], [], 0
-    for queries in bundle.queries(split):
-        rows = wanted[(wanted >= begin) & (wanted < begin + len(queries))] - begin
-        vectors.append(queries.vector[rows])
-        targets.append(queries.target[rows])
-        begin += len(queries)
-    return np.ascontiguousarray(np.concatenate(vectors)), np.concatenate(targets)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -10,15 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from etl.folder import write_json
+from etl.runtime.files import write_json
 from retrieval.blend.ranker import BLEND, BlendRanker, Ranked
 from retrieval.bundle import Queries, lists_array
-from retrieval.lists import places_of_listed
-from retrieval.ranking import MODEL, RankWriter, check_targets, search_unseen
-from retrieval.sums import RankingResult, Segments
+from retrieval.metrics.accumulators import RankingResult, Segments
+from retrieval.rankers.index_ranker import check_targets, search_unseen
+from retrieval.rankers.lists import places_of_listed
+from retrieval.rankers.registry import MODEL
+from retrieval.ranks_file import RankWriter
 
 if TYPE_CHECKING:
-    from retrieval.parts import Evaluation, Part
+    from retrieval.query_files import Evaluation, Part
 
 CLICKS_AFTER_QUERY = {"valid": 2, "test": 1}
 SECONDS = "seconds.json"

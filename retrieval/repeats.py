@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from etl.contract import Dataset
+from etl.dataset import Dataset
 
 HELD_OUT = 2
 """The query for valid sees all kept clicks but the last two."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from etl.folder import Kind, listed_files
+from etl.runtime.output_folder import Kind, listed_files
 
 METRICS = "metrics.json"
 """Written last: a folder without it is no result."""

@@ -12,9 +12,9 @@ from unittest import mock
 import pytest
 
 from etl.config import SparkOptions
-from etl.contract import Dataset
-from etl.java import OLDEST_JAVA, java_version
-from etl.spark import spark_session
+from etl.dataset import Dataset
+from etl.engines.java import OLDEST_JAVA, java_version
+from etl.engines.spark import spark_session
 from tests.data import TINY
 from tests.support.engine import build
 from tests.support.logs import generated_log

@@ -18,7 +18,7 @@ FORBIDDEN = {
     "cluster": set(),
 }
 LEAN = {
-    *("etl/contract.py", "etl/dataset_folder.py", "etl/folder.py", "etl/remote.py"),
+    *("etl/dataset.py", "etl/dataset_folder.py", "etl/runtime/output_folder.py", "etl/runtime/object_store.py"),
     *("retrieval/bundle.py", "retrieval/bundle_checks.py"),
 }
 """Contract modules: the standard library, numpy, pyarrow and each other."""

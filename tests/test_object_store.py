@@ -17,11 +17,11 @@ import torch.distributed as dist
 import etl.__main__
 import retrieval.__main__
 import trainer.__main__
-import trainer.stop
-from etl.contract import open_dataset
-from etl.folder import InputError
-from etl.java import OLDEST_JAVA, java_version
-from etl.remote import Mirror, fetched, filesystem, place
+import trainer.run.signals
+from etl.dataset import open_dataset
+from etl.engines.java import OLDEST_JAVA, java_version
+from etl.runtime.errors import InputError
+from etl.runtime.object_store import Mirror, fetched, filesystem, place
 from retrieval.bundle import open_bundle
 from tests.support.engine import build
 from tests.support.logs import generated_log
@@ -29,9 +29,9 @@ from tests.support.store import BUCKET, s3_server
 from tests.support.workers import run_workers
 from tests.trainer.test_run import SMALL
 from trainer.config import load
+from trainer.distributed.world import World
 from trainer.loop import train
 from trainer.prepare import prepare
-from trainer.world import World
 
 HOME = f"s3://{BUCKET}"
 
@@ -130,7 +130,7 @@ def test_what_makes_a_folder_whole_is_sent_last_and_gone_first(store, tmp_path, 
     def broken(*_: object, **__: object) -> None:
         raise OSError("gone")
 
-    monkeypatch.setattr("etl.remote.pa_fs.copy_files", broken)
+    monkeypatch.setattr("etl.runtime.object_store.pa_fs.copy_files", broken)
     with pytest.raises(InputError, match="storage that answers"):
         mirror.push(last="manifest.json")
     assert "manifest.json" not in mirror.listing()
@@ -260,13 +260,13 @@ def test_ray_workers_train_into_a_store(data, store, fifty, tmp_path):
 
 
 def test_a_stop_is_heard_through_the_store(store, monkeypatch):
-    watch = trainer.stop.StopWatch(f"{store}/run", World.alone())
+    watch = trainer.run.signals.StopWatch(f"{store}/run", World.alone())
     assert not watch(8)
     mirror = Mirror.of(f"{store}/run")
     mirror.folder.mkdir(parents=True)
-    (mirror.folder / trainer.stop.STOP).touch()
-    mirror.send([trainer.stop.STOP])
-    (mirror.folder / trainer.stop.STOP).unlink()
+    (mirror.folder / trainer.run.signals.STOP).touch()
+    mirror.send([trainer.run.signals.STOP])
+    (mirror.folder / trainer.run.signals.STOP).unlink()
     assert not watch(16)  # looked a moment ago
     watch.looked = 0.0
     assert watch(24)

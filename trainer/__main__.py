@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from etl.command import run_program
+from etl.runtime.options import run_program
 from trainer.config import TrainerConfig, load
 
 

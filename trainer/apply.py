@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from etl.command import option, read_options, run_program
+from etl.runtime.options import option, read_options, run_program
 
 
 @dataclass
@@ -28,7 +28,7 @@ class ApplyConfig:
 def job(options: list[str]) -> None:
     """Write the bundle that the options ask for."""
     config = read_options(ApplyConfig, "trainer.conf.apply", options)
-    from trainer.score_dataset import score_dataset  # imports torch
+    from trainer.inference.score_dataset import score_dataset
 
     score_dataset(config)
     print(config.output)

@@ -9,8 +9,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from etl.command import group, option, read_options
-from etl.folder import InputError
+from etl.runtime.errors import InputError
+from etl.runtime.options import group, option, read_options
 
 ENCODERS = ("gru4rec", "srgnn", "sasrec")
 RANK_HEADS = {

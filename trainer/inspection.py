@@ -8,18 +8,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from etl.contract import Dataset
-from etl.folder import InputError
-from etl.remote import place
+from etl.dataset import Dataset
+from etl.runtime.errors import InputError
+from etl.runtime.object_store import place
 from trainer.config import TrainerConfig
 from trainer.data.reader import Sessions
-from trainer.family import TRAIN_HOLDOUT, SessionFamily, family_of
-from trainer.finished_run import load_selected, open_run
-from trainer.loop import DIAGNOSTICS, forward_flops
-from trainer.objective import ITEM
+from trainer.distributed.world import World
+from trainer.run.finished_run import load_selected, open_run
 from trainer.show import ShowConfig
-from trainer.step import Stepper
-from trainer.world import World
+from trainer.summary import DIAGNOSTICS, forward_flops
+from trainer.task.base import TRAIN_HOLDOUT
+from trainer.task.registry import family_of
+from trainer.task.sessions import SessionFamily
+from trainer.training.objective import ITEM
+from trainer.training.step import Stepper
 
 
 def inspect(options: ShowConfig) -> list[str]:

@@ -4,16 +4,17 @@ import errno
 import json
 import sys
 
-from etl.folder import InputError, locked
-from etl.remote import place
+from etl.runtime.errors import InputError
+from etl.runtime.locks import locked
+from etl.runtime.object_store import place
 from trainer.config import TrainerConfig
+from trainer.distributed.world import World
 from trainer.loop import train
 from trainer.prepare import prepare
-from trainer.run_folder import SUMMARY
-from trainer.runlog import progress_bar
-from trainer.step import NotFiniteError
-from trainer.stop import INTERRUPTED, STATUS, Stopped, on_sigterm
-from trainer.world import World
+from trainer.run.folder import SUMMARY
+from trainer.run.metrics_log import progress_bar
+from trainer.run.signals import INTERRUPTED, STATUS, Stopped, on_sigterm
+from trainer.training.step import NotFiniteError
 
 
 def launch(options: list[str], asked: TrainerConfig) -> None:
@@ -33,7 +34,7 @@ def launch(options: list[str], asked: TrainerConfig) -> None:
         with locked(run), progress_bar(run):
             try:
                 if config.ray.workers:
-                    from trainer.worker import run_with_ray
+                    from trainer.ray_train import run_with_ray
 
                     run_with_ray(config)
                 else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,28 +13,29 @@ import numpy as np
 import psutil
 import torch
 
-from etl.contract import Dataset, open_dataset
-from etl.folder import InputError, locked, write_json
-from etl.remote import Mirror, place
-from trainer import checkpoint
-from trainer.checkpoint import Progress
+from etl.dataset import Dataset, open_dataset
+from etl.runtime.errors import InputError
+from etl.runtime.locks import locked
+from etl.runtime.object_store import Mirror, place
 from trainer.config import TrainerConfig
-from trainer.data.batch import mix
+from trainer.data.hashing import mix
 from trainer.data.order import Int, Order, share
-from trainer.data.reader import GlobalBatch, Prefetch, Reader
-from trainer.export import export
-from trainer.family import TRAIN_HOLDOUT, Family, family_of
-from trainer.models.recommender import Recommender
-from trainer.profiling import Profiler
-from trainer.run_folder import SUMMARY
-from trainer.runlog import Meter, RunLog, read_metrics
-from trainer.shared import pull_by_all, send_checkpoint
-from trainer.step import Stepper
-from trainer.stop import Stopped, StopWatch
-from trainer.validation import Validation
-from trainer.world import World, keep_freed_memory, set_threads
+from trainer.data.prefetch import Prefetch
+from trainer.data.reader import GlobalBatch, Reader
+from trainer.distributed.world import World, keep_freed_memory, set_threads
+from trainer.inference.export import export
+from trainer.run import checkpoint
+from trainer.run.checkpoint import Progress
+from trainer.run.folder import SUMMARY
+from trainer.run.metrics_log import Meter, RunLog
+from trainer.run.object_store import pull_by_all, send_checkpoint
+from trainer.run.profiling import Profiler
+from trainer.run.signals import Stopped, StopWatch
+from trainer.summary import write_diagnostics, write_summary
+from trainer.task.base import TRAIN_HOLDOUT, Family
+from trainer.task.registry import family_of
+from trainer.training.step import Stepper
 
-DIAGNOSTICS = "diagnostics.json"
 LOG_STEPS = 50
 
 
@@ -264,68 +264,3 @@ def _judge(progress: Progress, values: dict[str, Any], select_by: str) -> None:
         progress.worse_epochs = 0
     else:
         progress.worse_epochs += 1
-
-
-def write_diagnostics(run: Path, found: Validation, stepper: Stepper) -> None:
-    """`diagnostics.json`: curves by epoch, gates and their entropy, for the report."""
-    curves: dict[str, list[list[float]]] = {}
-    for line in read_metrics(run / "metrics.jsonl"):
-        if line["split"] in ("valid", "train-epoch") and line["value"] is not None:
-            curves.setdefault(f"{line['split'].removesuffix('-epoch')}/{line['name']}", []).append(
-                [line["epoch"], line["value"]]
-            )
-    gates = {"tasks": stepper.tasks, "mean_weight": found.gates, "entropy_nats": found.entropy}
-    write_json(run / DIAGNOSTICS, {"curves": curves, "gates": gates if found.gates else None})
-
-
-def write_summary(
-    run: Path, config: TrainerConfig, dataset: Dataset, stepper: Stepper, progress: Progress, found: Validation
-) -> None:
-    """`summary.json`, written last: a run folder with it is finished."""
-    tables = {name: table.parameters() for name, table in stepper.tables.items()}
-    networks = sum(p.numel() for p in stepper.model.parameters())
-    flops = forward_flops(config, dataset, stepper)
-    write_json(
-        run / SUMMARY,
-        {
-            "model": config.model,
-            "tasks": stepper.tasks,
-            "seed": config.seed,
-            "recipe": config.recipe,
-            "best_epoch": progress.best_epoch,
-            "best_epoch_by_metric": best_epochs(run),
-            "epochs": progress.epoch,
-            "steps": progress.step,
-            "valid": found.metrics,
-            "mask_seen": found.mask_seen,
-            "examples_per_second": progress.examples / progress.seconds if progress.seconds else None,
-            "seconds": progress.seconds,
-            "parameters": {**tables, "networks": networks, "total": sum(tables.values()) + networks},
-            # A backward pass costs twice its forward pass.
-            "flops_per_example": 3 * sum(flops.values()),
-            "flops_forward_by_part": flops,
-            "n_items": dataset.manifest.n_items,
-            "dataset": dataset.manifest.fingerprint,
-            "refit": config.train.refit,
-            "workers": stepper.world.size,
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        },
-    )
-
-
-def forward_flops(config: TrainerConfig, dataset: Dataset, stepper: Stepper) -> dict[str, int]:
-    """Multiply-adds × 2 of one example's forward pass, by part; sessions of half the longest length."""
-    if not isinstance(stepper.model, Recommender):
-        return stepper.model.flops()
-    candidates = dataset.manifest.n_items if config.loss == "softmax" else config.train.negatives
-    clicks = max(1, dataset.manifest.max_clicks // 2)
-    return stepper.model.flops(candidates=candidates, dimension=config.network.dimension, clicks=clicks)
-
-
-def best_epochs(run: Path) -> dict[str, int]:
-    """The epoch in which each valid metric was highest."""
-    best: dict[str, tuple[float, int]] = {}
-    for line in read_metrics(run / "metrics.jsonl"):
-        if line["split"] == "valid" and line["value"] is not None:
-            best[line["name"]] = max(best.get(line["name"], (-1.0, 0)), (line["value"], -line["epoch"]))
-    return {name: -epoch for name, (_, epoch) in best.items()}

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from etl.command import option, run_program
-from etl.folder import InputError
+from etl.runtime.errors import InputError
+from etl.runtime.options import option, run_program
 from trainer.config import TrainerConfig, load
 
 OWN = ("workers", "network_gbit", "cores", "measured_steps")

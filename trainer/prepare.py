@@ -11,17 +11,17 @@ import pyarrow.parquet as pq
 import yaml
 from omegaconf import OmegaConf
 
-from etl.contract import SPLITS, Dataset, feedback_labels, open_dataset
-from etl.folder import InputError
-from etl.remote import Mirror, absolute, place
+from etl.dataset import SPLITS, Dataset, feedback_labels, open_dataset
+from etl.runtime.errors import InputError
+from etl.runtime.object_store import Mirror, absolute, place
 from trainer.config import RANK_HEADS, TrainerConfig, load, with_recipe
 from trainer.data.batch import feedback_rows
-from trainer.data.rank import ROW_COLUMNS, flat_rows
+from trainer.data.ranking_rows import ROW_COLUMNS, flat_rows
 from trainer.data.reader import EXPOSURE_COLUMNS, SESSION_COLUMNS, Sessions
-from trainer.family import TRAIN_HOLDOUT
-from trainer.run_folder import is_finished
-from trainer.shared import pull_run
-from trainer.worker_count import choose_workers
+from trainer.distributed.worker_count import choose_workers
+from trainer.run.folder import is_finished
+from trainer.run.object_store import pull_run
+from trainer.task.base import TRAIN_HOLDOUT
 
 CONFIG = "config.yaml"
 RATE_ROWS = 1_000_000

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from etl.command import option, read_options, run_program
+from etl.runtime.options import option, read_options, run_program
 
 
 @dataclass

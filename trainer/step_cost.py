@@ -20,14 +20,15 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from etl.contract import open_dataset
+from etl.dataset import open_dataset
 from trainer.config import TrainerConfig, from_plain
 from trainer.data.order import Order
-from trainer.data.reader import Prefetch
-from trainer.family import TRAIN_HOLDOUT, family_of
+from trainer.data.prefetch import Prefetch
+from trainer.distributed.world import World
 from trainer.plan import PlanConfig
-from trainer.step import Stepper
-from trainer.world import World
+from trainer.task.base import TRAIN_HOLDOUT
+from trainer.task.registry import family_of
+from trainer.training.step import Stepper
 
 WARM_STEPS = 3
 

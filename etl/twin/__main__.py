@@ -10,8 +10,10 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from etl.command import option, read_options, run_program
-from etl.folder import InputError, new_file, new_log, write_json
+from etl.runtime.errors import InputError
+from etl.runtime.files import write_json
+from etl.runtime.options import option, read_options, run_program
+from etl.runtime.output_file import new_file, new_log
 from etl.twin.published import FEWEST_ITEMS, PUBLISHED
 
 

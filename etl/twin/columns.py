@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from etl.logs.tenrec import NULL, SCENARIOS
 from etl.protocol import Int
-from etl.tenrec import NULL, SCENARIOS
 from etl.twin.process import TOPICS, Float, hashed
 from etl.twin.published import AGES, GENDERS, NULL_CATEGORIES, SCANNED, VIDEO_CATEGORIES
 from etl.twin.scenarios import item_ids, user_ids

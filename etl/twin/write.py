@@ -21,8 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
+from etl.logs.tenrec import SCENARIOS
 from etl.protocol import Int
-from etl.tenrec import SCENARIOS
 from etl.twin.columns import columns
 from etl.twin.published import PUBLISHED
 from etl.twin.rows import rows_of

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from retrieval.baselines import Popularity
 from retrieval.blend.pool import Pool
 from retrieval.bundle import Queries
+from retrieval.rankers.popularity import Popularity
 from retrieval.sources.sparse_rows import latest_clicks
 
 Context = dict[str, npt.NDArray[Any]]

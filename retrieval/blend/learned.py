@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from etl.folder import InputError, fingerprint_of
+from etl.runtime.errors import InputError
+from etl.runtime.files import fingerprint_of
 
 FOLDS = 3
 FILE = "blend.json"

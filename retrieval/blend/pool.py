@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from retrieval.baselines import Popularity
 from retrieval.bundle import Queries
-from retrieval.index import Catalogue, Index
-from retrieval.lists import is_among, seen_pairs
-from retrieval.ranking import MODEL, search_items, search_unseen
+from retrieval.rankers.index_ranker import search_items, search_unseen
+from retrieval.rankers.lists import is_among, seen_pairs
+from retrieval.rankers.popularity import Popularity
+from retrieval.rankers.registry import MODEL
+from retrieval.search.index import Catalogue, Index
 from retrieval.sources.scores import Scores
 from retrieval.sources.sparse_rows import kth_largest, largest_of_rows, position_in_row, row_of_entries
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from etl.contract import Dataset
-from etl.folder import InputError
-from retrieval.baselines import HELD_OUT, CategoryPopularity, Popularity
+from etl.dataset import Dataset
+from etl.runtime.errors import InputError
 from retrieval.blend.context import Facts
 from retrieval.blend.fit import FIT_QUERIES, learn_blend
 from retrieval.blend.learned import Learned
@@ -18,8 +17,9 @@ from retrieval.blend.pool import CANDIDATES, Pools
 from retrieval.blend.ranker import BlendRanker
 from retrieval.bundle import Bundle, Queries
 from retrieval.config import RetrievalConfig
-from retrieval.index import Index
-from retrieval.ranking import MODEL, search_threads, source_options, sources_folder
+from retrieval.rankers.popularity import HELD_OUT, CategoryPopularity, Popularity
+from retrieval.rankers.registry import MODEL, search_threads, source_options, sources_folder
+from retrieval.search.index import Index
 from retrieval.sources.scores import AfterLast, Scores, category_popularity, popularity, repeats
 from retrieval.sources.store import COUNTED, open_counted
 

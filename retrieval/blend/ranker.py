@@ -17,7 +17,7 @@ from retrieval.blend.pool import Pool, Pools
 from retrieval.blend.reranker import Reranker
 from retrieval.blend.weights import summed
 from retrieval.bundle import Queries
-from retrieval.metrics import MISS
+from retrieval.metrics.ranking import MISS
 
 BLEND = "blend"
 """Name of the blend among the rankers of `ranks.parquet`."""

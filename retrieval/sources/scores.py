@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from retrieval.baselines import CategoryPopularity, Popularity
 from retrieval.bundle import Queries
-from retrieval.lists import is_among
+from retrieval.rankers.lists import is_among
+from retrieval.rankers.popularity import CategoryPopularity, Popularity
 from retrieval.sources.sessions import TrainSessions, rows_of_users
 from retrieval.sources.sparse_rows import (
     largest_of_rows,

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 from scipy import sparse
 
-from etl.contract import Dataset
-from retrieval.baselines import HELD_OUT
+from etl.dataset import Dataset
+from retrieval.rankers.popularity import HELD_OUT
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from etl.contract import Dataset
-from etl.folder import InputError, fingerprint_of, sha256_of, write_json
+from etl.dataset import Dataset
+from etl.runtime.errors import InputError
+from etl.runtime.files import fingerprint_of, sha256_of, write_json
 from retrieval.sources.counts import cosine_lists, successor_lists
 from retrieval.sources.scores import AfterLast, NearSeen, NearSessions, Scores
 from retrieval.sources.sessions import TrainSessions

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from etl.contract import Dataset
+from etl.dataset import Dataset
 from etl.twin.columns import scatter
 from etl.twin.oracle import MIN_CLICKS, all_rows_score, score_rows
 from etl.twin.rows import chance_of, rows_of

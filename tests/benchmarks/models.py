@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from etl.contract import open_dataset
+from etl.dataset import open_dataset
 from etl.twin.simulate import make_twin
 from retrieval.bundle import open_bundle
 from retrieval.evaluate import evaluate_feedback

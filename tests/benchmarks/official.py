@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval.ranking import read_ranks
-from retrieval.significance import gains
+from retrieval.metrics.significance import gains
+from retrieval.ranks_file import read_ranks
 from tests.benchmarks.models import program
 from tests.benchmarks.sequences import METRICS, sessions
 

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etl.config import SparkOptions, load
-from etl.contract import open_dataset
+from etl.dataset import open_dataset
+from etl.engines.spark import spark_session
 from etl.sessions import build
-from etl.spark import spark_session
 
 ROUNDS = 2
 USERS = 818_000

@@ -11,18 +11,18 @@ from multiprocessing import get_context
 import numpy as np
 import torch
 
-from retrieval.index import Catalogue, build_index
+from retrieval.search.index import Catalogue, build_index
 from trainer.config import TrainerConfig
 from trainer.data.batch import Batch
-from trainer.losses import fused_sum, softmax_kernel
+from trainer.distributed.world import World
+from trainer.models.embedding_table import SparseTable
 from trainer.models.recommender import Recommender
-from trainer.objective import ITEM, SessionObjective
 from trainer.plan import PlanConfig
 from trainer.prepare import settle
-from trainer.sparse.table import SparseTable
-from trainer.step import Stepper
 from trainer.step_cost import measure, steps_of
-from trainer.world import World
+from trainer.training.losses import fused_sum, softmax_kernel
+from trainer.training.objective import ITEM, SessionObjective
+from trainer.training.step import Stepper
 
 
 def timed(work: Callable[[], object], repeats: int) -> float:

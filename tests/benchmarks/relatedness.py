@@ -15,11 +15,11 @@ from scipy.stats import ttest_ind, ttest_rel
 
 from tests.benchmarks.expected import ACTIONS, Float, Truth
 from tests.benchmarks.models import Run, cell, execute, truth_of, twin, twin_options
-from trainer import checkpoint
-from trainer.export import export
-from trainer.family import family_of
-from trainer.finished_run import open_run
-from trainer.world import World
+from trainer.distributed.world import World
+from trainer.inference.export import export
+from trainer.run import checkpoint
+from trainer.run.finished_run import open_run
+from trainer.task.registry import family_of
 
 MODEL = "model=rank_mmoe"
 """Ranking models see the categories, without which the twin's likes can hardly be told."""

@@ -23,15 +23,16 @@ import numpy as np
 import psutil
 import torch
 
-from etl.contract import open_dataset
+from etl.dataset import open_dataset
 from retrieval import evaluate as program
 from retrieval.bundle import open_bundle
 from retrieval.config import load
-from retrieval.evaluate import make_catalogue, prepare_index
-from retrieval.exact import search_exact
-from retrieval.index import FIDELITY_K, Catalogue, Index, Yardstick, measure, norms
-from retrieval.parts import Evaluation
-from retrieval.stored import Stored, origin
+from retrieval.query_files import Evaluation
+from retrieval.search.exact import search_exact
+from retrieval.search.index import Catalogue, Index, norms
+from retrieval.search.index_file import Stored, origin
+from retrieval.search.prepare import make_catalogue, prepare_index
+from retrieval.search.tuning import FIDELITY_K, Yardstick, measure
 
 EXACT_HITS, BOUND = 2_000, 0.98
 """Exact hits over which the HR ratio is measured, and what its lower bound shall reach."""

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.ranking import read_ranks
-from retrieval.significance import gains, interval
+from retrieval.metrics.significance import gains, interval
+from retrieval.ranks_file import read_ranks
 from tests.benchmarks.models import Run, execute, program, work
 from tests.support.sequences import convert
 

@@ -22,7 +22,7 @@ from retrieval.evaluate import evaluate
 from tests.retrieval.test_parts import split_files, without_times
 from tests.support.hosts import Hosts, kill_family, three_hosts
 from tests.trainer.test_run import SMALL, assert_same_run
-from trainer.checkpoint import latest
+from trainer.run.checkpoint import latest
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 RAY = str(Path(sys.executable).with_name("ray"))

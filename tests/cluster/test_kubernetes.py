@@ -15,7 +15,7 @@ from cluster.__main__ import main
 from cluster.config import load
 from cluster.kubernetes import manifests, spark_command
 from cluster.pods import QUEUE_LABEL
-from etl.folder import InputError
+from etl.runtime.errors import InputError
 from trainer.config import load as trainer_options
 
 VERSION = "1.34"

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from etl.java import OLDEST_JAVA, java_version
+from etl.engines.java import OLDEST_JAVA, java_version
 from tests.support.logs import generated_log
 
 SMALL = (

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster.local import free_ports
-from etl.java import OLDEST_JAVA, java_version
+from etl.engines.java import OLDEST_JAVA, java_version
 from tests.support.hosts import Hosts, three_hosts
 from tests.support.logs import generated_log
 

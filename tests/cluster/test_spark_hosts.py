@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster.local import MASTER, WORKER, spark_defaults, write_secret
-from etl.java import OLDEST_JAVA, java_version
+from etl.engines.java import OLDEST_JAVA, java_version
 from tests.etl.test_cluster import ROOT, etl, hashes, run_twin
 from tests.support.hosts import three_hosts
 

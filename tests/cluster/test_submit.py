@@ -24,7 +24,7 @@ from cluster import submit as submitting
 from cluster.__main__ import main
 from cluster.config import load
 from cluster.kubernetes import manifests, spark_command
-from etl.java import OLDEST_JAVA, java_version
+from etl.engines.java import OLDEST_JAVA, java_version
 from etl.package import package
 from tests.support.logs import generated_log
 from tests.trainer.test_run import SMALL

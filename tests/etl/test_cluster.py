@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from etl.contract import open_dataset
-from etl.java import OLDEST_JAVA, java_version
-from etl.spark import jvm_memory
+from etl.dataset import open_dataset
+from etl.engines.java import OLDEST_JAVA, java_version
+from etl.engines.spark import jvm_memory
 from etl.twin.__main__ import main as twin
 from tests.etl.test_sessions import Options, check, command
 from tests.support.logs import generated_log

@@ -14,12 +14,12 @@ import pyspark
 import pytest
 
 from cluster.config import load as load_cluster
-from etl import tenrec
 from etl.__main__ import main
-from etl.command import run_program
 from etl.config import SCENARIOS, load
-from etl.folder import InputError
+from etl.logs import tenrec
 from etl.movielens import to_csv
+from etl.runtime.errors import InputError
+from etl.runtime.options import run_program
 from retrieval.config import load as load_retrieval
 from tests.etl.test_java import java_home
 from tests.support.engine import write_log

@@ -7,8 +7,8 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from etl.contract import open_dataset
-from etl.folder import InputError
+from etl.dataset import open_dataset
+from etl.runtime.errors import InputError
 
 
 def test_the_frozen_dataset_opens(tiny):

@@ -15,13 +15,13 @@ import pytest
 
 import etl.sessions
 from etl.config import EtlConfig, SparkOptions, load
-from etl.contract import Manifest, open_dataset
-from etl.engine import LOCAL_BYTES, runs_locally
-from etl.folder import InputError
-from etl.job import Job, count_shards
-from etl.local import local_engine
+from etl.dataset import Manifest, open_dataset
+from etl.engines.engine import LOCAL_BYTES, runs_locally
+from etl.engines.local import local_engine
+from etl.logs.splits import LogFile, Split
+from etl.runtime.errors import InputError
 from etl.sessions import make_job
-from etl.tenrec import LogFile, Split
+from etl.stages.task_files import Job, count_shards
 from tests.etl.test_rows import ctr_log
 from tests.support.logs import generated_log
 

@@ -14,9 +14,9 @@ import pytest
 
 import etl.sessions
 from etl.config import load
-from etl.contract import open_dataset
-from etl.java import OLDEST_JAVA, java_version
-from etl.tenrec import VIDEO
+from etl.dataset import open_dataset
+from etl.engines.java import OLDEST_JAVA, java_version
+from etl.logs.tenrec import VIDEO
 from tests.etl.test_parse import PIECES, slow_rows
 from tests.etl.test_sessions import HEADER, Options, check
 from tests.support.engine import build

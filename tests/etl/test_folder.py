@@ -10,9 +10,11 @@ import threading
 import pytest
 
 from etl.dataset_folder import DATASET
-from etl.folder import InputError, Kind, listed_files, new_file, staged
+from etl.runtime.errors import InputError
+from etl.runtime.output_file import new_file
+from etl.runtime.output_folder import Kind, listed_files, staged
 from retrieval.result_folder import RESULT
-from trainer.score_dataset import BUNDLE
+from trainer.inference.score_dataset import BUNDLE
 
 KIND = Kind("a thing", "last.json", lambda data: listed_files(data, {"thing"}, "last.json"))
 
@@ -142,7 +144,7 @@ def test_a_mount_point_is_filled_and_replaced(tmp_path, kind, monkeypatch):
         make(output, "2")
         assert content(output) == "2"
         with monkeypatch.context() as patch:
-            patch.setattr("etl.folder._move_entries", killed)
+            patch.setattr("etl.runtime.output_folder._move_entries", killed)
             with pytest.raises(KeyboardInterrupt):
                 make(output, "3")
         with pytest.raises(InputError, match="overwrite=true"):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from etl.folder import InputError
-from etl.java import find_java, java_version, require_java
+from etl.engines.java import find_java, java_version, require_java
+from etl.runtime.errors import InputError
 
 
 def java_home(folder, script: str):

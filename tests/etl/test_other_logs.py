@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from etl.folder import InputError
 from etl.kuairand import main as kuairand
 from etl.overlap import main as overlap
+from etl.runtime.errors import InputError
 from tests.support.engine import build, write_log
 
 LOG = "user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,long_view,tab"

@@ -8,8 +8,9 @@ import re
 import numpy as np
 import pytest
 
-from etl.parse import Parser
-from etl.tenrec import SCENARIOS, VIDEO, Block, LogFile, make_splits, open_logs, read_blocks
+from etl.logs.parse import Parser
+from etl.logs.splits import Block, LogFile, make_splits, read_blocks
+from etl.logs.tenrec import SCENARIOS, VIDEO, open_logs
 from tests.support.engine import build
 from tests.support.reference import category_of
 

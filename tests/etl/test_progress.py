@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-import etl.progress
+import etl.runtime.progress
 from etl.config import load
-from etl.job import write_record
-from etl.job_progress import Stage
-from etl.progress import ProgressLine
+from etl.logs.splits import LogFile, Split
+from etl.runtime.progress import ProgressLine
 from etl.sessions import make_job
-from etl.tenrec import LogFile, Split
+from etl.stages.job_progress import Stage
+from etl.stages.task_files import write_record
 
 
 class Terminal(io.StringIO):
@@ -41,7 +41,7 @@ def test_each_stage_is_told_from_the_files_it_leaves(tmp_path):
 
 def test_a_log_gets_a_line_now_and_then_and_a_terminal_one_that_is_replaced(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(etl.progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(etl.runtime.progress.time, "monotonic", lambda: now[0])
     log, terminal = io.StringIO(), Terminal()
     lines = [ProgressLine(log), ProgressLine(terminal)]
     for second in range(1, 62):
@@ -58,6 +58,6 @@ def test_a_log_gets_a_line_now_and_then_and_a_terminal_one_that_is_replaced(monk
     drawn = terminal.getvalue().split("\r")
     assert drawn[1].strip() == "reading: 1/100 MB"  # a rate of nothing is none
     assert drawn[61].strip() == "reading: 61/100 MB, 1.00 MB/s, 39 s left"
-    assert {len(line) for line in drawn[1:62]} == {etl.progress.WIDTH}  # each covers the one before
+    assert {len(line) for line in drawn[1:62]} == {etl.runtime.progress.WIDTH}  # each covers the one before
     assert drawn[-1] == "all read\n"
     assert terminal.getvalue().count("\n") == 1

@@ -8,9 +8,9 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from etl.folder import InputError
-from etl.report import warnings
-from etl.tenrec import ARTICLE, VIDEO
+from etl.logs.tenrec import ARTICLE, VIDEO
+from etl.messages import warnings
+from etl.runtime.errors import InputError
 from tests.support.engine import build
 
 FEW = "protocol.min_clicks=3"

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 
 import etl.sessions
 from etl.config import load
-from etl.contract import open_dataset
-from etl.tenrec import HISTORY, VIDEO
+from etl.dataset import open_dataset
+from etl.logs.tenrec import HISTORY, VIDEO
 
 
 def ctr_log(path, *, rows: int, seed: int, click_share: float = 0.2):

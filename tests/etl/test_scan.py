@@ -6,7 +6,7 @@ import pytest
 
 from etl.dataset_page import differs, log_page
 from etl.describe import main
-from etl.scan import scan
+from etl.logs.scan import scan
 from etl.twin.published import FACTS
 from etl.twin.simulate import make_twin
 from etl.twin.write import write

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 
 import etl.sessions
 from etl.config import EtlConfig, Protocol, load
-from etl.contract import Dataset, open_dataset
-from etl.folder import InputError
-from etl.tenrec import SCENARIOS
+from etl.dataset import Dataset, open_dataset
+from etl.logs.tenrec import SCENARIOS
+from etl.runtime.errors import InputError
 from tests.support.engine import build, write_log
 from tests.support.reference import Expected, Options, sessionize
 
 HEADER = "user_id,item_id,click,follow,like,share,video_category,watching_times,gender,age"
 DENSE_IDS = 64
-"""In place of `etl.table_one.DENSE_IDS` (arrays of 256 MiB) where hundreds of logs have ids on both sides of it."""
+"""In place of `etl.statistics.DENSE_IDS` (arrays of 256 MiB) where hundreds of logs have ids on both sides of it."""
 
 
 @st.composite
@@ -173,7 +173,7 @@ def test_equals_the_slow_sessionizer_element_by_element(logs_of, options, split_
             shards=3,
         )
         expected = sessionize(texts, options)
-        with mock.patch("etl.table_one.DENSE_IDS", DENSE_IDS):
+        with mock.patch("etl.statistics.DENSE_IDS", DENSE_IDS):
             if not expected.sessions:
                 with pytest.raises(InputError, match=r"a user with|data rows"):
                     build(config, split_bytes=split_bytes, partitions=partitions)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from etl.folder import InputError
-from retrieval.baselines import Popularity
+from etl.runtime.errors import InputError
 from retrieval.blend import pool as pool_module
 from retrieval.blend import reranker
 from retrieval.blend.context import Facts
@@ -17,8 +16,9 @@ from retrieval.blend.pool import Pools
 from retrieval.blend.ranker import BLEND, BlendRanker
 from retrieval.blend.weights import find_weights, gain_of, summed
 from retrieval.bundle import Queries
-from retrieval.index import Catalogue, build_index
-from retrieval.metrics import MISS
+from retrieval.metrics.ranking import MISS
+from retrieval.rankers.popularity import Popularity
+from retrieval.search.index import Catalogue, build_index
 
 N_ITEMS, D = 60, 4
 

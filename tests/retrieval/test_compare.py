@@ -13,8 +13,8 @@ import pytest
 from retrieval.__main__ import main as evaluate
 from retrieval.compare import main
 from retrieval.config import BASELINES
-from retrieval.ranking import read_ranks
-from retrieval.significance import compare, gains, holm
+from retrieval.metrics.significance import compare, gains, holm
+from retrieval.ranks_file import read_ranks
 from tests.data import TINY
 
 

@@ -11,20 +11,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from etl.contract import DataFile, Dataset, open_dataset
-from etl.folder import InputError
+from etl.dataset import DataFile, Dataset, open_dataset
+from etl.runtime.errors import InputError
 from retrieval.__main__ import main
-from retrieval.baselines import Popularity, item_rates
 from retrieval.bundle import ITEMS, MANIFEST, Bundle, BundleManifest, Queries, finish_bundle, open_bundle, vectors_array
 from retrieval.config import BASELINES, load
-from retrieval.evaluate import evaluate, make_catalogue, prepare_index, reopen
-from retrieval.index import KINDS, Catalogue, build_index, measure
-from retrieval.lists import first_listed
-from retrieval.metrics import MISS
-from retrieval.parts import open_inputs
-from retrieval.ranking import rank_by_index, read_ranks, search_unseen
+from retrieval.evaluate import evaluate, reopen
+from retrieval.metrics.ranking import MISS
+from retrieval.metrics.significance import gains
+from retrieval.query_files import open_inputs
+from retrieval.rankers.index_ranker import rank_by_index, search_unseen
+from retrieval.rankers.lists import first_listed
+from retrieval.rankers.popularity import Popularity, item_rates
+from retrieval.ranks_file import read_ranks
 from retrieval.repeats import Repeats, count_repeats
-from retrieval.significance import gains
+from retrieval.search.index import KINDS, Catalogue, build_index
+from retrieval.search.prepare import make_catalogue, prepare_index
+from retrieval.search.tuning import measure
 from tests.data.make_tiny import CLICKS
 
 
@@ -182,7 +185,7 @@ def test_an_index_slower_than_exact_search_or_below_the_fidelity_is_told(tiny, a
             measure(index, stick), recall=0.5, recall_low=0.4, queries_per_second=1, exact_queries_per_second=9
         )
 
-    monkeypatch.setattr("retrieval.index.FLAT_UP_TO", 0)
+    monkeypatch.setattr("retrieval.search.index.FLAT_UP_TO", 0)
     monkeypatch.setattr("retrieval.evaluate.measure", slow)
     config = load([*(f"{n}={tiny / n}" for n in ("bundle", "data", "output")), f"index={asked}", "cutoffs=[2]"])
     dataset, bundle = open_inputs(config)

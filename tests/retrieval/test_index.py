@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval import exact
-from retrieval.index import KINDS, Catalogue, Yardstick, build_index, choose_kind, measure, tune
+from retrieval.search import exact
+from retrieval.search.index import KINDS, Catalogue, build_index, choose_kind
+from retrieval.search.tuning import Yardstick, measure, tune
 
 
 @pytest.mark.parametrize("kind", list(KINDS))

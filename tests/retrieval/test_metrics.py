@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score, roc_auc_score
 
-from retrieval.metrics import RankingSums, auc, gauc, rank_among
+from retrieval.metrics.feedback import auc, gauc
+from retrieval.metrics.ranking import RankingSums, rank_among
 
 
 def slow_rank(scores: list[float], target: int, masked: set[int]) -> int:

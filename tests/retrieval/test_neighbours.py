@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval.baselines import CategoryPopularity, Popularity
 from retrieval.bundle import Queries
-from retrieval.metrics import MISS
-from retrieval.neighbours import Neighbours
+from retrieval.metrics.ranking import MISS
+from retrieval.rankers.popularity import CategoryPopularity, Popularity
+from retrieval.rankers.source_ranker import Neighbours
 from retrieval.sources import scores as source_scores
 from retrieval.sources.counts import cosine_lists, successor_lists
 from retrieval.sources.scores import AfterLast, NearSeen, NearSessions, last_item, repeats

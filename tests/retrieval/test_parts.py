@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etl.contract import open_dataset
-from retrieval import parts
+from etl.dataset import open_dataset
+from retrieval import query_files
 from retrieval.bundle import MANIFEST, finish_bundle, queries_schema
 from retrieval.config import load
 from retrieval.evaluate import evaluate
-from retrieval.metrics import calibration, gini
-from retrieval.parts import Evaluation
-from retrieval.sums import DECILES, Facts, RankingResult, deciles
+from retrieval.metrics.accumulators import DECILES, Facts, RankingResult, deciles
+from retrieval.metrics.feedback import calibration
+from retrieval.metrics.ranking import gini
+from retrieval.query_files import Evaluation
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -83,14 +84,14 @@ def test_many_files_give_what_one_file_gives(tiny, mask):
 def test_small_files_make_a_part_together(tiny):
     split_files(tiny, rows=2)  # six files of two queries
     config = load(options(tiny, "out", "part_queries=5"))
-    dataset, bundle = parts.open_inputs(config)
+    dataset, bundle = query_files.open_inputs(config)
     evaluation = Evaluation(config, dataset, bundle, None)
     found = [part for part in evaluation.parts() if part.split == "test"]
     assert [(p.number, p.files, p.first, p.rows) for p in found] == [(0, 2, 0, 4), (2, 2, 4, 4), (4, 2, 8, 4)]
-    whole = parts.Queries.joined(list(bundle.queries("test")))
+    whole = query_files.Queries.joined(list(bundle.queries("test")))
     batches = [list(evaluation.batches(part)) for part in found]
     assert [len(batch) for batch in batches] == [1, 1, 1]
-    joined = parts.Queries.joined([batch[0] for batch in batches])
+    joined = query_files.Queries.joined([batch[0] for batch in batches])
     for name in ("user_id", "target", "seen_offset", "seen", "n_clicks", "vector"):
         assert np.array_equal(getattr(joined, name), getattr(whole, name))
 
@@ -111,7 +112,7 @@ def test_a_killed_evaluation_goes_on_with_the_parts_that_are_left(tiny, at, monk
             raise Killed
         run(self, part, folder)
 
-    monkeypatch.setattr(parts.Evaluation, "_rank", counted)
+    monkeypatch.setattr(query_files.Evaluation, "_rank", counted)
     if at <= 8:
         with pytest.raises(Killed):
             evaluate(load(options(tiny, "out")))
@@ -128,7 +129,7 @@ def test_parts_of_other_options_are_not_taken(tiny, monkeypatch):
         raise Killed
 
     with monkeypatch.context() as context:
-        context.setattr(parts.Evaluation, "_recommend", killed)
+        context.setattr(query_files.Evaluation, "_recommend", killed)
         with pytest.raises(Killed):
             evaluate(load(options(tiny, "out", "mask_seen=true")))
     assert without_times(evaluate(load(options(tiny, "out")))) == without_times(evaluate(load(options(tiny, "whole"))))

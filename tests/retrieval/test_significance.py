@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import bootstrap, norm
 
-from retrieval.metrics import RankingSums
-from retrieval.significance import compare, gains, holm, interval
+from retrieval.metrics.ranking import RankingSums
+from retrieval.metrics.significance import compare, gains, holm, interval
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=60))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from etl.folder import InputError
+from etl.runtime.errors import InputError
 from retrieval.sources import counts, store
 from retrieval.sources.counts import cosine_lists, successor_lists
 from retrieval.sources.sessions import TrainSessions

@@ -7,22 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
-import etl.local
+import etl.engines.local
 from etl import sessions
 from etl.config import EtlConfig, load
-from etl.contract import Dataset, open_dataset
+from etl.dataset import Dataset, open_dataset
 
 
 def build(options: Sequence[str] | EtlConfig, *, split_bytes: int | None = None, partitions: int = 2) -> Dataset:
     """Make a dataset from the options of `python -m etl`, or from what these say (reading them takes the longest)."""
     config = options if isinstance(options, EtlConfig) else load(options)
     config = dataclasses.replace(config, engine="local", processes=1, split_bytes=split_bytes or config.split_bytes)
-    partial_users = etl.local.partial_users
+    partial_users = etl.engines.local.partial_users
     with (
         mock.patch.object(sessions, "count_partitions", return_value=partitions),
         # No order of the partial users may be relied on.
-        mock.patch.object(etl.local, "partial_users", lambda *a: iter(list(partial_users(*a))[::-1])),
-        mock.patch("etl.tenrec.BLOCK_BYTES", config.split_bytes),
+        mock.patch.object(etl.engines.local, "partial_users", lambda *a: iter(list(partial_users(*a))[::-1])),
+        mock.patch("etl.logs.splits.BLOCK_BYTES", config.split_bytes),
     ):
         sessions.build(config)
     return open_dataset(config.output)

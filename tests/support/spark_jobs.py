@@ -9,7 +9,7 @@ from pathlib import Path
 
 from etl.__main__ import main
 from etl.config import SparkOptions
-from etl.spark import spark_session
+from etl.engines.spark import spark_session
 
 if __name__ == "__main__":
     options = SparkOptions(master=sys.argv[1], executor_memory="512m")

@@ -11,5 +11,5 @@ from torch.multiprocessing.spawn import start_processes
 
 def run_workers(function: Callable[..., None], args: tuple[Any, ...], nprocs: int) -> None:
     """Call `function(rank, *args)` in `nprocs` processes, as torch's `spawn` does, and wait for them."""
-    set_forkserver_preload(["torch.distributed", "torch._dynamo", "trainer.family", "trainer.loop"])
+    set_forkserver_preload(["torch.distributed", "torch._dynamo", "trainer.task.registry", "trainer.loop"])
     start_processes(function, args, nprocs, start_method="forkserver")

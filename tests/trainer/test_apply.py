@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from etl.contract import open_dataset
+from etl.dataset import open_dataset
 from retrieval.bundle import open_bundle
 from tests.support.engine import build
 from tests.support.logs import generated_log

@@ -13,17 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import trainer.checkpoint
+import trainer.run.checkpoint
 from tests.trainer.test_run import assert_same_run, options, undisturbed
 from trainer.__main__ import main
-from trainer.checkpoint import STATE, TENSORS, latest
+from trainer.run.checkpoint import STATE, TENSORS, latest
 from trainer.show import main as show
 
 __all__ = ["undisturbed"]
 
 
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(fifty, undisturbed, tmp_path, monkeypatch, capfd):
-    save, written = trainer.checkpoint.save_file, 0
+    save, written = trainer.run.checkpoint.save_file, 0
 
     def full(tensors, path):
         nonlocal written
@@ -33,7 +33,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(fifty, undisturbed, tmp_
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         save(tensors, path)
 
-    monkeypatch.setattr(trainer.checkpoint, "save_file", full)
+    monkeypatch.setattr(trainer.run.checkpoint, "save_file", full)
     assert main(options(fifty, tmp_path / "run")) == 0
     assert capfd.readouterr().err.count("warning: no room on the disk for a checkpoint") == 2
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
@@ -59,13 +59,13 @@ def test_a_disk_that_is_really_full_ends_plainly_and_the_run_goes_on_elsewhere(f
 
 def test_a_checkpoint_is_of_the_step_it_names_though_training_went_on(fifty, undisturbed, tmp_path, monkeypatch):
     """A slow disk: every write ends after further steps have changed the parameters."""
-    write = trainer.checkpoint.write
+    write = trainer.run.checkpoint.write
 
     def slow(*given, **more):
         time.sleep(0.2)
         write(*given, **more)
 
-    monkeypatch.setattr(trainer.checkpoint, "write", slow)
+    monkeypatch.setattr(trainer.run.checkpoint, "write", slow)
     assert main(options(fifty, tmp_path / "run")) == 0
     assert_same_run(undisturbed, tmp_path / "run")
     for path in (undisturbed / "checkpoints").glob("step-*"):

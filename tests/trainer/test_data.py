@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from trainer.data.batch import BatchOptions, feedback_rows, targets_of, train_batch
 from trainer.data.order import Order, share
-from trainer.data.rank import block_rows, rank_batch
-from trainer.data.reader import Prefetch, SessionReader, Sessions
-from trainer.validation import sample_groups
+from trainer.data.prefetch import Prefetch
+from trainer.data.ranking_rows import block_rows, rank_batch
+from trainer.data.reader import SessionReader, Sessions
+from trainer.inference.validation import sample_groups
 
 
 def batch_options(**changes) -> BatchOptions:

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer import losses
-from trainer.losses import accidental_hits, fused_sum, softmax_kernel
-from trainer.negatives import NegativeSampler
+from trainer.training import losses
+from trainer.training.losses import accidental_hits, fused_sum, softmax_kernel
+from trainer.training.negatives import NegativeSampler
 
 
 def random_problem(seed, n=7, items=12, dimension=4):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from etl.contract import Dataset
+from etl.dataset import Dataset
 from retrieval.config import load
 from retrieval.evaluate import evaluate
 from tests.support.engine import build, write_log

@@ -13,7 +13,7 @@ import pytest
 
 from tests.trainer.test_run import assert_same_run, options, undisturbed
 from trainer.__main__ import main
-from trainer.checkpoint import STATE, TENSORS, latest
+from trainer.run.checkpoint import STATE, TENSORS, latest
 from trainer.show import main as show
 
 __all__ = ["undisturbed"]

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from etl.contract import Dataset, open_dataset
-from etl.tenrec import HISTORY, VIDEO
+from etl.dataset import Dataset, open_dataset
+from etl.logs.tenrec import HISTORY, VIDEO
 from retrieval.bundle import open_bundle
 from retrieval.config import load
 from retrieval.evaluate import evaluate
@@ -91,10 +91,10 @@ def test_session_models_refuse_rows_and_a_refit_exports_no_valid_rows(ctr, tmp_p
 
 @pytest.mark.parametrize("model", ["rank_esmm", "rank_ple"])
 def test_ranking_models_train_on_the_blocks_of_sessions_and_resume_to_the_bit(fifty, tmp_path, model, monkeypatch):
-    import trainer.step
+    import trainer.training.step
 
     whole = run(fifty, tmp_path / "whole", f"model={model}")
-    taken, step = 0, trainer.step.Stepper.step
+    taken, step = 0, trainer.training.step.Stepper.step
 
     class Killed(BaseException):
         pass
@@ -106,7 +106,7 @@ def test_ranking_models_train_on_the_blocks_of_sessions_and_resume_to_the_bit(fi
             raise Killed
         return step(self, batch, number)
 
-    monkeypatch.setattr(trainer.step.Stepper, "step", killed)
+    monkeypatch.setattr(trainer.training.step.Stepper, "step", killed)
     with pytest.raises(Killed):
         run(fifty, tmp_path / "cut", f"model={model}")
     monkeypatch.undo()
@@ -142,7 +142,7 @@ def test_rates_are_the_shares_of_positives_among_train_rows(fifty, capfd):
 def test_progress_counts_rows_and_ends_at_all_of_them(fifty, tmp_path, monkeypatch):
     """Rows are met as sessions come: the total is what so many rows in so many sessions make of all sessions."""
     told = []
-    monkeypatch.setattr("trainer.runlog.RunLog.progress", lambda self, **values: told.append(values))
+    monkeypatch.setattr("trainer.run.metrics_log.RunLog.progress", lambda self, **values: told.append(values))
     run(fifty, tmp_path / "run", "model=rank_mmoe", "train.epochs=1")
     rows = sum(
         sum(1 <= p <= len(r["items"]) - 3 for p in r["exposure_position"])

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.trainer.test_run import assert_same_run, options
-from trainer.checkpoint import latest, read_progress
+from trainer.run.checkpoint import latest, read_progress
 
 TWO_WORKERS = ["ray.workers=2", "train.epochs=12", "train.patience=12"]
 

@@ -5,7 +5,7 @@ import socket
 import psutil
 import pytest
 
-from etl.folder import InputError
+from etl.runtime.errors import InputError
 from trainer import reachability
 from trainer.reachability import check, first_of_each_host, listen, own_address, stop_listening, unreachable
 

@@ -17,15 +17,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import trainer.checkpoint
 import trainer.loop
-import trainer.stop
-from etl.contract import Dataset
+import trainer.run.checkpoint
+import trainer.run.signals
+from etl.dataset import Dataset
 from retrieval.bundle import open_bundle
 from tests.support.engine import build, write_log
 from trainer.__main__ import main
-from trainer.checkpoint import TENSORS, latest
 from trainer.config import MODELS, SMALL_CATALOGUE, with_recipe
+from trainer.run.checkpoint import TENSORS, latest
 
 SMALL = [
     "network.dimension=8",
@@ -164,7 +164,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(fifty, undisturbed, tmp_path
         return step(self, batch, number)
 
     monkeypatch.setattr(trainer.loop.Stepper, "step", asked)
-    monkeypatch.setattr(trainer.stop, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(trainer.run.signals, "LOOK_SECONDS", 0.0)
     with pytest.raises(SystemExit) as left:
         main(options(fifty, tmp_path / "run", "train.checkpoint_steps=1000"))
     assert left.value.code == 143
@@ -182,7 +182,7 @@ def test_ctrl_c_says_so_and_exits_130_though_a_handler_would_leave_with_0(fifty,
         time.sleep(5)
 
     def interrupted(*given):
-        with trainer.stop.interrupted_plainly():
+        with trainer.run.signals.interrupted_plainly():
             quiet()
 
     before = signal.getsignal(signal.SIGINT)

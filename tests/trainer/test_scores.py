@@ -12,12 +12,13 @@ import torch
 
 from trainer.config import HEADS, RANK_HEADS, ModelOptions, TrainerConfig
 from trainer.data.batch import feedback_rows
-from trainer.data.rank import block_rows
-from trainer.data.reader import Ragged, SessionReader
-from trainer.export import score_sessions
-from trainer.family import family_of
-from trainer.validation import exact_ranks, seen_pairs
-from trainer.world import World
+from trainer.data.ragged import Ragged
+from trainer.data.ranking_rows import block_rows
+from trainer.data.reader import SessionReader
+from trainer.distributed.world import World
+from trainer.inference.export import score_sessions
+from trainer.inference.validation import exact_ranks, seen_pairs
+from trainer.task.registry import family_of
 
 TASKS = ["click", "like"]
 MODELS = [
@@ -120,7 +121,7 @@ def test_scores_follow_from_what_came_before_the_block_alone(fifty, sessions, ch
 @pytest.mark.parametrize("chunk", [1, 40, 1 << 24])
 def test_validation_ranks_equal_the_evaluations_rules_with_ties_nan_and_masks(chunk, monkeypatch):
     """Against counting: other candidates that are not lower; seen ones left out; a NaN, or a seen target, is a miss."""
-    monkeypatch.setattr("trainer.validation.CHUNK_SCORES", chunk)
+    monkeypatch.setattr("trainer.inference.validation.CHUNK_SCORES", chunk)
     rng = np.random.default_rng(0)
     vector = torch.from_numpy(rng.integers(-1, 2, (21, 3)).astype(np.float32))
     vector[5], vector[9, 0] = torch.nan, -torch.inf

@@ -12,19 +12,20 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from etl.contract import open_dataset
+from etl.dataset import open_dataset
 from tests.support.workers import run_workers
-from trainer.checkpoint import all_tensors
 from trainer.config import HEADS, RANK_HEADS, ModelOptions, TrainerConfig, TrainOptions
 from trainer.data.batch import BatchOptions, train_batch
 from trainer.data.order import Order, share
 from trainer.data.reader import SessionReader
-from trainer.family import family_of, first_biases
-from trainer.objective import ITEM, Balance, Candidates, Sums
-from trainer.optimizers import Adagrad, AdamW
-from trainer.sparse.table import SparseTable
-from trainer.step import NotFiniteError, Stepper, learning_rate_factor
-from trainer.world import World
+from trainer.distributed.world import World
+from trainer.models.embedding_table import SparseTable
+from trainer.run.checkpoint import all_tensors
+from trainer.task.registry import family_of
+from trainer.task.sessions import first_biases
+from trainer.training.objective import ITEM, Balance, Candidates, Sums
+from trainer.training.optimizers import Adagrad, AdamW
+from trainer.training.step import NotFiniteError, Stepper, learning_rate_factor
 
 TASKS = ["next", "click", "like", "share"]
 

@@ -6,9 +6,9 @@ import pytest
 from ray.exceptions import ActorDiedError
 from ray.train import ControllerError, WorkerGroupError
 
-from etl.folder import InputError
+from etl.runtime.errors import InputError
 from trainer.config import load
-from trainer.worker import ConnectedTorchBackend, ConnectedTorchConfig, _explained, _scaling, ray_session
+from trainer.ray_train import ConnectedTorchBackend, ConnectedTorchConfig, _explained, _scaling, ray_session
 
 
 def config(*more: str):
@@ -55,7 +55,9 @@ class Group:
 
 
 def test_the_process_group_is_not_set_up_where_workers_miss_one_another(monkeypatch):
-    monkeypatch.setattr("trainer.worker.ray.get", lambda calls: [(node, 1) for name, node in calls if name == "listen"])
+    monkeypatch.setattr(
+        "trainer.ray_train.ray.get", lambda calls: [(node, 1) for name, node in calls if name == "listen"]
+    )
     backend = ConnectedTorchConfig().backend_cls()
     assert isinstance(backend, ConnectedTorchBackend)
     with pytest.raises(InputError, match="workers that reach one another, got no connection from b to a"):

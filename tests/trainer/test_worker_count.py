@@ -6,7 +6,7 @@ import pytest
 
 from tests.trainer.test_run import options
 from trainer.config import from_plain, load
-from trainer.worker_count import choose_workers, worker_count
+from trainer.distributed.worker_count import choose_workers, worker_count
 
 HERE, CLUSTER = False, True
 

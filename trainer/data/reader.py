@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import queue
-import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -15,51 +12,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from etl.contract import Dataset
+from etl.dataset import Dataset
 from trainer.data.order import Int, Order, share
+from trainer.data.ragged import Ragged
 
 T = TypeVar("T")
 SESSION_COLUMNS = ["user_id", "items", "feedback", "n_clicks", "gender", "age"]
 EXPOSURE_COLUMNS = ["exposure_items", "exposure_position", "exposure_feedback"]
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """Lists of different lengths: row i is `values[offset[i]:offset[i + 1]]`."""
-
-    offset: Int
-    values: npt.NDArray[Any]
-
-    @classmethod
-    def of(cls, column: pa.ChunkedArray) -> Ragged:
-        """An Arrow list column without nulls."""
-        array = column.combine_chunks()
-        if isinstance(array, pa.ChunkedArray):
-            array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
-        offset = array.offsets.to_numpy().astype(np.int64)
-        return cls(offset - offset[0], array.flatten().to_numpy())
-
-    @property
-    def lengths(self) -> Int:
-        """Length of each list."""
-        return np.diff(self.offset)
-
-    def take(self, row_N: Int) -> Ragged:
-        """Some of the lists, in the order of `row_N`."""
-        lengths = self.lengths[row_N]
-        offset = np.concatenate([[0], np.cumsum(lengths)])
-        place = np.arange(offset[-1]) + np.repeat(self.offset[row_N] - offset[:-1], lengths)
-        return Ragged(offset, self.values[place])
-
-    @property
-    def row(self) -> Int:
-        """The list that each value belongs to."""
-        return np.repeat(np.arange(len(self.offset) - 1), self.lengths)
-
-    @property
-    def place(self) -> Int:
-        """Each value's place in its list, from 0."""
-        return np.arange(len(self.values)) - np.repeat(self.offset[:-1], self.lengths)
 
 
 @dataclass(frozen=True)
@@ -234,47 +193,3 @@ class SessionReader(Reader[Sessions]):
     def read(self, groups: Int) -> Sessions:
         """All sessions of some row groups."""
         return Sessions.of(self.read_columns(groups, self.columns))
-
-
-class Prefetch(Generic[T]):
-    """Runs an iterator in a thread, a few elements ahead; `waited` is the time spent without one."""
-
-    def __init__(self, source: Iterator[T], ahead: int = 4) -> None:
-        self.source, self.waited = source, 0.0
-        self.queue: queue.Queue[tuple[str, Any]] = queue.Queue(ahead)
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._fill, daemon=True)
-
-    def _fill(self) -> None:
-        try:
-            for element in self.source:
-                if not self._put(("element", element)):
-                    return
-            self._put(("end", None))
-        except BaseException as error:  # handed to the consumer, which raises it
-            self._put(("error", error))
-
-    def _put(self, entry: tuple[str, Any]) -> bool:
-        while not self.stop.is_set():
-            try:
-                self.queue.put(entry, timeout=0.2)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def __iter__(self) -> Iterator[T]:
-        self.thread.start()
-        try:
-            while True:
-                begin = time.perf_counter()
-                kind, value = self.queue.get()
-                self.waited += time.perf_counter() - begin
-                if kind == "end":
-                    return
-                if kind == "error":
-                    raise value
-                yield value
-        finally:
-            self.stop.set()
-            self.thread.join()

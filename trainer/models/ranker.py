@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from etl.contract import PADDING
+from etl.dataset import PADDING
 from trainer.config import RANK_HEADS, TrainerConfig
 from trainer.models.encoders import matrix_flops
 from trainer.models.heads import HEADS, Layout

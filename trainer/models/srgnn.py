@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from etl.contract import PADDING
+from etl.dataset import PADDING
 from trainer.config import ModelOptions
 from trainer.models.gru4rec import drop_clicks
 

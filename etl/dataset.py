@@ -1,0 +1,271 @@
+"""The dataset folder: its schema, its manifest, and how a reader checks them.
+
+Whoever reads or writes a dataset imports this module and nothing else of `etl`; it needs only the
+standard library, numpy and pyarrow.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from etl.dataset_folder import ITEMS, MANIFEST
+from etl.runtime.errors import InputError
+from etl.runtime.files import sha256_of
+from etl.runtime.object_store import fetched
+
+SCHEMA_VERSION = 1
+STATISTICS = "statistics.json"
+SESSIONS_FOLDER = "sessions"
+ROWS_FOLDER = "rows"
+SPLITS = ("train", "valid", "test")
+QUARANTINE_FOLDER = "quarantine"
+
+PADDING = 0
+"""Dense id that is never an item; dense ids of items are 1..n_items."""
+
+FEEDBACK_BIT = {"like": 0, "share": 1, "follow": 2, "read": 3, "favorite": 4, "click": 7}
+"""Bit of each action in `feedback` and `exposure_feedback` (`click` only in the latter)."""
+CLICKED = 1 << FEEDBACK_BIT["click"]
+
+UNKNOWN = -1
+"""`gender` and `age` of a user without a value."""
+
+SESSIONS_SCHEMA = pa.schema(
+    [
+        pa.field("user_id", pa.int64(), nullable=False),
+        pa.field("items", pa.list_(pa.int32()), nullable=False),
+        pa.field("feedback", pa.list_(pa.int8()), nullable=False),
+        pa.field("watching_times", pa.list_(pa.int32()), nullable=False),
+        pa.field("n_clicks", pa.int32(), nullable=False),
+        pa.field("gender", pa.int8(), nullable=False),
+        pa.field("age", pa.int8(), nullable=False),
+        pa.field("exposure_items", pa.list_(pa.int32()), nullable=False),
+        pa.field("exposure_position", pa.list_(pa.int16()), nullable=False),
+        pa.field("exposure_feedback", pa.list_(pa.int16()), nullable=False),
+    ]
+)
+
+ROWS_SCHEMA = pa.schema(
+    [
+        pa.field("user_id", pa.int64(), nullable=False),
+        pa.field("item", pa.int32(), nullable=False),
+        pa.field("category", pa.string()),
+        pa.field("gender", pa.int8(), nullable=False),
+        pa.field("age", pa.int8(), nullable=False),
+        pa.field("history", pa.list_(pa.int32()), nullable=False),
+        *(pa.field(name, pa.int8(), nullable=False) for name in ("click", "like", "share", "follow")),
+        pa.field("split", pa.string(), nullable=False),
+    ]
+)
+"""Scenario `ctr`: one row an exposure; `history` holds the log's `hist_1…10`, 0 where there are fewer.
+
+In Tenrec's file these are the user's first ten clicks, the same on all rows of a user.
+"""
+
+ITEMS_SCHEMA = pa.schema(
+    [
+        pa.field("item", pa.int32(), nullable=False),
+        pa.field("item_id", pa.int64(), nullable=False),
+        pa.field("train_clicks", pa.int64(), nullable=False),
+        pa.field("clicks", pa.int64(), nullable=False),
+        pa.field("exposures", pa.int64(), nullable=False),
+        pa.field("category", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One file of an artefact: `path` relative to its folder, rows, bytes and SHA-256."""
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input of the dataset; `fingerprint` is over the bytes that were read."""
+
+    name: str
+    bytes: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a dataset folder holds; written last, so a folder with a manifest is whole."""
+
+    scenario: str
+    protocol: dict[str, Any]
+    source: list[Source]
+    fingerprint: str
+    counts: dict[str, int]
+    files: list[DataFile]
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def n_items(self) -> int:
+        """Size of the catalogue; dense ids are 1..n_items."""
+        return self.counts["items"]
+
+    @property
+    def max_clicks(self) -> int:
+        """Longest possible session in clicks."""
+        return int(self.protocol["max_clicks"])
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest as plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An opened dataset folder."""
+
+    path: Path
+    manifest: Manifest
+    session_files: list[DataFile] = field(repr=False)
+    row_files: list[DataFile] = field(repr=False)
+
+    def file(self, name: str) -> Path:
+        """Absolute path of a file of the dataset."""
+        return self.path / name
+
+    @property
+    def shows_exposures(self) -> bool:
+        """Whether the dataset says what was shown."""
+        return bool(self.manifest.protocol.get("exposures", True))
+
+    def category_codes(self) -> npt.NDArray[np.int64]:
+        """Code of each item's category `[n_items + 1]`, in the order of their names; 0 = unknown, and padding."""
+        column = self.items(["category"])["category"].combine_chunks()
+        names = sorted(value for value in column.unique().to_pylist() if value is not None)
+        codes = pc.index_in(column, pa.array(names, pa.string())).fill_null(-1).to_numpy()
+        return np.concatenate([[0], codes.astype(np.int64) + 1])
+
+    def items(self, columns: list[str] | None = None) -> pa.Table:
+        """`items.parquet`, one row an item, sorted by dense id."""
+        return pq.read_table(self.path / ITEMS, columns=columns)
+
+
+def open_dataset(path: str | Path, *, verify: bool = True) -> Dataset:
+    """Open a dataset folder and check that it is whole.
+
+    Args:
+        path: the folder `python -m etl` wrote, or its URI, of which a copy is made here.
+        verify: re-hash every file; otherwise only sizes are compared.
+
+    Raises:
+        InputError: no manifest, another schema version, a file that is missing or differs.
+    """
+    folder = fetched(path, whole=MANIFEST)
+    cure = "run python -m etl again"
+    raw = read_manifest(folder, kind="a dataset", cure="give the folder that python -m etl wrote")
+    version = raw.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise InputError(f"dataset schema_version {SCHEMA_VERSION}", version, cure)
+    try:
+        manifest = Manifest(
+            scenario=str(raw["scenario"]),
+            protocol=dict(raw["protocol"]),
+            source=[Source(**entry) for entry in raw["source"]],
+            fingerprint=str(raw["fingerprint"]),
+            counts={name: int(value) for name, value in raw["counts"].items()},
+            files=[DataFile(**entry) for entry in raw["files"]],
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError("a readable dataset manifest", f"{folder / MANIFEST}: {error!r}", cure) from None
+    check_files(folder, manifest.files, verify=verify, cure=cure)
+    sessions, rows = (
+        [f for f in manifest.files if f.path.startswith(f"{kind}/")] for kind in (SESSIONS_FOLDER, ROWS_FOLDER)
+    )
+    schemas = [(ITEMS, ITEMS_SCHEMA), *((f.path, SESSIONS_SCHEMA) for f in sessions)]
+    for name, schema in (*schemas, *((f.path, ROWS_SCHEMA) for f in rows)):
+        check_schema(folder / name, schema, cure=cure)
+    return Dataset(folder, manifest, sessions, rows)
+
+
+def read_manifest(folder: Path, *, kind: str, cure: str) -> dict[str, Any]:
+    """The manifest of an artefact folder as JSON.
+
+    Raises:
+        InputError: there is no readable manifest, so the folder is not whole.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(f"{kind} folder with {MANIFEST}", str(folder), cure)
+    try:
+        raw = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{kind} manifest in JSON", f"{path}: {error}", cure) from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{kind} manifest that is a JSON object", str(path), cure)
+    return raw
+
+
+def check_files(folder: Path, files: Iterable[DataFile], *, verify: bool, cure: str) -> None:
+    """Compare files on disk with the manifest's entries.
+
+    Raises:
+        InputError: a path that leaves the folder, a file that is missing, or other content.
+    """
+    for entry in files:
+        relative = PurePosixPath(entry.path)
+        if relative.is_absolute() or ".." in relative.parts:
+            raise InputError("manifest paths inside the folder", entry.path, cure)
+        path = folder / entry.path
+        if not path.is_file():
+            raise InputError(f"the manifest's file {entry.path}", f"no such file in {folder}", cure)
+        if path.stat().st_size != entry.bytes:
+            raise InputError(f"{path} of {entry.bytes} bytes", f"{path.stat().st_size} bytes", cure)
+        if verify and sha256_of(path) != entry.sha256:
+            raise InputError(f"{path} as in its manifest", "other content (SHA-256 differs)", cure)
+
+
+def check_schema(path: Path, schema: pa.Schema, *, cure: str) -> None:
+    """Check that a Parquet file has the columns of `schema` with their types.
+
+    Raises:
+        InputError: not a Parquet file, a column missing, or a column of another type.
+    """
+    try:
+        found = pq.read_schema(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"a Parquet file at {path}", str(error).splitlines()[0], cure) from None
+    for column in schema:
+        index = found.get_field_index(column.name)
+        got = found.field(index).type if index >= 0 else None
+        if got is None or not _same_type(got, column.type):
+            raise InputError(f"{path} with column {column.name}: {column.type}", got, cure)
+
+
+def _same_type(a: pa.DataType, b: pa.DataType) -> bool:
+    """Equal types; the name of a list's element field carries no meaning."""
+    if pa.types.is_list(a) and pa.types.is_list(b):
+        return _same_type(a.value_type, b.value_type)
+    if pa.types.is_fixed_size_list(a) and pa.types.is_fixed_size_list(b):
+        return a.list_size == b.list_size and _same_type(a.value_type, b.value_type)
+    return bool(a.equals(b))
+
+
+def describe_file(folder: Path, name: str, rows: int) -> DataFile:
+    """The manifest entry of a file that was just written."""
+    path = folder / name
+    return DataFile(name, rows, path.stat().st_size, sha256_of(path))
+
+
+def feedback_labels(feedback: Any, task: str) -> Any:
+    """0/1 labels of `task` from feedback bits (any integer array)."""
+    return (feedback >> FEEDBACK_BIT[task]) & 1

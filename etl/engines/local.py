@@ -1,0 +1,109 @@
+"""The job without Spark: its tasks in this process, or in a few worker processes."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from etl.runtime.errors import InputError
+from etl.stages.task_files import Job, complete
+
+PARTIAL = "partial"
+"""Kind of work file that holds the partial users of a split."""
+
+
+@contextlib.contextmanager
+def local_engine(job: Job, n_splits: int, processes: int | None) -> Iterator[LocalEngine]:
+    """An engine of `processes` processes (null: one a core), as far as there is work for them.
+
+    Raises:
+        InputError: a worker process was ended from outside.
+    """
+    n = min(processes or n_cores(), max(n_splits, job.partitions))
+    if n == 1:
+        yield LocalEngine(job, None)
+        return
+    # Spawned: a process with Arrow's threads must not be forked.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(n, context, initializer=_start_worker)
+    try:
+        yield LocalEngine(job, pool)
+    except BrokenProcessPool:
+        cure = "free memory, or take fewer: processes=1"
+        raise InputError(f"{n} worker processes until the job's end", "one that was killed", cure) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def n_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+class LocalEngine:
+    """Runs tasks one after another, or in the processes of a pool."""
+
+    def __init__(self, job: Job, pool: Executor | None) -> None:
+        self.job, self.pool = job, pool
+
+    def map(self, task: Callable[[int], Any], n: int) -> list[Any]:
+        """`task(0)` to `task(n - 1)`, results in this order."""
+        return list((self.pool.map if self.pool else map)(task, range(n)))
+
+    def shuffle(
+        self,
+        combine: Callable[[int], Iterator[pa.RecordBatch]],
+        n: int,
+        gather: Callable[[int, Iterator[pa.RecordBatch]], Any],
+    ) -> list[Any]:
+        """`combine` over `n` splits, then `gather` over the job's partitions, results in their order."""
+        self.map(partial(_write_partial, self.job, combine), n)
+        return self.map(partial(_gather, self.job, gather, n), self.job.partitions)
+
+
+def _write_partial(job: Job, combine: Callable[[int], Iterator[pa.RecordBatch]], split: int) -> None:
+    """Write what `combine` yields for a split, for all partitions, as one Arrow file."""
+    from etl.stages.read_split import PARTIAL_SCHEMA
+
+    with complete(job.work(PARTIAL, split, "arrow")) as path, pa.ipc.new_file(str(path), PARTIAL_SCHEMA) as writer:
+        for batch in combine(split):
+            writer.write_batch(batch)
+
+
+def _gather(job: Job, gather: Callable[[int, Iterator[pa.RecordBatch]], Any], n: int, partition: int) -> Any:
+    return gather(partition, partial_users(job, n, partition))
+
+
+def partial_users(job: Job, n: int, partition: int) -> Iterator[pa.RecordBatch]:
+    """A partition's records in the files of `n` splits; other partitions' stay unread."""
+    for split in range(n):
+        with pa.memory_map(str(job.work(PARTIAL, split, "arrow"))) as file:
+            reader = pa.ipc.open_file(file)
+            for index in range(reader.num_record_batches):
+                batch = reader.get_batch(index)
+                for row in np.flatnonzero(batch.column("partition").to_numpy() == partition):
+                    yield batch.slice(row, 1)

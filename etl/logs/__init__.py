@@ -1,0 +1,1 @@
+"""Log formats: headers, byte ranges, parsing."""

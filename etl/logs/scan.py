@@ -1,0 +1,141 @@
+"""One pass over a log that counts what public scans of the real Tenrec files report, to hold the two side by side."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+
+from etl.logs.splits import LogFile
+from etl.logs.tenrec import NULL, SCENARIOS, Scenario, open_logs
+from etl.runtime.object_store import filesystem
+
+SAMPLED_BYTES = 128 << 20
+"""Log of which all users are held in memory; of a larger one an even sample of users is."""
+BLOCK_BYTES = 16 << 20
+FIRST_ROWS = 100_000
+IDS = ("user_id", "item_id")
+NUMBERS = ("click", "like", "share", "follow", "read", "favorite", "watching_times", "gender", "age")
+
+
+def scan(inputs: list[str], scenario_name: str) -> dict[str, float]:
+    """The facts of a log by their names in `etl.twin.published.FACTS`; what it has no column for is left out.
+
+    Rows are counted one by one; what a user has several times (pairs, duplicates, genders, click rates) is counted over
+    an even sample of users, in bounded memory. Lines with a wrong number of fields are skipped.
+
+    Raises:
+        InputError: no such log, or not of the scenario.
+    """
+    scenario = SCENARIOS[scenario_name]
+    files = open_logs(inputs, scenario)
+    every = max(1, sum(file.bytes for file in files) // SAMPLED_BYTES)
+    counts: Counter[str] = Counter()
+    samples, last_user, first_users = [], None, set[int]()
+    for table in _tables(files, scenario):
+        user = table["user_id"].to_numpy()
+        counts["blocks"] += int(np.count_nonzero(user[1:] != user[:-1])) + (last_user != user[0])
+        if counts["rows"] < FIRST_ROWS:
+            first_users.update(user[: FIRST_ROWS - counts["rows"]].tolist())
+        last_user = user[-1]
+        counts += _count(table, scenario)
+        samples.append(table.filter(pa.array(user % every == 0)))
+    facts = {"users in the first 100,000 rows": float(len(first_users))} if counts["rows"] >= FIRST_ROWS else {}
+    return _shares(counts) | facts | (_of_users(pa.concat_tables(samples).to_pandas(), counts) if samples else {})
+
+
+def _tables(files: list[LogFile], scenario: Scenario) -> Iterator[pa.Table]:
+    for file in files:
+        names = [name for name in scenario.columns if name in file.columns]
+        options = pa_csv.ConvertOptions(
+            include_columns=names,
+            column_types={
+                name: pa.int64() if name in IDS else pa.float64() if name in NUMBERS else pa.string() for name in names
+            },
+            null_values=[NULL, ""],
+            strings_can_be_null=True,
+        )
+        parsing = pa_csv.ParseOptions(invalid_row_handler=lambda _: "skip")
+        store, path = filesystem(file.uri)
+        reading = pa_csv.ReadOptions(block_size=BLOCK_BYTES, column_names=list(file.columns), skip_rows=1)
+        with store.open_input_stream(path, compression=file.compression) as stream:
+            for batch in pa_csv.open_csv(stream, reading, parsing, options):
+                if len(batch):
+                    table = pa.Table.from_batches([batch])
+                    yield table.filter(pc.and_(pc.is_valid(table["user_id"]), pc.is_valid(table["item_id"])))
+
+
+def _count(table: pa.Table, scenario: Scenario) -> Counter[str]:
+    """Row counts of a part of the log."""
+    counts = Counter(rows=len(table))
+    click = table["click"].fill_null(0).to_numpy() == 1
+    acted = np.zeros(len(table), bool)
+    counts["clicked"] = int(click.sum())
+    for action in scenario.actions:
+        if action in table.column_names:
+            done = table[action].fill_null(0).to_numpy() == 1
+            acted |= done
+            counts[action], counts[f"{action} unclicked"] = int(done.sum()), int((done & ~click).sum())
+    counts["acted unclicked"] = int((acted & ~click).sum())
+    for name in ("gender", "age", scenario.category):
+        if name in table.column_names:
+            label = "category" if name == scenario.category else name
+            for entry in pc.value_counts(table[name]).to_pylist():
+                value = entry["values"]
+                text = "null" if value is None else f"{value:g}" if isinstance(value, float) else value
+                counts[f"{label} {text}"] += entry["counts"]
+                counts[f"{label} rows"] += entry["counts"]
+    if "watching_times" in table.column_names:
+        counts["entered"] = int((table["watching_times"].fill_null(0).to_numpy()[~click] >= 1).sum())
+    return counts
+
+
+def _shares(counts: Counter[str]) -> dict[str, float]:
+    rows, unclicked = max(counts["rows"], 1), counts["rows"] - counts["clicked"]
+    facts = {
+        "rows": float(counts["rows"]),
+        "clicks": float(counts["clicked"]),
+        "click rate": counts["clicked"] / rows,
+        "rows with an action and no click": counts["acted unclicked"] / rows,
+        "mean run of a user's rows": counts["rows"] / max(counts["blocks"], 1),
+    }
+    if unclicked and "entered" in counts:
+        facts["entered share of unclicked rows"] = counts["entered"] / unclicked
+    for action in ("like", "share", "follow"):
+        if counts[action]:
+            facts[f"{action}s"] = float(counts[action])
+            facts[f"{action}s on unclicked rows"] = counts[f"{action} unclicked"] / counts[action]
+    for kind in ("gender", "age", "category"):
+        for name in [name for name in counts if name.startswith(f"{kind} ") and not name.endswith(" rows")]:
+            facts[name] = counts[name] / counts[f"{kind} rows"]
+    return facts
+
+
+def _of_users(rows: pd.DataFrame, counts: Counter[str]) -> dict[str, float]:
+    """Facts that need all rows of a user, over the sampled users."""
+    if rows.empty:
+        return {}
+    pair = ["user_id", "item_id"]
+    by_pair = rows.groupby(pair, sort=False)["click"].agg(["min", "max"])
+    place = rows.groupby("user_id").cumcount()
+    through = (place + 0.5) / rows.groupby("user_id")["item_id"].transform("size")
+    clicks = rows["click"].fillna(0).groupby(rows["user_id"]).sum()
+    facts: dict[str, Any] = {
+        "exact duplicates": rows.duplicated().mean(),
+        "repeated pairs of user and item": rows.duplicated(pair).mean(),
+        "pairs with conflicting clicks, per row": (by_pair["min"] < by_pair["max"]).sum() / len(rows),
+        "fewest clicks of a user": clicks.min(),
+        "click rate in the first third of a user's rows": rows["click"][through < 1 / 3].mean(),
+        "click rate in the last third of a user's rows": rows["click"][through > 2 / 3].mean(),
+    }
+    users = rows["user_id"].nunique() / len(rows) * counts["rows"]
+    facts["blocks of a user"] = counts["blocks"] / users
+    if "gender" in rows:
+        facts["users with several genders"] = (rows.groupby("user_id")["gender"].nunique() > 1).mean()
+    return {name: float(value) for name, value in facts.items()}

@@ -1,0 +1,180 @@
+"""Tenrec's CSV files: headers by scenario, where the files are, and the byte splits of them."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.fs as pa_fs
+
+from etl.logs.splits import LogFile, _readable
+from etl.runtime.errors import InputError
+from etl.runtime.object_store import filesystem
+
+NULL = "\\N"
+_READABLE = 128 << 10
+"""Characters that the csv module reads in one field without complaint."""
+LONGEST_HEADER = 1 << 20
+
+VIDEO = ["user_id", "item_id", "click", "follow", "like", "share", "video_category", "watching_times", "gender", "age"]
+ARTICLE_SHORT = [
+    *("user_id", "item_id", "click", "gender", "age"),
+    *("exposure_count", "click_count", "like_count", "comment_count", "read_percentage"),
+    *("item_score1", "item_score2", "category_second", "category_first", "item_score3"),
+]
+ARTICLE = [*ARTICLE_SHORT, "read", "read_time", "share", "like", "follow", "favorite"]
+
+
+HISTORY = tuple(f"hist_{place}" for place in range(1, 11))
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """The named columns of a log, and the role of some."""
+
+    columns: tuple[str, ...]
+    category: str
+    history: tuple[str, ...] = ()
+
+    @property
+    def actions(self) -> tuple[str, ...]:
+        """Feedback columns that this log has."""
+        return tuple(a for a in ("like", "share", "follow", "read", "favorite") if a in self.columns)
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Columns without which a row says nothing; others may be absent, their values are then null."""
+        return tuple(name for name in ("user_id", "item_id", "click", *self.history) if name in self.columns)
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """Columns that are read, as far as a file has them."""
+        read = (*self.required, *self.actions, self.category, "watching_times", "gender", "age")
+        return tuple(name for name in read if name in self.columns)
+
+    @property
+    def watching(self) -> bool:
+        """Whether the log says how often an item was watched."""
+        return "watching_times" in self.columns
+
+
+SCENARIOS = {
+    "qk_video": Scenario(tuple(VIDEO), "video_category"),
+    "qb_video": Scenario(tuple(VIDEO), "video_category"),
+    "qk_article": Scenario(tuple(ARTICLE), "category_second"),
+    "qb_article": Scenario(tuple(ARTICLE_SHORT), "category_second"),
+    "sbr": Scenario(tuple(VIDEO), "video_category"),
+    "ctr": Scenario((*VIDEO, *HISTORY), "video_category", HISTORY),
+}
+
+
+# ---------------------------------------------------------------------------------------------
+# Files and splits
+
+
+def open_logs(inputs: list[str], scenario: Scenario) -> list[LogFile]:
+    """Find the input files in order and check their headers.
+
+    Raises:
+        InputError: no such file, an empty one, or a header that lacks a column.
+    """
+    return [_open_log(uri, scenario) for pattern in inputs for uri in _expand(pattern)]
+
+
+def _expand(pattern: str) -> list[str]:
+    """The files that a path, glob or URI names, globs sorted by path."""
+    if not any(c in pattern for c in "*?[") or ("://" not in pattern and Path(pattern).is_file()):
+        return [pattern]
+    if "://" not in pattern:
+        found = sorted(glob.glob(pattern))
+    else:
+        store, path = filesystem(pattern)
+        folder = path[: re.search(r"[*?\[]", path).start()].rsplit("/", 1)[0]  # type: ignore[union-attr]
+        listed = store.get_file_info(pa_fs.FileSelector(folder, recursive=True))
+        scheme = pattern[: len(pattern) - len(path)] if pattern.endswith(path) else pattern.split("://")[0] + "://"
+        # PurePath.match, not fnmatch: a star must not cross folders, as in a shell.
+        found = sorted(scheme + i.path for i in listed if i.is_file and Path(i.path).match(path))
+    if not found:
+        raise InputError("files that match the input", pattern, "check the pattern")
+    return found
+
+
+def _open_log(uri: str, scenario: Scenario) -> LogFile:
+    store, path = filesystem(uri)
+    with _readable(uri):
+        info = store.get_file_info(path)
+        if not info.is_file:
+            got = f"the folder {uri}" if info.type == pa_fs.FileType.Directory else f"{uri}: no such file"
+            raise InputError("an input file", got, "check the path; a glob takes the files of a folder")
+        with store.open_input_stream(path, compression=None) as stream:
+            compression = _compression(uri, stream.read(8))
+        with store.open_input_stream(path, compression=compression) as stream:
+            head = stream.read(LONGEST_HEADER)
+    if not head.strip():
+        raise InputError("a CSV file with a header line", f"{uri}, which is empty", "check the file")
+    ends_in_cr = b"\r" in head and b"\n" not in head
+    end = head.find(b"\r" if ends_in_cr else b"\n")
+    line = head if end < 0 else head[:end]
+    columns = read_header(uri, line, scenario)
+    return LogFile(uri, info.size, columns, len(line) + (end >= 0), info.size, compression, ends_in_cr)
+
+
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
+_FOREIGN = {
+    b"PK\x03\x04": ("a zip archive", "unpack it"),
+    b"\xfd7zXZ": ("an xz file", "unpack it"),
+    b"PAR1": ("a Parquet file", "give the CSV file"),
+    b"\xff\xfe": ("UTF-16 text", "save it as UTF-8"),
+    b"\xfe\xff": ("UTF-16 text", "save it as UTF-8"),
+    b"{": ("JSON", "give the CSV file"),
+    b"[": ("JSON", "give the CSV file"),
+}
+
+
+def _compression(uri: str, head: bytes) -> str | None:
+    """How a file is compressed, from its first bytes.
+
+    Raises:
+        InputError: a kind of file that is not read.
+    """
+    for magic, (kind, cure) in _FOREIGN.items():
+        if head.startswith(magic):
+            raise InputError("a CSV file, plain or gzip", f"{kind}: {uri}", cure)
+    return next((name for magic, name in _COMPRESSED.items() if head.startswith(magic)), None)
+
+
+def read_header(uri: str, line: bytes, scenario: Scenario) -> tuple[str, ...]:
+    """The column names of a header line.
+
+    Raises:
+        InputError: a column is missing or stands there twice, or the line is no header of this format.
+    """
+    text = line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r").decode("utf-8", "replace")
+    columns = tuple(name.strip() for name in next(csv.reader([text[:_READABLE]])))
+    where, shown = f"the header of {uri}", ascii(text[:120])[1:-1] if not text.isprintable() else text[:120]
+    if re.fullmatch(r"[\d\s.,;-]+", text):
+        raise InputError("a header line", f"a row: {shown}", f"put the names {','.join(scenario.required)},… above it")
+    for other, name in ((";", "semicolons"), ("\t", "tabs")):
+        if other in text and "," not in text:
+            raise InputError(f"commas between the columns of {uri}", name, "write it with commas")
+    folded = {name.casefold(): name for name in columns}
+    for column in scenario.columns:
+        got = columns.count(column)
+        if got > 1:
+            raise InputError(f"column {column} in {where}", f"the column twice ({shown})", "remove one of them")
+        if not got and column.casefold() in folded:
+            other = folded[column.casefold()]
+            raise InputError(f"column {column} in {where}", f"{other}", "write the name in lower case")
+        if not got and column in scenario.required:
+            raise InputError(
+                f"column {column} in {where}", f"no such column ({shown})", "check scenario=… and the file"
+            )
+    return columns
+
+
+def absent_columns(files: list[LogFile], scenario: Scenario) -> list[str]:
+    """Columns that would be read and that no file has."""
+    return [name for name in scenario.used if not any(name in file.columns for file in files)]

@@ -1,0 +1,72 @@
+"""What the sessions job says: what came out, what was lost on the way, and why there is no session."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from etl.dataset import QUARANTINE_FOLDER
+from etl.runtime.errors import InputError
+from etl.stages.task_files import Job, read_records
+
+QUARANTINE = f"{QUARANTINE_FOLDER}/rows.jsonl"
+
+
+def refuse_empty(job: Job) -> None:
+    """Check that some user has a session (scenario `ctr`: that some row is clicked).
+
+    Raises:
+        InputError: none has; it says how many clicks users have, and which rows could not be read.
+    """
+    if any(cut["sessions"] for cut in read_records(job.work_folder("cut"))):
+        return
+    splits = read_records(job.work_folder("splits"))
+    paths = sorted(job.work_folder("raw_clicks_per_user").glob("*.npy"))
+    clicks_users = np.concatenate([np.load(path) for path in paths])
+    reasons = sum((Counter(split["reasons"]) for split in splits), Counter[str]())
+    rows = sum(split["counts"].get("exposures", 0) for split in splits)
+    users, most = int(clicks_users[:, 1].sum()), int(clicks_users[:, 0].max(initial=0))
+    got = [f"none among {users:,} users of {rows:,} rows, who have {most:,} clicks at most"]
+    if reasons:
+        got.append(f"{reasons.total():,} rows could not be read: {_listed(reasons)}")
+    if unknown := sum(split["unknown"] for split in splits):
+        got.append(f"{unknown:,} rows are of items that items_from lacks")
+    if job.scenario.history:
+        raise InputError("a clicked row", "; ".join(got), "check the column click")
+    expected = f"a user with protocol.min_clicks={job.min_clicks} clicks that the protocol keeps"
+    raise InputError(expected, "; ".join(got), "lower protocol.min_clicks, or check the input")
+
+
+def warnings(statistics: dict[str, Any], output: str) -> list[str]:
+    """A line for each kind of loss that the statistics of a dataset count.
+
+    Args:
+        statistics: as in `statistics.json`.
+        output: the dataset, for the place of the quarantined rows.
+    """
+    lines = []
+    rows, quarantined = statistics["rows_read"], Counter(statistics["rows_quarantined"])
+    if absent := statistics["absent_columns"]:
+        lines.append(f"the input has no column {', '.join(absent)}: read as null")
+    if unknown := statistics["rows_of_unknown_items"]:
+        lines.append(f"{unknown:,} of {rows:,} rows ({unknown / rows:.2%}) are of items that items_from lacks: dropped")
+    if bad := quarantined.total():
+        where = f"{output.rstrip('/')}/{QUARANTINE}"
+        share = f"{bad:,} of {rows:,} rows ({bad / rows:.2%})"
+        lines.append(f"{share} could not be read: {_listed(quarantined)}; some are in {where}")
+    return [f"warning: {line}" for line in lines]
+
+
+def summary(statistics: dict[str, Any], seconds: float) -> str:
+    """One line for the person who ran the job."""
+    raw, kept = statistics["raw"], statistics["kept"]
+    return (
+        f"{statistics['rows_read']:,} rows of {raw['users']:,} users → {kept['users']:,} sessions, "
+        f"{kept['clicks']:,} clicks, {kept['items']:,} items in {seconds:.1f} s"
+    )
+
+
+def _listed(reasons: Counter[str]) -> str:
+    return ", ".join(f"{reason} ({count:,})" for reason, count in reasons.most_common())

@@ -1,0 +1,1 @@
+"""What every program stands on: errors, options, output folders, object stores, progress."""

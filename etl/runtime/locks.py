@@ -1,0 +1,50 @@
+"""File locks: one program at a time in an output folder."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from etl.runtime.errors import InputError
+from etl.runtime.output_path import _beside, _making
+
+
+@contextlib.contextmanager
+def locked(output: Path, *, wait_seconds: float = 30.0) -> Iterator[None]:
+    """Hold the lock of `output`; the kernel frees it however the process ends.
+
+    Raises:
+        InputError: another process still holds it after `wait_seconds`.
+    """
+    with _making(output):
+        path = _beside(output, "lock")
+    deadline = time.monotonic() + wait_seconds
+    while (stream := _try_lock(path)) is None:
+        if time.monotonic() > deadline:
+            raise InputError("an output that no other process is writing", output, "wait for it to end")
+        time.sleep(0.2)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        stream.close()
+
+
+def _try_lock(path: Path) -> IO[str] | None:
+    """The open, locked file, or None while another process holds it."""
+    with _making(path):
+        stream = path.open("w")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The holder before us may have unlinked the file that we opened: then it locks nothing.
+        if path.exists() and os.fstat(stream.fileno()).st_ino == path.stat().st_ino:
+            return stream
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    stream.close()
+    return None

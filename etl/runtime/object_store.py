@@ -1,0 +1,318 @@
+"""Folders in object stores (`s3://bucket/…`), worked on as copies here.
+
+Files are mapped into memory, moved by renaming and locked, and an object store does none of these. So datasets, bundles
+and runs that lie in one are read from a copy in the cache folder, and what is made is made here and then sent.
+A copy stands for what lies there as long as sizes and times of its files agree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+import pyarrow.fs as pa_fs
+
+from etl.runtime.errors import InputError
+from etl.runtime.locks import locked
+from etl.runtime.output_folder import Kind, refuse_existing, refuse_unlisted, staged
+
+CACHE = "NEXTCLICK_CACHE"
+ENDPOINT = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+"""Variables that name another server than Amazon's, as the AWS tools have them."""
+LOCAL = pa_fs.LocalFileSystem()
+TRANSFERS = 8
+WAIT_SECONDS = 3600.0
+"""For another process that copies the same folder."""
+
+
+def is_remote(path: str | Path) -> bool:
+    """Whether a path is a URI."""
+    return "://" in str(path)
+
+
+def absolute(path: str) -> str:
+    """A path that means the same in other working folders."""
+    return path if is_remote(path) else str(Path(path).absolute())
+
+
+def cache_folder() -> Path:
+    """Where copies lie: `NEXTCLICK_CACHE`, else `~/.cache/nextclick`."""
+    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "nextclick")
+
+
+def place(path: str | Path) -> Path:
+    """The folder here that stands for a path: one in the cache for a URI, else the path itself."""
+    if not is_remote(path):
+        return Path(path)
+    uri = urlsplit(str(path).rstrip("/"))
+    parts = [uri.scheme, uri.netloc, *PurePosixPath(uri.path).parts[1:]]
+    if ".." in parts:
+        raise InputError("a URI without ..", path, "write it out")
+    return cache_folder().joinpath(*filter(None, parts))
+
+
+def filesystem(uri: str) -> tuple[pa_fs.FileSystem, str]:
+    """The file system of a URI or path, and the path in it.
+
+    Raises:
+        InputError: no such kind of storage.
+    """
+    try:
+        endpoint = next((os.environ[name] for name in ENDPOINT if os.environ.get(name)), None)
+        if endpoint and uri.startswith("s3://") and "?" not in uri:
+            server = urlsplit(endpoint)
+            region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+            store = pa_fs.S3FileSystem(endpoint_override=server.netloc, scheme=server.scheme, region=region)
+            return store, uri.removeprefix("s3://").rstrip("/")
+        if not is_remote(uri):
+            return LOCAL, uri
+        store, path = pa_fs.FileSystem.from_uri(uri)
+        return store, path
+    except (OSError, ValueError) as error:
+        cure = "write a path, or a URI such as s3://bucket/file"
+        raise InputError("storage that can be read", f"{uri}: {str(error).splitlines()[0]}", cure) from None
+
+
+@contextlib.contextmanager
+def _told(uri: str) -> Iterator[None]:
+    """Turn what a store answers into an error that a user can mend."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:  # of a file here: a full disk, say
+            raise
+        cure = "check the address, AWS_ENDPOINT_URL and the credentials"
+        raise InputError(f"storage that answers at {uri}", str(error).splitlines()[0], cure) from None
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """A folder here and the one in a store that it stands for.
+
+    Attributes:
+        uri: of the folder in the store.
+        folder: the one here.
+    """
+
+    uri: str
+    folder: Path
+
+    @classmethod
+    def of(cls, path: str | Path) -> Mirror | None:
+        """The mirror of a URI; None for a path, which needs none."""
+        return cls(str(path).rstrip("/"), place(path)) if is_remote(path) else None
+
+    def listing(self) -> dict[str, tuple[int, int]]:
+        """Size and time in seconds of every file in the store, by its path below the folder.
+
+        Raises:
+            InputError: the store does not answer, or holds a name that leads out of the folder.
+        """
+        store, base = filesystem(self.uri)
+        with _told(self.uri):
+            found = store.get_file_info(pa_fs.FileSelector(base, recursive=True, allow_not_found=True))
+        listed = {}
+        for info in found:
+            if info.type == pa_fs.FileType.File:
+                name = info.path[len(base) :].removeprefix("/")
+                if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                    raise InputError("names inside the folder", f"{self.uri}/{name}", "remove that object")
+                if not is_hidden(name):
+                    listed[name] = (info.size, info.mtime_ns // 1_000_000_000)
+        return listed
+
+    def read(self, name: str) -> bytes | None:
+        """The bytes of a small file in the store; None where there is none."""
+        store, base = filesystem(self.uri)
+        try:
+            with _told(self.uri), store.open_input_stream(f"{base}/{name}") as stream:
+                data: bytes = stream.read()
+                return data
+        except FileNotFoundError:
+            return None
+
+    def pull(self, wanted: Callable[[str], bool] = lambda _: True) -> None:
+        """Make the folder here that of the store, as far as its files are wanted; a killed copy goes on."""
+        folder = self.folder
+        listed = {name: stamp for name, stamp in self.listing().items() if wanted(name)}
+        found = here(folder)
+        for name in found.keys() - listed.keys():
+            if wanted(name):
+                (folder / name).unlink()
+        store, base = filesystem(self.uri)
+
+        def copy(name: str) -> None:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_name(f".{target.name}.{os.getpid()}.part")
+            pa_fs.copy_files(f"{base}/{name}", str(part), source_filesystem=store, destination_filesystem=LOCAL)
+            _stamp(part, listed[name])
+            part.replace(target)
+
+        with _told(self.uri):
+            _each(copy, [name for name in listed if found.get(name) != listed[name]])
+
+    def send(self, names: Iterable[str]) -> None:
+        """Copy files of the folder here to the store, whatever lies there."""
+        store, base = filesystem(self.uri)
+
+        def copy(name: str) -> None:
+            path = str(self.folder / name)
+            pa_fs.copy_files(path, f"{base}/{name}", source_filesystem=LOCAL, destination_filesystem=store)
+
+        with _told(self.uri):
+            _each(copy, names)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove files of the store, as far as they are there."""
+        store, base = filesystem(self.uri)
+
+        def drop(name: str) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                store.delete_file(f"{base}/{name}")
+
+        with _told(self.uri):
+            _each(drop, names)
+
+    def has(self, name: str) -> bool:
+        """Whether the store has a file."""
+        store, base = filesystem(self.uri)
+        with _told(self.uri):
+            return bool(store.get_file_info(f"{base}/{name}").type == pa_fs.FileType.File)
+
+    def push(self, *, last: str | None = None) -> None:
+        """Make the folder in the store that of this machine; hidden files stay here.
+
+        Args:
+            last: file that makes the folder whole: while others change, the store is without it.
+        """
+        listed, found = self.listing(), here(self.folder)
+        differ = {name for name in listed.keys() | found.keys() if listed.get(name) != found.get(name)}
+        if not differ:
+            return
+        ends = {last} if last else set[str]()
+        self.remove(ends & listed.keys())
+        self.remove(differ - found.keys() - ends)
+        self.send((differ & found.keys()) - ends)
+        self.send(ends & found.keys())
+        now = self.listing()
+        for name in (differ | ends) & found.keys():
+            path = self.folder / name
+            if name in now and path.is_file() and path.stat().st_size == now[name][0]:
+                _stamp(path, now[name])
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file is of use to one machine only, for a moment."""
+    return any(part.startswith(".") for part in PurePosixPath(name).parts)
+
+
+def here(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of every file of a folder that is not hidden, by its path below the folder."""
+    found = {}
+    for path in folder.rglob("*") if folder.is_dir() else ():
+        name = path.relative_to(folder)
+        if path.is_file() and not is_hidden(name.as_posix()):
+            stat = path.stat()
+            # Times of a store are whole seconds: a file written here since has others.
+            whole = stat.st_mtime_ns % 1_000_000_000 == 0
+            found[name.as_posix()] = (stat.st_size, stat.st_mtime_ns // 1_000_000_000 if whole else -1)
+    return found
+
+
+def _stamp(path: Path, stamp: tuple[int, int]) -> None:
+    os.utime(path, ns=(stamp[1] * 1_000_000_000,) * 2)
+
+
+def _each(work: Callable[[str], None], names: Iterable[str]) -> None:
+    with ThreadPoolExecutor(TRANSFERS) as pool:
+        list(pool.map(work, names))
+
+
+def read_file(path: str | Path) -> bytes:
+    """The bytes of a small file, by path or URI.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if not is_remote(path):
+        return Path(path).read_bytes()
+    folder, _, name = str(path).rpartition("/")
+    data = Mirror(folder, place(folder)).read(name)
+    if data is None:
+        raise FileNotFoundError(path)
+    return data
+
+
+def fetched(path: str | Path, *, whole: str = "manifest.json") -> Path:
+    """The folder here of an artefact: a path as it is, a URI once it is copied and the same as in the store.
+
+    Args:
+        path: of a dataset or bundle.
+        whole: the file that was written last.
+
+    Raises:
+        InputError: a store that does not answer, or without such an artefact.
+    """
+    mirror = Mirror.of(path)
+    if mirror is None:
+        return Path(path)
+    if not mirror.has(whole):
+        raise InputError(f"a whole folder with {whole}", mirror.uri, "give the folder that the program before made")
+    mirror.folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(mirror.folder, wait_seconds=WAIT_SECONDS):
+        mirror.pull()
+    return mirror.folder
+
+
+@contextlib.contextmanager
+def published(output: str, kind: Kind, *, overwrite: bool, inputs: Iterable[str] = ()) -> Iterator[Path]:
+    """A fresh folder that becomes `output`, a path or URI, when the block ends well.
+
+    Args:
+        output: as `folder.staged` takes it; a URI is built in the cache folder and then sent.
+        kind: of the output.
+        overwrite: replace what is there.
+        inputs: paths and URIs that are read.
+
+    Raises:
+        InputError: `output` is not ours to replace, cannot be written, or a store does not answer.
+    """
+    mirror = Mirror.of(output)
+    if mirror is None:
+        with staged(Path(output), kind, overwrite=overwrite, inputs=inputs) as folder:
+            yield folder
+        return
+    refuse_output(output, kind, overwrite=overwrite, inputs=inputs)
+    with staged(mirror.folder, kind, overwrite=True) as folder:
+        yield folder
+    mirror.push(last=kind.last)
+
+
+def refuse_output(output: str, kind: Kind, *, overwrite: bool, inputs: Iterable[str] = ()) -> None:
+    """Check that `output`, a path or URI, may be written: `published` does so too, but some work may come before it.
+
+    Raises:
+        InputError: something stands there that may not be replaced.
+    """
+    mirror = Mirror.of(output)
+    if mirror is None:
+        refuse_existing(Path(output), kind, overwrite=overwrite, inputs=inputs)
+        return
+    for name in inputs:
+        if f"{name}/".startswith(f"{mirror.uri}/"):
+            raise InputError(f"inputs outside the output {output}", name, "give another output")
+    if listed := mirror.listing():
+        if not overwrite:
+            raise InputError("an output folder that does not exist yet", output, "add overwrite=true")
+        data = mirror.read(kind.last)
+        # One that was being sent when its program was killed lies whole here.
+        files = kind.listed(mirror.folder) if data is None else kind.files(data)
+        if files is None:
+            raise InputError(f"{kind.name} to overwrite, an output of this program", output, "give another output")
+        refuse_unlisted(output, listed.keys() - files)

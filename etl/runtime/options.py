@@ -1,0 +1,271 @@
+"""How each program starts: options → one typed configuration → exit status.
+
+Hydra composes the options (`key=value`, groups, defaults) against dataclasses; whatever a user can
+get wrong ends as one `error: expected …, got … (cure)` line and exit status 2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import difflib
+import errno
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
+
+from etl.runtime.errors import InputError
+
+Config = TypeVar("Config")
+TRACEBACK, TRACEBACK_VARIABLE = "--traceback", "NEXTCLICK_TRACEBACK"
+"""Option and environment variable that show where an error arose, which else is one line."""
+
+
+def option(default: Any, text: str) -> Any:
+    """A configuration field with its help text (mutable defaults are copied for each instance)."""
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=lambda: copy.copy(default), metadata={"help": text})
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+def group(schema: type[Config], text: str = "") -> Config:
+    """A nested configuration."""
+    return dataclasses.field(default_factory=schema, metadata={"help": text})
+
+
+def read_options(schema: type[Config], module: str, options: Sequence[str], presets: Sequence[str] = ()) -> Config:
+    """Compose `conf/config.yaml` of `module` with `options` into an instance of `schema`.
+
+    Texts and lists of texts are taken as they stand, whatever characters a path has; one in quotes is what stands
+    between them. Hydra reads all other values.
+
+    Args:
+        schema: dataclass with the options' types and defaults.
+        module: package that holds the YAML files, for instance `etl.conf`.
+        options: the command line, `key=value` each.
+        presets: what the program itself adds, in Hydra's grammar; options win over it.
+
+    Raises:
+        InputError: an unknown, missing, ill-typed or unreadable option.
+    """
+    # Not needed for --help, and an eighth of a second.
+    from hydra import compose, initialize_config_module
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    overrides, texts = list(presets), dict[str, Any]()
+    for given in options:
+        name, value, kind = _known_option(given, schema)
+        if kind in TEXTS:
+            texts[name] = read_text(value, kind)
+        else:
+            # Maps take no new names without `++`.
+            overrides.append(f"{'++' if kind == 'map' else ''}{name}={_plain_value(name, value, kind)}")
+    ConfigStore.instance().store(name="schema", node=schema)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module(config_module=module, version_base="1.3"):
+            composed = compose("config", overrides=overrides)
+        for name, value in texts.items():
+            OmegaConf.update(composed, name, value, merge=False)
+        missing = sorted(OmegaConf.missing_keys(composed))
+        if missing:
+            raise InputError(f"option {missing[0]}=…", "nothing", f"add {missing[0]}=…; --help lists all options")
+        config = cast(Config, OmegaConf.to_object(composed))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _plain(error, schema) from None
+    for name, _ in _fields(schema):
+        number = functools.reduce(getattr, name.split("."), config)
+        if isinstance(number, int) and not -(2**63) <= number < 2**63:
+            raise InputError(f"{name} below 2^63", number, "give a smaller number")
+    return config
+
+
+TEXTS = ("str", "str | None", "Any", "list[str]")
+"""Types whose values are read here; a value of type `Any` may also be a number, true, false or null."""
+_SCALAR = re.compile(r"[+-]?\d+|[+-]?(\d+\.\d*|\.?\d+)([eE][+-]?\d+)?|true|false|null")
+
+
+def _known_option(given: str, schema: type[Any]) -> tuple[str, str, str]:
+    """Name, value and type of an option; the type of a group of options is `group`, of an entry of a map `map`.
+
+    Raises:
+        InputError: no such option, or no `key=value`.
+    """
+    name, equals, value = given.partition("=")
+    fields = _fields(schema)
+    kinds = {known: str(entry.type) for known, entry in fields}
+    groups = {known.rpartition(".")[0] for known in kinds} - {""}
+    maps = [known for known, kind in kinds.items() if kind.startswith("dict")]
+    if not equals:
+        raise InputError("options as key=value", given, _suggest(name.lstrip("+~"), list(kinds)))
+    if any(name == known or name.startswith(f"{known}.") for known in maps):
+        return name, value, "map"
+    if name in groups:
+        return name, value, "group"
+    if name not in kinds:
+        raise InputError("a known option", name, _suggest(name.lstrip("+~"), list(kinds)))
+    return name, value, kinds[name]
+
+
+def read_text(value: str, kind: str) -> Any:
+    """The value of a text option as its user means it.
+
+    >>> read_text("a=b, c.csv", "str"), read_text("[a b.csv,'c,d']", "Any"), read_text("3", "Any")
+    ('a=b, c.csv', ['a b.csv', 'c,d'], 3)
+    """
+    stripped = value.strip()
+    if kind != "str" and stripped == "null":
+        return None
+    if kind in ("Any", "list[str]") and stripped.startswith("[") and stripped.endswith("]"):
+        # A comma separates elements, but for one between quotes.
+        parts = re.findall(r"""\s*("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|[^,]*)\s*(?:,|$)""", stripped[1:-1])
+        parts = parts[: stripped.count(",") + 1] if stripped[1:-1].strip() else []
+        if parts and not parts[-1]:
+            parts.pop()
+        return [_element(part, kind) for part in parts]
+    return [_element(value, kind)] if kind == "list[str]" else _element(value, kind)
+
+
+def _element(text: str, kind: str) -> Any:
+    if len(text) > 1 and text[0] in "'\"" and text[-1] == text[0]:
+        return re.sub(r"\\([\\'\"])", r"\1", text[1:-1]).replace("${", "\\${")
+    if kind == "Any" and _SCALAR.fullmatch(text.strip()):
+        words = {"true": True, "false": False, "null": None}
+        number = text.strip()
+        return words[number] if number in words else int(number) if number.lstrip("+-").isdigit() else float(number)
+    text = text.strip() if kind != "str" and kind != "str | None" else text
+    expanded = os.path.expanduser(text) if text == "~" or text.startswith("~/") else text
+    return expanded.replace("${", "\\${")  # OmegaConf would look for another option of that name
+
+
+def _plain_value(name: str, value: str, kind: str) -> str:
+    """A value for Hydra.
+
+    Raises:
+        InputError: characters that no value of the type has, which Hydra's grammar may mean otherwise.
+    """
+    allowed = {"group": r"[\w-]+", "map": r"[\w\s.:,{}+-]+"}.get(kind, r"[\w\s.,+\[\]-]*")
+    if not re.fullmatch(allowed, value) or (kind.startswith(("int", "float", "bool")) and re.search(r"[,\[\]]", value)):
+        wanted = {"group": "the name of a preset", "map": "{name:number,…}"}.get(kind) or _wanted(kind)
+        raise InputError(f"{wanted} for {name}", repr(value), f"write {name}=VALUE of that type")
+    return value
+
+
+def _wanted(kind: str) -> str:
+    base = kind.removesuffix(" | None")
+    words = {"int": "a whole number", "float": "a number", "bool": "true or false", "list[int]": "a list like [1,2]"}
+    return words.get(base, base)
+
+
+def _plain(error: Exception, schema: type[Any]) -> InputError:
+    """One sentence for Hydra's and OmegaConf's many-line messages."""
+    text = "\n".join(str(e) for e in (error, error.__cause__) if e)
+    known = list(_fields(schema))
+    names = [name for name, _ in known]
+    type_error = re.search(r"Value '(.*?)' .*(?:could not be converted to|is not a valid) (\w+)", text)
+    if found := re.search(r"Could not override '([^']+)'", text):
+        name = found.group(1)
+        if name in names or type_error:
+            key = re.search(r"full_key: (\S+)", text)
+            return _ill_typed(key.group(1) if key else name, type_error, text)
+        return InputError("a known option", name, _suggest(name, names))
+    if type_error:
+        key = re.search(r"full_key: (\S+)", text)
+        return _ill_typed(key.group(1) if key else "an option", type_error, text)
+    if found := re.search(r"(?:In|Could not find) '?([\w/]+)'?.*?Available options in '\S+':\s*(.*)", text, re.S):
+        choices = ", ".join(found.group(2).split())
+        return InputError(f"one of {choices}", found.group(1), "choose one of these")
+    if found := re.search(r"parsing override '(.*?)'", text):
+        cure = "put quotes around special characters: key='\"value\"'"
+        return InputError("options as key=value", found.group(1), cure)
+    return InputError("valid options", text.strip().splitlines()[0], "--help lists all options")
+
+
+def _ill_typed(key: str, found: re.Match[str] | None, text: str) -> InputError:
+    if found is None:
+        return InputError(f"a valid value of {key}", text.strip().splitlines()[-1], "--help lists types")
+    words = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "bool": "true or false"}
+    wanted = words.get(found.group(2), found.group(2))
+    return InputError(f"{wanted} for {key}", repr(found.group(1)), f"write {key}=VALUE of that type")
+
+
+def _suggest(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, 1) or [n for n in names if n.endswith(f".{name}")][:1]
+    return f"did you mean {close[0]}? --help lists all" if close else "--help lists all options"
+
+
+def _fields(schema: type[Any], prefix: str = "") -> list[tuple[str, dataclasses.Field[Any]]]:
+    """Every option with its dotted name, nested ones in place."""
+    found: list[tuple[str, dataclasses.Field[Any]]] = []
+    for entry in dataclasses.fields(schema):
+        nested = entry.default_factory
+        if isinstance(nested, type) and dataclasses.is_dataclass(nested):
+            found += _fields(nested, f"{prefix}{entry.name}.")
+        else:
+            found.append((prefix + entry.name, entry))
+    return found
+
+
+def usage(program: str, schema: type[Any]) -> str:
+    """The help text: each option with its default and meaning."""
+    lines = [f"usage: python -m {program} key=value … [{TRACEBACK}]", ""]
+    for name, entry in _fields(schema):
+        factory = entry.default_factory
+        default = factory() if factory is not dataclasses.MISSING else entry.default
+        shown = {"???": "(required)", None: "null", True: "true", False: "false"}.get(
+            default if isinstance(default, (str, bool, type(None))) else "", default
+        )
+        lines.append(f"  {name:<28} {shown!s:<16} {entry.metadata.get('help', '')}")
+    return "\n".join(lines)
+
+
+def run_program(
+    program: str, schema: type[Config], job: Callable[[list[str]], None], argv: Sequence[str] | None = None
+) -> int:
+    """Run `job` on the command line's options and return the exit status.
+
+    0 is success, 2 a plain error line for what the user can mend, 130 an interrupt, 141 a closed output; anything
+    else is a bug and shows its traceback.
+    """
+    options = list(sys.argv[1:] if argv is None else argv)
+    traceback = TRACEBACK in options or bool(os.environ.get(TRACEBACK_VARIABLE))
+    options = [option for option in options if option != TRACEBACK]
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):  # a terminal without our letters is no reason to fail
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if {"-h", "--help"} & set(options):
+        print(usage(program, schema))
+        return 0
+    try:
+        job(options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return 130
+    except BrokenPipeError:  # whoever read our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (InputError, OSError) as error:
+        if traceback:
+            raise
+        told = error if isinstance(error, InputError) else _file_error(error)
+        print(f"error: {told}", file=sys.stderr, flush=True)
+        return 2
+    return 0
+
+
+def _file_error(error: OSError) -> InputError:
+    """What the system said about a file or the network, as one line."""
+    cure = f"{TRACEBACK} shows where"
+    if error.errno == errno.ENOSPC:
+        return InputError("room on the disk", str(error), f"free some; {cure}")
+    got = " ".join(str(error).split()) or type(error).__name__
+    return InputError("files and network that work", got, f"check that; {cure}")

@@ -1,0 +1,201 @@
+"""Output folders that are whole or absent, and the one kind of error a user can cause.
+
+A folder is built beside its final place and moved there by one rename, so a reader never meets half
+of one, and a run that is killed leaves the old output as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from etl.runtime.errors import InputError
+from etl.runtime.locks import locked
+from etl.runtime.output_path import OTHER_OUTPUT, _beside, _is_fixed, _making
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A program's kind of output folder.
+
+    Attributes:
+        name: for error messages.
+        last: the file that is written last and makes the folder whole.
+        files: from the bytes of `last`, the paths of all files of the folder; None where another program wrote it.
+    """
+
+    name: str
+    last: str
+    files: Callable[[bytes], set[str] | None]
+
+    def listed(self, folder: Path) -> set[str] | None:
+        """The files that a whole folder of this kind has; None for other folders."""
+        try:
+            return self.files((folder / self.last).read_bytes())
+        except OSError:
+            return None
+
+    def is_whole(self, folder: Path) -> bool:
+        """Whether a folder is a finished one of this kind."""
+        return self.listed(folder) is not None
+
+
+def listed_files(data: bytes, keys: set[str], last: str) -> set[str] | None:
+    """The files that a manifest lists under `files`, and itself; None where it lacks some of `keys`."""
+    try:
+        manifest = json.loads(data)
+        if not keys <= manifest.keys():
+            return None
+        return {last, *(entry if isinstance(entry, str) else str(entry["path"]) for entry in manifest["files"])}
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return None
+
+
+@contextlib.contextmanager
+def staged(output: Path, kind: Kind, *, overwrite: bool, inputs: Iterable[str] = ()) -> Iterator[Path]:
+    """A fresh folder that becomes `output` when the block ends well.
+
+    An existing `output` stays until the new folder is whole. One process at a time may build the
+    same output; leftovers of a killed one are removed. A symbolic link stays, its target is replaced. Where
+    nothing can be moved to `output` (a mount point, a folder in one that is not writable), the new folder is
+    built inside it and its entries are moved.
+
+    Raises:
+        InputError: `output` cannot be written or is not ours to replace, another process builds it, or the disk
+            is full.
+    """
+    output = output.resolve()
+    with _making(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+    with locked(output):
+        refuse_existing(output, kind, overwrite=overwrite, inputs=inputs)
+        building = _beside(output, "building")
+        with _making(output):
+            shutil.rmtree(building, ignore_errors=True)
+            building.mkdir()
+        try:
+            yield building
+            with _making(output):
+                _replace(output, building, kind.last)
+        except BaseException as error:
+            shutil.rmtree(building, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                cure = "free some, or write to another disk; nothing was left of this attempt"
+                raise InputError(f"room on the disk of {output.parent}", "a full disk", cure) from None
+            raise
+
+
+def refuse_existing(output: Path, kind: Kind, *, overwrite: bool, inputs: Iterable[str] = ()) -> None:
+    """Check that `output` may be written.
+
+    A folder left by a killed replacement is moved back first. What another program or a person put there is never
+    replaced, since `overwrite=true` is no licence to delete a home directory.
+
+    Args:
+        output: the folder.
+        kind: what may be replaced.
+        overwrite: whether it is to be.
+        inputs: paths that are read.
+
+    Raises:
+        InputError: something stands at `output` that may not be replaced, or `output` cannot be written.
+    """
+    output = output.resolve()
+    with _making(output):
+        _refuse_place(output)
+        _bring_back(output, kind)
+        entries = _entries(output)
+    refuse_inputs(output, inputs)
+    if not entries:
+        return
+    listed = kind.listed(output)
+    if not overwrite:
+        cure = "add overwrite=true" if listed is not None else "give another output"
+        raise InputError("an output folder that does not exist yet", output, cure)
+    if listed is None:
+        raise InputError(f"{kind.name} to overwrite, an output of this program", output, "give another output")
+    refuse_unlisted(output, _files(output) - listed)
+
+
+def refuse_unlisted(output: object, unlisted: set[str]) -> None:
+    """Raise `InputError` where files would vanish that no manifest lists."""
+    if unlisted:
+        names = ", ".join(sorted(unlisted)[:3])
+        more = f" and {len(unlisted) - 3:,} more" if len(unlisted) > 3 else ""
+        raise InputError(f"no files of others in {output}", f"{names}{more}", "move them, or give another output")
+
+
+def refuse_inputs(output: Path, inputs: Iterable[str]) -> None:
+    """Raise `InputError` where what is read lies in the output, or is it."""
+    for name in inputs:
+        path = Path(name).resolve()
+        if "://" not in name and (path == output or output in path.parents):
+            raise InputError(f"inputs outside the output {output}", name, "give another output")
+
+
+def _refuse_place(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise InputError("an output folder", f"the file {output}", "give another output")
+    nearest = next(path for path in (output, *output.parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        what = "a folder that cannot be written" if nearest.is_dir() else "a file"
+        raise InputError("an output folder that can be written", f"{output}, where {nearest} is {what}", OTHER_OUTPUT)
+
+
+STATES = ("building", "old", "lock")
+"""What lies beside an output, or inside where nothing can: the new folder, the one that it replaces, the lock."""
+
+
+def _entries(output: Path) -> list[Path]:
+    ours = {_beside(output, state) for state in STATES}
+    return [path for path in output.iterdir() if path not in ours] if output.is_dir() else []
+
+
+def _files(output: Path) -> set[str]:
+    """Paths of all files and links below a folder, but for our own work."""
+    found = set()
+    for entry in _entries(output):
+        below = entry.rglob("*") if entry.is_dir() and not entry.is_symlink() else [entry]
+        found |= {path.relative_to(output).as_posix() for path in below if path.is_symlink() or not path.is_dir()}
+    return found
+
+
+def _bring_back(output: Path, kind: Kind) -> None:
+    """Undo a replacement that was killed between taking the old folder away and putting the new one there."""
+    old = _beside(output, "old")
+    if not kind.is_whole(old) or kind.is_whole(output):
+        return
+    if _is_fixed(output):
+        for entry in _entries(output):
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        _move_entries(old, output, kind.last)
+    elif not output.exists():
+        old.rename(output)
+
+
+def _replace(output: Path, building: Path, last: str) -> None:
+    old = _beside(output, "old")
+    shutil.rmtree(old, ignore_errors=True)
+    if _is_fixed(output):
+        old.mkdir()
+        for entry in sorted(_entries(output), key=lambda path: path.name != last):  # from now on it is not whole
+            entry.rename(old / entry.name)
+        _move_entries(building, output, last)
+    else:
+        if output.exists():
+            output.rename(old)
+        building.rename(output)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _move_entries(source: Path, output: Path, last: str) -> None:
+    """Move all entries of a folder, `last` at the end."""
+    for entry in sorted(source.iterdir(), key=lambda path: path.name == last):
+        entry.rename(output / entry.name)
+    source.rmdir()

@@ -1,0 +1,46 @@
+"""Where an output is built: hidden siblings, mount points, errors of the file system."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from etl.runtime.errors import InputError
+
+OTHER_OUTPUT = "give another output, or check the folder and its permissions"
+
+
+@contextlib.contextmanager
+def _making(output: Path) -> Iterator[None]:
+    """Turn what the file system objects to into an `InputError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        got = f"{output}: {error.strerror or error}"
+        raise InputError("an output folder that can be written", got, OTHER_OUTPUT) from None
+
+
+def _is_fixed(output: Path) -> bool:
+    """Whether a folder can be filled but not be renamed."""
+    if not output.is_dir():
+        return False
+    return output.is_mount() or str(output) in _mount_points() or not os.access(output.parent, os.W_OK)
+
+
+def _mount_points() -> set[str]:
+    """Also those that `Path.is_mount` does not see: folders bound from the same disk."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return {re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), line.split(" ")[4]) for line in lines}
+
+
+def _beside(output: Path, state: str) -> Path:
+    return output / f".{state}" if _is_fixed(output) else output.with_name(f".{output.name}.{state}")

@@ -1,0 +1,1 @@
+"""The tasks of the sessions job, in order."""

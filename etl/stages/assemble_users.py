@@ -1,0 +1,280 @@
+"""Second stage: a partition's users are put together and cut to what their sessions keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from etl import protocol, statistics
+from etl.dataset import CLICKED, UNKNOWN
+from etl.stages.read_split import CATEGORY_SHIFT, NO_VALUE, PART_SHIFT, USER, row_dtype
+from etl.stages.task_files import Job, read_records, write_array, write_record, write_work_table
+
+
+@dataclass
+class Users:
+    """Whole users of a partition, sorted by id, with their rows in time order.
+
+    Attributes:
+        user_id: int64 `[U]`.
+        clicks, rows: int64 `[U]`, all clicks and rows of the user, also those that are already cut.
+        gender, age: int16 `[U]`.
+        offset: int64 `[U + 1]`, each user's rows.
+        item, packed, watching: one value a row; the category in `packed` is a code of all splits.
+    """
+
+    user_id: protocol.Array
+    clicks: protocol.Array
+    rows: protocol.Array
+    gender: protocol.Array
+    age: protocol.Array
+    offset: protocol.Int
+    item: protocol.Array
+    packed: protocol.Array
+    watching: protocol.Array
+
+    @property
+    def clicked(self) -> protocol.Mask:
+        """Which rows are clicks."""
+        return (self.packed & CLICKED) != 0
+
+    def select_rows(self, keep: protocol.Mask) -> Users:
+        """The same users with some of their rows; `clicks` and `rows` are counted anew."""
+        kept = np.concatenate([[0], np.cumsum(keep)])[self.offset]
+        users = Users(
+            self.user_id,
+            self.clicks,
+            np.diff(kept),
+            self.gender,
+            self.age,
+            kept,
+            self.item[keep],
+            self.packed[keep],
+            self.watching[keep],
+        )
+        _, users.clicks = protocol.clicks_through(users.clicked, kept)
+        return users
+
+    def select_users(self, keep: protocol.Mask) -> Users:
+        """Some of the users with all their rows."""
+        rows = np.repeat(keep, np.diff(self.offset))
+        offset = np.concatenate([[0], np.cumsum(np.diff(self.offset)[keep])])
+        return Users(
+            self.user_id[keep],
+            self.clicks[keep],
+            self.rows[keep],
+            self.gender[keep],
+            self.age[keep],
+            offset,
+            self.item[rows],
+            self.packed[rows],
+            self.watching[rows],
+        )
+
+
+def gather_partition(job: Job, partition: int, batches: Iterator[pa.RecordBatch]) -> int:
+    """Task: put the users of a partition together; its cut (or first its whole) rows go into files.
+
+    Args:
+        job: the options.
+        partition: number for the files.
+        batches: its partial users (`PARTIAL_SCHEMA`), in any order.
+
+    Returns:
+        Sessions cut, or whole users kept where filters still have to count.
+    """
+    users, raw_clicks = _put_together(job, list(batches))
+    values, counts = np.unique(raw_clicks, return_counts=True)
+    write_array(job.work("raw_clicks_per_user", partition, "npy"), np.stack([values, counts], axis=1))
+    return cut_users(job, partition, users) if job.truncates_early else _keep_whole(job, partition, users)
+
+
+def cut_filtered_partition(job: Job, partition: int) -> int:
+    """Task: filter a partition's whole users by item and user id, and cut them into files.
+
+    Returns:
+        Sessions cut.
+    """
+    users = read_whole(job, partition)
+    allowed = np.load(job.work("allowed_items", 0, "npy"), mmap_mode="r")
+    place = np.minimum(np.searchsorted(allowed, users.item), max(len(allowed) - 1, 0))
+    users = users.select_rows(allowed[place] == users.item if len(allowed) else np.zeros(len(users.item), bool))
+    last_user = np.load(job.work("last_user", 0, "npy"))[0]
+    users = users.select_users(users.user_id <= last_user)
+    if not job.exposures:
+        users = users.select_rows(users.clicked)
+    return cut_users(job, partition, users)
+
+
+def _put_together(job: Job, batches: list[pa.RecordBatch]) -> tuple[Users, protocol.Array]:
+    """The users of a partition after `protocol.dedupe`, and each one's clicks in the raw log."""
+    dtype = row_dtype(job)
+    records = [record for batch in batches for record in batch.to_pylist()]
+    parts = np.array([r["part"] for r in records], np.int64)
+    part = np.repeat(parts, np.array([len(r["users"]) // USER.itemsize for r in records], np.int64))
+    users_P = np.frombuffer(b"".join(r["users"] for r in records), USER)
+    rows = np.frombuffer(b"".join(r["rows"] for r in records), dtype)
+    del records
+    order = np.lexsort((part, users_P["user_id"]))
+    place, offset = protocol.regroup(order, np.concatenate([[0], np.cumsum(users_P["rows"])]))
+    part, users_P, rows = part[order], users_P[order], rows[place]
+    part_offset = protocol.group_offsets(users_P["user_id"])
+    first = part_offset[:-1]
+    packed = global_categories(job, rows["packed"], np.repeat(part >> PART_SHIFT, np.diff(offset)))
+    users = Users(
+        users_P["user_id"][first],
+        _sum(users_P["clicks"], first),
+        _sum(users_P["rows"] + users_P["cut"], first),
+        _profile(users_P["gender"], part_offset),
+        _profile(users_P["age"], part_offset),
+        offset[part_offset],
+        rows["item"],
+        packed,
+        rows["watching"],
+    )
+    if job.dedupe != "none":
+        index = np.repeat(np.arange(len(first)), np.diff(users.offset))
+        row_hash = rows["row_hash"] if job.dedupe == "exact" else rows["item"]
+        users = users.select_rows(protocol.dedupe(job.dedupe, index, users.item, users.clicked, row_hash))
+    return users, _sum(users_P["raw_clicks"], first)
+
+
+def _sum(value_P: protocol.Array, first_U: protocol.Int) -> protocol.Array:
+    return np.add.reduceat(value_P, first_U, dtype=np.int64) if len(first_U) else np.zeros(0, np.int64)
+
+
+def _profile(value_P: protocol.Array, offset_U1: protocol.Int) -> protocol.Array:
+    last = protocol.last_value(value_P, offset_U1, NO_VALUE)
+    return np.where(last == NO_VALUE, UNKNOWN, last).astype(np.int16)
+
+
+def all_categories(job: Job) -> list[str]:
+    """Categories of all splits, sorted by their UTF-8 bytes; a category's code is its place."""
+    names = {name for record in read_records(job.work_folder("splits")) for name in record["categories"]}
+    return sorted(names, key=str.encode)
+
+
+def global_categories(job: Job, packed_N: protocol.Array, split_N: protocol.Array) -> protocol.Array:
+    """Replace each split's own category codes by codes of `all_categories`."""
+    records = read_records(job.work_folder("splits"))
+    code = {name: index + 1 for index, name in enumerate(all_categories(job))}
+    lengths = [1 + len(record["categories"]) for record in records]
+    base = np.concatenate([[0], np.cumsum(lengths)])
+    lookup = np.array([c for r in records for c in (0, *(code[n] for n in r["categories"]))], np.int32)
+    feedback = packed_N & ((1 << CATEGORY_SHIFT) - 1)
+    return feedback | lookup[base[split_N] + (packed_N >> CATEGORY_SHIFT)] << CATEGORY_SHIFT
+
+
+def _keep_whole(job: Job, partition: int, users: Users) -> int:
+    """Write whole users and their items' clicks, for the filters that need all users' counts."""
+    lengths = np.diff(users.offset)
+    table = pa.table({name: getattr(users, name) for name in ("item", "packed", "watching")})
+    write_work_table(job.work("whole_rows", partition, "parquet"), table)
+    table = pa.table(
+        {"rows": lengths} | {name: getattr(users, name) for name in ("user_id", "clicks", "gender", "age")}
+    )
+    write_work_table(job.work("whole_users", partition, "parquet"), table)
+    write_array(job.work("item_clicks", partition, "npy"), statistics.count_items(users.item, users.clicked))
+    return len(lengths)
+
+
+def read_whole(job: Job, partition: int) -> Users:
+    """The whole users that the first pass of a filtering protocol left for a partition."""
+    rows = pq.read_table(job.work("whole_rows", partition, "parquet"))
+    users = pq.read_table(job.work("whole_users", partition, "parquet"))
+    column = {
+        t: c.to_numpy() for table in (rows, users) for t, c in zip(table.column_names, table.columns, strict=True)
+    }
+    return Users(offset=np.concatenate([[0], np.cumsum(column["rows"])]), **column)
+
+
+# ---------------------------------------------------------------------------------------------
+# Cutting
+
+
+def cut_users(job: Job, partition: int, users: Users) -> int:
+    """Cut users to their sessions; files with raw item ids, item counts and statistics.
+
+    Returns:
+        The number of sessions.
+    """
+    clicked = users.clicked
+    cut = protocol.cut(clicked, users.offset, users.clicks, min_clicks=job.min_clicks, max_clicks=job.max_clicks)
+    row = cut.row_N
+    index = np.repeat(np.cumsum(cut.user_U) - 1, np.diff(users.offset))[row]
+    n_sessions = int(cut.user_U.sum())
+    item, packed, position = users.item[row], users.packed[row], cut.position_N[row]
+    feedback, category = (packed & 0xFF).astype(np.int16), packed >> CATEGORY_SHIFT
+    click = clicked[row]
+    click_offset = _offsets(index[click], n_sessions)
+    shown = np.ones(len(item), bool) if job.exposures else np.zeros(len(item), bool)
+    shown_offset = _offsets(index[shown], n_sessions)
+    table = pa.table(
+        {
+            "user_id": users.user_id[cut.user_U],
+            "items": _lists(click_offset, item[click]),
+            "feedback": _lists(click_offset, (feedback[click] & ~CLICKED).astype(np.int8)),
+            "watching_times": _lists(click_offset, users.watching[row][click]),
+            "n_clicks": cut.clicks_U[cut.user_U].astype(np.int32),
+            "gender": users.gender[cut.user_U].astype(np.int8),
+            "age": users.age[cut.user_U].astype(np.int8),
+            "exposure_items": _lists(shown_offset, item[shown]),
+            "exposure_position": _lists(shown_offset, position[shown].astype(np.int16)),
+            "exposure_feedback": _lists(shown_offset, feedback[shown]),
+        }
+    )
+    write_work_table(job.work("cut", partition, "parquet"), table)
+    kept_N = np.repeat(cut.kept_U, np.diff(users.offset))[row]
+    # A click's place from 1: places 1..n-2 are train, n-1 valid, n test.
+    train = click & (position + 1 <= kept_N - 2)
+    write_items(job, partition, item, category, click, train)
+    counts = statistics.count_rows(feedback, job.scenario.actions, users.watching[row])
+    counts["before_first"] = int(users.rows[cut.user_U].sum()) - len(item)
+    counts["after_test"] = int(np.count_nonzero(position == kept_N))
+    record = {
+        "sessions": n_sessions,
+        "counts": counts,
+        "clicks_per_user": statistics.histogram(cut.kept_U[cut.user_U]),
+    }
+    write_record(job.work("cut", partition, "json"), record)
+    return n_sessions
+
+
+def _offsets(index_N: protocol.Array, n: int) -> protocol.Int:
+    return np.concatenate([[0], np.cumsum(np.bincount(index_N, minlength=n))]).astype(np.int64)
+
+
+def _lists(offset: protocol.Int, values: protocol.Array) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array(offset.astype(np.int32)), pa.array(values))
+
+
+def write_items(
+    job: Job,
+    partition: int,
+    item_N: protocol.Array,
+    category_N: protocol.Array,
+    click_N: protocol.Mask,
+    train_N: protocol.Mask,
+    also: protocol.Array | None = None,
+) -> None:
+    """Write a part's counts for `etl/stages/item_ids.py`; items of `also` are listed with what was counted, if only 0."""
+    unique, inverse = statistics.distinct(item_N)
+    if also is not None:
+        unique = np.concatenate([unique, np.setdiff1d(also, unique)])
+    counts = {
+        "item_id": unique,
+        "train_clicks": np.bincount(inverse[train_N], minlength=len(unique)),
+        "clicks": np.bincount(inverse[click_N], minlength=len(unique)),
+        "exposures": np.bincount(inverse, minlength=len(unique)),
+    }
+    write_work_table(job.work("items", partition, "parquet"), pa.table(counts))
+    known = category_N > 0
+    codes = int(category_N.max(initial=0)) + 1
+    pair, place = statistics.distinct(inverse[known].astype(np.int64) * codes + category_N[known])
+    rows = np.bincount(place, minlength=len(pair))
+    table = pa.table({"item_id": unique[pair // codes], "code": pair % codes, "rows": rows})
+    write_work_table(job.work("item_categories", partition, "parquet"), table)

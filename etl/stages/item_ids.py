@@ -1,0 +1,160 @@
+"""The item table: counts and category of every kept item, and the dense ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from etl.dataset import ITEMS_SCHEMA
+from etl.protocol import Array, group_offsets
+from etl.stages.assemble_users import all_categories, read_whole
+from etl.stages.task_files import Job, write_array
+from etl.statistics import sum_by_id
+
+DENSE_ENOUGH = 16
+"""A look-up table may have so many places for each item."""
+COUNTS = ("train_clicks", "clicks", "exposures")
+
+
+def number_items(job: Job, known: pa.Table | None) -> pa.Table:
+    """Count the kept items over all partitions and give them dense ids.
+
+    Dense ids run from 1 by falling train clicks, ties by raw id; with `known` (the item table of
+    another dataset) its ids are kept, items without a row here count 0.
+
+    Returns:
+        A table of `ITEMS_SCHEMA`, sorted by dense id.
+    """
+    counted = sum_by_id(_parts(job, "items"), len(COUNTS))
+    item_id, counts = counted[:, 0], {name: counted[:, 1 + i] for i, name in enumerate(COUNTS)}
+    if known is not None:
+        item = known["item"].to_numpy()
+        item_id, counts = _align(known["item_id"].to_numpy(), item_id, counts)
+    else:
+        order = np.lexsort((item_id, -counts["train_clicks"]))
+        item_id, counts = item_id[order], {name: values[order] for name, values in counts.items()}
+        item = np.arange(1, len(item_id) + 1, dtype=np.int32)
+    _write_lookup(job, item_id, item)
+    category = _categories(job, item)
+    if known is not None:  # an item that these logs never show keeps the category it had
+        category = pc.coalesce(category, known["category"])
+    return pa.table({"item": item, "item_id": item_id, **counts, "category": category}, schema=ITEMS_SCHEMA)
+
+
+def _write_lookup(job: Job, item_id: Array, item: Array) -> None:
+    """Write what turns raw into dense ids, for the tasks to map into memory.
+
+    A table with a place for every raw id takes one look-up a row; where ids are too thinly spread for
+    that, the sorted ids take a binary search, some twenty look-ups far apart.
+    """
+    largest = int(item_id.max(initial=0))
+    if largest <= DENSE_ENOUGH * len(item_id):
+        table = np.zeros(largest + 1, np.int32)
+        table[item_id] = item
+        write_array(job.work("dense_by_id", 0, "npy"), table)
+        return
+    order = np.argsort(item_id)
+    write_array(job.work("item_ids", 0, "npy"), item_id[order])
+    write_array(job.work("dense_ids", 0, "npy"), item[order])
+
+
+def read_lookup(job: Job) -> Callable[[Array], Array]:
+    """The function from kept raw ids to dense ids that `number_items` left."""
+    table = job.work("dense_by_id", 0, "npy")
+    if table.exists():
+        return np.load(table, mmap_mode="r").__getitem__
+    ids, dense = (np.load(job.work(kind, 0, "npy"), mmap_mode="r") for kind in ("item_ids", "dense_ids"))
+    return lambda item_N: dense[np.searchsorted(ids, item_N)]
+
+
+def allow_items(job: Job) -> None:
+    """Write the items and the last user that the protocol's filters leave.
+
+    Item clicks are counted over all users after `dedupe`; users are those with a row of an allowed
+    item, the lowest `first_users` ids of them.
+    """
+    clicks = sum_by_id(_arrays(job, "item_clicks"), 1)
+    keep = np.ones(len(clicks), bool)
+    if job.min_item_clicks > 1:  # 1, the default, is no limit: what was shown and never clicked stays
+        keep &= clicks[:, 1] >= job.min_item_clicks
+    if job.max_item_clicks is not None:
+        keep &= clicks[:, 1] <= job.max_item_clicks
+    allowed = clicks[keep, 0]
+    write_array(job.work("allowed_items", 0, "npy"), allowed)
+    last = np.iinfo(np.int64).max
+    if job.first_users is not None:
+        users = np.sort(np.concatenate([_users_with(job, partition, allowed) for partition in _whole(job)]))
+        if len(users) > job.first_users:
+            last = int(users[job.first_users - 1])
+    write_array(job.work("last_user", 0, "npy"), np.array([last], np.int64))
+
+
+def raw_clicks_per_item(job: Job) -> Array:
+    """Rows `(item, clicks)` over the raw log."""
+    return sum_by_id(_arrays(job, "raw_items"), 1)
+
+
+def _whole(job: Job) -> list[int]:
+    return sorted(int(path.stem) for path in job.work_folder("whole_users").glob("[0-9]*.parquet"))
+
+
+def _users_with(job: Job, partition: int, allowed: Array) -> Array:
+    """Ids of the users of a partition who have a row of an allowed item."""
+    users = read_whole(job, partition)
+    row = np.isin(users.item, allowed)
+    index = np.repeat(np.arange(len(users.user_id)), np.diff(users.offset))
+    return users.user_id[np.unique(index[row])]
+
+
+def _arrays(job: Job, kind: str) -> Iterator[Array]:
+    for path in sorted(job.work_folder(kind).glob("[0-9]*.npy")):
+        yield np.load(path)
+
+
+def _parts(job: Job, kind: str) -> Iterator[Array]:
+    """The partitions' tables of a kind as int64 rows."""
+    for path in sorted(job.work_folder(kind).glob("[0-9]*.parquet")):
+        yield np.stack([column.to_numpy() for column in pq.read_table(path).columns], axis=1)
+
+
+def _align(wanted: Array, found: Array, counts: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+    """Counts in the order of `wanted`, 0 where `found` lacks an id."""
+    order = np.argsort(wanted)
+    place = order[np.searchsorted(wanted[order], found)]
+    aligned = {name: np.zeros(len(wanted), np.int64) for name in counts}
+    for name, values in counts.items():
+        aligned[name][place] = values
+    return wanted, aligned
+
+
+def _categories(job: Job, item: Array) -> pa.Array:
+    """Each item's most frequent category, ties by the smaller in UTF-8 bytes; null without one.
+
+    Most items have one category: its rows are summed in a place for each item, and only rows of
+    further categories are gathered and compared at the end.
+    """
+    dense = read_lookup(job)
+    names = pa.array(all_categories(job), pa.string())
+    codes = len(names) + 1
+    best = np.zeros(int(item.max(initial=0)) + 1, np.int64)  # a code from 1: place in `names` + 1
+    rows = np.zeros(len(best), np.int64)
+    further = []
+    for part in _parts(job, "item_categories"):
+        place, code, seen = dense(part[:, 0]).astype(np.int64), part[:, 1], part[:, 2]
+        new = best[place] == 0
+        best[place[new]] = code[new]
+        same = best[place] == code
+        rows[place[same]] += seen[same]
+        further.append(np.stack([place[~same] * codes + code[~same], seen[~same]], axis=1))
+    pairs = sum_by_id(further, 1)
+    place, code, seen = pairs[:, 0] // codes, pairs[:, 0] % codes, pairs[:, 1]
+    order = np.lexsort((code, -seen, place))  # codes are numbered in the order of UTF-8 bytes
+    order = order[group_offsets(place[order])[:-1]]
+    place, code, seen = place[order], code[order], seen[order]
+    wins = (seen > rows[place]) | ((seen == rows[place]) & (code < best[place]))
+    best[place[wins]] = code[wins]
+    return names.take(pa.array(best[item] - 1, mask=best[item] == 0))

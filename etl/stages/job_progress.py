@@ -1,0 +1,70 @@
+"""How far the sessions job is, told from the files that its tasks leave."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from etl.logs.splits import Split
+from etl.runtime.progress import TERMINAL_SECONDS, ProgressLine
+from etl.stages.task_files import Job
+
+MEGABYTE = 1_000_000
+
+
+class Stage:
+    """Where the job is.
+
+    Args:
+        job: its options.
+        splits: of the log.
+        starting: what must start before there are tasks, if anything.
+    """
+
+    def __init__(self, job: Job, splits: list[Split], starting: str | None = None) -> None:
+        self.job, self.starting = job, starting
+        self.megabytes = [(split.end - split.begin) / MEGABYTE for split in splits]
+
+    def started(self) -> None:
+        """The engine runs."""
+        self.starting = None
+
+    def report(self) -> tuple[str, float, float | None, str]:
+        """The stage, what is done of how much of it, and its unit."""
+        if self.starting:
+            return self.starting, 0, None, ""
+        read = [int(path.stem) for path in self._files("splits", "json")]
+        if len(read) < len(self.megabytes):
+            return "reading", sum(self.megabytes[i] for i in read), sum(self.megabytes), "MB"
+        written = len(list(Path(self.job.folder).glob("[rs]*s/part-*.parquet")))
+        if written:
+            return "writing", written, None, "files"
+        rows = bool(self.job.scenario.history)
+        done, n = len(self._files("kept" if rows else "cut", "json")), len(read) if rows else self.job.partitions
+        if done < n:
+            return ("sampling", done, n, "splits") if rows else ("cutting", done, n, "partitions")
+        return "numbering items", 0, None, ""
+
+    def _files(self, kind: str, suffix: str) -> list[Path]:
+        return list(self.job.work_folder(kind).glob(f"[0-9]*.{suffix}"))
+
+
+@contextlib.contextmanager
+def reporting(job: Job, splits: list[Split], starting: str | None = None) -> Iterator[Stage]:
+    """While the block runs, show how far the job is; short jobs say nothing."""
+    stop, stage, line = threading.Event(), Stage(job, splits, starting), ProgressLine()
+
+    def show() -> None:
+        while not stop.wait(TERMINAL_SECONDS if line.terminal else 2.0):
+            line.update(*stage.report())
+        line.close()
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield stage
+    finally:
+        stop.set()
+        thread.join()

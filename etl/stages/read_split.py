@@ -1,0 +1,233 @@
+"""First stage: each split is reduced to the rows that its users' sessions may need.
+
+Work per row decides the cost of the job, so rows are reduced here, before the shuffle, and travel
+through Spark as two binary values for each partition of users: a copy of bytes instead of a
+conversion per row or user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from etl import protocol, statistics
+from etl.dataset import CLICKED, FEEDBACK_BIT
+from etl.logs.parse import BadRow, Parser
+from etl.logs.splits import Split, read_blocks
+from etl.runtime.errors import InputError
+from etl.stages.task_files import QUARANTINE_ROWS_PER_SPLIT, Job, write_array, write_record
+
+PARTIAL_SCHEMA = pa.schema(
+    [("partition", pa.int32()), ("part", pa.int64()), ("users", pa.binary()), ("rows", pa.binary())]
+)
+"""What is shuffled: users as `USER` and their rows as `row_dtype`, end to end."""
+USER = np.dtype(
+    [
+        ("user_id", "<i8"),
+        ("raw_clicks", "<i4"),
+        ("clicks", "<i4"),
+        ("rows", "<i4"),
+        ("cut", "<i4"),
+        ("gender", "<i2"),
+        ("age", "<i2"),
+    ]
+)
+"""A user's part as it travels: clicks in the log and of useful rows, rows that travel with it, useful rows cut."""
+NO_VALUE = -(2**15)
+"""`gender` or `age` null in all rows so far; -1 may be a value of the log."""
+PART_SHIFT = 20
+"""A part number is its split's index shifted by this, plus the block inside the split."""
+CATEGORY_SHIFT = 8
+"""`packed` holds the feedback bits in its low byte and the category's code + 1 above."""
+
+
+def row_dtype(job: Job) -> np.dtype[Any]:
+    """One row as it travels: raw item id, packed feedback and category, watching times."""
+    fields = [("item", "<i8"), ("packed", "<i4"), ("watching", "<i4")]
+    return np.dtype(fields + [("row_hash", "<u8")] * (job.dedupe == "exact"))
+
+
+def combine_split(job: Job, splits: list[Split], number: int) -> Iterator[pa.RecordBatch]:
+    """Task: the partial users (`PARTIAL_SCHEMA`) of a split, a batch for each block."""
+    split = splits[number]
+    with reporting_errors(job, split):
+        seen = Seen(job)
+        for block, table in enumerate(parsed_blocks(job, split, seen)):
+            yield _partial_users(job, (split.index << PART_SHIFT) + block, table, seen)
+
+
+@contextlib.contextmanager
+def reporting_errors(job: Job, split: Split) -> Iterator[None]:
+    """Leave an `InputError` in a file for the driver, which sees a task's exception only as text."""
+    try:
+        yield
+    except InputError as error:
+        told = {"expected": error.expected, "got": str(error.got), "cure": error.cure}
+        write_record(job.work("errors", split.index, "json"), told)
+        raise
+
+
+def parsed_blocks(job: Job, split: Split, seen: Seen) -> Iterator[pa.Table]:
+    """The good rows of a split, a table for each block; what was read is written for the driver at the end."""
+    parser = Parser(job.scenario, split.file, row_hash=job.dedupe == "exact")
+    blocks, fingerprint = read_blocks(split)
+    for block in blocks:
+        tables, bad = parser.parse(block)
+        seen.add_bad(bad)
+        if bad and job.strict:
+            raise InputError(
+                "well-formed rows",
+                f"{bad[0].reason} in {bad[0].file} at byte {bad[0].byte_offset}",
+                "mend the file, or run without strict=true to quarantine such rows",
+            )
+        if tables:
+            yield pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+    seen.write(job, split, fingerprint())
+
+
+def _partial_users(job: Job, part: int, table: pa.Table, seen: Seen) -> pa.RecordBatch:
+    user = table["user_id"].to_numpy()
+    if np.any(user[1:] < user[:-1]):
+        order = np.argsort(user, kind="stable")
+        user, table = user[order], table.take(pa.array(order))
+    item, feedback = table["item_id"].to_numpy(), feedback_bits(job, table)
+    clicked = feedback >= CLICKED
+    seen.count_rows(job, table, feedback)
+    offset = protocol.group_offsets(user)
+    first = offset[:-1]
+    users = np.zeros(len(first), USER)
+    users["user_id"] = user[first]
+    users["raw_clicks"] = np.add.reduceat(clicked, first, dtype=np.int64)
+    for name in ("gender", "age"):
+        users[name] = protocol.last_value(table[name].fill_null(NO_VALUE).to_numpy(), offset, NO_VALUE)
+    useful = seen.known_rows(item)
+    # Unclicked rows that are not wanted count in the raw statistics only.
+    if not job.needs_unclicked:
+        useful = clicked if useful is None else useful & clicked
+    row = np.arange(len(user)) if useful is None else np.flatnonzero(useful)
+    offset = offset if useful is None else np.concatenate([[0], np.cumsum(useful)])[offset]
+    _, users["clicks"] = protocol.clicks_through(clicked[row], offset)
+    if job.truncates_early:
+        keep = protocol.tail_rows(clicked[row], offset, job.max_clicks)
+        users["cut"] = np.diff(offset)
+        row, offset = row[keep], np.concatenate([[0], np.cumsum(keep)])[offset]
+        users["cut"] -= np.diff(offset)
+    users["rows"] = np.diff(offset)
+    partition = partition_of(users["user_id"], job.partitions)
+    order = np.argsort(partition, kind="stable")
+    place, offset = protocol.regroup(order, offset)
+    rows = _pack(job, table, item, feedback, row[place], seen)
+    return _batch(part, partition[order], users[order], rows, offset)
+
+
+def partition_of(user_id: protocol.Array, partitions: int) -> protocol.Array:
+    """The partition that puts a user's parts together: a hash, as ids may follow any pattern."""
+    mixed = user_id.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing, Knuth 6.4
+    return ((mixed >> np.uint64(32)) % np.uint64(partitions)).astype(np.int32)
+
+
+def feedback_bits(job: Job, table: pa.Table) -> protocol.Array:
+    """The rows' feedback bits, uint8."""
+    feedback = table["click"].to_numpy().view(np.uint8) << FEEDBACK_BIT["click"]
+    for action in job.scenario.actions:
+        feedback |= table[action].to_numpy().view(np.uint8) << FEEDBACK_BIT[action]
+    return feedback
+
+
+def _pack(
+    job: Job, table: pa.Table, item: protocol.Array, feedback: protocol.Array, row: protocol.Int, seen: Seen
+) -> np.ndarray[Any, Any]:
+    """The rows that travel; `row` chooses them."""
+    category = seen.category_codes(table["category"].combine_chunks())[row]
+    rows = np.zeros(len(category), row_dtype(job))
+    rows["item"] = item[row]
+    rows["packed"] = ((category + 1) << CATEGORY_SHIFT) | feedback[row]
+    if job.scenario.watching:
+        rows["watching"] = table["watching_times"].to_numpy()[row]
+    if job.dedupe == "exact":
+        rows["row_hash"] = table["row_hash"].to_numpy()[row]
+    return rows
+
+
+def _batch(
+    part: int,
+    partition_U: protocol.Array,
+    users: np.ndarray[Any, Any],
+    rows: np.ndarray[Any, Any],
+    offset_U1: protocol.Int,
+) -> pa.RecordBatch:
+    """One record for each partition that has users here; users come sorted by partition."""
+    bounds = protocol.group_offsets(partition_U)
+    columns = [
+        pa.array(partition_U[bounds[:-1]]),
+        pa.array(np.full(len(bounds) - 1, part, np.int64)),
+        _binary(users, bounds),
+        _binary(rows, offset_U1[bounds]),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=PARTIAL_SCHEMA)
+
+
+def _binary(values: np.ndarray[Any, Any], bounds: protocol.Int) -> pa.BinaryArray:
+    ends = (bounds * values.dtype.itemsize).astype(np.int32)
+    return pa.BinaryArray.from_buffers(pa.binary(), len(ends) - 1, [None, pa.py_buffer(ends), pa.py_buffer(values)])
+
+
+class Seen:
+    """What one split counted: it leaves through files, since Spark's accumulators count retries twice."""
+
+    def __init__(self, job: Job) -> None:
+        self.known = np.load(job.work("known_items", 0, "npy"), mmap_mode="r") if job.known_items else None
+        self.counts: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+        self.sample: list[BadRow] = []
+        self.categories: dict[str, int] = {}
+        self.items: list[protocol.Array] = []
+        self.unknown = 0
+
+    def add_bad(self, bad: list[BadRow]) -> None:
+        """Count bad rows by reason and keep a sample."""
+        self.reasons.update(row.reason for row in bad)
+        self.sample += bad[: QUARANTINE_ROWS_PER_SPLIT - len(self.sample)]
+
+    def category_codes(self, column: pa.DictionaryArray) -> protocol.Array:
+        """Codes of this split's own dictionary, -1 for null."""
+        names = column.dictionary.to_pylist()
+        codes = [self.categories.setdefault(name, len(self.categories)) for name in names]
+        lookup = np.array([*codes, -1], np.int32)
+        return lookup[column.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)]
+
+    def count_rows(self, job: Job, table: pa.Table, feedback: protocol.Array) -> None:
+        """Count rows for the statistics, and the clicks of each item."""
+        watching = table["watching_times"].to_numpy() if job.scenario.watching else np.zeros(len(table), np.int32)
+        self.counts.update(statistics.count_rows(feedback, job.scenario.actions, watching))
+        self.items.append(statistics.count_items(table["item_id"].to_numpy(), feedback >= CLICKED))
+
+    def known_rows(self, item: protocol.Array) -> protocol.Mask | None:
+        """Rows whose item `items_from` knows, the others counted; None without such a limit."""
+        known = self.known
+        if known is None:
+            return None
+        place = np.minimum(np.searchsorted(known, item), len(known) - 1)
+        is_known = known[place] == item if len(known) else np.zeros(len(item), bool)
+        self.unknown += int((~is_known).sum())
+        return is_known
+
+    def write(self, job: Job, split: Split, fingerprint: str) -> None:
+        """Leave all that was counted for the driver."""
+        write_array(job.work("raw_items", split.index, "npy"), statistics.sum_by_id(self.items, 1))
+        record = {
+            "file": split.file.uri,
+            "fingerprint": fingerprint,
+            "counts": dict(self.counts),
+            "reasons": dict(self.reasons),
+            "sample": [dataclasses.asdict(row) for row in self.sample],
+            "categories": list(self.categories),
+            "unknown": self.unknown,
+        }
+        write_record(job.work("splits", split.index, "json"), record)

@@ -1,0 +1,159 @@
+"""What every task of the sessions job is told, and where it leaves its files."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from etl.logs.tenrec import SCENARIOS, Scenario
+from etl.runtime.errors import InputError
+
+QUARANTINE_ROWS_PER_SPLIT = 20
+"""Sampled bad rows of one split; the counts are of all."""
+MOST_SHARDS = 64
+"""Files that a dataset is cut into where the options do not say."""
+Pieces = list[list[int]]
+"""What makes one output file: `[part, first row, rows]` each."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Plain values only: it travels to the tasks with their code.
+
+    Attributes:
+        folder: the dataset folder under construction, on storage that all hosts share.
+        seed: of the `ctr` scenario's samples.
+        partitions: parts into which the users are divided.
+        known_items: whether `known_items.npy` restricts the items (option `items_from`).
+    """
+
+    folder: str
+    partitions: int
+    scenario_name: str
+    dedupe: str
+    min_item_clicks: int
+    max_item_clicks: int | None
+    first_users: int | None
+    clicked_only: bool
+    min_clicks: int
+    max_clicks: int
+    exposures: bool
+    known_items: bool
+    strict: bool
+    seed: int
+
+    @property
+    def scenario(self) -> Scenario:
+        """The log's columns."""
+        return SCENARIOS[self.scenario_name]
+
+    @property
+    def filters_items(self) -> bool:
+        """Whether rows depend on counts over all users, so that nothing may be cut before them."""
+        return self.min_item_clicks > 1 or self.max_item_clicks is not None or self.first_users is not None
+
+    @property
+    def needs_unclicked(self) -> bool:
+        """Whether unclicked rows are kept, or count as rows of their user in `protocol.first_users`."""
+        return not self.clicked_only and (self.exposures or self.first_users is not None)
+
+    @property
+    def truncates_early(self) -> bool:
+        """Whether a part of a user's rows may be cut before the user is whole."""
+        return self.dedupe == "none" and not self.filters_items
+
+    def work(self, kind: str, index: int, suffix: str) -> Path:
+        """Intermediate file `index` of a kind."""
+        return self.work_folder(kind) / f"{index:05d}.{suffix}"
+
+    def work_folder(self, kind: str) -> Path:
+        """Folder of the intermediate files of a kind."""
+        return Path(self.folder) / "_work" / kind
+
+
+@contextlib.contextmanager
+def complete(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes `path`: a retried or doubled task attempt harms nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    attempt = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    try:
+        yield attempt
+        attempt.replace(path)
+    finally:
+        attempt.unlink(missing_ok=True)
+
+
+def write_table(path: Path, table: pa.Table, **options: Any) -> None:
+    """Write a Parquet file, complete or absent."""
+    with complete(path) as attempt:
+        pq.write_table(table, attempt, **{"compression": "zstd", **options})
+
+
+def write_work_table(path: Path, table: pa.Table) -> None:
+    """Write an intermediate table: read once or twice, so dictionaries are not worth their time."""
+    write_table(path, table, compression="lz4", use_dictionary=False, write_statistics=False, row_group_size=16_384)
+
+
+def write_array(path: Path, array: np.ndarray[Any, Any]) -> None:
+    """Write an array that tasks map into memory."""
+    with complete(path) as attempt, attempt.open("wb") as stream:
+        np.save(stream, array)
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write a small JSON record."""
+    with complete(path) as attempt:
+        attempt.write_text(json.dumps(record))
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """All JSON records of a folder, in the order of their numbers."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("[0-9]*.json"))]
+
+
+def check_rows(job: Job) -> None:
+    """Raise `InputError` where not one row could be used."""
+    splits = read_records(job.work_folder("splits"))
+    if not any(split["counts"].get("exposures") for split in splits):
+        reasons = {reason for split in splits for reason in split["reasons"]}
+        got = f"none usable ({', '.join(sorted(reasons))})" if reasons else "none"
+        raise InputError("input with data rows", got, "check the files")
+
+
+def count_shards(rows: int, rows_per_shard: int) -> int:
+    """Output files for so many rows, where the options name no number: 1 to 64, from the rows alone."""
+    return min(MOST_SHARDS, max(1, -(-rows // rows_per_shard)))
+
+
+def shard_pieces(parts: list[tuple[int, int]], shards: int) -> list[Pieces]:
+    """Cut parts of `(number, rows)`, one after another, into `shards` files of equal rows."""
+    ends = np.cumsum([rows for _, rows in parts])
+    bounds = np.arange(shards + 1) * int(ends[-1] if len(ends) else 0) // shards
+    cut = []
+    for begin, end in itertools.pairwise(bounds):
+        pieces = []
+        for (number, rows), last in zip(parts, ends, strict=True):
+            low, high = max(begin, last - rows), min(end, last)
+            if low < high:
+                pieces.append([number, int(low - (last - rows)), int(high - low)])
+        cut.append(pieces)
+    return cut
+
+
+def read_rows(path: Path, begin: int, rows: int) -> pa.Table:
+    """Rows `begin..begin + rows` of a Parquet file, from the row groups that hold them."""
+    with pq.ParquetFile(path, memory_map=True) as file:
+        ends = np.cumsum([0] + [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
+        first = int(np.searchsorted(ends, begin, side="right")) - 1
+        last = int(np.searchsorted(ends, begin + rows, side="left"))
+        return file.read_row_groups(list(range(first, last))).slice(begin - int(ends[first]), rows)

@@ -1,0 +1,174 @@
+"""What an evaluation adds up: sums and counts over queries, whole, by segment and by recommended item.
+
+All of it can be written, read and merged, so that parts of the queries may be ranked anywhere and in any order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from etl.dataset import Dataset
+from etl.runtime.files import write_json
+from retrieval.bundle import Queries
+from retrieval.metrics.ranking import Int, RankingSums, gini
+
+LENGTHS = ((3, 4), (5, 9), (10, 14), (15, 29), (30, None))
+"""Kept clicks of a session, both ends in; the last one is open."""
+DECILES = 10
+Segments = Iterable[tuple[str, str, npt.NDArray[np.bool_]]]
+"""Kind and name of each segment that queries fall into, and which do `[Q]`."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of items and users, by which queries are told apart.
+
+    Attributes:
+        train_clicks: int64 `[n_items + 1]`.
+        decile: int8 `[n_items + 1]`, 1 = the most clicked items, which got a tenth of the train clicks; 0 = none.
+        user_id: int64 `[U]`, rising.
+        profile: int8 `[U, 2]`, gender and age, -1 where unknown.
+    """
+
+    train_clicks: Int
+    decile: npt.NDArray[np.int8]
+    user_id: Int
+    profile: npt.NDArray[np.int8]
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Facts:
+        """Read a dataset's."""
+        clicks = np.concatenate([[0], dataset.items(["train_clicks"])["train_clicks"].to_numpy()])
+        users, profiles = [np.zeros(0, np.int64)], [np.zeros((0, 2), np.int8)]
+        for entry in dataset.session_files:
+            table = pq.read_table(dataset.file(entry.path), columns=["user_id", "gender", "age"])
+            users.append(table["user_id"].to_numpy())
+            profiles.append(np.stack([table[name].to_numpy() for name in ("gender", "age")], axis=1))
+        user, order = np.concatenate(users), np.argsort(np.concatenate(users), kind="stable")
+        return cls(clicks, deciles(clicks), user[order], np.concatenate(profiles)[order])
+
+    def profile_of(self, user_Q: Int) -> npt.NDArray[np.int8]:
+        """Gender and age of users `[Q, 2]`; -1 for those who are not in the dataset."""
+        row = np.minimum(np.searchsorted(self.user_id, user_Q), max(len(self.user_id) - 1, 0))
+        known = self.user_id[row] == user_Q if len(self.user_id) else np.zeros(len(user_Q), bool)
+        return np.where(known[:, None], self.profile[row], np.int8(-1))
+
+
+def deciles(train_clicks: Int) -> npt.NDArray[np.int8]:
+    """Items by popularity, a tenth of all train clicks each, 1 = the most clicked; 0 where there are none.
+
+    >>> deciles(np.array([0, 5, 4, 1])).tolist()
+    [0, 1, 6, 10]
+    """
+    order = np.argsort(-train_clicks, kind="stable")
+    before = np.cumsum(train_clicks[order]) - train_clicks[order]
+    out = np.zeros(len(train_clicks), np.int8)
+    out[order] = 1 + before * DECILES // max(int(train_clicks.sum()), 1)
+    out[train_clicks == 0] = 0
+    return out
+
+
+def segments(queries: Queries, clicks_after: int, facts: Facts) -> Segments:
+    """Kind and name of each segment that queries fall into, and which do `[Q]`."""
+    kept = queries.n_seen + clicks_after
+    for low, high in LENGTHS:
+        yield "session_length", f"{low}-{high}" if high else f"{low}+", (kept >= low) & (kept <= (high or kept))
+    decile = facts.decile[queries.target]
+    for number in range(1, DECILES + 1):
+        yield "target_popularity", str(number), decile == number
+    yield "target_popularity", "cold", decile == 0
+    profile = facts.profile_of(queries.user_id)
+    for column, kind in enumerate(("gender", "age")):
+        for value in np.unique(profile[:, column]).tolist():
+            yield kind, "unknown" if value < 0 else str(value), profile[:, column] == value
+
+
+class RankingResult:
+    """Sums over queries and by segment, and how often each item was recommended.
+
+    Args:
+        cutoffs: of the metrics, rising.
+        n_items: items of the dataset.
+    """
+
+    def __init__(self, cutoffs: Sequence[int], n_items: int) -> None:
+        self.cutoffs = list(cutoffs)
+        self.total = RankingSums(self.cutoffs)
+        self.segments: dict[tuple[str, str], RankingSums] = {}
+        self.shown = np.zeros((len(self.cutoffs), n_items + 1), np.int32)
+        self.touched: list[Int] = []
+        self.seconds = 0.0
+
+    def add(
+        self, queries: Queries, clicks_after: int, rank: Int, lists: Any, facts: Facts, more: Segments = ()
+    ) -> None:
+        """Add a batch: the ranks of its targets and its top lists; `more` segments than those by `facts`."""
+        repeat = queries.is_repeat
+        self.total.add(rank, repeat)
+        for kind, name, inside in (*segments(queries, clicks_after, facts), *more):
+            if inside.any():
+                sums = self.segments.setdefault((kind, name), RankingSums(self.cutoffs))
+                sums.add(rank[inside], repeat[inside])
+        begin = 0
+        for place, cutoff in enumerate(self.cutoffs):
+            item, times = np.unique(lists[:, begin:cutoff], return_counts=True)
+            self.shown[place, item] += times.astype(np.int32)
+            self.touched.append(item + place * np.int64(self.shown.shape[1]))
+            begin = cutoff
+
+    def write(self, path: Path) -> None:
+        """Write to `path.json` and `path.npz`; floats keep all their bits."""
+        # Of millions of items a part lists thousands: all of them are not gone through.
+        place = np.unique(np.concatenate(self.touched)) if self.touched else np.zeros(0, np.int64)
+        np.savez(path.with_suffix(".npz"), place=place, times=self.shown.ravel()[place])
+        sums = {"total": self.total.plain(), "seconds": self.seconds}
+        sums["segments"] = [[*key, found.plain()] for key, found in self.segments.items()]
+        write_json(path.with_suffix(".json"), sums)
+
+    def add_written(self, path: Path) -> None:
+        """Add what another part of the queries gave and `write` wrote."""
+        told = json.loads(path.with_suffix(".json").read_text())
+        self.total.merge(RankingSums.from_plain(self.cutoffs, told["total"]))
+        self.seconds += told["seconds"]
+        for kind, name, plain in told["segments"]:
+            sums = self.segments.setdefault((kind, name), RankingSums(self.cutoffs))
+            sums.merge(RankingSums.from_plain(self.cutoffs, plain))
+        with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
+            self.shown.ravel()[arrays["place"]] += arrays["times"]
+
+    def metrics(self, train_clicks: Int, n_candidates: int) -> dict[str, Any]:
+        """The numbers of `metrics.json` for one split.
+
+        Args:
+            train_clicks: `[n_items + 1]`.
+            n_candidates: items that could be recommended.
+        """
+        out: dict[str, Any] = dict(self.total.averages())
+        times = np.cumsum(self.shown, axis=0)[:, 1:]
+        clicks = train_clicks[1:]
+        surprise = -np.log2((clicks + 1) / (clicks.sum() + len(clicks)))
+        for row, cutoff in zip(times, self.cutoffs, strict=True):
+            listed = max(int(row.sum()), 1)
+            out[f"coverage@{cutoff}"] = int((row > 0).sum()) / n_candidates
+            out[f"gini@{cutoff}"] = gini(row[row > 0], n_candidates)
+            out[f"popularity@{cutoff}"] = float(row @ clicks) / listed
+            out[f"novelty@{cutoff}"] = float(row @ surprise) / listed
+        out["queries"] = self.total.queries
+        out["repeat_share"] = self.total.repeats / self.total.queries if self.total.queries else None
+        for (kind, name), sums in sorted(self.segments.items(), key=lambda pair: _in_order(*pair[0])):
+            out.setdefault(kind, {})[name] = {"queries": sums.queries, **sums.averages()}
+        out["ranking_seconds"] = self.seconds
+        return out
+
+
+def _in_order(kind: str, name: str) -> tuple[str, int, str]:
+    digits = name.split("-")[0].rstrip("+")
+    return kind, int(digits) if digits.isdigit() else 1_000, name

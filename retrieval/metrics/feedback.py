@@ -1,0 +1,110 @@
+"""Metrics of feedback tasks: AUC, GAUC, log-loss and calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from retrieval.metrics.ranking import Float, Int, Mask
+
+
+def auc(label_N: npt.NDArray[np.integer], score_N: npt.NDArray[np.floating]) -> float | None:
+    """Area under the ROC curve; ties count half; None with one class only.
+
+    >>> auc(np.array([0, 1, 1]), np.array([.1, .1, .9]))
+    0.75
+    """
+    area_G, _ = _grouped_auc(None, label_N, score_N)
+    return None if len(area_G) == 0 or np.isnan(area_G[0]) else float(area_G[0])
+
+
+def gauc(
+    user_N: npt.NDArray[np.integer], label_N: npt.NDArray[np.integer], score_N: npt.NDArray[np.floating]
+) -> float | None:
+    """AUC inside each user, averaged with the user's rows as weight (Zhu et al. 2017, DIN).
+
+    Users with one class have no AUC and are left out; None if that leaves none.
+    """
+    area_G, rows_G = _grouped_auc(user_N, label_N, score_N)
+    has = ~np.isnan(area_G)
+    return float(np.average(area_G[has], weights=rows_G[has])) if has.any() else None
+
+
+def _grouped_auc(
+    group_N: npt.NDArray[np.integer] | None, label_N: npt.NDArray[np.integer], score_N: npt.NDArray[np.floating]
+) -> tuple[Float, Int]:
+    """AUC of each group (NaN with one class) and its rows, by the rank-sum formula; None is one group.
+
+    A score that is NaN counts against the model: lowest for a positive row, highest for a negative one.
+    """
+    score_N = np.where(np.isnan(score_N), np.where(label_N > 0, -np.inf, np.inf), score_N)
+    order = np.argsort(score_N) if group_N is None else np.lexsort((score_N, group_N))
+    label, score = label_N[order].astype(np.float64), score_N[order]
+    n = len(score)
+    if n == 0:
+        return np.zeros(0), np.zeros(0, np.int64)
+    new_group = np.arange(n) == 0
+    if group_N is not None:
+        group = group_N[order]
+        new_group[1:] = group[1:] != group[:-1]
+    new_tie = new_group | np.concatenate([[True], score[1:] != score[:-1]])
+    group_start = np.flatnonzero(new_group)
+    rows = np.diff(np.append(group_start, n))
+    tie_start = np.flatnonzero(new_tie)
+    tie_rows = np.diff(np.append(tie_start, n))
+    # Ranks from 1 inside the group; equal scores share their mean rank.
+    mean_rank = np.repeat(tie_start + (tie_rows + 1) / 2, tie_rows) - np.repeat(group_start, rows)
+    positives = np.add.reduceat(label, group_start)
+    rank_sum = np.add.reduceat(label * mean_rank, group_start)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        area = (rank_sum - positives * (positives + 1) / 2) / (positives * (rows - positives))
+    return np.where((positives > 0) & (positives < rows), area, np.nan), rows
+
+
+CALIBRATION_BINS = 10
+
+
+def calibration(label_N: npt.NDArray[np.integer], score_N: npt.NDArray[np.floating]) -> dict[str, Any]:
+    """How well probabilities are meant: log-loss, and what was predicted and seen in bins of equally many rows.
+
+    Returns:
+        `log_loss` in nats; `predicted` and `observed`, mean score and share of positives by bin, lowest scores first;
+        `error`, the mean absolute difference of the two, weighted by rows. None and empty where scores are no
+        probabilities.
+    """
+    n = len(label_N)
+    if not n or score_N.min() < 0 or score_N.max() > 1:
+        return {"log_loss": None, "predicted": [], "observed": [], "error": None}
+    score = np.clip(score_N.astype(np.float64), 1e-7, 1 - 1e-7)
+    loss = -np.where(label_N > 0, np.log(score), np.log1p(-score)).mean()
+    order = np.argsort(score, kind="stable")
+    edges = np.unique(np.arange(CALIBRATION_BINS) * n // CALIBRATION_BINS)
+    rows = np.diff(np.append(edges, n))
+    predicted = np.add.reduceat(score[order], edges) / rows
+    observed = np.add.reduceat(label_N[order].astype(np.float64), edges) / rows
+    error = float(np.average(np.abs(predicted - observed), weights=rows))
+    lists = {"predicted": predicted.tolist(), "observed": observed.tolist()}
+    return {"log_loss": float(loss), **lists, "error": error}
+
+
+def feedback_metrics(
+    task: str,
+    user_N: npt.NDArray[np.integer],
+    clicked_N: Mask,
+    label_N: npt.NDArray[np.integer],
+    score_N: npt.NDArray[np.floating],
+) -> Iterator[tuple[str, Any]]:
+    """Every number of one feedback task, as `(name, value)`."""
+    yield f"auc/{task}", auc(label_N, score_N)
+    yield f"auc/{task}_given_click", auc(label_N[clicked_N], score_N[clicked_N])
+    yield f"gauc/{task}", gauc(user_N, label_N, score_N)
+    yield f"rows/{task}", len(label_N)
+    yield f"positives/{task}", int(label_N.sum())
+    yield f"users/{task}", len(np.unique(user_N))
+    told = calibration(label_N, score_N)
+    yield f"log_loss/{task}", told.pop("log_loss")
+    yield f"calibration_error/{task}", told.pop("error")
+    yield f"calibration/{task}", told

@@ -1,0 +1,122 @@
+"""Ranks and what is averaged over them: arithmetic only.
+
+Every metric is a sum and a count, so that parts of the queries can be added up exactly. The tie rule
+is the strict one: the rank of a target is 1 + the number of *other* candidates whose score is not
+lower, so a model that scores all items alike hits nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Int = npt.NDArray[np.int64]
+Float = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+MISS = np.iinfo(np.int64).max
+"""Rank of a target that is no candidate."""
+
+
+def rank_among(
+    score_QK: npt.NDArray[np.floating],
+    item_QK: npt.NDArray[np.integer],
+    target_Q: npt.NDArray[np.integer],
+    target_score_Q: npt.NDArray[np.floating],
+) -> Int:
+    """Rank of each target among the candidates listed for its query.
+
+    Args:
+        score_QK: scores of the candidates; NaN counts against the target.
+        item_QK: their ids; 0 marks an empty place.
+        target_Q: ids of the targets, listed or not.
+        target_score_Q: scores of the targets; a NaN is lower than everything.
+
+    Returns:
+        `[Q]`, 1 = first. With the K best candidates listed, ranks up to K are exact, and a rank
+        beyond K is only known to be beyond.
+
+    >>> rank_among(np.array([[3., 2., 2.]]), np.array([[7, 8, 9]]), np.array([8]), np.array([2.])).tolist()
+    [3]
+    """
+    lower = score_QK < target_score_Q[:, None]
+    other = (item_QK != target_Q[:, None]) & (item_QK > 0)
+    return np.asarray(1 + np.sum(other & ~lower, axis=1), np.int64)
+
+
+@dataclass
+class RankingSums:
+    """Sums over queries of what HR, NDCG and MRR average, at each cutoff.
+
+    HR@k counts ranks up to k; NDCG@k adds 1 / log2(rank + 1), MRR@k adds 1 / rank for those (one
+    relevant item, so the ideal DCG is 1).
+    """
+
+    cutoffs: Sequence[int]
+    queries: int = 0
+    repeats: int = 0
+    hits: Int = field(init=False)
+    gains: Float = field(init=False)
+    reciprocals: Float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.hits = np.zeros(len(self.cutoffs), np.int64)
+        self.gains = np.zeros(len(self.cutoffs))
+        self.reciprocals = np.zeros(len(self.cutoffs))
+
+    def add(self, rank_Q: Int, repeat_Q: Mask | None = None) -> None:
+        """Add the ranks of some queries, and which of their targets were seen before."""
+        self.queries += len(rank_Q)
+        self.repeats += 0 if repeat_Q is None else int(repeat_Q.sum())
+        for place, cutoff in enumerate(self.cutoffs):
+            rank = rank_Q[rank_Q <= cutoff].astype(np.float64)
+            self.hits[place] += len(rank)
+            self.gains[place] += np.sum(1.0 / np.log2(rank + 1.0))
+            self.reciprocals[place] += np.sum(1.0 / rank)
+
+    def merge(self, other: RankingSums) -> None:
+        """Add the sums of other queries."""
+        self.queries, self.repeats = self.queries + other.queries, self.repeats + other.repeats
+        self.hits, self.gains = self.hits + other.hits, self.gains + other.gains
+        self.reciprocals = self.reciprocals + other.reciprocals
+
+    def plain(self) -> list[Any]:
+        """The sums as JSON values."""
+        return [self.queries, self.repeats, *(x.tolist() for x in (self.hits, self.gains, self.reciprocals))]
+
+    @classmethod
+    def from_plain(cls, cutoffs: Sequence[int], plain: list[Any]) -> RankingSums:
+        """The sums that `plain` wrote."""
+        sums = cls(cutoffs, plain[0], plain[1])
+        sums.hits, sums.gains, sums.reciprocals = np.array(plain[2], np.int64), np.array(plain[3]), np.array(plain[4])
+        return sums
+
+    def averages(self) -> dict[str, float | None]:
+        """`hr@k`, `ndcg@k`, `mrr@k`; null without queries."""
+        rows = (("hr", self.hits), ("ndcg", self.gains), ("mrr", self.reciprocals))
+        return {
+            f"{name}@{cutoff}": float(sums[place]) / self.queries if self.queries else None
+            for name, sums in rows
+            for place, cutoff in enumerate(self.cutoffs)
+        }
+
+
+def gini(times_N: Int, n: int) -> float | None:
+    """Gini coefficient of how often each of `n` items was recommended: 0 = all alike, near 1 = one alone.
+
+    Args:
+        times_N: of the items that were recommended at all.
+        n: all items that could be.
+
+    >>> gini(np.array([2, 2]), 2), gini(np.array([4]), 4)
+    (0.0, 0.75)
+    """
+    total = int(times_N.sum())
+    if not total:
+        return None
+    place = np.arange(n - len(times_N) + 1, n + 1, dtype=np.float64)
+    return float(((2 * place - n - 1) * np.sort(times_N)).sum() / (n * total))

@@ -1,0 +1,103 @@
+"""How sure a metric, or the difference of two, is over users: arithmetic on ranks only.
+
+A user has one query, so resampling users is resampling ranks. What a query adds to a metric depends on
+its rank alone, so a resample is one multinomial draw over the few values that occur, whatever the number
+of queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from retrieval.metrics.ranking import Float, Int
+
+RESAMPLES = 2_000
+GAINS = ("hr", "ndcg", "mrr")
+"""Metrics that a query's rank alone decides."""
+DIGITS = 12
+"""Decimals to which differences are told apart."""
+
+
+def gains(rank_Q: Int, metric: str) -> Float:
+    """What each query adds to `hr@k`, `ndcg@k` or `mrr@k`, `[Q]`.
+
+    >>> gains(np.array([1, 3, 11]), "ndcg@10").tolist()
+    [1.0, 0.5, 0.0]
+    """
+    name, cutoff = metric.split("@")
+    rank = np.asarray(rank_Q, np.float64)
+    gain = {"hr": np.ones_like(rank), "ndcg": 1.0 / np.log2(rank + 1.0), "mrr": 1.0 / rank}[name]
+    return np.where(rank <= int(cutoff), gain, 0.0)
+
+
+def interval(value_Q: Float, *, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean over users (Efron and Tibshirani 1993, ch. 13).
+
+    Args:
+        value_Q: one value a user; of several runs, each user's mean over them.
+        level: of confidence.
+        seed: of the resampling.
+    """
+    values, count = np.unique(value_Q, return_counts=True)
+    draws = np.random.default_rng(seed).multinomial(len(value_Q), count / len(value_Q), size=RESAMPLES)
+    tail = (1.0 - level) / 2.0
+    low, high = np.quantile(draws @ values / len(value_Q), [tail, 1.0 - tail])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """First minus second over the same queries.
+
+    Attributes:
+        difference: of the means.
+        low, high: its 95 % bootstrap interval over users.
+        p: two-sided; McNemar's exact test for HR, Wilcoxon's signed-rank test for NDCG and MRR.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def compare(first_Q: Int, second_Q: Int, metric: str) -> Difference:
+    """Compare two rankers by the ranks they gave the same targets, query by query."""
+    a, b = gains(first_Q, metric), gains(second_Q, metric)
+    low, high = interval(a - b)
+    return Difference(float((a - b).mean()), low, high, _mcnemar(a, b) if metric.startswith("hr@") else _wilcoxon(a, b))
+
+
+def _mcnemar(a: Float, b: Float) -> float:
+    from scipy.stats import binomtest  # half a second of imports, which an evaluation does not need
+
+    only_first, only_second = int(np.sum(a > b)), int(np.sum(b > a))
+    total = only_first + only_second
+    return float(binomtest(only_first, total).pvalue) if total else 1.0
+
+
+def _wilcoxon(a: Float, b: Float) -> float:
+    from scipy.stats import wilcoxon
+
+    # 1/2 − 1/3 and 1/6 − 0 are one difference, which floats tell apart: ranks of differences have to tie.
+    difference = np.round(a - b, DIGITS)
+    difference = difference[difference != 0]
+    return float(wilcoxon(difference).pvalue) if len(difference) else 1.0
+
+
+def holm(p_N: Sequence[float]) -> npt.NDArray[np.float64]:
+    """p-values of a table corrected for its size (Holm 1979), in the given order.
+
+    >>> holm([0.01, 0.04, 0.03]).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    p = np.asarray(p_N, np.float64)
+    order = np.argsort(p, kind="stable")
+    corrected = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    out = np.empty_like(p)
+    out[order] = np.minimum(corrected, 1.0)
+    return out

@@ -1,0 +1,201 @@
+"""An evaluation in parts: some files of queries each, ranked here or elsewhere, once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from etl.dataset import Dataset, open_dataset
+from etl.dataset_folder import MANIFEST
+from etl.runtime.errors import InputError
+from etl.runtime.files import fingerprint_of, sha256_of, write_json
+from etl.runtime.object_store import place
+from etl.runtime.progress import ProgressLine
+from retrieval.blend.prepare import open_blend
+from retrieval.blend.ranker import BlendRanker
+from retrieval.bundle import QUERY_SPLITS, Bundle, Queries, open_bundle
+from retrieval.config import RetrievalConfig
+from retrieval.metrics.accumulators import Facts, RankingResult
+from retrieval.part_files import CLICKS_AFTER_QUERY, rank_part, recommend_part
+from retrieval.rankers.registry import MODEL, Ranker, baseline_rankers, model_ranker
+from retrieval.search.index import Index
+
+DONE = "done.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some files of queries of one split, one after another.
+
+    Attributes:
+        split: valid, test or next.
+        number: of its first file among those of the split.
+        files: how many there are.
+        first: queries of the split before it.
+        rows: its queries.
+    """
+
+    split: str
+    number: int
+    files: int
+    first: int
+    rows: int
+
+    @property
+    def name(self) -> str:
+        """Of the part's folder."""
+        return f"{self.split}-{self.number:05d}"
+
+
+@dataclass
+class Evaluation:
+    """What every part needs, opened once in a process.
+
+    Attributes:
+        config: of the evaluation.
+        dataset, bundle: opened.
+        index: over the candidates, its effort tuned.
+    """
+
+    config: RetrievalConfig
+    dataset: Dataset
+    bundle: Bundle
+    index: Index
+    _blends: dict[Path, BlendRanker | None] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def facts(self) -> Facts:
+        """By which queries are told apart."""
+        return Facts.of(self.dataset)
+
+    @cached_property
+    def item_id(self) -> npt.NDArray[np.int64]:
+        """Raw ids by dense id `[n_items + 1]`, 0 for padding."""
+        return np.concatenate([[0], self.dataset.items(["item_id"])["item_id"].to_numpy()])
+
+    @cached_property
+    def rankers(self) -> dict[str, Ranker]:
+        """The model and the baselines."""
+        return {
+            MODEL: model_ranker(self.index, self.config),
+            **baseline_rankers(self.dataset, self.bundle, self.index, self.config),
+        }
+
+    @property
+    def ranker_names(self) -> list[str]:
+        """The model and the baselines, which need not be made for their names."""
+        return [MODEL, *dict.fromkeys(["popularity", *self.config.baselines])]
+
+    def parts(self) -> list[Part]:
+        """All parts, in order: whole files, small ones together up to `part_queries`."""
+        found: list[Part] = []
+        for split in (*CLICKS_AFTER_QUERY, "next"):
+            first, part = 0, None
+            for number, entry in enumerate(self.bundle.parts.get(f"queries-{split}", [])):
+                if part and part.rows + entry.rows <= self.config.part_queries:
+                    part = replace(part, files=part.files + 1, rows=part.rows + entry.rows)
+                    found[-1] = part
+                else:
+                    part = Part(split, number, 1, first, entry.rows)
+                    found.append(part)
+                first += entry.rows
+        return found
+
+    def batches(self, part: Part) -> Iterator[Queries]:
+        """The part's queries."""
+        entries = self.bundle.parts[f"queries-{part.split}"]
+        return self.bundle.queries_of(entries[part.number : part.number + part.files])
+
+    def run(self, part: Part, folder: Path) -> None:
+        """Make `folder/PART`, whole or not at all; a part that is there is not made again."""
+        path = folder / part.name
+        if (path / DONE).is_file():
+            return
+        writing = folder / f".{part.name}.writing"
+        shutil.rmtree(writing, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)
+        writing.mkdir(parents=True)
+        (self._recommend if part.split == "next" else self._rank)(part, writing)
+        write_json(writing / DONE, {"rows": part.rows})
+        writing.rename(path)
+
+    def blend(self, folder: Path) -> BlendRanker | None:
+        """The blend that was learned into the folder of the parts."""
+        if folder not in self._blends:
+            self._blends[folder] = open_blend(self.dataset, self.bundle, self.index, self.config, folder)
+        return self._blends[folder]
+
+    def _rank(self, part: Part, folder: Path) -> None:
+        rank_part(self, part, folder, self.blend(folder.parent))
+
+    def _recommend(self, part: Part, folder: Path) -> None:
+        recommend_part(self, part, folder, self.blend(folder.parent))
+
+    def merged(self, folder: Path, split: str) -> dict[str, dict[str, Any]]:
+        """The metrics of a split by ranker, added up in the order of the parts."""
+        parts, out = [part for part in self.parts() if part.split == split and part.rows], {}
+        blend = self.blend(folder) if parts else None
+        for name in [*self.ranker_names, *(blend.names if blend else ())] if parts else []:
+            whole = RankingResult(self.config.cutoffs, self.dataset.manifest.n_items)
+            for part in parts:
+                whole.add_written(folder / part.name / name)
+            out[name] = whole.metrics(self.facts.train_clicks, len(self.index.catalogue.item))
+        return out
+
+
+RunParts = Callable[[Evaluation, list[Part], Path], None]
+"""Sees to it that every part stands in the folder."""
+
+
+def run_here(evaluation: Evaluation, parts: list[Part], folder: Path) -> None:
+    """Make all parts in this process, telling how far it is."""
+    total, done, line = sum(part.rows for part in parts), 0, ProgressLine()
+    for part in parts:
+        if not (folder / part.name / DONE).is_file():
+            line.update("evaluating", done, total, "queries")
+            evaluation.run(part, folder)
+        done += part.rows
+    line.close()
+
+
+def parts_folder(config: RetrievalConfig, bundle: Bundle) -> Path:
+    """Where the parts of this very evaluation lie; those of another one are removed."""
+    output = place(config.output).absolute()
+    folder = output.with_name(f".{output.name}.parts")
+    options = {name: value for name, value in vars(config).items() if name not in ("output", "overwrite", "threads")}
+    key = fingerprint_of([options, sha256_of(bundle.path / MANIFEST)])
+    if not (folder / key).is_dir():
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / key).mkdir(parents=True)
+    return folder / key
+
+
+def join(paths: Iterable[Path], output: Path, schema: pa.Schema) -> None:
+    """Parquet files one after another in one, a row group at a time."""
+    with pq.ParquetWriter(output, schema, compression="zstd") as writer:
+        for path in paths:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(1 << 17):
+                    writer.write_batch(batch.cast(schema))
+
+
+def open_inputs(config: RetrievalConfig, *, verify: bool = True) -> tuple[Dataset, Bundle]:
+    """The dataset and the bundle made from it; `verify` hashes all files. The search's threads are set."""
+    faiss.omp_set_num_threads(config.threads or faiss.omp_get_max_threads())
+    dataset = open_dataset(config.data, verify=verify)
+    bundle = open_bundle(config.bundle, dataset=dataset.manifest.fingerprint, verify=verify)
+    needed = [split for split in QUERY_SPLITS if not (bundle.manifest.refit and split == "valid")]
+    missing = [split for split in needed if bundle.has_vectors and not bundle.n_queries(split)]
+    if missing:
+        raise InputError(f"a bundle with {missing[0]} queries", "none", "export the bundle again")
+    return dataset, bundle

@@ -1,0 +1,1 @@
+"""Rankers: the model's index and the counted baselines."""

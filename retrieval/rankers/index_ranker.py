@@ -1,0 +1,76 @@
+"""Ranking the targets of a batch of queries, by the model and by each baseline."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from etl.runtime.errors import InputError
+from retrieval.bundle import Queries
+from retrieval.metrics.ranking import MISS, rank_among
+from retrieval.rankers.lists import first_listed, seen_among
+from retrieval.search.exact import rescore
+from retrieval.search.index import Index
+
+
+def check_targets(queries: Queries) -> None:
+    """Raise `InputError` where a valid or test query has padding as its target."""
+    if len(queries) and queries.target.min() < 1:
+        raise InputError("targets that are items", "padding (0)", "export the bundle again")
+
+
+def rank_by_index(
+    index: Index, queries: Queries, deepest: int, *, mask_seen: bool
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
+    """Ranks of the targets and the top `deepest` candidates.
+
+    One candidate more than the deepest cutoff decides every rank up to it, ties included; masked
+    candidates are listed on top of these.
+    """
+    score, listed = (
+        search_unseen(index, queries, deepest + 1) if mask_seen else search_items(index, queries, deepest + 1)
+    )
+    target_row = index.catalogue.rows_of(queries.target)
+    target_score = rescore_targets(index, queries, target_row)
+    rank = rank_among(score, listed, queries.target, target_score)
+    # A target that the index did not list stands behind all it listed: its own score may not lift it.
+    lost = (listed != queries.target[:, None]).all(axis=1)
+    rank[lost] = np.maximum(rank[lost], deepest + 1)
+    rank[target_row < 0] = MISS
+    if mask_seen:
+        rank[queries.is_repeat] = MISS
+    return rank, first_listed(listed, deepest)
+
+
+def search_items(index: Index, queries: Queries, k: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.integer]]:
+    """The `k` best candidates of each query: float64 scores and dense ids `[Q, k]`, 0 where there are fewer."""
+    score, row = index.search(queries.vector, k)
+    return score, np.where(row >= 0, index.catalogue.item[row], 0)
+
+
+def search_unseen(index: Index, queries: Queries, k: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.integer]]:
+    """The candidates that a query has not seen, best first, at least `k` of them where there are so many.
+
+    As many more are searched for as the longest session has items: of the best k + n at most n can be seen ones, so
+    none that belongs in the list is missed. An index that lists fewer than it was asked for breaks that; queries left
+    with fewer than k although the catalogue has them are searched again exactly.
+    """
+    most = int(queries.n_seen.max(initial=0))
+    score, listed = search_items(index, queries, k + most)
+    listed[seen_among(queries, listed)] = 0
+    if index.faiss_index is not None:
+        unseen = np.count_nonzero(listed, axis=1)
+        short = np.flatnonzero((unseen < k) & (unseen < len(index.catalogue.item) - queries.n_seen))
+        if len(short):
+            again = queries.take(short)
+            exact = Index("flat", index.catalogue, None, 0.0)
+            found_score, found = search_items(exact, again, k + most)
+            found[seen_among(again, found)] = 0
+            score[short], listed[short] = -np.inf, 0
+            score[short, : found.shape[1]], listed[short, : found.shape[1]] = found_score, found
+    return score, listed
+
+
+def rescore_targets(index: Index, queries: Queries, target_row: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Float64 score of each target, -inf where it is no candidate."""
+    return rescore(index.catalogue.vector, queries.vector, target_row[:, None])[:, 0]

@@ -1,0 +1,182 @@
+"""Recommenders without training, which every learned model has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from etl.dataset import CLICKED, Dataset, feedback_labels
+from retrieval.bundle import Queries
+from retrieval.metrics.ranking import MISS
+from retrieval.rankers.lists import first_listed, seen_among
+
+HELD_OUT = 2
+"""Kept clicks at the end of a session that nothing may be learned from."""
+RATE_ROWS = 20.0
+"""Rows of the mean rate that are added to each item's own."""
+
+
+class Popularity:
+    """Scores an item by its train clicks, for everyone alike.
+
+    Args:
+        item: dense ids of the candidates, rising, `[C]`.
+        train_clicks: their train clicks `[C]`.
+        n_items: items of the dataset; the last candidate's id where it does not matter.
+    """
+
+    def __init__(
+        self, item: npt.NDArray[np.integer], train_clicks: npt.NDArray[np.integer], n_items: int | None = None
+    ) -> None:
+        self.clicks = np.full(int(item.max(initial=0)) + 1, -1, np.int64)
+        self.clicks[item] = train_clicks
+        self.falling = np.sort(-train_clicks)
+        self.best_first = item[np.lexsort((item, -train_clicks))]
+        self.n_items = n_items or len(self.clicks) - 1
+
+    def ranks(self, queries: Queries, *, mask_seen: bool) -> npt.NDArray[np.int64]:
+        """Rank of each target: how many candidates have at least as many train clicks, itself among them."""
+        clicks = self.clicks_of(queries.target)
+        rank = np.searchsorted(self.falling, -clicks, side="right").astype(np.int64)
+        if mask_seen:
+            query = np.repeat(np.arange(len(queries)), queries.n_seen)
+            once = _distinct(query, queries.seen)
+            seen_clicks = self.clicks_of(queries.seen[once])
+            above = (seen_clicks >= clicks[query[once]]) & (seen_clicks >= 0)
+            rank -= np.bincount(query[once][above], minlength=len(queries))
+            rank[queries.is_repeat] = MISS
+        rank[clicks < 0] = MISS
+        return rank
+
+    def lists(self, queries: Queries, k: int, *, mask_seen: bool) -> npt.NDArray[np.integer]:
+        """The `k` most popular candidates for each query `[Q, k]`, 0 where there are fewer."""
+        out = np.zeros((len(queries), k), self.best_first.dtype)
+        if not mask_seen:
+            out[:, : len(self.best_first)] = self.best_first[:k]
+            return out
+        deep = np.tile(self.best_first[: k + int(queries.n_seen.max(initial=0))], (len(queries), 1))
+        deep[seen_among(queries, deep)] = 0
+        left = first_listed(deep, k)
+        out[:, : left.shape[1]] = left
+        return out
+
+    def clicks_of(self, item_N: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+        """Train clicks of items, -1 for one that is no candidate."""
+        inside = item_N < len(self.clicks)
+        return np.where(inside, self.clicks[np.where(inside, item_N, 0)], -1)
+
+
+def item_rates(dataset: Dataset, tasks: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
+    """Share of positives among what was shown of each item in train, by task: float32 `[n_items + 1]`.
+
+    Towards the rate over all items, as if `RATE_ROWS` rows more of each item had shown that. Without exposures, the
+    kept clicks are the rows. Rows of scenario `ctr` give none.
+    """
+    size = dataset.manifest.n_items + 1
+    rows, positives = np.zeros(size), {task: np.zeros(size) for task in tasks}
+    if not dataset.session_files:
+        return {}
+    shown = dataset.shows_exposures
+    columns = ["items", "exposure_items", "exposure_position", "exposure_feedback"] if shown else ["items", "feedback"]
+    for entry in dataset.session_files:
+        with pq.ParquetFile(dataset.file(entry.path)) as file:
+            for group in range(file.num_row_groups):
+                item, feedback = _train_rows(file.read_row_group(group, columns=columns), shown=shown)
+                rows += np.bincount(item, minlength=size)
+                for task, count in positives.items():
+                    count += np.bincount(item, weights=feedback_labels(feedback, task), minlength=size)
+    out = {}
+    for task, count in positives.items():
+        mean = count.sum() / max(rows.sum(), 1.0)
+        out[task] = ((count + RATE_ROWS * mean) / (rows + RATE_ROWS)).astype(np.float32)
+    return out
+
+
+def _train_rows(table: pa.Table, *, shown: bool) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]:
+    """Item and outcome bits of the rows of train blocks (positions 1..n-3)."""
+    lists = {name: table[name].combine_chunks() for name in table.column_names}
+    kept = np.diff(lists["items"].offsets.to_numpy())
+    if not shown:
+        place = np.arange(kept.sum()) - np.repeat(np.cumsum(kept) - kept, kept)
+        train = (place > 0) & (place < np.repeat(kept - HELD_OUT, kept))
+        feedback = lists["feedback"].flatten().to_numpy().astype(np.int16) | CLICKED
+        return lists["items"].flatten().to_numpy()[train], feedback[train]
+    last = np.repeat(kept - HELD_OUT, np.diff(lists["exposure_items"].offsets.to_numpy()))
+    position = lists["exposure_position"].flatten().to_numpy()
+    train = (position > 0) & (position < last)
+    return tuple(lists[name].flatten().to_numpy()[train] for name in ("exposure_items", "exposure_feedback"))
+
+
+class CategoryPopularity:
+    """Items of the last click's category by train clicks, then all others by train clicks.
+
+    Args:
+        popularity: of the candidates.
+        category: int64 `[n_items + 1]`.
+    """
+
+    def __init__(self, popularity: Popularity, category: npt.NDArray[np.int64]) -> None:
+        self.popularity, self.category = popularity, category
+        best_first = popularity.best_first
+        order = np.argsort(category[best_first], kind="stable")
+        self.best_first = best_first[order]  # category by category, the most clicked first
+        bounds = np.searchsorted(category[self.best_first], np.arange(int(category.max(initial=0)) + 2))
+        self.begin, self.end = bounds[:-1], bounds[1:]
+        self.key = self._key(category[self.best_first], popularity.clicks_of(self.best_first))
+
+    def rank(
+        self, queries: Queries, k: int, *, mask_seen: bool
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
+        """Ranks of the targets, ties against them, and the `k` best candidates of each query, 0 where fewer."""
+        mine = self.category[queries.seen[queries.seen_offset[1:] - 1]]
+        lists = self._lists(queries, mine, k, mask_seen=mask_seen)
+        whole = self.popularity.ranks(queries, mask_seen=mask_seen)
+        own = self.popularity.clicks_of(queries.target)
+        size = self.end[mine] - self.begin[mine]
+        at_least = np.searchsorted(self.key, self._key(mine, np.maximum(own, 0)), side="right") - self.begin[mine]
+        if mask_seen:  # the seen ones among them are gone
+            query = np.repeat(np.arange(len(queries)), queries.n_seen)
+            once = _distinct(query, queries.seen)
+            query, clicks = query[once], self.popularity.clicks_of(queries.seen[once])
+            near = (self.category[queries.seen[once]] == mine[query]) & (clicks >= 0)
+            size = size - np.bincount(query[near], minlength=len(queries))
+            at_least -= np.bincount(query[near & (clicks >= own[query])], minlength=len(queries))
+        # In the category by its clicks; else behind the whole category, then among the others.
+        rank = np.where(self.category[queries.target] == mine, at_least, whole - at_least + size)
+        rank[whole == MISS] = MISS
+        return rank.astype(np.int64), lists
+
+    def listed(
+        self, queries: Queries, mine_Q: npt.NDArray[np.int64], k: int, *, mask_seen: bool
+    ) -> npt.NDArray[np.integer]:
+        """The `k` most clicked candidates of one category for each query `[Q, k]`, 0 where there are fewer."""
+        deep = k + (int(queries.n_seen.max(initial=0)) if mask_seen else 0)
+        place = self.begin[mine_Q][:, None] + np.arange(deep)
+        inside = place < self.end[mine_Q][:, None]
+        near = np.where(inside, self.best_first[np.where(inside, place, 0)], 0).astype(np.int64)
+        if mask_seen:
+            near[seen_among(queries, near)] = 0
+        return first_listed(near, k)
+
+    def _lists(
+        self, queries: Queries, mine_Q: npt.NDArray[np.int64], k: int, *, mask_seen: bool
+    ) -> npt.NDArray[np.integer]:
+        near = self.listed(queries, mine_Q, k, mask_seen=mask_seen)
+        general = self.popularity.lists(queries, k, mask_seen=mask_seen).astype(np.int64)
+        general[self.category[general] == mine_Q[:, None]] = 0
+        return first_listed(np.concatenate([near, general], axis=1), k)
+
+    def _key(self, category_N: npt.NDArray[np.int64], clicks_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Rises in the order of `best_first`."""
+        most = int(self.popularity.clicks.max(initial=0))
+        return category_N * (most + 1) + (most - clicks_N)
+
+
+def _distinct(query_N: npt.NDArray[np.integer], item_N: npt.NDArray[np.integer]) -> npt.NDArray[np.intp]:
+    """Places of the first of each (query, item) pair."""
+    pair = query_N.astype(np.int64) << 32 | item_N.astype(np.int64)
+    return np.unique(pair, return_index=True)[1]

@@ -1,0 +1,80 @@
+"""Which rankers an evaluation runs: the model and the baselines."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from etl.dataset import Dataset
+from retrieval.bundle import Bundle, Queries
+from retrieval.config import RetrievalConfig
+from retrieval.rankers.index_ranker import rank_by_index
+from retrieval.rankers.popularity import HELD_OUT, CategoryPopularity, Popularity
+from retrieval.rankers.source_ranker import Neighbours
+from retrieval.search.index import Index
+from retrieval.sources.scores import Scores, last_item
+from retrieval.sources.store import COUNTED, FOLDER, SourceOptions, open_counted
+
+MODEL = "model"
+"""Name of the trained model among the rankers of `ranks.parquet`."""
+
+
+class Ranker(Protocol):
+    """A model or a baseline: the ranks of a batch's targets, and its top lists (dense ids, 0 = none)."""
+
+    def __call__(self, queries: Queries) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
+        """Rank a batch."""
+        ...
+
+
+def model_ranker(index: Index, config: RetrievalConfig) -> Ranker:
+    """The trained model."""
+
+    def rank(queries: Queries) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
+        return rank_by_index(index, queries, config.deepest, mask_seen=config.mask_seen)
+
+    return rank
+
+
+def baseline_rankers(dataset: Dataset, bundle: Bundle, index: Index, config: RetrievalConfig) -> dict[str, Ranker]:
+    """Popularity, and the others that are asked for."""
+    train_clicks = dataset.items(["train_clicks"])["train_clicks"].to_numpy()
+    popularity = Popularity(index.catalogue.item, train_clicks[index.catalogue.item - 1], dataset.manifest.n_items)
+
+    def by_popularity(queries: Queries) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
+        lists = popularity.lists(queries, config.deepest, mask_seen=config.mask_seen)
+        return popularity.ranks(queries, mask_seen=config.mask_seen), lists
+
+    rankers: dict[str, Ranker] = {"popularity": by_popularity}
+    if "category_popularity" in config.baselines:
+        rankers["category_popularity"] = partial(
+            CategoryPopularity(popularity, dataset.category_codes()).rank, k=config.deepest, mask_seen=config.mask_seen
+        )
+    scores: dict[str, Scores] = {}
+    if "last_item" in config.baselines:
+        scores["last_item"] = last_item(dataset.manifest.n_items)
+    counted = [name for name in COUNTED if name in config.baselines]
+    scores |= open_counted(counted, dataset, sources_folder(bundle), source_options(config, HELD_OUT), search_threads())
+    for name, source in scores.items():
+        rankers[name] = partial(Neighbours(source, popularity).rank, k=config.deepest, mask_seen=config.mask_seen)
+    return rankers
+
+
+def sources_folder(bundle: Bundle) -> Path:
+    """Where counted sources are stored: beside the indexes of the bundle's run."""
+    return bundle.path.absolute().parent / FOLDER
+
+
+def source_options(config: RetrievalConfig, held_out: int) -> SourceOptions:
+    """What the options say of counted sources."""
+    return SourceOptions(held_out, config.rules_per_item, config.rules_gaps, config.neighbours)
+
+
+def search_threads() -> int:
+    """Threads that searches and counts run on."""
+    return int(faiss.omp_get_max_threads())

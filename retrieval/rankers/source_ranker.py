@@ -1,0 +1,90 @@
+"""Ranks and lists by a source; what it gives no score is ordered by popularity, behind all that it scores."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from retrieval.bundle import Queries
+from retrieval.metrics.ranking import MISS
+from retrieval.rankers.lists import first_listed, is_among, seen_pairs
+from retrieval.rankers.popularity import Popularity
+from retrieval.sources.scores import Scores
+from retrieval.sources.sparse_rows import kth_largest, position_in_row
+
+QUERIES_AT_ONCE = 256
+
+
+class Neighbours:
+    """Ranks candidates by sparse scores, and what has none by popularity.
+
+    Args:
+        scores: positive scores of some items.
+        popularity: orders the others, and breaks ties.
+    """
+
+    def __init__(self, scores: Scores, popularity: Popularity) -> None:
+        self.scores, self.popularity = scores, popularity
+
+    def rank(
+        self, queries: Queries, k: int, *, mask_seen: bool
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
+        """Ranks of the targets, ties against them, and the `k` best candidates of each query, 0 where fewer."""
+        tiles = np.split(np.arange(len(queries)), np.arange(QUERIES_AT_ONCE, len(queries), QUERIES_AT_ONCE))
+        with ThreadPoolExecutor(faiss.omp_get_max_threads()) as pool:
+            parts = list(pool.map(lambda rows: self._rank(queries.take(rows), k, mask_seen=mask_seen), tiles))
+        return np.concatenate([rank for rank, _ in parts]), np.concatenate([lists for _, lists in parts])
+
+    def _rank(
+        self, queries: Queries, k: int, *, mask_seen: bool
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
+        scored = self.scores(queries)
+        query = np.repeat(np.arange(len(queries)), np.diff(scored.indptr))
+        item, score = scored.indices.astype(np.int64), scored.data
+        clicks = self.popularity.clicks_of(item)
+        usable = (clicks >= 0) & (score > 0)
+        if mask_seen:
+            usable &= ~is_among(query << 32 | item, seen_pairs(queries))
+        query, item, score, clicks = query[usable], item[usable], score[usable], clicks[usable]
+
+        is_target = item == queries.target[query]
+        own = np.zeros(len(queries), score.dtype)
+        own[query[is_target]] = score[is_target]
+        own_clicks = self.popularity.clicks_of(queries.target)
+        above = (score > own[query]) | ((score == own[query]) & (clicks >= own_clicks[query]))
+        ahead = np.bincount(query[above & ~is_target], minlength=len(queries))
+        # A target without a score stands behind all that have one, and among the rest by popularity.
+        rest = self.popularity.ranks(queries, mask_seen=mask_seen)
+        counted = np.bincount(query[clicks >= own_clicks[query]], minlength=len(queries))
+        count = np.bincount(query, minlength=len(queries))
+        rank = np.where(own > 0, 1 + ahead, np.where(rest == MISS, MISS, rest - counted + count))
+        rank[rest == MISS] = MISS
+        lists = self._lists(queries, query, item, score, clicks, k, mask_seen=mask_seen)
+        return rank.astype(np.int64), lists
+
+    def _lists(
+        self,
+        queries: Queries,
+        query: npt.NDArray[np.int64],
+        item: npt.NDArray[np.int64],
+        score: npt.NDArray[np.floating],
+        clicks: npt.NDArray[np.int64],
+        k: int,
+        *,
+        mask_seen: bool,
+    ) -> npt.NDArray[np.integer]:
+        count = np.bincount(query, minlength=len(queries))
+        near = score >= kth_largest(score, np.concatenate([[0], np.cumsum(count)]), k)[query]
+        query, item, score, clicks = query[near], item[near], score[near], clicks[near]
+        order = np.lexsort((item, -clicks, -score, query))
+        place = position_in_row(query[order], len(queries))
+        order, place = order[place < k], place[place < k]
+        best = np.zeros((len(queries), k), np.int64)
+        best[query[order], place] = item[order]
+        popular = self.popularity.lists(queries, 2 * k, mask_seen=mask_seen)
+        listed = np.sort((np.arange(len(queries))[:, None] << 32 | best)[best > 0])
+        popular[is_among(np.arange(len(queries))[:, None] << 32 | popular, listed)] = 0
+        return first_listed(np.concatenate([best, popular], axis=1), k)

@@ -1,0 +1,207 @@
+"""Several results over the same queries: who is better, and how sure that is.
+
+Every ranker of every result is compared with the first result's model on the test queries.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from etl.runtime.errors import InputError
+from etl.runtime.object_store import fetched
+from etl.runtime.output_file import new_file
+from retrieval.metrics.ranking import Int
+from retrieval.metrics.significance import GAINS, compare, gains, holm, interval
+from retrieval.rankers.registry import MODEL
+from retrieval.ranks_file import read_ranks
+from retrieval.report.page import PAGE, html_table, number
+from retrieval.result_folder import METRICS, RANKS
+
+ALIKE = ("dataset", "mask_seen", "candidates")
+"""What results must share to be compared."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One ranker by one metric; differences are its own value minus the first model's.
+
+    Attributes:
+        low, high: 95 % bootstrap interval over users.
+        p: two-sided, Holm-corrected over the whole table; None for the first model itself.
+    """
+
+    ranker: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    p: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A result folder: what it says, and its test ranks by ranker."""
+
+    folder: Path
+    told: dict[str, Any]
+    tables: dict[str, pa.Table]
+
+    @classmethod
+    def read(cls, folder: Path) -> Result:
+        """Read a folder; `InputError` where it is no result of a session model."""
+        try:
+            told = json.loads((folder / METRICS).read_text())
+            missing = [name for name in ("model", "test", *ALIKE) if name not in told]
+            if missing or not isinstance(told["test"], dict) or not isinstance(told["model"], str):
+                raise ValueError(f"no {(missing or ['test metrics'])[0]} in {METRICS}")
+            found = cls(folder, told, read_ranks(folder / RANKS))
+            if any((table["rank"].to_numpy() < 1).any() for table in found.tables.values()):
+                raise ValueError(f"a rank below 1 in {RANKS}")
+        except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+            got = f"{folder} ({str(error).splitlines()[0]})"
+            raise InputError("result folders of python -m retrieval", got, "name others, or evaluate again") from None
+        if MODEL not in found.tables:
+            raise InputError("results with ranked test queries", folder, "ranking models have none")
+        return found
+
+    @property
+    def queries(self) -> pa.Table:
+        """Users and targets of the test queries."""
+        return self.tables[MODEL].select(["user_id", "target"])
+
+    def check(self, first: Result, metrics: Sequence[str]) -> None:
+        """Raise `InputError` where the result cannot be compared with the first one by these metrics."""
+        known = [name for name in self.told["test"] if name.partition("@")[0] in GAINS]
+        missing = [m for m in metrics if m not in known]
+        if missing:
+            cure = f"evaluate {self.folder} with other cutoffs, or choose one of these"
+            raise InputError(f"metrics of {', '.join(known)}", missing[0], cure)
+        for name in ALIKE:
+            if self.told[name] != first.told[name]:
+                raise InputError(
+                    f"{name}={first.told[name]}", f"{self.told[name]} in {self.folder}", "evaluate both alike"
+                )
+        if not self.queries.equals(first.queries):
+            raise InputError(
+                "results over the same queries", f"others in {self.folder}", "evaluate both on one dataset"
+            )
+
+
+def read_results(folders: Sequence[str], metrics: Sequence[str]) -> dict[str, Int]:
+    """Test ranks of every model, then of every baseline, over the same queries in the same order.
+
+    A baseline stands once for all results in which it gave the same ranks.
+
+    Raises:
+        InputError: results over different queries, or that do not know a metric.
+    """
+    results = [Result.read(fetched(folder, whole=METRICS)) for folder in folders]
+    rankers: dict[str, Int] = {}
+    for result in results:
+        result.check(results[0], metrics)
+        add_ranker(rankers, result.told["model"], result.folder, result.tables[MODEL])
+    models = set(rankers)
+    for result in results:
+        for name, table in result.tables.items():
+            if name == MODEL:
+                continue
+            if len(table) != len(result.queries):
+                print(f"note: {name} of {result.folder} is left out: ranked on a sample only", file=sys.stderr)
+            elif name in models or not _is_known(rankers, name, table):
+                add_ranker(rankers, name, result.folder, table)
+    return rankers
+
+
+def add_ranker(rankers: dict[str, Int], name: str, folder: Path, table: pa.Table) -> None:
+    """Add a ranker under its name; with its folder, and a number, where others have that already."""
+    label, count = name, 2
+    while label in rankers:
+        label = f"{name} ({folder})" if count == 2 else f"{name} ({folder}, {count - 1})"
+        count += 1
+    rankers[label] = table["rank"].to_numpy()
+
+
+def _is_known(rankers: dict[str, Int], name: str, table: pa.Table) -> bool:
+    same = (ranks for label, ranks in rankers.items() if label == name or label.startswith(f"{name} ("))
+    return any(np.array_equal(ranks, table["rank"].to_numpy()) for ranks in same)
+
+
+def rows_of(rankers: dict[str, Int], metrics: Sequence[str]) -> list[Row]:
+    """The whole table, the first ranker's rows first."""
+    base, *others = rankers
+    found = {(name, m): compare(rankers[name], rankers[base], m) for name in others for m in metrics}
+    corrected = dict(zip(found, holm([each.p for each in found.values()]), strict=True))
+    rows = []
+    for name, rank in rankers.items():
+        for metric in metrics:
+            value = gains(rank, metric)
+            low, high = interval(value)
+            row = Row(name, metric, float(np.mean(value)), low, high)
+            if against := found.get((name, metric)):
+                p = float(corrected[name, metric])
+                row = replace(
+                    row,
+                    difference=against.difference,
+                    difference_low=against.low,
+                    difference_high=against.high,
+                    p=p,
+                )
+            rows.append(row)
+    return rows
+
+
+LEAST_P = 1e-6
+"""Smaller ones say no more: the tests' own assumptions are not that sure."""
+HEADER = ["ranker", "metric", "test", "95 % interval", "difference", "95 % interval", "p (Holm)"]
+
+
+def cells(row: Row) -> list[str]:
+    """A row as text."""
+    out = [row.ranker, row.metric, number(row.value), f"{number(row.low)} – {number(row.high)}"]
+    if row.difference is None or row.difference_low is None or row.difference_high is None or row.p is None:
+        return [*out, "–", "–", "–"]
+    p = f"{row.p:.2g}" if row.p >= LEAST_P else f"< {LEAST_P:.0g}"
+    return [*out, f"{row.difference:+.4f}", f"{row.difference_low:+.4f} – {row.difference_high:+.4f}", p]
+
+
+def page(rows: Sequence[Row], queries: int) -> str:
+    """The table as one self-contained page."""
+    base = rows[0].ranker
+    title = f"{base} and {len({row.ranker for row in rows}) - 1} others"
+    table = html_table(HEADER, [(cells(row), row.ranker == base) for row in rows])
+    body = (
+        f"<h1>{escape(title)}</h1><section><h2>Next click on {queries:,} test queries</h2>{table}"
+        f"<p class=soft>Differences are to {escape(base)}, query by query. Intervals: bootstrap over users. "
+        "p: McNemar's exact test for HR, Wilcoxon's signed-rank test for NDCG and MRR, two-sided, corrected by Holm "
+        "over the whole table. They tell how sure a difference is for other users, not for another seed.</p></section>"
+    )
+    return PAGE.format(title=escape(title), body=body)
+
+
+def write_comparison(folders: Sequence[str], metrics: Sequence[str], output: Path) -> str:
+    """Compare results, write the page `output` and its JSON, and return the table as text.
+
+    Raises:
+        InputError: results that cannot be compared.
+    """
+    rankers = read_results(folders, metrics)
+    rows = rows_of(rankers, metrics)
+    with new_file(str(output.with_suffix(".json"))) as file:
+        file.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    with new_file(str(output)) as file:
+        file.write_text(page(rows, len(next(iter(rankers.values())))), encoding="utf-8")
+    lines = [HEADER, *map(cells, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)

@@ -1,0 +1,202 @@
+"""Nearest-neighbour indexes over the candidates' vectors: kinds, effort, and what each keeps of exact search."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from retrieval.search.exact import Ids, Vectors, rescore, search_ordered
+
+FLAT_UP_TO = 2e13
+"""Multiplications up to which `auto` searches exactly: a few minutes on two cores."""
+SPACES = ("inner_product", "augmented")
+"""How an index sees the vectors: as they are, or on a sphere, where the nearest by distance is the best by
+inner product whatever the norms (Bachrach et al. 2014)."""
+SPACE_SAMPLE, SPACE_PROBES = 100_000, (1, 4, 16)
+"""Candidates, and lists probed, by which the two are compared."""
+MOST_LISTS = 4_096
+"""Each vector is compared with all lists when it is added: more would make building the larger part of the work."""
+POINTS_PER_LIST = 64
+"""Vectors a list that k-means looks at."""
+LEAST_FOR_CODES = 624
+"""Product codes are learned from 39 vectors for each of 16 code words; of fewer, each number is coded by itself."""
+HNSW_LINKS = 32
+WIDTH = 8
+"""Vectors are filled up with zeros to a multiple of this length, which vector instructions want."""
+
+
+@dataclass
+class Catalogue:
+    """The candidates of a search.
+
+    Attributes:
+        item: int32 `[C]`, dense ids in rising order.
+        vector: float32 `[C, D]`.
+    """
+
+    item: npt.NDArray[np.int32]
+    vector: Vectors
+
+    def rows_of(self, item_N: npt.NDArray[np.integer]) -> Ids:
+        """Rows of items, -1 for an item that is no candidate."""
+        row = np.minimum(np.searchsorted(self.item, item_N), len(self.item) - 1)
+        return np.where(self.item[row] == item_N, row, -1)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of index.
+
+    Attributes:
+        effort: what is raised for fidelity: lists probed, or candidates that the graph's search keeps.
+        first: effort that tuning begins with.
+        refine: candidates listed for each one wanted, to be scored again exactly: coded vectors have rough scores.
+        bytes_per_vector: of an index over vectors of a length.
+    """
+
+    effort: str
+    first: int
+    refine: int
+    bytes_per_vector: Any
+
+
+KINDS = {
+    "ivf_flat": Kind("nprobe", 1, 1, lambda width: 4 * width + 8),
+    "ivf_sq8": Kind("nprobe", 1, 2, lambda width: width + 8),
+    "ivf_pq_refine": Kind("nprobe", 1, 8, lambda width: width // 4 + 8),
+    "hnsw": Kind("efSearch", 16, 1, lambda width: 4 * width + 8 * HNSW_LINKS + 16),
+}
+"""By name; `flat` is exact search over the vectors themselves and has no index."""
+
+
+@dataclass
+class Index:
+    """A searchable index; without `faiss_index` the search is exact."""
+
+    kind: str
+    catalogue: Catalogue
+    faiss_index: Any = field(repr=False)
+    build_seconds: float
+    space: str = SPACES[0]
+    effort: int | None = None
+    refine: int = 1
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    def search(self, query_QD: Vectors, k: int) -> tuple[npt.NDArray[np.float64], Ids]:
+        """The best `k` candidates: float64 scores and rows `[Q, k]`, best first, equal ones by rising id.
+
+        Rows are -1 (score -inf) where the index found fewer.
+        """
+        size = len(self.catalogue.item)
+        if self.faiss_index is None:
+            return search_ordered(self.catalogue.vector, query_QD, min(k, size))
+        _, row = self.faiss_index.search(widened(query_QD, self.space, None), min(k * self.refine, max(k, size)))
+        score = rescore(self.catalogue.vector, query_QD, row)
+        order = np.lexsort((np.where(row < 0, np.iinfo(np.int64).max, row), -score), axis=1)[:, :k]
+        return np.take_along_axis(score, order, 1), np.take_along_axis(row, order, 1)
+
+    @property
+    def most_effort(self) -> int:
+        """Effort with which nothing more is to be gained."""
+        return int(self.parameters.get("nlist", len(self.catalogue.item)))
+
+    def set_effort(self, effort: int, refine: int | None = None) -> None:
+        """Probe so many lists, or keep so many candidates; list `refine` candidates for each one wanted."""
+        self.effort, self.refine = effort, refine or self.refine
+        name = KINDS[self.kind].effort
+        self.parameters |= {name: effort, "refine": self.refine}
+        if self.kind == "hnsw":
+            self.faiss_index.hnsw.efSearch = effort
+        else:
+            self.faiss_index.nprobe = effort
+
+
+def widened(vector_ND: Vectors, space: str, longest: float | None) -> Vectors:
+    """Vectors as an index sees them, zeros filled up to a multiple of `WIDTH`.
+
+    Args:
+        vector_ND: items or queries.
+        space: of `SPACES`. The augmented one adds √(longest² − |v|²) to items, so that all have one norm, and
+            0 to queries: |q − v|² = |q|² + longest² − 2 q·v then orders items as q·v does.
+        longest: largest norm of the items; None for queries.
+    """
+    n, dimension = vector_ND.shape
+    width = -(-(dimension + (space == "augmented")) // WIDTH) * WIDTH
+    out = np.zeros((n, width), np.float32)
+    out[:, :dimension] = vector_ND
+    if space == "augmented" and longest is not None:
+        norm = np.einsum("nd,nd->n", vector_ND, vector_ND, dtype=np.float64)
+        out[:, dimension] = np.sqrt(np.maximum(longest**2 - norm, 0.0))
+    return out
+
+
+def norms(vector_ND: Vectors) -> npt.NDArray[np.float64]:
+    """Euclidean norms `[N]`."""
+    return np.sqrt(np.einsum("nd,nd->n", vector_ND, vector_ND, dtype=np.float64))
+
+
+def build_index(kind: str, catalogue: Catalogue, space: str = SPACES[0]) -> Index:
+    """Build an index of a kind over the candidates."""
+    begin = time.perf_counter()
+    if kind == "flat":
+        return Index("flat", catalogue, None, 0.0)
+    vectors = widened(catalogue.vector, space, float(norms(catalogue.vector).max(initial=0.0)))
+    index, parameters = _empty(kind, vectors, faiss.METRIC_L2 if space == "augmented" else faiss.METRIC_INNER_PRODUCT)
+    if not index.is_trained:
+        index.train(vectors)
+    index.add(vectors)
+    built = Index(kind, catalogue, index, time.perf_counter() - begin, space, parameters=parameters)
+    built.set_effort(min(KINDS[kind].first, built.most_effort), KINDS[kind].refine)
+    return built
+
+
+def _empty(kind: str, vectors: Vectors, metric: int) -> tuple[Any, dict[str, Any]]:
+    """An index without vectors, and its parameters."""
+    n, width = vectors.shape
+    if kind == "hnsw":
+        graph = faiss.IndexHNSWFlat(width, HNSW_LINKS, metric)
+        return graph, {"links": HNSW_LINKS}
+    lists = max(1, min(int(4 * math.sqrt(n)), MOST_LISTS, n // 39 or 1))
+    quantizer = faiss.IndexFlat(width, metric)
+    if kind == "ivf_flat":
+        index: Any = faiss.IndexIVFFlat(quantizer, width, lists, metric)
+    elif kind == "ivf_sq8" or n < LEAST_FOR_CODES:
+        index = faiss.IndexIVFScalarQuantizer(quantizer, width, lists, faiss.ScalarQuantizer.QT_8bit, metric)
+    else:
+        index = faiss.IndexIVFPQFastScan(quantizer, width, lists, width // 2, 4, metric)
+    index.cp.seed, index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 0, 1, POINTS_PER_LIST
+    return index, {"nlist": lists}
+
+
+def choose_kind(wanted: str, n_candidates: int, n_queries: int, dimension: int, memory_gib: float = 4.0) -> str:
+    """The index that `auto` stands for.
+
+    Exact search as long as it is a matter of minutes, else the least coarse inverted lists that fit into the memory.
+    """
+    if wanted != "auto":
+        return wanted
+    if float(n_candidates) * n_queries * dimension <= FLAT_UP_TO:
+        return "flat"
+    for kind in ("ivf_flat", "ivf_sq8"):
+        if KINDS[kind].bytes_per_vector(dimension + WIDTH) * n_candidates <= memory_gib * 2**30:
+            return kind
+    return "ivf_pq_refine"
+
+
+def kept_neighbours(score_QK: npt.NDArray[np.float64], exact_QK: npt.NDArray[np.float64]) -> Ids:
+    """How many of the exact neighbours an index lists for each query `[Q]`, by the scores of both lists.
+
+    One of the same score as the last exact neighbour stands for any other of that score.
+
+    >>> kept_neighbours(np.array([[3.0, 1, 1]]), np.array([[3.0, 2, 1]])).tolist()
+    [2]
+    """
+    least = exact_QK.min(axis=1, keepdims=True)
+    tied = np.minimum(*((score == least).sum(axis=1) for score in (score_QK, exact_QK)))
+    return np.minimum((score_QK > least).sum(axis=1) + tied, exact_QK.shape[1])

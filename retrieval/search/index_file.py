@@ -1,0 +1,129 @@
+"""Indexes kept on disk with what they were made from and how they were tuned, mapped into memory and used again."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from etl.runtime.errors import InputError
+from etl.runtime.files import fingerprint_of, sha256_of, write_json
+from retrieval.search.index import KINDS, SPACES, Catalogue, Index
+from retrieval.search.tuning import Fidelity
+
+FOLDER = "indexes"
+RECORD: dict[str, Any] = {
+    "made_from": str,
+    "sha256": str,
+    "kind": str,
+    "space": str,
+    "build_seconds": int | float,
+    "parameters": dict,
+}
+"""What every record holds, and of what type."""
+CURE = "delete it with its index"
+
+
+def origin(bundle_manifest: Path, catalogue: Catalogue) -> str:
+    """Fingerprint of what an index is built over: the bundle, and which of its items are candidates."""
+    return fingerprint_of([sha256_of(bundle_manifest), len(catalogue.item), int(catalogue.item.sum(dtype=np.int64))])
+
+
+class Stored:
+    """One index file and the record beside it.
+
+    Args:
+        path: of the index file; the record has `.json` behind it.
+        made_from: `origin` of the bundle and candidates that are evaluated.
+    """
+
+    def __init__(self, path: Path, made_from: str) -> None:
+        self.path, self.made_from = path, made_from
+        self.record_path = path.with_name(path.name + ".json")
+
+    @classmethod
+    def beside(cls, bundle: Path, kind: str, made_from: str) -> Stored:
+        """The place for an index in the run folder of a bundle."""
+        return cls(bundle.absolute().parent / FOLDER / f"{kind}-{made_from[:16]}.faiss", made_from)
+
+    def record(self) -> dict[str, Any]:
+        """What is known of the index; empty where there is none.
+
+        Raises:
+            InputError: the index belongs to another bundle or other candidates.
+        """
+        try:
+            found = json.loads(self.record_path.read_text())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError):
+            raise InputError("a readable index record", self.record_path, CURE) from None
+        if not isinstance(found, dict) or not all(isinstance(found.get(name), kind) for name, kind in RECORD.items()):
+            raise InputError(f"an index record with {', '.join(RECORD)}", self.record_path, CURE)
+        if found["kind"] not in KINDS or found["space"] not in SPACES or not isinstance(found.get("tuned", {}), dict):
+            raise InputError(f"an index of {', '.join(KINDS)} in its record", found["kind"], CURE)
+        if found["made_from"] != self.made_from:
+            raise InputError("an index of this bundle and these candidates", self.path, "name another index_file")
+        return found
+
+    def load(self, catalogue: Catalogue) -> Index | None:
+        """The index, mapped into memory; None where there is none.
+
+        Raises:
+            InputError: the file is not the one that was written.
+        """
+        record = self.record()
+        if not record or not self.path.is_file():
+            return None
+        if sha256_of(self.path) != record["sha256"]:
+            raise InputError("the index file that was written", f"{self.path} with other bytes", "delete it")
+        flags = faiss.IO_FLAG_MMAP if record["kind"].startswith("ivf") else 0
+        found = faiss.read_index(str(self.path), flags)
+        index = Index(record["kind"], catalogue, found, record["build_seconds"], record["space"])
+        index.parameters = dict(record["parameters"])
+        return index
+
+    def save(self, index: Index, extra: dict[str, Any]) -> None:
+        """Write the index, then its record; a folder that may not be written costs a warning."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+            faiss.write_index(index.faiss_index, str(temporary))
+            temporary.replace(self.path)
+        except (OSError, RuntimeError) as error:
+            print(f"warning: the index is not kept: {error}", file=sys.stderr, flush=True)
+            return
+        record: dict[str, Any] = {"made_from": self.made_from, "sha256": sha256_of(self.path), "kind": index.kind}
+        record |= {"space": index.space, "build_seconds": index.build_seconds, "parameters": index.parameters}
+        write_json(self.record_path, record | extra)
+
+    def tuned(self, wanted: float) -> dict[str, Any] | None:
+        """What tuning for a fidelity found: `effort`, `refine`, `curve`, `test`; None where it was not done.
+
+        Raises:
+            InputError: the record does not hold what was written.
+        """
+        found = self.record().get("tuned", {}).get(str(wanted))
+        if not isinstance(found, dict) or set(found.get("test", ())) != {entry.name for entry in fields(Fidelity)}:
+            return None  # by another version
+        numbers = [found.get("effort"), found.get("refine"), found["test"]["queries"]]
+        if not all(isinstance(n, int) and n >= 1 for n in numbers) or not isinstance(found.get("curve"), list):
+            raise InputError("effort and refine of at least 1 in the index record", self.record_path, CURE)
+        if not all(value is None or isinstance(value, int | float) for value in found["test"].values()):
+            raise InputError("numbers in the index record", self.record_path, CURE)
+        return found
+
+    def remember(self, wanted: float, index: Index, curve: list[dict[str, Any]], test: Fidelity) -> dict[str, Any]:
+        """Keep what tuning found, and return it."""
+        record = self.record()
+        found = {"effort": index.effort, "refine": index.refine, "curve": curve, "test": asdict(test)}
+        if record:
+            record.setdefault("tuned", {})[str(wanted)] = found
+            write_json(self.record_path, record)
+        return found

@@ -1,0 +1,168 @@
+"""Search effort that reaches a fidelity, measured against exact search."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from retrieval.metrics.significance import interval
+from retrieval.search.exact import Ids, Vectors, rescore, search_exact
+from retrieval.search.index import (
+    KINDS,
+    SPACE_PROBES,
+    SPACE_SAMPLE,
+    SPACES,
+    Catalogue,
+    Index,
+    build_index,
+    kept_neighbours,
+)
+
+FIDELITY_K = 20
+
+
+def compare_spaces(catalogue: Catalogue, query_QD: Vectors) -> dict[str, float]:
+    """Mean recall of inverted lists over a sample of the candidates, by space, at the same numbers of probes.
+
+    Norms that follow popularity draw many queries to few long vectors: which view loses less is measured.
+    """
+    step = max(1, len(catalogue.item) // SPACE_SAMPLE)
+    sample = Catalogue(catalogue.item[::step], np.ascontiguousarray(catalogue.vector[::step]))
+    k = min(FIDELITY_K, len(sample.item))
+    _, exact = search_exact(sample.vector, query_QD, k)
+    found = {}
+    for space in SPACES:
+        index, recalls = build_index("ivf_flat", sample, space), []
+        for probes in SPACE_PROBES:
+            index.set_effort(min(probes, index.most_effort))
+            recalls.append(shared(exact, index.search(query_QD, k)[1]) / max(exact.size, 1))
+        found[space] = float(np.mean(recalls))
+    return found
+
+
+def shared(a_QK: Ids, b_QK: Ids) -> int:
+    """How many rows of each query stand in both lists, in all."""
+    query = np.arange(len(a_QK), dtype=np.int64)[:, None] << 40
+    return int(np.isin(query | a_QK, (query | b_QK)[b_QK >= 0]).sum())
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """What an index keeps of exact search on a sample of queries.
+
+    Attributes:
+        recall: share of the exact 20 nearest neighbours that the index lists too; one of the same score as the
+            last of them counts as it does.
+        recall_low, recall_high: 95 % bootstrap interval of it over queries.
+        hr_ratio: HR@20 through the index over HR@20 of exact search; None where that is 0.
+        hr_ratio_low: lower 95 % bound of it over the exact hits (Wilson); None without hits.
+        exact_hits: queries whose target exact search lists.
+    """
+
+    recall: float
+    recall_low: float
+    recall_high: float
+    hr_ratio: float | None
+    hr_ratio_low: float | None
+    exact_hits: int
+    queries: int
+    queries_per_second: float
+    exact_queries_per_second: float
+
+    def reaches(self, wanted: float) -> bool:
+        """Whether both shares reach `wanted`."""
+        return self.recall >= wanted and (self.hr_ratio is None or self.hr_ratio >= wanted)
+
+    @property
+    def is_slower(self) -> bool:
+        """Whether exact search answers more queries a second."""
+        return self.queries_per_second < self.exact_queries_per_second
+
+
+def wilson_low(successes: int, trials: int, z: float = 1.959964) -> float | None:
+    """Lower end of Wilson's 95 % interval of a share."""
+    if not trials:
+        return None
+    share = successes / trials
+    middle, spread = share + z**2 / (2 * trials), z * math.sqrt((share * (1 - share) + z**2 / (4 * trials)) / trials)
+    return (middle - spread) / (1 + z**2 / trials)
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """Queries with their targets (dense ids), and what exact search lists for them.
+
+    Attributes:
+        query: float32 `[Q, D]`.
+        target: `[Q]`.
+        exact: rows of the k best candidates, int64 `[Q, k]`.
+        score: of these, float64 `[Q, k]`.
+        seconds: that exact search took.
+    """
+
+    query: Vectors
+    target: npt.NDArray[np.integer]
+    exact: Ids
+    score: npt.NDArray[np.float64]
+    seconds: float
+
+    @classmethod
+    def of(cls, catalogue: Catalogue, query_QD: Vectors, target_Q: npt.NDArray[np.integer]) -> Yardstick:
+        """Search exactly, and take the time."""
+        begin = time.perf_counter()
+        _, exact = search_exact(catalogue.vector, query_QD, min(FIDELITY_K, len(catalogue.item)))
+        seconds = time.perf_counter() - begin
+        return cls(query_QD, target_Q, exact, rescore(catalogue.vector, query_QD, exact), seconds)
+
+
+def measure(index: Index, stick: Yardstick) -> Fidelity:
+    """Compare an index with exact search. Which of equal scores fill the last places is nobody's merit."""
+    k, catalogue = stick.exact.shape[1], index.catalogue
+    begin = time.perf_counter()
+    score, found = index.search(stick.query, k)
+    seconds = time.perf_counter() - begin
+    recall = kept_neighbours(score, stick.score) / k
+    target = catalogue.rows_of(stick.target)
+    own = rescore(catalogue.vector, stick.query, target[:, None])[:, 0]
+    exact_hit = (target >= 0) & (own >= stick.score.min(axis=1))
+    hit = exact_hit & ((found == target[:, None]).any(axis=1) | (score[:, -1] >= own))
+    hits, exact_hits = int(hit.sum()), int(exact_hit.sum())
+    low, high = interval(recall)
+    return Fidelity(
+        recall=float(recall.mean()),
+        recall_low=low,
+        recall_high=high,
+        hr_ratio=hits / exact_hits if exact_hits else None,
+        hr_ratio_low=wilson_low(hits, exact_hits),
+        exact_hits=exact_hits,
+        queries=len(stick.query),
+        queries_per_second=len(stick.query) / max(seconds, 1e-9),
+        exact_queries_per_second=len(stick.query) / max(stick.seconds, 1e-9),
+    )
+
+
+def tune(index: Index, stick: Yardstick, wanted: float) -> Iterator[tuple[dict[str, int], Fidelity]]:
+    """Raise the effort until valid queries keep the wanted fidelity; yields what was tried and found.
+
+    Where more effort gains nothing although fidelity is missing, rough scores are to blame: then more candidates are
+    scored again. It ends at the latest with all lists probed and all candidates scored.
+    """
+    effort, refine, before = min(KINDS[index.kind].first, index.most_effort), KINDS[index.kind].refine, -1.0
+    while True:
+        index.set_effort(effort, refine)
+        found = measure(index, stick)
+        yield {KINDS[index.kind].effort: effort, "refine": refine}, found
+        all_scored = refine * FIDELITY_K >= len(index.catalogue.item)
+        if found.reaches(wanted) or (effort >= index.most_effort and all_scored):
+            return
+        stuck = found.recall - before < 0.1 * (wanted - found.recall)
+        if effort >= index.most_effort or (stuck and index.kind in ("ivf_sq8", "ivf_pq_refine") and not all_scored):
+            refine *= 2
+        else:
+            effort = min(2 * effort, index.most_effort)
+        before = found.recall

@@ -1,0 +1,43 @@
+"""Seeded hashing and sampling of rows, a pure function of its inputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.data.order import Int
+
+
+def place_in(group_R: Int) -> Int:
+    """Each row's place in its group, from 0; the rows of a group stand together."""
+    begin = np.flatnonzero(np.diff(group_R, prepend=-1))
+    return np.arange(len(group_R)) - np.repeat(begin, np.diff(np.append(begin, len(group_R))))
+
+
+def sampled(user_R: Int, group_R: Int, place_R: Int, limit: int, salt: int) -> npt.NDArray[np.bool_]:
+    """Which rows a random sample of at most `limit` of each group keeps.
+
+    The choice is a hash of the row, not of the batch: each worker draws what one worker would draw.
+
+    Args:
+        user_R: user of each row.
+        group_R: group of each row; the rows of a group stand together, groups rise.
+        place_R: the row's place in its session, whatever the batch.
+        limit: rows of a group to keep.
+        salt: changes the sample.
+    """
+    within = place_in(group_R)
+    if within.max(initial=-1) < limit:
+        return np.ones(len(group_R), bool)
+    key = mix(user_R.astype(np.uint64) ^ mix(place_R.astype(np.uint64) + np.uint64(salt)))
+    order = np.lexsort((key, group_R))
+    rank = np.empty(len(order), np.int64)
+    rank[order] = within  # the groups keep their places, so places in sorted groups are ranks
+    return rank < limit
+
+
+def mix(value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finaliser of SplitMix64 (Steele et al. 2014): a bijection that scatters bits."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))

@@ -1,0 +1,51 @@
+"""Lists of different lengths as one flat array and offsets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from trainer.data.order import Int
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Lists of different lengths: row i is `values[offset[i]:offset[i + 1]]`."""
+
+    offset: Int
+    values: npt.NDArray[Any]
+
+    @classmethod
+    def of(cls, column: pa.ChunkedArray) -> Ragged:
+        """An Arrow list column without nulls."""
+        array = column.combine_chunks()
+        if isinstance(array, pa.ChunkedArray):
+            array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
+        offset = array.offsets.to_numpy().astype(np.int64)
+        return cls(offset - offset[0], array.flatten().to_numpy())
+
+    @property
+    def lengths(self) -> Int:
+        """Length of each list."""
+        return np.diff(self.offset)
+
+    def take(self, row_N: Int) -> Ragged:
+        """Some of the lists, in the order of `row_N`."""
+        lengths = self.lengths[row_N]
+        offset = np.concatenate([[0], np.cumsum(lengths)])
+        place = np.arange(offset[-1]) + np.repeat(self.offset[row_N] - offset[:-1], lengths)
+        return Ragged(offset, self.values[place])
+
+    @property
+    def row(self) -> Int:
+        """The list that each value belongs to."""
+        return np.repeat(np.arange(len(self.offset) - 1), self.lengths)
+
+    @property
+    def place(self) -> Int:
+        """Each value's place in its list, from 0."""
+        return np.arange(len(self.values)) - np.repeat(self.offset[:-1], self.lengths)

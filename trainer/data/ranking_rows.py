@@ -1,0 +1,159 @@
+"""Rows for ranking models: from the blocks of sessions, or from the flat rows of scenario `ctr`.
+
+Letters: F rows, L clicks of history, K feedback tasks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from etl.dataset import FEEDBACK_BIT, PADDING, SPLITS, Dataset, feedback_labels
+from trainer.data.batch import FeedbackRows
+from trainer.data.order import Int
+from trainer.data.ragged import Ragged
+from trainer.data.reader import Reader, Sessions
+
+HISTORY = 10
+"""Clicks before a row that its features hold."""
+ROW_COLUMNS = ["user_id", "item", "gender", "age", "history", "click", "like", "share", "follow", "split"]
+
+
+@dataclass(frozen=True)
+class FlatRows:
+    """F rows with their features and outcomes.
+
+    Attributes:
+        user_id: int64 `[F]`.
+        item: int64 `[F]`, the candidate.
+        history: int64 `[F, L]`, the last clicks before the row, oldest first; 0 where there are fewer.
+        profile: int64 `[F, 2]`, gender and age.
+        feedback: int16 `[F]`, outcome bits, bit 7 = clicked. Labels only.
+        split: `[F]`, place in `SPLITS`.
+    """
+
+    user_id: Int
+    item: Int
+    history: Int
+    profile: Int
+    feedback: npt.NDArray[np.int16]
+    split: npt.NDArray[np.int8]
+
+    def __len__(self) -> int:
+        return len(self.item)
+
+    def take(self, row_N: Int) -> FlatRows:
+        """Some of the rows, in the order of `row_N`."""
+        return FlatRows(*(values[row_N] for values in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class RankBatch:
+    """Tensors of one step on one worker.
+
+    Attributes:
+        user: int64 `[F]`, rows of the user table, from 1.
+        item: int64 `[F]`.
+        history: int64 `[F, L]`.
+        profile: int64 `[F, 2]`.
+        label: float32 `[F, K]`.
+    """
+
+    user: torch.Tensor
+    item: torch.Tensor
+    history: torch.Tensor
+    profile: torch.Tensor
+    label: torch.Tensor
+
+    def describe(self) -> str:
+        """A few words that help to find the batch."""
+        return f"{len(self.item)} rows here, items {self.item.tolist()[:8]} …"
+
+    def to(self, device: torch.device) -> RankBatch:
+        """The batch on a device."""
+        if device.type == "cpu":
+            return self
+        return RankBatch(*(t.pin_memory().to(device, non_blocking=True) for t in vars(self).values()))
+
+
+def block_rows(sessions: Sessions, rows: FeedbackRows) -> FlatRows:
+    """Rows shown in sessions, with the clicks before each."""
+    items, session = sessions.items, rows.session
+    place = rows.position[:, None] + np.arange(-HISTORY, 0)
+    index = np.clip(items.offset[session][:, None] + place, 0, max(len(items.values) - 1, 0))
+    history = np.where(place >= 0, items.values[index], PADDING) if len(rows.item) else np.zeros((0, HISTORY), np.int64)
+    split = np.zeros(len(rows.item), np.int8)
+    profile = sessions.profile[session]
+    return FlatRows(sessions.user_id[session], rows.item, history.astype(np.int64), profile, rows.feedback, split)
+
+
+def rank_batch(rows: FlatRows, users: Int, tasks: list[str]) -> RankBatch:
+    """Tensors of rows.
+
+    Args:
+        rows: of this worker; may be none.
+        users: int64, all users trained on, rising; a row's user is the number from 1 on, 0 one unknown.
+        tasks: the columns of `label`.
+    """
+    label = np.stack([feedback_labels(rows.feedback, task) for task in tasks], axis=1)
+    place = np.minimum(np.searchsorted(users, rows.user_id), len(users) - 1)
+    return RankBatch(
+        torch.from_numpy(np.where(users[place] == rows.user_id, place + 1, PADDING)),
+        torch.from_numpy(rows.item),
+        torch.from_numpy(rows.history),
+        torch.from_numpy(np.ascontiguousarray(rows.profile)),
+        torch.from_numpy(label.astype(np.float32)),
+    )
+
+
+def all_users(dataset: Dataset, reader: Reader[Sessions] | Reader[FlatRows]) -> Int:
+    """The distinct users of a dataset, rising."""
+    found = [
+        np.unique(reader.read_columns([group], ["user_id"])["user_id"].to_numpy())
+        for group in range(len(reader.groups))
+    ]
+    return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+
+
+class RowReader(Reader[FlatRows]):
+    """Reads the flat rows of scenario `ctr`; those of `split` valid and test are not trained on.
+
+    Args:
+        dataset: the opened dataset.
+        trained: splits that are trained on: train, with valid after a refit.
+    """
+
+    def __init__(self, dataset: Dataset, trained: tuple[str, ...]) -> None:
+        super().__init__(dataset, [entry.path for entry in dataset.row_files])
+        self.trained = trained
+
+    def _read_targets(self, group: int) -> Int:
+        split = self.read_columns([group], ["split"])["split"].to_numpy(zero_copy_only=False)
+        return np.isin(split, self.trained).astype(np.int64)
+
+    def read(self, groups: Int) -> FlatRows:
+        """All rows of some row groups."""
+        return flat_rows(self.read_columns(groups, ROW_COLUMNS))
+
+
+def flat_rows(table: pa.Table) -> FlatRows:
+    """Rows of scenario `ctr` from the columns of its files."""
+    history = Ragged.of(table["history"])
+    feedback = np.zeros(len(table), np.int16)
+    for task, bit in FEEDBACK_BIT.items():
+        if task in table.column_names:
+            feedback |= table[task].to_numpy().astype(np.int16) << bit
+    profile = np.stack([table[name].to_numpy().astype(np.int64) for name in ("gender", "age")], axis=1)
+    split = (table["split"].to_numpy(zero_copy_only=False)[:, None] == np.array(SPLITS)).argmax(1)
+    return FlatRows(
+        table["user_id"].to_numpy(),
+        table["item"].to_numpy().astype(np.int64),
+        history.values.reshape(len(table), -1).astype(np.int64),
+        profile,
+        feedback,
+        split.astype(np.int8),
+    )

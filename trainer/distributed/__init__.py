@@ -1,0 +1,1 @@
+"""Workers: ranks, collectives, exchange of sparse gradients."""

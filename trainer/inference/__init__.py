@@ -1,0 +1,1 @@
+"""Scoring, validation, export of bundles."""

@@ -1,0 +1,230 @@
+"""Writing the bundle: each worker exports its share of the data files, the first one finishes it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from etl.dataset import SPLITS, Dataset, feedback_labels
+from etl.runtime.object_store import Mirror
+from retrieval.bundle import (
+    FEEDBACK_SCHEMA,
+    ITEMS,
+    finish_bundle,
+    items_schema,
+    lists_array,
+    queries_schema,
+    vectors_array,
+)
+from trainer.data.batch import feedback_rows
+from trainer.data.order import Int
+from trainer.data.ragged import Ragged
+from trainer.data.ranking_rows import ROW_COLUMNS, block_rows, flat_rows
+from trainer.data.reader import EXPOSURE_COLUMNS, SESSION_COLUMNS, Sessions
+from trainer.distributed.world import World
+from trainer.inference.scorer import RankScorer, Scores, SessionScorer
+from trainer.run.object_store import parts_mirror
+from trainer.training.objective import ITEM
+
+SESSIONS_PER_BATCH = 512
+ROWS_PER_BATCH = 16_384
+ITEMS_PER_BATCH = 1 << 18
+HELD_OUT = {"valid": 2, "test": 1, "next": 0}
+"""Kept clicks at the end that the query of a split does not see."""
+FEEDBACK_STATES = {"valid": ("valid",), "test": ("test", "next")}
+"""Queries whose states score a split's rows: test also has what was shown after the last click."""
+
+Parts = Iterator[tuple[str, pa.Table]]
+"""Tables by the folder of the bundle that they belong to."""
+
+
+def export(
+    output: Path,
+    scorer: SessionScorer | RankScorer,
+    dataset: Dataset,
+    world: World,
+    *,
+    model: str,
+    refit: bool,
+    mirror: Mirror | None = None,
+) -> None:
+    """Write the bundle folder `output`; it is whole once all workers have done their files.
+
+    Args:
+        output: folder to make; one that a killed export left is removed first.
+        scorer: the trained model.
+        dataset: sessions or rows to export.
+        world: the workers.
+        model: name for the manifest.
+        refit: the model saw the valid clicks, so valid parts are left out.
+        mirror: of the run, where it lies in an object store: workers then hand in their files through it.
+    """
+    building = output.with_name(f".{output.name}.building")
+    if world.is_first:
+        for folder in (building, output):
+            shutil.rmtree(folder, ignore_errors=True)
+        building.mkdir(parents=True)
+        if isinstance(scorer, SessionScorer):
+            _write_items(building / ITEMS, scorer)
+    world.barrier()
+    splits = [split for split in HELD_OUT if not (refit and split == "valid")]
+    schemas, mine = _schemas(scorer, splits), list[str]()
+    for number, entry in enumerate(dataset.session_files or dataset.row_files):
+        if number % world.size == world.global_rank:
+            parts = _score_file(dataset.file(entry.path), scorer, splits, exposures=dataset.shows_exposures)
+            mine += _write_parts(building, number, schemas, parts)
+    handed_in = parts_mirror(mirror, building)
+    if handed_in and not world.is_first:
+        handed_in.send(mine)
+    world.barrier()
+    if world.is_first:
+        if handed_in:
+            handed_in.pull(lambda name: name not in mine and name != ITEMS)
+            handed_in.remove(list(handed_in.listing()))
+        finish_bundle(
+            building,
+            dataset=dataset.manifest.fingerprint,
+            refit=refit,
+            n_items=dataset.manifest.n_items,
+            dimension=_dimension(scorer),
+            model=model,
+        )
+        building.rename(output)
+    world.barrier()
+
+
+def _dimension(scorer: SessionScorer | RankScorer) -> int:
+    return scorer.dimension if isinstance(scorer, SessionScorer) else 0
+
+
+def _write_items(path: Path, scorer: SessionScorer) -> None:
+    """Write `items.parquet` in blocks, so that no second copy of a large table is needed."""
+    n, schema = len(scorer.tables[ITEM].vector) - 1, items_schema(scorer.dimension)
+    with pq.ParquetWriter(path, schema) as writer:
+        for begin in range(1, n + 1, ITEMS_PER_BATCH):
+            item = torch.arange(begin, min(begin + ITEMS_PER_BATCH, n + 1))
+            vectors = scorer.item_vectors(item.to(scorer.device)).cpu().numpy()
+            columns = [pa.array(item.numpy().astype(np.int32)), vectors_array(vectors)]
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+def _schemas(scorer: SessionScorer | RankScorer, splits: list[str]) -> dict[str, pa.Schema]:
+    """What the bundle holds for these splits."""
+    schemas = {}
+    if isinstance(scorer, SessionScorer):
+        schemas = {f"queries-{split}": queries_schema(_dimension(scorer)) for split in splits}
+    if scorer.model.feedback_tasks:
+        schemas |= {f"feedback-{split}": FEEDBACK_SCHEMA for split in splits if split != "next"}
+    return schemas
+
+
+def _write_parts(folder: Path, number: int, schemas: dict[str, pa.Schema], parts: Parts) -> list[str]:
+    """Write a file of each kind and return their names."""
+    writers, names = {}, {kind: f"{kind}/part-{number:05d}.parquet" for kind in schemas}
+    for kind, schema in schemas.items():
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        writers[kind] = pq.ParquetWriter(folder / names[kind], schema, compression="zstd")
+    for kind, table in parts:
+        writers[kind].write_table(table)
+    for writer in writers.values():
+        writer.close()
+    return list(names.values())
+
+
+def _score_file(path: Path, scorer: SessionScorer | RankScorer, splits: list[str], *, exposures: bool) -> Parts:
+    columns = SESSION_COLUMNS + (EXPOSURE_COLUMNS if exposures else [])
+    with pq.ParquetFile(path) as file:
+        if "split" in file.schema_arrow.names:
+            assert isinstance(scorer, RankScorer)
+            for batch in file.iter_batches(ROWS_PER_BATCH, columns=ROW_COLUMNS):
+                yield from _rank_rows(pa.Table.from_batches([batch]), scorer, splits)
+            return
+        for batch in file.iter_batches(SESSIONS_PER_BATCH, columns=columns):
+            sessions = Sessions.of(pa.Table.from_batches([batch]))
+            yield from score_sessions(sessions, scorer, splits, exposures=exposures)
+
+
+def score_sessions(
+    sessions: Sessions, scorer: SessionScorer | RankScorer, splits: list[str], *, exposures: bool
+) -> Parts:
+    """The bundle's queries and feedback rows of some sessions.
+
+    Args:
+        sessions: at least three clicks each.
+        scorer: the trained model; a ranking model has no queries.
+        splits: of `HELD_OUT`; `test` needs `next` beside it.
+        exposures: whether feedback rows are what was shown, or the kept clicks alone.
+    """
+    if isinstance(scorer, RankScorer):
+        yield from _rank_blocks(sessions, scorer, splits, exposures=exposures)
+        return
+    n = sessions.items.lengths
+    visible = np.stack([n - HELD_OUT[split] for split in splits], axis=1)
+    states = scorer.states(sessions, visible)  # one pass: the states of all splits lie on the way to the last click
+    rows = feedback_rows(sessions, exposures=exposures) if scorer.model.feedback_tasks else None
+    for column, split in enumerate(splits):
+        seen, state = visible[:, column], states[:, column]
+        target = np.zeros(len(n), np.int32)
+        if split != "next":
+            target = sessions.items.values[sessions.items.offset[:-1] + seen]
+        yield f"queries-{split}", _queries(sessions, seen, target, scorer.queries(state).cpu().numpy())
+        if rows is None:
+            continue
+        for after in FEEDBACK_STATES.get(split, ()):
+            number = splits.index(after)
+            block = rows.select(rows.position == visible[:, number][rows.session])
+            scores = scorer.feedback(states[:, number], block)
+            yield from _feedback(split, sessions.user_id[block.session], block.item, block.feedback, scores)
+
+
+def _rank_blocks(sessions: Sessions, scorer: RankScorer, splits: list[str], *, exposures: bool) -> Parts:
+    rows = feedback_rows(sessions, exposures=exposures)
+    for split in splits:
+        for after in FEEDBACK_STATES.get(split, ()):
+            seen = sessions.items.lengths - HELD_OUT[after]
+            block = block_rows(sessions, rows.select(rows.position == seen[rows.session]))
+            scores = scorer.feedback(scorer.features(block))
+            yield from _feedback(split, block.user_id, block.item, block.feedback, scores)
+
+
+def _rank_rows(table: pa.Table, scorer: RankScorer, splits: list[str]) -> Parts:
+    rows = flat_rows(table)
+    for split in splits:
+        if split != "next":
+            part = rows.take(np.flatnonzero(rows.split == SPLITS.index(split)))
+            scores = scorer.feedback(scorer.features(part))
+            yield from _feedback(split, part.user_id, part.item, part.feedback, scores)
+
+
+def _feedback(split: str, user_F: Int, item_F: Int, feedback_F: Any, scores: Scores) -> Parts:
+    for task, score in scores.items():
+        columns = [
+            pa.array([task] * len(score), pa.string()),
+            pa.array(user_F),
+            pa.array(item_F.astype(np.int32)),
+            pa.array(feedback_labels(feedback_F, "click") == 1),
+            pa.array(feedback_labels(feedback_F, task).astype(np.uint8)),
+            pa.array(score),
+        ]
+        yield f"feedback-{split}", pa.table(columns, schema=FEEDBACK_SCHEMA)
+
+
+def _queries(sessions: Sessions, visible: Any, target: Any, vectors: Any) -> pa.Table:
+    items = sessions.items
+    keep = items.place < np.repeat(visible, items.lengths)
+    seen = Ragged(np.concatenate([[0], np.cumsum(visible)]), items.values[keep])
+    columns = [
+        pa.array(sessions.user_id),
+        pa.array(target.astype(np.int32)),
+        lists_array(seen.offset, seen.values),
+        pa.array(sessions.n_clicks),
+        vectors_array(vectors),
+    ]
+    return pa.table(columns, schema=queries_schema(vectors.shape[1]))

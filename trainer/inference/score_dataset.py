@@ -1,0 +1,66 @@
+"""A bundle of another dataset, scored with a trained run."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from etl.dataset import Dataset, open_dataset
+from etl.dataset_folder import MANIFEST
+from etl.runtime.errors import InputError
+from etl.runtime.object_store import place, published, refuse_output
+from etl.runtime.output_folder import Kind, listed_files
+from trainer.apply import ApplyConfig
+from trainer.config import TrainerConfig
+from trainer.distributed.world import World, set_threads
+from trainer.inference.export import export
+from trainer.run import checkpoint
+from trainer.run.finished_run import load_selected, open_run
+from trainer.task.registry import family_of
+
+BUNDLE = Kind("a bundle", MANIFEST, lambda data: listed_files(data, {"dataset", "refit", "n_items"}, MANIFEST))
+
+
+def score_dataset(options: ApplyConfig) -> None:
+    """Write the bundle of another dataset.
+
+    A refit run scores with the refit's parameters. Valid parts are written in any case: whether the run was trained on
+    these clicks only the user can know.
+
+    Raises:
+        InputError: no finished run, or a dataset whose items or lengths the run does not know.
+    """
+    world = World.alone()
+    set_threads(world)
+    read = [path for path in (options.run, options.data, options.trained_on) if path]
+    refuse_output(options.output, BUNDLE, overwrite=options.overwrite, inputs=read)
+    config, trained_on = open_run(options.run, options.trained_on)
+    dataset = open_dataset(options.data)
+    check(config, trained_on, dataset)
+    family = family_of(config, trained_on, world)
+    stepper = family.stepper(total_steps=1)
+    run = place(options.run)
+    refit = checkpoint.latest(run / "checkpoints-refit") if config.train.refit else None
+    if refit:
+        checkpoint.load(refit, stepper)
+    else:
+        load_selected(run, stepper)
+    with published(options.output, BUNDLE, overwrite=options.overwrite, inputs=read) as folder:
+        export(folder, family.scorer(stepper), dataset, world, model=family.name, refit=False)
+
+
+def check(config: TrainerConfig, trained_on: Dataset, dataset: Dataset) -> None:
+    """Raise `InputError` where a run cannot score a dataset."""
+    before, now = (d.items(["item_id"])["item_id"].to_numpy() for d in (trained_on, dataset))
+    if not np.array_equal(before, now):
+        raise InputError(
+            f"the {len(before)} items that the run knows",
+            f"{len(now)} others",
+            f"make it with items_from={config.data}",
+        )
+    if bool(dataset.row_files) != bool(trained_on.row_files):
+        raise InputError(
+            f"a dataset like scenario {trained_on.manifest.scenario}", dataset.manifest.scenario, "give it"
+        )
+    if not config.ranks and dataset.manifest.max_clicks > config.network.positions:
+        most = config.network.positions
+        raise InputError(f"sessions of at most {most} clicks", dataset.manifest.max_clicks, "lower protocol.max_clicks")

@@ -1,0 +1,126 @@
+"""A trained model applied to sessions or rows: queries, item vectors, feedback scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from trainer.data.batch import FeedbackRows, make_batch, pad
+from trainer.data.order import Int
+from trainer.data.ranking_rows import FlatRows, rank_batch
+from trainer.data.reader import Sessions
+from trainer.models.embedding_table import SparseTable
+from trainer.models.ranker import Ranker
+from trainer.models.recommender import Recommender
+from trainer.training.objective import INPUT, ITEM, USER
+
+Scores = dict[str, npt.NDArray[np.float32]]
+
+
+@dataclass
+class SessionScorer:
+    """Applies a session model; dropout is off.
+
+    Attributes:
+        model: the networks.
+        tables: vectors of items, and of the encoder's clicks where these are others.
+        device: where both are.
+        by_cosine: items are found by direction alone (loss `embedding`).
+    """
+
+    model: Recommender
+    tables: dict[str, SparseTable]
+    device: torch.device
+    by_cosine: bool = False
+
+    @torch.inference_mode()
+    def states(self, sessions: Sessions, after_BQ: Int) -> torch.Tensor:
+        """States `[B, Q, S]` of B sessions after their first `after_BQ` clicks (at least 1)."""
+        self.model.eval()
+        visible = after_BQ.max(axis=1)
+        items = pad(sessions.items, visible, max(1, int(visible.max(initial=0))))
+        batch = make_batch(items, np.zeros_like(items), sessions.profile, None, []).to(self.device)
+        places = np.arange(len(items))[:, None] * items.shape[1] + after_BQ - 1
+        click = self.tables.get(INPUT, self.tables[ITEM]).vector[batch.items]
+        needed = torch.from_numpy(places.ravel()).to(self.device)
+        return self.model.states(batch.items, click, batch.profile, needed).view(*after_BQ.shape, -1)
+
+    @torch.inference_mode()
+    def queries(self, state_NS: torch.Tensor) -> torch.Tensor:
+        """Queries `[N, D + 1]`; the last element multiplies the item's bias."""
+        query = self.model.query(self.model.mixes(state_NS)["next"])
+        return torch.cat([query, query.new_ones(len(query), 1)], dim=1)
+
+    @property
+    def dimension(self) -> int:
+        """Length of the exported vectors: the table's and the bias."""
+        return self.tables[ITEM].vector.shape[1] + 1
+
+    def item_vectors(self, item_C: torch.Tensor | None = None) -> torch.Tensor:
+        """Vectors of items with the bias as the last element, `[C, D + 1]`; of all items 1..n_items by default."""
+        table = self.tables[ITEM]
+        chosen = slice(1, None) if item_C is None else item_C
+        vector, bias = table.vector[chosen], table.bias[chosen]
+        if self.by_cosine:
+            vector, bias = torch.nn.functional.normalize(vector, dim=1), torch.zeros_like(bias)
+        return torch.cat([vector, bias[:, None]], dim=1)
+
+    @torch.inference_mode()
+    def feedback(self, state_BS: torch.Tensor, rows: FeedbackRows) -> Scores:
+        """Probability of each feedback task for rows, each scored from its session's state."""
+        session, item = (torch.from_numpy(values).to(self.device) for values in (rows.session, rows.item))
+        mixes, vector = self.model.mixes(state_BS), self.tables[ITEM].vector[item]
+        return {
+            task: torch.sigmoid(self.model.feedback_logits(task, mixes[task], session, vector)).cpu().numpy()
+            for task in self.model.feedback_tasks
+        }
+
+    @torch.inference_mode()
+    def gates(self, state_NS: torch.Tensor) -> dict[str, npt.NDArray[np.float64]]:
+        """Gate weights of states `[N, E]` by task; empty without gates."""
+        return {task: weight.double().cpu().numpy() for task, weight in self.model.gate_weights(state_NS).items()}
+
+
+@dataclass
+class RankScorer:
+    """Applies a ranking model; dropout is off.
+
+    Attributes:
+        model: the networks.
+        tables: vectors of items and users.
+        users: int64, all users, rising.
+        device: where model and tables are.
+    """
+
+    model: Ranker
+    tables: dict[str, SparseTable]
+    users: Int
+    device: torch.device
+
+    @torch.inference_mode()
+    def features(self, rows: FlatRows) -> torch.Tensor:
+        """What the head sees of rows, `[F, S]`."""
+        self.model.eval()
+        batch = rank_batch(rows, self.users, self.model.feedback_tasks).to(self.device)
+        item = self.tables[ITEM].vector
+        return self.model.features(
+            self.tables[USER].vector[batch.user],
+            item[batch.item],
+            item[batch.history],
+            batch.item,
+            batch.history,
+            batch.profile,
+        )
+
+    @torch.inference_mode()
+    def feedback(self, feature_FS: torch.Tensor) -> Scores:
+        """Probability of each feedback task for rows."""
+        return {task: torch.sigmoid(logit).cpu().numpy() for task, logit in self.model.logits(feature_FS).items()}
+
+    @torch.inference_mode()
+    def gates(self, feature_FS: torch.Tensor) -> dict[str, npt.NDArray[np.float64]]:
+        """Gate weights of rows `[F, E]` by task; empty without gates."""
+        return {task: weight.double().cpu().numpy() for task, weight in self.model.gate_weights(feature_FS).items()}

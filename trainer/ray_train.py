@@ -1,0 +1,223 @@
+"""Ray Train around the loop: the only file that knows Ray."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, report
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
+
+from etl.reachable import refusal, split_address
+from etl.runtime.errors import InputError
+from etl.runtime.files import write_json
+from etl.runtime.object_store import Mirror, filesystem, place, read_file
+from trainer import reachability
+from trainer.config import TrainerConfig, from_plain
+from trainer.distributed.world import World
+from trainer.loop import train
+from trainer.run.folder import is_finished
+from trainer.run.object_store import pull_run
+from trainer.run.signals import Stopped, interrupted_plainly, on_sigterm
+from trainer.training.step import NotFiniteError
+
+MAX_FAILURES = 3
+COLLECTIVE_TIMEOUT_SECONDS = 300
+IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set in a submitted job, whose working directory and environment all its workers have already."""
+FAILED = ".failed.json"
+"""What ended all workers alike, for the starting process to tell."""
+
+
+def run_with_ray(config: TrainerConfig) -> None:
+    """Train on Ray workers: of the cluster that RAY_ADDRESS names, else of one started here.
+
+    A worker that dies makes Ray start the group again; it goes on from our own latest checkpoint.
+
+    Raises:
+        InputError: no room on the disk, losses that are not finite, a cluster that cannot be reached or has too few
+            workers, workers that do not reach one another.
+        Stopped: the workers saved and ended, as SIGTERM to this process asks them to.
+    """
+    given = config.ray.workers
+    workers: Any = tuple(given) if isinstance(given, list) else given
+    most = workers[1] if isinstance(workers, tuple) else workers
+    with ray_session(most * config.ray.cores):
+        _run(config, workers)
+
+
+@contextmanager
+def ray_session(cpus: int = 0) -> Iterator[None]:
+    """Ray for the block: the cluster that RAY_ADDRESS names, else one started here and ended with the block.
+
+    Args:
+        cpus: that the one started here has at least.
+
+    Raises:
+        InputError: no cluster at RAY_ADDRESS, or one that does not accept the token.
+    """
+    packages = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")]))
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    # A host that cannot be reached answers no health check: Ray would wait ten minutes for it.
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "60")
+    # A worker may report an epoch once Ray has fetched the one before: an epoch would last 2 s at least.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+    # A usage report would look beyond this machine.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    local: dict[str, Any] = {}
+    if "RAY_ADDRESS" not in os.environ:
+        cpus = max(cpus, os.cpu_count() or 1)
+        local = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    if IN_JOB not in os.environ:
+        local["runtime_env"] = {"env_vars": {"PYTHONPATH": path, "RAY_TRAIN_V2_ENABLED": "1"}}
+    _connect(**local)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect(**options: Any) -> None:
+    address = os.environ.get("RAY_ADDRESS", "")
+    where = split_address(address.removeprefix("ray://"), default_port=6379)
+    cure = "start it, correct RAY_ADDRESS, or unset it to train on this machine"
+    # Ray itself would ask for minutes and end in a traceback.
+    if address not in ("", "auto", "local") and (why := refusal(*where) if where else "no HOST:PORT"):
+        raise InputError(f"a Ray cluster at RAY_ADDRESS={address}", why, cure)
+    try:
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        if not address:
+            raise
+        cause = " ".join(str(error).split())[:200]
+        raise InputError(f"a Ray cluster at RAY_ADDRESS={address} that lets this program in", cause, cure) from None
+
+
+class ConnectedTorchBackend(_TorchBackend):
+    """Torch's process group, after every worker has reached the others' hosts."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        """Check who reaches whom, then set the process group up.
+
+        Raises:
+            InputError: workers that do not reach one another; Ray Train ends the run with it, without another try.
+        """
+        nodes = worker_group.execute(ray.util.get_node_ip_address)
+        addresses = ray.get([worker_group.execute_single_async(i, reachability.listen, n) for i, n in enumerate(nodes)])
+        targets = reachability.first_of_each_host(addresses)
+        if len(targets) > 1:
+            reachability.check(addresses, worker_group.execute(reachability.unreachable, targets))
+        worker_group.execute(reachability.stop_listening)
+        super().on_start(worker_group, backend_config)
+
+
+class ConnectedTorchConfig(TorchConfig):
+    """Torch's process group by `ConnectedTorchBackend`."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        """What sets the process group up."""
+        return ConnectedTorchBackend
+
+
+def _scaling(config: TrainerConfig, workers: Any) -> ScalingConfig:
+    resources = {"CPU": config.ray.cores} | ({"GPU": 1} if config.ray.use_gpu else {})
+    return ScalingConfig(
+        num_workers=workers,
+        use_gpu=config.ray.use_gpu,
+        resources_per_worker=resources,
+        placement_strategy="SPREAD" if config.ray.spread else "PACK",
+    )
+
+
+def _run(config: TrainerConfig, workers: Any) -> None:
+    # Ray resumes a run name that it knows: ours is new each time, since we resume by ourselves.
+    run, mirror = place(config.output), Mirror.of(config.output)
+    storage = run / ".ray"
+    shutil.rmtree(storage, ignore_errors=True)
+    store: dict[str, Any] = {"storage_path": str(storage)}
+    if mirror:
+        where, path = filesystem(f"{mirror.uri}/.ray")
+        store = {"storage_path": path, "storage_filesystem": where}
+    failures: Any = {"max_failures": MAX_FAILURES, "controller_failure_limit": MAX_FAILURES}
+    trainer = TorchTrainer(
+        work,
+        train_loop_config=config.plain(),
+        scaling_config=_scaling(config, workers),
+        torch_config=ConnectedTorchConfig(
+            backend="nccl" if config.ray.use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_SECONDS
+        ),
+        run_config=RunConfig(
+            name=f"{run.name}-{uuid.uuid4().hex[:8]}",
+            **store,
+            failure_config=FailureConfig(**failures),
+        ),
+    )
+    (run / FAILED).unlink(missing_ok=True)
+    if mirror:
+        mirror.remove([FAILED])
+    try:
+        # Ray put a handler of its own in place when it started.
+        with on_sigterm(config.output), interrupted_plainly():
+            trainer.fit()
+        if mirror:
+            pull_run(mirror, checkpoints=False)
+        with suppress(FileNotFoundError):
+            raise InputError(**json.loads(read_file(f"{config.output.rstrip('/')}/{FAILED}")))
+        if not is_finished(run):
+            raise Stopped("stopped; the same command goes on from the checkpoint that was left")
+    except (TrainingFailedError, RayActorError) as error:
+        raise _explained(error, config) from None
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+        if mirror:
+            with suppress(OSError):
+                where.delete_dir(path)
+
+
+def _explained(error: Exception, config: TrainerConfig) -> Exception:
+    """What ended Ray Train, as something that the user can mend; the error itself where it is a bug."""
+    if isinstance(error, TrainingFailedError) and os.strerror(errno.ENOSPC) in str(error):
+        return InputError(f"room on the disk of {place(config.output)}", "a full disk", "free some and run again")
+    if isinstance(error, RayActorError):  # the controller, which starts all workers
+        cause = str(error).strip().splitlines()[0]
+        again = "run again: it goes on from the latest checkpoint"
+        return InputError("Ray Train's controller to stay alive", cause, again)
+    if not isinstance(error, ControllerError):
+        return error
+    failure = error.controller_failure
+    if isinstance(failure, InputError):
+        return failure
+    cause = str(failure).strip().splitlines()[0]
+    return InputError(f"a cluster that can start {config.ray.workers} workers", cause, "add nodes, or run again later")
+
+
+def work(settings: dict[str, Any]) -> None:
+    """What each Ray worker does: the same loop as without Ray.
+
+    What ends all workers alike is no failure to Ray, which would start them again.
+    """
+    config, world = from_plain(settings), World.of_process_group()
+    try:
+        train(config, world, lambda metrics: report(metrics))
+    except Stopped:
+        return
+    except (InputError, NotFiniteError) as error:
+        if world.is_first:
+            told = error if isinstance(error, InputError) else error.told()
+            write_json(place(config.output) / FAILED, vars(told))
+            if mirror := Mirror.of(config.output):
+                mirror.send([FAILED])

@@ -1,0 +1,1 @@
+"""A run folder: checkpoints, metrics log, signals, profiling."""

@@ -1,0 +1,46 @@
+"""A finished run opened again: its configuration, its dataset, the parameters that were selected."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from etl.dataset import Dataset, open_dataset
+from etl.runtime.errors import InputError
+from etl.runtime.object_store import fetched
+from trainer.config import ENCODERS, HEADS, MODELS, TrainerConfig, from_plain
+from trainer.prepare import CONFIG, read_config
+from trainer.run import checkpoint
+from trainer.run.folder import SUMMARY, is_finished
+from trainer.training.step import Stepper
+
+
+def open_run(folder: str, data: str | None) -> tuple[TrainerConfig, Dataset]:
+    """Configuration and dataset of a finished run, by path or URI; `data` is where the dataset is if it has moved.
+
+    Raises:
+        InputError: the run is not finished, or the dataset is not the one it was trained on.
+    """
+    run = fetched(folder, whole=SUMMARY)
+    if not is_finished(run):
+        raise InputError(f"a finished run with {SUMMARY}", run, "give the folder that python -m trainer wrote")
+    settled = read_config(run / CONFIG)
+    fingerprint = settled.pop("dataset", "")
+    try:
+        config = from_plain(settled)
+        if config.model not in MODELS or config.head not in HEADS or set(config.encoders) - set(ENCODERS):
+            raise TypeError(f"model {config.model}, head {config.head}, encoder {config.encoder}")
+    except (TypeError, AttributeError) as error:
+        raise InputError("a run of this version", error, "train it again") from None
+    dataset = open_dataset(data or config.data, verify=False)
+    if dataset.manifest.fingerprint != fingerprint:
+        raise InputError(f"dataset {fingerprint[:12]}", dataset.manifest.fingerprint[:12], "give data=DIR")
+    return config, dataset
+
+
+def load_selected(run: Path, stepper: Stepper) -> None:
+    """Put the parameters of the selected epoch into a freshly made stepper."""
+    folder = run / "checkpoints"
+    newest = checkpoint.latest(folder)
+    if newest is None:
+        raise InputError("a whole checkpoint", folder, "train the run again")
+    checkpoint.load_best(folder, checkpoint.read_progress(newest).best_step, stepper)

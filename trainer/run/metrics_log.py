@@ -1,0 +1,164 @@
+"""What a run says while it goes on: metrics.jsonl, TensorBoard, and how far it is."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from etl.runtime.progress import ProgressLine, progress_line
+from trainer.run.checkpoint import Progress
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+PROGRESS = ".progress.json"
+METRICS = "metrics.jsonl"
+
+
+class RunLog:
+    """Writes a run's metrics. On a resumed run, lines of steps that will be taken again are dropped.
+
+    Args:
+        run: the run folder.
+        step: global step at which the phase goes on.
+        refit: whether the phase is the refit, whose steps count from 0 beside those of the selection.
+    """
+
+    def __init__(self, run: Path, step: int, *, refit: bool) -> None:
+        self.run, self.told, self.first_step = run, 0.0, step + 1
+        self.path = run / METRICS
+        lines = read_metrics(self.path)
+        kept = [line for line in lines if line["step"] <= step or line["split"].startswith("refit") != refit]
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    @cached_property
+    def board(self) -> SummaryWriter:
+        """TensorBoard's file, opened with the first value: importing it takes as long as many steps of a small run."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.run / "tensorboard"), purge_step=self.first_step)
+
+    def write(self, step: int, epoch: int, split: str, values: Mapping[str, float | None]) -> None:
+        """Append one line for each value."""
+        with self.path.open("a") as stream:
+            for name, value in values.items():
+                line = {"step": step, "epoch": epoch, "split": split, "name": name, "value": value}
+                stream.write(json.dumps(line) + "\n")
+                if value is not None:
+                    self.board.add_scalar(f"{split}/{name}", value, step)
+
+    def progress(self, **values: Any) -> None:
+        """Tell the starting process how far the run is, at most twice a second."""
+        if time.monotonic() - self.told < 0.5:
+            return
+        self.told = time.monotonic()
+        temporary = self.run / f"{PROGRESS}.new"
+        temporary.write_text(json.dumps(values))
+        temporary.replace(self.run / PROGRESS)
+
+    def close(self) -> None:
+        """Finish the TensorBoard file."""
+        self.board.close()
+        (self.run / PROGRESS).unlink(missing_ok=True)
+
+
+class Meter:
+    """How fast an epoch goes, on one worker.
+
+    Args:
+        unit: what is counted, clicks or rows.
+        total: target clicks of the epoch; of rows, which are counted as they come, the sessions that show them.
+        epochs: of the phase.
+        done: clicks or rows of the epoch that an earlier start has done.
+    """
+
+    def __init__(self, unit: str, total: int, epochs: int, done: float) -> None:
+        self.unit, self.total, self.epochs, self.done = unit, total, epochs, done
+        self.begin = self.last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        now = time.perf_counter()
+        seconds, self.last = now - self.last, now
+        return seconds
+
+    def told(self, progress: Progress, waited: float) -> dict[str, Any]:
+        """What the progress bar shows; `waited` seconds were spent without a batch."""
+        seconds = max(time.perf_counter() - self.begin, 1e-9)
+        done = progress.loss_counts[0]
+        return {
+            "epoch": progress.epoch + 1,
+            "epochs": self.epochs,
+            "done": done,
+            "total": self.total if self.unit == "clicks" else done * self.total / max(progress.sample, 1),
+            "unit": self.unit,
+            "rate": (done - self.done) / seconds,
+            "loss": progress.loss_sums[0] / max(done, 1.0),
+            "waiting": waited / seconds,
+        }
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a last line that a killed run cut off is dropped."""
+    lines: list[dict[str, Any]] = []
+    if path.is_file():
+        for text in path.read_text().splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break
+    return lines
+
+
+@contextmanager
+def progress_bar(run: Path) -> Iterator[None]:
+    """While the block runs, show each epoch's validation, and on a terminal a bar."""
+    stop = threading.Event()
+    thread = threading.Thread(target=_show, args=(run, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _show(run: Path, stop: threading.Event) -> None:
+    line, epochs, ended = ProgressLine(), len(valid_lines(run)), False
+    while not ended:
+        ended = stop.wait(0.5)
+        told = valid_lines(run)
+        for epoch in told[epochs:]:
+            line.say(epoch)
+        epochs = len(told)
+        with suppress(OSError, ValueError):
+            line.show(epoch_line(json.loads((run / PROGRESS).read_text())))
+    line.close()
+
+
+def valid_lines(run: Path) -> list[str]:
+    """One line for each epoch's validation so far."""
+    epochs: dict[int, list[str]] = {}
+    for line in read_metrics(run / METRICS):
+        if line["split"] == "valid" and line["value"] is not None:
+            epochs.setdefault(line["epoch"], []).append(f"{line['name']} {line['value']:.4f}")
+    return [f"epoch {epoch}: valid {'  '.join(values)}" for epoch, values in epochs.items()]
+
+
+def epoch_line(told: dict[str, Any]) -> str:
+    """How far an epoch is, with its loss and the share of time spent waiting for data.
+
+    >>> told = {"epoch": 1, "epochs": 3, "done": 2500, "total": 10000, "unit": "clicks", "rate": 1250.0}
+    >>> told |= {"loss": 6.12, "waiting": 0.03}
+    >>> epoch_line(told)
+    'epoch 1/3: 2,500/10,000 clicks, 1,250 clicks/s, 6 s left, loss 6.120, waiting 3%'
+    """
+    note = f"loss {told['loss']:.3f}, waiting {told['waiting']:.0%}"
+    what = f"epoch {told['epoch']}/{told['epochs']}"
+    return progress_line(what, told["done"], told["total"], told["unit"], told["rate"], note)

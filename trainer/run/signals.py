@@ -1,0 +1,80 @@
+"""SIGTERM to the started process: every worker stops after the same step, and a checkpoint is left."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+
+from etl.runtime.object_store import Mirror, place
+from trainer.distributed.world import World
+
+STOP = ".stop"
+STATUS = 128 + signal.SIGTERM
+"""Exit status of a run that was stopped: not 0, so that nobody takes it for finished."""
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit status after Ctrl-C."""
+AGREE_STEPS = 8
+"""Workers ask each other so often; a second between looks at the run folder spares shared storage."""
+LOOK_SECONDS = 1.0
+
+
+class Stopped(Exception):  # noqa: N818 - nothing is wrong
+    """The run was asked to stop and has saved its state."""
+
+
+@contextmanager
+def on_sigterm(output: str) -> Iterator[None]:
+    """Tell the workers of a run, wherever they are, to stop when this process gets SIGTERM.
+
+    The word goes through the run's folder, which all workers share. Only the main thread can listen.
+    """
+    run, mirror = place(output), Mirror.of(output)
+    (run / STOP).unlink(missing_ok=True)
+    if mirror:
+        mirror.remove([STOP])
+
+    def ask(_signal: int, _frame: FrameType | None) -> None:
+        (run / STOP).touch()
+        if mirror:
+            mirror.send([STOP])
+
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def interrupted_plainly() -> Iterator[None]:
+    """Ctrl-C ends the block with KeyboardInterrupt, though Ray's own handler would leave quietly with status 0."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class StopWatch:
+    """Whether to stop, asked after every step; all workers get the same answer."""
+
+    def __init__(self, output: str, world: World) -> None:
+        self.path, self.mirror, self.world, self.looked = place(output) / STOP, Mirror.of(output), world, 0.0
+        self.pause = LOOK_SECONDS * (5 if self.mirror else 1)
+
+    def __call__(self, step: int) -> bool:
+        """Whether to stop after `step`, counted over the whole run."""
+        if step % AGREE_STEPS:
+            return False
+        asked = False
+        if self.world.is_first and time.monotonic() - self.looked >= self.pause:
+            self.looked = time.monotonic()
+            asked = self.path.exists() or (self.mirror is not None and self.mirror.has(STOP))
+        return bool(self.world.sum(torch.tensor(float(asked), device=self.world.device)))

@@ -1,0 +1,1 @@
+"""What is learned: sessions (next item and feedback) or ranking rows."""

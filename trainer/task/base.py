@@ -1,0 +1,70 @@
+"""What session and ranking models have in common for the training run."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+from trainer.config import TrainerConfig
+from trainer.data.order import Int
+from trainer.data.reader import Reader
+from trainer.distributed.world import World
+from trainer.inference.scorer import RankScorer, SessionScorer
+from trainer.inference.validation import Validation
+from trainer.models.embedding_table import SparseTable
+from trainer.training.step import Stepper
+
+TRAIN_HOLDOUT = 2
+"""Clicks at the end of a session that selection does not train on; a refit holds out one."""
+
+
+class Collate(Protocol):
+    """Makes batches of a window's samples."""
+
+    def __call__(self, window: Any, mine: Int, step: Int, /) -> Any:
+        """A batch from the rows of this worker's share; those of the whole step are given beside them."""
+
+
+class Family(Protocol):
+    """What the loop asks of a kind of model; `unit` is what its progress counts, clicks or rows."""
+
+    unit: str
+
+    def total(self, reader: Any) -> int:
+        """Target clicks of an epoch, or the samples that its rows come from."""
+
+    def reader(self, holdout: int) -> Reader[Any]:
+        """Samples to train on."""
+
+    def stepper(self, total_steps: int) -> Stepper:
+        """Freshly drawn parameters: the same on every worker, from the seed alone."""
+
+    def collate(self, holdout: int, salt: int) -> Collate:
+        """The maker of an epoch's batches."""
+
+    def sample(self) -> Any:
+        """This worker's share of what is validated on."""
+
+    def validate(self, stepper: Stepper, sample: Any) -> Validation:
+        """Metrics on the sample, over all workers."""
+
+    @property
+    def name(self) -> str:
+        """Of the model, for whoever reads a report."""
+
+    def scorer(self, stepper: Stepper) -> SessionScorer | RankScorer:
+        """The model applied."""
+
+
+def make_table(config: TrainerConfig, n: int, world: World, *, number: int, bias: bool) -> SparseTable:
+    """A table of `n` rows; `number` sets it apart from the run's other tables."""
+    generator = torch.Generator().manual_seed(config.seed + number * 1_000_003)
+    return SparseTable(
+        n,
+        config.network.dimension,
+        generator=generator,
+        device=world.device,
+        bias=bias,
+        rowwise=config.train.table_optimizer == "rowwise_adagrad",
+    )

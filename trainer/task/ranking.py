@@ -1,0 +1,96 @@
+"""Ranking models: feedback tasks over shown rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from etl.dataset import Dataset
+from trainer.config import TrainerConfig
+from trainer.data.batch import feedback_rows
+from trainer.data.hashing import sampled
+from trainer.data.order import Int
+from trainer.data.ranking_rows import FlatRows, RankBatch, RowReader, all_users, block_rows, rank_batch
+from trainer.data.reader import Reader, SessionReader, Sessions
+from trainer.distributed.world import World
+from trainer.inference.scorer import RankScorer
+from trainer.inference.validation import Validation, valid_rows, valid_sessions, validate_rows
+from trainer.models.ranker import Ranker
+from trainer.task.base import TRAIN_HOLDOUT, Collate, make_table
+from trainer.training.objective import ITEM, USER, RankObjective
+from trainer.training.step import Stepper
+
+
+class RankFamily:
+    """Ranking models, over the blocks of sessions or over the rows of scenario `ctr`."""
+
+    unit = "rows"
+
+    def total(self, reader: Reader[Any]) -> int:
+        """Sessions, or rows, that an epoch trains on."""
+        return sum(int(np.count_nonzero(reader.targets(group))) for group in range(len(reader.groups)))
+
+    def __init__(self, config: TrainerConfig, dataset: Dataset, world: World) -> None:
+        self.config, self.dataset, self.world = config, dataset, world
+        self.shown = dataset.shows_exposures
+        self.trains_on_shown = self.shown and config.train.exposures
+        self.users = all_users(dataset, self.reader(TRAIN_HOLDOUT))
+
+    def reader(self, holdout: int) -> SessionReader | RowReader:
+        """Sessions or rows to train on."""
+        if self.dataset.session_files:
+            return SessionReader(self.dataset, exposures=self.shown, holdout=holdout)
+        return RowReader(self.dataset, ("train",) if holdout == TRAIN_HOLDOUT else ("train", "valid"))
+
+    def stepper(self, total_steps: int) -> Stepper:
+        """Freshly drawn parameters."""
+        config = self.config
+        torch.manual_seed(config.seed)
+        model = Ranker(config, torch.from_numpy(self.dataset.category_codes()))
+        tables = {
+            ITEM: make_table(config, self.dataset.manifest.n_items, self.world, number=0, bias=False),
+            USER: make_table(config, len(self.users), self.world, number=2, bias=False),
+        }
+        return Stepper(config, RankObjective(config, model), tables, total_steps, self.world)
+
+    def collate(self, holdout: int, salt: int) -> Collate:
+        """The maker of an epoch's batches."""
+        tasks, limit = self.config.tasks, self.config.train.exposures_per_session
+
+        def collate(window: Sessions | FlatRows, mine: Int, step: Int, /) -> RankBatch:
+            del step
+            if isinstance(window, FlatRows):
+                return rank_batch(window.take(mine), self.users, tasks)
+            sessions = window.take(mine)
+            rows = feedback_rows(sessions, exposures=self.trains_on_shown)
+            rows = rows.select(rows.position < sessions.items.lengths[rows.session] - holdout)
+            kept = sampled(sessions.user_id[rows.session], rows.session, rows.place, limit, salt)
+            return rank_batch(block_rows(sessions, rows.select(kept)), self.users, tasks)
+
+        return collate
+
+    def sample(self) -> FlatRows:
+        """This worker's share of the rows that are validated on."""
+        reader, n = self.reader(TRAIN_HOLDOUT), self.config.train.valid_sessions
+        if isinstance(reader, RowReader):
+            return valid_rows(reader, n, self.world)
+        sessions = valid_sessions(reader, n, self.world)
+        rows = feedback_rows(sessions, exposures=self.shown)
+        last = sessions.items.lengths[rows.session] - TRAIN_HOLDOUT
+        return block_rows(sessions, rows.select(rows.position == last))
+
+    def scorer(self, stepper: Stepper) -> RankScorer:
+        """The model applied."""
+        assert isinstance(stepper.model, Ranker)
+        return RankScorer(stepper.model, stepper.tables, self.users, self.world.device)
+
+    def validate(self, stepper: Stepper, sample: FlatRows) -> Validation:
+        """AUCs of the valid rows."""
+        return validate_rows(self.scorer(stepper), sample, self.world)
+
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        return self.config.model

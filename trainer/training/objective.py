@@ -1,0 +1,263 @@
+"""What a step minimises: loss sums by task, of session models and of ranking models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from etl.dataset import PADDING
+from trainer.config import TrainerConfig
+from trainer.data.batch import Batch
+from trainer.data.ranking_rows import RankBatch
+from trainer.models.embedding_table import Rows
+from trainer.models.ranker import Ranker
+from trainer.models.recommender import Recommender
+from trainer.training import losses
+from trainer.training.negatives import NegativeSampler
+
+ITEM, INPUT, USER = "item", "input", "user"
+"""Tables: vectors that are searched, vectors that encoders read where these are others, users."""
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a forward pass gives.
+
+    Attributes:
+        loss: sums of the losses by task, `[K]`.
+        log_variance: learned uncertainty by task `[K]`; zeros with fixed weights.
+    """
+
+    loss: torch.Tensor
+    log_variance: torch.Tensor
+
+
+class Balance(nn.Module):
+    """Weights between tasks: fixed, or by learned uncertainty (Kendall et al. 2018).
+
+    With uncertainty s_k = log σ_k² a task's mean loss L_k enters as exp(−s_k) L_k + s_k / 2.
+    """
+
+    def __init__(self, config: TrainerConfig, tasks: list[str]) -> None:
+        super().__init__()
+        fixed = torch.tensor([float(config.train.task_weights.get(task, 1.0)) for task in tasks])
+        self.register_buffer("fixed", fixed, persistent=False)
+        learned = config.train.balance == "uncertainty"
+        self.log_variance = nn.Parameter(torch.zeros(len(tasks))) if learned else None
+
+    def variances(self) -> torch.Tensor:
+        """`[K]`."""
+        return torch.zeros_like(self.get_buffer("fixed")) if self.log_variance is None else self.log_variance
+
+    def total(self, sums: Sums, weights_K: torch.Tensor, parts: int) -> torch.Tensor:
+        """The loss of one of `parts` parts of a step, given the weights of all parts' examples."""
+        share = self.get_buffer("fixed") * sums.loss / weights_K
+        if self.log_variance is None:
+            return share.sum()
+        return (torch.exp(-sums.log_variance) * share + sums.log_variance / (2.0 * parts)).sum()
+
+
+def positive_weights(config: TrainerConfig, tasks: list[str]) -> dict[str, float]:
+    """Weight of a positive row by feedback task: (negatives / positives in train) to `positive_power`."""
+    rates = {task: min(max(config.train.rates.get(task, 0.5), 1e-6), 1 - 1e-6) for task in tasks}
+    return {task: ((1 - rate) / rate) ** config.train.positive_power for task, rate in rates.items()}
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What targets compete with in a step, the same on every worker.
+
+    Attributes:
+        ids: int64 `[K]`.
+        correction: float32 `[K]`, added to the scores (of the sampled softmax log of the copies that were drawn −
+            log of those expected, else 0).
+        log_copies: float32 `[K]`, log of how many drawn negatives a candidate stands for.
+    """
+
+    ids: torch.Tensor
+    correction: torch.Tensor
+    log_copies: torch.Tensor
+
+
+class SessionObjective(nn.Module):
+    """Next item and feedback of sessions, in one forward call as DDP wants it.
+
+    Args:
+        config: of the run.
+        model: the networks.
+        train_clicks: int64 `[n_items]`, for sampling.
+    """
+
+    def __init__(self, config: TrainerConfig, model: Recommender, train_clicks: np.ndarray) -> None:
+        super().__init__()
+        self.model, self.config, self.tasks = model, config, ["next", *model.feedback_tasks]
+        self.balance = Balance(config, self.tasks)
+        self.positive_weight = positive_weights(config, model.feedback_tasks)
+        self.n_items = len(train_clicks)
+        self.sampler = NegativeSampler(train_clicks, alpha=config.negatives_alpha, uniform=config.train.uniform)
+
+    def candidates(self, batch: Batch, step: int) -> Candidates:
+        """All items, or this step's negatives."""
+        device, loss = batch.items.device, self.config.loss
+        if loss in ("embedding", "softmax"):
+            ids = torch.arange(1, self.n_items + 1 if loss == "softmax" else 1, device=device)
+            zeros = torch.zeros(len(ids), device=device)
+            return Candidates(ids, zeros, zeros)
+        drawn = self.sampler.draw(self.config.train.negatives, seed=self.config.seed, step=step)
+        positives = batch.positives.cpu().numpy()
+        found = np.concatenate([drawn, positives])
+        copies = np.ones(len(found), np.int64)
+        if loss in ("sampled_softmax", "bpr_max") and not self.config.train.skipped_negatives:
+            # Small catalogues draw many items twice: each is scored once and weighs as often as it was drawn.
+            found, copies = np.unique(found, return_counts=True)
+        log_copies = np.log(copies).astype(np.float32)
+        correction = np.zeros(len(found), np.float32)
+        if loss == "sampled_softmax":
+            correction = log_copies - self.sampler.log_expected(found, drawn=len(drawn), positives=len(positives))
+        return Candidates(*(torch.from_numpy(values).to(device) for values in (found, correction, log_copies)))
+
+    def wanted(self, batch: Batch, candidates: Candidates) -> dict[str, torch.Tensor]:
+        """Ids whose vectors the forward pass reads, by table."""
+        scored = [batch.targets.flatten(), batch.row_item, batch.skipped_item, candidates.ids]
+        if self.config.network.tied:
+            return {ITEM: torch.cat([batch.items.flatten(), *scored])}
+        return {ITEM: torch.cat(scored), INPUT: batch.items.flatten()}
+
+    def weights(self, batch: Batch) -> torch.Tensor:
+        """Weight of a batch's examples by task, float64 `[K]`: their number, where each weighs 1."""
+        found = [torch.count_nonzero(batch.targets).double()]
+        for column, task in enumerate(self.model.feedback_tasks):
+            found.append(row_weight(batch.row_label[:, column], self.positive_weight[task]))
+        return torch.stack(found)
+
+    def forward(self, batch: Batch, rows: dict[str, Rows], candidates: Candidates) -> Sums:
+        """Sums over this worker's examples. Every parameter takes part whatever the batch holds."""
+        model, item = self.model, rows[ITEM]
+        click_BTD = rows.get(INPUT, item).vectors(batch.items)
+        used = batch.targets.flatten() != PADDING
+        state = model.states(batch.items, click_BTD, batch.profile, torch.nonzero(used).squeeze(1))
+        mixes = model.mixes(state)
+        compact = torch.cumsum(used, 0) - 1  # place in the flattened sessions → row of `state`
+        target = batch.targets.flatten()[used]
+        sums = [self._next(model.query(mixes["next"]), target, item, candidates, batch, compact)]
+        row_state, item_FD = compact[batch.row_state], item.vectors(batch.row_item)
+        for column, task in enumerate(model.feedback_tasks):
+            logit, label = model.feedback_logits(task, mixes[task], row_state, item_FD), batch.row_label[:, column]
+            sums.append(losses.feedback_sum(logit, label, self.positive_weight[task]))
+        return Sums(torch.stack(sums), self.balance.variances())
+
+    def _next(
+        self,
+        query_ND: torch.Tensor,
+        target_N: torch.Tensor,
+        item: Rows,
+        candidates: Candidates,
+        batch: Batch,
+        compact: torch.Tensor,
+    ) -> torch.Tensor:
+        positive, place = item.place(target_N), item.place(candidates.ids)
+        positive_ND, positive_bias_N = nn.functional.embedding(positive, item.vector), item.bias[positive]
+        if self.config.loss == "embedding":
+            return losses.embedding_sum(query_ND, positive_ND)
+        candidate_KD = nn.functional.embedding(place, item.vector)
+        bias_K = item.bias[place] + candidates.correction
+        if not self.config.train.skipped_negatives:
+            return losses.fused_sum(
+                self._kernel(candidates),
+                query_ND,
+                positive_ND,
+                positive_bias_N,
+                candidate_KD,
+                bias_K,
+                target_N,
+                candidates.ids,
+            )
+        own = (query_ND * positive_ND).sum(1) + positive_bias_N
+        score = losses.candidate_scores(query_ND, candidate_KD, bias_K, target_N, candidates.ids)
+        return self._of_scores(own, torch.cat([score, self._skipped(query_ND, target_N, item, batch, compact)], dim=1))
+
+    def _kernel(self, candidates: Candidates) -> losses.Kernel:
+        if self.config.loss in ("softmax", "sampled_softmax"):
+            return losses.softmax_kernel
+        if self.config.loss == "bpr_max":
+            return losses.bpr_max_kernel(self.config.train.bpr_max_regularisation, candidates.log_copies)
+        return losses.kernel_of(self._of_scores)
+
+    def _skipped(
+        self, query_ND: torch.Tensor, target_N: torch.Tensor, item: Rows, batch: Batch, compact: torch.Tensor
+    ) -> torch.Tensor:
+        """Scores `[N, H]` of what was shown with each target and not clicked."""
+        row, place = compact[batch.skipped_state], item.place(batch.skipped_item)
+        vector_SD = nn.functional.embedding(place, item.vector)
+        score = (query_ND[row] * vector_SD).sum(1) + item.bias[place]
+        score = score.masked_fill(batch.skipped_item == target_N[row], losses.HIT)
+        empty = query_ND.new_full((len(query_ND), self.config.train.skipped_negatives), losses.HIT)
+        return empty.index_put((row, batch.skipped_slot), score)
+
+    def _of_scores(self, own_N: torch.Tensor, score_NK: torch.Tensor) -> torch.Tensor:
+        options = self.config.train
+        match self.config.loss:
+            case "bpr":
+                return losses.bpr_sum(own_N, score_NK)
+            case "top1":
+                return losses.top1_sum(own_N, score_NK)
+            case "bpr_max":
+                return losses.bpr_max_sum(own_N, score_NK, options.bpr_max_regularisation)
+            case "gbce":
+                rate = min(1.0, options.negatives / max(self.n_items - 1, 1))
+                return losses.gbce_sum(own_N, score_NK, sampling_rate=rate, t=options.gbce_t)
+            case _:
+                return losses.softmax_of_scores(own_N, score_NK)
+
+
+class RankObjective(nn.Module):
+    """Feedback of given rows."""
+
+    def __init__(self, config: TrainerConfig, model: Ranker) -> None:
+        super().__init__()
+        self.model, self.tasks = model, list(model.feedback_tasks)
+        self.balance = Balance(config, self.tasks)
+        self.positive_weight = positive_weights(config, self.tasks)
+
+    def candidates(self, batch: RankBatch, step: int) -> None:
+        """Rows compete with nothing."""
+
+    def wanted(self, batch: RankBatch, candidates: None) -> dict[str, torch.Tensor]:
+        """Ids whose vectors the forward pass reads, by table."""
+        return {ITEM: torch.cat([batch.item, batch.history.flatten()]), USER: batch.user}
+
+    def labels(self, batch: RankBatch, column: int) -> torch.Tensor:
+        """What a task's rows are judged by, `[F]`: with rank_esmm its action after a click."""
+        label = batch.label[:, column]
+        return label * batch.label[:, self.tasks.index("click")] if self.model.entire_space else label
+
+    def weights(self, batch: RankBatch) -> torch.Tensor:
+        """Weight of a batch's rows by task, float64 `[K]`."""
+        pairs = enumerate(self.tasks)
+        return torch.stack([row_weight(self.labels(batch, c), self.positive_weight[task]) for c, task in pairs])
+
+    def forward(self, batch: RankBatch, rows: dict[str, Rows], candidates: None) -> Sums:
+        """Sums over this worker's rows."""
+        item = rows[ITEM]
+        feature = self.model.features(
+            rows[USER].vectors(batch.user),
+            item.vectors(batch.item),
+            item.vectors(batch.history),
+            batch.item,
+            batch.history,
+            batch.profile,
+        )
+        logits = self.model.logits(feature)
+        sums = [
+            losses.feedback_sum(logits[task], self.labels(batch, column), self.positive_weight[task])
+            for column, task in enumerate(self.tasks)
+        ]
+        return Sums(torch.stack(sums), self.balance.variances())
+
+
+def row_weight(label_F: torch.Tensor, positive_weight: float) -> torch.Tensor:
+    """Weight of all rows together, float64."""
+    return len(label_F) + (positive_weight - 1.0) * label_F.sum(dtype=torch.float64)

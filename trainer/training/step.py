@@ -1,0 +1,147 @@
+"""One training step: unique rows → loss → gradients of all workers → update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from etl.runtime.errors import InputError
+from trainer.config import TrainerConfig, TrainOptions
+from trainer.distributed.sparse_allreduce import sum_rows
+from trainer.distributed.world import World
+from trainer.models.embedding_table import SparseTable
+from trainer.training.objective import RankObjective, SessionObjective
+from trainer.training.optimizers import Adagrad, AdamW
+
+
+class NotFiniteError(ArithmeticError):
+    """A loss or gradient is NaN or infinite; nothing was updated."""
+
+    def told(self) -> InputError:
+        """The same for the user."""
+        return InputError("finite losses and gradients", str(self), "training stopped before the update")
+
+
+def learning_rate_factor(options: TrainOptions, step: int, total_steps: int) -> float:
+    """What learning rates are multiplied with at a step (from 0): warm-up, then constant or cosine."""
+    warmup = min(1.0, (step + 1) / options.warmup_steps) if options.warmup_steps else 1.0
+    if options.schedule == "constant":
+        return warmup
+    done = (step - options.warmup_steps) / max(total_steps - options.warmup_steps, 1)
+    return warmup * 0.5 * (1.0 + math.cos(math.pi * min(max(done, 0.0), 1.0)))
+
+
+def make_optimizer(options: TrainOptions, parameters: Iterable[nn.Parameter]) -> Adagrad | AdamW:
+    """The optimiser of the networks."""
+    kind = AdamW if options.optimizer == "adamw" else Adagrad
+    return kind(parameters, options.network_learning_rate or options.learning_rate, weight_decay=options.weight_decay)
+
+
+class Stepper:
+    """Holds what a step changes: the networks, the tables and the networks' optimiser.
+
+    Args:
+        config: of the run.
+        objective: gives the losses; its parameters are the networks.
+        tables: sparse tables by name.
+        total_steps: steps of the phase, for the schedule.
+        world: the workers.
+    """
+
+    def __init__(
+        self,
+        config: TrainerConfig,
+        objective: SessionObjective | RankObjective,
+        tables: dict[str, SparseTable],
+        total_steps: int,
+        world: World,
+    ) -> None:
+        self.config, self.objective, self.tables, self.world = config, objective.to(world.device), tables, world
+        self.total_steps = total_steps
+        self.model, self.tasks = objective.model, objective.tasks
+        self.forward: nn.Module = DistributedDataParallel(objective) if world.size > 1 else objective
+        self.optimizer = make_optimizer(config.train, objective.parameters())
+        half = config.train.precision == "bfloat16"
+        self.autocast = torch.autocast(world.device.type, torch.bfloat16) if half else nullcontext()
+
+    def step(self, parts: Sequence[Any], step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Update all parameters with a global batch of which this worker holds a share.
+
+        Args:
+            parts: the share in batches that follow each other through the networks, so that one of them
+                at a time needs memory; the update is that of all together. As many on every worker.
+            step: number of the step.
+
+        Returns:
+            Loss sums and example weights over all workers, `[tasks]` each.
+
+        Raises:
+            NotFiniteError: on all workers alike, before anything is updated.
+        """
+        # Dropout follows from (seed, step, worker) alone: a resumed run needs no generator's state.
+        self._seed(hash((self.config.seed, step, self.world.global_rank)) & 0x7FFF_FFFF_FFFF_FFFF)
+        parts = [batch.to(self.world.device) for batch in parts]
+        objective: Any = self.objective  # batches and candidates are of the kind that it takes
+        weights = self.world.sum(torch.stack([objective.weights(batch) for batch in parts]).sum(0))
+        candidates = objective.candidates(parts[0], step)
+        wanted = [objective.wanted(batch, candidates) for batch in parts]
+        rows = {
+            name: self.tables[name].rows(torch.unique(torch.cat([ids[name] for ids in wanted]))) for name in wanted[0]
+        }
+        self.objective.zero_grad(set_to_none=True)
+        losses = torch.zeros_like(weights)
+        for number, batch in enumerate(parts, 1):
+            with self._gradients_stay(number < len(parts)):
+                with self.autocast:
+                    sums = self.forward(batch, rows, candidates)
+                loss = self.objective.balance.total(sums, weights.clamp(min=1e-12), self.world.size * len(parts))
+                # DDP averages dense gradients over workers: × size makes them the sum that one worker would have.
+                loss.mul(self.world.size).backward()
+            losses += sums.loss.detach()
+        losses = self.world.sum(losses)
+        gradients = {
+            name: sum_rows(found.ids, found.gradient() / self.world.size, self.world) for name, found in rows.items()
+        }
+        norm = self._norm([gradient for _, gradient in gradients.values()])
+        # Sums over workers are NaN on all of them if they are on one, so all stop together.
+        if not bool(torch.isfinite(losses.sum() + norm)):
+            raise NotFiniteError(
+                f"loss or gradient is not finite at step {step} (losses {losses.tolist()}, "
+                f"{parts[0].describe()}); try a lower train.learning_rate"
+            )
+        self._update(gradients, float(norm), step)
+        return losses, weights
+
+    def _seed(self, seed: int) -> None:
+        # torch.manual_seed keeps a stack trace for every kind of device that has not started, at each call.
+        torch.default_generator.manual_seed(seed)
+        if self.world.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def _gradients_stay(self, stay: bool) -> AbstractContextManager[None]:
+        """Whether dense gradients stay on this worker for now, to be exchanged with those of a later part."""
+        return self.forward.no_sync() if stay and isinstance(self.forward, DistributedDataParallel) else nullcontext()
+
+    def _norm(self, gradients: list[torch.Tensor]) -> torch.Tensor:
+        """Norm of all gradients together; NaN or infinite where one of them is."""
+        dense = [p.grad for p in self.objective.parameters() if p.grad is not None]
+        return torch.stack([g.norm() for g in (*dense, *gradients)]).norm()
+
+    def _update(self, gradients: dict[str, tuple[torch.Tensor, torch.Tensor]], norm: float, step: int) -> None:
+        options = self.config.train
+        shrink = min(1.0, options.clip / max(norm, 1e-12)) if options.clip else 1.0
+        if shrink < 1.0:
+            for parameter in self.objective.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(shrink)
+        factor = learning_rate_factor(options, step, self.total_steps)
+        self.optimizer.step(step + 1, factor)
+        for name, (ids, gradient) in gradients.items():
+            gradient = gradient if shrink == 1.0 else gradient * shrink
+            self.tables[name].update(ids, gradient, options.learning_rate * factor, decay=options.table_decay)
