@@ -20,7 +20,7 @@ from retrieval.bundle import Bundle
 from retrieval.config import RetrievalConfig
 from retrieval.metrics.feedback import feedback_metrics
 from retrieval.part_files import CLICKS_AFTER_QUERY, SECONDS, TOPK_SCHEMA
-from retrieval.query_files import Evaluation, RunParts, join, open_inputs, parts_folder, run_here
+from retrieval.query_files import Evaluation, RunParts, join, open_inputs, parts_folder, run_in_process
 from retrieval.rankers.popularity import item_rates
 from retrieval.rankers.registry import MODEL
 from retrieval.ranks_file import RankWriter
@@ -32,7 +32,7 @@ from retrieval.search.prepare import kind_of, make_catalogue, place_of, prepare_
 from retrieval.search.tuning import Fidelity
 
 
-def evaluate(config: RetrievalConfig, run_parts: RunParts = run_here) -> dict[str, Any]:
+def evaluate(config: RetrievalConfig, run_parts: RunParts = run_in_process) -> dict[str, Any]:
     """Make the result folder `config.output`, whole or not at all, and return its metrics.
 
     The queries are ranked in parts, a file each; a killed evaluation goes on with those that are left.

@@ -25,7 +25,7 @@ from retrieval.blend.prepare import open_blend
 from retrieval.blend.ranker import BlendRanker
 from retrieval.bundle import QUERY_SPLITS, Bundle, Queries, open_bundle
 from retrieval.config import RetrievalConfig
-from retrieval.metrics.accumulators import Facts, RankingResult
+from retrieval.metrics.accumulators import RankingResult, SegmentAttributes
 from retrieval.part_files import CLICKS_AFTER_QUERY, rank_part, recommend_part
 from retrieval.rankers.registry import MODEL, Ranker, baseline_rankers, model_ranker
 from retrieval.search.index import Index
@@ -74,9 +74,9 @@ class Evaluation:
     _blends: dict[Path, BlendRanker | None] = field(default_factory=dict, repr=False)
 
     @cached_property
-    def facts(self) -> Facts:
+    def facts(self) -> SegmentAttributes:
         """By which queries are told apart."""
-        return Facts.of(self.dataset)
+        return SegmentAttributes.of(self.dataset)
 
     @cached_property
     def item_id(self) -> npt.NDArray[np.int64]:
@@ -157,7 +157,7 @@ RunParts = Callable[[Evaluation, list[Part], Path], None]
 """Sees to it that every part stands in the folder."""
 
 
-def run_here(evaluation: Evaluation, parts: list[Part], folder: Path) -> None:
+def run_in_process(evaluation: Evaluation, parts: list[Part], folder: Path) -> None:
     """Make all parts in this process, telling how far it is."""
     total, done, line = sum(part.rows for part in parts), 0, ProgressLine()
     for part in parts:

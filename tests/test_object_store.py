@@ -243,7 +243,7 @@ def one_of_two(rank: int, meet: str, caches: list[str], variables: dict[str, str
 
 def test_two_machines_that_share_nothing_but_the_store(data, store, server, fifty, tmp_path):
     """Their caches are two, as two machines' would be; the bundle has the files of both."""
-    more = ["train.epochs=4", "train.patience=1"]
+    more = ["train.epochs=4", "train.early_stopping_patience=1"]
     runs = [small(data, f"{store}/run", *more), small(str(fifty.path), tmp_path / "run", *more)]
     caches = [str(tmp_path / name) for name in ("one", "two")]
     run_workers(one_of_two, (str(tmp_path / "meet"), caches, server, runs), nprocs=2)
@@ -262,7 +262,7 @@ def test_ray_workers_train_into_a_store(data, store, fifty, tmp_path):
 def test_a_stop_is_heard_through_the_store(store, monkeypatch):
     watch = trainer.run.signals.StopWatch(f"{store}/run", World.alone())
     assert not watch(8)
-    mirror = Mirror.of(f"{store}/run")
+    mirror = Mirror.for_uri(f"{store}/run")
     mirror.folder.mkdir(parents=True)
     (mirror.folder / trainer.run.signals.STOP).touch()
     mirror.send([trainer.run.signals.STOP])

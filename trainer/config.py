@@ -40,8 +40,8 @@ SMALL_CATALOGUE = 200_000
 class ModelOptions:
     """Sizes of the networks."""
 
-    dimension: int = option(64, "length of item vectors and of expert outputs")
-    hidden: int = option(64, "units of an encoder's state")
+    embedding_dim: int = option(64, "length of item vectors and of expert outputs")
+    hidden_size: int = option(64, "units of an encoder's state")
     layers: int = option(1, "layers of gru4rec and sasrec")
     attention_heads: int = option(1, "heads of sasrec, a divisor of hidden")
     positions: int = option(0, "clicks of the longest session, for sasrec; 0 takes the dataset's")
@@ -54,7 +54,7 @@ class ModelOptions:
     residual: bool = option(True, "experts and the next click's tower add to their input instead of replacing it")
     embedding_dropout: float = option(0.2, "of gru4rec and srgnn whole clicks (item dropout), of sasrec single values")
     state_dropout: float = option(0.2, "dropout on the encoder's state")
-    tied: bool = option(True, "the vectors that encoders read are those that are searched")
+    tie_embeddings: bool = option(True, "the vectors that encoders read are those that are searched")
     popularity_bias: bool = option(False, "softmax losses: item biases begin at the log of train clicks")
     profile: bool = option(False, "gender and age join the state")
     detach_items: bool = option(False, "feedback tasks do not train the item vectors")
@@ -74,17 +74,21 @@ class TrainOptions:
     table_decay: float = option(0.0, "of the vectors that a step touches, added to their gradient")
     schedule: str = option("constant", "learning rates after the warm-up: constant, cosine (to 0 at the last epoch)")
     warmup_steps: int = option(0, "steps over which learning rates rise from 0")
-    clip: float = option(0.0, "limit of the norm of all gradients together; 0 sets none")
+    max_grad_norm: float = option(0.0, "limit of the norm of all gradients together; 0 sets none")
     negatives: int = option(2048, "sampled negatives of a step, shared by its targets (all losses but softmax)")
-    alpha: float | None = option(None, "negatives are drawn from train clicks to this power (0.5; gbce: 0) …")
-    uniform: float = option(0.1, "… or, this share of them, from all items alike")
+    negative_popularity_exponent: float | None = option(
+        None, "negatives are drawn from train clicks to this power (0.5; gbce: 0) …"
+    )
+    negative_uniform_share: float = option(0.1, "… or, this share of them, from all items alike")
     batch_positives: bool = option(False, "the step's targets join its negatives")
     skipped_negatives: int = option(0, "shown but not clicked items that join a target's negatives, at most")
     bpr_max_regularisation: float = option(1.0, "weight of bpr_max's score regulariser")
     gbce_t: float = option(0.75, "calibration of gbce: 0 = plain binary cross-entropy, 1 = that of all items")
     balance: str = option("fixed", "weights of the tasks: fixed, or learned uncertainty")
     task_weights: dict[str, float] = option({}, "fixed weights of the tasks' losses, 1 or the recipe's where not named")
-    rates: dict[str, float] = option({}, "share of positives by feedback task; counted in train where not named")
+    positive_rates: dict[str, float] = option(
+        {}, "share of positives by feedback task; counted in train where not named"
+    )
     positive_power: float = option(0.0, "positives of a feedback task weigh (negatives / positives) to this power")
     prefixes: int = option(0, "target clicks of a session and epoch at most, sampled anew; 0 takes all")
     exposures: bool = option(True, "feedback tasks learn from what was shown, not from the clicks alone")
@@ -92,12 +96,14 @@ class TrainOptions:
     valid_sessions: int = option(10_000, "sessions of the fixed validation sample")
     validate_steps: int = option(0, "validate after so many steps inside an epoch too, for the curve; 0 does not")
     select_by: str | None = option(None, "valid metric of the best epoch; ndcg@20, of ranking models auc (the mean)")
-    patience: int = option(3, "epochs without a better validation before training ends")
-    accumulate: int = option(1, "parts that a worker's share of a step goes through the networks in, to save memory")
+    early_stopping_patience: int = option(3, "epochs without a better validation before training ends")
+    gradient_accumulation_steps: int = option(
+        1, "parts that a worker's share of a step goes through the networks in, to save memory"
+    )
     precision: str = option("float32", "float32 (on a GPU its matrix products are TF32), or bfloat16 on a GPU")
     profile: bool = option(False, "write RUN/profile: a trace and a table of where steps go")
     refit: bool = option(False, "train once more with the valid clicks for the selected number of epochs")
-    buffer_sessions: int = option(16_384, "sessions shuffled together in memory")
+    shuffle_buffer_sessions: int = option(16_384, "sessions shuffled together in memory")
     checkpoint_steps: int = option(2_000, "steps between checkpoints inside an epoch")
     keep_checkpoints: int = option(2, "latest checkpoints kept beside the best")
 
@@ -154,8 +160,8 @@ class TrainerConfig:
     @property
     def negatives_alpha(self) -> float:
         """Power of the train clicks that negatives are drawn with; gbce's calibration wants uniform ones."""
-        if self.train.alpha is not None:
-            return self.train.alpha
+        if self.train.negative_popularity_exponent is not None:
+            return self.train.negative_popularity_exponent
         return 0.0 if self.loss == "gbce" else 0.5
 
     @property
@@ -231,9 +237,9 @@ def check(config: TrainerConfig) -> None:
         if not given or len(set(given)) != len(given) or set(given) - set(ENCODERS):
             raise InputError(f"encoder of {', '.join(ENCODERS)}", config.encoder, "write encoder=[gru4rec,srgnn], say")
     _check_numbers(config)
-    if "sasrec" in config.encoders and config.network.hidden % config.network.attention_heads:
+    if "sasrec" in config.encoders and config.network.hidden_size % config.network.attention_heads:
         heads = config.network.attention_heads
-        raise InputError("network.attention_heads that divides network.hidden", heads, "try 1")
+        raise InputError("network.attention_heads that divides network.hidden_size", heads, "try 1")
     _check_machine(config)
 
 
@@ -278,20 +284,20 @@ def _check_tasks(config: TrainerConfig) -> None:
 
 
 def _check_by_task(config: TrainerConfig) -> None:
-    for name in ("train.task_weights", "train.rates"):
+    for name in ("train.task_weights", "train.positive_rates"):
         for task, value in _value(config, name).items():
             if task not in TASKS:
                 raise InputError(f"{name} of {', '.join(TASKS)}", task, "name a task")
             if not 0 <= value < float("inf"):
                 raise InputError(f"{name}.{task} of at least 0", value, "give a larger number")
-            if name == "train.rates" and value > 1:
+            if name == "train.positive_rates" and value > 1:
                 raise InputError(f"{name}.{task} of at most 1", value, "a rate is a share of rows")
 
 
 LEAST = {
     "network": (
-        "dimension",
-        "hidden",
+        "embedding_dim",
+        "hidden_size",
         "layers",
         "attention_heads",
         "gnn_steps",
@@ -307,11 +313,11 @@ LEAST = {
         "negatives",
         "exposures_per_session",
         "valid_sessions",
-        "patience",
-        "buffer_sessions",
+        "early_stopping_patience",
+        "shuffle_buffer_sessions",
         "checkpoint_steps",
         "keep_checkpoints",
-        "accumulate",
+        "gradient_accumulation_steps",
     ),
 }
 """Options of at least 1."""
@@ -321,7 +327,7 @@ NOT_NEGATIVE = {
         "weight_decay",
         "table_decay",
         "warmup_steps",
-        "clip",
+        "max_grad_norm",
         "skipped_negatives",
         "bpr_max_regularisation",
         "positive_power",
@@ -352,10 +358,13 @@ def _check_numbers(config: TrainerConfig) -> None:
 
 
 def _check_shares(config: TrainerConfig) -> None:
-    for name in ("network.embedding_dropout", "network.state_dropout", "train.uniform"):
+    for name in ("network.embedding_dropout", "network.state_dropout", "train.negative_uniform_share"):
         if not 0 <= _value(config, name) < 1:
             raise InputError(f"{name} in [0, 1)", _value(config, name), "give a share")
-    for name, high, hint in (("train.gbce_t", 1, "try 0.75"), ("train.alpha", 10, "0 draws all items alike")):
+    for name, high, hint in (
+        ("train.gbce_t", 1, "try 0.75"),
+        ("train.negative_popularity_exponent", 10, "0 draws all items alike"),
+    ):
         if _value(config, name) is not None and not 0 <= _value(config, name) <= high:
             raise InputError(f"{name} in [0, {high}]", _value(config, name), hint)
 

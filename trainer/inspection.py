@@ -21,7 +21,7 @@ from trainer.task.base import TRAIN_HOLDOUT
 from trainer.task.registry import family_of
 from trainer.task.sessions import SessionFamily
 from trainer.training.objective import ITEM
-from trainer.training.step import Stepper
+from trainer.training.step import TrainStep
 
 
 def inspect(options: ShowConfig) -> list[str]:
@@ -36,20 +36,20 @@ def inspect(options: ShowConfig) -> list[str]:
     if options.k < 1:
         raise InputError("k of at least 1", options.k, "try 10")
     family = family_of(config, dataset, World.alone())
-    stepper = family.stepper(total_steps=1)
-    load_selected(place(options.run), stepper)
-    lines = [*parts(config, dataset, stepper), "", *gates(place(options.run)), ""]
-    lines += neighbours(dataset, stepper, options.item, options.k)
+    train_step = family.train_step(total_steps=1)
+    load_selected(place(options.run), train_step)
+    lines = [*parts(config, dataset, train_step), "", *gates(place(options.run)), ""]
+    lines += neighbours(dataset, train_step, options.item, options.k)
     if isinstance(family, SessionFamily):
-        lines += ["", *recommendations(family, dataset, stepper, options)]
+        lines += ["", *recommendations(family, dataset, train_step, options)]
     return lines
 
 
-def parts(config: TrainerConfig, dataset: Dataset, stepper: Stepper) -> list[str]:
+def parts(config: TrainerConfig, dataset: Dataset, train_step: TrainStep) -> list[str]:
     """Parameters and FLOPs by part of the model."""
-    found = {f"{name} table": table.parameters() for name, table in stepper.tables.items()}
-    found |= stepper.model.part_parameters()
-    flops = forward_flops(config, dataset, stepper)
+    found = {f"{name} table": table.parameters() for name, table in train_step.tables.items()}
+    found |= train_step.model.part_parameters()
+    flops = forward_flops(config, dataset, train_step)
     lines = [f"{'part':<24}{'parameters':>14}{'forward FLOPs an example':>28}"]
     for name in dict.fromkeys([*found, *flops]):
         if found.get(name) or flops.get(name):
@@ -73,9 +73,9 @@ def gates(run: Path) -> list[str]:
     return lines
 
 
-def neighbours(dataset: Dataset, stepper: Stepper, item: int, k: int) -> list[str]:
+def neighbours(dataset: Dataset, train_step: TrainStep, item: int, k: int) -> list[str]:
     """The items whose vectors point most nearly the same way."""
-    vector = torch.nn.functional.normalize(stepper.tables[ITEM].vector[1:].cpu(), dim=1)
+    vector = torch.nn.functional.normalize(train_step.tables[ITEM].vector[1:].cpu(), dim=1)
     cosine = vector @ vector[item - 1]
     cosine[item - 1] = -torch.inf
     values, best = best_of(cosine, min(k, len(cosine) - 1))
@@ -98,12 +98,12 @@ def describe(dataset: Dataset, items: list[int]) -> list[str]:
     ]
 
 
-def recommendations(family: SessionFamily, dataset: Dataset, stepper: Stepper, options: ShowConfig) -> list[str]:
+def recommendations(family: SessionFamily, dataset: Dataset, train_step: TrainStep, options: ShowConfig) -> list[str]:
     """A session and what comes next by the model, items of the session left out."""
     session = find_session(family, options.user)
     items = session.items.values
-    state = family.scorer(stepper).states(session, np.array([[len(items)]]))[:, 0]
-    scorer = family.scorer(stepper)
+    state = family.scorer(train_step).states(session, np.array([[len(items)]]))[:, 0]
+    scorer = family.scorer(train_step)
     score = (scorer.queries(state) @ scorer.item_vectors().t())[0].cpu()
     score[torch.from_numpy(np.unique(items)) - 1] = -torch.inf
     values, best = best_of(score, min(options.k, dataset.manifest.n_items - len(np.unique(items))))

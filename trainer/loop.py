@@ -34,7 +34,7 @@ from trainer.run.signals import Stopped, StopWatch
 from trainer.summary import write_diagnostics, write_summary
 from trainer.task.base import TRAIN_HOLDOUT, Family
 from trainer.task.registry import family_of
-from trainer.training.step import Stepper
+from trainer.training.step import TrainStep
 
 LOG_STEPS = 50
 
@@ -66,7 +66,7 @@ def train(config: TrainerConfig, world: World, on_epoch: Callable[[dict[str, Any
     if world.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, as the help of train.precision says
     run = place(config.output)
-    pull_by_all(Mirror.of(config.output), world)
+    pull_by_all(Mirror.for_uri(config.output), world)
     dataset = open_dataset(config.data, verify=False)
     if world.is_first:
         # A worker of a killed run may live for a moment: two must not write the same checkpoints.
@@ -81,19 +81,19 @@ def _train(
 ) -> None:
     family = family_of(config, dataset, world)
     select = Phase("train", TRAIN_HOLDOUT, config.train.epochs, validates=True)
-    stepper, progress = fit(config, family, run, world, select, on_epoch)
-    found = family.validate(stepper, family.sample())
+    train_step, progress = fit(config, family, run, world, select, on_epoch)
+    found = family.validate(train_step, family.sample())
     refit = config.train.refit
-    mirror = Mirror.of(config.output)
+    mirror = Mirror.for_uri(config.output)
     write_bundle = partial(export, dataset=dataset, world=world, model=family.name, mirror=mirror)
-    write_bundle(run / ("bundle-selected" if refit else "bundle"), family.scorer(stepper), refit=False)
+    write_bundle(run / ("bundle-selected" if refit else "bundle"), family.scorer(train_step), refit=False)
     if refit:
         again = Phase("refit", TRAIN_HOLDOUT - 1, progress.best_epoch, validates=False)
-        stepper, _ = fit(config, family, run, world, again, on_epoch)
-        write_bundle(run / "bundle", family.scorer(stepper), refit=True)
+        train_step, _ = fit(config, family, run, world, again, on_epoch)
+        write_bundle(run / "bundle", family.scorer(train_step), refit=True)
     if world.is_first:
-        write_diagnostics(run, found, stepper)
-        write_summary(run, config, dataset, stepper, progress, found)
+        write_diagnostics(run, found, train_step)
+        write_summary(run, config, dataset, train_step, progress, found)
         if mirror:
             mirror.push(last=SUMMARY)
 
@@ -105,37 +105,37 @@ def fit(
     world: World,
     phase: Phase,
     on_epoch: Callable[[dict[str, Any]], None],
-) -> tuple[Stepper, Progress]:
+) -> tuple[TrainStep, Progress]:
     """Train a phase to its end, from its latest checkpoint if there is one.
 
     Returns:
         The parameters of the best epoch (of the last, where there is no validation), and the progress.
     """
     reader = family.reader(phase.holdout)
-    stepper = family.stepper(phase.epochs * -(-reader.total_targets() // config.train.batch_tokens))
+    train_step = family.train_step(phase.epochs * -(-reader.total_targets() // config.train.batch_tokens))
     folder = phase.checkpoints(run)
     path = checkpoint.latest(folder)
-    progress = checkpoint.load(path, stepper) if path else Progress()
+    progress = checkpoint.load(path, train_step) if path else Progress()
     steps = world.gather(progress.step)
     if len(set(steps)) > 1:
         raise InputError(
             "the same checkpoint on all workers", f"steps {steps}", "put the run on storage that they share"
         )
-    mirror, log = Mirror.of(config.output), None
+    mirror, log = Mirror.for_uri(config.output), None
     writer = checkpoint.Writer(folder, config.train.keep_checkpoints, lambda: send_checkpoint(mirror))
     if world.is_first and not _ended(config, phase, progress):
         log = RunLog(run, progress.step, refit=not phase.validates)
     sample = family.sample() if phase.validates else None
-    training = Training(config, family, reader, stepper, progress, phase, writer, log, sample)
+    training = Training(config, family, reader, train_step, progress, phase, writer, log, sample)
     while not _ended(config, phase, progress):
         training.epoch()
         values: dict[str, Any] = {}
         if sample is not None:
-            values = family.validate(stepper, sample).metrics
-            _judge(progress, values, config.select_by)
+            values = family.validate(train_step, sample).metrics
+            _update_best(progress, values, config.select_by)
         if log:
             log.write(progress.step, progress.epoch, "valid", values)
-            writer.save(stepper, progress)
+            writer.save(train_step, progress)
         world.barrier()
         on_epoch({"epoch": progress.epoch, **{k: v for k, v in values.items() if v is not None}})
     if log:
@@ -144,13 +144,13 @@ def fit(
     world.barrier()
     if phase.validates and progress.best_step != progress.step:
         pull_by_all(mirror, world)
-        checkpoint.load_best(folder, progress.best_step, stepper)
-    return stepper, progress
+        checkpoint.load_best(folder, progress.best_step, train_step)
+    return train_step, progress
 
 
 def _ended(config: TrainerConfig, phase: Phase, progress: Progress) -> bool:
-    impatient = phase.validates and progress.worse_epochs >= config.train.patience
-    return progress.sample == 0 and (progress.epoch >= phase.epochs or impatient)
+    stop_early = phase.validates and progress.worse_epochs >= config.train.early_stopping_patience
+    return progress.sample == 0 and (progress.epoch >= phase.epochs or stop_early)
 
 
 @dataclass
@@ -160,7 +160,7 @@ class Training:
     config: TrainerConfig
     family: Family
     reader: Reader[Any]
-    stepper: Stepper
+    train_step: TrainStep
     progress: Progress
     phase: Phase
     writer: checkpoint.Writer
@@ -169,26 +169,26 @@ class Training:
 
     def epoch(self) -> None:
         """Train the rest of the epoch under way."""
-        progress, stepper, run = self.progress, self.stepper, place(self.config.output)
-        stepper.model.train()
+        progress, train_step, run = self.progress, self.train_step, place(self.config.output)
+        train_step.model.train()
         if not progress.loss_sums:
-            progress.loss_sums, progress.loss_counts = ([0.0] * len(stepper.tasks) for _ in range(2))
+            progress.loss_sums, progress.loss_counts = ([0.0] * len(train_step.tasks) for _ in range(2))
         first, done = progress.step, sum(progress.loss_counts[:1])
         meter = Meter(self.family.unit, self.family.total(self.reader), self.phase.epochs, done)
-        source = _batches(self.config, self.family, self.reader, progress, self.phase, stepper.world)
-        stop = StopWatch(self.config.output, stepper.world)
-        profiler = Profiler(run, wanted=self.config.train.profile and stepper.world.is_first)
+        source = _batches(self.config, self.family, self.reader, progress, self.phase, train_step.world)
+        stop = StopWatch(self.config.output, train_step.world)
+        profiler = Profiler(run, wanted=self.config.train.profile and train_step.world.is_first)
         for batch in source:
             profiler.before(progress.step - first)
-            sums, counts = (totals.tolist() for totals in stepper.step(batch.data, progress.step))
-            progress.took(batch.first_sample + batch.samples, sums, counts)
+            sums, counts = (totals.tolist() for totals in train_step.step(batch.data, progress.step))
+            progress.advance(batch.first_sample + batch.samples, sums, counts)
             self._after_step(progress.step - first, sums, counts, meter, source.waited)
             if stop(progress.step):
                 self._save(meter)
                 self.writer.wait()
                 if self.log:
                     self.log.close()
-                stepper.world.barrier()
+                train_step.world.barrier()
                 raise Stopped(f"stopped after step {progress.step}; the same command goes on from there")
         profiler.finish()
         progress.seconds += meter.lap()
@@ -202,14 +202,14 @@ class Training:
         if self.log:
             self.log.progress(**meter.told(progress, waited))
             if progress.step % LOG_STEPS == 0:
-                means = mean_losses(self.stepper.tasks, sums, counts)
+                means = mean_losses(self.train_step.tasks, sums, counts)
                 self.log.write(progress.step, progress.epoch + 1, self.phase.name, means)
         if steps % train.checkpoint_steps == 0:
             self._save(meter)
         if train.validate_steps and self.sample is not None and steps % train.validate_steps == 0:
             progress.seconds += meter.lap()
-            values = self.family.validate(self.stepper, self.sample).metrics
-            self.stepper.model.train()
+            values = self.family.validate(self.train_step, self.sample).metrics
+            self.train_step.model.train()
             if self.log:
                 self.log.write(progress.step, progress.epoch + 1, "valid-within", values)
             meter.lap()  # the time of a validation is no training
@@ -217,12 +217,12 @@ class Training:
     def _save(self, meter: Meter) -> None:
         self.progress.seconds += meter.lap()
         if self.log:
-            self.writer.save(self.stepper, self.progress)
+            self.writer.save(self.train_step, self.progress)
 
     def _log_epoch(self, told: dict[str, Any]) -> None:
         if self.log:
             progress = self.progress
-            means = mean_losses(self.stepper.tasks, progress.loss_sums, progress.loss_counts)
+            means = mean_losses(self.train_step.tasks, progress.loss_sums, progress.loss_counts)
             means |= {"examples_per_second": told["rate"], "waiting_share": told["waiting"]}
             means["memory_gib"] = psutil.Process().memory_info().rss / 2**30
             self.log.write(progress.step, progress.epoch + 1, f"{self.phase.name}-epoch", means)
@@ -239,13 +239,16 @@ def _batches(
         progress.epoch,
         reader.dataset.manifest.fingerprint,
         options.batch_tokens,
-        options.buffer_sessions,
+        options.shuffle_buffer_sessions,
     )
     salt = int(mix(np.array([(config.seed * 1_000_003 + progress.epoch) % 2**64], np.uint64))[0] >> np.uint64(1))
     whole = family.collate(phase.holdout, salt)
 
     def collate(window: Any, mine: Int, step: Int) -> list[Any]:
-        return [whole(window, share(mine, part, options.accumulate), step) for part in range(options.accumulate)]
+        return [
+            whole(window, share(mine, part, options.gradient_accumulation_steps), step)
+            for part in range(options.gradient_accumulation_steps)
+        ]
 
     start, rank, size = progress.sample, world.global_rank, world.size
     return Prefetch(reader.epoch(order, collate, start=start, global_rank=rank, world_size=size))
@@ -256,7 +259,7 @@ def mean_losses(tasks: list[str], sums: list[float], counts: list[float]) -> dic
     return {f"loss/{t}": s / max(c, 1.0) for t, s, c in zip(tasks, sums, counts, strict=True)}
 
 
-def _judge(progress: Progress, values: dict[str, Any], select_by: str) -> None:
+def _update_best(progress: Progress, values: dict[str, Any], select_by: str) -> None:
     value = values.get(select_by)
     score = value if value is not None and math.isfinite(value) else 0.0  # no score never beats one
     if score > progress.best_score:

@@ -41,10 +41,10 @@ def job(options: list[str]) -> None:
         given.append("output=plan")
     given.append("ray.workers=0")
     config = load(given)
-    from trainer.prepare import settle  # imports torch, as the measurement does
+    from trainer.prepare import resolve_config  # imports torch, as the measurement does
     from trainer.step_cost import plan
 
-    config, _ = settle(given, config)
+    config, _ = resolve_config(given, config)
     print("\n".join(plan(asked, config)))
 
 

@@ -1,4 +1,4 @@
-"""Before any worker starts: check data and options, settle the configuration, refuse what differs."""
+"""Before any worker starts: check data and options, resolve_config the configuration, refuse what differs."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def prepare(options: Sequence[str], asked: TrainerConfig | None = None) -> tuple
     Raises:
         InputError: options, dataset or output that the user must mend.
     """
-    config, dataset = settle(options, asked)
-    output, mirror = place(config.output), Mirror.of(config.output)
+    config, dataset = resolve_config(options, asked)
+    output, mirror = place(config.output), Mirror.for_uri(config.output)
     if mirror:
         pull_run(mirror, checkpoints=False)
     fingerprint = {"dataset": dataset.manifest.fingerprint}
@@ -83,7 +83,7 @@ def read_config(path: Path) -> dict[str, Any]:
     raise InputError(f"the configuration of a run in {path}", problem, "give the folder of a run, or another output")
 
 
-def settle(options: Sequence[str], asked: TrainerConfig | None = None) -> tuple[TrainerConfig, Dataset]:
+def resolve_config(options: Sequence[str], asked: TrainerConfig | None = None) -> tuple[TrainerConfig, Dataset]:
     """The configuration of a command line with its recipe and all that follows from the dataset.
 
     Args:
@@ -105,7 +105,9 @@ def settle(options: Sequence[str], asked: TrainerConfig | None = None) -> tuple[
         print("warning: every row was clicked, so rank_esmm is rank_single here", file=sys.stderr, flush=True)
     if not config.tasks:
         raise InputError("a task with both outcomes in train", "none", "choose other tasks, or another dataset")
-    config.train.rates = rates | {task: rate for task, rate in config.train.rates.items() if task in rates}
+    config.train.positive_rates = rates | {
+        task: rate for task, rate in config.train.positive_rates.items() if task in rates
+    }
     config.network.positions = config.network.positions or dataset.manifest.max_clicks
     return config, dataset
 

@@ -145,7 +145,7 @@ def _scaling(config: TrainerConfig, workers: Any) -> ScalingConfig:
 
 def _run(config: TrainerConfig, workers: Any) -> None:
     # Ray resumes a run name that it knows: ours is new each time, since we resume by ourselves.
-    run, mirror = place(config.output), Mirror.of(config.output)
+    run, mirror = place(config.output), Mirror.for_uri(config.output)
     storage = run / ".ray"
     shutil.rmtree(storage, ignore_errors=True)
     store: dict[str, Any] = {"storage_path": str(storage)}
@@ -219,5 +219,5 @@ def work(settings: dict[str, Any]) -> None:
         if world.is_first:
             told = error if isinstance(error, InputError) else error.told()
             write_json(place(config.output) / FAILED, vars(told))
-            if mirror := Mirror.of(config.output):
+            if mirror := Mirror.for_uri(config.output):
                 mirror.send([FAILED])

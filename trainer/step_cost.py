@@ -28,7 +28,7 @@ from trainer.distributed.world import World
 from trainer.plan import PlanConfig
 from trainer.task.base import TRAIN_HOLDOUT
 from trainer.task.registry import family_of
-from trainer.training.step import Stepper
+from trainer.training.step import TrainStep
 
 WARM_STEPS = 3
 
@@ -65,7 +65,7 @@ def plan(options: PlanConfig, config: TrainerConfig) -> list[str]:
     sent = exchanged(found, options.workers)
     beyond = max(0.0, sent - exchanged(found, here)) / (options.network_gbit / 8 * 1e9)
     seconds = max(m.seconds for m in measured) + beyond
-    memory = memory_parts(config, family.stepper(1), found)
+    memory = memory_parts(config, family.train_step(1), found)
     rate = config.train.batch_tokens / seconds
     return [
         f"{config.model}: {dataset.manifest.counts.get('sessions', 0):,} sessions, {dataset.manifest.n_items:,} items",
@@ -89,16 +89,16 @@ def exchanged(found: Measured, workers: int) -> float:
     return others * found.rows * found.row_bytes + 2 * found.dense_bytes * others / workers
 
 
-def memory_parts(config: TrainerConfig, stepper: Stepper, found: Measured) -> list[tuple[str, str]]:
+def memory_parts(config: TrainerConfig, train_step: TrainStep, found: Measured) -> list[tuple[str, str]]:
     """Parameters and memory of a worker, by part."""
     parts, known = [], 0
-    for name, table in stepper.tables.items():
+    for name, table in train_step.tables.items():
         tensors = table.tensors()
         for what, names in (("table", ("vector", "bias")), ("optimiser state", ("vector_state", "bias_state"))):
             size = sum(tensors[n].numel() * tensors[n].element_size() for n in names)
             known += size
             parts.append((f"{name} {what}", f"{size / 2**20:,.0f} MiB"))
-    networks = sum(p.numel() for p in stepper.model.parameters())
+    networks = sum(p.numel() for p in train_step.model.parameters())
     states = 2 if config.train.optimizer == "adagrad" else 3
     known += 4 * networks * (1 + states)
     parts.append(("networks with gradients and optimiser", f"{4 * networks * (1 + states) / 2**20:,.1f} MiB"))
@@ -106,7 +106,7 @@ def memory_parts(config: TrainerConfig, stepper: Stepper, found: Measured) -> li
     parts.append(("sessions read ahead, batches, libraries", f"{rest / 2**20:,.0f} MiB"))
     parts.append(("memory of a worker (measured)", f"{found.resident / 2**20:,.0f} MiB"))
     parts.append(("… the first one, while it copies a checkpoint", f"{(found.resident + known) / 2**20:,.0f} MiB"))
-    total = sum(table.parameters() for table in stepper.tables.values()) + networks
+    total = sum(table.parameters() for table in train_step.tables.values()) + networks
     return [("parameters", f"{total:,}"), *parts]
 
 
@@ -135,11 +135,11 @@ def steps_of(config: TrainerConfig, world: World, steps: int) -> Measured:
     """Take some steps of an epoch, and the time."""
     dataset = open_dataset(config.data, verify=False)
     family = family_of(config, dataset, world)
-    stepper, reader = family.stepper(steps), family.reader(TRAIN_HOLDOUT)
-    stepper.model.train()
+    train_step, reader = family.train_step(steps), family.reader(TRAIN_HOLDOUT)
+    train_step.model.train()
     options = config.train
     fingerprint = dataset.manifest.fingerprint
-    order = Order(reader.group_rows, config.seed, 0, fingerprint, options.batch_tokens, options.buffer_sessions)
+    order = Order(reader.group_rows, config.seed, 0, fingerprint, options.batch_tokens, options.shuffle_buffer_sessions)
     batches = reader.epoch(
         order, family.collate(TRAIN_HOLDOUT, 1), start=0, global_rank=world.global_rank, world_size=world.size
     )
@@ -147,8 +147,8 @@ def steps_of(config: TrainerConfig, world: World, steps: int) -> Measured:
     for batch in Prefetch(batches):
         if taken == WARM_STEPS:
             begin = time.perf_counter()
-        objective: Any = stepper.objective
-        _, weights = stepper.step([batch.data], taken)
+        objective: Any = train_step.objective
+        _, weights = train_step.step([batch.data], taken)
         if taken < WARM_STEPS:  # not while the time is taken
             wanted = objective.wanted(batch.data, objective.candidates(batch.data, taken))
             rows.append(sum(len(torch.unique(ids)) for ids in wanted.values()))
@@ -156,8 +156,8 @@ def steps_of(config: TrainerConfig, world: World, steps: int) -> Measured:
         taken += 1
         if taken == WARM_STEPS + steps:
             break
-    row = max(table.vector.shape[1] + bool(table.bias.numel()) for table in stepper.tables.values())
-    dense = sum(p.numel() * 4 for p in stepper.model.parameters())
+    row = max(table.vector.shape[1] + bool(table.bias.numel()) for table in train_step.tables.values())
+    dense = sum(p.numel() * 4 for p in train_step.model.parameters())
     return Measured(
         seconds=(time.perf_counter() - begin) / max(1, taken - WARM_STEPS),
         targets=float(np.mean(targets)),

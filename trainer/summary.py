@@ -16,12 +16,12 @@ from trainer.models.recommender import Recommender
 from trainer.run.checkpoint import Progress
 from trainer.run.folder import SUMMARY
 from trainer.run.metrics_log import read_metrics
-from trainer.training.step import Stepper
+from trainer.training.step import TrainStep
 
 DIAGNOSTICS = "diagnostics.json"
 
 
-def write_diagnostics(run: Path, found: Validation, stepper: Stepper) -> None:
+def write_diagnostics(run: Path, found: Validation, train_step: TrainStep) -> None:
     """`diagnostics.json`: curves by epoch, gates and their entropy, for the report."""
     curves: dict[str, list[list[float]]] = {}
     for line in read_metrics(run / "metrics.jsonl"):
@@ -29,22 +29,22 @@ def write_diagnostics(run: Path, found: Validation, stepper: Stepper) -> None:
             curves.setdefault(f"{line['split'].removesuffix('-epoch')}/{line['name']}", []).append(
                 [line["epoch"], line["value"]]
             )
-    gates = {"tasks": stepper.tasks, "mean_weight": found.gates, "entropy_nats": found.entropy}
+    gates = {"tasks": train_step.tasks, "mean_weight": found.gates, "entropy_nats": found.entropy}
     write_json(run / DIAGNOSTICS, {"curves": curves, "gates": gates if found.gates else None})
 
 
 def write_summary(
-    run: Path, config: TrainerConfig, dataset: Dataset, stepper: Stepper, progress: Progress, found: Validation
+    run: Path, config: TrainerConfig, dataset: Dataset, train_step: TrainStep, progress: Progress, found: Validation
 ) -> None:
     """`summary.json`, written last: a run folder with it is finished."""
-    tables = {name: table.parameters() for name, table in stepper.tables.items()}
-    networks = sum(p.numel() for p in stepper.model.parameters())
-    flops = forward_flops(config, dataset, stepper)
+    tables = {name: table.parameters() for name, table in train_step.tables.items()}
+    networks = sum(p.numel() for p in train_step.model.parameters())
+    flops = forward_flops(config, dataset, train_step)
     write_json(
         run / SUMMARY,
         {
             "model": config.model,
-            "tasks": stepper.tasks,
+            "tasks": train_step.tasks,
             "seed": config.seed,
             "recipe": config.recipe,
             "best_epoch": progress.best_epoch,
@@ -62,19 +62,19 @@ def write_summary(
             "n_items": dataset.manifest.n_items,
             "dataset": dataset.manifest.fingerprint,
             "refit": config.train.refit,
-            "workers": stepper.world.size,
+            "workers": train_step.world.size,
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         },
     )
 
 
-def forward_flops(config: TrainerConfig, dataset: Dataset, stepper: Stepper) -> dict[str, int]:
+def forward_flops(config: TrainerConfig, dataset: Dataset, train_step: TrainStep) -> dict[str, int]:
     """Multiply-adds × 2 of one example's forward pass, by part; sessions of half the longest length."""
-    if not isinstance(stepper.model, Recommender):
-        return stepper.model.flops()
+    if not isinstance(train_step.model, Recommender):
+        return train_step.model.flops()
     candidates = dataset.manifest.n_items if config.loss == "softmax" else config.train.negatives
     clicks = max(1, dataset.manifest.max_clicks // 2)
-    return stepper.model.flops(candidates=candidates, dimension=config.network.dimension, clicks=clicks)
+    return train_step.model.flops(candidates=candidates, embedding_dim=config.network.embedding_dim, clicks=clicks)
 
 
 def best_epochs(run: Path) -> dict[str, int]:

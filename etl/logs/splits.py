@@ -59,7 +59,7 @@ class Split:
 
 
 @contextlib.contextmanager
-def _readable(uri: str) -> Iterator[None]:
+def readable(uri: str) -> Iterator[None]:
     """Turn what a file system or a decompressor objects to into an `InputError`."""
     try:
         yield
@@ -177,7 +177,7 @@ def _after_newline(stream: pa.NativeFile, offset: int, split: Split) -> int:
 def _stream_blocks(
     store: pa_fs.FileSystem, path: str, file: LogFile, update: Callable[[bytes | memoryview], None]
 ) -> Iterator[Block]:
-    with _readable(file.uri), store.open_input_stream(path, compression=file.compression) as stream:
+    with readable(file.uri), store.open_input_stream(path, compression=file.compression) as stream:
         update(stream.read(file.rows_begin))
         offset, rest = file.rows_begin, b""
         while data := stream.read(BLOCK_BYTES):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow.fs as pa_fs
 
-from etl.logs.splits import LogFile, _readable
+from etl.logs.splits import LogFile, readable
 from etl.runtime.errors import InputError
 from etl.runtime.object_store import filesystem
 
@@ -104,7 +104,7 @@ def _expand(pattern: str) -> list[str]:
 
 def _open_log(uri: str, scenario: Scenario) -> LogFile:
     store, path = filesystem(uri)
-    with _readable(uri):
+    with readable(uri):
         info = store.get_file_info(path)
         if not info.is_file:
             got = f"the folder {uri}" if info.type == pa_fs.FileType.Directory else f"{uri}: no such file"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from etl.runtime.errors import InputError
-from etl.runtime.output_path import _beside, _making
+from etl.runtime.output_path import hidden_sibling, making
 
 
 @contextlib.contextmanager
@@ -21,8 +21,8 @@ def locked(output: Path, *, wait_seconds: float = 30.0) -> Iterator[None]:
     Raises:
         InputError: another process still holds it after `wait_seconds`.
     """
-    with _making(output):
-        path = _beside(output, "lock")
+    with making(output):
+        path = hidden_sibling(output, "lock")
     deadline = time.monotonic() + wait_seconds
     while (stream := _try_lock(path)) is None:
         if time.monotonic() > deadline:
@@ -37,7 +37,7 @@ def locked(output: Path, *, wait_seconds: float = 30.0) -> Iterator[None]:
 
 def _try_lock(path: Path) -> IO[str] | None:
     """The open, locked file, or None while another process holds it."""
-    with _making(path):
+    with making(path):
         stream = path.open("w")
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -103,7 +103,7 @@ class Mirror:
     folder: Path
 
     @classmethod
-    def of(cls, path: str | Path) -> Mirror | None:
+    def for_uri(cls, path: str | Path) -> Mirror | None:
         """The mirror of a URI; None for a path, which needs none."""
         return cls(str(path).rstrip("/"), place(path)) if is_remote(path) else None
 
@@ -259,7 +259,7 @@ def fetched(path: str | Path, *, whole: str = "manifest.json") -> Path:
     Raises:
         InputError: a store that does not answer, or without such an artefact.
     """
-    mirror = Mirror.of(path)
+    mirror = Mirror.for_uri(path)
     if mirror is None:
         return Path(path)
     if not mirror.has(whole):
@@ -283,7 +283,7 @@ def published(output: str, kind: Kind, *, overwrite: bool, inputs: Iterable[str]
     Raises:
         InputError: `output` is not ours to replace, cannot be written, or a store does not answer.
     """
-    mirror = Mirror.of(output)
+    mirror = Mirror.for_uri(output)
     if mirror is None:
         with staged(Path(output), kind, overwrite=overwrite, inputs=inputs) as folder:
             yield folder
@@ -300,7 +300,7 @@ def refuse_output(output: str, kind: Kind, *, overwrite: bool, inputs: Iterable[
     Raises:
         InputError: something stands there that may not be replaced.
     """
-    mirror = Mirror.of(output)
+    mirror = Mirror.for_uri(output)
     if mirror is None:
         refuse_existing(Path(output), kind, overwrite=overwrite, inputs=inputs)
         return

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from etl.runtime.errors import InputError
 from etl.runtime.locks import locked
-from etl.runtime.output_path import OTHER_OUTPUT, _beside, _is_fixed, _making
+from etl.runtime.output_path import OTHER_OUTPUT, hidden_sibling, is_mount_point, making
 
 
 @dataclass(frozen=True)
@@ -71,17 +71,17 @@ def staged(output: Path, kind: Kind, *, overwrite: bool, inputs: Iterable[str] =
             is full.
     """
     output = output.resolve()
-    with _making(output):
+    with making(output):
         output.parent.mkdir(parents=True, exist_ok=True)
     with locked(output):
         refuse_existing(output, kind, overwrite=overwrite, inputs=inputs)
-        building = _beside(output, "building")
-        with _making(output):
+        building = hidden_sibling(output, "building")
+        with making(output):
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir()
         try:
             yield building
-            with _making(output):
+            with making(output):
                 _replace(output, building, kind.last)
         except BaseException as error:
             shutil.rmtree(building, ignore_errors=True)
@@ -107,7 +107,7 @@ def refuse_existing(output: Path, kind: Kind, *, overwrite: bool, inputs: Iterab
         InputError: something stands at `output` that may not be replaced, or `output` cannot be written.
     """
     output = output.resolve()
-    with _making(output):
+    with making(output):
         _refuse_place(output)
         _bring_back(output, kind)
         entries = _entries(output)
@@ -153,7 +153,7 @@ STATES = ("building", "old", "lock")
 
 
 def _entries(output: Path) -> list[Path]:
-    ours = {_beside(output, state) for state in STATES}
+    ours = {hidden_sibling(output, state) for state in STATES}
     return [path for path in output.iterdir() if path not in ours] if output.is_dir() else []
 
 
@@ -168,10 +168,10 @@ def _files(output: Path) -> set[str]:
 
 def _bring_back(output: Path, kind: Kind) -> None:
     """Undo a replacement that was killed between taking the old folder away and putting the new one there."""
-    old = _beside(output, "old")
+    old = hidden_sibling(output, "old")
     if not kind.is_whole(old) or kind.is_whole(output):
         return
-    if _is_fixed(output):
+    if is_mount_point(output):
         for entry in _entries(output):
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         _move_entries(old, output, kind.last)
@@ -180,9 +180,9 @@ def _bring_back(output: Path, kind: Kind) -> None:
 
 
 def _replace(output: Path, building: Path, last: str) -> None:
-    old = _beside(output, "old")
+    old = hidden_sibling(output, "old")
     shutil.rmtree(old, ignore_errors=True)
-    if _is_fixed(output):
+    if is_mount_point(output):
         old.mkdir()
         for entry in sorted(_entries(output), key=lambda path: path.name != last):  # from now on it is not whole
             entry.rename(old / entry.name)

@@ -15,7 +15,7 @@ OTHER_OUTPUT = "give another output, or check the folder and its permissions"
 
 
 @contextlib.contextmanager
-def _making(output: Path) -> Iterator[None]:
+def making(output: Path) -> Iterator[None]:
     """Turn what the file system objects to into an `InputError`."""
     try:
         yield
@@ -26,7 +26,7 @@ def _making(output: Path) -> Iterator[None]:
         raise InputError("an output folder that can be written", got, OTHER_OUTPUT) from None
 
 
-def _is_fixed(output: Path) -> bool:
+def is_mount_point(output: Path) -> bool:
     """Whether a folder can be filled but not be renamed."""
     if not output.is_dir():
         return False
@@ -42,5 +42,5 @@ def _mount_points() -> set[str]:
     return {re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), line.split(" ")[4]) for line in lines}
 
 
-def _beside(output: Path, state: str) -> Path:
-    return output / f".{state}" if _is_fixed(output) else output.with_name(f".{output.name}.{state}")
+def hidden_sibling(output: Path, state: str) -> Path:
+    return output / f".{state}" if is_mount_point(output) else output.with_name(f".{output.name}.{state}")

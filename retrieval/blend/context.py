@@ -18,7 +18,7 @@ Context = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Facts:
+class SegmentAttributes:
     """Of the dataset.
 
     Attributes:

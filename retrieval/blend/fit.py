@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retrieval.blend import reranker
-from retrieval.blend.context import Context, Facts
+from retrieval.blend.context import Context, SegmentAttributes
 from retrieval.blend.learned import FOLDS, Learned, Weights, fold_of
 from retrieval.blend.pool import Pool, Pools, softmax_of_rows
 from retrieval.blend.weights import find_weights, gain_of, summed
@@ -22,7 +22,9 @@ FIT_AT_ONCE = 512
 TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
-def learn_blend(pools: Pools, facts: Facts, queries: Iterable[Queries], cutoff: int, threads: int) -> Learned | None:
+def learn_blend(
+    pools: Pools, facts: SegmentAttributes, queries: Iterable[Queries], cutoff: int, threads: int
+) -> Learned | None:
     """Learn from valid queries; None where no target is in any pool.
 
     Args:
@@ -72,7 +74,9 @@ def learn_blend(pools: Pools, facts: Facts, queries: Iterable[Queries], cutoff: 
     return Learned(list(names), temperature, kind, Weights(_named(names, everyone), text), folds, selection)
 
 
-def _hits(pools: Pools, facts: Facts, queries: Iterable[Queries]) -> tuple[Pool, Context, npt.NDArray[np.int64], int]:
+def _hits(
+    pools: Pools, facts: SegmentAttributes, queries: Iterable[Queries]
+) -> tuple[Pool, Context, npt.NDArray[np.int64], int]:
     """Pools and context of the queries whose target is in their pool, the users, and how many queries there were."""
     parts: list[Pool] = []
     contexts: list[Context] = []

@@ -10,7 +10,7 @@ import numpy as np
 
 from etl.dataset import Dataset
 from etl.runtime.errors import InputError
-from retrieval.blend.context import Facts
+from retrieval.blend.context import SegmentAttributes
 from retrieval.blend.fit import FIT_QUERIES, learn_blend
 from retrieval.blend.learned import Learned
 from retrieval.blend.pool import CANDIDATES, Pools
@@ -55,7 +55,7 @@ class OpenedSources:
     names: list[str]
     counted: dict[str, Scores]
     index: Index
-    facts: Facts
+    facts: SegmentAttributes
 
     @classmethod
     def of(
@@ -70,7 +70,7 @@ class OpenedSources:
         counted = open_counted(wanted, dataset, sources_folder(bundle), options, search_threads())
         markov = counted["markov"]
         successors = markov.lists if isinstance(markov, AfterLast) else None
-        return cls(names, counted, index, Facts(popular, dataset.category_codes(), successors))
+        return cls(names, counted, index, SegmentAttributes(popular, dataset.category_codes(), successors))
 
     def pools(self, *, mask_seen: bool, temperature: float = 1.0) -> Pools:
         """Pools of all sources."""

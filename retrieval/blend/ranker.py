@@ -10,7 +10,7 @@ from time import perf_counter
 import numpy as np
 import numpy.typing as npt
 
-from retrieval.blend.context import Facts
+from retrieval.blend.context import SegmentAttributes
 from retrieval.blend.fit import reranked
 from retrieval.blend.learned import Learned, Weights, fold_of
 from retrieval.blend.pool import Pool, Pools
@@ -38,7 +38,9 @@ class BlendRanker:
         threads: batches at a time.
     """
 
-    def __init__(self, learned: Learned, pools: Pools, unseen: Pools, facts: Facts, deepest: int, threads: int) -> None:
+    def __init__(
+        self, learned: Learned, pools: Pools, unseen: Pools, facts: SegmentAttributes, deepest: int, threads: int
+    ) -> None:
         self.learned, self.pools, self.unseen, self.facts = learned, pools, unseen, facts
         self.deepest, self.threads = deepest, threads
         self.seconds = {"sum": 0.0, "reranker": 0.0}

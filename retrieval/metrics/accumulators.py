@@ -28,7 +28,7 @@ Segments = Iterable[tuple[str, str, npt.NDArray[np.bool_]]]
 
 
 @dataclass(frozen=True)
-class Facts:
+class SegmentAttributes:
     """What is known of items and users, by which queries are told apart.
 
     Attributes:
@@ -44,7 +44,7 @@ class Facts:
     profile: npt.NDArray[np.int8]
 
     @classmethod
-    def of(cls, dataset: Dataset) -> Facts:
+    def of(cls, dataset: Dataset) -> SegmentAttributes:
         """Read a dataset's."""
         clicks = np.concatenate([[0], dataset.items(["train_clicks"])["train_clicks"].to_numpy()])
         users, profiles = [np.zeros(0, np.int64)], [np.zeros((0, 2), np.int8)]
@@ -76,7 +76,7 @@ def deciles(train_clicks: Int) -> npt.NDArray[np.int8]:
     return out
 
 
-def segments(queries: Queries, clicks_after: int, facts: Facts) -> Segments:
+def segments(queries: Queries, clicks_after: int, facts: SegmentAttributes) -> Segments:
     """Kind and name of each segment that queries fall into, and which do `[Q]`."""
     kept = queries.n_seen + clicks_after
     for low, high in LENGTHS:
@@ -108,7 +108,7 @@ class RankingResult:
         self.seconds = 0.0
 
     def add(
-        self, queries: Queries, clicks_after: int, rank: Int, lists: Any, facts: Facts, more: Segments = ()
+        self, queries: Queries, clicks_after: int, rank: Int, lists: Any, facts: SegmentAttributes, more: Segments = ()
     ) -> None:
         """Add a batch: the ranks of its targets and its top lists; `more` segments than those by `facts`."""
         repeat = queries.is_repeat

@@ -15,7 +15,7 @@ from retrieval.bundle import Bundle, Queries
 from retrieval.config import RetrievalConfig
 from retrieval.rankers.index_ranker import rank_by_index
 from retrieval.rankers.popularity import HELD_OUT, CategoryPopularity, Popularity
-from retrieval.rankers.source_ranker import Neighbours
+from retrieval.rankers.source_ranker import SourceRanker
 from retrieval.search.index import Index
 from retrieval.sources.scores import Scores, last_item
 from retrieval.sources.store import COUNTED, FOLDER, SourceOptions, open_counted
@@ -61,7 +61,7 @@ def baseline_rankers(dataset: Dataset, bundle: Bundle, index: Index, config: Ret
     counted = [name for name in COUNTED if name in config.baselines]
     scores |= open_counted(counted, dataset, sources_folder(bundle), source_options(config, HELD_OUT), search_threads())
     for name, source in scores.items():
-        rankers[name] = partial(Neighbours(source, popularity).rank, k=config.deepest, mask_seen=config.mask_seen)
+        rankers[name] = partial(SourceRanker(source, popularity).rank, k=config.deepest, mask_seen=config.mask_seen)
     return rankers
 
 

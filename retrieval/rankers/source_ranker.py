@@ -18,7 +18,7 @@ from retrieval.sources.sparse_rows import kth_largest, position_in_row
 QUERIES_AT_ONCE = 256
 
 
-class Neighbours:
+class SourceRanker:
     """Ranks candidates by sparse scores, and what has none by popularity.
 
     Args:

@@ -1,4 +1,4 @@
-"""Exact maximum-inner-product search in bounded memory: the yardstick for every index."""
+"""Exact maximum-inner-product search in bounded memory: the exact_reference for every index."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class _Best:
         self.waiting.append((query, row, score))
         self.count += len(query)
         if self.count > PENDING * len(self.score):
-            self.settle()
+            self.resolve_config()
 
-    def settle(self) -> None:
+    def resolve_config(self) -> None:
         """Let the waiting candidates in."""
         if not self.waiting:
             return
@@ -74,7 +74,7 @@ class _Best:
 
     def in_order(self) -> tuple[npt.NDArray[np.float32], Ids]:
         """Scores and rows, best first."""
-        self.settle()
+        self.resolve_config()
         order = np.lexsort((self.row, -self.score), axis=1)
         return np.take_along_axis(self.score, order, 1), np.take_along_axis(self.row, order, 1)
 

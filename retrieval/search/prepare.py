@@ -17,7 +17,7 @@ from retrieval.bundle import Bundle, open_bundle
 from retrieval.config import RetrievalConfig
 from retrieval.search.index import Catalogue, Index, build_index, choose_kind, norms
 from retrieval.search.index_file import Stored, origin
-from retrieval.search.tuning import FIDELITY_K, Fidelity, Yardstick, compare_spaces, measure, tune
+from retrieval.search.tuning import FIDELITY_K, ExactReference, Fidelity, compare_spaces, measure, tune
 
 SAMPLE_QUERIES = 2_000
 
@@ -56,7 +56,7 @@ def prepare_index(
             return index, described
         slower = described
     index = build_index("flat", catalogue)
-    described = describe_index(index, measure(index, yardstick(bundle, "test", catalogue)), {})
+    described = describe_index(index, measure(index, exact_reference(bundle, "test", catalogue)), {})
     return index, described | ({"slower": slower} if slower else {})
 
 
@@ -78,7 +78,7 @@ def tuned_index(
         return index, known, record
     selected = valid_bundle(bundle)
     tuned_on = catalogue if selected is bundle else make_catalogue(selected, dataset, config)
-    valid = yardstick(selected, "valid", tuned_on)
+    valid = exact_reference(selected, "valid", tuned_on)
     if index is None:
         spaces = compare_spaces(tuned_on, valid.query)
         index = build_index(kind, catalogue, max(spaces, key=lambda space: spaces[space]))
@@ -88,7 +88,7 @@ def tuned_index(
     tuning = index if selected is bundle else build_index(kind, tuned_on, index.space)
     curve = [{**effort, **asdict(found)} for effort, found in tune(tuning, valid, config.fidelity)]
     index.set_effort(tuning.effort or 1, tuning.refine)
-    known = stored.remember(config.fidelity, index, curve, measure(index, yardstick(bundle, "test", catalogue)))
+    known = stored.remember(config.fidelity, index, curve, measure(index, exact_reference(bundle, "test", catalogue)))
     return index, known, record
 
 
@@ -127,9 +127,9 @@ def valid_bundle(bundle: Bundle) -> Bundle:
     return open_bundle(bundle.beside("bundle-selected")) if bundle.manifest.refit else bundle
 
 
-def yardstick(bundle: Bundle, split: str, catalogue: Catalogue) -> Yardstick:
+def exact_reference(bundle: Bundle, split: str, catalogue: Catalogue) -> ExactReference:
     """Queries of a split by which the index is judged, searched exactly."""
-    return Yardstick.of(catalogue, *sample_queries(bundle, split))
+    return ExactReference.of(catalogue, *sample_queries(bundle, split))
 
 
 def describe_index(index: Index, test: Fidelity, record: dict[str, Any]) -> dict[str, Any]:

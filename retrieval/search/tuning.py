@@ -94,7 +94,7 @@ def wilson_low(successes: int, trials: int, z: float = 1.959964) -> float | None
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class ExactReference:
     """Queries with their targets (dense ids), and what exact search lists for them.
 
     Attributes:
@@ -112,7 +112,7 @@ class Yardstick:
     seconds: float
 
     @classmethod
-    def of(cls, catalogue: Catalogue, query_QD: Vectors, target_Q: npt.NDArray[np.integer]) -> Yardstick:
+    def of(cls, catalogue: Catalogue, query_QD: Vectors, target_Q: npt.NDArray[np.integer]) -> ExactReference:
         """Search exactly, and take the time."""
         begin = time.perf_counter()
         _, exact = search_exact(catalogue.vector, query_QD, min(FIDELITY_K, len(catalogue.item)))
@@ -120,16 +120,16 @@ class Yardstick:
         return cls(query_QD, target_Q, exact, rescore(catalogue.vector, query_QD, exact), seconds)
 
 
-def measure(index: Index, stick: Yardstick) -> Fidelity:
+def measure(index: Index, reference: ExactReference) -> Fidelity:
     """Compare an index with exact search. Which of equal scores fill the last places is nobody's merit."""
-    k, catalogue = stick.exact.shape[1], index.catalogue
+    k, catalogue = reference.exact.shape[1], index.catalogue
     begin = time.perf_counter()
-    score, found = index.search(stick.query, k)
+    score, found = index.search(reference.query, k)
     seconds = time.perf_counter() - begin
-    recall = kept_neighbours(score, stick.score) / k
-    target = catalogue.rows_of(stick.target)
-    own = rescore(catalogue.vector, stick.query, target[:, None])[:, 0]
-    exact_hit = (target >= 0) & (own >= stick.score.min(axis=1))
+    recall = kept_neighbours(score, reference.score) / k
+    target = catalogue.rows_of(reference.target)
+    own = rescore(catalogue.vector, reference.query, target[:, None])[:, 0]
+    exact_hit = (target >= 0) & (own >= reference.score.min(axis=1))
     hit = exact_hit & ((found == target[:, None]).any(axis=1) | (score[:, -1] >= own))
     hits, exact_hits = int(hit.sum()), int(exact_hit.sum())
     low, high = interval(recall)
@@ -140,13 +140,13 @@ def measure(index: Index, stick: Yardstick) -> Fidelity:
         hr_ratio=hits / exact_hits if exact_hits else None,
         hr_ratio_low=wilson_low(hits, exact_hits),
         exact_hits=exact_hits,
-        queries=len(stick.query),
-        queries_per_second=len(stick.query) / max(seconds, 1e-9),
-        exact_queries_per_second=len(stick.query) / max(stick.seconds, 1e-9),
+        queries=len(reference.query),
+        queries_per_second=len(reference.query) / max(seconds, 1e-9),
+        exact_queries_per_second=len(reference.query) / max(reference.seconds, 1e-9),
     )
 
 
-def tune(index: Index, stick: Yardstick, wanted: float) -> Iterator[tuple[dict[str, int], Fidelity]]:
+def tune(index: Index, reference: ExactReference, wanted: float) -> Iterator[tuple[dict[str, int], Fidelity]]:
     """Raise the effort until valid queries keep the wanted fidelity; yields what was tried and found.
 
     Where more effort gains nothing although fidelity is missing, rough scores are to blame: then more candidates are
@@ -155,7 +155,7 @@ def tune(index: Index, stick: Yardstick, wanted: float) -> Iterator[tuple[dict[s
     effort, refine, before = min(KINDS[index.kind].first, index.most_effort), KINDS[index.kind].refine, -1.0
     while True:
         index.set_effort(effort, refine)
-        found = measure(index, stick)
+        found = measure(index, reference)
         yield {KINDS[index.kind].effort: effort, "refine": refine}, found
         all_scored = refine * FIDELITY_K >= len(index.catalogue.item)
         if found.reaches(wanted) or (effort >= index.most_effort and all_scored):

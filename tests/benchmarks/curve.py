@@ -11,7 +11,7 @@ from tests.benchmarks.models import QB_USERS, TASKS, Run, best_possible, cell, e
 SIZES = {"a tenth": QB_USERS // 10, "a third": QB_USERS // 3, "all": QB_USERS, "three times": 3 * QB_USERS}
 MODELS = ("gru4rec", "hybrid")
 BASELINES = ("popularity", "markov")
-STOP = ("train.patience=2",)
+STOP = ("train.early_stopping_patience=2",)
 LAST = {"three times": ("train.epochs=3",)}
 """Instead of the recipe's patience of four and its twenty epochs: they end training earlier and change nothing of the
 epochs before, for learning rates are constant."""

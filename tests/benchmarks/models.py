@@ -26,7 +26,7 @@ from retrieval.evaluate import evaluate_feedback
 from tests.benchmarks.expected import ACTIONS, Truth
 
 TASKS = ("click", "like", "share", "follow")
-TWIN = ("train.batch_tokens=1024", "train.epochs=6", "train.patience=2")
+TWIN = ("train.batch_tokens=1024", "train.epochs=6", "train.early_stopping_patience=2")
 TWIN_HYBRID = ("train.network_learning_rate=0.01",)
 TWIN_RANK = ("train.learning_rate=0.001",)
 """For the QB twin, chosen on valid: 256 target clicks a step take twice as long for as much, epochs beyond the
@@ -213,7 +213,7 @@ def task_weights(weight: float) -> str:
 
 def ladder(seeds: Sequence[int] = (0,)) -> None:
     """One cause a step: capacity, sharing, gates, parameters, what was shown, what the tasks weigh."""
-    data, alike, wide = twin(0.5), task_weights(1), f"network.hidden={matched_hidden()}"
+    data, alike, wide = twin(0.5), task_weights(1), f"network.hidden_size={matched_hidden()}"
     steps: dict[str, tuple[str, ...]] = {
         "gru4rec": ("model=gru4rec",),
         "gru4rec-matched": ("model=gru4rec", wide),
@@ -246,7 +246,7 @@ def matched_hidden() -> int:
 
     def size(model: str, hidden: int | None = None) -> int:
         config = with_recipe(["data=", "output=", f"model={model}"], QB_ITEMS)
-        config.network.hidden = hidden or config.network.hidden
+        config.network.hidden_size = hidden or config.network.hidden_size
         return sum(p.numel() for p in Recommender(config).parameters())
 
     wanted = size("hybrid")

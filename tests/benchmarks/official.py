@@ -29,12 +29,12 @@ OURS = (
     "model=gru4rec",
     "recipe=small",
     "loss=sampled_softmax",
-    "network.dimension=100",
-    "network.hidden=100",
+    "network.embedding_dim=100",
+    "network.hidden_size=100",
     "network.embedding_dropout=0.35",
     "network.state_dropout=0.2",
     "train.learning_rate=0.06",
-    "train.alpha=0.4",
+    "train.negative_popularity_exponent=0.4",
     "train.negatives=2048",
     "train.batch_tokens=512",
     "ray.workers=0",
@@ -96,7 +96,14 @@ def in_turn(checkout: str, sequences: Path, data: Path, folder: Path) -> None:
 def run_ours(data: Path, run: Path, epochs: int) -> float:
     """Train on one core and return the seconds of processor time."""
     before = children_seconds()
-    program("trainer", f"data={data}", f"output={run}", *OURS, f"train.epochs={epochs}", f"train.patience={epochs}")
+    program(
+        "trainer",
+        f"data={data}",
+        f"output={run}",
+        *OURS,
+        f"train.epochs={epochs}",
+        f"train.early_stopping_patience={epochs}",
+    )
     return children_seconds() - before
 
 

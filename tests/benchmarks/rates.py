@@ -18,11 +18,11 @@ from trainer.distributed.world import World
 from trainer.models.embedding_table import SparseTable
 from trainer.models.recommender import Recommender
 from trainer.plan import PlanConfig
-from trainer.prepare import settle
+from trainer.prepare import resolve_config
 from trainer.step_cost import measure, steps_of
 from trainer.training.losses import fused_sum, softmax_kernel
 from trainer.training.objective import ITEM, SessionObjective
-from trainer.training.step import Stepper
+from trainer.training.step import TrainStep
 
 
 def timed(work: Callable[[], object], repeats: int) -> float:
@@ -42,27 +42,29 @@ STEPS = 15
 SIZES = {"gru4rec": ["next"], "hybrid": ["next", "click", "like", "share", "follow"]}
 
 
-def make_step(model: str, n_items: int, tokens: int, length: int) -> tuple[Stepper, Batch]:
-    """A stepper of a model with a batch of sessions of one length."""
+def make_step(model: str, n_items: int, tokens: int, length: int) -> tuple[TrainStep, Batch]:
+    """A train_step of a model with a batch of sessions of one length."""
     clicks = np.random.default_rng(0).zipf(1.5, n_items).clip(max=10**6)
     config = TrainerConfig(data="", output="", model=model, tasks=SIZES[model])
     table = SparseTable(
-        n_items, config.network.dimension, generator=torch.Generator().manual_seed(0), device=torch.device("cpu")
+        n_items, config.network.embedding_dim, generator=torch.Generator().manual_seed(0), device=torch.device("cpu")
     )
     objective = SessionObjective(config, Recommender(config), clicks)
-    stepper = Stepper(config, objective, {ITEM: table}, 1, World.alone())
-    stepper.model.train()
-    return stepper, random_batch(tokens, length, n_items, len(config.tasks) - 1)
+    train_step = TrainStep(config, objective, {ITEM: table}, 1, World.alone())
+    train_step.model.train()
+    return train_step, random_batch(tokens, length, n_items, len(config.tasks) - 1)
 
 
 def events_per_second(model: str, n_items: int, tokens: int, length: int) -> tuple[float, float]:
     """Target clicks and FLOPs a second of training steps."""
-    stepper, batch = make_step(model, n_items, tokens, length)
+    train_step, batch = make_step(model, n_items, tokens, length)
     step = iter(range(10**9))
-    seconds = timed(lambda: stepper.step([batch], next(step)), 3)
-    options = stepper.config
-    assert isinstance(stepper.model, Recommender)
-    parts = stepper.model.flops(candidates=options.train.negatives, dimension=options.network.dimension, clicks=14)
+    seconds = timed(lambda: train_step.step([batch], next(step)), 3)
+    options = train_step.config
+    assert isinstance(train_step.model, Recommender)
+    parts = train_step.model.flops(
+        candidates=options.train.negatives, embedding_dim=options.network.embedding_dim, clicks=14
+    )
     events = int((batch.targets > 0).sum())
     return events / seconds, 3 * sum(parts.values()) * events / seconds
 
@@ -105,7 +107,7 @@ def workers() -> None:
         return
     given = [f"data={named.split(':')[1]}", "output=unused", "recipe=large", "ray.workers=0"]
     for model in ("gru4rec", "hybrid"):
-        config, _ = settle([*given, f"model={model}"])
+        config, _ = resolve_config([*given, f"model={model}"])
         half = replace(config, train=replace(config.train, batch_tokens=config.train.batch_tokens // 2))
         alone, apart = sum(independent(config, [0])), sum(independent(half, [0, 1]))
         found = measure(config, PlanConfig(data="", model="", workers=2, measured_steps=STEPS), 2)

@@ -15,10 +15,15 @@ import numpy as np
 from tests.benchmarks.models import Run, execute, movielens
 from tests.benchmarks.sequences import sessions
 
-BEFORE = ("loss=sampled_softmax", "network.dimension=64", "network.hidden=64", "train.network_learning_rate=null")
+BEFORE = (
+    "loss=sampled_softmax",
+    "network.embedding_dim=64",
+    "network.hidden_size=64",
+    "train.network_learning_rate=null",
+)
 """What all session models had before the search; changes stand behind it and win."""
 PAIRWISE, SLOW = "loss=bpr_max", "train.network_learning_rate=0.01"
-WIDE = ("network.dimension=128", "network.hidden=128")
+WIDE = ("network.embedding_dim=128", "network.hidden_size=128")
 CANDIDATES: dict[str, dict[str, tuple[str, ...]]] = {
     "gru4rec": {
         "before": (),

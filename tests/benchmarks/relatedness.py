@@ -23,7 +23,7 @@ from trainer.task.registry import family_of
 
 MODEL = "model=rank_mmoe"
 """Ranking models see the categories, without which the twin's likes can hardly be told."""
-EVERY_EPOCH = ("train.patience=6", "train.keep_checkpoints=6")
+EVERY_EPOCH = ("train.early_stopping_patience=6", "train.keep_checkpoints=6")
 COMPARED = {
     "separate": "selected by its valid AUC, as joint training is by the mean of its tasks'",
     "in hindsight": "the epoch of the highest test AUC, better than any selection could find",
@@ -89,12 +89,12 @@ def of_epochs(run: Run, truth: Truth, task: str) -> list[dict[str, float]]:
     config, dataset = open_run(str(run.folder), None)
     world, found = World.alone(), []
     family = family_of(config, dataset, world)
-    stepper = family.stepper(total_steps=1)
+    train_step = family.train_step(total_steps=1)
     for path in sorted((run.folder / "checkpoints").glob("step-*")):
-        checkpoint.load(path, stepper)
+        checkpoint.load(path, train_step)
         with TemporaryDirectory() as folder:
             bundle = Path(folder) / "bundle"
             # As of a refit, whose bundle has no valid parts: only the test rows are looked at.
-            export(bundle, family.scorer(stepper), dataset, world, model=family.name, refit=True)
+            export(bundle, family.scorer(train_step), dataset, world, model=family.name, refit=True)
             found.append(truth.of_bundle(bundle, dataset, [task]))
     return found

@@ -1,4 +1,4 @@
-"""Retrieval over trained vectors of a large catalogue, each figure beside its yardstick in the same run.
+"""Retrieval over trained vectors of a large catalogue, each figure beside its exact_reference in the same run.
 
 Name a finished run whose bundle has millions of items, and its dataset, in `NEXTCLICK_LARGE=RUN:DATA`, for instance of
 `python -m etl.twin scenario=qk_video users=500000 items=3753436`.
@@ -32,7 +32,7 @@ from retrieval.search.exact import search_exact
 from retrieval.search.index import Catalogue, Index, norms
 from retrieval.search.index_file import Stored, origin
 from retrieval.search.prepare import make_catalogue, prepare_index
-from retrieval.search.tuning import FIDELITY_K, Yardstick, measure
+from retrieval.search.tuning import FIDELITY_K, ExactReference, measure
 
 EXACT_HITS, BOUND = 2_000, 0.98
 """Exact hits over which the HR ratio is measured, and what its lower bound shall reach."""
@@ -131,12 +131,12 @@ def fidelity_over_hits(run: Path, catalogue: Catalogue, index: Index, softmax: f
     bundle = open_bundle(run / "bundle", verify=False)
     sticks, hits = [], 0
     for queries in bundle.queries("test"):
-        sticks.append(Yardstick.of(catalogue, queries.vector, queries.target))
+        sticks.append(ExactReference.of(catalogue, queries.vector, queries.target))
         hits += int((sticks[-1].exact == catalogue.rows_of(queries.target)[:, None]).any(axis=1).sum())
         if hits >= EXACT_HITS:
             break
     query, target, exact = (np.concatenate([getattr(s, name) for s in sticks]) for name in ("query", "target", "exact"))
-    whole = Yardstick(query, target, exact, sum(stick.seconds for stick in sticks))
+    whole = ExactReference(query, target, exact, sum(reference.seconds for reference in sticks))
     print(f"over {len(query):,} test queries with {hits:,} exact hits, searched exactly in {whole.seconds:.0f} s:")
     effort = 1
     while True:

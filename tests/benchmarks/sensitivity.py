@@ -17,7 +17,10 @@ MODELS = ("gru4rec", "hybrid")
 COLUMNS = ("hr@20", "ndcg@20", "auc/like", "auc/share")
 CHANGES: dict[str, tuple[str, ...]] = {
     "recipe=small": (),
-    **{f"embedding size {size}": (f"network.dimension={size}", f"network.hidden={size}") for size in (32, 64, 256)},
+    **{
+        f"embedding size {size}": (f"network.embedding_dim={size}", f"network.hidden_size={size}")
+        for size in (32, 64, 256)
+    },
     **{f"item dropout {rate}": (f"network.embedding_dropout={rate}",) for rate in (0.0, 0.5)},
     **{f"state dropout {rate}": (f"network.state_dropout={rate}",) for rate in (0.0, 0.5)},
     **{f"score regulariser {weight}": (f"train.bpr_max_regularisation={weight}",) for weight in (0.0, 3.0)},

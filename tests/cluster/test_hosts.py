@@ -27,7 +27,7 @@ from trainer.run.checkpoint import latest
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 RAY = str(Path(sys.executable).with_name("ray"))
 ROOT = Path(__file__).parents[2]
-LONG = ["train.epochs=14", "train.patience=14"]
+LONG = ["train.epochs=14", "train.early_stopping_patience=14"]
 """Long enough to be killed in the middle."""
 
 

@@ -59,7 +59,7 @@ def test_the_whole_pipeline_over_three_hosts_by_readmes_commands_alone(tmp_path)
             hosts.start(host, f"ray-{host}", ["sh", "-ec", export + ray], env, "Ray runtime started")
             hosts.start(host, f"spark-{host}", ["sh", "-ec", export + spark.split(">")[0]], env, ready)
         log = generated_log(tmp_path / "log.csv", users=300, items=200, seed=3)
-        small = "train.epochs=2 network.dimension=8 train.negatives=16"
+        small = "train.epochs=2 network.embedding_dim=8 train.negatives=16"
         line = filled(pipeline, hosts, shared, 1, ports).replace("recipe=small", small).rstrip()
         line = re.sub(r"(pipeline\.etl=\S+)", r"'\1 shards=4'", line)
         line += f" pipeline.input={log} pipeline.scenario=qb_video pipeline.models=[hybrid]"

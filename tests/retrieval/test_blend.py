@@ -9,7 +9,7 @@ from scipy import sparse
 from etl.runtime.errors import InputError
 from retrieval.blend import pool as pool_module
 from retrieval.blend import reranker
-from retrieval.blend.context import Facts
+from retrieval.blend.context import SegmentAttributes
 from retrieval.blend.fit import learn_blend
 from retrieval.blend.learned import FILE, FOLDS, Learned, fold_of
 from retrieval.blend.pool import Pools
@@ -50,7 +50,7 @@ def pools_of(rng, sources, *, mask_seen=True, candidates=N_ITEMS):
     item = np.sort(rng.choice(np.arange(1, N_ITEMS + 1), candidates, replace=False)).astype(np.int32)
     catalogue = Catalogue(item, rng.normal(size=(candidates, D)).astype(np.float32))
     popularity = Popularity(item, rng.integers(0, 50, candidates), N_ITEMS)
-    facts = Facts(popularity, np.zeros(N_ITEMS + 1, np.int64), None)
+    facts = SegmentAttributes(popularity, np.zeros(N_ITEMS + 1, np.int64), None)
     return Pools(sources, build_index("flat", catalogue), popularity, mask_seen=mask_seen), facts
 
 

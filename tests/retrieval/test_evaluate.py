@@ -180,9 +180,9 @@ def test_an_index_is_kept_and_used_again_with_what_tuning_found(tiny, kind, monk
 @pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize(("asked", "kind"), [("auto", "flat"), ("ivf_flat", "ivf_flat")])
 def test_an_index_slower_than_exact_search_or_below_the_fidelity_is_told(tiny, asked, kind, monkeypatch, capfd):
-    def slow(index, stick):
+    def slow(index, reference):
         return replace(
-            measure(index, stick), recall=0.5, recall_low=0.4, queries_per_second=1, exact_queries_per_second=9
+            measure(index, reference), recall=0.5, recall_low=0.4, queries_per_second=1, exact_queries_per_second=9
         )
 
     monkeypatch.setattr("retrieval.search.index.FLAT_UP_TO", 0)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from retrieval.search import exact
 from retrieval.search.index import KINDS, Catalogue, build_index, choose_kind
-from retrieval.search.tuning import Yardstick, measure, tune
+from retrieval.search.tuning import ExactReference, measure, tune
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -21,14 +21,14 @@ def test_an_index_is_tuned_until_the_asked_fidelity_holds_and_converges_to_exact
     vectors = rng.normal(size=(3000, 16)).astype(np.float32) * rng.lognormal(0, 0.5, (3000, 1)).astype(np.float32)
     catalogue = Catalogue(np.arange(1, 3001, dtype=np.int32), vectors)
     query, target = rng.normal(size=(200, 16)).astype(np.float32), rng.integers(1, 3001, 200)
-    stick = Yardstick.of(catalogue, query, target)
+    reference = ExactReference.of(catalogue, query, target)
     index = build_index(kind, catalogue, space)
-    curve = list(tune(index, stick, 0.95))
+    curve = list(tune(index, reference, 0.95))
     assert curve[-1][1].recall >= 0.95
     assert all(found.recall < 0.95 for _, found in curve[:-1])
     if kind != "hnsw":  # a graph may have corners that no effort reaches
         index.set_effort(index.most_effort, len(vectors))
-        assert measure(index, stick).recall == 1.0
+        assert measure(index, reference).recall == 1.0
         score, _ = index.search(query, 20)
         wanted = np.sort(query.astype(np.float64) @ vectors.astype(np.float64).T, axis=1)[:, ::-1][:, :20]
         assert score == pytest.approx(wanted, abs=1e-9)
@@ -78,7 +78,7 @@ def test_equal_scores_are_listed_by_rising_row_though_products_round_them_differ
 
 def test_fidelity_is_counted_as_by_hand():
     catalogue = Catalogue(np.arange(1, 41, dtype=np.int32), np.arange(40, dtype=np.float32)[:, None])
-    stick = Yardstick.of(catalogue, np.ones((4, 1), np.float32), np.array([40, 21, 20, 30]))
+    reference = ExactReference.of(catalogue, np.ones((4, 1), np.float32), np.array([40, 21, 20, 30]))
 
     class Half:
         """Lists the ten best candidates and ten bad ones."""
@@ -89,7 +89,7 @@ def test_fidelity_is_counted_as_by_hand():
 
     index = build_index("flat", catalogue)
     index.faiss_index = Half()
-    found = measure(index, stick)
+    found = measure(index, reference)
     assert found.recall == 0.5
     assert (found.exact_hits, found.hr_ratio) == (3, pytest.approx(1 / 3))  # of 40, 21 and 30 only 40 is listed
     assert found.hr_ratio_low == pytest.approx(0.0615, abs=1e-4)  # Wilson's interval of 1 in 3
@@ -99,7 +99,7 @@ def test_equals_of_the_last_exact_neighbour_count_as_kept():
     """Ten items score 2 and thirty 1: of the twenty best any ten of the thirty are as good as others."""
     vector = np.repeat(np.float32([2, 1]), (10, 30))[:, None]
     catalogue = Catalogue(np.arange(1, 41, dtype=np.int32), vector)
-    stick = Yardstick.of(catalogue, np.ones((3, 1), np.float32), np.array([5, 12, 40]))
+    reference = ExactReference.of(catalogue, np.ones((3, 1), np.float32), np.array([5, 12, 40]))
     index = build_index("flat", catalogue)
     for rows, recall, ratio in (
         ([*range(10), *range(30, 40)], 1.0, 1.0),  # exact search lists the equals with the lowest ids
@@ -108,7 +108,7 @@ def test_equals_of_the_last_exact_neighbour_count_as_kept():
     ):
         listed = np.tile(np.array(rows), (3, 1))
         index.faiss_index = SimpleNamespace(search=lambda query, k, listed=listed: (None, listed))
-        found = measure(index, stick)
+        found = measure(index, reference)
         assert (found.exact_hits, found.recall, found.hr_ratio) == (3, recall, pytest.approx(ratio))
         assert found.recall_low == found.recall_high == recall
 

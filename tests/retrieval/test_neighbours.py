@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from retrieval.bundle import Queries
 from retrieval.metrics.ranking import MISS
 from retrieval.rankers.popularity import CategoryPopularity, Popularity
-from retrieval.rankers.source_ranker import Neighbours
+from retrieval.rankers.source_ranker import SourceRanker
 from retrieval.sources import scores as source_scores
 from retrieval.sources.counts import cosine_lists, successor_lists
 from retrieval.sources.scores import AfterLast, NearSeen, NearSessions, last_item, repeats
@@ -141,7 +141,7 @@ def test_ranks_and_lists_equal_a_full_sort(mask_seen, data):
     clicks = np.array(data.draw(st.lists(st.integers(0, 3), min_size=len(candidates), max_size=len(candidates))))
     queries = queries_of([seen for seen, _ in asked], [99] * len(asked), [target for _, target in asked])
     scores = AfterLast(successor_lists(train_sessions(histories), 1, N_ITEMS))
-    ranker = Neighbours(scores, Popularity(candidates, clicks))
+    ranker = SourceRanker(scores, Popularity(candidates, clicks))
     k = data.draw(st.integers(1, 6))
     rank, lists = ranker.rank(queries, k, mask_seen=mask_seen)
     dense, popular = scores(queries).toarray(), dict(zip(candidates.tolist(), clicks.tolist(), strict=True))

@@ -15,7 +15,7 @@ from retrieval import query_files
 from retrieval.bundle import MANIFEST, finish_bundle, queries_schema
 from retrieval.config import load
 from retrieval.evaluate import evaluate
-from retrieval.metrics.accumulators import DECILES, Facts, RankingResult, deciles
+from retrieval.metrics.accumulators import DECILES, RankingResult, SegmentAttributes, deciles
 from retrieval.metrics.feedback import calibration
 from retrieval.metrics.ranking import gini
 from retrieval.query_files import Evaluation
@@ -137,7 +137,7 @@ def test_parts_of_other_options_are_not_taken(tiny, monkeypatch):
 
 def test_sums_are_written_and_read_to_the_bit(tmp_path, tiny):
     rng = np.random.default_rng(0)
-    facts = Facts.of(open_dataset(tiny / "data"))
+    facts = SegmentAttributes.of(open_dataset(tiny / "data"))
     whole, merged = RankingResult([1, 3], 6), RankingResult([1, 3], 6)
     for part in range(3):
         one = RankingResult([1, 3], 6)

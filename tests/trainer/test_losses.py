@@ -66,7 +66,7 @@ def test_the_corrected_sample_estimates_the_full_normaliser_without_bias():
     """The mean over draws of Σ exp(s − log K q) over non-targets is Σ exp(s) over all other items."""
     rng = np.random.default_rng(0)
     clicks, scores = rng.integers(0, 50, 30), rng.normal(size=30)
-    sampler = NegativeSampler(clicks, alpha=0.6, uniform=0.2)
+    sampler = NegativeSampler(clicks, popularity_exponent=0.6, uniform_share=0.2)
     k, draws, target = 40, 4000, 7
     estimates = []
     for step in range(draws):
@@ -84,7 +84,7 @@ def test_the_expected_sampled_gradient_nears_the_full_one_as_samples_grow():
     ids = torch.arange(1, 31)
     full = fused_sum(softmax_kernel, query, vector[target], bias[target], vector, bias, target + 1, ids)
     wanted = torch.autograd.grad(full, query)[0]
-    sampler = NegativeSampler(np.arange(30), alpha=0.5, uniform=0.3)
+    sampler = NegativeSampler(np.arange(30), popularity_exponent=0.5, uniform_share=0.3)
     distance = []
     for k in (20, 2000):
         total = torch.zeros_like(wanted)
@@ -112,7 +112,7 @@ def test_draws_follow_the_stated_probabilities_and_only_the_step_decides_them():
     from scipy.stats import chisquare
 
     clicks = np.array([0, 1, 10, 100, 5])
-    sampler = NegativeSampler(clicks, alpha=0.75, uniform=0.25)
+    sampler = NegativeSampler(clicks, popularity_exponent=0.75, uniform_share=0.25)
     drawn = sampler.draw(200_000, seed=3, step=9)
     powered = np.where(clicks > 0, clicks**0.75, 0.0)
     wanted = 0.75 * powered / powered.sum() + 0.25 / 5
@@ -251,7 +251,7 @@ def test_the_batchs_targets_and_drawn_negatives_together_still_estimate_the_full
     """Candidates from two sources: each weighs 1 / how often it is expected, so the sum stays unbiased."""
     rng = np.random.default_rng(1)
     clicks, scores = rng.integers(0, 50, 30), rng.normal(size=30)
-    sampler = NegativeSampler(clicks, alpha=0.5, uniform=0.3)
+    sampler = NegativeSampler(clicks, popularity_exponent=0.5, uniform_share=0.3)
     estimates = []
     for step in range(4000):
         drawn = sampler.draw(20, seed=0, step=step)

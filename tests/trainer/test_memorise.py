@@ -27,13 +27,13 @@ def ring(tmp_path_factory) -> Dataset:
 
 SETTINGS = [
     "ray.workers=0",
-    "network.dimension=16",
-    "network.hidden=16",
+    "network.embedding_dim=16",
+    "network.hidden_size=16",
     "network.tower=16",
     "network.embedding_dropout=0",
     "network.state_dropout=0",
     "train.epochs=60",
-    "train.patience=3",
+    "train.early_stopping_patience=3",
     "train.batch_tokens=32",
     "train.negatives=30",
 ]
@@ -46,7 +46,7 @@ SETTINGS = [
         *([f"model={model}", "loss=softmax"] for model in ("gru4rec", "srgnn", "sasrec", "hybrid")),
         ["model=hybrid", "encoder=[gru4rec,srgnn]"],
         ["model=hybrid", "head=ple"],
-        ["model=gru4rec", "network.tied=false", "train.batch_positives=true"],
+        ["model=gru4rec", "network.tie_embeddings=false", "train.batch_positives=true"],
         *(["model=gru4rec", f"loss={loss}"] for loss in ("sampled_softmax", "bpr", "top1", "bpr_max", "embedding")),
         ["model=gru4rec", "loss=gbce", "network.layers=2", "train.optimizer=adamw", "train.network_learning_rate=0.01"],
     ],

@@ -25,7 +25,7 @@ MODELS = [*ENCODERS, ["gru4rec", "srgnn"], ["sasrec", "gru4rec", "srgnn"]]
 
 
 def options(**changes) -> ModelOptions:
-    small = {"dimension": 6, "hidden": 5, "experts": 3, "tower": 4, "positions": 12}
+    small = {"embedding_dim": 6, "hidden_size": 5, "experts": 3, "tower": 4, "positions": 12}
     return ModelOptions(**small | {"embedding_dropout": 0.0, "state_dropout": 0.0} | changes)
 
 
@@ -188,7 +188,7 @@ def attention_by_position(encoder, x_TD: np.ndarray) -> np.ndarray:
 
 def test_sasrec_equals_attention_position_by_position():
     torch.manual_seed(0)
-    encoder = ENCODERS["sasrec"](options(hidden=6, layers=2)).eval()
+    encoder = ENCODERS["sasrec"](options(hidden_size=6, layers=2)).eval()
     clicks, items = torch.randn(3, 7, 6), torch.ones(3, 7, dtype=torch.long)
     found = encoder(items, clicks, every_place(items)).detach().numpy().reshape(3, 7, 6)
     for session in range(3):
@@ -292,11 +292,11 @@ def test_rankers_equal_the_papers_formula(model):
             ]
         )
         assert feature[row].detach().numpy() == pytest.approx(wanted, abs=1e-5)
-    mixes = {task: mix.detach().double().numpy() for task, mix in ranker.head(feature).items()}
+    task_representations = {task: mix.detach().double().numpy() for task, mix in ranker.head(feature).items()}
     found = {task: sigmoid(logit.detach().numpy()) for task, logit in ranker.logits(feature).items()}
     own = {}
     for task in ranker.feedback_tasks:
-        hidden = np.maximum(mixes[task] @ p[f"towers.{task}.0.weight"].T + p[f"towers.{task}.0.bias"], 0)
+        hidden = np.maximum(task_representations[task] @ p[f"towers.{task}.0.weight"].T + p[f"towers.{task}.0.bias"], 0)
         own[task] = sigmoid(hidden @ p[f"towers.{task}.2.weight"].T + p[f"towers.{task}.2.bias"])[:, 0]
     for task, probability in own.items():
         given_click = model == "rank_esmm" and task != "click"
@@ -331,9 +331,12 @@ def test_padding_batch_composition_and_order_change_no_state(encoder, head):
     assert torch.allclose(whole[2, :4], states(items[2:3, :4], profile[2:3])[0], atol=1e-5)
     order = torch.tensor([3, 1, 4, 0, 2])
     assert torch.allclose(whole[order], states(items[order], profile), atol=1e-5)
-    mixes, alone = model.mixes(whole.flatten(0, 1)), model.mixes(whole[2, :3])
+    task_representations, alone = (
+        model.task_representations(whole.flatten(0, 1)),
+        model.task_representations(whole[2, :3]),
+    )
     for task in TASKS:
-        assert torch.allclose(mixes[task].view(5, 9, -1)[2, :3], alone[task], atol=1e-5)
+        assert torch.allclose(task_representations[task].view(5, 9, -1)[2, :3], alone[task], atol=1e-5)
 
 
 @pytest.mark.parametrize("encoder", MODELS, ids=str)
@@ -361,14 +364,14 @@ def test_profile_joins_the_state_and_unknown_codes_share_one_vector():
 
 def test_feedback_towers_begin_at_the_rate_of_their_task():
     settings = config()
-    settings.train.rates = {"click": 0.7, "like": 0.02}
+    settings.train.positive_rates = {"click": 0.7, "like": 0.02}
     model = Recommender(settings)
-    for task, rate in settings.train.rates.items():
+    for task, rate in settings.train.positive_rates.items():
         assert sigmoid(model.towers[task].network[-1].bias.item()) == pytest.approx(rate, rel=1e-5)
 
 
 def test_flops_count_two_for_each_weight_and_candidate():
-    parts = Recommender(config()).flops(candidates=100, dimension=6, clicks=7)
+    parts = Recommender(config()).flops(candidates=100, embedding_dim=6, clicks=7)
     assert parts["encoder gru4rec"] == 2 * 3 * (5 * 6 + 5 * 5)
     assert parts["head"] == 2 * (3 * (5 * 6 + 5 * 6 + 6 * 6) + 3 * 5 * 3)
     assert parts["next tower"] == 2 * (6 * 4 + 4 * 6)
@@ -383,8 +386,8 @@ def test_flops_are_those_that_torch_counts():
     items = torch.ones(1, 8, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
         state = model.states(items, torch.randn(1, 8, 6), torch.zeros(1, 2, dtype=torch.long), every_place(items))
-        model.query(model.mixes(state)["next"])
-    parts = model.flops(candidates=0, dimension=6, clicks=0)  # the counter does not look into attention
+        model.query(model.task_representations(state)["next"])
+    parts = model.flops(candidates=0, embedding_dim=6, clicks=0)  # the counter does not look into attention
     mixing = len(TASKS) * 2 * (4 + 1) * 6  # shares × outputs, which the count by weights leaves out
     told = 8 * (parts["encoder sasrec"] + parts["head"] + parts["next tower"] + mixing)
     assert counter.get_total_flops() == told

@@ -20,7 +20,7 @@ from trainer.config import RANK_HEADS
 from trainer.prepare import train_rates
 
 SMALL = [
-    "network.dimension=8",
+    "network.embedding_dim=8",
     "network.tower=8",
     "train.batch_tokens=64",
     "train.learning_rate=0.05",
@@ -94,7 +94,7 @@ def test_ranking_models_train_on_the_blocks_of_sessions_and_resume_to_the_bit(fi
     import trainer.training.step
 
     whole = run(fifty, tmp_path / "whole", f"model={model}")
-    taken, step = 0, trainer.training.step.Stepper.step
+    taken, step = 0, trainer.training.step.TrainStep.step
 
     class Killed(BaseException):
         pass
@@ -106,7 +106,7 @@ def test_ranking_models_train_on_the_blocks_of_sessions_and_resume_to_the_bit(fi
             raise Killed
         return step(self, batch, number)
 
-    monkeypatch.setattr(trainer.training.step.Stepper, "step", killed)
+    monkeypatch.setattr(trainer.training.step.TrainStep, "step", killed)
     with pytest.raises(Killed):
         run(fifty, tmp_path / "cut", f"model={model}")
     monkeypatch.undo()

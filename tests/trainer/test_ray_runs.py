@@ -17,7 +17,7 @@ import pytest
 from tests.trainer.test_run import assert_same_run, options
 from trainer.run.checkpoint import latest, read_progress
 
-TWO_WORKERS = ["ray.workers=2", "train.epochs=12", "train.patience=12"]
+TWO_WORKERS = ["ray.workers=2", "train.epochs=12", "train.early_stopping_patience=12"]
 
 
 @pytest.fixture(scope="module")

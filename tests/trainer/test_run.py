@@ -28,8 +28,8 @@ from trainer.config import MODELS, SMALL_CATALOGUE, with_recipe
 from trainer.run.checkpoint import TENSORS, latest
 
 SMALL = [
-    "network.dimension=8",
-    "network.hidden=8",
+    "network.embedding_dim=8",
+    "network.hidden_size=8",
     "network.experts=2",
     "network.tower=8",
     "train.batch_tokens=64",
@@ -68,14 +68,14 @@ def undisturbed(fifty, tmp_path_factory) -> Path:
 
 FIRST_STEP = """
 import sys
-from trainer.step import Stepper
+from trainer.step import TrainStep
 from trainer.__main__ import main
 
 def step(self, parts, number):
     print("MODULES", *sorted(sys.modules))
     raise KeyboardInterrupt
 
-Stepper.step = step
+TrainStep.step = step
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -135,7 +135,7 @@ def test_a_run_killed_at_any_step_ends_with_the_bits_of_an_undisturbed_one(
     fifty, undisturbed, tmp_path, at, monkeypatch
 ):
     taken = 0
-    step = trainer.loop.Stepper.step
+    step = trainer.loop.TrainStep.step
 
     def killed(self, batch, number):
         nonlocal taken
@@ -144,7 +144,7 @@ def test_a_run_killed_at_any_step_ends_with_the_bits_of_an_undisturbed_one(
             raise Killed
         return step(self, batch, number)
 
-    monkeypatch.setattr(trainer.loop.Stepper, "step", killed)
+    monkeypatch.setattr(trainer.loop.TrainStep, "step", killed)
     with pytest.raises(Killed):
         main(options(fifty, tmp_path / "run"))
     monkeypatch.undo()
@@ -156,14 +156,14 @@ def test_a_run_killed_at_any_step_ends_with_the_bits_of_an_undisturbed_one(
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(fifty, undisturbed, tmp_path, monkeypatch, capfd):
-    step = trainer.loop.Stepper.step
+    step = trainer.loop.TrainStep.step
 
     def asked(self, batch, number):
         if number == 12:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self, batch, number)
 
-    monkeypatch.setattr(trainer.loop.Stepper, "step", asked)
+    monkeypatch.setattr(trainer.loop.TrainStep, "step", asked)
     monkeypatch.setattr(trainer.run.signals, "LOOK_SECONDS", 0.0)
     with pytest.raises(SystemExit) as left:
         main(options(fifty, tmp_path / "run", "train.checkpoint_steps=1000"))
@@ -306,15 +306,15 @@ def test_a_run_refuses_another_dataset(undisturbed, tmp_path, capfd):
         ["ray.workers=[2,1]"],
         ["ray.workers=[0,1]"],
         ["train.precision=bfloat16"],
-        ["train.accumulate=0"],
+        ["train.gradient_accumulation_steps=0"],
         ["train.epochs=none"],
         ["tasks=[click]"],
         ["tasks=[next,next]"],
-        ["network.hidden=0"],
+        ["network.hidden_size=0"],
         ["seed=-1"],
-        ["train.alpha=nan"],
-        ["train.alpha=1000"],
-        ["train.rates={like: 5}"],
+        ["train.negative_popularity_exponent=nan"],
+        ["train.negative_popularity_exponent=1000"],
+        ["train.positive_rates={like: 5}"],
         ["seed=9223372036854775808"],
         ["seed=1180591620717411303424"],
         ["train.learning_rate=-1"],
@@ -330,7 +330,7 @@ def test_a_run_refuses_another_dataset(undisturbed, tmp_path, capfd):
         ["network.positions=2"],
         ["train.select_by=auc/dislike"],
         ["train.gbce_t=2"],
-        ["train.clip=-1"],
+        ["train.max_grad_norm=-1"],
         ["train.optimizer=sgd"],
         ["model=rank_esmm", "tasks=[like]"],
         ["model=rank_mmoe", "tasks=[next]"],
@@ -350,15 +350,15 @@ def test_wrong_options_end_with_one_plain_line_and_nothing_written(fifty, tmp_pa
 @pytest.mark.parametrize(
     "given",
     [
-        ["train.task_weights={like: 0.5,click: 2}", "train.rates={share: 0.25}"],
-        ["train.task_weights.like=0.5", "train.task_weights.click=2", "train.rates.share=0.25"],
+        ["train.task_weights={like: 0.5,click: 2}", "train.positive_rates={share: 0.25}"],
+        ["train.task_weights.like=0.5", "train.task_weights.click=2", "train.positive_rates.share=0.25"],
     ],
 )
 @pytest.mark.parametrize(("model", "recipes"), [("gru4rec", {}), ("hybrid", {"share": 0.3, "follow": 0.3})])
 def test_values_by_task_are_read_whole_or_one_by_one(model, recipes, given):
     train = with_recipe(["data=d", "output=o", f"model={model}", *given], n_items=10).train
     assert train.task_weights == {"like": 0.5, "click": 2.0} | recipes
-    assert train.rates == {"share": 0.25}
+    assert train.positive_rates == {"share": 0.25}
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_values_by_task_are_read_whole_or_one_by_one(model, recipes, given):
     [
         ("train.task_weights={jump: 1}", "expected train.task_weights of next, click, like, share, follow, got jump"),
         ("train.task_weights.like=-1", "expected train.task_weights.like of at least 0, got -1.0"),
-        ("train.rates.like=often", "expected a number for train.rates.like, got 'often'"),
+        ("train.positive_rates.like=often", "expected a number for train.positive_rates.like, got 'often'"),
     ],
 )
 def test_values_by_task_that_make_no_sense_are_named(fifty, tmp_path, wrong, told, capfd):

@@ -36,10 +36,10 @@ def sessions(fifty):
 
 def untrained(dataset, changes):
     tasks = TASKS if changes["model"].startswith("rank") else ["next", *TASKS]
-    network = ModelOptions(dimension=8, hidden=8, tower=8, positions=64)
+    network = ModelOptions(embedding_dim=8, hidden_size=8, tower=8, positions=64)
     config = TrainerConfig(data="", output="", tasks=tasks, network=network, **changes)
     family = family_of(config, dataset, World.alone())
-    return config, family.scorer(family.stepper(1))
+    return config, family.scorer(family.train_step(1))
 
 
 def score(dataset, sessions, changes) -> dict[tuple[int, int, int, int], float]:

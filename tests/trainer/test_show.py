@@ -13,7 +13,7 @@ from retrieval.bundle import open_bundle
 from trainer.__main__ import main as train
 from trainer.show import main
 
-SMALL = ["network.dimension=8", "network.hidden=8", "train.epochs=1", "train.batch_tokens=64", "ray.workers=0"]
+SMALL = ["network.embedding_dim=8", "network.hidden_size=8", "train.epochs=1", "train.batch_tokens=64", "ray.workers=0"]
 
 
 @pytest.fixture(scope="module")

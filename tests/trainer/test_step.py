@@ -25,23 +25,23 @@ from trainer.task.registry import family_of
 from trainer.task.sessions import first_biases
 from trainer.training.objective import ITEM, Balance, Candidates, Sums
 from trainer.training.optimizers import Adagrad, AdamW
-from trainer.training.step import NotFiniteError, Stepper, learning_rate_factor
+from trainer.training.step import NotFiniteError, TrainStep, learning_rate_factor
 
 TASKS = ["next", "click", "like", "share"]
 
 
 def config(data, network=None, train=None, **changes) -> TrainerConfig:
-    small = {"dimension": 8, "hidden": 8, "experts": 3, "tower": 8, "positions": 30}
+    small = {"embedding_dim": 8, "hidden_size": 8, "experts": 3, "tower": 8, "positions": 30}
     options = ModelOptions(**small | {"embedding_dropout": 0.0, "state_dropout": 0.0} | (network or {}))
-    training = TrainOptions(**{"batch_tokens": 128, "negatives": 32, "buffer_sessions": 64} | (train or {}))
+    training = TrainOptions(**{"batch_tokens": 128, "negatives": 32, "shuffle_buffer_sessions": 64} | (train or {}))
     given = {"model": "hybrid", "tasks": list(TASKS)} | changes
     if given["model"].startswith("rank"):
         given["tasks"] = TASKS[1:]
     return TrainerConfig(data=str(data), output="", network=options, train=training, **given)
 
 
-def make_stepper(settings: TrainerConfig, dataset, world: World) -> Stepper:
-    return family_of(settings, dataset, world).stepper(total_steps=10)
+def make_stepper(settings: TrainerConfig, dataset, world: World) -> TrainStep:
+    return family_of(settings, dataset, world).train_step(total_steps=10)
 
 
 def some_batch(dataset, tasks=TASKS[1:], rows=slice(None)):
@@ -50,11 +50,11 @@ def some_batch(dataset, tasks=TASKS[1:], rows=slice(None)):
     return train_batch(sessions.take(np.arange(len(sessions))[rows]), options)
 
 
-def ten_steps(settings: TrainerConfig, world: World, steps: int = 10) -> Stepper:
+def ten_steps(settings: TrainerConfig, world: World, steps: int = 10) -> TrainStep:
     dataset = open_dataset(settings.data)
     family = family_of(settings, dataset, world)
-    stepper, reader = family.stepper(steps), family.reader(2)
-    stepper.model.train()
+    train_step, reader = family.train_step(steps), family.reader(2)
+    train_step.model.train()
     taken = 0
     while taken < steps:
         order = Order(reader.group_rows, 0, taken, dataset.manifest.fingerprint, 128, 64)
@@ -64,13 +64,13 @@ def ten_steps(settings: TrainerConfig, world: World, steps: int = 10) -> Stepper
         for batch in batches:
             if taken == steps:
                 break
-            stepper.step([batch.data], taken)
+            train_step.step([batch.data], taken)
             taken += 1
-    return stepper
+    return train_step
 
 
-def state_of(stepper: Stepper) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in all_tensors(stepper).items()}
+def state_of(train_step: TrainStep) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in all_tensors(train_step).items()}
 
 
 def worker(rank: int, size: int, port: int, settings: TrainerConfig, folder: str) -> None:
@@ -96,19 +96,19 @@ ALIKE = {
         "encoder": ["srgnn", "sasrec"],
         "head": "ple",
         "loss": "bpr_max",
-        "network": {"tied": False, "profile": True},
+        "network": {"tie_embeddings": False, "profile": True},
         "train": {
             "batch_positives": True,
             "skipped_negatives": 2,
             "prefixes": 6,
             "balance": "uncertainty",
-            "clip": 0.5,
+            "max_grad_norm": 0.5,
             "optimizer": "adamw",
             "network_learning_rate": 0.001,  # Adam makes much of the rounding of a gradient near 0
             "schedule": "cosine",
             "table_optimizer": "adagrad",
             "positive_power": 0.5,
-            "rates": {"like": 0.3},
+            "positive_rates": {"like": 0.3},
         },
     },
     "ranking": {"model": "rank_ple"},
@@ -136,7 +136,7 @@ TRAINED = [
     *({"model": model} for model in RANK_HEADS),
     {"encoder": ["gru4rec", "srgnn", "sasrec"], "network": {"profile": True, "layers": 2}},
     {"train": {"balance": "uncertainty"}},
-    {"network": {"tied": False, "profile": True}},
+    {"network": {"tie_embeddings": False, "profile": True}},
 ]
 
 
@@ -169,32 +169,32 @@ def test_a_step_touches_only_the_rows_of_its_batch_and_negatives(fifty):
     before = make_stepper(settings, fifty, World.alone())
     batch = some_batch(fifty, tasks=[], rows=slice(1))
     settings.tasks = ["next"]
-    stepper = make_stepper(settings, fifty, World.alone())
-    stepper.step([batch], 0)
-    negatives = stepper.objective.candidates(batch, 0).ids.tolist()
+    train_step = make_stepper(settings, fifty, World.alone())
+    train_step.step([batch], 0)
+    negatives = train_step.objective.candidates(batch, 0).ids.tolist()
     touched = {*batch.items.flatten().tolist(), *batch.targets.flatten().tolist(), *negatives} - {0}
-    changed = (stepper.tables[ITEM].vector != before.tables[ITEM].vector).any(1)
+    changed = (train_step.tables[ITEM].vector != before.tables[ITEM].vector).any(1)
     assert set(torch.nonzero(changed).flatten().tolist()) <= touched
     assert changed[batch.targets[0, 0]]
-    assert not stepper.tables[ITEM].vector[0].any()
+    assert not train_step.tables[ITEM].vector[0].any()
 
 
 @pytest.mark.parametrize("loss", ["sampled_softmax", "bpr_max"])
 def test_negatives_drawn_twice_are_scored_once_and_weigh_twice(fifty, loss):
     """32 draws from few items: the loss and every gradient are those of scoring each draw by itself."""
-    stepper = make_stepper(config(fifty.path, loss=loss, tasks=["next"]), fifty, World.alone())
-    batch, objective, found = some_batch(fifty, tasks=[]), stepper.objective, []
+    train_step = make_stepper(config(fifty.path, loss=loss, tasks=["next"]), fifty, World.alone())
+    batch, objective, found = some_batch(fifty, tasks=[]), train_step.objective, []
     merged = objective.candidates(batch, 3)
     drawn = torch.from_numpy(objective.sampler.draw(32, seed=0, step=3))
     assert len(merged.ids) < len(drawn)
     each = merged.log_copies[torch.searchsorted(merged.ids, drawn)]
     correction = merged.correction[torch.searchsorted(merged.ids, drawn)] - each * (loss == "sampled_softmax")
     for candidates in (merged, Candidates(drawn, correction, torch.zeros(32))):
-        stepper.model.zero_grad()
-        rows = {ITEM: stepper.tables[ITEM].rows(torch.unique(objective.wanted(batch, candidates)[ITEM]))}
+        train_step.model.zero_grad()
+        rows = {ITEM: train_step.tables[ITEM].rows(torch.unique(objective.wanted(batch, candidates)[ITEM]))}
         total = objective(batch, rows, candidates).loss[0]
         total.backward()
-        found.append([total.detach(), rows[ITEM].gradient(), *(p.grad for p in stepper.model.parameters())])
+        found.append([total.detach(), rows[ITEM].gradient(), *(p.grad for p in train_step.model.parameters())])
     for one, other in zip(*found, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 
@@ -273,14 +273,16 @@ def test_learning_rates_rise_and_fall_as_told():
 
 def test_clipping_shrinks_all_gradients_by_one_factor(fifty):
     """AdaGrad forgets the scale of a first gradient, so its accumulators tell: they hold the squares."""
-    steppers = [ten_steps(config(fifty.path, train={"clip": clip}), World.alone(), steps=1) for clip in (0.0, 0.05)]
+    train_steps = [
+        ten_steps(config(fifty.path, train={"max_grad_norm": clip}), World.alone(), steps=1) for clip in (0.0, 0.05)
+    ]
     free, clipped = (
         [
             *(s.optimizer.state[p]["sum"].sum().item() for p in s.model.parameters()),
             s.tables[ITEM].vector_state.sum().item() * 8,
             s.tables[ITEM].bias_state.sum().item(),
         ]
-        for s in steppers
+        for s in train_steps
     )
     shrunk = np.array(clipped) / np.array(free)
     assert shrunk == pytest.approx(np.full(len(shrunk), shrunk[0]), rel=1e-3)
@@ -304,7 +306,7 @@ def test_a_step_in_parts_is_the_step_of_the_whole(fifty, changes):
     family = family_of(settings, fifty, World.alone())
     reader, collate = family.reader(2), family.collate(2, 1)
     window, rows = reader.read(np.array([0])), np.arange(9)
-    whole, parts = (family.stepper(10) for _ in range(2))
+    whole, parts = (family.train_step(10) for _ in range(2))
     for step in range(3):
         whole.step([collate(window, rows, rows)], step)
         parts.step([collate(window, share(rows, part, 4), rows) for part in range(4)], step)
@@ -313,14 +315,14 @@ def test_a_step_in_parts_is_the_step_of_the_whole(fifty, changes):
 
 
 def test_a_step_that_is_not_finite_updates_nothing_and_names_itself(fifty):
-    stepper = ten_steps(config(fifty.path), World.alone(), steps=1)
+    train_step = ten_steps(config(fifty.path), World.alone(), steps=1)
     with torch.no_grad():
-        stepper.tables[ITEM].vector[3] = torch.nan
-    before = state_of(stepper)
+        train_step.tables[ITEM].vector[3] = torch.nan
+    before = state_of(train_step)
     batch = some_batch(fifty)
     with pytest.raises(NotFiniteError, match="step 41"):
-        stepper.step([batch], 41)
-    for name, value in state_of(stepper).items():
+        train_step.step([batch], 41)
+    for name, value in state_of(train_step).items():
         assert torch.equal(value.nan_to_num(), before[name].nan_to_num()), name
 
 

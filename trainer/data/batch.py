@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from etl.dataset import CLICKED, PADDING, feedback_labels
-from trainer.data.hashing import place_in, sampled
+from trainer.data.hashing import cumcount, sample_per_group
 from trainer.data.order import Int
 from trainer.data.ragged import Ragged
 from trainer.data.reader import Sessions
@@ -147,14 +147,14 @@ def train_batch(sessions: Sessions, options: BatchOptions, positives: Int | None
     targets = pad(shifted, visible, width)
     if options.prefixes:
         row, place = np.nonzero(targets)
-        kept = sampled(sessions.user_id[row], row, place, options.prefixes, options.salt)
+        kept = sample_per_group(sessions.user_id[row], row, place, options.prefixes, options.salt)
         targets[row[~kept], place[~kept]] = PADDING
     rows = None
     if options.tasks and len(sessions):
         rows = feedback_rows(sessions, exposures=options.exposures)
         rows = rows.select(_has_target(rows, visible, targets))
         user = sessions.user_id[rows.session]
-        rows = rows.select(sampled(user, rows.session, rows.place, options.rows_per_session, options.salt))
+        rows = rows.select(sample_per_group(user, rows.session, rows.place, options.rows_per_session, options.salt))
     skipped = _skipped(sessions, visible, targets, options) if options.skipped and len(sessions) else {}
     if len(sessions) == 0:
         items, targets = np.zeros((2, 1, 1), np.int64)
@@ -181,8 +181,8 @@ def _skipped(sessions: Sessions, visible: Int, targets_BT: Int, options: BatchOp
     rows = feedback_rows(sessions, exposures=True)
     rows = rows.select(((rows.feedback & CLICKED) == 0) & _has_target(rows, visible, targets_BT))
     state = rows.session * targets_BT.shape[1] + rows.position - 1
-    kept = sampled(sessions.user_id[rows.session], state, rows.place, options.skipped, options.salt + 1)
-    return {"skipped_state": state[kept], "skipped_item": rows.item[kept], "skipped_slot": place_in(state[kept])}
+    kept = sample_per_group(sessions.user_id[rows.session], state, rows.place, options.skipped, options.salt + 1)
+    return {"skipped_state": state[kept], "skipped_item": rows.item[kept], "skipped_slot": cumcount(state[kept])}
 
 
 def make_batch(items_BT: Int, targets_BT: Int, profile_B2: Int, rows: FeedbackRows | None, tasks: list[str]) -> Batch:

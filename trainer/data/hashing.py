@@ -8,13 +8,13 @@ import numpy.typing as npt
 from trainer.data.order import Int
 
 
-def place_in(group_R: Int) -> Int:
+def cumcount(group_R: Int) -> Int:
     """Each row's place in its group, from 0; the rows of a group stand together."""
     begin = np.flatnonzero(np.diff(group_R, prepend=-1))
     return np.arange(len(group_R)) - np.repeat(begin, np.diff(np.append(begin, len(group_R))))
 
 
-def sampled(user_R: Int, group_R: Int, place_R: Int, limit: int, salt: int) -> npt.NDArray[np.bool_]:
+def sample_per_group(user_R: Int, group_R: Int, place_R: Int, limit: int, salt: int) -> npt.NDArray[np.bool_]:
     """Which rows a random sample of at most `limit` of each group keeps.
 
     The choice is a hash of the row, not of the batch: each worker draws what one worker would draw.
@@ -26,7 +26,7 @@ def sampled(user_R: Int, group_R: Int, place_R: Int, limit: int, salt: int) -> n
         limit: rows of a group to keep.
         salt: changes the sample.
     """
-    within = place_in(group_R)
+    within = cumcount(group_R)
     if within.max(initial=-1) < limit:
         return np.ones(len(group_R), bool)
     key = mix(user_R.astype(np.uint64) ^ mix(place_R.astype(np.uint64) + np.uint64(salt)))

@@ -27,7 +27,7 @@ class Order:
         seed, epoch: of the run.
         fingerprint: of the dataset.
         batch_tokens: target clicks of a global batch.
-        buffer_sessions: rows shuffled together; whole row groups, at least one.
+        shuffle_buffer_sessions: rows shuffled together; whole row groups, at least one.
     """
 
     group_rows: Int
@@ -35,7 +35,7 @@ class Order:
     epoch: int
     fingerprint: str
     batch_tokens: int
-    buffer_sessions: int
+    shuffle_buffer_sessions: int
 
     def rng(self, *more: int) -> np.random.Generator:
         """A generator of its own for each use, so that any part of an epoch can be made alone."""
@@ -47,7 +47,7 @@ class Order:
         begin, rows = 0, 0
         for end, group in enumerate(order, 1):
             rows += int(self.group_rows[group])
-            if rows >= self.buffer_sessions or end == len(order):
+            if rows >= self.shuffle_buffer_sessions or end == len(order):
                 yield order[begin:end]
                 begin, rows = end, 0
 

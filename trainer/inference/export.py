@@ -30,7 +30,7 @@ from trainer.data.ranking_rows import ROW_COLUMNS, block_rows, flat_rows
 from trainer.data.reader import EXPOSURE_COLUMNS, SESSION_COLUMNS, Sessions
 from trainer.distributed.world import World
 from trainer.inference.scorer import RankScorer, Scores, SessionScorer
-from trainer.run.object_store import parts_mirror
+from trainer.run.object_store import bundle_part_mirror
 from trainer.training.objective import ITEM
 
 SESSIONS_PER_BATCH = 512
@@ -80,14 +80,14 @@ def export(
         if number % world.size == world.global_rank:
             parts = _score_file(dataset.file(entry.path), scorer, splits, exposures=dataset.shows_exposures)
             mine += _write_parts(building, number, schemas, parts)
-    handed_in = parts_mirror(mirror, building)
-    if handed_in and not world.is_first:
-        handed_in.send(mine)
+    worker_files = bundle_part_mirror(mirror, building)
+    if worker_files and not world.is_first:
+        worker_files.send(mine)
     world.barrier()
     if world.is_first:
-        if handed_in:
-            handed_in.pull(lambda name: name not in mine and name != ITEMS)
-            handed_in.remove(list(handed_in.listing()))
+        if worker_files:
+            worker_files.pull(lambda name: name not in mine and name != ITEMS)
+            worker_files.remove(list(worker_files.listing()))
         finish_bundle(
             building,
             dataset=dataset.manifest.fingerprint,

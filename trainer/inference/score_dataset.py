@@ -37,15 +37,15 @@ def score_dataset(options: ApplyConfig) -> None:
     dataset = open_dataset(options.data)
     check(config, trained_on, dataset)
     family = family_of(config, trained_on, world)
-    stepper = family.stepper(total_steps=1)
+    train_step = family.train_step(total_steps=1)
     run = place(options.run)
     refit = checkpoint.latest(run / "checkpoints-refit") if config.train.refit else None
     if refit:
-        checkpoint.load(refit, stepper)
+        checkpoint.load(refit, train_step)
     else:
-        load_selected(run, stepper)
+        load_selected(run, train_step)
     with published(options.output, BUNDLE, overwrite=options.overwrite, inputs=read) as folder:
-        export(folder, family.scorer(stepper), dataset, world, model=family.name, refit=False)
+        export(folder, family.scorer(train_step), dataset, world, model=family.name, refit=False)
 
 
 def check(config: TrainerConfig, trained_on: Dataset, dataset: Dataset) -> None:

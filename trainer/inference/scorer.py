@@ -51,7 +51,7 @@ class SessionScorer:
     @torch.inference_mode()
     def queries(self, state_NS: torch.Tensor) -> torch.Tensor:
         """Queries `[N, D + 1]`; the last element multiplies the item's bias."""
-        query = self.model.query(self.model.mixes(state_NS)["next"])
+        query = self.model.query(self.model.task_representations(state_NS)["next"])
         return torch.cat([query, query.new_ones(len(query), 1)], dim=1)
 
     @property
@@ -72,9 +72,11 @@ class SessionScorer:
     def feedback(self, state_BS: torch.Tensor, rows: FeedbackRows) -> Scores:
         """Probability of each feedback task for rows, each scored from its session's state."""
         session, item = (torch.from_numpy(values).to(self.device) for values in (rows.session, rows.item))
-        mixes, vector = self.model.mixes(state_BS), self.tables[ITEM].vector[item]
+        task_representations, vector = self.model.task_representations(state_BS), self.tables[ITEM].vector[item]
         return {
-            task: torch.sigmoid(self.model.feedback_logits(task, mixes[task], session, vector)).cpu().numpy()
+            task: torch.sigmoid(self.model.feedback_logits(task, task_representations[task], session, vector))
+            .cpu()
+            .numpy()
             for task in self.model.feedback_tasks
         }
 

@@ -18,7 +18,7 @@ class GRUEncoder(nn.Module):
     def __init__(self, options: ModelOptions) -> None:
         super().__init__()
         self.embedding_dropout = options.embedding_dropout
-        self.gru = nn.GRU(options.dimension, options.hidden, options.layers, batch_first=True)
+        self.gru = nn.GRU(options.embedding_dim, options.hidden_size, options.layers, batch_first=True)
         self.dropout = nn.Dropout(options.state_dropout)
 
     def forward(self, items_BT: torch.Tensor, click_BTD: torch.Tensor, needed_N: torch.Tensor) -> torch.Tensor:

@@ -59,8 +59,8 @@ class Residual(nn.Module):
 def expert(state_size: int, options: ModelOptions) -> nn.Module:
     """One expert: residual, or a linear layer and ReLU as in the MMoE paper's synthetic experiments."""
     if options.residual:
-        return Residual(state_size, options.dimension, options.dimension)
-    return nn.Sequential(nn.Linear(state_size, options.dimension), nn.ReLU())
+        return Residual(state_size, options.embedding_dim, options.embedding_dim)
+    return nn.Sequential(nn.Linear(state_size, options.embedding_dim), nn.ReLU())
 
 
 class Head(nn.Module):
@@ -68,7 +68,7 @@ class Head(nn.Module):
 
     def __init__(self, layout: Layout, options: ModelOptions, tasks: list[str]) -> None:
         super().__init__()
-        self.layout, self.tasks, self.size = layout, tasks, options.dimension
+        self.layout, self.tasks, self.size = layout, tasks, options.embedding_dim
 
     def gate_weights(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
         """The share of each expert in each task's mix, `[N, E]`, rows summing to 1; empty without gates."""
@@ -160,7 +160,7 @@ class Extraction(nn.Module):
         return {g: torch.softmax(gate(input_by_group[g]), dim=-1) for g, gate in self.gates.items()}
 
     def forward(self, input_by_group: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The group's mixes `[N, D]` from the group's inputs `[N, S]`."""
+        """The group's task_representations `[N, D]` from the group's inputs `[N, S]`."""
         output: dict[str, list[torch.Tensor]] = {group: [] for group in self.experts}
         for group, experts in self.experts.items():
             assert isinstance(experts, nn.ModuleList)
@@ -176,7 +176,7 @@ class PLE(Head):
 
     def __init__(self, layout: Layout, options: ModelOptions, tasks: list[str]) -> None:
         super().__init__(layout, options, tasks)
-        sizes = [layout.size] + [options.dimension] * (options.levels - 1)
+        sizes = [layout.size] + [options.embedding_dim] * (options.levels - 1)
         self.levels = nn.ModuleList(
             Extraction(size, options, tasks, last=number == options.levels) for number, size in enumerate(sizes, 1)
         )
@@ -197,8 +197,8 @@ class PLE(Head):
 
     def forward(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
         """Mixes of all tasks, `[N, D]` each."""
-        mixes: dict[str, torch.Tensor] = self.levels[-1](self._below(state_NS))
-        return mixes
+        task_representations: dict[str, torch.Tensor] = self.levels[-1](self._below(state_NS))
+        return task_representations
 
 
 HEADS: dict[str, type[Head]] = {"mmoe": MMoE, "shared_bottom": SharedBottom, "ple": PLE, "single": Single}

@@ -13,7 +13,7 @@ from etl.dataset import PADDING
 from trainer.config import RANK_HEADS, TrainerConfig
 from trainer.models.encoders import matrix_flops
 from trainer.models.heads import HEADS, Layout
-from trainer.models.recommender import PROFILE_SIZE, Profile, start_at
+from trainer.models.recommender import PROFILE_SIZE, Profile, init_bias_to_prior
 
 CATEGORY_SIZE = 16
 
@@ -39,22 +39,24 @@ class Ranker(nn.Module):
         self.register_buffer("categories", categories, persistent=False)
         self.category = nn.Embedding(int(categories.max()) + 1, CATEGORY_SIZE)
         self.profile = Profile()
-        layout = Layout((3 * options.dimension + 2 * CATEGORY_SIZE + 2 * PROFILE_SIZE,))
+        layout = Layout((3 * options.embedding_dim + 2 * CATEGORY_SIZE + 2 * PROFILE_SIZE,))
         self.feedback_tasks = config.feedback_tasks
         self.head = HEADS[RANK_HEADS[config.model]](layout, options, self.feedback_tasks)
         self.dropout = nn.Dropout(options.state_dropout)
         self.towers = nn.ModuleDict(
             {
-                task: nn.Sequential(nn.Linear(options.dimension, options.tower), nn.ReLU(), nn.Linear(options.tower, 1))
+                task: nn.Sequential(
+                    nn.Linear(options.embedding_dim, options.tower), nn.ReLU(), nn.Linear(options.tower, 1)
+                )
                 for task in self.feedback_tasks
             }
         )
         self.entire_space = config.model == "rank_esmm" and "click" in self.feedback_tasks
-        rates = config.train.rates
+        rates = config.train.positive_rates
         for task, tower in self.towers.items():
             assert isinstance(tower, nn.Sequential)
             given_click = self.entire_space and task != "click"
-            start_at(tower, rates.get(task, 0.5) / (rates.get("click", 1.0) if given_click else 1.0))
+            init_bias_to_prior(tower, rates.get(task, 0.5) / (rates.get("click", 1.0) if given_click else 1.0))
 
     def features(
         self,
@@ -76,8 +78,8 @@ class Ranker(nn.Module):
 
     def logits(self, feature_FS: torch.Tensor) -> dict[str, torch.Tensor]:
         """Logits `[F]` by task."""
-        mixes = self.head(feature_FS)
-        own = {task: tower(mixes[task]).squeeze(1) for task, tower in self.towers.items()}
+        task_representations = self.head(feature_FS)
+        own = {task: tower(task_representations[task]).squeeze(1) for task, tower in self.towers.items()}
         if not self.entire_space:
             return own
         click = own["click"]

@@ -38,16 +38,16 @@ class FeedbackTower(nn.Module):
     """Logit of a feedback task for a candidate c: an MLP of [m_k ; v_c ; m_k ⊙ v_c].
 
     Args:
-        dimension: length of mix and item vector.
+        embedding_dim: length of mix and item vector.
         units: of the hidden layer.
         rate: share of positives in train. The logit begins at its log odds, so that a rare task does
             not spend its first epochs on learning how rare it is.
     """
 
-    def __init__(self, dimension: int, units: int, rate: float) -> None:
+    def __init__(self, embedding_dim: int, units: int, rate: float) -> None:
         super().__init__()
-        self.network = nn.Sequential(nn.Linear(3 * dimension, units), nn.ReLU(), nn.Linear(units, 1))
-        start_at(self.network, rate)
+        self.network = nn.Sequential(nn.Linear(3 * embedding_dim, units), nn.ReLU(), nn.Linear(units, 1))
+        init_bias_to_prior(self.network, rate)
 
     def forward(self, mix_ND: torch.Tensor, row_F: torch.Tensor, item_FD: torch.Tensor) -> torch.Tensor:
         """Logits `[F]` of candidates, each by the mix in row `row_F`.
@@ -64,7 +64,7 @@ class FeedbackTower(nn.Module):
 
 
 @torch.no_grad()
-def start_at(network: nn.Sequential, rate: float) -> None:
+def init_bias_to_prior(network: nn.Sequential, rate: float) -> None:
     """Set the last layer's bias to the log odds of a rate."""
     rate = min(max(rate, 1e-6), 1.0 - 1e-6)
     last = network[-1]
@@ -87,21 +87,21 @@ class Recommender(nn.Module):
         self._encoder_flops = {f"encoder {name}": encoder.flops for name, encoder in encoders.items()}
         self.profile = Profile() if options.profile else None
         shared = 2 * PROFILE_SIZE if options.profile else 0
-        layout = Layout((options.hidden,) * len(self.encoders), shared)
+        layout = Layout((options.hidden_size,) * len(self.encoders), shared)
         self.feedback_tasks = config.feedback_tasks if config.model == "hybrid" else []
         self.detach_items = options.detach_items
         self.head: Head | None = None
         if config.model == "hybrid":
             self.head = HEADS[config.head](layout, options, config.tasks)
-            tower = Residual(options.dimension, options.tower, options.dimension)
+            tower = Residual(options.embedding_dim, options.tower, options.embedding_dim)
             self.next_tower = nn.Sequential(tower) if options.residual else tower.network
-        elif layout.size != options.dimension:
-            self.next_tower = nn.Sequential(nn.Linear(layout.size, options.dimension))
+        elif layout.size != options.embedding_dim:
+            self.next_tower = nn.Sequential(nn.Linear(layout.size, options.embedding_dim))
         else:
             self.next_tower = nn.Sequential()
-        rates = config.train.rates
+        rates = config.train.positive_rates
         self.towers = nn.ModuleDict(
-            {t: FeedbackTower(options.dimension, options.tower, rates.get(t, 0.5)) for t in self.feedback_tasks}
+            {t: FeedbackTower(options.embedding_dim, options.tower, rates.get(t, 0.5)) for t in self.feedback_tasks}
         )
 
     def states(
@@ -120,7 +120,7 @@ class Recommender(nn.Module):
             parts.append(self.profile(profile_B2)[needed_N // items_BT.shape[1]])
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
-    def mixes(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
+    def task_representations(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
         """What each task sees of states, `[N, D]` each; an encoder alone hands its state to `next`."""
         return {"next": state_NS} if self.head is None else self.head(state_NS)
 
@@ -138,19 +138,19 @@ class Recommender(nn.Module):
         """Shares of the experts by task `[N, E]`; empty for heads without gates."""
         return {} if self.head is None else self.head.gate_weights(state_NS)
 
-    def flops(self, *, candidates: int, dimension: int, clicks: int) -> dict[str, int]:
+    def flops(self, *, candidates: int, embedding_dim: int, clicks: int) -> dict[str, int]:
         """Multiply-adds × 2 of one target click's forward pass with one feedback row, by part.
 
         Args:
             candidates: items that each target competes with.
-            dimension: length of the item vectors.
+            embedding_dim: length of the item vectors.
             clicks: clicks of the session up to there, for encoders whose cost grows with them.
         """
         parts = {name: flops(clicks) for name, flops in self._encoder_flops.items()}
         parts["head"] = self.head.flops() if self.head is not None else 0
         parts["next tower"] = matrix_flops(self.next_tower)
         parts["feedback towers"] = matrix_flops(self.towers)
-        parts["next scores"] = 2 * candidates * dimension
+        parts["next scores"] = 2 * candidates * embedding_dim
         return parts
 
     def part_parameters(self) -> dict[str, int]:

@@ -43,8 +43,8 @@ class SASRecEncoder(nn.Module):
 
     def __init__(self, options: ModelOptions) -> None:
         super().__init__()
-        size = options.hidden
-        self.enter = nn.Linear(options.dimension, size) if options.dimension != size else nn.Identity()
+        size = options.hidden_size
+        self.enter = nn.Linear(options.embedding_dim, size) if options.embedding_dim != size else nn.Identity()
         self.position = nn.Embedding(options.positions, size)
         nn.init.normal_(self.position.weight, std=0.02)
         self.dropout = nn.Dropout(options.embedding_dropout)

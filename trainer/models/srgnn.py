@@ -89,7 +89,7 @@ class SRGNNEncoder(nn.Module):
 
     def __init__(self, options: ModelOptions) -> None:
         super().__init__()
-        size = options.dimension
+        size = options.embedding_dim
         self.steps, self.embedding_dropout = options.gnn_steps, options.embedding_dropout
         self.outgoing, self.incoming = (nn.Linear(size, size, bias=False) for _ in range(2))
         self.from_edges = nn.Linear(2 * size, 3 * size)
@@ -97,7 +97,7 @@ class SRGNNEncoder(nn.Module):
         self.from_reset = nn.Linear(size, size, bias=False)
         self.attend_last, self.attend_node = nn.Linear(size, size), nn.Linear(size, size, bias=False)
         self.attention = nn.Linear(size, 1, bias=False)
-        self.join = nn.Linear(2 * size, options.hidden, bias=False)
+        self.join = nn.Linear(2 * size, options.hidden_size, bias=False)
         self.dropout = nn.Dropout(options.state_dropout)
 
     def forward(self, items_BT: torch.Tensor, click_BTD: torch.Tensor, needed_N: torch.Tensor) -> torch.Tensor:

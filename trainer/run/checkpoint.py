@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from etl.runtime.errors import InputError
 from etl.runtime.files import sha256_of
-from trainer.training.step import Stepper
+from trainer.training.step import TrainStep
 
 STATE = "state.json"
 TENSORS = "tensors.safetensors"
@@ -51,7 +51,7 @@ class Progress:
     seconds: float = 0.0
     examples: int = 0
 
-    def took(self, sample: int, sums: list[float], counts: list[float]) -> None:
+    def advance(self, sample: int, sums: list[float], counts: list[float]) -> None:
         """A step more: samples of the epoch that are done now, the step's loss sums and counts."""
         self.step += 1
         self.sample = sample
@@ -74,10 +74,10 @@ class Writer:
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
 
-    def save(self, stepper: Stepper, progress: Progress) -> None:
+    def save(self, train_step: TrainStep, progress: Progress) -> None:
         """Copy the state of a run and write it in the background, once the checkpoint before is written."""
         self.wait()
-        tensors, now = {name: t.clone() for name, t in all_tensors(stepper).items()}, replace(progress)
+        tensors, now = {name: t.clone() for name, t in all_tensors(train_step).items()}, replace(progress)
         self.thread = threading.Thread(target=self._write, args=(tensors, now))
         self.thread.start()
 
@@ -162,7 +162,7 @@ def problem_of(path: Path) -> str | None:
         return str(error)
 
 
-def load_best(folder: Path, step: int, stepper: Stepper) -> None:
+def load_best(folder: Path, step: int, train_step: TrainStep) -> None:
     """Put the best epoch's checkpoint into a run.
 
     Raises:
@@ -173,10 +173,10 @@ def load_best(folder: Path, step: int, stepper: Stepper) -> None:
     if problem:
         hint = f"remove {folder} and train again"
         raise InputError(f"the checkpoint of the best epoch, {path.name}, as it was written", problem, hint)
-    load(path, stepper)
+    load(path, train_step)
 
 
-def load(path: Path, stepper: Stepper) -> Progress:
+def load(path: Path, train_step: TrainStep) -> Progress:
     """Put a checkpoint's state into a run.
 
     Raises:
@@ -184,7 +184,7 @@ def load(path: Path, stepper: Stepper) -> Progress:
     """
     tensors = load_file(path / TENSORS)
     try:
-        _load_tensors(stepper, tensors)
+        _load_tensors(train_step, tensors)
     except (KeyError, RuntimeError) as error:
         problem = str(error).splitlines()[0]
         raise InputError(f"a checkpoint of this model in {path}", problem, "was config.yaml edited?") from None
@@ -196,25 +196,25 @@ def read_progress(path: Path) -> Progress:
     return Progress(**json.loads((path / STATE).read_text())["progress"])
 
 
-def all_tensors(stepper: Stepper) -> dict[str, torch.Tensor]:
+def all_tensors(train_step: TrainStep) -> dict[str, torch.Tensor]:
     """Networks, tables and optimiser state, by name."""
-    tensors = {f"network.{name}": p.detach() for name, p in stepper.objective.named_parameters()}
-    for table, found in stepper.tables.items():
+    tensors = {f"network.{name}": p.detach() for name, p in train_step.objective.named_parameters()}
+    for table, found in train_step.tables.items():
         tensors |= {f"table.{table}.{name}": t for name, t in found.tensors().items()}
-    for name, parameter in stepper.objective.named_parameters():
-        for key, value in stepper.optimizer.state[parameter].items():
+    for name, parameter in train_step.objective.named_parameters():
+        for key, value in train_step.optimizer.state[parameter].items():
             tensors[f"optimizer.{name}.{key}"] = value
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
 @torch.no_grad()
-def _load_tensors(stepper: Stepper, tensors: dict[str, torch.Tensor]) -> None:
-    for table, found in stepper.tables.items():
+def _load_tensors(train_step: TrainStep, tensors: dict[str, torch.Tensor]) -> None:
+    for table, found in train_step.tables.items():
         found.load(_under(f"table.{table}.", tensors))
-    for name, parameter in stepper.objective.named_parameters():
+    for name, parameter in train_step.objective.named_parameters():
         parameter.copy_(tensors[f"network.{name}"])
         state = _under(f"optimizer.{name}.", tensors)
-        for key, value in stepper.optimizer.state[parameter].items():
+        for key, value in train_step.optimizer.state[parameter].items():
             value.copy_(state[key])
 
 

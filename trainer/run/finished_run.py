@@ -11,7 +11,7 @@ from trainer.config import ENCODERS, HEADS, MODELS, TrainerConfig, from_plain
 from trainer.prepare import CONFIG, read_config
 from trainer.run import checkpoint
 from trainer.run.folder import SUMMARY, is_finished
-from trainer.training.step import Stepper
+from trainer.training.step import TrainStep
 
 
 def open_run(folder: str, data: str | None) -> tuple[TrainerConfig, Dataset]:
@@ -37,10 +37,10 @@ def open_run(folder: str, data: str | None) -> tuple[TrainerConfig, Dataset]:
     return config, dataset
 
 
-def load_selected(run: Path, stepper: Stepper) -> None:
-    """Put the parameters of the selected epoch into a freshly made stepper."""
+def load_selected(run: Path, train_step: TrainStep) -> None:
+    """Put the parameters of the selected epoch into a freshly made train_step."""
     folder = run / "checkpoints"
     newest = checkpoint.latest(folder)
     if newest is None:
         raise InputError("a whole checkpoint", folder, "train the run again")
-    checkpoint.load_best(folder, checkpoint.read_progress(newest).best_step, stepper)
+    checkpoint.load_best(folder, checkpoint.read_progress(newest).best_step, train_step)

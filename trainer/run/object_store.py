@@ -44,6 +44,6 @@ def send_checkpoint(mirror: Mirror | None) -> None:
         print(f"warning: the checkpoint stays on this machine: {error}", file=sys.stderr, flush=True)
 
 
-def parts_mirror(mirror: Mirror | None, building: Path) -> Mirror | None:
+def bundle_part_mirror(mirror: Mirror | None, building: Path) -> Mirror | None:
     """Where workers of other machines hand in their files of a bundle under construction."""
     return Mirror(f"{mirror.uri}/{building.name}", building) if mirror else None

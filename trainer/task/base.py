@@ -13,7 +13,7 @@ from trainer.distributed.world import World
 from trainer.inference.scorer import RankScorer, SessionScorer
 from trainer.inference.validation import Validation
 from trainer.models.embedding_table import SparseTable
-from trainer.training.step import Stepper
+from trainer.training.step import TrainStep
 
 TRAIN_HOLDOUT = 2
 """Clicks at the end of a session that selection does not train on; a refit holds out one."""
@@ -37,7 +37,7 @@ class Family(Protocol):
     def reader(self, holdout: int) -> Reader[Any]:
         """Samples to train on."""
 
-    def stepper(self, total_steps: int) -> Stepper:
+    def train_step(self, total_steps: int) -> TrainStep:
         """Freshly drawn parameters: the same on every worker, from the seed alone."""
 
     def collate(self, holdout: int, salt: int) -> Collate:
@@ -46,14 +46,14 @@ class Family(Protocol):
     def sample(self) -> Any:
         """This worker's share of what is validated on."""
 
-    def validate(self, stepper: Stepper, sample: Any) -> Validation:
+    def validate(self, train_step: TrainStep, sample: Any) -> Validation:
         """Metrics on the sample, over all workers."""
 
     @property
     def name(self) -> str:
         """Of the model, for whoever reads a report."""
 
-    def scorer(self, stepper: Stepper) -> SessionScorer | RankScorer:
+    def scorer(self, train_step: TrainStep) -> SessionScorer | RankScorer:
         """The model applied."""
 
 
@@ -62,7 +62,7 @@ def make_table(config: TrainerConfig, n: int, world: World, *, number: int, bias
     generator = torch.Generator().manual_seed(config.seed + number * 1_000_003)
     return SparseTable(
         n,
-        config.network.dimension,
+        config.network.embedding_dim,
         generator=generator,
         device=world.device,
         bias=bias,

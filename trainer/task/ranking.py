@@ -10,7 +10,7 @@ import torch
 from etl.dataset import Dataset
 from trainer.config import TrainerConfig
 from trainer.data.batch import feedback_rows
-from trainer.data.hashing import sampled
+from trainer.data.hashing import sample_per_group
 from trainer.data.order import Int
 from trainer.data.ranking_rows import FlatRows, RankBatch, RowReader, all_users, block_rows, rank_batch
 from trainer.data.reader import Reader, SessionReader, Sessions
@@ -20,7 +20,7 @@ from trainer.inference.validation import Validation, valid_rows, valid_sessions,
 from trainer.models.ranker import Ranker
 from trainer.task.base import TRAIN_HOLDOUT, Collate, make_table
 from trainer.training.objective import ITEM, USER, RankObjective
-from trainer.training.step import Stepper
+from trainer.training.step import TrainStep
 
 
 class RankFamily:
@@ -44,7 +44,7 @@ class RankFamily:
             return SessionReader(self.dataset, exposures=self.shown, holdout=holdout)
         return RowReader(self.dataset, ("train",) if holdout == TRAIN_HOLDOUT else ("train", "valid"))
 
-    def stepper(self, total_steps: int) -> Stepper:
+    def train_step(self, total_steps: int) -> TrainStep:
         """Freshly drawn parameters."""
         config = self.config
         torch.manual_seed(config.seed)
@@ -53,7 +53,7 @@ class RankFamily:
             ITEM: make_table(config, self.dataset.manifest.n_items, self.world, number=0, bias=False),
             USER: make_table(config, len(self.users), self.world, number=2, bias=False),
         }
-        return Stepper(config, RankObjective(config, model), tables, total_steps, self.world)
+        return TrainStep(config, RankObjective(config, model), tables, total_steps, self.world)
 
     def collate(self, holdout: int, salt: int) -> Collate:
         """The maker of an epoch's batches."""
@@ -66,7 +66,7 @@ class RankFamily:
             sessions = window.take(mine)
             rows = feedback_rows(sessions, exposures=self.trains_on_shown)
             rows = rows.select(rows.position < sessions.items.lengths[rows.session] - holdout)
-            kept = sampled(sessions.user_id[rows.session], rows.session, rows.place, limit, salt)
+            kept = sample_per_group(sessions.user_id[rows.session], rows.session, rows.place, limit, salt)
             return rank_batch(block_rows(sessions, rows.select(kept)), self.users, tasks)
 
         return collate
@@ -81,14 +81,14 @@ class RankFamily:
         last = sessions.items.lengths[rows.session] - TRAIN_HOLDOUT
         return block_rows(sessions, rows.select(rows.position == last))
 
-    def scorer(self, stepper: Stepper) -> RankScorer:
+    def scorer(self, train_step: TrainStep) -> RankScorer:
         """The model applied."""
-        assert isinstance(stepper.model, Ranker)
-        return RankScorer(stepper.model, stepper.tables, self.users, self.world.device)
+        assert isinstance(train_step.model, Ranker)
+        return RankScorer(train_step.model, train_step.tables, self.users, self.world.device)
 
-    def validate(self, stepper: Stepper, sample: FlatRows) -> Validation:
+    def validate(self, train_step: TrainStep, sample: FlatRows) -> Validation:
         """AUCs of the valid rows."""
-        return validate_rows(self.scorer(stepper), sample, self.world)
+        return validate_rows(self.scorer(train_step), sample, self.world)
 
     @property
     def name(self) -> str:

@@ -21,7 +21,7 @@ from trainer.inference.validation import Validation, valid_sessions, validate_se
 from trainer.models.recommender import Recommender
 from trainer.task.base import TRAIN_HOLDOUT, Collate, make_table
 from trainer.training.objective import INPUT, ITEM, SessionObjective
-from trainer.training.step import Stepper
+from trainer.training.step import TrainStep
 
 
 class SessionFamily:
@@ -44,7 +44,7 @@ class SessionFamily:
         exposures = self.shown and bool(config.feedback_tasks or config.train.skipped_negatives)
         return SessionReader(self.dataset, exposures=exposures, holdout=holdout, prefixes=config.train.prefixes)
 
-    def stepper(self, total_steps: int) -> Stepper:
+    def train_step(self, total_steps: int) -> TrainStep:
         """Freshly drawn parameters."""
         config, n_items = self.config, self.dataset.manifest.n_items
         torch.manual_seed(config.seed)
@@ -52,9 +52,9 @@ class SessionFamily:
         tables = {ITEM: make_table(config, n_items, self.world, number=0, bias=True)}
         train_clicks = self.dataset.items(["train_clicks"])["train_clicks"].to_numpy()
         tables[ITEM].bias[1:] = first_biases(config, train_clicks)
-        if not config.network.tied:
+        if not config.network.tie_embeddings:
             tables[INPUT] = make_table(config, n_items, self.world, number=1, bias=False)
-        return Stepper(config, SessionObjective(config, model, train_clicks), tables, total_steps, self.world)
+        return TrainStep(config, SessionObjective(config, model, train_clicks), tables, total_steps, self.world)
 
     def collate(self, holdout: int, salt: int) -> Collate:
         """The maker of an epoch's batches."""
@@ -79,18 +79,18 @@ class SessionFamily:
         """This worker's share of the sessions that are validated on."""
         return valid_sessions(self.reader(TRAIN_HOLDOUT), self.config.train.valid_sessions, self.world)
 
-    def scorer(self, stepper: Stepper) -> SessionScorer:
+    def scorer(self, train_step: TrainStep) -> SessionScorer:
         """The model applied."""
-        assert isinstance(stepper.model, Recommender)
+        assert isinstance(train_step.model, Recommender)
         by_cosine = self.config.loss == "embedding"
-        return SessionScorer(stepper.model, stepper.tables, self.world.device, by_cosine)
+        return SessionScorer(train_step.model, train_step.tables, self.world.device, by_cosine)
 
-    def validate(self, stepper: Stepper, sample: Sessions) -> Validation:
+    def validate(self, train_step: TrainStep, sample: Sessions) -> Validation:
         """Full ranking of the valid targets, and feedback of the valid blocks."""
         clicks = self.dataset.items(["clicks"])["clicks"].to_numpy()
         candidates = np.flatnonzero(clicks > 0) + 1
         return validate_sessions(
-            self.scorer(stepper), sample, candidates, self.world, exposures=self.shown, mask_seen=self.mask_seen
+            self.scorer(train_step), sample, candidates, self.world, exposures=self.shown, mask_seen=self.mask_seen
         )
 
     @cached_property

@@ -11,16 +11,18 @@ class NegativeSampler:
 
     Args:
         train_clicks: int64 `[n_items]`, of items 1..n_items.
-        alpha: power of the train clicks (0 = uniform, 1 = popularity).
-        uniform: share drawn from all items alike, so that items without train clicks are pushed down too.
+        popularity_exponent: power of the train clicks (0 = uniform, 1 = popularity).
+        uniform_share: share drawn from all items alike, so that items without train clicks are pushed down too.
     """
 
-    def __init__(self, train_clicks: npt.NDArray[np.int64], *, alpha: float, uniform: float) -> None:
+    def __init__(
+        self, train_clicks: npt.NDArray[np.int64], *, popularity_exponent: float, uniform_share: float
+    ) -> None:
         n = len(train_clicks)
-        weight = np.where(train_clicks > 0, train_clicks.astype(np.float64) ** alpha, 0.0)
+        weight = np.where(train_clicks > 0, train_clicks.astype(np.float64) ** popularity_exponent, 0.0)
         total = weight.sum()
         popular = weight / total if total > 0 else np.full(n, 1.0 / n)
-        probability = (1.0 - uniform) * popular + uniform / n
+        probability = (1.0 - uniform_share) * popular + uniform_share / n
         self.cumulative = np.cumsum(probability)
         self.cumulative /= self.cumulative[-1]
         self.log_probability = np.log(np.maximum(probability, 1e-30)).astype(np.float32)

@@ -62,7 +62,7 @@ class Balance(nn.Module):
 
 def positive_weights(config: TrainerConfig, tasks: list[str]) -> dict[str, float]:
     """Weight of a positive row by feedback task: (negatives / positives in train) to `positive_power`."""
-    rates = {task: min(max(config.train.rates.get(task, 0.5), 1e-6), 1 - 1e-6) for task in tasks}
+    rates = {task: min(max(config.train.positive_rates.get(task, 0.5), 1e-6), 1 - 1e-6) for task in tasks}
     return {task: ((1 - rate) / rate) ** config.train.positive_power for task, rate in rates.items()}
 
 
@@ -97,7 +97,9 @@ class SessionObjective(nn.Module):
         self.balance = Balance(config, self.tasks)
         self.positive_weight = positive_weights(config, model.feedback_tasks)
         self.n_items = len(train_clicks)
-        self.sampler = NegativeSampler(train_clicks, alpha=config.negatives_alpha, uniform=config.train.uniform)
+        self.sampler = NegativeSampler(
+            train_clicks, popularity_exponent=config.negatives_alpha, uniform_share=config.train.negative_uniform_share
+        )
 
     def candidates(self, batch: Batch, step: int) -> Candidates:
         """All items, or this step's negatives."""
@@ -122,7 +124,7 @@ class SessionObjective(nn.Module):
     def wanted(self, batch: Batch, candidates: Candidates) -> dict[str, torch.Tensor]:
         """Ids whose vectors the forward pass reads, by table."""
         scored = [batch.targets.flatten(), batch.row_item, batch.skipped_item, candidates.ids]
-        if self.config.network.tied:
+        if self.config.network.tie_embeddings:
             return {ITEM: torch.cat([batch.items.flatten(), *scored])}
         return {ITEM: torch.cat(scored), INPUT: batch.items.flatten()}
 
@@ -139,13 +141,16 @@ class SessionObjective(nn.Module):
         click_BTD = rows.get(INPUT, item).vectors(batch.items)
         used = batch.targets.flatten() != PADDING
         state = model.states(batch.items, click_BTD, batch.profile, torch.nonzero(used).squeeze(1))
-        mixes = model.mixes(state)
+        task_representations = model.task_representations(state)
         compact = torch.cumsum(used, 0) - 1  # place in the flattened sessions → row of `state`
         target = batch.targets.flatten()[used]
-        sums = [self._next(model.query(mixes["next"]), target, item, candidates, batch, compact)]
+        sums = [self._next(model.query(task_representations["next"]), target, item, candidates, batch, compact)]
         row_state, item_FD = compact[batch.row_state], item.vectors(batch.row_item)
         for column, task in enumerate(model.feedback_tasks):
-            logit, label = model.feedback_logits(task, mixes[task], row_state, item_FD), batch.row_label[:, column]
+            logit, label = (
+                model.feedback_logits(task, task_representations[task], row_state, item_FD),
+                batch.row_label[:, column],
+            )
             sums.append(losses.feedback_sum(logit, label, self.positive_weight[task]))
         return Sums(torch.stack(sums), self.balance.variances())
 

@@ -43,7 +43,7 @@ def make_optimizer(options: TrainOptions, parameters: Iterable[nn.Parameter]) ->
     return kind(parameters, options.network_learning_rate or options.learning_rate, weight_decay=options.weight_decay)
 
 
-class Stepper:
+class TrainStep:
     """Holds what a step changes: the networks, the tables and the networks' optimiser.
 
     Args:
@@ -97,7 +97,7 @@ class Stepper:
         self.objective.zero_grad(set_to_none=True)
         losses = torch.zeros_like(weights)
         for number, batch in enumerate(parts, 1):
-            with self._gradients_stay(number < len(parts)):
+            with self._no_sync_until_last(number < len(parts)):
                 with self.autocast:
                     sums = self.forward(batch, rows, candidates)
                 loss = self.objective.balance.total(sums, weights.clamp(min=1e-12), self.world.size * len(parts))
@@ -124,7 +124,7 @@ class Stepper:
         if self.world.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def _gradients_stay(self, stay: bool) -> AbstractContextManager[None]:
+    def _no_sync_until_last(self, stay: bool) -> AbstractContextManager[None]:
         """Whether dense gradients stay on this worker for now, to be exchanged with those of a later part."""
         return self.forward.no_sync() if stay and isinstance(self.forward, DistributedDataParallel) else nullcontext()
 
@@ -135,7 +135,7 @@ class Stepper:
 
     def _update(self, gradients: dict[str, tuple[torch.Tensor, torch.Tensor]], norm: float, step: int) -> None:
         options = self.config.train
-        shrink = min(1.0, options.clip / max(norm, 1e-12)) if options.clip else 1.0
+        shrink = min(1.0, options.max_grad_norm / max(norm, 1e-12)) if options.max_grad_norm else 1.0
         if shrink < 1.0:
             for parameter in self.objective.parameters():
                 if parameter.grad is not None:
