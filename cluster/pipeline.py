@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster.config import PipelineOptions, training_options
 from cluster.steps import Step, file_fingerprint, run_step, time_by_step
-from etl.dataset_folder import MANIFEST, is_dataset
+from etl.runtime.dataset_folder import MANIFEST, is_dataset
 from etl.runtime.files import sha256_of
 from etl.runtime.locks import locked
 from retrieval.result_folder import METRICS, REPORT, is_result

@@ -22,8 +22,8 @@ from cluster.config import ClusterConfig
 from cluster.pipeline import run_pipeline
 from etl.engines.java import require_java
 from etl.package import package
-from etl.reachable import require_master
 from etl.runtime.errors import InputError
+from etl.runtime.reachable import require_master
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {"etl": "etl", "train": "trainer", "evaluate": "retrieval", "pipeline": "cluster"}

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from etl.dataset_folder import ITEMS, MANIFEST
+from etl.runtime.dataset_folder import ITEMS, MANIFEST
 from etl.runtime.errors import InputError
 from etl.runtime.files import sha256_of
 from etl.runtime.object_store import fetched

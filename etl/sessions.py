@@ -27,11 +27,11 @@ from etl.dataset import (
     describe_file,
     open_dataset,
 )
-from etl.dataset_folder import DATASET, ITEMS, MANIFEST
 from etl.engines.engine import Engine, log_bytes, open_engine, runs_locally
 from etl.logs import tenrec
 from etl.logs.splits import LogFile, Split, first_rows, make_splits
 from etl.messages import QUARANTINE, refuse_empty, summary, warnings
+from etl.runtime.dataset_folder import DATASET, ITEMS, MANIFEST
 from etl.runtime.files import fingerprint_of, write_json
 from etl.runtime.object_store import place, published, refuse_output
 from etl.stages.assemble_users import cut_filtered_partition, gather_partition

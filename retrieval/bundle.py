@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etl.dataset import FEEDBACK_BIT, DataFile, check_files, check_schema, describe_file, read_manifest
-from etl.dataset_folder import MANIFEST
+from etl.runtime.dataset_folder import MANIFEST
 from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
 from etl.runtime.object_store import absolute, fetched

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etl.dataset import Dataset, open_dataset
-from etl.dataset_folder import MANIFEST
+from etl.runtime.dataset_folder import MANIFEST
 from etl.runtime.errors import InputError
 from etl.runtime.files import fingerprint_of, sha256_of, write_json
 from etl.runtime.object_store import place

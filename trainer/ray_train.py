@@ -19,10 +19,10 @@ from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, 
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
 
-from etl.reachable import refusal, split_address
 from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
 from etl.runtime.object_store import Mirror, filesystem, place, read_file
+from etl.runtime.reachable import refusal, split_address
 from trainer import reachability
 from trainer.config import TrainerConfig, from_plain
 from trainer.distributed.world import World

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 
-from etl.reachable import refusal
 from etl.runtime.errors import InputError
+from etl.runtime.reachable import refusal
 
 PATIENCE_SECONDS = 45.0
 """A host may be away for so long, as while its network comes back."""

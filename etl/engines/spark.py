@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from etl.engines.java import require_java
 from etl.package import package
-from etl.reachable import require_master
 from etl.runtime.errors import InputError
+from etl.runtime.reachable import require_master
 from etl.stages.task_files import Job, read_records
 
 if TYPE_CHECKING:

@@ -261,7 +261,7 @@ def write_items(
     train_N: protocol.Mask,
     also: protocol.Array | None = None,
 ) -> None:
-    """Write a part's counts for `etl/stages/item_ids.py`; items of `also` are listed with what was counted, if only 0."""
+    """Write a part's counts for the item table; items of `also` are listed with what was counted, if only 0."""
     unique, inverse = statistics.distinct(item_N)
     if also is not None:
         unique = np.concatenate([unique, np.setdiff1d(also, unique)])

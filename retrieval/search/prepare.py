@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from etl.dataset import Dataset
-from etl.dataset_folder import MANIFEST
+from etl.runtime.dataset_folder import MANIFEST
 from etl.runtime.errors import InputError
 from retrieval.bundle import Bundle, open_bundle
 from retrieval.config import RetrievalConfig

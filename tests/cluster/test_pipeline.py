@@ -17,8 +17,9 @@ from etl.engines.java import OLDEST_JAVA, java_version
 from tests.support.logs import generated_log
 
 SMALL = (
-    'pipeline.trainer="network.embedding_dim=8 network.hidden_size=8 network.experts=2 network.tower=8 train.batch_tokens=64 '
-    'train.negatives=20 train.epochs=4 train.early_stopping_patience=4 train.checkpoint_steps=5 ray.workers=0"'
+    'pipeline.trainer="network.embedding_dim=8 network.hidden_size=8 network.experts=2 network.tower=8 '
+    "train.batch_tokens=64 train.negatives=20 train.epochs=4 train.early_stopping_patience=4 "
+    'train.checkpoint_steps=5 ray.workers=0"'
 )
 
 

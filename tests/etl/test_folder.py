@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from etl.dataset_folder import DATASET
+from etl.runtime.dataset_folder import DATASET
 from etl.runtime.errors import InputError
 from etl.runtime.output_file import new_file
 from etl.runtime.output_folder import Kind, listed_files, staged

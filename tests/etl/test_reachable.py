@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from etl.reachable import refusal, split_address
+from etl.runtime.reachable import refusal, split_address
 
 
 def test_a_server_that_listens_is_reached_and_one_that_has_gone_is_named():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from etl.dataset import Dataset, open_dataset
-from etl.dataset_folder import MANIFEST
+from etl.runtime.dataset_folder import MANIFEST
 from etl.runtime.errors import InputError
 from etl.runtime.object_store import place, published, refuse_output
 from etl.runtime.output_folder import Kind, listed_files
