@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from etl.runtime.errors import InputError
+from etl.runtime.option_checks import check_values
 from etl.runtime.options import group, option, read_options
 
 SCENARIOS = ("qk_video", "qb_video", "qk_article", "qb_article", "sbr", "ctr")
@@ -28,14 +29,16 @@ class Protocol:
     """Which rows, items, users and clicks are kept; see `etl/protocol.py` for the order."""
 
     name: str = option("study", "name of the preset")
-    first_rows: int | None = option(None, "the first N data rows only")
+    first_rows: int | None = option(None, "read the first N data rows only", at_least=1)
     clicked_only: bool = option(False, "drop unclicked rows before anything else is counted")
-    dedupe: str = option("none", "none, exact (equal rows once) or first (a user's first click on an item)")
-    min_item_clicks: int = option(1, "drop all rows of items with fewer clicks; 1 drops none")
-    max_item_clicks: int | None = option(None, "drop all rows of items with more clicks")
-    first_users: int | None = option(None, "the lowest N user ids only")
-    min_clicks: int = option(10, "drop users with fewer clicks (at least 3)")
-    max_clicks: int = option(30, "keep a user's last N clicks (3 to 1000)")
+    dedupe: str = option(
+        "none", "exact = keep one of equal rows; first = keep a user's first click on an item", choices=DEDUPE
+    )
+    min_item_clicks: int = option(1, "drop all rows of items with fewer clicks; 1 drops none", at_least=0)
+    max_item_clicks: int | None = option(None, "drop all rows of items with more clicks", at_least=1)
+    first_users: int | None = option(None, "keep the lowest N user ids only", at_least=1)
+    min_clicks: int = option(10, "drop users with fewer clicks", at_least=MIN_CLICKS_LIMIT)
+    max_clicks: int = option(30, "keep a user's last N clicks", at_least=MIN_CLICKS_LIMIT, at_most=MAX_CLICKS_LIMIT)
 
 
 MASTERS = r"local|local\[(\*|[1-9]\d*)(,[1-9]\d*)?\]|spark://[^/\s:,]+:\d+(,[^/\s:,]+:\d+)*|k8s://\S+|yarn"
@@ -50,8 +53,8 @@ class SparkOptions:
     """How Spark runs the job."""
 
     master: str | None = option(None, "Spark master URL; local[*] where Spark runs and none is named")
-    driver_memory: str | None = option(None, "of the JVM in local mode, of the driver elsewhere; by input size")
-    executor_memory: str | None = option(None, "of each executor on a cluster; by input size")
+    driver_memory: str | None = option(None, "memory of the driver; default: by input size")
+    executor_memory: str | None = option(None, "memory of each executor on a cluster; default: by input size")
 
 
 @dataclass
@@ -60,17 +63,23 @@ class EtlConfig:
 
     input: Any = option(MISSING, "CSV file, glob or URI, or a list of these, read in the order given")
     output: str = option(MISSING, "dataset folder to make")
-    scenario: str = option(MISSING, ", ".join(SCENARIOS))
+    scenario: str = option(MISSING, "format of the log", choices=SCENARIOS)
     protocol: Protocol = group(Protocol)
-    exposures: bool = option(True, "keep what was shown, clicked or not")
-    shards: int | None = option(None, "number of session files; by default one for each 4,096 sessions, 1 to 64")
-    items_from: str | None = option(None, "dataset whose dense ids are kept; other items are dropped")
+    exposures: bool = option(True, "keep all exposures, clicked or not")
+    shards: int | None = option(
+        None, "number of session files; default: one for each 4,096 sessions, 1 to 64", at_least=1
+    )
+    items_from: str | None = option(None, "dataset whose item ids are used; other items are dropped")
     strict: bool = option(False, "stop at the first malformed row")
     overwrite: bool = option(False, "replace an existing dataset once the new one is whole")
-    seed: int = option(0, "scenario ctr: seed of the sampled rows and of the split")
-    split_bytes: int = option(SPLIT_BYTES, "log that one task reads; the order of sessions follows from it")
-    engine: str = option("auto", "local, spark, or auto: spark for logs over 512 MiB or where spark.* is set")
-    processes: int | None = option(None, "worker processes of engine=local; one for each core by default")
+    seed: int = option(0, "random seed of the sampled rows and of the split (scenario ctr)", at_least=0)
+    split_bytes: int = option(
+        SPLIT_BYTES, "bytes of the log that one task reads; the order of sessions follows from it", at_least=1
+    )
+    engine: str = option(
+        "auto", "where tasks run; auto = spark for logs over 512 MiB or where spark.* is set", choices=ENGINES
+    )
+    processes: int | None = option(None, "worker processes of engine=local; default: one for each core", at_least=1)
     spark: SparkOptions = group(SparkOptions)
 
     @property
@@ -89,30 +98,10 @@ def load(options: Sequence[str]) -> EtlConfig:
     given = config.input
     if not (isinstance(given, str) or (isinstance(given, list) and given and all(isinstance(i, str) for i in given))):
         raise InputError("input=FILE or input=[FILE,…]", repr(given), "name at least one CSV file")
-    _one_of("scenario", config.scenario, SCENARIOS)
-    _one_of("protocol.dedupe", config.protocol.dedupe, DEDUPE)
-    _one_of("engine", config.engine, ENGINES)
+    check_values(config)
     if config.engine == "local" and config.spark != SparkOptions():
         raise InputError("no option of spark with engine=local", "one", "leave out engine=local, or spark.…")
     _check_spark(config.spark)
-    protocol = config.protocol
-    _at_least("seed", config.seed, 0)
-    _at_least("split_bytes", config.split_bytes, 1)
-    _at_least("protocol.min_clicks", protocol.min_clicks, MIN_CLICKS_LIMIT)
-    _at_least("protocol.min_item_clicks", protocol.min_item_clicks, 0)
-    positive = {name: getattr(config, name) for name in ("shards", "processes")}
-    positive |= {
-        f"protocol.{name}": getattr(protocol, name) for name in ("first_rows", "max_item_clicks", "first_users")
-    }
-    for name, value in positive.items():
-        if value is not None:
-            _at_least(name, value, 1)
-    if not MIN_CLICKS_LIMIT <= protocol.max_clicks <= MAX_CLICKS_LIMIT:
-        raise InputError(
-            f"protocol.max_clicks in {MIN_CLICKS_LIMIT}..{MAX_CLICKS_LIMIT}",
-            protocol.max_clicks,
-            "a session needs a train, a valid and a test click",
-        )
     return config
 
 
@@ -138,13 +127,3 @@ def protocol_record(config: EtlConfig, shards: int) -> dict[str, Any]:
         "shards": shards,
         **({"seed": config.seed} if config.scenario == "ctr" else {}),
     }
-
-
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InputError(f"{name} one of {', '.join(choices)}", value, f"choose {name}={choices[0]}, say")
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise InputError(f"{name} of at least {least}", value, "give a larger number")

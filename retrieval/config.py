@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from etl.runtime.errors import InputError
+from etl.runtime.option_checks import check_values
 from etl.runtime.options import option, read_options
 
 INDEXES = ("auto", "flat", "ivf_flat", "ivf_sq8", "ivf_pq_refine", "hnsw")
@@ -38,22 +39,28 @@ class RetrievalConfig:
     bundle: str = option(MISSING, "bundle of a training run")
     data: str = option(MISSING, "the dataset it was trained on")
     output: str = option(MISSING, "result folder to make")
-    index: str = option("auto", ", ".join(INDEXES))
-    fidelity: float = option(0.99, "recall@20 of the exact neighbours, and share of HR@20, that an index must keep")
-    index_file: str | None = option(None, "where the index is kept; RUN/indexes where none is named")
-    memory_gib: float = option(4.0, "memory that an index chosen by auto may take")
-    mask_seen: Any = option(
-        "auto", "seen items are no candidates: true, false, or auto (true if targets do not repeat)"
+    index: str = option("auto", "kind of nearest-neighbour index", choices=INDEXES)
+    fidelity: float = option(
+        0.99, "recall@20 of the exact neighbours and ratio of HR@20 that an index must reach", above=0, at_most=1
     )
-    candidates: str = option("clicked", "clicked (items with a kept click) or all")
+    index_file: str | None = option(None, "file of the index; default: in RUN/indexes")
+    memory_gib: float = option(4.0, "memory that an index chosen by auto may take, in GiB", above=0)
+    mask_seen: Any = option(
+        "auto", "exclude seen items from the candidates; auto = true if targets do not repeat", choices=MASKS
+    )
+    candidates: str = option("clicked", "candidate items; clicked = items with a kept click", choices=CANDIDATES)
     cutoffs: list[int] = option([5, 10, 20], "cutoffs of the ranking metrics")
     baselines: list[str] = option(list(BASELINES), f"beside the model: {', '.join(BASELINES)}; the first always")
     blend: Any = option("auto", f"sources joined into one ranking: auto, none, or a list of {', '.join(SOURCES)}")
-    neighbours: int = option(100, "sessions that v_sknn, and items that item_knn goes by")
-    rules_per_item: int = option(100, "successors that markov and sequential_rules keep of an item")
-    rules_gaps: int = option(10, "clicks that a successor of sequential_rules may come later")
-    baseline_queries: int = option(50_000, "queries of a split that baselines but popularity are measured on, at most")
-    part_queries: int = option(10_000, "queries up to which small files are ranked together, as one part")
+    neighbours: int = option(100, "nearest sessions of v_sknn, and nearest items of item_knn", at_least=1)
+    rules_per_item: int = option(100, "successors of an item that markov and sequential_rules retain", at_least=1)
+    rules_gaps: int = option(
+        10, "largest distance in clicks of a successor in sequential_rules", at_least=1, at_most=MOST_GAPS
+    )
+    baseline_queries: int = option(
+        50_000, "maximum number of queries of a split that baselines other than popularity are measured on", at_least=1
+    )
+    part_queries: int = option(10_000, "queries up to which small files are ranked together as one part", at_least=1)
     threads: int = option(0, "threads of the search; 0 = one for each core")
     overwrite: bool = option(False, "replace an existing result once the new one is whole")
 
@@ -70,11 +77,7 @@ def load(options: Sequence[str]) -> RetrievalConfig:
         InputError: an option is unknown, missing, ill-typed or out of its range.
     """
     config = read_options(RetrievalConfig, "retrieval.conf", options)
-    choices: tuple[tuple[str, tuple[Any, ...]], ...] = (("index", INDEXES), ("candidates", CANDIDATES))
-    for name, allowed in (*choices, ("mask_seen", MASKS)):
-        if getattr(config, name) not in allowed:
-            names = [str(value).lower() for value in allowed]
-            raise InputError(f"{name} one of {', '.join(names)}", getattr(config, name), f"choose {name}={names[0]}")
+    check_values(config)
     if config.mask_seen != "auto":
         config.mask_seen = bool(config.mask_seen)  # 1 and 0 are true and false
     _check_numbers(config)
@@ -105,17 +108,8 @@ def checked_blend(blend: Any) -> Any:
 
 def _check_numbers(config: RetrievalConfig) -> None:
     """Raise `InputError` where a number is out of its range."""
-    if not 0 < config.fidelity <= 1:
-        raise InputError("fidelity in (0, 1]", config.fidelity, "0.99 keeps 99 % of the exact neighbours")
     if not config.cutoffs or min(config.cutoffs) < 1 or sorted(set(config.cutoffs)) != config.cutoffs:
         raise InputError("rising positive cutoffs", config.cutoffs, "write cutoffs=[5,10,20]")
-    if config.rules_gaps > MOST_GAPS:
-        raise InputError(f"rules_gaps up to {MOST_GAPS}", config.rules_gaps, "a weight of 1/gap is small there")
-    for name in ("neighbours", "rules_per_item", "rules_gaps", "baseline_queries", "part_queries"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name} of at least 1", getattr(config, name), "give a larger number")
-    if not config.memory_gib > 0:
-        raise InputError("memory_gib above 0", config.memory_gib, "4 holds millions of vectors")
     most = THREADS_PER_CORE * (os.cpu_count() or 1)
     if not 0 <= config.threads <= most:
         raise InputError(f"threads from 0 to {most}", config.threads, "0 uses every core")

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from etl.runtime.errors import InputError
+from etl.runtime.option_checks import check_values
 from etl.runtime.options import group, option, read_options
 
 ENCODERS = ("gru4rec", "srgnn", "sasrec")
@@ -29,6 +30,7 @@ TABLE_OPTIMIZERS = ("rowwise_adagrad", "adagrad")
 SCHEDULES = ("constant", "cosine")
 BALANCES = ("fixed", "uncertainty")
 PRECISIONS = ("float32", "bfloat16")
+RECIPES = ("auto", "small", "large")
 FEEDBACK_TASKS = ("click", "like", "share", "follow")
 TASKS = ("next", *FEEDBACK_TASKS)
 VALID_CUTOFFS = [10, 20]
@@ -40,86 +42,111 @@ SMALL_CATALOGUE = 200_000
 class ModelOptions:
     """Sizes of the networks."""
 
-    embedding_dim: int = option(64, "length of item vectors and of expert outputs")
-    hidden_size: int = option(64, "units of an encoder's state")
-    layers: int = option(1, "layers of gru4rec and sasrec")
-    attention_heads: int = option(1, "heads of sasrec, a divisor of hidden")
-    positions: int = option(0, "clicks of the longest session, for sasrec; 0 takes the dataset's")
-    gnn_steps: int = option(1, "gated steps over srgnn's graph")
-    experts: int = option(8, "experts of the MMoE head, shared out evenly among several encoders")
-    shared_experts: int = option(4, "PLE: shared experts of a level")
-    task_experts: int = option(1, "PLE: each task's own experts of a level")
-    levels: int = option(2, "PLE: levels")
-    tower: int = option(64, "units of the hidden layer of each task")
+    embedding_dim: int = option(64, "dimension of item embeddings and of expert outputs", at_least=1)
+    hidden_size: int = option(64, "units of an encoder's state", at_least=1)
+    layers: int = option(1, "layers of gru4rec and sasrec", at_least=1)
+    attention_heads: int = option(1, "attention heads of sasrec, a divisor of network.hidden_size", at_least=1)
+    positions: int = option(0, "clicks of the longest session, for sasrec; 0 = the dataset's", at_least=0)
+    gnn_steps: int = option(1, "gated steps over srgnn's session graph", at_least=1)
+    experts: int = option(8, "experts of the MMoE head, divided evenly among several encoders", at_least=1)
+    shared_experts: int = option(4, "PLE: shared experts of a level", at_least=1)
+    task_experts: int = option(1, "PLE: experts of each task on a level", at_least=1)
+    levels: int = option(2, "PLE: levels", at_least=1)
+    tower: int = option(64, "units of the hidden layer of each task's tower", at_least=1)
     residual: bool = option(True, "experts and the next click's tower add to their input instead of replacing it")
-    embedding_dropout: float = option(0.2, "of gru4rec and srgnn whole clicks (item dropout), of sasrec single values")
-    state_dropout: float = option(0.2, "dropout on the encoder's state")
-    tie_embeddings: bool = option(True, "the vectors that encoders read are those that are searched")
-    popularity_bias: bool = option(False, "softmax losses: item biases begin at the log of train clicks")
-    profile: bool = option(False, "gender and age join the state")
-    detach_items: bool = option(False, "feedback tasks do not train the item vectors")
+    embedding_dropout: float = option(
+        0.2, "dropout of whole clicks (gru4rec, srgnn) or of embedding values (sasrec)", at_least=0, below=1
+    )
+    state_dropout: float = option(0.2, "dropout of the encoder's state", at_least=0, below=1)
+    tie_embeddings: bool = option(True, "use the same item embeddings for the encoder's input and for retrieval")
+    popularity_bias: bool = option(False, "initialise item biases to the log of train clicks (softmax losses)")
+    profile: bool = option(False, "append gender and age to the encoder's state")
+    detach_items: bool = option(False, "stop gradients of the feedback tasks at the item embeddings")
 
 
 @dataclass
 class TrainOptions:
-    """How the parameters are found."""
+    """Optimisation, losses and validation."""
 
-    epochs: int = option(10, "passes over the train clicks at most")
-    batch_tokens: int = option(512, "target clicks of a step, over all workers")
-    learning_rate: float = option(0.05, "of item vectors, and of networks where these have no own")
-    network_learning_rate: float | None = option(None, "of the networks")
-    optimizer: str = option("adagrad", "of the networks: adagrad, adamw")
-    table_optimizer: str = option("rowwise_adagrad", "of item and user vectors: rowwise_adagrad, adagrad")
-    weight_decay: float = option(0.0, "of the networks; decoupled with adamw, else added to the gradient")
-    table_decay: float = option(0.0, "of the vectors that a step touches, added to their gradient")
-    schedule: str = option("constant", "learning rates after the warm-up: constant, cosine (to 0 at the last epoch)")
-    warmup_steps: int = option(0, "steps over which learning rates rise from 0")
-    max_grad_norm: float = option(0.0, "limit of the norm of all gradients together; 0 sets none")
-    negatives: int = option(2048, "sampled negatives of a step, shared by its targets (all losses but softmax)")
+    epochs: int = option(10, "maximum number of passes over the train clicks", at_least=1)
+    batch_tokens: int = option(512, "target clicks of a global step, over all workers", at_least=1)
+    learning_rate: float = option(
+        0.05, "learning rate of the embedding tables; of the networks too unless network_learning_rate is set", above=0
+    )
+    network_learning_rate: float | None = option(None, "learning rate of the networks; null = learning_rate", above=0)
+    optimizer: str = option("adagrad", "optimizer of the networks", choices=OPTIMIZERS)
+    table_optimizer: str = option("rowwise_adagrad", "optimizer of the embedding tables", choices=TABLE_OPTIMIZERS)
+    weight_decay: float = option(
+        0.0, "weight decay of the networks, decoupled with adamw, else added to the gradient", at_least=0
+    )
+    table_decay: float = option(0.0, "weight decay of the embeddings that a step touches", at_least=0)
+    schedule: str = option("constant", "learning rate schedule after the warm-up", choices=SCHEDULES)
+    warmup_steps: int = option(0, "steps over which the learning rates rise linearly from 0", at_least=0)
+    max_grad_norm: float = option(0.0, "maximum global norm for gradient clipping; 0 = off", at_least=0)
+    negatives: int = option(
+        2048, "sampled negatives of a step, shared by its targets (all losses but softmax)", at_least=1
+    )
     negative_popularity_exponent: float | None = option(
-        None, "negatives are drawn from train clicks to this power (0.5; gbce: 0) …"
+        None,
+        "exponent of train clicks in the sampling of negatives: 0 = uniform, 1 = by popularity; null = 0.5 (gbce: 0)",
+        at_least=0,
+        at_most=10,
     )
-    negative_uniform_share: float = option(0.1, "… or, this share of them, from all items alike")
-    batch_positives: bool = option(False, "the step's targets join its negatives")
-    skipped_negatives: int = option(0, "shown but not clicked items that join a target's negatives, at most")
-    bpr_max_regularisation: float = option(1.0, "weight of bpr_max's score regulariser")
-    gbce_t: float = option(0.75, "calibration of gbce: 0 = plain binary cross-entropy, 1 = that of all items")
-    balance: str = option("fixed", "weights of the tasks: fixed, or learned uncertainty")
-    task_weights: dict[str, float] = option({}, "fixed weights of the tasks' losses, 1 or the recipe's where not named")
-    positive_rates: dict[str, float] = option(
-        {}, "share of positives by feedback task; counted in train where not named"
+    negative_uniform_share: float = option(
+        0.1, "share of negatives that are sampled uniformly from all items", at_least=0, below=1
     )
-    positive_power: float = option(0.0, "positives of a feedback task weigh (negatives / positives) to this power")
-    prefixes: int = option(0, "target clicks of a session and epoch at most, sampled anew; 0 takes all")
-    exposures: bool = option(True, "feedback tasks learn from what was shown, not from the clicks alone")
-    exposures_per_session: int = option(60, "feedback rows of a session and step at most, sampled anew each epoch")
-    valid_sessions: int = option(10_000, "sessions of the fixed validation sample")
-    validate_steps: int = option(0, "validate after so many steps inside an epoch too, for the curve; 0 does not")
-    select_by: str | None = option(None, "valid metric of the best epoch; ndcg@20, of ranking models auc (the mean)")
-    early_stopping_patience: int = option(3, "epochs without a better validation before training ends")
+    batch_positives: bool = option(False, "add the step's targets to its negatives")
+    skipped_negatives: int = option(
+        0, "maximum number of shown but not clicked items added to a target's negatives", at_least=0
+    )
+    bpr_max_regularisation: float = option(1.0, "weight of the score regularisation of bpr_max", at_least=0)
+    gbce_t: float = option(
+        0.75, "calibration of gbce: 0 = plain binary cross-entropy, 1 = that of all items", at_least=0, at_most=1
+    )
+    balance: str = option("fixed", "weighting of the tasks' losses", choices=BALANCES)
+    task_weights: dict[str, float] = option({}, "fixed loss weight by task; default 1 or the recipe's")
+    positive_rates: dict[str, float] = option({}, "share of positives by feedback task; default: counted in train")
+    positive_power: float = option(
+        0.0, "positives of a feedback task are weighted by (negatives / positives) to this power", at_least=0
+    )
+    prefixes: int = option(
+        0, "maximum number of target clicks of a session in an epoch, resampled each epoch; 0 = all", at_least=0
+    )
+    exposures: bool = option(True, "train feedback tasks on all exposures, not on clicks alone")
+    exposures_per_session: int = option(
+        60, "maximum number of feedback rows of a session in a step, resampled each epoch", at_least=1
+    )
+    valid_sessions: int = option(10_000, "sessions in the fixed validation sample", at_least=1)
+    validate_steps: int = option(0, "validate every N steps inside an epoch; 0 = only at its end", at_least=0)
+    select_by: str | None = option(
+        None, "validation metric that selects the best epoch; null = ndcg@20, for ranking models auc (mean over tasks)"
+    )
+    early_stopping_patience: int = option(3, "epochs without improvement before training stops", at_least=1)
     gradient_accumulation_steps: int = option(
-        1, "parts that a worker's share of a step goes through the networks in, to save memory"
+        1, "micro-batches that a worker's share of a step is split into, to save memory", at_least=1
     )
-    precision: str = option("float32", "float32 (on a GPU its matrix products are TF32), or bfloat16 on a GPU")
-    profile: bool = option(False, "write RUN/profile: a trace and a table of where steps go")
-    refit: bool = option(False, "train once more with the valid clicks for the selected number of epochs")
-    shuffle_buffer_sessions: int = option(16_384, "sessions shuffled together in memory")
-    checkpoint_steps: int = option(2_000, "steps between checkpoints inside an epoch")
-    keep_checkpoints: int = option(2, "latest checkpoints kept beside the best")
+    precision: str = option(
+        "float32", "precision of matrix products (float32 on a GPU is TF32); bfloat16 needs a GPU", choices=PRECISIONS
+    )
+    profile: bool = option(False, "write a trace and a table of the time by operation to RUN/profile")
+    refit: bool = option(False, "train again with the valid clicks for the selected number of epochs")
+    shuffle_buffer_sessions: int = option(16_384, "sessions shuffled together in memory", at_least=1)
+    checkpoint_steps: int = option(2_000, "steps between checkpoints inside an epoch", at_least=1)
+    keep_checkpoints: int = option(2, "latest checkpoints retained in addition to the best", at_least=1)
 
 
 @dataclass
 class RayOptions:
-    """How many workers, and of what."""
+    """Ray Train workers and their resources."""
 
     workers: Any = option(
         "auto",
-        "Ray Train workers; [min,max] scales down; 0 trains in this process without Ray; auto takes one for each 2,048 "
-        "targets of a step and core, and 0 where that is one, or where epochs × clicks are under 5 million",
+        "Ray Train workers: N, [min,max] (elastic), 0 (this process, without Ray) or auto (one for each 2,048 targets "
+        "of a step and core; 0 where that is one, or where epochs × clicks are under 5 million)",
     )
-    use_gpu: bool = option(False, "one GPU for each worker")
-    cores: int = option(1, "CPU cores of each worker")
-    spread: bool = option(True, "workers over as many hosts as there are; false fills one host after the other")
+    use_gpu: bool = option(False, "reserve one GPU for each worker")
+    cores: int = option(1, "CPU cores of each worker", at_least=1)
+    spread: bool = option(True, "place workers on as many hosts as possible; false = fill one host after the other")
 
 
 @dataclass
@@ -128,17 +155,19 @@ class TrainerConfig:
 
     data: str = option(MISSING, "dataset folder")
     output: str = option(MISSING, "run folder to make, or to resume")
-    model: str = option(MISSING, f"{', '.join(MODELS)} (rank_esmm trains actions of clicked rows only)")
-    seed: int = option(0, "of parameters, order and sampling")
-    encoder: Any = option("gru4rec", f"session encoder of the hybrid, or several: {', '.join(ENCODERS)}")
-    head: str = option("mmoe", ", ".join(HEADS))
-    tasks: list[str] = option(list(TASKS), "tasks of the hybrid, and but for next of ranking models")
-    loss: str = option("sampled_softmax", f"of the next item (recipe=small: bpr_max): {', '.join(LOSSES)}")
-    recipe: str = option("auto", "auto (by size of the catalogue), small or large: tested defaults")
+    model: str = option(MISSING, "model; rank_esmm trains actions of clicked rows only", choices=MODELS)
+    seed: int = option(0, "random seed", at_least=0, below=2**63)
+    encoder: Any = option("gru4rec", f"session encoder of the hybrid, or a list of them: {', '.join(ENCODERS)}")
+    head: str = option("mmoe", "multi-task head of the hybrid", choices=HEADS)
+    tasks: list[str] = option(list(TASKS), "task heads to train (hybrid; ranking models without next)")
+    loss: str = option("sampled_softmax", "loss of the next item (recipe=small: bpr_max)", choices=LOSSES)
+    recipe: str = option("auto", "tested defaults by catalogue size", choices=RECIPES)
     network: ModelOptions = group(ModelOptions)
     train: TrainOptions = group(TrainOptions)
     ray: RayOptions = group(RayOptions)
-    resume: str = option("auto", "auto continues an unfinished run; never starts anew only in a fresh folder")
+    resume: str = option(
+        "auto", "auto = continue an unfinished run; never = start only in a fresh folder", choices=("auto", "never")
+    )
 
     @property
     def ranks(self) -> bool:
@@ -216,30 +245,15 @@ def with_recipe(options: Sequence[str], n_items: int, asked: TrainerConfig | Non
 
 def check(config: TrainerConfig) -> None:
     """Raise `InputError` where a value is out of its range."""
-    choices = {
-        "model": MODELS,
-        "head": HEADS,
-        "loss": LOSSES,
-        "recipe": ("auto", "small", "large"),
-        "resume": ("auto", "never"),
-        "train.optimizer": OPTIMIZERS,
-        "train.table_optimizer": TABLE_OPTIMIZERS,
-        "train.schedule": SCHEDULES,
-        "train.balance": BALANCES,
-        "train.precision": PRECISIONS,
-    }
-    for name, allowed in choices.items():
-        if _value(config, name) not in allowed:
-            raise InputError(f"{name} one of {', '.join(allowed)}", _value(config, name), f"choose {name}={allowed[0]}")
+    check_values(config)
     _check_tasks(config)
     if config.model == "hybrid":
         given = config.encoders if isinstance(config.encoder, str | list) else [config.encoder]
         if not given or len(set(given)) != len(given) or set(given) - set(ENCODERS):
             raise InputError(f"encoder of {', '.join(ENCODERS)}", config.encoder, "write encoder=[gru4rec,srgnn], say")
-    _check_numbers(config)
     if "sasrec" in config.encoders and config.network.hidden_size % config.network.attention_heads:
         heads = config.network.attention_heads
-        raise InputError("network.attention_heads that divides network.hidden_size", heads, "try 1")
+        raise InputError("network.attention_heads that divides network.hidden_size", heads, "1 always does")
     _check_machine(config)
 
 
@@ -289,84 +303,9 @@ def _check_by_task(config: TrainerConfig) -> None:
             if task not in TASKS:
                 raise InputError(f"{name} of {', '.join(TASKS)}", task, "name a task")
             if not 0 <= value < float("inf"):
-                raise InputError(f"{name}.{task} of at least 0", value, "give a larger number")
+                raise InputError(f"{name}.{task} of at least 0", value, "0 is the least")
             if name == "train.positive_rates" and value > 1:
                 raise InputError(f"{name}.{task} of at most 1", value, "a rate is a share of rows")
-
-
-LEAST = {
-    "network": (
-        "embedding_dim",
-        "hidden_size",
-        "layers",
-        "attention_heads",
-        "gnn_steps",
-        "experts",
-        "shared_experts",
-        "task_experts",
-        "levels",
-        "tower",
-    ),
-    "train": (
-        "epochs",
-        "batch_tokens",
-        "negatives",
-        "exposures_per_session",
-        "valid_sessions",
-        "early_stopping_patience",
-        "shuffle_buffer_sessions",
-        "checkpoint_steps",
-        "keep_checkpoints",
-        "gradient_accumulation_steps",
-    ),
-}
-"""Options of at least 1."""
-NOT_NEGATIVE = {
-    "network": ("positions",),
-    "train": (
-        "weight_decay",
-        "table_decay",
-        "warmup_steps",
-        "max_grad_norm",
-        "skipped_negatives",
-        "bpr_max_regularisation",
-        "positive_power",
-        "prefixes",
-        "validate_steps",
-    ),
-    "": ("seed",),
-}
-"""Options of at least 0."""
-
-
-BELOW: dict[str, float] = {"seed": 2**63}
-"""Options with an upper bound: generators take seeds of 64 bits, and some are drawn from this one."""
-
-
-def _check_numbers(config: TrainerConfig) -> None:
-    for low, groups in ((1, LEAST), (0, NOT_NEGATIVE)):
-        for section, names in groups.items():
-            for name in (f"{section}.{name}".lstrip(".") for name in names):
-                high = BELOW.get(name, float("inf"))
-                if not low <= _value(config, name) < high:
-                    bounds = f"at least {low}" + (f" and below {high}" if name in BELOW else "")
-                    raise InputError(f"{name} of {bounds}", _value(config, name), f"{low} is the least")
-    _check_shares(config)
-    for name in ("train.learning_rate", "train.network_learning_rate"):
-        if _value(config, name) is not None and not 0 < _value(config, name) < float("inf"):
-            raise InputError(f"a positive {name}", _value(config, name), "try 0.05")
-
-
-def _check_shares(config: TrainerConfig) -> None:
-    for name in ("network.embedding_dropout", "network.state_dropout", "train.negative_uniform_share"):
-        if not 0 <= _value(config, name) < 1:
-            raise InputError(f"{name} in [0, 1)", _value(config, name), "give a share")
-    for name, high, hint in (
-        ("train.gbce_t", 1, "try 0.75"),
-        ("train.negative_popularity_exponent", 10, "0 draws all items alike"),
-    ):
-        if _value(config, name) is not None and not 0 <= _value(config, name) <= high:
-            raise InputError(f"{name} in [0, {high}]", _value(config, name), hint)
 
 
 def _value(config: TrainerConfig, name: str) -> Any:

@@ -35,7 +35,7 @@ def job(options: list[str]) -> None:
         except ValueError:
             raise InputError(f"a number for {name}", repr(text), f"write {name}=8, say") from None
         if not 0 < getattr(asked, name) < float("inf"):
-            raise InputError(f"{name} above 0", text, "give a larger number")
+            raise InputError(f"{name} above 0", text, "1 always does")
     given = [o for o in options if o.partition("=")[0] not in OWN]
     if not any(o.startswith("output=") for o in given):
         given.append("output=plan")

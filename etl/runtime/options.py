@@ -19,17 +19,26 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 from etl.runtime.errors import InputError
+from etl.runtime.option_checks import Bounds, described
 
 Config = TypeVar("Config")
 TRACEBACK, TRACEBACK_VARIABLE = "--traceback", "NEXTCLICK_TRACEBACK"
 """Option and environment variable that show where an error arose, which else is one line."""
 
 
-def option(default: Any, text: str) -> Any:
-    """A configuration field with its help text (mutable defaults are copied for each instance)."""
+def option(default: Any, text: str, *, choices: Sequence[Any] = (), **bounds: float) -> Any:
+    """A configuration field (mutable defaults are copied for each instance).
+
+    Args:
+        default: its default.
+        text: its help text.
+        choices: the values that it may have.
+        bounds: `at_least`, `above`, `at_most`, `below`.
+    """
+    metadata = {"help": text, "choices": tuple(choices), "bounds": Bounds(**bounds) if bounds else None}
     if isinstance(default, (list, dict)):
-        return dataclasses.field(default_factory=lambda: copy.copy(default), metadata={"help": text})
-    return dataclasses.field(default=default, metadata={"help": text})
+        return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def group(schema: type[Config], text: str = "") -> Config:
@@ -223,7 +232,7 @@ def usage(program: str, schema: type[Any]) -> str:
         shown = {"???": "(required)", None: "null", True: "true", False: "false"}.get(
             default if isinstance(default, (str, bool, type(None))) else "", default
         )
-        lines.append(f"  {name:<28} {shown!s:<16} {entry.metadata.get('help', '')}")
+        lines.append(f"  {name:<28} {shown!s:<16} {described(entry)}")
     return "\n".join(lines)
 
 

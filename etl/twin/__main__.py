@@ -10,8 +10,8 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
+from etl.runtime.option_checks import check_values
 from etl.runtime.options import option, read_options, run_program
 from etl.runtime.output_file import new_file, new_log
 from etl.twin.published import FEWEST_ITEMS, PUBLISHED
@@ -22,22 +22,29 @@ class TwinConfig:
     """Options of `python -m etl.twin`."""
 
     output: str = option(MISSING, "CSV file to write (.gz compresses it); FILE.truth.json stands beside it")
-    scenario: str = option(MISSING, ", ".join(PUBLISHED))
-    users: int = option(MISSING, "number of users; all other sizes follow")
-    items: int | None = option(None, "size of the catalogue, where it shall not follow from the users")
-    task_correlation: float = option(0.5, "correlation of what drives likes, shares and follows, 0 to 1")
+    scenario: str = option(MISSING, "log to generate", choices=tuple(PUBLISHED))
+    users: int = option(MISSING, "number of users; all other sizes follow", at_least=1)
+    items: int | None = option(
+        None, "number of items; default: in the published proportion to the users", at_least=FEWEST_ITEMS
+    )
+    task_correlation: float = option(0.5, "correlation of what drives likes, shares and follows", at_least=0, at_most=1)
     successor_smoothness: float = option(
-        0.7, "share of transitions that similar items have in common, 0 (only counting can learn them) to 1"
+        0.7,
+        "share of transitions that similar items have in common; 0 = only counting can learn them",
+        at_least=0,
+        at_most=1,
     )
     observed_topics: bool = option(False, "the category column shows an item's topic instead of hinting at it")
-    blocks: float | None = option(None, "mean number of contiguous blocks of a user's rows; default: the real log's")
-    seed: int = option(0, "the same seed gives the same bytes")
+    blocks: float | None = option(
+        None, "mean number of contiguous blocks of a user's rows; default: the real log's", at_least=1, at_most=1_000
+    )
+    seed: int = option(0, "random seed; the same seed gives the same bytes", at_least=0)
 
 
 def job(options: list[str]) -> None:
     """Write the twin that the options describe, and its truth."""
     config = read_options(TwinConfig, "etl.conf.twin", options)
-    check(config)
+    check_values(config)
     from etl.twin.oracle import truth
     from etl.twin.simulate import make_twin
     from etl.twin.write import write
@@ -60,21 +67,6 @@ def job(options: list[str]) -> None:
         write_json(file, truth(twin))
     seconds = time.monotonic() - begin
     print(f"{rows:,} rows of {twin.users:,} users in {seconds:.0f} s ({rows / seconds:,.0f} rows/s): {output}")
-
-
-def check(config: TwinConfig) -> None:
-    """Raise `InputError` where an option is out of its range."""
-    if config.scenario not in PUBLISHED:
-        raise InputError(f"scenario one of {', '.join(PUBLISHED)}", config.scenario, "choose scenario=qb_video, say")
-    if config.users < 1 or config.seed < 0:
-        raise InputError("users of at least 1 and a seed of at least 0", f"{config.users}, {config.seed}", "mend them")
-    if config.items is not None and config.items < FEWEST_ITEMS:
-        raise InputError(f"items of at least {FEWEST_ITEMS}", config.items, "25 for each of the 40 topics")
-    for name in ("task_correlation", "successor_smoothness"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise InputError(f"{name} between 0 and 1", getattr(config, name), f"write {name}=0.5, say")
-    if config.blocks is not None and not 1 <= config.blocks <= 1_000:
-        raise InputError("blocks between 1 and 1000", config.blocks, "write blocks=1 for users in one block each")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

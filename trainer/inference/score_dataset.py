@@ -59,7 +59,7 @@ def check(config: TrainerConfig, trained_on: Dataset, dataset: Dataset) -> None:
         )
     if bool(dataset.row_files) != bool(trained_on.row_files):
         raise InputError(
-            f"a dataset like scenario {trained_on.manifest.scenario}", dataset.manifest.scenario, "give it"
+            f"a dataset like scenario {trained_on.manifest.scenario}", dataset.manifest.scenario, "name another one"
         )
     if not config.ranks and dataset.manifest.max_clicks > config.network.positions:
         most = config.network.positions
