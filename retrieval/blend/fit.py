@@ -64,6 +64,12 @@ def learn_blend(
         text, _ = _learn_reranker((pool, context), everyone, threads, max(1, round(float(np.mean(trees)))))
     single = {name: gain_of(pool.ahead(summed(pool, unit)), cutoff) for name, unit in _units(names)}
     alone = {name: float(gain.sum()) / n_queries for name, gain in single.items()}
+    best = max(alone, key=lambda name: alone[name])
+    if alone[best] >= max(total["sum"], total["reranker"] if complete else 0.0):
+        # Users that nothing was learned from are ranked no better than by one source: then that source it is.
+        kind, text, texts = "sum", None, [None] * FOLDS
+        everyone = np.eye(len(names))[names.index(best)]
+        weights = [everyone] * FOLDS
     selection = {
         "queries": n_queries,
         "in_pool": len(users),

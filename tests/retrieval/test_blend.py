@@ -201,3 +201,20 @@ def test_folds_are_of_users_and_about_equal():
     user = np.arange(30_000)
     assert np.array_equal(fold_of(user)[::-1], fold_of(user[::-1]))
     assert np.bincount(fold_of(user), minlength=FOLDS) == pytest.approx([10_000] * FOLDS, rel=0.05)
+
+
+def test_where_learned_weights_lose_to_one_source_on_users_they_have_not_seen_it_stands_alone(monkeypatch):
+    rng = np.random.default_rng(3)
+    queries = queries_of(rng, 300)
+    good, noise = sparse_scores(rng, 300), sparse_scores(rng, 300)
+    hit = rng.random(300) < 0.7
+    good[np.flatnonzero(hit), queries.target[hit]] = 9
+    pools, facts = pools_of(rng, {"good": source_of(good), "noise": source_of(noise)}, mask_seen=False)
+    monkeypatch.setattr("retrieval.blend.fit.find_weights", lambda *_: np.array([0.0, 1.0]))
+    learned = learn_blend(pools, facts, [queries], 10, 1)
+    ndcg = learned.selection["ndcg@10"]
+    assert ndcg["sources"]["good"] > ndcg["sum"]
+    assert learned.kind == "sum"
+    assert learned.everyone.weights == {"good": 1.0, "noise": 0.0}
+    assert [fold.weights for fold in learned.folds] == [learned.everyone.weights] * FOLDS
+    assert learned.everyone.reranker is None
