@@ -35,8 +35,8 @@ def good(tmp_path):
     ("wrong", "told"),
     [
         (["protocol.min_clicks=2"], "protocol.min_clicks of at least 3, got 2"),
-        (["protocol.max_clicks=2"], "protocol.max_clicks in 3..1000, got 2"),
-        (["protocol.max_clicks=1001"], "protocol.max_clicks in 3..1000, got 1001"),
+        (["protocol.max_clicks=2"], "protocol.max_clicks of at least 3 and at most 1000, got 2"),
+        (["protocol.max_clicks=1001"], "protocol.max_clicks of at least 3 and at most 1000, got 1001"),
         (["protocol.min_clicks=many"], "a whole number for protocol.min_clicks, got 'many'"),
         (["protocol.dedupe=some"], "protocol.dedupe one of none, exact, first, got some"),
         (["protocol=nonsense"], "one of cold_start, study, tenrec_code"),

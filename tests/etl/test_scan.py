@@ -54,7 +54,8 @@ def test_facts_are_those_counted_by_hand(tmp_path):
 
 def test_a_twin_of_a_video_log_is_as_scanned(tmp_path):
     """A small log has more repeats than the real one: the other facts do not depend on the size."""
-    write(make_twin("qk_video", users=2_000, items=300_000, seed=1), tmp_path / "log.csv")
+    with (tmp_path / "log.csv").open("wb") as stream:
+        write(make_twin("qk_video", users=2_000, items=300_000, seed=1), stream, tmp_path / "log.csv")
     facts = scan([str(tmp_path / "log.csv")], "qk_video")
     names = [
         *(

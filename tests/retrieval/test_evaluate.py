@@ -166,8 +166,8 @@ def test_an_index_is_kept_and_used_again_with_what_tuning_found(tiny, kind, monk
     def never(*given):
         raise AssertionError("built again")
 
-    monkeypatch.setattr("retrieval.evaluate.build_index", never)
-    monkeypatch.setattr("retrieval.evaluate.tune", never)
+    monkeypatch.setattr("retrieval.search.prepare.build_index", never)
+    monkeypatch.setattr("retrieval.search.prepare.tune", never)
     second = run(tiny, "b", f"index={kind}")
     for name in ("kind", "space", "recall_at_20_vs_exact", "tuned_on_valid", "build_seconds"):
         assert first["index"][name] == second["index"][name]
@@ -186,7 +186,7 @@ def test_an_index_slower_than_exact_search_or_below_the_fidelity_is_told(tiny, a
         )
 
     monkeypatch.setattr("retrieval.search.index.FLAT_UP_TO", 0)
-    monkeypatch.setattr("retrieval.evaluate.measure", slow)
+    monkeypatch.setattr("retrieval.search.prepare.measure", slow)
     config = load([*(f"{n}={tiny / n}" for n in ("bundle", "data", "output")), f"index={asked}", "cutoffs=[2]"])
     dataset, bundle = open_inputs(config)
     for again in (False, True):

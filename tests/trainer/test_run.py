@@ -68,7 +68,7 @@ def undisturbed(fifty, tmp_path_factory) -> Path:
 
 FIRST_STEP = """
 import sys
-from trainer.step import TrainStep
+from trainer.training.step import TrainStep
 from trainer.__main__ import main
 
 def step(self, parts, number):

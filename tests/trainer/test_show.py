@@ -76,7 +76,7 @@ def test_wrong_options_end_with_one_plain_line(hybrid, wrong, capfd):
 SPOILED = {
     "no diagnostics": lambda run: (run / "diagnostics.json").unlink(),
     "diagnostics of another kind": lambda run: (run / "diagnostics.json").write_text("[]"),
-    "another size": lambda run: edit_config(run, "dimension: 8", "dimension: 16"),
+    "another size": lambda run: edit_config(run, "embedding_dim: 8", "embedding_dim: 16"),
     "another model": lambda run: edit_config(run, "model: hybrid", "model: bert"),
 }
 
