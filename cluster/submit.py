@@ -24,6 +24,7 @@ from etl.engines.java import require_java
 from etl.package import package
 from etl.runtime.errors import InputError
 from etl.runtime.reachable import require_master
+from trainer.ray_environment import environment, token_header
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {"etl": "etl", "train": "trainer", "evaluate": "retrieval", "pipeline": "cluster"}
@@ -133,15 +134,17 @@ def submit_ray(config: ClusterConfig, options: list[str]) -> int:
 
 def ray_client(config: ClusterConfig) -> Any:
     """A client of the cluster's job server."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.pop("RAY_ADDRESS", None)  # would win over the address that was asked for
     from ray.job_submission import JobSubmissionClient
 
     logging.getLogger("ray").setLevel(logging.ERROR)  # or it lists every file that it does not upload
-    try:
-        return JobSubmissionClient(str(config.address))
-    except Exception as error:
-        raise refused(config, error) from None
+    # Either variable would win over the address that was asked for.
+    with environment(RAY_ADDRESS=None, RAY_API_SERVER_ADDRESS=None):
+        try:
+            return JobSubmissionClient(str(config.address), headers=token_header())
+        except InputError:
+            raise
+        except Exception as error:
+            raise refused(config, error) from None
 
 
 def refused(config: ClusterConfig, error: Exception) -> InputError:

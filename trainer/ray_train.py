@@ -27,6 +27,7 @@ from trainer import reachability
 from trainer.config import TrainerConfig, from_plain
 from trainer.distributed.world import World
 from trainer.loop import train
+from trainer.ray_environment import environment, of_own_ray
 from trainer.run.folder import is_finished
 from trainer.run.object_store import pull_run
 from trainer.run.signals import Stopped, interrupted_plainly, on_sigterm
@@ -77,17 +78,20 @@ def ray_session(cpus: int = 0) -> Iterator[None]:
     # A usage report would look beyond this machine.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     local: dict[str, Any] = {}
+    variables: dict[str, str | None] = {}
     if "RAY_ADDRESS" not in os.environ:
+        variables = of_own_ray()
         cpus = max(cpus, os.cpu_count() or 1)
         local = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     if IN_JOB not in os.environ:
         local["runtime_env"] = {"env_vars": {"PYTHONPATH": path, "RAY_TRAIN_V2_ENABLED": "1"}}
-    _connect(**local)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with environment(**variables):
+        _connect(**local)
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _connect(**options: Any) -> None:

@@ -1,0 +1,57 @@
+"""Variables that Ray reads: as before after a block; whose token is taken."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from etl.runtime.errors import InputError
+from trainer.ray_environment import environment, of_own_ray, token_header
+
+
+@pytest.fixture(autouse=True)
+def nothing_chosen(monkeypatch, tmp_path):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def test_a_block_leaves_the_variables_as_they_were(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "before")
+    with environment(RAY_ADDRESS=None, RAY_AUTH_MODE="token"):
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+        assert "RAY_ADDRESS" not in os.environ
+    assert os.environ["RAY_ADDRESS"] == "before"
+    assert "RAY_AUTH_MODE" not in os.environ
+
+
+def test_a_ray_of_our_own_has_one_token_in_a_process_unless_one_was_chosen(monkeypatch):
+    first = of_own_ray()
+    assert len(first["RAY_AUTH_TOKEN"]) == 64
+    assert of_own_ray() == first
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/a/file")
+    assert "RAY_AUTH_TOKEN" not in of_own_ray()
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert of_own_ray() == {"RAY_AUTH_MODE": "disabled"}
+
+
+def test_the_token_is_read_where_ray_reads_it(monkeypatch, tmp_path):
+    assert token_header() == {}
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("home\n")
+    assert token_header() == {"Authorization": "Bearer home"}
+    (tmp_path / "file").write_text("file\n")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "file"))
+    assert token_header() == {"Authorization": "Bearer file"}
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "variable")
+    assert token_header() == {"Authorization": "Bearer variable"}
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert token_header() == {}
+
+
+def test_a_token_that_cannot_be_read_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path))
+    with pytest.raises(InputError, match="Ray's token in"):
+        token_header()
