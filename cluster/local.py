@@ -9,12 +9,18 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import psutil
@@ -74,7 +80,13 @@ class Starter:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.started = folder, list[dict[str, Any]]()
+        self.folder, self.started, self.lock = folder, list[dict[str, Any]](), Lock()
+        # Ray hands a job the cluster that its folder of temporary files names: in the common one, the latest of all.
+        self.temporary = tempfile.mkdtemp(prefix="ray-")
+
+    def state(self) -> dict[str, Any]:
+        """What is remembered: the processes and Ray's folder of temporary files."""
+        return {"processes": self.started, "temporary": self.temporary}
 
     def start(self, name: str, command: list[str], env: dict[str, str], ready: str) -> None:
         """Start a process of its own session, and wait until its log says that it is ready.
@@ -87,13 +99,22 @@ class Starter:
             process = subprocess.Popen(
                 command, env=os.environ | env, stdout=stream, stderr=stream, start_new_session=True
             )
-        self.started.append({"name": name, "pid": process.pid, "created": psutil.Process(process.pid).create_time()})
-        write_json(self.folder / STATE, {"processes": self.started})
+        entry = {"name": name, "pid": process.pid, "created": psutil.Process(process.pid).create_time()}
+        with self.lock:
+            self.started.append(entry)
+            write_json(self.folder / STATE, self.state())
         deadline = time.monotonic() + START_SECONDS
         while ready not in log.read_text(errors="replace"):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise InputError(f"{name} to start", f"what {log} says", "mend it and run action=up again")
-            time.sleep(0.2)
+            time.sleep(0.1)
+
+
+def at_once(calls: Sequence[Callable[[], None]]) -> None:
+    """Make calls that mostly wait, each in a thread; once all have ended, raise what the first of them raised."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        for made in [pool.submit(call) for call in calls]:
+            made.result()
 
 
 def up(options: LocalOptions) -> list[str]:
@@ -103,7 +124,7 @@ def up(options: LocalOptions) -> list[str]:
         InputError: one is running already, Java is missing, or a process does not start.
     """
     folder = Path(options.state).absolute()
-    if any(alive(entry) for entry in read_state(folder)):
+    if any(alive(entry) for entry in read_state(folder)["processes"]):
         raise InputError("no running cluster", folder, "python -m cluster action=down first")
     require_java()
     token, conf = folder / "token", folder / "spark"
@@ -111,14 +132,18 @@ def up(options: LocalOptions) -> list[str]:
     write_secret(conf / "spark-defaults.conf", spark_defaults(secrets.token_hex(32)))
     starter, (gcs, dashboard, spark) = Starter(folder), free_ports(3)
     try:
-        start_ray(starter, options, token, gcs, dashboard)
-        start_spark(starter, options, conf, spark)
+        at_once(
+            [
+                lambda: start_ray(starter, options, token, gcs, dashboard),
+                lambda: start_spark(starter, options, conf, spark),
+            ]
+        )
     except BaseException:
         down(options)
         raise
     write_json(
         folder / STATE,
-        {"processes": starter.started, "ray": f"http://{HOST}:{dashboard}", "spark": f"spark://{HOST}:{spark}"},
+        starter.state() | {"ray": f"http://{HOST}:{dashboard}", "spark": f"spark://{HOST}:{spark}"},
     )
     return [*status(options), "", *usage(folder, gcs, dashboard, spark)]
 
@@ -137,7 +162,7 @@ def start_ray(starter: Starter, options: LocalOptions, token: Path, gcs: int, da
     """A head that computes nothing, and nodes of one core."""
     env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
     ray = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
-    ray += ["--node-ip-address", HOST]
+    ray += ["--node-ip-address", HOST, "--temp-dir", starter.temporary]
     agents = free_ports(options.nodes + 1)  # nodes of one machine would all want the same port
     ray += ["--dashboard-agent-listen-port"]
     head = [
@@ -152,9 +177,11 @@ def start_ray(starter: Starter, options: LocalOptions, token: Path, gcs: int, da
         str(dashboard),
     ]
     starter.start("ray-head", [*ray, str(agents[0]), *head], env, "Ray runtime started")
+    nodes = []
     for number in range(options.nodes):
-        node = [str(agents[number + 1]), "--address", f"{HOST}:{gcs}", "--num-cpus", "1"]
-        starter.start(f"ray-node-{number + 1}", [*ray, *node], env, "Ray runtime started")
+        node = [*ray, str(agents[number + 1]), "--address", f"{HOST}:{gcs}", "--num-cpus", "1"]
+        nodes.append(partial(starter.start, f"ray-node-{number + 1}", node, env, "Ray runtime started"))
+    at_once(nodes)
 
 
 def start_spark(starter: Starter, options: LocalOptions, conf: Path, port: int) -> None:
@@ -167,19 +194,23 @@ def start_spark(starter: Starter, options: LocalOptions, conf: Path, port: int) 
     spark = str(home / "bin" / "spark-class")
     master = [spark, MASTER, "--host", HOST, "--port", str(port), "--webui-port", "0"]
     starter.start("spark-master", master, env, "I have been elected leader")
+    workers = []
     for number in range(options.nodes):
         name = f"spark-worker-{number + 1}"
         work = str(starter.folder / name)
         worker = [spark, WORKER, "--host", HOST, "-c", "1", "-m", options.memory, "--webui-port", "0", "-d", work]
-        starter.start(name, [*worker, f"spark://{HOST}:{port}"], env, "Successfully registered")
+        worker.append(f"spark://{HOST}:{port}")
+        workers.append(partial(starter.start, name, worker, env, "Successfully registered"))
+    at_once(workers)
 
 
-def read_state(folder: Path) -> list[dict[str, Any]]:
-    """The processes that were started; none where there is no state."""
+def read_state(folder: Path) -> dict[str, Any]:
+    """What was started (`Starter.state`); no processes where there is no state."""
     try:
-        return list(json.loads((folder / STATE).read_text())["processes"])
-    except (OSError, ValueError, KeyError):
-        return []
+        state: dict[str, Any] = json.loads((folder / STATE).read_text())
+        return state if isinstance(state["processes"], list) else {"processes": []}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"processes": []}
 
 
 def alive(entry: dict[str, Any]) -> bool:
@@ -197,19 +228,19 @@ def status(options: LocalOptions) -> list[str]:
         InputError: there is no cluster.
     """
     folder = Path(options.state).absolute()
-    entries = read_state(folder)
+    told = read_state(folder)
+    entries = told["processes"]
     if not entries:
         raise InputError(f"a cluster in {folder}", "none", "python -m cluster action=up starts one")
     lines = [f"{e['name']:<16} {'running' if alive(e) else 'ended':<8} process {e['pid']}" for e in entries]
-    told = json.loads((folder / STATE).read_text())
     return lines + [f"{name}: {told[name]}" for name in ("ray", "spark") if name in told]
 
 
 def down(options: LocalOptions) -> list[str]:
-    """End what was started, with all that it started itself; tokens and state go, logs stay."""
+    """End what was started, with all that it started itself; tokens, state and Ray's own files go, our logs stay."""
     folder = Path(options.state).absolute()
-    ended = []
-    for entry in reversed(read_state(folder)):
+    ended, told = [], read_state(folder)
+    for entry in reversed(told["processes"]):
         if not alive(entry):
             continue
         process = psutil.Process(entry["pid"])
@@ -221,6 +252,8 @@ def down(options: LocalOptions) -> list[str]:
                 member.kill()
         psutil.wait_procs(family, timeout=10)
         ended.append(f"{entry['name']} ended")
+    if "temporary" in told:
+        shutil.rmtree(told["temporary"], ignore_errors=True)
     for path in (folder / STATE, folder / "token", folder / "spark" / "spark-defaults.conf"):
         path.unlink(missing_ok=True)
     return ended or ["nothing was running"]

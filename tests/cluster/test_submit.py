@@ -12,6 +12,7 @@ import sys
 import urllib.request
 import zipfile
 from pathlib import Path
+from subprocess import Popen
 
 import kubernetes_validate
 import psutil
@@ -309,6 +310,7 @@ def assert_spark_takes_nothing_without_the_secret(processes: list[dict]) -> None
 
 
 @pytest.mark.cluster
+@pytest.mark.xdist_group("local")
 @pytest.mark.timeout(900)
 @pytest.mark.skipif((java_version() or 0) < OLDEST_JAVA, reason=f"needs Java {OLDEST_JAVA} or newer")
 def test_a_cluster_on_this_machine_takes_all_programs_and_ends_with_what_it_started(tmp_path, capfd):
@@ -326,21 +328,23 @@ def test_a_cluster_on_this_machine_takes_all_programs_and_ends_with_what_it_star
         data, run = tmp_path / "data", tmp_path / "run"
         env = os.environ | {"RAY_AUTH_TOKEN_PATH": str(token), "SPARK_CONF_DIR": str(tmp_path / "c" / "spark")}
 
-        def submitted(what: str, target: str, address: str, options: str, env: dict[str, str] = env) -> int:
+        def submitted(what: str, target: str, address: str, options: str, env: dict[str, str] = env) -> Popen:
             line = [sys.executable, "-m", "cluster", f"submit={what}", f"target={target}", f"address={address}"]
             line += [f"python={sys.executable}", f"options={options}"]
-            return subprocess.run(line, cwd=ROOT, env=env, timeout=300).returncode
+            return Popen(line, cwd=ROOT, env=env)
 
-        etl = f"input={log} output={data} scenario=qb_video shards=2"
-        stranger = env | {"SPARK_CONF_DIR": str(tmp_path / "nowhere")}
-        assert submitted("etl", "standalone", told["spark"], etl, stranger) != 0
-        assert not data.exists()
-        assert submitted("etl", "standalone", told["spark"], etl) == 0
+        etl = f"input={log} scenario=qb_video shards=2"
+        unknown = env | {"SPARK_CONF_DIR": str(tmp_path / "nowhere")}  # who is refused after Spark's many tries
+        stranger = submitted("etl", "standalone", told["spark"], f"{etl} output={tmp_path / 'strange'}", unknown)
+        nothing = submitted("train", "ray", told["ray"], "data=/nowhere output=x model=gru4rec")
+        assert submitted("etl", "standalone", told["spark"], f"{etl} output={data}").wait(300) == 0
+        assert nothing.wait(300) == 2
         train = f"data={data} output={run} model=gru4rec {' '.join(SMALL[:-3])} train.epochs=1 ray.workers=1"
-        assert submitted("train", "ray", told["ray"], train) == 0
+        assert submitted("train", "ray", told["ray"], train).wait(300) == 0
         evaluation = f"bundle={run / 'bundle'} data={data} output={tmp_path / 'result'}"
-        assert submitted("evaluate", "ray", told["ray"], evaluation) == 0
-        assert submitted("train", "ray", told["ray"], "data=/nowhere output=x model=gru4rec") == 2
+        assert submitted("evaluate", "ray", told["ray"], evaluation).wait(300) == 0
+        assert stranger.wait(300) not in (0, None)
+        assert not (tmp_path / "strange").exists()
         secret = (tmp_path / "c" / "spark" / "spark-defaults.conf").read_text().split("secret ")[1].split()[0]
         for text in (p.read_text(errors="replace") for p in (tmp_path / "c").glob("*.log")):
             assert token.read_text() not in text
@@ -349,3 +353,4 @@ def test_a_cluster_on_this_machine_takes_all_programs_and_ends_with_what_it_star
         assert main(["action=down", *state]) == 0
     assert "ray-head ended" in capfd.readouterr().out
     assert not token.exists()
+    assert not Path(told["temporary"]).exists()
