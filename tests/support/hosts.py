@@ -1,4 +1,4 @@
-"""Three hosts on one machine: this one, and two network namespaces, joined by a bridge. Needs root."""
+"""Three hosts on one machine: network namespaces, joined with the machine by a bridge. Needs root."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -26,8 +27,37 @@ def needed() -> str | None:
     return None if probe.returncode == 0 else f"needs network namespaces: {probe.stderr.strip()}"
 
 
+NUMBERS = (1, 2, 3)
+START_SECONDS = 300
+BUSY = {"RAY_raylet_start_wait_time_s": "200", "RAY_memory_monitor_refresh_ms": "0", "RAY_worker_niceness": "0"}
+"""For Ray on a machine that others use too: it may start slowly, ends no worker for memory that is not its own, and its
+workers wait for nobody."""
+
+
+@dataclass
+class Started:
+    """A process on a host, its log, and what the log holds once it is ready."""
+
+    process: subprocess.Popen
+    log: Path
+    ready: str
+
+    def wait(self) -> None:
+        """Return when it is ready."""
+        deadline = time.monotonic() + START_SECONDS
+        while self.ready not in self.log.read_text(errors="replace"):
+            told = self.log.read_text(errors="replace")[-3000:]
+            assert self.runs, told
+            assert time.monotonic() < deadline, told
+            time.sleep(0.1)
+
+    @property
+    def runs(self) -> bool:
+        return self.process.poll() is None
+
+
 class Hosts:
-    """The hosts: number 1 is this machine, 2 and 3 are namespaces; each has the interface `eth0` or the bridge."""
+    """The hosts, each a namespace with the interface `eth0`; the machine itself reaches them over the bridge."""
 
     def __init__(self, logs: Path) -> None:
         self.tag, self.logs = f"nx{os.getpid() % 10_000}", logs
@@ -43,9 +73,9 @@ class Hosts:
     def up(self) -> None:
         bridge = f"{self.tag}b"
         ip("link", "add", bridge, "type", "bridge")
-        ip("addr", "add", f"{self.address(1)}/24", "dev", bridge)
+        ip("addr", "add", f"{self.net}.254/24", "dev", bridge)
         ip("link", "set", bridge, "up")
-        for host in (2, 3):
+        for host in NUMBERS:
             space, here, there = self.space(host), f"{self.tag}v{host}", f"{self.tag}e{host}"
             ip("netns", "add", space)
             ip("link", "add", here, "type", "veth", "peer", "name", there)
@@ -60,36 +90,50 @@ class Hosts:
                 ip("-n", space, *line)
 
     def down(self) -> None:
-        for host in (2, 3):
+        for host in NUMBERS:
             self.kill(host)
         for process in self.processes:
-            kill_family(process.pid)
-        for host in (2, 3):
+            process.wait(timeout=20)
+        for host in NUMBERS:
             subprocess.run(["ip", "netns", "del", self.space(host)], capture_output=True)
         subprocess.run(["ip", "link", "del", f"{self.tag}b"], capture_output=True)
 
-    def start(self, host: int, name: str, command: list[str], env: dict[str, str], ready: str = "") -> subprocess.Popen:
-        """Start a process on a host and wait until its log holds `ready`."""
+    def on(self, host: int, *command: str) -> list[str]:
+        """A command as one of a host."""
+        return ["ip", "netns", "exec", self.space(host), *command]
+
+    def start(self, host: int, name: str, command: list[str], env: dict[str, str], ready: str) -> Started:
+        """Start a process on a host; it is ready when its log holds `ready`."""
         log = self.logs / f"{name}.log"
-        prefix = ["ip", "netns", "exec", self.space(host)] if host > 1 else []
         with log.open("w") as stream:
             process = subprocess.Popen(
-                [*prefix, *command], env=os.environ | env, stdout=stream, stderr=stream, start_new_session=True
+                self.on(host, *command), env=os.environ | env, stdout=stream, stderr=stream, start_new_session=True
             )
         self.processes.append(process)
-        deadline = time.monotonic() + 120
-        while ready not in log.read_text(errors="replace"):
-            assert process.poll() is None, log.read_text(errors="replace")[-3000:]
-            assert time.monotonic() < deadline, log.read_text(errors="replace")[-3000:]
-            time.sleep(0.2)
-        return process
+        return Started(process, log, ready)
+
+    def pids(self, host: int) -> list[int]:
+        """All processes of a host."""
+        found = subprocess.run(["ip", "netns", "pids", self.space(host)], capture_output=True, text=True)
+        return [int(pid) for pid in found.stdout.split()]
+
+    def run(self, host: int, program: str) -> bool:
+        """Whether a host runs a process with this in its command line."""
+        for pid in self.pids(host):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if program in " ".join(psutil.Process(pid).cmdline()):
+                    return True
+        return False
 
     def kill(self, host: int) -> None:
         """All processes of a host, at once and without a word."""
-        pids = subprocess.run(["ip", "netns", "pids", self.space(host)], capture_output=True, text=True).stdout.split()
-        for pid in map(int, pids):
+        pids = self.pids(host)
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        for process in self.processes:
+            if process.pid in pids:
+                process.wait(timeout=20)
 
     def link(self, host: int, state: str) -> None:
         """The host's cable: `up` or `down`."""

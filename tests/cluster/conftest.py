@@ -1,0 +1,67 @@
+"""One cluster over three hosts for all tests that need hosts, and the undisturbed run that the others must equal."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from etl.engines.java import OLDEST_JAVA, java_version
+from tests.support.hosts import three_hosts
+from tests.support.logs import generated_log
+from tests.support.readme_cluster import TRAINING, ReadmeCluster
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What README's pipeline over three hosts has made."""
+
+    work: Path
+    returncode: int
+    output: str
+    trained_on: frozenset[int]
+    """The hosts with a training worker."""
+
+    @property
+    def data(self) -> Path:
+        return self.work / "data"
+
+    @property
+    def run(self) -> Path:
+        return self.work / "hybrid"
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    """The three hosts with Ray and Spark; a test that ends programs starts them again."""
+    if (java_version() or 0) < OLDEST_JAVA:
+        pytest.skip(f"needs Java {OLDEST_JAVA} or newer")
+    folder = tmp_path_factory.mktemp("hosts")
+    with three_hosts(folder) as hosts:
+        cluster = ReadmeCluster(hosts, folder)
+        subprocess.run(["sh", "-ec", cluster.filled(cluster.keys)], check=True)
+        cluster.start(1, 2, 3)
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def pipeline(cluster, tmp_path_factory) -> Pipeline:
+    """README's pipeline on fifty generated users, undisturbed, with training as short as that of other tests."""
+    log = generated_log(tmp_path_factory.mktemp("log") / "log.csv", users=50, items=60, seed=1)
+    line = cluster.filled(cluster.pipeline).replace("recipe=small", " ".join(TRAINING)).rstrip()
+    line = re.sub(r"(pipeline\.etl=\S+)", r"'\1 shards=3'", line)
+    line += f" pipeline.input={log} pipeline.scenario=qb_video pipeline.models=[hybrid]"
+    process = cluster.popen(["sh", "-ec", cluster.on_every_host() + line])
+    trained_on = set[int]()
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(process.communicate)
+        while not reading.done():
+            trained_on |= {host for host in (2, 3) if cluster.hosts.run(host, "RayTrainWorker")}
+            time.sleep(0.5)
+    output, _ = reading.result()
+    return Pipeline(cluster.shared / "work", process.returncode, output, frozenset(trained_on))
