@@ -32,11 +32,11 @@ java: $(INSTALLED)
 demo: setup
 	@$(RUN) -m cluster pipeline=demo
 
-# Tests of clusters start many processes of their own and wait for them: these run one after the other.
+# Tests of clusters start many processes of their own and wait for them: they run apart from the others.
 test: setup
 	@$(MAKE) --no-print-directory java || echo "tests of Spark will be skipped"
 	$(TEST) -m "not cluster"
-	$(RUN) -m pytest -m cluster
+	$(TEST) -m cluster
 
 test-fast: $(INSTALLED)
 	$(TEST) -m "not spark and not cluster and not browser"

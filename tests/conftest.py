@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from etl.config import SparkOptions
 from etl.dataset import Dataset
@@ -26,6 +27,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 MEMORY = Path("/dev/shm")
 if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 << 30:
     tempfile.tempdir = str(MEMORY)
+
+
+SHARED_HOSTS = ("test_exposure.py", "test_hosts.py", "test_readme_hosts.py", "test_spark_hosts.py")
+"""Files whose tests share one cluster of three hosts: one process runs them all."""
+
+
+class FilesOfOneCluster(LoadFileScheduling):
+    """Files to processes, as `--dist loadfile` does, but those that share a cluster to the same one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "hosts" if Path(file).name in SHARED_HOSTS else file
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """Called where pytest-xdist distributes tests."""
+    return FilesOfOneCluster(config, log)
 
 
 @pytest.fixture(scope="session")

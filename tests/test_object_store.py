@@ -252,7 +252,6 @@ def test_two_machines_that_share_nothing_but_the_store(data, store, server, fift
 
 
 @pytest.mark.cluster
-@pytest.mark.xdist_group("ray")
 def test_ray_workers_train_into_a_store(data, store, fifty, tmp_path):
     assert program("trainer", small(data, f"{store}/run", "ray.workers=2", "train.epochs=1")) == 0
     assert open_bundle(f"{store}/run/bundle", dataset=fifty.manifest.fingerprint).n_queries("test") == 50

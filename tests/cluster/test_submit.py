@@ -310,7 +310,6 @@ def assert_spark_takes_nothing_without_the_secret(processes: list[dict]) -> None
 
 
 @pytest.mark.cluster
-@pytest.mark.xdist_group("local")
 @pytest.mark.timeout(900)
 @pytest.mark.skipif((java_version() or 0) < OLDEST_JAVA, reason=f"needs Java {OLDEST_JAVA} or newer")
 def test_a_cluster_on_this_machine_takes_all_programs_and_ends_with_what_it_started(tmp_path, capfd):

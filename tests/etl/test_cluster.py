@@ -25,7 +25,6 @@ from tests.support.reference import sessionize
 pytestmark = [
     pytest.mark.spark,
     pytest.mark.cluster,
-    pytest.mark.xdist_group("spark"),
     pytest.mark.skipif((java_version() or 0) < OLDEST_JAVA, reason=f"needs Java {OLDEST_JAVA} or newer"),
 ]
 ROOT = Path(__file__).parents[2]

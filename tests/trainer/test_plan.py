@@ -16,7 +16,6 @@ GIVEN = [o for o in SMALL if not o.startswith("ray.")]
 
 
 @pytest.mark.cluster
-@pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("model", ["gru4rec", "hybrid", "rank_mmoe"])
 def test_a_plan_names_the_steps_and_parameters_that_the_run_then_has(fifty, tmp_path, model, capfd, monkeypatch):
     monkeypatch.setattr("trainer.step_cost.spawn", run_workers)

@@ -23,7 +23,7 @@ from tests.support.hosts import BUSY, kill_family
 from tests.trainer.test_run import assert_same_run, options
 from trainer.run.checkpoint import latest, read_progress
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.cluster]
 TWO_WORKERS = ["ray.workers=2", "train.epochs=10", "train.early_stopping_patience=10"]
 """So many that workers do not get to the end before they hear that their driver is gone."""
 

@@ -117,7 +117,6 @@ ALIKE = {
 
 
 @pytest.mark.cluster
-@pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("name", list(ALIKE))
 def test_two_and_three_workers_give_the_parameters_of_one_after_ten_steps(fifty, tmp_path, name):
     settings = config(fifty.path, **ALIKE[name])
