@@ -12,7 +12,7 @@ from retrieval.sources import counts, store
 from retrieval.sources.counts import cosine_lists, successor_lists
 from retrieval.sources.sessions import TrainSessions
 from retrieval.sources.store import COUNTED, SourceOptions, open_counted
-from tests.retrieval.test_neighbours import queries_of
+from tests.retrieval.test_source_ranker import queries_of
 
 OPTIONS = SourceOptions(held_out=2, rules_per_item=5, gaps=3, neighbours=4)
 ASKED = [[1, 2, 3], [5], [9, 9, 1, 4]]
