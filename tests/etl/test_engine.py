@@ -22,7 +22,7 @@ from etl.logs.splits import LogFile, Split
 from etl.runtime.errors import InputError
 from etl.sessions import make_job
 from etl.stages.task_files import Job, count_shards
-from tests.etl.test_rows import ctr_log
+from tests.etl.test_ctr_rows import ctr_log
 from tests.support.logs import generated_log
 
 ROOT = Path(__file__).parents[2]
