@@ -26,7 +26,6 @@ from retrieval.bundle_checks import CURE, check_feedback, check_finite, check_nu
 SCHEMA_VERSION = 1
 ITEMS = "items.parquet"
 QUERY_SPLITS = ("valid", "test", "next")
-FEEDBACK_SPLITS = ("valid", "test")
 FEEDBACK_SCHEMA = pa.schema(
     [
         pa.field("task", pa.string(), nullable=False),
