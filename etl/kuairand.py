@@ -2,7 +2,7 @@
 
 KuaiRand (Gao et al. 2022) shows what was exposed, when, and what came of it, so questions about several
 tasks can be asked of it, on data that anyone can download. Its standard logs and its log of randomly
-shown videos are merged in time order.
+shown videos are merged in time order, in memory that does not grow with them.
 
     user_id, video_id → user_id, item_id      is_click → click        is_like → like
     is_follow → follow                        is_forward → share      long_view → watching_times
@@ -33,12 +33,11 @@ class KuairandConfig:
 def job(options: list[str]) -> None:
     """Convert the folder that the options name."""
     config = read_options(KuairandConfig, "etl.conf.kuairand", options)
-    from etl.logs.kuairand import convert, write
+    from etl.logs.kuairand import convert
 
-    table = convert(Path(config.input))
     with new_log(config.output) as stream:
-        write(table, stream)
-    print(f"{len(table):,} exposures: {config.output}")
+        rows = convert(Path(config.input), stream, Path(config.output).resolve().parent)
+    print(f"{rows:,} exposures: {config.output}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,10 +1,20 @@
-"""KuaiRand's logs as a table in the `qb_video` format; `etl/kuairand.py` says how their columns are read."""
+"""KuaiRand's logs in the `qb_video` format, sorted on disk; `etl/kuairand.py` says how their columns are read.
+
+The largest log has 322 million rows, so it is never held in memory: a first pass counts each user's rows, a second
+one appends every row to the bucket file of its range of users, and each bucket is then sorted and written by itself.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
@@ -12,67 +22,173 @@ import pyarrow.csv as pa_csv
 from etl.logs.tenrec import NULL, VIDEO
 from etl.runtime.errors import InputError
 
-LOG_COLUMNS = ["user_id", "video_id", "time_ms", "is_click", "is_like", "is_follow", "is_forward", "long_view"]
-FLAGS = LOG_COLUMNS[3:]
+FLAGS = {
+    "is_click": "click",
+    "is_follow": "follow",
+    "is_like": "like",
+    "is_forward": "share",
+    "long_view": "watching_times",
+}
+"""Outcomes in KuaiRand → Tenrec's columns."""
+
+LOG_COLUMNS = ["user_id", "video_id", "time_ms", *FLAGS]
+
+RECORD = np.dtype([("user", "<i8"), ("video", "<i8"), ("time", "<i8"), ("flags", "u1")])
+"""A row in a bucket file; flag `n` of `FLAGS` is bit `n`."""
+
+BUCKET_ROWS = 4_000_000
+"""Rows that are sorted in memory at once (more only where one user has more)."""
 
 
-def convert(folder: Path) -> pa.Table:
-    """All exposures of a KuaiRand folder in Tenrec's columns, by user and time.
+def convert(folder: Path, stream: IO[bytes], work: Path, bucket_rows: int = BUCKET_ROWS) -> int:
+    """Write all exposures of a KuaiRand folder as CSV, by user and time.
 
-    Rows of one user with the same time keep the order of the files (sorted by name) and of their rows.
+    Rows of one user with the same time retain the order of the files (sorted by name) and of their rows.
+
+    Args:
+        folder: of the download.
+        stream: of the CSV file.
+        work: a folder for temporary files, 25 bytes a row.
+        bucket_rows: rows that are sorted in memory at once.
+
+    Returns:
+        The number of rows.
 
     Raises:
         InputError: no logs, a column missing, or an outcome that is not 0 or 1.
     """
     logs = sorted(folder.glob("log_*.csv"))
     if not logs:
-        raise InputError("KuaiRand's log_*.csv", f"none in {folder}", "give the data folder of the download")
-    shown = pa.concat_tables([_read(path, LOG_COLUMNS) for path in logs])
-    for name in FLAGS:
-        if len(shown) and not pc.all(pc.is_in(shown[name], pa.array([0, 1]))).as_py():
-            raise InputError(f"{name} of 0 or 1", "another value", f"check the logs in {folder}")
-    shown = shown.append_column("row", pa.array(range(len(shown)), pa.int64()))
-    shown = shown.sort_by([("user_id", "ascending"), ("time_ms", "ascending"), ("row", "ascending")])
-    columns = {
-        "user_id": shown["user_id"],
-        "item_id": shown["video_id"],
-        "click": shown["is_click"],
-        "follow": shown["is_follow"],
-        "like": shown["is_like"],
-        "share": shown["is_forward"],
-        "video_category": _tags(folder, shown["video_id"]),
-        "watching_times": shown["long_view"],
+        raise InputError("KuaiRand's log_*.csv", f"none in {folder}", "name the data folder of the download")
+    tags = VideoTags.read(folder)
+    with tempfile.TemporaryDirectory(prefix=".kuairand-", dir=work) as buckets:
+        paths = _distribute(logs, _first_users(logs, bucket_rows), Path(buckets))
+        stream.write((",".join(VIDEO) + "\n").encode())
+        return sum(_write_bucket(path, tags, stream) for path in paths)
+
+
+def _first_users(logs: list[Path], bucket_rows: int) -> np.ndarray:
+    """The first user of each bucket but the first one, int64, ascending.
+
+    With 2, 3, 1 rows of users 4, 5, 8 and `bucket_rows=4` the buckets are {4} and {5, 8}: `[5]`.
+    """
+    rows: Counter[int] = Counter()
+    for log in logs:
+        for batch in _batches(log, {"user_id": pa.int64()}):
+            users, counts = np.unique(batch["user_id"].to_numpy(), return_counts=True)
+            rows.update(dict(zip(users.tolist(), counts.tolist(), strict=True)))
+    first, filled = [], 0
+    for user in sorted(rows):
+        if filled and filled + rows[user] > bucket_rows:
+            first.append(user)
+            filled = 0
+        filled += rows[user]
+    return np.array(first, np.int64)
+
+
+def _distribute(logs: list[Path], first_users: np.ndarray, folder: Path) -> list[Path]:
+    """Append every row to the file of its bucket, in the order of the logs."""
+    paths = [folder / f"{bucket:05d}" for bucket in range(len(first_users) + 1)]
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(path.open("wb")) for path in paths]
+        for log in logs:
+            for batch in _batches(log, dict.fromkeys(LOG_COLUMNS, pa.int64())):
+                records = _records(batch, log)
+                bucket = np.searchsorted(first_users, records["user"], side="right")
+                order = np.argsort(bucket, kind="stable")
+                ends = np.cumsum(np.bincount(bucket, minlength=len(files)))
+                for file, rows in zip(files, np.split(order, ends[:-1]), strict=True):
+                    records[rows].tofile(file)
+    return paths
+
+
+def _records(batch: pa.RecordBatch, log: Path) -> np.ndarray:
+    """A batch of a log as `RECORD`s."""
+    if any(batch[name].null_count for name in LOG_COLUMNS[:3]):
+        raise InputError("user_id, video_id and time_ms in every row", "an empty field", f"check {log}")
+    records = np.empty(len(batch), RECORD)
+    for field, column in zip(("user", "video", "time"), LOG_COLUMNS[:3], strict=True):
+        records[field] = batch[column].to_numpy(zero_copy_only=False)
+    records["flags"] = 0
+    for bit, name in enumerate(FLAGS):
+        flag = batch[name].to_numpy(zero_copy_only=False)
+        if not np.isin(flag, (0, 1)).all():
+            raise InputError(f"{name} of 0 or 1", "another value", f"check {log}")
+        records["flags"] |= (flag << bit).astype(np.uint8)
+    return records
+
+
+def _write_bucket(path: Path, tags: VideoTags, stream: IO[bytes]) -> int:
+    """Sort a bucket by user and time and write it as CSV, no field in quotes."""
+    records = np.fromfile(path, RECORD)
+    path.unlink()
+    records = records[np.lexsort((records["time"], records["user"]))]  # stable: equal times retain their order
+    columns: dict[str, pa.Array] = {
+        "user_id": pa.array(records["user"]),
+        "item_id": pa.array(records["video"]),
+        "video_category": tags.of(records["video"]),
     }
-    null = pa.array([NULL]).take(pa.array([0] * len(shown), pa.int32()))
-    return pa.table([columns.get(name, null) for name in VIDEO], VIDEO)
-
-
-def _read(path: Path, columns: list[str], types: dict[str, pa.DataType] | None = None) -> pa.Table:
-    convert_options = pa_csv.ConvertOptions(
-        include_columns=columns, column_types=types or dict.fromkeys(columns, pa.int64())
-    )
-    try:
-        return pa_csv.read_csv(path, convert_options=convert_options)
-    except (pa.ArrowInvalid, KeyError) as error:
-        told = str(error).splitlines()[0]
-        raise InputError(f"columns {', '.join(columns)} in {path}", told, "check the download") from None
-
-
-def _tags(folder: Path, video: pa.ChunkedArray) -> pa.Array:
-    """The first tag of each video, null without one."""
-    found = sorted(folder.glob("video_features_basic*.csv"))
-    if not found:
-        raise InputError("KuaiRand's video_features_basic*.csv", f"none in {folder}", "give the whole data folder")
-    types = {"video_id": pa.int64(), "tag": pa.string()}
-    features = pa.concat_tables([_read(path, list(types), types) for path in found])
-    place = pc.index_in(video, features["video_id"].combine_chunks())
-    # Several tags stand in one quoted field: "12,68".
-    tag = pc.list_element(pc.split_pattern(features["tag"].combine_chunks(), ","), 0)
-    tag = pc.if_else(pc.equal(tag, ""), pa.scalar(None, pa.string()), tag)
-    return pc.fill_null(tag.take(place.combine_chunks()), NULL)
-
-
-def write(table: pa.Table, stream: IO[bytes]) -> None:
-    """Write the table as CSV, no field in quotes."""
-    stream.write((",".join(VIDEO) + "\n").encode())
+    for bit, name in enumerate(FLAGS.values()):
+        columns[name] = pa.array(records["flags"] >> bit & 1)
+    null = pa.array([NULL]).take(pa.array(np.zeros(len(records), np.int32)))
+    table = pa.table([columns.get(name, null) for name in VIDEO], VIDEO)
     pa_csv.write_csv(table, stream, pa_csv.WriteOptions(include_header=False, quoting_style="none"))
+    return len(records)
+
+
+@dataclass(frozen=True)
+class VideoTags:
+    """The first tag of each video, 12 bytes a video.
+
+    Attributes:
+        video: int64, ascending.
+        code: int32, parallel to `video`: position in `names`.
+        names: strings; the first is the null's.
+    """
+
+    video: np.ndarray
+    code: np.ndarray
+    names: pa.Array
+
+    @classmethod
+    def read(cls, folder: Path) -> VideoTags:
+        """Read `video_features_basic*.csv`.
+
+        Raises:
+            InputError: no such file, or a column missing.
+        """
+        paths = sorted(folder.glob("video_features_basic*.csv"))
+        if not paths:
+            raise InputError(
+                "KuaiRand's video_features_basic*.csv", f"none in {folder}", "name the data folder of the download"
+            )
+        code_of: dict[str | None, int] = {NULL: 0}
+        # A first entry that no video has, so that there is always one to compare with.
+        videos, codes = [np.array([np.iinfo(np.int64).min])], [np.zeros(1, np.int32)]
+        for path in paths:
+            for batch in _batches(path, {"video_id": pa.int64(), "tag": pa.string()}):
+                # Several tags stand in one quoted field: "12,68".
+                first = pc.list_element(pc.split_pattern(pc.fill_null(batch["tag"], ""), ","), 0)
+                tag = pc.dictionary_encode(pc.if_else(pc.equal(first, ""), NULL, first))
+                code_of_tag = [code_of.setdefault(name, len(code_of)) for name in tag.dictionary.to_pylist()]
+                videos.append(batch["video_id"].to_numpy(zero_copy_only=False))
+                codes.append(np.array(code_of_tag, np.int32)[tag.indices.to_numpy(zero_copy_only=False)])
+        video, code = np.concatenate(videos), np.concatenate(codes)
+        order = np.argsort(video, kind="stable")
+        return cls(video[order], code[order], pa.array(list(code_of)))
+
+    def of(self, video: np.ndarray) -> pa.Array:
+        r"""Tags of videos, `\N` without one."""
+        index = np.minimum(np.searchsorted(self.video, video), len(self.video) - 1)
+        return self.names.take(pa.array(np.where(self.video[index] == video, self.code[index], 0)))
+
+
+def _batches(path: Path, types: dict[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
+    """Stream columns of a CSV file."""
+    convert_options = pa_csv.ConvertOptions(include_columns=list(types), column_types=types)
+    try:
+        with pa_csv.open_csv(path, pa_csv.ReadOptions(block_size=16 << 20), convert_options=convert_options) as reader:
+            yield from reader
+    except (pa.ArrowInvalid, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"columns {', '.join(types)} in {path}", reason, "check the download") from None

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
+import numpy as np
 import pytest
 
 from etl.kuairand import main as kuairand
+from etl.logs.kuairand import convert
+from etl.logs.tenrec import NULL
 from etl.overlap import main as overlap
 from etl.runtime.errors import InputError
 from tests.support.engine import build, write_log
@@ -52,6 +57,7 @@ def test_kuairand_rows_are_in_time_order_with_their_outcomes(download, tmp_path)
         lambda d: (d / "log_random.csv").write_text("user_id,video_id\n1,2\n"),
         lambda d: (d / "log_random.csv").write_text(f"{LOG}\n2,30,1,1,15,7,0,0,0,0,0,0,1\n"),
         lambda d: (d / "log_random.csv").write_text(f"{LOG}\n2,x,1,1,15,0,0,0,0,0,0,0,1\n"),
+        lambda d: (d / "log_random.csv").write_text(f"{LOG}\n2,,1,1,15,0,0,0,0,0,0,0,1\n"),
     ],
 )
 def test_a_broken_download_ends_with_one_plain_line(download, tmp_path, damage, capfd):
@@ -61,6 +67,28 @@ def test_a_broken_download_ends_with_one_plain_line(download, tmp_path, damage, 
     assert err.startswith("error: expected ")
     assert err.count("\n") == 1
     assert not (tmp_path / "out.csv").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"data"}  # no temporary files
+
+
+@pytest.mark.parametrize("bucket_rows", [1, 7, 10_000])
+def test_kuairand_is_sorted_alike_in_buckets_of_any_size(tmp_path, bucket_rows):
+    random = np.random.default_rng(0)
+    rows = random.integers(0, [9, 50, 20, 2, 2, 2, 2, 2], (3, 400, 8))
+    header = "user_id,video_id,time_ms,is_click,is_follow,is_like,is_forward,long_view"
+    for name, part in zip("abc", rows, strict=True):
+        np.savetxt(tmp_path / f"log_{name}.csv", part, "%d", ",", header=header, comments="")
+    tags = {video: str(video % 4) if video % 3 else "" for video in range(40)}
+    lines = ["video_id,tag", *(f'{video},"{tag},9"' if tag else f"{video}," for video, tag in tags.items())]
+    (tmp_path / "video_features_basic.csv").write_text("\n".join(lines) + "\n")
+    stream = io.BytesIO()
+    assert convert(tmp_path, stream, tmp_path, bucket_rows) == 1200
+    expected = [
+        f"{user},{video},{click},{follow},{like},{share},{tags.get(video) or NULL},{long},{NULL},{NULL}"
+        for user, video, _, click, follow, like, share, long in sorted(
+            rows.reshape(-1, 8).tolist(), key=lambda row: (row[0], row[2])
+        )
+    ]
+    assert stream.getvalue().decode().splitlines()[1:] == expected
 
 
 def row(user, item):
