@@ -19,6 +19,7 @@ from tests.benchmarks import (
     retrieval,
     sensitivity,
     sequences,
+    smoothness,
 )
 
 BENCHMARKS = {
@@ -32,6 +33,7 @@ LONG = {
     "relatedness": relatedness.relatedness,
     "ladder": models.ladder,
     "curve": curve.curve,
+    "smoothness": smoothness.smoothness,
     "sensitivity": sensitivity.sensitivity,
     "recipes": recipes.recipes,
     "sequences": sequences.sequences,

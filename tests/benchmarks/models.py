@@ -66,15 +66,21 @@ QB_USERS, QB_ITEMS = 34_240, 130_637
 """Of QB-video as published."""
 
 
-def twin(correlation: float, users: int = QB_USERS, seed: int = 0) -> Path:
+SMOOTHNESS = 0.7
+"""The generator's default share of transitions that similar items have in common."""
+
+
+def twin(correlation: float, users: int = QB_USERS, seed: int = 0, smoothness: float = SMOOTHNESS) -> Path:
     """The sessions of a QB-video twin, at full size or of fewer or more users of the same catalogue."""
     apart = f"-{users}" * (users != QB_USERS) + f"-seed-{seed}" * (seed != 0)
+    apart += f"-smoothness-{smoothness}" * (smoothness != SMOOTHNESS)
     folder = work() / f"twin-{correlation}{apart}"
     log = folder / "log.csv"
     if not (folder / "data" / "manifest.json").exists():
         folder.mkdir(exist_ok=True)
         size = (f"users={users}", f"items={QB_ITEMS}", f"seed={seed}")
-        program("etl.twin", f"output={log}", "scenario=qb_video", *size, f"task_correlation={correlation}")
+        process = (f"task_correlation={correlation}", f"successor_smoothness={smoothness}")
+        program("etl.twin", f"output={log}", "scenario=qb_video", *size, *process)
         program("etl", f"input={log}", f"output={folder / 'data'}", "scenario=qb_video", "overwrite=true")
     return folder / "data"
 
@@ -108,10 +114,8 @@ def execute(runs: Iterable[Run], *, search: bool = True) -> dict[tuple[str, int]
         summary = json.loads((run.folder / "summary.json").read_text())
         print(f"  {run.name}-{run.seed}: best epoch {summary['best_epoch']}", file=sys.stderr, flush=True)
         if not search:
-            told: dict[str, Any] = {"valid": {}, "test": {}, "baselines": {}}
-            evaluate_feedback(open_bundle(run.folder / "bundle"), open_dataset(run.data), told)
-            told["valid"] = summary["valid"]
-            return {**summary, **told}
+            metrics = evaluate_feedback(open_bundle(run.folder / "bundle"), open_dataset(run.data))
+            return {**summary, **metrics, "valid": summary["valid"]}
         if not (result / "metrics.json").exists():
             bundle = f"bundle={run.folder / 'bundle'}"
             given = (bundle, f"data={run.data}", f"output={result}", "threads=1", "overwrite=true")
