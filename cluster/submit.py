@@ -1,7 +1,6 @@
 """One way to submit: a program's options go to this machine, to a Spark cluster or to a Ray cluster.
 
-The plain commands do the same and stand in the README; this adds the packaging, the environment, the logs and the
-exit status.
+The plain commands do the same and are in `docs/cluster.md`; this adds packaging, environment, logs and exit status.
 """
 
 from __future__ import annotations

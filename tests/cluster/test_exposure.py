@@ -1,4 +1,4 @@
-"""Who may come in: strangers at Ray and Spark over three hosts, and what listens there, as README's table has it."""
+"""Network exposure: clients without a token, over three hosts; what listens, as in `docs/security.md`."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ print(json.dumps({port: answer(port) for port in ports}))
 
 
 def test_all_that_listens_on_a_node_asks_for_the_token_or_is_metrics(cluster):
-    """Every port of host 2, tried from host 3: what README's table lists, and no more."""
+    """Every port of host 2, tried from host 3: what the table of `docs/security.md` lists, and no more."""
     hosts = cluster.hosts
     command = hosts.on(3, sys.executable, "-c", SCAN, hosts.address(2))
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)

@@ -1,4 +1,4 @@
-"""Settings of Spark's clusters, in `action=up` and in README: what is open by default and must not be."""
+"""Settings of Spark's clusters, in `action=up` and in `docs/cluster.md`: what is open by default and must not be."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from cluster.local import spark_defaults
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text()
 CLOSED = {
     "spark.authenticate": "true",
     "spark.network.crypto.enabled": "true",
@@ -24,8 +24,8 @@ def of_action_up() -> dict[str, str]:
 
 
 def of_readme() -> dict[str, str]:
-    """What README's command writes to spark-defaults.conf."""
-    command = README.split("printf '%s\\n' ")[1].split("> /shared/keys/spark-defaults.conf")[0]
+    """What the page's command writes to spark-defaults.conf."""
+    command = PAGE.split("printf '%s\\n' ")[1].split("> /shared/keys/spark-defaults.conf")[0]
     return dict(setting.split(maxsplit=1) for setting in re.findall(r'"(spark\.[^"]+)"', command))
 
 

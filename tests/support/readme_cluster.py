@@ -37,7 +37,7 @@ RAY_PORT, DASHBOARD_PORT, SPARK_PORT = 6379, 8265, 7077
 
 def readme_commands() -> list[str]:
     """Of the section on several hosts: keys, every host, the first host, each other host, the pipeline."""
-    section = (ROOT / "README.md").read_text().split("**Several hosts.**")[1].split("\n**")[0]
+    section = (ROOT / "docs" / "cluster.md").read_text().split("\n## Several hosts\n")[1].split("\n## ")[0]
     return re.findall(r"^```\n(.*?)^```$", section, flags=re.DOTALL | re.MULTILINE)
 
 
