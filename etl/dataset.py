@@ -150,10 +150,14 @@ class Dataset:
 
     def category_codes(self) -> npt.NDArray[np.int64]:
         """Code of each item's category `[n_items + 1]`, in the order of their names; 0 = unknown, and padding."""
-        column = self.items(["category"])["category"].combine_chunks()
-        names = sorted(value for value in column.unique().to_pylist() if value is not None)
-        codes = pc.index_in(column, pa.array(names, pa.string())).fill_null(-1).to_numpy()
-        return np.concatenate([[0], codes.astype(np.int64) + 1])
+        return self.value_codes("category")[0]
+
+    def value_codes(self, column: str) -> tuple[npt.NDArray[np.int64], list[str]]:
+        """Code of each item's value in a text column `[n_items + 1]`, 0 = null and padding; the value of code i + 1."""
+        values = self.items([column])[column].combine_chunks()
+        names = sorted(value for value in values.unique().to_pylist() if value is not None)
+        codes = pc.index_in(values, pa.array(names, values.type)).fill_null(-1).to_numpy()
+        return np.concatenate([[0], codes.astype(np.int64) + 1]), names
 
     def items(self, columns: list[str] | None = None) -> pa.Table:
         """`items.parquet`, one row an item, sorted by dense id."""

@@ -61,6 +61,9 @@ class ModelOptions:
     tie_embeddings: bool = option(True, "use the same item embeddings for the encoder's input and for retrieval")
     popularity_bias: bool = option(False, "initialise item biases to the log of train clicks (softmax losses)")
     profile: bool = option(False, "append gender and age to the encoder's state")
+    item_features: list[str] = option(
+        [], "text columns of items.parquet whose values have vectors that are added to an item's own, as [category]"
+    )
     detach_items: bool = option(False, "stop gradients of the feedback tasks at the item embeddings")
 
 
@@ -254,6 +257,9 @@ def check(config: TrainerConfig) -> None:
     if "sasrec" in config.encoders and config.network.hidden_size % config.network.attention_heads:
         heads = config.network.attention_heads
         raise InputError("network.attention_heads that divides network.hidden_size", heads, "1 always does")
+    features = config.network.item_features
+    if len(set(features)) != len(features):
+        raise InputError("network.item_features, each once", features, "write network.item_features=[category]")
     _check_machine(config)
 
 

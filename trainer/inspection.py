@@ -75,7 +75,9 @@ def gates(run: Path) -> list[str]:
 
 def neighbours(dataset: Dataset, train_step: TrainStep, item: int, k: int) -> list[str]:
     """The items whose vectors point most nearly the same way."""
-    vector = torch.nn.functional.normalize(train_step.tables[ITEM].vector[1:].cpu(), dim=1)
+    everything = torch.arange(1, dataset.manifest.n_items + 1)
+    vector = train_step.model.item_features.vectors(train_step.tables, ITEM, everything)
+    vector = torch.nn.functional.normalize(vector.cpu(), dim=1)
     cosine = vector @ vector[item - 1]
     cosine[item - 1] = -torch.inf
     values, best = best_of(cosine, min(k, len(cosine) - 1))

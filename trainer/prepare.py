@@ -13,9 +13,11 @@ from omegaconf import OmegaConf
 
 from etl.dataset import SPLITS, Dataset, feedback_labels, open_dataset
 from etl.runtime.errors import InputError
+from etl.runtime.files import write_json
 from etl.runtime.object_store import Mirror, absolute, place
 from trainer.config import RANK_HEADS, TrainerConfig, load, with_recipe
 from trainer.data.batch import feedback_rows
+from trainer.data.item_features import check_columns, feature_codes
 from trainer.data.ranking_rows import ROW_COLUMNS, flat_rows
 from trainer.data.reader import EXPOSURE_COLUMNS, SESSION_COLUMNS, Sessions
 from trainer.distributed.worker_count import choose_workers
@@ -24,6 +26,8 @@ from trainer.run.object_store import pull_run
 from trainer.task.base import TRAIN_HOLDOUT
 
 CONFIG = "config.yaml"
+VOCABULARY = "item_features.json"
+"""By column the row of each value among the vectors of features, for whoever wants the vector of a new item."""
 RATE_ROWS = 1_000_000
 LEAST_CLICKS = TRAIN_HOLDOUT + 2
 """Kept clicks of a session that is trained on: one to start from and one to predict, before those held out."""
@@ -62,6 +66,8 @@ def prepare(options: Sequence[str], asked: TrainerConfig | None = None) -> tuple
     temporary = path.with_suffix(".new")
     temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(config.plain() | fingerprint)))
     temporary.replace(path)
+    if config.network.item_features:
+        write_json(output / VOCABULARY, feature_codes(dataset, config.network.item_features)[1])
     if mirror:
         mirror.send([CONFIG])
     return config, False
@@ -145,6 +151,7 @@ def _check_data(config: TrainerConfig, dataset: Dataset) -> None:
     if not config.ranks and dataset.manifest.n_items < 2:
         hint = "no other item can come next; a rank_… model scores feedback"
         raise InputError("a dataset of at least 2 items", dataset.manifest.n_items, hint)
+    check_columns(dataset, config.network.item_features)
     if dataset.session_files:
         _check_targets(dataset)
     longest = config.network.positions

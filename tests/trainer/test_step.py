@@ -96,7 +96,7 @@ ALIKE = {
         "encoder": ["srgnn", "sasrec"],
         "head": "ple",
         "loss": "bpr_max",
-        "network": {"tie_embeddings": False, "profile": True},
+        "network": {"tie_embeddings": False, "profile": True, "item_features": ["category"]},
         "train": {
             "batch_positives": True,
             "skipped_negatives": 2,
@@ -111,7 +111,7 @@ ALIKE = {
             "positive_rates": {"like": 0.3},
         },
     },
-    "ranking": {"model": "rank_ple"},
+    "ranking": {"model": "rank_ple", "network": {"item_features": ["category"]}},
 }
 """Configurations that workers must agree on."""
 
@@ -135,7 +135,7 @@ TRAINED = [
     *({"model": model} for model in RANK_HEADS),
     {"encoder": ["gru4rec", "srgnn", "sasrec"], "network": {"profile": True, "layers": 2}},
     {"train": {"balance": "uncertainty"}},
-    {"network": {"tie_embeddings": False, "profile": True}},
+    {"network": {"tie_embeddings": False, "profile": True, "item_features": ["category"]}},
 ]
 
 

@@ -44,7 +44,8 @@ class SessionScorer:
         items = pad(sessions.items, visible, max(1, int(visible.max(initial=0))))
         batch = make_batch(items, np.zeros_like(items), sessions.profile, None, []).to(self.device)
         places = np.arange(len(items))[:, None] * items.shape[1] + after_BQ - 1
-        click = self.tables.get(INPUT, self.tables[ITEM]).vector[batch.items]
+        name = INPUT if INPUT in self.tables else ITEM
+        click = self.model.item_features.vectors(self.tables, name, batch.items)
         needed = torch.from_numpy(places.ravel()).to(self.device)
         return self.model.states(batch.items, click, batch.profile, needed).view(*after_BQ.shape, -1)
 
@@ -61,9 +62,9 @@ class SessionScorer:
 
     def item_vectors(self, item_C: torch.Tensor | None = None) -> torch.Tensor:
         """Vectors of items with the bias as the last element, `[C, D + 1]`; of all items 1..n_items by default."""
-        table = self.tables[ITEM]
-        chosen = slice(1, None) if item_C is None else item_C
-        vector, bias = table.vector[chosen], table.bias[chosen]
+        bias = self.tables[ITEM].bias
+        chosen = torch.arange(1, len(bias), device=self.device) if item_C is None else item_C
+        vector, bias = self.model.item_features.vectors(self.tables, ITEM, chosen), bias[chosen]
         if self.by_cosine:
             vector, bias = torch.nn.functional.normalize(vector, dim=1), torch.zeros_like(bias)
         return torch.cat([vector, bias[:, None]], dim=1)
@@ -72,7 +73,8 @@ class SessionScorer:
     def feedback(self, state_BS: torch.Tensor, rows: FeedbackRows) -> Scores:
         """Probability of each feedback task for rows, each scored from its session's state."""
         session, item = (torch.from_numpy(values).to(self.device) for values in (rows.session, rows.item))
-        task_representations, vector = self.model.task_representations(state_BS), self.tables[ITEM].vector[item]
+        task_representations = self.model.task_representations(state_BS)
+        vector = self.model.item_features.vectors(self.tables, ITEM, item)
         return {
             task: torch.sigmoid(self.model.feedback_logits(task, task_representations[task], session, vector))
             .cpu()
@@ -107,11 +109,10 @@ class RankScorer:
         """What the head sees of rows, `[F, S]`."""
         self.model.eval()
         batch = rank_batch(rows, self.users, self.model.feedback_tasks).to(self.device)
-        item = self.tables[ITEM].vector
         return self.model.features(
             self.tables[USER].vector[batch.user],
-            item[batch.item],
-            item[batch.history],
+            self.model.item_features.vectors(self.tables, ITEM, batch.item),
+            self.model.item_features.vectors(self.tables, ITEM, batch.history),
             batch.item,
             batch.history,
             batch.profile,

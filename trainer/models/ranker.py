@@ -13,6 +13,7 @@ from etl.dataset import PADDING
 from trainer.config import RANK_HEADS, TrainerConfig
 from trainer.models.encoders import matrix_flops
 from trainer.models.heads import HEADS, Layout
+from trainer.models.item_features import ItemFeatures
 from trainer.models.recommender import PROFILE_SIZE, Profile, init_bias_to_prior
 
 CATEGORY_SIZE = 16
@@ -29,13 +30,17 @@ class Ranker(nn.Module):
     Args:
         config: the run's configuration.
         categories: int64 `[n_items + 1]`, code of each item's category, 0 = unknown.
+        item_features: what the items' features add to their vectors.
     """
 
     categories: torch.Tensor
 
-    def __init__(self, config: TrainerConfig, categories: torch.Tensor) -> None:
+    def __init__(
+        self, config: TrainerConfig, categories: torch.Tensor, item_features: ItemFeatures | None = None
+    ) -> None:
         super().__init__()
         options = config.network
+        self.item_features = item_features or ItemFeatures.none()
         self.register_buffer("categories", categories, persistent=False)
         self.category = nn.Embedding(int(categories.max()) + 1, CATEGORY_SIZE)
         self.profile = Profile()

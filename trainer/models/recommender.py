@@ -14,6 +14,7 @@ from torch import nn
 from trainer.config import TrainerConfig
 from trainer.models.encoders import ENCODERS, matrix_flops
 from trainer.models.heads import HEADS, Head, Layout, Residual
+from trainer.models.item_features import ItemFeatures
 
 PROFILE_CODES = 32
 """Gender and age are small codes; anything outside 0..30 counts as unknown."""
@@ -77,11 +78,13 @@ class Recommender(nn.Module):
 
     Args:
         config: the run's configuration; `tasks` are those that the data can train.
+        item_features: what the items' features add to their vectors.
     """
 
-    def __init__(self, config: TrainerConfig) -> None:
+    def __init__(self, config: TrainerConfig, item_features: ItemFeatures | None = None) -> None:
         super().__init__()
         options = config.network
+        self.item_features = item_features or ItemFeatures.none()
         encoders = {name: ENCODERS[name](options) for name in config.encoders}
         self.encoders = nn.ModuleDict(encoders)
         self._encoder_flops = {f"encoder {name}": encoder.flops for name, encoder in encoders.items()}

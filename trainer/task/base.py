@@ -6,13 +6,16 @@ from typing import Any, Protocol
 
 import torch
 
+from etl.dataset import Dataset
 from trainer.config import TrainerConfig
+from trainer.data.item_features import feature_codes
 from trainer.data.order import Int
 from trainer.data.reader import Reader
 from trainer.distributed.world import World
 from trainer.inference.scorer import RankScorer, SessionScorer
 from trainer.inference.validation import Validation
 from trainer.models.embedding_table import SparseTable
+from trainer.models.item_features import ItemFeatures
 from trainer.training.step import TrainStep
 
 TRAIN_HOLDOUT = 2
@@ -55,6 +58,24 @@ class Family(Protocol):
 
     def scorer(self, train_step: TrainStep) -> SessionScorer | RankScorer:
         """The model applied."""
+
+
+def make_item_features(config: TrainerConfig, dataset: Dataset, tables: list[str]) -> ItemFeatures:
+    """The features of `network.item_features` for the vectors of these tables."""
+    if not config.network.item_features:
+        return ItemFeatures.none()
+    codes, _ = feature_codes(dataset, config.network.item_features)
+    train_clicks = dataset.items(["train_clicks"])["train_clicks"].to_numpy()
+    return ItemFeatures(codes, train_clicks, tables)
+
+
+def feature_tables(config: TrainerConfig, features: ItemFeatures, world: World) -> dict[str, SparseTable]:
+    """Tables of the vectors of feature values, by name; they begin at zero."""
+    tables = {}
+    for name in features.table_of.values():
+        tables[name] = make_table(config, features.n_values, world, number=0, bias=False)
+        tables[name].vector.zero_()
+    return tables
 
 
 def make_table(config: TrainerConfig, n: int, world: World, *, number: int, bias: bool) -> SparseTable:

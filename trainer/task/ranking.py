@@ -18,7 +18,7 @@ from trainer.distributed.world import World
 from trainer.inference.scorer import RankScorer
 from trainer.inference.validation import Validation, valid_rows, valid_sessions, validate_rows
 from trainer.models.ranker import Ranker
-from trainer.task.base import TRAIN_HOLDOUT, Collate, make_table
+from trainer.task.base import TRAIN_HOLDOUT, Collate, feature_tables, make_item_features, make_table
 from trainer.training.objective import ITEM, USER, RankObjective
 from trainer.training.step import TrainStep
 
@@ -48,11 +48,13 @@ class RankFamily:
         """Freshly drawn parameters."""
         config = self.config
         torch.manual_seed(config.seed)
-        model = Ranker(config, torch.from_numpy(self.dataset.category_codes()))
+        features = make_item_features(config, self.dataset, [ITEM])
+        model = Ranker(config, torch.from_numpy(self.dataset.category_codes()), features)
         tables = {
             ITEM: make_table(config, self.dataset.manifest.n_items, self.world, number=0, bias=False),
             USER: make_table(config, len(self.users), self.world, number=2, bias=False),
         }
+        tables |= feature_tables(config, features, self.world)
         return TrainStep(config, RankObjective(config, model), tables, total_steps, self.world)
 
     def collate(self, holdout: int, salt: int) -> Collate:

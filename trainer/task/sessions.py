@@ -19,7 +19,7 @@ from trainer.distributed.world import World
 from trainer.inference.scorer import SessionScorer
 from trainer.inference.validation import Validation, valid_sessions, validate_sessions
 from trainer.models.recommender import Recommender
-from trainer.task.base import TRAIN_HOLDOUT, Collate, make_table
+from trainer.task.base import TRAIN_HOLDOUT, Collate, feature_tables, make_item_features, make_table
 from trainer.training.objective import INPUT, ITEM, SessionObjective
 from trainer.training.step import TrainStep
 
@@ -48,12 +48,15 @@ class SessionFamily:
         """Freshly drawn parameters."""
         config, n_items = self.config, self.dataset.manifest.n_items
         torch.manual_seed(config.seed)
-        model = Recommender(config)
+        names = [ITEM] if config.network.tie_embeddings else [ITEM, INPUT]
+        features = make_item_features(config, self.dataset, names)
+        model = Recommender(config, features)
         tables = {ITEM: make_table(config, n_items, self.world, number=0, bias=True)}
         train_clicks = self.dataset.items(["train_clicks"])["train_clicks"].to_numpy()
         tables[ITEM].bias[1:] = first_biases(config, train_clicks)
         if not config.network.tie_embeddings:
             tables[INPUT] = make_table(config, n_items, self.world, number=1, bias=False)
+        tables |= feature_tables(config, features, self.world)
         return TrainStep(config, SessionObjective(config, model, train_clicks), tables, total_steps, self.world)
 
     def collate(self, holdout: int, salt: int) -> Collate:

@@ -13,19 +13,29 @@ class NegativeSampler:
         train_clicks: int64 `[n_items]`, of items 1..n_items.
         popularity_exponent: power of the train clicks (0 = uniform, 1 = popularity).
         uniform_share: share drawn from all items alike, so that items without train clicks are pushed down too.
+        clicked_only: items without a train click are no negatives. Their features alone place them, and these may not
+            learn that nobody clicked what nobody could.
     """
 
     def __init__(
-        self, train_clicks: npt.NDArray[np.int64], *, popularity_exponent: float, uniform_share: float
+        self,
+        train_clicks: npt.NDArray[np.int64],
+        *,
+        popularity_exponent: float,
+        uniform_share: float,
+        clicked_only: bool = False,
     ) -> None:
         n = len(train_clicks)
+        alike = train_clicks > 0 if clicked_only and train_clicks.any() else np.ones(n, bool)
         weight = np.where(train_clicks > 0, train_clicks.astype(np.float64) ** popularity_exponent, 0.0)
         total = weight.sum()
         popular = weight / total if total > 0 else np.full(n, 1.0 / n)
-        probability = (1.0 - uniform_share) * popular + uniform_share / n
+        probability = (1.0 - uniform_share) * popular + uniform_share * alike / alike.sum()
+        self.items = np.flatnonzero(alike) + 1
         self.cumulative = np.cumsum(probability)
         self.cumulative /= self.cumulative[-1]
-        self.log_probability = np.log(np.maximum(probability, 1e-30)).astype(np.float32)
+        # An item that a refit meets for the first time counts as the rarest of the others.
+        self.log_probability = np.log(np.maximum(probability, probability[probability > 0].min())).astype(np.float32)
         self.share = train_clicks / max(train_clicks.sum(), 1)
 
     def draw(self, n: int, *, seed: int, step: int) -> npt.NDArray[np.int64]:

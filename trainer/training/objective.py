@@ -98,14 +98,17 @@ class SessionObjective(nn.Module):
         self.positive_weight = positive_weights(config, model.feedback_tasks)
         self.n_items = len(train_clicks)
         self.sampler = NegativeSampler(
-            train_clicks, popularity_exponent=config.negatives_alpha, uniform_share=config.train.negative_uniform_share
+            train_clicks,
+            popularity_exponent=config.negatives_alpha,
+            uniform_share=config.train.negative_uniform_share,
+            clicked_only=bool(config.network.item_features),
         )
 
     def candidates(self, batch: Batch, step: int) -> Candidates:
         """All items, or this step's negatives."""
         device, loss = batch.items.device, self.config.loss
         if loss in ("embedding", "softmax"):
-            ids = torch.arange(1, self.n_items + 1 if loss == "softmax" else 1, device=device)
+            ids = torch.from_numpy(self.sampler.items if loss == "softmax" else np.zeros(0, np.int64)).to(device)
             zeros = torch.zeros(len(ids), device=device)
             return Candidates(ids, zeros, zeros)
         drawn = self.sampler.draw(self.config.train.negatives, seed=self.config.seed, step=step)
@@ -124,9 +127,10 @@ class SessionObjective(nn.Module):
     def wanted(self, batch: Batch, candidates: Candidates) -> dict[str, torch.Tensor]:
         """Ids whose vectors the forward pass reads, by table."""
         scored = [batch.targets.flatten(), batch.row_item, batch.skipped_item, candidates.ids]
+        clicks, features = batch.items.flatten(), self.model.item_features
         if self.config.network.tie_embeddings:
-            return {ITEM: torch.cat([batch.items.flatten(), *scored])}
-        return {ITEM: torch.cat(scored), INPUT: batch.items.flatten()}
+            return features.with_values({ITEM: torch.cat([clicks, *scored])})
+        return features.with_values({ITEM: torch.cat(scored), INPUT: clicks})
 
     def weights(self, batch: Batch) -> torch.Tensor:
         """Weight of a batch's examples by task, float64 `[K]`: their number, where each weighs 1."""
@@ -137,7 +141,9 @@ class SessionObjective(nn.Module):
 
     def forward(self, batch: Batch, rows: dict[str, Rows], candidates: Candidates) -> Sums:
         """Sums over this worker's examples. Every parameter takes part whatever the batch holds."""
-        model, item = self.model, rows[ITEM]
+        model = self.model
+        rows = model.item_features.join(rows)
+        item = rows[ITEM]
         click_BTD = rows.get(INPUT, item).vectors(batch.items)
         used = batch.targets.flatten() != PADDING
         state = model.states(batch.items, click_BTD, batch.profile, torch.nonzero(used).squeeze(1))
@@ -232,7 +238,8 @@ class RankObjective(nn.Module):
 
     def wanted(self, batch: RankBatch, candidates: None) -> dict[str, torch.Tensor]:
         """Ids whose vectors the forward pass reads, by table."""
-        return {ITEM: torch.cat([batch.item, batch.history.flatten()]), USER: batch.user}
+        wanted = {ITEM: torch.cat([batch.item, batch.history.flatten()]), USER: batch.user}
+        return self.model.item_features.with_values(wanted)
 
     def labels(self, batch: RankBatch, column: int) -> torch.Tensor:
         """What a task's rows are judged by, `[F]`: with rank_esmm its action after a click."""
@@ -246,6 +253,7 @@ class RankObjective(nn.Module):
 
     def forward(self, batch: RankBatch, rows: dict[str, Rows], candidates: None) -> Sums:
         """Sums over this worker's rows."""
+        rows = self.model.item_features.join(rows)
         item = rows[ITEM]
         feature = self.model.features(
             rows[USER].vectors(batch.user),

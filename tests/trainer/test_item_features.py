@@ -1,0 +1,121 @@
+"""Vectors of item features: their sum, unknown values, items that nobody clicked in train."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from etl.dataset import Dataset
+from retrieval.bundle import open_bundle
+from tests.support.engine import build, write_log
+from tests.trainer.test_run import SMALL
+from trainer.__main__ import main
+from trainer.data.item_features import feature_codes
+from trainer.models.embedding_table import SparseTable
+from trainer.models.item_features import ItemFeatures
+
+CATEGORIES, ITEMS_OF_EACH, COLD_OF_EACH = 10, 6, 2
+
+
+@pytest.fixture(scope="module")
+def categories(tmp_path_factory) -> Dataset:
+    """Sessions around a ring of categories, by any item of each; two items of each are only ever a last click."""
+    folder = tmp_path_factory.mktemp("categories")
+    rng, rows = np.random.default_rng(0), []
+    for user in range(1, 301):
+        clicks = int(rng.integers(10, 16))
+        for i in range(clicks):
+            category = (user + i) % CATEGORIES
+            cold = i == clicks - 1 and user % 2
+            low, high = (ITEMS_OF_EACH, ITEMS_OF_EACH + COLD_OF_EACH) if cold else (0, ITEMS_OF_EACH)
+            item = 1 + category * 10 + int(rng.integers(low, high))
+            rows.append((user, item, 1, 0, 0, 0, "\\N" if item % 10 == 1 else f"c{category}", 1, 1, 1))
+    log = write_log(folder / "log.csv", rows)
+    return build([f"input={log}", f"output={folder / 'data'}", "scenario=qb_video", "shards=2"])
+
+
+def test_codes_follow_the_names_and_null_is_zero(categories):
+    codes, vocabulary = feature_codes(categories, ["category"])
+    items = categories.items().to_pylist()
+    assert codes.shape == (len(items) + 1, 1)
+    assert vocabulary == {"category": {f"c{i}": i + 1 for i in range(CATEGORIES)}}
+    for row in items:
+        assert codes[row["item"], 0] == vocabulary["category"].get(row["category"], 0)
+    assert (codes[1:] == 0).any()
+    assert feature_codes(categories, [])[0].shape == (len(items) + 1, 0)
+
+
+def test_a_vector_is_the_items_own_and_those_of_its_features():
+    codes = np.array([[0, 0], [1, 3], [2, 0], [0, 0]])
+    features = ItemFeatures(codes, np.array([5, 1, 0]), ["item"])
+    tables = {
+        name: SparseTable(3, 2, generator=torch.Generator(), device=torch.device("cpu"), bias=False)
+        for name in ("item", "item_features")
+    }
+    tables["item"].vector.copy_(torch.tensor([[0.0, 0.0], [0.1, 0.1], [0.2, 0.2], [0.3, 0.3]]))
+    tables["item_features"].vector.copy_(torch.tensor([[0.0, 0.0], [1.0, 2.0], [10.0, 20.0], [100.0, 200.0]]))
+    ids = torch.tensor([1, 2, 3])
+    # The third item was never clicked in train: its own vector does not count.
+    expected = torch.tensor([[101.1, 202.1], [10.2, 20.2], [0.0, 0.0]])
+    assert torch.allclose(features.vectors(tables, "item", ids), expected)
+    assert torch.equal(ItemFeatures.none().vectors(tables, "item", ids), tables["item"].vector[1:])
+    wanted = features.with_values({"item": ids, "user": ids})
+    assert {name: sorted(set(found.tolist())) for name, found in wanted.items()} == {
+        "item": [1, 2, 3],
+        "user": [1, 2, 3],
+        "item_features": [0, 1, 2, 3],
+    }
+    rows = {name: tables[name].rows(torch.unique(wanted[name])) for name in ("item", "item_features")}
+    found = features.join(rows)["item"].vector
+    assert torch.allclose(found, expected)
+    found.sum().backward()
+    assert rows["item"].vector.grad.tolist() == [[1, 1], [1, 1], [0, 0]]
+    tables["item_features"].update(rows["item_features"].ids, rows["item_features"].gradient(), 1.0)
+    assert tables["item_features"].vector[0].tolist() == [0, 0]  # that of unknown stays zero
+    assert tables["item_features"].vector[1].tolist() == pytest.approx([0, 1], abs=1e-4)
+
+
+def cold_hits(dataset: Dataset, run, k: int) -> float:
+    """HR@k over test targets without a train click."""
+    train_clicks = dataset.items()["train_clicks"].to_numpy()
+    bundle = open_bundle(run / "bundle")
+    vectors, hits = bundle.item_vectors(), []
+    for query in bundle.queries("test"):
+        score = query.vector @ vectors.T
+        own = score[np.arange(len(score)), query.target - 1]
+        rank = (score >= own[:, None]).sum(1)
+        hits += (rank[train_clicks[query.target - 1] == 0] <= k).tolist()
+    assert len(hits) > 100
+    return float(np.mean(hits))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [["gru4rec"], ["hybrid"], ["sasrec", "loss=softmax"], ["sasrec", "network.tie_embeddings=false"]],
+    ids=" ".join,
+)
+def test_items_without_a_train_click_are_found_by_their_features(categories, tmp_path, model):
+    found = {}
+    size = ["network.embedding_dim=16", "network.hidden_size=16", "train.epochs=15", "train.negatives=60"]
+    for name, features in (("without", "[]"), ("with", "[category]")):
+        run = tmp_path / name
+        given = [*SMALL, *size, f"model={model[0]}", *model[1:], f"network.item_features={features}"]
+        assert main([f"data={categories.path}", f"output={run}", *given]) == 0
+        found[name] = cold_hits(categories, run, ITEMS_OF_EACH + COLD_OF_EACH)
+    assert found["without"] < 0.1
+    assert found["with"] > 0.4
+    assert json.loads((tmp_path / "with" / "item_features.json").read_text())["category"]["c3"] == 4
+    assert not (tmp_path / "without" / "item_features.json").exists()
+
+
+def test_a_column_that_is_not_there_is_refused(categories, tmp_path, capfd):
+    for features in ("[colour]", "[item_id]", "[category,category]"):
+        given = [f"data={categories.path}", f"output={tmp_path / 'run'}", "model=gru4rec"]
+        assert main([*given, f"network.item_features={features}"]) == 2
+        err = capfd.readouterr().err
+        assert err.startswith("error: expected network.item_features")
+        assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,62 @@
+"""Vectors of item features (category and others), added to the vectors of items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainer.data.order import Int
+from trainer.models.embedding_table import Rows, SparseTable
+
+
+class ItemFeatures(nn.Module):
+    """Adds to an item's own vector the sum of the vectors of its features.
+
+    An item without a train click has no own vector: its features alone say where it lies, since the random vector that
+    it began with says nothing (as in DropoutNet, Volkovs et al. 2017, where the own part is dropped at random). The
+    vectors of values are a table beside that of the items. Row 0, an unknown value, stays zero.
+
+    Args:
+        codes_IC: int64 `[n_items + 1, C]`, row of each feature's value, 0 = unknown.
+        train_clicks: int64 `[n_items]`.
+        tables: names of the item tables that have such vectors, each its own.
+    """
+
+    codes: torch.Tensor
+    known: torch.Tensor
+
+    def __init__(self, codes_IC: Int, train_clicks: Int, tables: Sequence[str]) -> None:
+        super().__init__()
+        self.register_buffer("codes", torch.from_numpy(codes_IC), persistent=False)
+        known = np.append([False], train_clicks > 0)[:, None].astype(np.float32)
+        self.register_buffer("known", torch.from_numpy(known), persistent=False)
+        self.n_values = int(codes_IC.max(initial=0))
+        self.table_of = {name: f"{name}_features" for name in tables}
+
+    @classmethod
+    def none(cls) -> ItemFeatures:
+        """No features: every vector stays what it is."""
+        return cls(np.zeros((1, 0), np.int64), np.zeros(0, np.int64), [])
+
+    def with_values(self, wanted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Ids that a step reads by table, with those of the features' tables."""
+        return wanted | {of: self.codes[wanted[name]].flatten() for name, of in self.table_of.items()}
+
+    def join(self, rows: dict[str, Rows]) -> dict[str, Rows]:
+        """Rows by table, those of items with the vectors of their features; gradients flow into both."""
+        joined = dict(rows)
+        for name, of in self.table_of.items():
+            own = rows[name]
+            of_values = rows[of].vectors(self.codes[own.ids]).sum(-2)
+            joined[name] = Rows(own.ids, own.vector * self.known[own.ids] + of_values, own.bias)
+        return joined
+
+    def vectors(self, tables: dict[str, SparseTable], name: str, ids: torch.Tensor) -> torch.Tensor:
+        """Vectors `[..., D]` of items `[...]` in a table, with those of their features."""
+        own = tables[name].vector[ids]
+        if name not in self.table_of:
+            return own
+        return own * self.known[ids] + tables[self.table_of[name]].vector[self.codes[ids]].sum(-2)
