@@ -64,6 +64,10 @@ class ModelOptions:
     item_features: list[str] = option(
         [], "text columns of items.parquet whose values have vectors that are added to an item's own, as [category]"
     )
+    past_actions: bool = option(
+        False,
+        "the encoder sees what was done with past clicks (like, share, …, how often entered); session models only",
+    )
     detach_items: bool = option(False, "stop gradients of the feedback tasks at the item embeddings")
 
 
@@ -260,6 +264,8 @@ def check(config: TrainerConfig) -> None:
     features = config.network.item_features
     if len(set(features)) != len(features):
         raise InputError("network.item_features, each once", features, "write network.item_features=[category]")
+    if config.ranks and config.network.past_actions:
+        raise InputError("network.past_actions=false for ranking models", True, "they have no session encoder")
     _check_machine(config)
 
 

@@ -19,7 +19,7 @@ from trainer.config import RANK_HEADS, TrainerConfig, load, with_recipe
 from trainer.data.batch import feedback_rows
 from trainer.data.item_features import check_columns, feature_codes
 from trainer.data.ranking_rows import ROW_COLUMNS, flat_rows
-from trainer.data.reader import EXPOSURE_COLUMNS, SESSION_COLUMNS, Sessions
+from trainer.data.reader import Sessions, session_columns
 from trainer.distributed.worker_count import choose_workers
 from trainer.run.folder import is_finished
 from trainer.run.object_store import pull_run
@@ -200,7 +200,7 @@ def _train_feedback(dataset: Dataset, *, exposures: bool) -> Iterator[Any]:
                     flat = flat_rows(file.read_row_group(group, columns=ROW_COLUMNS))
                     yield flat.feedback[flat.split == SPLITS.index("train")]
                     continue
-                columns = SESSION_COLUMNS + (EXPOSURE_COLUMNS if exposures else [])
+                columns = session_columns(exposures=exposures)
                 sessions = Sessions.of(file.read_row_group(group, columns=columns))
                 rows = feedback_rows(sessions, exposures=exposures)
                 yield rows.feedback[rows.position < sessions.items.lengths[rows.session] - TRAIN_HOLDOUT]

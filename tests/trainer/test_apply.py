@@ -52,7 +52,8 @@ def test_a_refit_run_scores_with_the_refits_parameters(fifty, tmp_path):
 
 @pytest.mark.parametrize("model", ["hybrid", "rank_mmoe"])
 def test_other_logs_are_scored_by_the_items_the_run_knows(fifty, other, tmp_path, model):
-    run = run_of(fifty, tmp_path, f"model={model}", "network.item_features=[category]")
+    more = ["network.past_actions=true"] if model == "hybrid" else []
+    run = run_of(fifty, tmp_path, f"model={model}", "network.item_features=[category]", *more)
     bundle = tmp_path / "bundle"
     assert main([f"run={run}", f"data={other.path}", f"output={bundle}"]) == 0
     found = open_bundle(bundle, dataset=other.manifest.fingerprint)

@@ -96,7 +96,7 @@ ALIKE = {
         "encoder": ["srgnn", "sasrec"],
         "head": "ple",
         "loss": "bpr_max",
-        "network": {"tie_embeddings": False, "profile": True, "item_features": ["category"]},
+        "network": {"tie_embeddings": False, "profile": True, "item_features": ["category"], "past_actions": True},
         "train": {
             "batch_positives": True,
             "skipped_negatives": 2,
@@ -135,7 +135,7 @@ TRAINED = [
     *({"model": model} for model in RANK_HEADS),
     {"encoder": ["gru4rec", "srgnn", "sasrec"], "network": {"profile": True, "layers": 2}},
     {"train": {"balance": "uncertainty"}},
-    {"network": {"tie_embeddings": False, "profile": True, "item_features": ["category"]}},
+    {"network": {"tie_embeddings": False, "profile": True, "item_features": ["category"], "past_actions": True}},
 ]
 
 

@@ -43,6 +43,10 @@ class FeedbackRows:
 
 
 NOTHING = torch.zeros(0, dtype=torch.long)
+ACTION_BITS = 5
+"""Actions of a click: bits 0 to 4 of its feedback."""
+ENTERED_MOST = 3
+"""An item that was entered more often counts as entered so often."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Batch:
         skipped_state, skipped_item, skipped_slot: int64 `[S]`, items shown with a target and not clicked,
             numbered from 0 for each state.
         positives: int64 `[P]`, targets of the step over all workers, where they join the negatives.
+        actions: int64 `[B, T]`, what was done with each of `items`, where the model reads it.
     """
 
     items: torch.Tensor
@@ -71,6 +76,7 @@ class Batch:
     skipped_item: torch.Tensor = NOTHING
     skipped_slot: torch.Tensor = NOTHING
     positives: torch.Tensor = NOTHING
+    actions: torch.Tensor = NOTHING
 
     def describe(self) -> str:
         """A few words that help to find the batch."""
@@ -89,6 +95,17 @@ def pad(lists: Ragged, length_N: Int, width: int) -> Int:
     keep = lists.place < np.repeat(length_N, lists.lengths)
     out[lists.row[keep], lists.place[keep]] = lists.values[keep]
     return out
+
+
+def action_codes(sessions: Sessions, length_N: Int, width: int) -> Int:
+    """What was done with the first `length_N[i]` clicks of each session, `[N, width]`; 0 for padding.
+
+    The actions of a click are its lowest bits, how often it was entered stands above them. They are outcomes of that
+    click: whatever reads them may predict only what comes after it.
+    """
+    actions = sessions.feedback.values.astype(np.int64) & ((1 << ACTION_BITS) - 1)
+    entered = np.clip(sessions.watching_times.values.astype(np.int64), 0, ENTERED_MOST)
+    return pad(Ragged(sessions.items.offset, actions | entered << ACTION_BITS), length_N, width)
 
 
 def feedback_rows(sessions: Sessions, *, exposures: bool) -> FeedbackRows:
@@ -117,6 +134,7 @@ class BatchOptions:
         salt: changes the samples, the same on every worker.
         prefixes: target clicks of a session at most, sampled; 0 = all.
         skipped: shown but not clicked items of a target at most, sampled.
+        actions: whether the model reads what was done with past clicks.
     """
 
     holdout: int
@@ -126,6 +144,7 @@ class BatchOptions:
     salt: int
     prefixes: int = 0
     skipped: int = 0
+    actions: bool = False
 
 
 def train_batch(sessions: Sessions, options: BatchOptions, positives: Int | None = None) -> Batch:
@@ -155,12 +174,16 @@ def train_batch(sessions: Sessions, options: BatchOptions, positives: Int | None
         rows = rows.select(_has_target(rows, visible, targets))
         user = sessions.user_id[rows.session]
         rows = rows.select(sample_per_group(user, rows.session, rows.place, options.rows_per_session, options.salt))
-    skipped = _skipped(sessions, visible, targets, options) if options.skipped and len(sessions) else {}
+    more = _skipped(sessions, visible, targets, options) if options.skipped and len(sessions) else {}
+    if options.actions:
+        more["actions"] = action_codes(sessions, visible, width)
     if len(sessions) == 0:
         items, targets = np.zeros((2, 1, 1), np.int64)
+        more |= {"actions": items} if options.actions else {}
     profile = sessions.profile if len(sessions) else np.full((1, 2), -1)
     batch = make_batch(items, targets, profile, rows, options.tasks)
-    more = skipped | ({} if positives is None else {"positives": positives})
+    if positives is not None:
+        more["positives"] = positives
     return replace(batch, **{name: torch.from_numpy(values) for name, values in more.items()})
 
 

@@ -17,8 +17,21 @@ from trainer.data.order import Int, Order, share
 from trainer.data.ragged import Ragged
 
 T = TypeVar("T")
+ENTERED_COLUMN = "watching_times"
+"""How often a click was entered: read where the model reads past actions."""
 SESSION_COLUMNS = ["user_id", "items", "feedback", "n_clicks", "gender", "age"]
 EXPOSURE_COLUMNS = ["exposure_items", "exposure_position", "exposure_feedback"]
+LISTS = ("items", "feedback", ENTERED_COLUMN, *EXPOSURE_COLUMNS)
+
+
+def session_columns(*, exposures: bool, actions: bool = False) -> list[str]:
+    """Columns of the session files to read.
+
+    Args:
+        exposures: what was shown.
+        actions: what past actions are made of.
+    """
+    return SESSION_COLUMNS + (EXPOSURE_COLUMNS if exposures else []) + ([ENTERED_COLUMN] if actions else [])
 
 
 @dataclass(frozen=True)
@@ -29,6 +42,7 @@ class Sessions:
         user_id: int64 `[N]`.
         items: kept clicks as dense ids, oldest first.
         feedback: bits parallel to `items`.
+        watching_times: how often each click was entered; empty lists where it was not read.
         n_clicks: int32 `[N]`, clicks before truncation.
         profile: int64 `[N, 2]`, gender and age, -1 where unknown.
         exposure_items, exposure_position, exposure_feedback: rows shown; empty lists where the dataset
@@ -38,6 +52,7 @@ class Sessions:
     user_id: Int
     items: Ragged
     feedback: Ragged
+    watching_times: Ragged
     n_clicks: npt.NDArray[np.int32]
     profile: Int
     exposure_items: Ragged
@@ -51,16 +66,13 @@ class Sessions:
     def of(cls, table: pa.Table) -> Sessions:
         """Columns of the dataset's session files; exposure columns may be missing."""
         empty = Ragged(np.zeros(len(table) + 1, np.int64), np.zeros(0, np.int64))
-        lists = {
-            name: Ragged.of(table[name]) if name in table.column_names else empty
-            for name in ("items", "feedback", *EXPOSURE_COLUMNS)
-        }
+        lists = {name: Ragged.of(table[name]) if name in table.column_names else empty for name in LISTS}
         profile = np.stack([table[name].to_numpy().astype(np.int64) for name in ("gender", "age")], axis=1)
         return cls(user_id=table["user_id"].to_numpy(), n_clicks=table["n_clicks"].to_numpy(), profile=profile, **lists)
 
     def take(self, row_N: Int) -> Sessions:
         """Some of the sessions, in the order of `row_N`."""
-        lists = {name: getattr(self, name).take(row_N) for name in ("items", "feedback", *EXPOSURE_COLUMNS)}
+        lists = {name: getattr(self, name).take(row_N) for name in LISTS}
         return replace(
             self, user_id=self.user_id[row_N], n_clicks=self.n_clicks[row_N], profile=self.profile[row_N], **lists
         )
@@ -177,12 +189,15 @@ class SessionReader(Reader[Sessions]):
         exposures: whether to read what was shown.
         holdout: clicks at the end of a session that are not trained on (2, or 1 after a refit).
         prefixes: target clicks of a session at most; 0 = all.
+        actions: whether to read what past actions are made of.
     """
 
-    def __init__(self, dataset: Dataset, *, exposures: bool, holdout: int, prefixes: int = 0) -> None:
+    def __init__(
+        self, dataset: Dataset, *, exposures: bool, holdout: int, prefixes: int = 0, actions: bool = False
+    ) -> None:
         super().__init__(dataset, [entry.path for entry in dataset.session_files])
         self.holdout, self.prefixes = holdout, prefixes
-        self.columns = SESSION_COLUMNS + (EXPOSURE_COLUMNS if exposures else [])
+        self.columns = session_columns(exposures=exposures, actions=actions)
 
     def _read_targets(self, group: int) -> Int:
         clicks = self.read_columns([group], ["n_clicks"])["n_clicks"].to_numpy()

@@ -27,7 +27,7 @@ from trainer.data.batch import feedback_rows
 from trainer.data.order import Int
 from trainer.data.ragged import Ragged
 from trainer.data.ranking_rows import ROW_COLUMNS, block_rows, flat_rows
-from trainer.data.reader import EXPOSURE_COLUMNS, SESSION_COLUMNS, Sessions
+from trainer.data.reader import Sessions, session_columns
 from trainer.distributed.world import World
 from trainer.inference.scorer import RankScorer, Scores, SessionScorer
 from trainer.run.object_store import bundle_part_mirror
@@ -139,7 +139,8 @@ def _write_parts(folder: Path, number: int, schemas: dict[str, pa.Schema], parts
 
 
 def _score_file(path: Path, scorer: SessionScorer | RankScorer, splits: list[str], *, exposures: bool) -> Parts:
-    columns = SESSION_COLUMNS + (EXPOSURE_COLUMNS if exposures else [])
+    actions = isinstance(scorer, SessionScorer) and scorer.model.past_actions is not None
+    columns = session_columns(exposures=exposures, actions=actions)
     with pq.ParquetFile(path) as file:
         if "split" in file.schema_arrow.names:
             assert isinstance(scorer, RankScorer)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from trainer.data.batch import FeedbackRows, make_batch, pad
+from trainer.data.batch import FeedbackRows, action_codes, make_batch, pad
 from trainer.data.order import Int
 from trainer.data.ranking_rows import FlatRows, rank_batch
 from trainer.data.reader import Sessions
@@ -43,11 +43,14 @@ class SessionScorer:
         visible = after_BQ.max(axis=1)
         items = pad(sessions.items, visible, max(1, int(visible.max(initial=0))))
         batch = make_batch(items, np.zeros_like(items), sessions.profile, None, []).to(self.device)
+        actions = None
+        if self.model.past_actions is not None:
+            actions = torch.from_numpy(action_codes(sessions, visible, items.shape[1])).to(self.device)
         places = np.arange(len(items))[:, None] * items.shape[1] + after_BQ - 1
         name = INPUT if INPUT in self.tables else ITEM
         click = self.model.item_features.vectors(self.tables, name, batch.items)
         needed = torch.from_numpy(places.ravel()).to(self.device)
-        return self.model.states(batch.items, click, batch.profile, needed).view(*after_BQ.shape, -1)
+        return self.model.states(batch.items, click, batch.profile, needed, actions).view(*after_BQ.shape, -1)
 
     @torch.inference_mode()
     def queries(self, state_NS: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from trainer.config import TrainerConfig
 from trainer.models.encoders import ENCODERS, matrix_flops
 from trainer.models.heads import HEADS, Head, Layout, Residual
 from trainer.models.item_features import ItemFeatures
+from trainer.models.past_actions import PastActions
 
 PROFILE_CODES = 32
 """Gender and age are small codes; anything outside 0..30 counts as unknown."""
@@ -85,6 +86,7 @@ class Recommender(nn.Module):
         super().__init__()
         options = config.network
         self.item_features = item_features or ItemFeatures.none()
+        self.past_actions = PastActions(options.embedding_dim) if options.past_actions else None
         encoders = {name: ENCODERS[name](options) for name in config.encoders}
         self.encoders = nn.ModuleDict(encoders)
         self._encoder_flops = {f"encoder {name}": encoder.flops for name, encoder in encoders.items()}
@@ -108,7 +110,12 @@ class Recommender(nn.Module):
         )
 
     def states(
-        self, items_BT: torch.Tensor, click_BTD: torch.Tensor, profile_B2: torch.Tensor, needed_N: torch.Tensor
+        self,
+        items_BT: torch.Tensor,
+        click_BTD: torch.Tensor,
+        profile_B2: torch.Tensor,
+        needed_N: torch.Tensor,
+        actions_BT: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """States `[N, S]` after some clicks.
 
@@ -117,7 +124,10 @@ class Recommender(nn.Module):
             click_BTD: their vectors.
             profile_B2: codes of gender and age.
             needed_N: int64, places in the flattened `[B * T]` of the clicks after which a state is wanted.
+            actions_BT: int64, codes of what was done with the clicks, for models that read it.
         """
+        if self.past_actions is not None and actions_BT is not None:
+            click_BTD = click_BTD + self.past_actions(actions_BT)
         parts = [encoder(items_BT, click_BTD, needed_N) for encoder in self.encoders.values()]
         if self.profile is not None:
             parts.append(self.profile(profile_B2)[needed_N // items_BT.shape[1]])
@@ -159,6 +169,11 @@ class Recommender(nn.Module):
     def part_parameters(self) -> dict[str, int]:
         """Numbers of parameters by part; the item table is not among them."""
         parts: dict[str, nn.Module | None] = {f"encoder {name}": e for name, e in self.encoders.items()}
-        parts |= {"profile": self.profile, "head": self.head, "next tower": self.next_tower}
+        parts |= {
+            "past actions": self.past_actions,
+            "profile": self.profile,
+            "head": self.head,
+            "next tower": self.next_tower,
+        }
         parts["feedback towers"] = self.towers
         return {n: sum(p.numel() for p in m.parameters()) if m is not None else 0 for n, m in parts.items()}

@@ -27,6 +27,7 @@ class SessionGraphs:
         session: int64 `[G]`, the session of each graph.
         clicks: float32 `[G, T]`, clicks on each node; 0 where there is no node.
         last: int64 `[G]`, node of the last click.
+        latest: int64 `[G, T]`, place of the latest click on each node.
         outgoing, incoming: float32 `[G, T, T]`, weight of the edge from row to column, and of the
             edge from column to row: occurrences divided by the out- or in-degree of the row's node.
     """
@@ -34,6 +35,7 @@ class SessionGraphs:
     session: torch.Tensor
     clicks: torch.Tensor
     last: torch.Tensor
+    latest: torch.Tensor
     outgoing: torch.Tensor
     incoming: torch.Tensor
 
@@ -59,7 +61,8 @@ def session_graphs(items_BT: torch.Tensor, needed_G: torch.Tensor) -> SessionGra
     outgoing = count / count.sum(2, keepdim=True).clamp(min=1.0)
     incoming = count / count.sum(1, keepdim=True).clamp(min=1.0)
     last = node_GT.gather(1, end[:, None]).squeeze(1)
-    return SessionGraphs(session, clicks, last, outgoing, incoming.transpose(1, 2))
+    latest = torch.zeros_like(node_GT).scatter_reduce_(1, node_GT, place * inside, "amax")
+    return SessionGraphs(session, clicks, last, latest, outgoing, incoming.transpose(1, 2))
 
 
 def first_places(items_BT: torch.Tensor) -> torch.Tensor:
@@ -84,13 +87,15 @@ class SRGNNEncoder(nn.Module):
         z = σ(W_z a + U_z v)    r = σ(W_r a + U_r v)    ṽ = tanh(W_o a + U_o (r ⊙ v))    v ← (1 − z) v + z ṽ
         α_i = qᵀ σ(W_1 v_last + W_2 v_i + c)    s = W_3 [v_last ; Σ_i α_i v_i]
 
-    The sum is over clicks: an item clicked twice counts twice.
+    The sum is over clicks: an item clicked twice counts twice. With `network.past_actions` clicks on an item may differ:
+    its node begins with the vector of the latest.
     """
 
     def __init__(self, options: ModelOptions) -> None:
         super().__init__()
         size = options.embedding_dim
         self.steps, self.embedding_dropout = options.gnn_steps, options.embedding_dropout
+        self.reads_latest = options.past_actions
         self.outgoing, self.incoming = (nn.Linear(size, size, bias=False) for _ in range(2))
         self.from_edges = nn.Linear(2 * size, 3 * size)
         self.from_node = nn.Linear(size, 2 * size, bias=False)
@@ -117,7 +122,10 @@ class SRGNNEncoder(nn.Module):
         graphs = session_graphs(items_BT, needed_N)
         # Most prefixes are shorter than the longest: only places with a node pass the matrices.
         present = torch.nonzero(graphs.clicks.flatten()).squeeze(1)
-        node_MD = click_BTD[graphs.session].flatten(0, 1)[present]
+        if self.reads_latest:
+            node_MD = click_BTD[graphs.session[present // items_BT.shape[1]], graphs.latest.flatten()[present]]
+        else:
+            node_MD = click_BTD[graphs.session].flatten(0, 1)[present]
         shape = (*graphs.clicks.shape, node_MD.shape[1])
         for _ in range(self.steps):
             node_MD = self._step(node_MD, graphs, present, shape)

@@ -42,7 +42,13 @@ class SessionFamily:
         """Sessions to train on, or with `TRAIN_HOLDOUT` to validate on."""
         config = self.config
         exposures = self.shown and bool(config.feedback_tasks or config.train.skipped_negatives)
-        return SessionReader(self.dataset, exposures=exposures, holdout=holdout, prefixes=config.train.prefixes)
+        return SessionReader(
+            self.dataset,
+            exposures=exposures,
+            holdout=holdout,
+            prefixes=config.train.prefixes,
+            actions=config.network.past_actions,
+        )
 
     def train_step(self, total_steps: int) -> TrainStep:
         """Freshly drawn parameters."""
@@ -70,6 +76,7 @@ class SessionFamily:
             salt=salt,
             prefixes=train.prefixes,
             skipped=train.skipped_negatives if self.shown else 0,
+            actions=self.config.network.past_actions,
         )
 
         def collate(window: Sessions, mine: Int, step: Int, /) -> Batch:

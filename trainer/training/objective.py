@@ -146,7 +146,8 @@ class SessionObjective(nn.Module):
         item = rows[ITEM]
         click_BTD = rows.get(INPUT, item).vectors(batch.items)
         used = batch.targets.flatten() != PADDING
-        state = model.states(batch.items, click_BTD, batch.profile, torch.nonzero(used).squeeze(1))
+        needed = torch.nonzero(used).squeeze(1)
+        state = model.states(batch.items, click_BTD, batch.profile, needed, batch.actions)
         task_representations = model.task_representations(state)
         compact = torch.cumsum(used, 0) - 1  # place in the flattened sessions → row of `state`
         target = batch.targets.flatten()[used]

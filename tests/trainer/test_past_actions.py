@@ -1,0 +1,226 @@
+"""What was done with past clicks: what a model reads of it, and what it must not see yet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import trainer.loop
+from etl.dataset import Dataset
+from retrieval.bundle import open_bundle
+from tests.support.engine import build, write_log
+from tests.trainer.test_run import SMALL, assert_same_run
+from trainer.__main__ import main
+from trainer.config import ENCODERS, ModelOptions, TrainerConfig
+from trainer.data.batch import BatchOptions, action_codes, feedback_rows, train_batch
+from trainer.data.ragged import Ragged
+from trainer.data.reader import SessionReader
+from trainer.distributed.world import World
+from trainer.inference.export import score_sessions
+from trainer.models.past_actions import PastActions
+from trainer.models.recommender import Recommender
+from trainer.task.registry import family_of
+
+
+@pytest.fixture(scope="module")
+def sessions(fifty):
+    reader = SessionReader(fifty, exposures=True, holdout=2, actions=True)
+    return reader.read(np.arange(len(reader.groups)))
+
+
+def flipped(sessions, back: int):
+    """The same sessions with other outcomes of the click `back` from the end (1 = the last), and of its row."""
+    place = sessions.items.offset[1:] - back
+    feedback, entered = sessions.feedback.values.copy(), sessions.watching_times.values.copy()
+    feedback[place] ^= 31
+    entered[place] += 1
+    shown = sessions.exposure_items
+    block = sessions.items.lengths[shown.row] - back
+    own = (sessions.exposure_position.values == block) & (sessions.exposure_feedback.values >= 128)
+    return replace(
+        sessions,
+        feedback=Ragged(sessions.items.offset, feedback),
+        watching_times=Ragged(sessions.items.offset, entered),
+        exposure_feedback=Ragged(
+            shown.offset, np.where(own, sessions.exposure_feedback.values ^ 31, sessions.exposure_feedback.values)
+        ),
+    )
+
+
+def scorer_of(dataset, encoder):
+    network = ModelOptions(embedding_dim=8, hidden_size=8, tower=8, positions=64, past_actions=True)
+    tasks = ["next", "click", "like"]
+    config = TrainerConfig(data="", output="", model="hybrid", tasks=tasks, network=network, encoder=encoder)
+    family = family_of(config, dataset, World.alone())
+    scorer = family.scorer(family.train_step(1))
+    torch.nn.init.normal_(scorer.model.past_actions.weight)
+    return scorer
+
+
+def exported(scorer, sessions) -> dict[str, dict]:
+    """By file of the bundle: a query's vector by user, a row's score by task, user and place."""
+    found: dict[str, dict] = {}
+    for kind, table in score_sessions(sessions, scorer, ["valid", "test", "next"], exposures=True):
+        rows = found.setdefault(kind, {})
+        for row in table.to_pylist():
+            key = (row.get("task"), row["user_id"], len(rows))
+            rows[key] = row["score"] if "score" in row else row["vector"]
+    return found
+
+
+@pytest.mark.parametrize("encoder", [*ENCODERS, ["gru4rec", "srgnn"]], ids=str)
+def test_a_score_follows_from_the_actions_of_clicks_before_its_block_alone(fifty, sessions, encoder):
+    """The valid block begins after click n - 2 and ends in click n - 1: flips of n - 2 count, those of n - 1 do not."""
+    scorer = scorer_of(fifty, encoder)
+    plain = exported(scorer, sessions)
+    #  click flipped, counted from the end: which parts change
+    changes = {
+        1: {"queries-next"},
+        2: {"queries-next", "queries-test", "feedback-test"},
+        3: {"queries-next", "queries-test", "feedback-test", "queries-valid", "feedback-valid"},
+    }
+    for back, changed in changes.items():
+        other = exported(scorer, flipped(sessions, back))
+        for kind, rows in plain.items():
+            difference = {k: np.abs(np.subtract(v, other[kind][k])).max() for k, v in rows.items()}
+            if kind in changed:
+                assert max(difference.values()) > 1e-3, (back, kind)
+            elif kind == "feedback-test":  # what was shown after the last click is scored after it
+                late = after_test(sessions)
+                before = [d for (_, user, _), d in difference.items() if user not in late]
+                assert max(before) < 1e-6
+            else:
+                assert max(difference.values()) < 1e-6, (back, kind)
+
+
+def after_test(sessions) -> set[int]:
+    """Users with rows after their last click."""
+    shown = sessions.exposure_items
+    late = sessions.exposure_position.values == sessions.items.lengths[shown.row]
+    return set(sessions.user_id[shown.row[late]].tolist())
+
+
+def changed_states(encoder: str, items: list[int], place: int) -> list[bool]:
+    """Which states other actions of the click at a place change."""
+    network = ModelOptions(embedding_dim=8, hidden_size=8, positions=9, past_actions=True)
+    model = Recommender(TrainerConfig(data="", output="", model=encoder, tasks=["next"], network=network)).eval()
+    torch.nn.init.normal_(model.past_actions.weight)
+    table, item = torch.randn(20, 8), torch.tensor([items])
+    actions = torch.randint(0, 128, item.shape)
+    other = actions.clone()
+    other[0, place] ^= 31
+    needed, profile = torch.arange(len(items)), torch.zeros(1, 2, dtype=torch.long)
+    states = [model.states(item, table[item], profile, needed, given) for given in (actions, other)]
+    return ((states[0] - states[1]).abs().amax(1) > 1e-6).tolist()
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_an_action_changes_the_states_from_its_click_on_and_none_before(encoder):
+    for place in range(9):
+        assert changed_states(encoder, list(range(1, 10)), place) == [at >= place for at in range(9)]
+
+
+def test_a_node_of_the_session_graph_reads_the_latest_click_on_its_item():
+    assert changed_states("srgnn", [1, 2, 1, 3], 0) == [True, True, False, False]
+    assert changed_states("srgnn", [1, 2, 1, 3], 2) == [False, False, True, True]
+
+
+def test_a_code_holds_bits_and_how_often_and_a_vector_their_sum(fifty, sessions):
+    bits, entered = sessions.feedback, sessions.watching_times
+    visible = sessions.items.lengths - 3
+    codes = action_codes(sessions, visible, int(visible.max()))
+    layer = PastActions(4)
+    torch.nn.init.normal_(layer.weight)
+    vectors, met = layer(torch.from_numpy(codes)).detach(), set()
+    for row in range(len(sessions)):
+        for place in range(int(visible.max())):
+            expected = torch.zeros(4)
+            if place < visible[row]:
+                at = sessions.items.offset[row] + place
+                expected = sum((layer.weight[b] for b in range(5) if bits.values[at] >> b & 1), expected)
+                often = min(int(entered.values[at]), 3)
+                expected = expected + (layer.weight[4 + often] if often else 0)
+                met.add((int(bits.values[at]), often))
+            assert torch.allclose(vectors[row, place], expected, atol=1e-6)
+    assert len(met) > 10
+    options = {"holdout": 2, "tasks": ["like"], "exposures": True, "rows_per_session": 9, "salt": 0}
+    assert np.array_equal(train_batch(sessions, BatchOptions(**options, actions=True)).actions.numpy(), codes)
+
+
+def test_nothing_is_read_or_sent_along_without_the_option(fifty):
+    reader = SessionReader(fifty, exposures=True, holdout=2)
+    assert "watching_times" not in reader.columns
+    sessions = reader.read(np.array([0]))
+    options = BatchOptions(holdout=2, tasks=["like"], exposures=True, rows_per_session=9, salt=0)
+    assert len(train_batch(sessions, options).actions) == 0
+    assert len(feedback_rows(sessions, exposures=True).item) > 0
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory) -> Dataset:
+    """A liked click is followed by the next item of a ring, another by the one before."""
+    folder = tmp_path_factory.mktemp("forks")
+    rng, rows = np.random.default_rng(0), []
+    for user in range(1, 101):
+        item = int(rng.integers(20))
+        for _ in range(int(rng.integers(10, 16))):
+            like = int(rng.random() < 0.5)
+            rows.append((user, 1 + item, 1, 0, like, 0, "c", 1, 1, 1))
+            item = (item + (1 if like else -1)) % 20
+    log = write_log(folder / "log.csv", rows)
+    return build([f"input={log}", f"output={folder / 'data'}", "scenario=qb_video", "shards=2"])
+
+
+@pytest.mark.parametrize("model", ["gru4rec", "sasrec"])
+def test_an_action_that_decides_the_next_click_is_learned(forks, tmp_path, model):
+    size = ["network.embedding_dim=16", "network.hidden_size=16", "train.epochs=40", "train.early_stopping_patience=40"]
+    quiet = ["network.embedding_dropout=0", "network.state_dropout=0", "loss=softmax", f"model={model}"]
+    found = {}
+    for actions in ("false", "true"):
+        run = tmp_path / actions
+        given = [f"data={forks.path}", f"output={run}", *SMALL, *size, *quiet, f"network.past_actions={actions}"]
+        assert main(given) == 0
+        found[actions] = valid_hits_at_1(run)
+    assert found["false"] < 0.65
+    assert found["true"] > 0.9
+
+
+def valid_hits_at_1(run) -> float:
+    bundle = open_bundle(run / "bundle")
+    vectors = bundle.item_vectors()
+    hits = [(query.vector @ vectors.T).argmax(1) + 1 == query.target for query in bundle.queries("valid")]
+    return float(np.concatenate(hits).mean())
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_killed_run_with_actions_and_features_ends_with_the_bits_of_an_undisturbed_one(fifty, tmp_path, monkeypatch):
+    more = ["model=hybrid", "train.epochs=2", "network.past_actions=true", "network.item_features=[category]"]
+    given = [f"data={fifty.path}", *SMALL, *more]
+    assert main([*given, f"output={tmp_path / 'a'}"]) == 0
+    step, taken = trainer.loop.TrainStep.step, 0
+
+    def killed(self, batch, number):
+        nonlocal taken
+        taken += 1
+        if taken == 19:
+            raise Killed
+        return step(self, batch, number)
+
+    monkeypatch.setattr(trainer.loop.TrainStep, "step", killed)
+    with pytest.raises(Killed):
+        main([*given, f"output={tmp_path / 'b'}"])
+    monkeypatch.undo()
+    assert main([*given, f"output={tmp_path / 'b'}"]) == 0
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_ranking_models_refuse_the_option(fifty, tmp_path, capfd):
+    given = [f"data={fifty.path}", f"output={tmp_path / 'run'}", "model=rank_mmoe", "network.past_actions=true"]
+    assert main(given) == 2
+    assert capfd.readouterr().err.startswith("error: expected network.past_actions=false for ranking models")
