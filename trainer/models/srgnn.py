@@ -87,7 +87,7 @@ class SRGNNEncoder(nn.Module):
         z = σ(W_z a + U_z v)    r = σ(W_r a + U_r v)    ṽ = tanh(W_o a + U_o (r ⊙ v))    v ← (1 − z) v + z ṽ
         α_i = qᵀ σ(W_1 v_last + W_2 v_i + c)    s = W_3 [v_last ; Σ_i α_i v_i]
 
-    The sum is over clicks: an item clicked twice counts twice. With `network.past_actions` clicks on an item may differ:
+    The sum is over clicks: an item clicked twice counts twice. With `network.past_actions` its clicks may differ:
     its node begins with the vector of the latest.
     """
 
