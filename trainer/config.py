@@ -52,6 +52,13 @@ class ModelOptions:
     shared_experts: int = option(4, "PLE: shared experts of a level", at_least=1)
     task_experts: int = option(1, "PLE: experts of each task on a level", at_least=1)
     levels: int = option(2, "PLE: levels", at_least=1)
+    expert_norm: bool = option(False, "layer norm and swish on the output of each expert (as HoME)")
+    gate_preference: float = option(
+        0.0, "initial lead, in logits, of a task's own share of the experts in its gate (mmoe, ple)", at_least=0
+    )
+    task_embedding_dim: int = option(
+        0, "dimension of item embeddings that each feedback task of the hybrid has to itself (as STEM)", at_least=0
+    )
     tower: int = option(64, "units of the hidden layer of each task's tower", at_least=1)
     residual: bool = option(True, "experts and the next click's tower add to their input instead of replacing it")
     embedding_dropout: float = option(
@@ -266,6 +273,9 @@ def check(config: TrainerConfig) -> None:
         raise InputError("network.item_features, each once", features, "write network.item_features=[category]")
     if config.ranks and config.network.past_actions:
         raise InputError("network.past_actions=false for ranking models", True, "they have no session encoder")
+    if config.model != "hybrid" and config.network.task_embedding_dim:
+        got = config.network.task_embedding_dim
+        raise InputError("network.task_embedding_dim=0 but for the hybrid", got, "its feedback towers read them")
     _check_machine(config)
 
 

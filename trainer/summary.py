@@ -29,7 +29,12 @@ def write_diagnostics(run: Path, found: Validation, train_step: TrainStep) -> No
             curves.setdefault(f"{line['split'].removesuffix('-epoch')}/{line['name']}", []).append(
                 [line["epoch"], line["value"]]
             )
-    gates = {"tasks": train_step.tasks, "mean_weight": found.gates, "entropy_nats": found.entropy}
+    gates = {
+        "tasks": train_step.tasks,
+        "mean_weight": found.gates,
+        "entropy_nats": found.entropy,
+        "largest_weight_share": found.leads,
+    }
     write_json(run / DIAGNOSTICS, {"curves": curves, "gates": gates if found.gates else None})
 
 

@@ -96,7 +96,8 @@ ALIKE = {
         "encoder": ["srgnn", "sasrec"],
         "head": "ple",
         "loss": "bpr_max",
-        "network": {"tie_embeddings": False, "profile": True, "item_features": ["category"], "past_actions": True},
+        "network": {"tie_embeddings": False, "profile": True, "item_features": ["category"]}
+        | {"past_actions": True, "task_embedding_dim": 2, "expert_norm": True, "gate_preference": 1.0},
         "train": {
             "batch_positives": True,
             "skipped_negatives": 2,
@@ -135,6 +136,9 @@ TRAINED = [
     *({"model": model} for model in RANK_HEADS),
     {"encoder": ["gru4rec", "srgnn", "sasrec"], "network": {"profile": True, "layers": 2}},
     {"train": {"balance": "uncertainty"}},
+    *({"head": head, "network": {"expert_norm": True, "gate_preference": 2.0}} for head in ("mmoe", "ple")),
+    {"network": {"task_embedding_dim": 3}},
+    {"model": "rank_mmoe", "network": {"expert_norm": True, "gate_preference": 2.0}},
     {"network": {"tie_embeddings": False, "profile": True, "item_features": ["category"], "past_actions": True}},
 ]
 

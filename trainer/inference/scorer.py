@@ -15,7 +15,7 @@ from trainer.data.reader import Sessions
 from trainer.models.embedding_table import SparseTable
 from trainer.models.ranker import Ranker
 from trainer.models.recommender import Recommender
-from trainer.training.objective import INPUT, ITEM, USER
+from trainer.training.objective import INPUT, ITEM, TASKS, USER
 
 Scores = dict[str, npt.NDArray[np.float32]]
 
@@ -78,8 +78,9 @@ class SessionScorer:
         session, item = (torch.from_numpy(values).to(self.device) for values in (rows.session, rows.item))
         task_representations = self.model.task_representations(state_BS)
         vector = self.model.item_features.vectors(self.tables, ITEM, item)
+        own = self.tables[TASKS].vector[item] if self.model.own_dim else None
         return {
-            task: torch.sigmoid(self.model.feedback_logits(task, task_representations[task], session, vector))
+            task: torch.sigmoid(self.model.feedback_logits(task, task_representations[task], session, vector, own))
             .cpu()
             .numpy()
             for task in self.model.feedback_tasks

@@ -74,12 +74,14 @@ class Validation:
         metrics: `hr@k`, `ndcg@k`, `mrr@k`, `auc/<task>`, `auc` (the mean over tasks), None where undefined.
         gates: by task, the mean weight of each expert.
         entropy: by task, the mean entropy of the gate, in nats.
+        leads: by task, the share of states in which each expert has the largest weight.
         mask_seen: whether seen items were no candidates; None where nothing is retrieved.
     """
 
     metrics: dict[str, float | None]
     gates: dict[str, list[float]] = field(default_factory=dict)
     entropy: dict[str, float] = field(default_factory=dict)
+    leads: dict[str, list[float]] = field(default_factory=dict)
     mask_seen: bool | None = None
 
 
@@ -101,7 +103,9 @@ class FeedbackSums:
         """Gate weights `[N, E]` by task."""
         for task, weight in gates.items():
             entropy = -(weight * np.log(np.maximum(weight, 1e-30))).sum()
-            self.gates[task] = self.gates.get(task, 0.0) + np.concatenate([weight.sum(0), [entropy, len(weight)]])
+            leads = np.bincount(weight.argmax(1), minlength=weight.shape[1])
+            sums = np.concatenate([weight.sum(0), leads, [entropy, len(weight)]])
+            self.gates[task] = self.gates.get(task, 0.0) + sums
 
     def merged(self, world: World, metrics: dict[str, float | None]) -> Validation:
         """The validation over all workers, with AUCs beside the given metrics."""
@@ -116,8 +120,13 @@ class FeedbackSums:
             for task, values in other.items():
                 merged[task] = merged.get(task, 0.0) + values
         mean = {task: values[:-1] / values[-1] for task, values in merged.items()}
-        weights = {task: values[:-1].tolist() for task, values in mean.items()}
-        return Validation(metrics, weights, {task: float(values[-1]) for task, values in mean.items()})
+        shares = {task: np.split(values[:-1], 2) for task, values in mean.items()}
+        return Validation(
+            metrics,
+            gates={task: weight.tolist() for task, (weight, _) in shares.items()},
+            entropy={task: float(values[-1]) for task, values in mean.items()},
+            leads={task: lead.tolist() for task, (_, lead) in shares.items()},
+        )
 
 
 def validate_sessions(

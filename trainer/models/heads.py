@@ -57,10 +57,30 @@ class Residual(nn.Module):
 
 
 def expert(state_size: int, options: ModelOptions) -> nn.Module:
-    """One expert: residual, or a linear layer and ReLU as in the MMoE paper's synthetic experiments."""
+    """One expert: residual, or a linear layer and ReLU as in the MMoE paper's synthetic experiments.
+
+    With `expert_norm` swish of its layer norm follows, as in HoME (Wang et al. 2024): experts of alike scale, so that a
+    gate weighs what they say and not how loud.
+    """
+    size = options.embedding_dim
     if options.residual:
-        return Residual(state_size, options.embedding_dim, options.embedding_dim)
-    return nn.Sequential(nn.Linear(state_size, options.embedding_dim), nn.ReLU())
+        network: nn.Module = Residual(state_size, size, size)
+    else:
+        network = nn.Sequential(nn.Linear(state_size, size), nn.ReLU())
+    return nn.Sequential(network, nn.LayerNorm(size), nn.SiLU()) if options.expert_norm else network
+
+
+def gate(state_size: int, own_E: list[bool], preference: float) -> nn.Linear:
+    """The gate of a task over E experts; with a preference its own ones lead by so many logits in the beginning.
+
+    Gates that begin alike stay alike, and experts that all tasks read alike learn the same. Where each task begins with
+    experts of its own, no expert is without a task; what is shared is learned from there.
+    """
+    made = nn.Linear(state_size, len(own_E), bias=preference > 0)
+    if preference:
+        with torch.no_grad():
+            made.bias.copy_(preference * torch.tensor(own_E, dtype=torch.float32))
+    return made
 
 
 class Head(nn.Module):
@@ -83,7 +103,8 @@ class Head(nn.Module):
 class MMoE(Head):
     """Multi-gate mixture of experts (Ma et al. 2018): m_k = Σ_e g_ke f_e(h), g_k = softmax(W_k h).
 
-    Of several encoders each has experts of its own, an equal part of all; every gate sees all states.
+    Of several encoders each has experts of its own, an equal part of all; every gate sees all states. Where gates
+    begin with a preference, every K-th expert is a task's own.
     """
 
     def __init__(self, layout: Layout, options: ModelOptions, tasks: list[str]) -> None:
@@ -92,11 +113,12 @@ class MMoE(Head):
         self.encoder_of = sorted(i % n for i in range(max(options.experts, n)))
         widths = [layout.encoders[i] + layout.shared for i in self.encoder_of]
         self.experts = nn.ModuleList(expert(width, options) for width in widths)
-        self.gates = nn.ModuleDict({task: nn.Linear(layout.size, len(widths), bias=False) for task in tasks})
+        own = {task: [e % len(tasks) == k for e in range(len(widths))] for k, task in enumerate(tasks)}
+        self.gates = nn.ModuleDict({t: gate(layout.size, own[t], options.gate_preference) for t in tasks})
 
     def gate_weights(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
         """The share of each expert in each task's mix, `[N, E]`, rows summing to 1."""
-        return {task: torch.softmax(gate(state_NS), dim=-1) for task, gate in self.gates.items()}
+        return {task: torch.softmax(made(state_NS), dim=-1) for task, made in self.gates.items()}
 
     def forward(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
         """Mixes of all tasks, `[N, D]` each."""
@@ -150,14 +172,15 @@ class Extraction(nn.Module):
             {g: nn.ModuleList(expert(size, options) for _ in range(shared if g == "shared" else own)) for g in groups}
         )
         total = own * len(tasks) + shared
-        gates = {task: nn.Linear(size, own + shared, bias=False) for task in tasks}
+        first = [True] * own + [False] * shared
+        gates = {task: gate(size, first, options.gate_preference) for task in tasks}
         if not last:
             gates["shared"] = nn.Linear(size, total, bias=False)
         self.gates = nn.ModuleDict(gates)
 
     def gate_weights(self, input_by_group: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Shares of a group's candidates: a task's own experts, then the shared ones; all for `shared`."""
-        return {g: torch.softmax(gate(input_by_group[g]), dim=-1) for g, gate in self.gates.items()}
+        return {g: torch.softmax(made(input_by_group[g]), dim=-1) for g, made in self.gates.items()}
 
     def forward(self, input_by_group: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The group's task_representations `[N, D]` from the group's inputs `[N, S]`."""

@@ -44,15 +44,22 @@ class FeedbackTower(nn.Module):
         units: of the hidden layer.
         rate: share of positives in train. The logit begins at its log odds, so that a rare task does
             not spend its first epochs on learning how rare it is.
+        own_dim: length of the embeddings that the task has to itself (STEM, Su et al. 2024); the candidate's and their
+            product with a projection of m_k join the input.
     """
 
-    def __init__(self, embedding_dim: int, units: int, rate: float) -> None:
+    def __init__(self, embedding_dim: int, units: int, rate: float, own_dim: int = 0) -> None:
         super().__init__()
+        if own_dim:
+            self.own_mix = nn.Linear(embedding_dim, own_dim)
+            self.own_hidden = nn.Linear(2 * own_dim, units, bias=False)
         self.network = nn.Sequential(nn.Linear(3 * embedding_dim, units), nn.ReLU(), nn.Linear(units, 1))
         init_bias_to_prior(self.network, rate)
 
-    def forward(self, mix_ND: torch.Tensor, row_F: torch.Tensor, item_FD: torch.Tensor) -> torch.Tensor:
-        """Logits `[F]` of candidates, each by the mix in row `row_F`.
+    def forward(
+        self, mix_ND: torch.Tensor, row_F: torch.Tensor, item_FD: torch.Tensor, own_FD: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Logits `[F]` of candidates, each by the mix in row `row_F`; `own_FD` are the task's own embeddings of them.
 
         The first layer is a sum of three products; that of the mix alone is worked out once a mix, not once a row.
         """
@@ -62,6 +69,9 @@ class FeedbackTower(nn.Module):
         of_mix = nn.functional.embedding(row_F, nn.functional.linear(mix_ND, by_mix, first.bias))
         both = nn.functional.embedding(row_F, mix_ND) * item_FD
         hidden = of_mix + nn.functional.linear(item_FD, by_item) + nn.functional.linear(both, by_both)
+        if own_FD is not None:
+            own_mix = nn.functional.embedding(row_F, self.own_mix(mix_ND))
+            hidden = hidden + self.own_hidden(torch.cat([own_FD, own_mix * own_FD], dim=1))
         return self.network[1:](hidden).squeeze(-1)
 
 
@@ -105,8 +115,10 @@ class Recommender(nn.Module):
         else:
             self.next_tower = nn.Sequential()
         rates = config.train.positive_rates
+        sizes = options.embedding_dim, options.tower
+        self.own_dim = options.task_embedding_dim if self.feedback_tasks else 0
         self.towers = nn.ModuleDict(
-            {t: FeedbackTower(options.embedding_dim, options.tower, rates.get(t, 0.5)) for t in self.feedback_tasks}
+            {task: FeedbackTower(*sizes, rates.get(task, 0.5), self.own_dim) for task in self.feedback_tasks}
         )
 
     def states(
@@ -142,10 +154,21 @@ class Recommender(nn.Module):
         return self.next_tower(mix_ND)
 
     def feedback_logits(
-        self, task: str, mix_ND: torch.Tensor, row_F: torch.Tensor, item_FD: torch.Tensor
+        self,
+        task: str,
+        mix_ND: torch.Tensor,
+        row_F: torch.Tensor,
+        item_FD: torch.Tensor,
+        own_FD: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits `[F]` of a feedback task for candidates, each from the mix in row `row_F`, before it is seen."""
-        return self.towers[task](mix_ND, row_F, item_FD.detach() if self.detach_items else item_FD)
+        """Logits `[F]` of a feedback task for candidates, each from the mix in row `row_F`, before it is seen.
+
+        `own_FD` are the candidates' embeddings of all feedback tasks side by side, where they have such.
+        """
+        if own_FD is not None:
+            begin = self.feedback_tasks.index(task) * self.own_dim
+            own_FD = own_FD[:, begin : begin + self.own_dim]
+        return self.towers[task](mix_ND, row_F, item_FD.detach() if self.detach_items else item_FD, own_FD)
 
     def gate_weights(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
         """Shares of the experts by task `[N, E]`; empty for heads without gates."""

@@ -78,12 +78,14 @@ def feature_tables(config: TrainerConfig, features: ItemFeatures, world: World) 
     return tables
 
 
-def make_table(config: TrainerConfig, n: int, world: World, *, number: int, bias: bool) -> SparseTable:
+def make_table(
+    config: TrainerConfig, n: int, world: World, *, number: int, bias: bool, dimension: int | None = None
+) -> SparseTable:
     """A table of `n` rows; `number` sets it apart from the run's other tables."""
     generator = torch.Generator().manual_seed(config.seed + number * 1_000_003)
     return SparseTable(
         n,
-        config.network.embedding_dim,
+        dimension or config.network.embedding_dim,
         generator=generator,
         device=world.device,
         bias=bias,

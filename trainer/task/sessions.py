@@ -20,7 +20,7 @@ from trainer.inference.scorer import SessionScorer
 from trainer.inference.validation import Validation, valid_sessions, validate_sessions
 from trainer.models.recommender import Recommender
 from trainer.task.base import TRAIN_HOLDOUT, Collate, feature_tables, make_item_features, make_table
-from trainer.training.objective import INPUT, ITEM, SessionObjective
+from trainer.training.objective import INPUT, ITEM, TASKS, SessionObjective
 from trainer.training.step import TrainStep
 
 
@@ -62,6 +62,9 @@ class SessionFamily:
         tables[ITEM].bias[1:] = first_biases(config, train_clicks)
         if not config.network.tie_embeddings:
             tables[INPUT] = make_table(config, n_items, self.world, number=1, bias=False)
+        if model.own_dim:
+            size = model.own_dim * len(model.feedback_tasks)
+            tables[TASKS] = make_table(config, n_items, self.world, number=3, bias=False, dimension=size)
         tables |= feature_tables(config, features, self.world)
         return TrainStep(config, SessionObjective(config, model, train_clicks), tables, total_steps, self.world)
 

@@ -18,8 +18,8 @@ from trainer.models.recommender import Recommender
 from trainer.training import losses
 from trainer.training.negatives import NegativeSampler
 
-ITEM, INPUT, USER = "item", "input", "user"
-"""Tables: vectors that are searched, vectors that encoders read where these are others, users."""
+ITEM, INPUT, USER, TASKS = "item", "input", "user", "tasks"
+"""Tables: vectors that are searched, vectors that encoders read where these are others, users, items by task."""
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,10 @@ class SessionObjective(nn.Module):
     def wanted(self, batch: Batch, candidates: Candidates) -> dict[str, torch.Tensor]:
         """Ids whose vectors the forward pass reads, by table."""
         scored = [batch.targets.flatten(), batch.row_item, batch.skipped_item, candidates.ids]
-        clicks, features = batch.items.flatten(), self.model.item_features
+        clicks, own = batch.items.flatten(), {TASKS: batch.row_item} if self.model.own_dim else {}
         if self.config.network.tie_embeddings:
-            return features.with_values({ITEM: torch.cat([clicks, *scored])})
-        return features.with_values({ITEM: torch.cat(scored), INPUT: clicks})
+            return self.model.item_features.with_values({ITEM: torch.cat([clicks, *scored]), **own})
+        return self.model.item_features.with_values({ITEM: torch.cat(scored), INPUT: clicks, **own})
 
     def weights(self, batch: Batch) -> torch.Tensor:
         """Weight of a batch's examples by task, float64 `[K]`: their number, where each weighs 1."""
@@ -153,9 +153,10 @@ class SessionObjective(nn.Module):
         target = batch.targets.flatten()[used]
         sums = [self._next(model.query(task_representations["next"]), target, item, candidates, batch, compact)]
         row_state, item_FD = compact[batch.row_state], item.vectors(batch.row_item)
+        own_FD = rows[TASKS].vectors(batch.row_item) if model.own_dim else None
         for column, task in enumerate(model.feedback_tasks):
             logit, label = (
-                model.feedback_logits(task, task_representations[task], row_state, item_FD),
+                model.feedback_logits(task, task_representations[task], row_state, item_FD, own_FD),
                 batch.row_label[:, column],
             )
             sums.append(losses.feedback_sum(logit, label, self.positive_weight[task]))
