@@ -26,6 +26,15 @@ from retrieval.bundle_checks import CURE, check_feedback, check_finite, check_nu
 SCHEMA_VERSION = 1
 ITEMS = "items.parquet"
 QUERY_SPLITS = ("valid", "test", "next")
+TRANSITIONS = "transitions"
+TRANSITIONS_SCHEMA = pa.schema(
+    [
+        pa.field("item", pa.int32(), nullable=False),
+        pa.field("other", pa.int32(), nullable=False),
+        pa.field("value", pa.float64(), nullable=False),
+    ]
+)
+"""Files `rules.parquet` and `cosine.parquet`: what an item adds to the score of another; rows rise by both."""
 FEEDBACK_SCHEMA = pa.schema(
     [
         pa.field("task", pa.string(), nullable=False),
@@ -43,21 +52,20 @@ def items_schema(dimension: int) -> pa.Schema:
     return pa.schema([pa.field("item", pa.int32(), nullable=False), _vector_field(dimension)])
 
 
-def queries_schema(dimension: int) -> pa.Schema:
-    """Columns of `queries-*/part-*.parquet`; `target` is 0 in `queries-next`."""
-    return pa.schema(
-        [
-            pa.field("user_id", pa.int64(), nullable=False),
-            pa.field("target", pa.int32(), nullable=False),
-            pa.field("seen", pa.list_(pa.int32()), nullable=False),
-            pa.field("n_clicks", pa.int32(), nullable=False),
-            _vector_field(dimension),
-        ]
-    )
+def queries_schema(dimension: int, terms: int = 0) -> pa.Schema:
+    """Columns of `queries-*/part-*.parquet`; `target` is 0 in `queries-next`; weights of `terms` transitions if any."""
+    fields = [
+        pa.field("user_id", pa.int64(), nullable=False),
+        pa.field("target", pa.int32(), nullable=False),
+        pa.field("seen", pa.list_(pa.int32()), nullable=False),
+        pa.field("n_clicks", pa.int32(), nullable=False),
+        _vector_field(dimension),
+    ]
+    return pa.schema([*fields, _vector_field(terms, "transition_weight")] if terms else fields)
 
 
-def _vector_field(dimension: int) -> pa.Field:
-    return pa.field("vector", pa.list_(pa.float32(), dimension), nullable=False)
+def _vector_field(dimension: int, name: str = "vector") -> pa.Field:
+    return pa.field(name, pa.list_(pa.float32(), dimension), nullable=False)
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,7 @@ class BundleManifest:
         refit: whether the model saw the valid clicks, so that there are no valid parts.
         dimension: length of the vectors; 0 for a bundle of feedback parts only.
         model: name of the model, for the reader of a report.
+        transition_terms: counted terms that take part in the score; 0 = none.
     """
 
     dataset: str
@@ -78,6 +87,10 @@ class BundleManifest:
     model: str
     files: list[DataFile]
     schema_version: int = SCHEMA_VERSION
+    transition_terms: int = 0
+
+
+VECTORS = ("vector", "transition_weight")
 
 
 @dataclass(frozen=True)
@@ -91,6 +104,7 @@ class Queries:
         seen: int32, kept clicks of the queries, oldest first.
         n_clicks: int32 `[Q]`, clicks of the user before truncation.
         vector: float32 `[Q, D]`.
+        transition_weight: float32 `[Q, T]` of a model with transitions, at least 0; else `[Q, 0]`.
     """
 
     user_id: npt.NDArray[np.int64]
@@ -99,6 +113,11 @@ class Queries:
     seen: npt.NDArray[np.int32]
     n_clicks: npt.NDArray[np.int32]
     vector: npt.NDArray[np.float32]
+    transition_weight: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+
+    def __post_init__(self) -> None:
+        if len(self.transition_weight) != len(self.user_id):
+            object.__setattr__(self, "transition_weight", np.zeros((len(self.user_id), 0), np.float32))
 
     def __len__(self) -> int:
         return len(self.user_id)
@@ -108,9 +127,8 @@ class Queries:
         n_seen = self.n_seen[row_N]
         offset = np.concatenate([[0], np.cumsum(n_seen)])
         place = np.arange(offset[-1]) + np.repeat(self.seen_offset[row_N] - offset[:-1], n_seen)
-        return Queries(
-            self.user_id[row_N], self.target[row_N], offset, self.seen[place], self.n_clicks[row_N], self.vector[row_N]
-        )
+        rows = {name: getattr(self, name)[row_N] for name in ("user_id", "target", "n_clicks", *VECTORS)}
+        return Queries(seen_offset=offset, seen=self.seen[place], **rows)
 
     @classmethod
     def joined(cls, batches: Sequence[Queries]) -> Queries:
@@ -120,7 +138,7 @@ class Queries:
         offset = np.concatenate([[0], np.cumsum(np.concatenate([batch.n_seen for batch in batches]))])
         arrays = {
             name: np.concatenate([getattr(batch, name) for batch in batches])
-            for name in ("user_id", "target", "seen", "n_clicks", "vector")
+            for name in ("user_id", "target", "seen", "n_clicks", *VECTORS)
         }
         return cls(seen_offset=offset, **arrays)
 
@@ -145,14 +163,18 @@ class Queries:
         check_nulls("queries", batch)
         seen = batch.column("seen")
         offset = seen.offsets.to_numpy().astype(np.int64)
-        dimension = batch.schema.field("vector").type.list_size
+        vectors = {
+            name: batch.column(name).flatten().to_numpy().reshape(len(batch), -1)
+            for name in VECTORS
+            if name in batch.schema.names
+        }
         queries = cls(
             batch.column("user_id").to_numpy(),
             batch.column("target").to_numpy(),
             offset - (offset[0] if len(offset) else 0),
             seen.flatten().to_numpy(),
             batch.column("n_clicks").to_numpy(),
-            batch.column("vector").flatten().to_numpy().reshape(-1, dimension),
+            **vectors,
         )
         for name, ids in (("target", queries.target), ("seen", queries.seen)):
             low = 0 if name == "target" else 1
@@ -162,6 +184,9 @@ class Queries:
         if (queries.n_seen < 1).any():
             raise InputError("queries that have seen a click", f"{int((queries.n_seen < 1).sum())} without", CURE)
         check_finite("query", queries.vector)
+        check_finite("query's transition", queries.transition_weight)
+        if (queries.transition_weight < 0).any():
+            raise InputError("transition weights of at least 0", float(queries.transition_weight.min()), CURE)
         return queries
 
 
@@ -283,13 +308,15 @@ def open_bundle(path: str | Path, *, dataset: str | None = None, verify: bool = 
     parts: dict[str, list[DataFile]] = {}
     for entry in manifest.files:
         kind = entry.path.partition("/")[0]
-        schema = _schema_of(kind, manifest.dimension)
+        schema = _schema_of(kind, manifest)
         if schema is not None:
             check_schema(folder / entry.path, schema, cure=CURE)
             rows = pq.read_metadata(folder / entry.path).num_rows
             if rows != entry.rows:
                 raise InputError(f"{entry.rows} rows in {entry.path}, as the manifest says", rows, CURE)
             parts.setdefault(kind, []).append(entry)
+    if len(parts.get(TRANSITIONS, [])) != manifest.transition_terms:
+        raise InputError(f"{manifest.transition_terms} files of transitions", len(parts.get(TRANSITIONS, [])), CURE)
     if manifest.refit and {"queries-valid", "feedback-valid"} & set(parts):
         raise InputError("no valid parts in a refit bundle", "valid parts", CURE)
     bundle = Bundle(folder, manifest, parts, str(path))
@@ -306,7 +333,7 @@ def parse_manifest(path: Path, raw: dict[str, Any]) -> BundleManifest:
     """
     try:
         manifest = BundleManifest(**{**raw, "files": [DataFile(**entry) for entry in raw["files"]]})
-        types = {"dataset": str, "refit": bool, "n_items": int, "dimension": int, "model": str}
+        types = {"dataset": str, "refit": bool, "n_items": int, "dimension": int, "model": str, "transition_terms": int}
         wrong = [name for name, kind in types.items() if type(getattr(manifest, name)) is not kind]
         wrong += [f"files of {entry.path!r}" for entry in manifest.files if type(entry.path) is not str]
         if wrong or manifest.n_items < 1 or manifest.dimension < 0:
@@ -316,19 +343,23 @@ def parse_manifest(path: Path, raw: dict[str, Any]) -> BundleManifest:
     return manifest
 
 
-def _schema_of(kind: str, dimension: int) -> pa.Schema | None:
+def _schema_of(kind: str, manifest: BundleManifest) -> pa.Schema | None:
     if kind == ITEMS:
-        return items_schema(dimension)
+        return items_schema(manifest.dimension)
     if kind.startswith("queries-"):
-        return queries_schema(dimension)
+        return queries_schema(manifest.dimension, manifest.transition_terms)
+    if kind == TRANSITIONS:
+        return TRANSITIONS_SCHEMA
     return FEEDBACK_SCHEMA if kind.startswith("feedback-") else None
 
 
-def finish_bundle(folder: Path, *, dataset: str, refit: bool, n_items: int, dimension: int, model: str) -> None:
+def finish_bundle(
+    folder: Path, *, dataset: str, refit: bool, n_items: int, dimension: int, model: str, transition_terms: int = 0
+) -> None:
     """Hash the files that were written to `folder` and write the manifest, which makes it whole."""
     paths = sorted(path for path in folder.rglob("*.parquet"))
     files = [describe_file(folder, p.relative_to(folder).as_posix(), pq.read_metadata(p).num_rows) for p in paths]
-    manifest = BundleManifest(dataset, refit, n_items, dimension, model, files)
+    manifest = BundleManifest(dataset, refit, n_items, dimension, model, files, transition_terms=transition_terms)
     write_json(folder / MANIFEST, asdict(manifest))
 
 

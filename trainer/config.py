@@ -75,6 +75,11 @@ class ModelOptions:
         False,
         "the encoder sees what was done with past clicks (like, share, …, how often entered); session models only",
     )
+    transitions: bool = option(
+        False,
+        "add what was counted between an item and the last clicks in train to its score (sequential rules, cosine of "
+        "co-occurrence), by weights found on valid",
+    )
     detach_items: bool = option(False, "stop gradients of the feedback tasks at the item embeddings")
 
 
@@ -273,6 +278,8 @@ def check(config: TrainerConfig) -> None:
         raise InputError("network.item_features, each once", features, "write network.item_features=[category]")
     if config.ranks and config.network.past_actions:
         raise InputError("network.past_actions=false for ranking models", True, "they have no session encoder")
+    if config.ranks and config.network.transitions:
+        raise InputError("network.transitions=false for ranking models", True, "they rank given rows")
     if config.model != "hybrid" and config.network.task_embedding_dim:
         got = config.network.task_embedding_dim
         raise InputError("network.task_embedding_dim=0 but for the hybrid", got, "its feedback towers read them")

@@ -38,6 +38,7 @@ def inspect(options: ShowConfig) -> list[str]:
     family = family_of(config, dataset, World.alone())
     train_step = family.train_step(total_steps=1)
     load_selected(place(options.run), train_step)
+    family.load_term(place(options.run), TRAIN_HOLDOUT)
     lines = [*parts(config, dataset, train_step), "", *gates(place(options.run)), ""]
     lines += neighbours(dataset, train_step, options.item, options.k)
     if isinstance(family, SessionFamily):
@@ -107,6 +108,9 @@ def recommendations(family: SessionFamily, dataset: Dataset, train_step: TrainSt
     state = family.scorer(train_step).states(session, np.array([[len(items)]]))[:, 0]
     scorer = family.scorer(train_step)
     score = (scorer.queries(state) @ scorer.item_vectors().t())[0].cpu()
+    if scorer.term is not None:
+        term = scorer.term.scores(session, np.array([len(items)]), "next")
+        score += torch.from_numpy(term.toarray()[0, 1:].astype(np.float32))
     score[torch.from_numpy(np.unique(items)) - 1] = -torch.inf
     values, best = best_of(score, min(options.k, dataset.manifest.n_items - len(np.unique(items))))
     lines = [f"session of user {session.user_id[0]}, {len(items)} clicks, the last ones"]

@@ -82,7 +82,9 @@ def _train(
     family = family_of(config, dataset, world)
     select = Phase("train", TRAIN_HOLDOUT, config.train.epochs, validates=True)
     train_step, progress = fit(config, family, run, world, select, on_epoch)
-    found = family.validate(train_step, family.sample())
+    sample = family.sample()
+    family.fit_term(train_step, sample, run)
+    found = family.validate(train_step, sample)
     refit = config.train.refit
     mirror = Mirror.for_uri(config.output)
     write_bundle = partial(export, dataset=dataset, world=world, model=family.name, mirror=mirror)
@@ -90,6 +92,8 @@ def _train(
     if refit:
         again = Phase("refit", TRAIN_HOLDOUT - 1, progress.best_epoch, validates=False)
         train_step, _ = fit(config, family, run, world, again, on_epoch)
+        world.barrier()
+        family.load_term(run, again.holdout)
         write_bundle(run / "bundle", family.scorer(train_step), refit=True)
     if world.is_first:
         write_diagnostics(run, found, train_step)

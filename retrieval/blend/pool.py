@@ -11,13 +11,20 @@ import numpy.typing as npt
 from scipy import sparse
 
 from retrieval.bundle import Queries
-from retrieval.rankers.index_ranker import search_items, search_unseen
+from retrieval.rankers.index_ranker import search_items, search_unseen, transition_term
 from retrieval.rankers.lists import is_among, seen_pairs
 from retrieval.rankers.popularity import Popularity
 from retrieval.rankers.registry import MODEL
 from retrieval.search.index import Catalogue, Index
 from retrieval.sources.scores import Scores
-from retrieval.sources.sparse_rows import kth_largest, largest_of_rows, position_in_row, row_of_entries
+from retrieval.sources.sparse_rows import (
+    entries_at,
+    entries_where,
+    kth_largest,
+    largest_of_rows,
+    position_in_row,
+    row_of_entries,
+)
 
 CANDIDATES = 100
 """Best items that each source adds to a query's pool."""
@@ -143,9 +150,7 @@ class Pools:
         usable = (scores.data > 0) & (self.popularity.clicks_of(scores.indices) >= 0)
         if self.mask_seen and source is not None:
             usable &= ~is_among(row << 32 | scores.indices, seen)
-        if not usable.all():
-            indptr = np.concatenate([[0], np.cumsum(np.bincount(row[usable], minlength=len(queries)))])
-            scores = sparse.csr_matrix((scores.data[usable], scores.indices[usable], indptr), shape=scores.shape)
+        scores = entries_where(scores, usable)
         self.seconds[name] += perf_counter() - begin
         return scores
 
@@ -163,12 +168,13 @@ class Pools:
 def exact_scores(
     catalogue: Catalogue, queries: Queries, query_N: npt.NDArray[np.int64], item_N: npt.NDArray[np.int64]
 ) -> Floats:
-    """Inner products of queries and items, summed in one order whatever the batch."""
+    """The model's scores of queries and items, summed in one order whatever the batch."""
     out, row = np.empty(len(item_N), np.float32), catalogue.rows_of(item_N)
     for begin in range(0, len(item_N), 1 << 17):
         part = slice(begin, begin + (1 << 17))
         out[part] = np.einsum("nd,nd->n", catalogue.vector[row[part]], queries.vector[query_N[part]])
-    return out
+    term = transition_term(catalogue, queries)
+    return out if term is None else out + entries_at(term, query_N, item_N).astype(np.float32)
 
 
 def softmax_of_rows(score_N: Floats, query_N: npt.NDArray[np.int64], n_queries: int) -> Floats:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
 from etl.runtime.errors import InputError
 from retrieval.bundle import Queries
 from retrieval.metrics.ranking import MISS, rank_among
 from retrieval.rankers.lists import first_listed, seen_among
 from retrieval.search.exact import rescore
-from retrieval.search.index import Index
+from retrieval.search.index import Catalogue, Index
+from retrieval.sources.sparse_rows import entries_at, entries_where
+from retrieval.transitions import add_to_lists, padded
 
 
 def check_targets(queries: Queries) -> None:
@@ -45,7 +48,20 @@ def rank_by_index(
 def search_items(index: Index, queries: Queries, k: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.integer]]:
     """The `k` best candidates of each query: float64 scores and dense ids `[Q, k]`, 0 where there are fewer."""
     score, row = index.search(queries.vector, k)
-    return score, np.where(row >= 0, index.catalogue.item[row], 0)
+    item = np.where(row >= 0, index.catalogue.item[row], 0)
+    term = transition_term(index.catalogue, queries)
+    if term is None:
+        return score, item
+    listed = padded(index.catalogue.rows_of(term.indices), np.diff(term.indptr), -1)
+    return add_to_lists(term, score, item, rescore(index.catalogue.vector, queries.vector, listed), k)
+
+
+def transition_term(catalogue: Catalogue, queries: Queries) -> sparse.csr_matrix | None:
+    """The sparse term of the candidates' scores, float64 `[Q, n_items + 1]`; None for a model without."""
+    if catalogue.transitions is None:
+        return None
+    term = catalogue.transitions.scores_of(queries)
+    return entries_where(term, catalogue.rows_of(term.indices) >= 0)
 
 
 def search_unseen(index: Index, queries: Queries, k: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.integer]]:
@@ -73,4 +89,6 @@ def search_unseen(index: Index, queries: Queries, k: int) -> tuple[npt.NDArray[n
 
 def rescore_targets(index: Index, queries: Queries, target_row: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Float64 score of each target, -inf where it is no candidate."""
-    return rescore(index.catalogue.vector, queries.vector, target_row[:, None])[:, 0]
+    score = rescore(index.catalogue.vector, queries.vector, target_row[:, None])[:, 0]
+    term = transition_term(index.catalogue, queries)
+    return score if term is None else score + entries_at(term, np.arange(len(queries)), queries.target)

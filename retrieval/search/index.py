@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retrieval.search.exact import Ids, Vectors, rescore, search_ordered
+from retrieval.transitions import Transitions
 
 FLAT_UP_TO = 2e13
 """Multiplications up to which `auto` searches exactly: a few minutes on two cores."""
@@ -38,10 +39,12 @@ class Catalogue:
     Attributes:
         item: int32 `[C]`, dense ids in rising order.
         vector: float32 `[C, D]`.
+        transitions: the sparse term of the model's score; None without.
     """
 
     item: npt.NDArray[np.int32]
     vector: Vectors
+    transitions: Transitions | None = None
 
     def rows_of(self, item_N: npt.NDArray[np.integer]) -> Ids:
         """Rows of items, -1 for an item that is no candidate."""

@@ -18,6 +18,7 @@ from retrieval.config import RetrievalConfig
 from retrieval.search.index import Catalogue, Index, build_index, choose_kind, norms
 from retrieval.search.index_file import Stored, origin
 from retrieval.search.tuning import FIDELITY_K, ExactReference, Fidelity, compare_spaces, measure, tune
+from retrieval.transitions import read_transitions
 
 SAMPLE_QUERIES = 2_000
 
@@ -36,7 +37,7 @@ def make_catalogue(bundle: Bundle, dataset: Dataset, config: RetrievalConfig) ->
         item = item[dataset.items(["clicks"])["clicks"].to_numpy() > 0]
     if config.deepest > len(item):
         raise InputError(f"cutoffs up to the {len(item)} candidates", config.deepest, "give smaller cutoffs")
-    return Catalogue(item, np.ascontiguousarray(vectors[item - 1]))
+    return Catalogue(item, np.ascontiguousarray(vectors[item - 1]), read_transitions(bundle))
 
 
 def prepare_index(

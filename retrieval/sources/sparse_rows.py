@@ -66,6 +66,30 @@ def largest_of_rows(matrix: sparse.csr_matrix, k: int) -> sparse.csr_matrix:
     return matrix
 
 
+def entries_where(matrix: sparse.csr_matrix, chosen_N: npt.NDArray[np.bool_]) -> sparse.csr_matrix:
+    """Some of the stored entries."""
+    if chosen_N.all():
+        return matrix
+    indptr = np.concatenate([[0], np.cumsum(chosen_N)])[matrix.indptr]
+    return sparse.csr_matrix((matrix.data[chosen_N], matrix.indices[chosen_N], indptr), shape=matrix.shape)
+
+
+def entries_at(
+    matrix: sparse.csr_matrix, row_N: npt.NDArray[np.integer], column_N: npt.NDArray[np.integer]
+) -> npt.NDArray[np.floating]:
+    """Values of cells, 0 where nothing is stored; columns of `matrix` rise in each row.
+
+    >>> entries_at(sparse.csr_matrix(([5.0, 7.0], [1, 3], [0, 2, 2]), shape=(2, 4)), np.array([0, 1]), np.array([3, 3]))
+    array([7., 0.])
+    """
+    if not matrix.nnz:
+        return np.zeros(len(row_N), matrix.dtype)
+    key = row_of_entries(matrix) << 32 | matrix.indices.astype(np.int64)
+    cell = np.asarray(row_N, np.int64) << 32 | np.asarray(column_N, np.int64)
+    at = np.minimum(np.searchsorted(key, cell), len(key) - 1)
+    return np.where(key[at] == cell, matrix.data[at], 0)
+
+
 def sampled_rows(matrix: sparse.csr_matrix, most: int) -> sparse.csr_matrix:
     """At most `most` entries of each row, a seeded sample where it has more."""
     count = np.diff(matrix.indptr)

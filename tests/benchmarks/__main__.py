@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 from tests.benchmarks import (
+    ablation,
     curve,
     models,
     official,
@@ -34,6 +35,7 @@ LONG = {
     "ladder": models.ladder,
     "curve": curve.curve,
     "smoothness": smoothness.smoothness,
+    "ablation": ablation.ablation,
     "sensitivity": sensitivity.sensitivity,
     "recipes": recipes.recipes,
     "sequences": sequences.sequences,

@@ -17,6 +17,7 @@ from etl.runtime.object_store import Mirror
 from retrieval.bundle import (
     FEEDBACK_SCHEMA,
     ITEMS,
+    TRANSITIONS,
     finish_bundle,
     items_schema,
     lists_array,
@@ -73,6 +74,10 @@ def export(
         building.mkdir(parents=True)
         if isinstance(scorer, SessionScorer):
             _write_items(building / ITEMS, scorer)
+            if scorer.term is not None:
+                from retrieval.transitions import write_transitions
+
+                write_transitions(building / TRANSITIONS, scorer.term.transitions)
     world.barrier()
     splits = [split for split in HELD_OUT if not (refit and split == "valid")]
     schemas, mine = _schemas(scorer, splits), list[str]()
@@ -95,6 +100,7 @@ def export(
             n_items=dataset.manifest.n_items,
             dimension=_dimension(scorer),
             model=model,
+            transition_terms=_terms(scorer),
         )
         building.rename(output)
     world.barrier()
@@ -102,6 +108,12 @@ def export(
 
 def _dimension(scorer: SessionScorer | RankScorer) -> int:
     return scorer.dimension if isinstance(scorer, SessionScorer) else 0
+
+
+def _terms(scorer: SessionScorer | RankScorer) -> int:
+    """Counted terms that take part in the score."""
+    term = scorer.term if isinstance(scorer, SessionScorer) else None
+    return 0 if term is None else len(term.everyone)
 
 
 def _write_items(path: Path, scorer: SessionScorer) -> None:
@@ -119,7 +131,7 @@ def _schemas(scorer: SessionScorer | RankScorer, splits: list[str]) -> dict[str,
     """What the bundle holds for these splits."""
     schemas = {}
     if isinstance(scorer, SessionScorer):
-        schemas = {f"queries-{split}": queries_schema(_dimension(scorer)) for split in splits}
+        schemas = {f"queries-{split}": queries_schema(_dimension(scorer), _terms(scorer)) for split in splits}
     if scorer.model.feedback_tasks:
         schemas |= {f"feedback-{split}": FEEDBACK_SCHEMA for split in splits if split != "next"}
     return schemas
@@ -175,7 +187,8 @@ def score_sessions(
         target = np.zeros(len(n), np.int32)
         if split != "next":
             target = sessions.items.values[sessions.items.offset[:-1] + seen]
-        yield f"queries-{split}", _queries(sessions, seen, target, scorer.queries(state).cpu().numpy())
+        weight = scorer.transition_weights(sessions.user_id, split)
+        yield f"queries-{split}", _queries(sessions, seen, target, scorer.queries(state).cpu().numpy(), weight)
         if rows is None:
             continue
         for after in FEEDBACK_STATES.get(split, ()):
@@ -217,7 +230,7 @@ def _feedback(split: str, user_F: Int, item_F: Int, feedback_F: Any, scores: Sco
         yield f"feedback-{split}", pa.table(columns, schema=FEEDBACK_SCHEMA)
 
 
-def _queries(sessions: Sessions, visible: Any, target: Any, vectors: Any) -> pa.Table:
+def _queries(sessions: Sessions, visible: Any, target: Any, vectors: Any, transition_weight: Any) -> pa.Table:
     items = sessions.items
     keep = items.place < np.repeat(visible, items.lengths)
     seen = Ragged(np.concatenate([[0], np.cumsum(visible)]), items.values[keep])
@@ -228,4 +241,6 @@ def _queries(sessions: Sessions, visible: Any, target: Any, vectors: Any) -> pa.
         pa.array(sessions.n_clicks),
         vectors_array(vectors),
     ]
-    return pa.table(columns, schema=queries_schema(vectors.shape[1]))
+    terms = transition_weight.shape[1]
+    columns += [vectors_array(transition_weight)] if terms else []
+    return pa.table(columns, schema=queries_schema(vectors.shape[1], terms))

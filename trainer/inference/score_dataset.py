@@ -15,6 +15,7 @@ from trainer.distributed.world import World, set_threads
 from trainer.inference.export import export
 from trainer.run import checkpoint
 from trainer.run.finished_run import load_selected, open_run
+from trainer.task.base import TRAIN_HOLDOUT
 from trainer.task.registry import family_of
 
 BUNDLE = Kind("a bundle", MANIFEST, lambda data: listed_files(data, {"dataset", "refit", "n_items"}, MANIFEST))
@@ -39,6 +40,7 @@ def score_dataset(options: ApplyConfig) -> None:
     family = family_of(config, trained_on, world)
     train_step = family.train_step(total_steps=1)
     run = place(options.run)
+    family.load_term(run, TRAIN_HOLDOUT - 1 if config.train.refit else TRAIN_HOLDOUT)
     refit = checkpoint.latest(run / "checkpoints-refit") if config.train.refit else None
     if refit:
         checkpoint.load(refit, train_step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,9 @@ from trainer.models.ranker import Ranker
 from trainer.models.recommender import Recommender
 from trainer.training.objective import INPUT, ITEM, TASKS, USER
 
+if TYPE_CHECKING:
+    from trainer.inference.transition_term import TransitionTerm  # imports scipy, which most runs do not need
+
 Scores = dict[str, npt.NDArray[np.float32]]
 
 
@@ -29,12 +33,14 @@ class SessionScorer:
         tables: vectors of items, and of the encoder's clicks where these are others.
         device: where both are.
         by_cosine: items are found by direction alone (loss `embedding`).
+        term: the sparse term of the scores; None for a model without.
     """
 
     model: Recommender
     tables: dict[str, SparseTable]
     device: torch.device
     by_cosine: bool = False
+    term: TransitionTerm | None = None
 
     @torch.inference_mode()
     def states(self, sessions: Sessions, after_BQ: Int) -> torch.Tensor:
@@ -57,6 +63,10 @@ class SessionScorer:
         """Queries `[N, D + 1]`; the last element multiplies the item's bias."""
         query = self.model.query(self.model.task_representations(state_NS)["next"])
         return torch.cat([query, query.new_ones(len(query), 1)], dim=1)
+
+    def transition_weights(self, user_id_N: Int, split: str) -> npt.NDArray[np.float32]:
+        """Weights of the counted transitions `[N, T]`; `[N, 0]` for a model without."""
+        return np.zeros((len(user_id_N), 0), np.float32) if self.term is None else self.term.weights(user_id_N, split)
 
     @property
     def dimension(self) -> int:

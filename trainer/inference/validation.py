@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from trainer.data.ranking_rows import FlatRows, RowReader
 from trainer.data.reader import Reader, SessionReader, Sessions
 from trainer.distributed.world import World
 from trainer.inference.scorer import RankScorer, Scores, SessionScorer
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 SESSIONS_PER_BATCH = 1024
 ROWS_PER_BATCH = 16_384
@@ -151,7 +154,8 @@ def validate_sessions(
         target = sessions.items.values[sessions.items.offset[:-1] + visible]
         seen = seen_pairs(sessions, visible) if mask_seen else None
         targets = torch.from_numpy(target.astype(np.int64))
-        sums.add(exact_ranks(scorer, scorer.queries(state), candidates, targets, seen))
+        term = None if scorer.term is None else scorer.term.scores(sessions, visible, "valid")
+        sums.add(exact_ranks(scorer, scorer.queries(state), candidates, targets, seen, term))
         feedback.add_gates(scorer.gates(state))
         if scorer.model.feedback_tasks:
             rows = feedback_rows(sessions, exposures=exposures)
@@ -194,6 +198,7 @@ def exact_ranks(
     candidate_C: torch.Tensor,
     target_Q: torch.Tensor,
     seen_2P: torch.Tensor | None = None,
+    term_QI: sparse.csr_matrix | None = None,
 ) -> Int:
     """Rank of each target among all candidates, int64 `[Q]`; ties and NaN count against it.
 
@@ -205,10 +210,17 @@ def exact_ranks(
         candidate_C: dense ids of the candidates, rising.
         target_Q: dense ids of the targets, all of them candidates.
         seen_2P: query and item of pairs that are no candidates; a target among them is a miss.
+        term_QI: what is added to the scores of some items.
     """
     target_Q = target_Q.to(query_QD.device)
     row = torch.searchsorted(candidate_C, target_Q)
     own = (query_QD * scorer.item_vectors(target_Q)).sum(1)
+    added = None
+    if term_QI is not None:
+        added = _entries(term_QI, candidate_C)
+        query, column, value = (part.to(own.device) for part in added)
+        is_target = column == row[query]
+        own.index_add_(0, query[is_target], value[is_target])
     rank = torch.ones_like(target_Q)
     query, item = torch.zeros_like(target_Q[:0]).expand(2, 0) if seen_2P is None else seen_2P.to(query_QD.device)
     rank[query[item == target_Q[query]]] = MISS // 2  # leaves room for what is counted on top
@@ -217,6 +229,10 @@ def exact_ranks(
     step = max(1, CHUNK_SCORES // max(len(query_QD), 1))
     for begin in range(0, len(candidate_C), step):
         score = query_QD @ scorer.item_vectors(candidate_C[begin : begin + step]).t()
+        if added is not None:
+            chosen = (added[1] >= begin) & (added[1] < begin + step)
+            cell = (added[0][chosen], added[1][chosen] - begin)
+            score.index_put_(cell, added[2][chosen], accumulate=True)
         inside = (row >= begin) & (row < begin + step)
         # The same product in another shape may differ in its last bit: the target is left out by id.
         score[inside, row[inside] - begin] = -torch.inf
@@ -225,3 +241,13 @@ def exact_ranks(
         rank += (~(score < own[:, None])).sum(1)
     rank[~torch.isfinite(own)] = MISS
     return rank.cpu().numpy()
+
+
+def _entries(term_QI: sparse.csr_matrix, candidate_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Query, index among the candidates and value of the term's entries."""
+    query_E = np.repeat(np.arange(term_QI.shape[0]), np.diff(term_QI.indptr))
+    arrays = (query_E, term_QI.indices.astype(np.int64), term_QI.data.astype(np.float32))
+    query, item, value = (torch.from_numpy(values).to(candidate_C.device) for values in arrays)
+    column = torch.searchsorted(candidate_C, item).clamp(max=len(candidate_C) - 1)
+    known = candidate_C[column] == item
+    return query[known], column[known], value[known]

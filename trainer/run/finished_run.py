@@ -26,7 +26,7 @@ def open_run(folder: str, data: str | None) -> tuple[TrainerConfig, Dataset]:
     settled = read_config(run / CONFIG)
     fingerprint = settled.pop("dataset", "")
     try:
-        config = from_plain(settled)
+        config = from_plain({**settled, "output": folder})  # it may have moved
         if config.model not in MODELS or config.head not in HEADS or set(config.encoders) - set(ENCODERS):
             raise TypeError(f"model {config.model}, head {config.head}, encoder {config.encoder}")
     except (TypeError, AttributeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -51,6 +52,12 @@ class Family(Protocol):
 
     def validate(self, train_step: TrainStep, sample: Any) -> Validation:
         """Metrics on the sample, over all workers."""
+
+    def fit_term(self, train_step: TrainStep, sample: Any, run: Path) -> None:
+        """Find what is added to the scores of a trained model, and leave it in the run."""
+
+    def load_term(self, run: Path, holdout: int) -> None:
+        """What a run found to add, with counts of other clicks than those that are held out."""
 
     @property
     def name(self) -> str:

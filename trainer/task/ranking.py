@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,12 @@ class RankFamily:
         """The model applied."""
         assert isinstance(train_step.model, Ranker)
         return RankScorer(train_step.model, train_step.tables, self.users, self.world.device)
+
+    def fit_term(self, train_step: TrainStep, sample: FlatRows, run: Path) -> None:
+        """Ranking models have no counted transitions."""
+
+    def load_term(self, run: Path, holdout: int) -> None:
+        """Ranking models have no counted transitions."""
 
     def validate(self, train_step: TrainStep, sample: FlatRows) -> Validation:
         """AUCs of the valid rows."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from etl.dataset import Dataset
@@ -17,11 +19,18 @@ from trainer.data.order import Int
 from trainer.data.reader import Reader, SessionReader, Sessions
 from trainer.distributed.world import World
 from trainer.inference.scorer import SessionScorer
-from trainer.inference.validation import Validation, valid_sessions, validate_sessions
+from trainer.inference.validation import SESSIONS_PER_BATCH, Validation, seen_pairs, valid_sessions, validate_sessions
 from trainer.models.recommender import Recommender
 from trainer.task.base import TRAIN_HOLDOUT, Collate, feature_tables, make_item_features, make_table
 from trainer.training.objective import INPUT, ITEM, TASKS, SessionObjective
 from trainer.training.step import TrainStep
+
+if TYPE_CHECKING:  # imports scipy, which most runs do not need
+    from retrieval.transitions import Transitions
+    from trainer.inference.transition_term import Pool, TransitionTerm
+
+WEIGHTS = "transition_weights.json"
+"""File of a run with the weights of its counted transitions."""
 
 
 class SessionFamily:
@@ -37,6 +46,7 @@ class SessionFamily:
         self.config, self.dataset, self.world = config, dataset, world
         self.shown = dataset.shows_exposures
         self.trains_on_shown = self.shown and config.train.exposures
+        self.term: TransitionTerm | None = None
 
     def reader(self, holdout: int) -> SessionReader:
         """Sessions to train on, or with `TRAIN_HOLDOUT` to validate on."""
@@ -96,15 +106,65 @@ class SessionFamily:
         """The model applied."""
         assert isinstance(train_step.model, Recommender)
         by_cosine = self.config.loss == "embedding"
-        return SessionScorer(train_step.model, train_step.tables, self.world.device, by_cosine)
+        return SessionScorer(train_step.model, train_step.tables, self.world.device, by_cosine, self.term)
 
     def validate(self, train_step: TrainStep, sample: Sessions) -> Validation:
         """Full ranking of the valid targets, and feedback of the valid blocks."""
-        clicks = self.dataset.items(["clicks"])["clicks"].to_numpy()
-        candidates = np.flatnonzero(clicks > 0) + 1
-        return validate_sessions(
-            self.scorer(train_step), sample, candidates, self.world, exposures=self.shown, mask_seen=self.mask_seen
-        )
+        scorer, candidates = self.scorer(train_step), self.candidates
+        return validate_sessions(scorer, sample, candidates, self.world, exposures=self.shown, mask_seen=self.mask_seen)
+
+    @cached_property
+    def candidates(self) -> Int:
+        """Dense ids of the items with a click, which targets are ranked among."""
+        return np.flatnonzero(self.dataset.items(["clicks"])["clicks"].to_numpy() > 0) + 1
+
+    def fit_term(self, train_step: TrainStep, sample: Sessions, run: Path) -> None:
+        """Find the weights of the counted transitions on valid sessions, for a model that has them.
+
+        Each fold's valid sessions are ranked with weights found on the others. Weights that do not raise NDCG@20 are 0.
+        """
+        if not self.config.network.transitions:
+            return
+        from trainer.inference.transition_term import FIT_SESSIONS, Pool, TransitionTerm, count, find_weights
+
+        before = self.validate(train_step, sample).metrics["ndcg@20"] or 0.0
+        transitions = count(self.dataset, run, TRAIN_HOLDOUT)
+        most = -(-FIT_SESSIONS // self.world.size)
+        mine = self.pools(train_step, sample.take(np.arange(min(len(sample), most))), transitions)
+        pools = [pool for share in self.world.gather(mine) for pool in share]
+        found = find_weights(Pool.joined(pools)) if self.world.is_first and pools else None
+        weights = self.world.gather(found)[0]
+        self.term = None if weights is None else TransitionTerm(transitions, *weights)
+        after = self.validate(train_step, sample).metrics["ndcg@20"] or 0.0
+        if self.term and after <= before:
+            self.term = TransitionTerm(transitions, 0 * self.term.everyone, 0 * self.term.folds)
+        if self.term and self.world.is_first:
+            self.term.write(run)
+
+    def pools(self, train_step: TrainStep, sessions: Sessions, transitions: Transitions) -> list[Pool]:
+        """What the weights are found on, of this worker's valid sessions."""
+        from trainer.inference.transition_term import contexts, make_pool
+
+        scorer, out = self.scorer(train_step), []
+        for begin in range(0, len(sessions), SESSIONS_PER_BATCH):
+            some = sessions.take(np.arange(begin, min(begin + SESSIONS_PER_BATCH, len(sessions))))
+            visible = some.items.lengths - TRAIN_HOLDOUT
+            query = scorer.queries(scorer.states(some, visible[:, None])[:, 0])
+            target = some.items.values[some.items.offset[:-1] + visible]
+            seen = tuple(seen_pairs(some, visible).numpy()) if self.mask_seen else None
+            score_of = partial(inner_products, scorer, query)
+            pool = make_pool(
+                transitions, contexts(some, visible), some.user_id, target, score_of, self.candidates, seen
+            )
+            out.append(pool)
+        return out
+
+    def load_term(self, run: Path, holdout: int) -> None:
+        """The counted transitions of clicks that were trained on, with the weights that a run found."""
+        if self.config.network.transitions and (run / WEIGHTS).is_file():
+            from trainer.inference.transition_term import TransitionTerm, count
+
+            self.term = TransitionTerm.read(run, count(self.dataset, run, holdout))
 
     @cached_property
     def mask_seen(self) -> bool:
@@ -116,6 +176,12 @@ class SessionFamily:
         """Of the model; of a hybrid with its encoders and head."""
         config = self.config
         return f"hybrid ({'+'.join(config.encoders)}, {config.head})" if config.model == "hybrid" else config.model
+
+
+def inner_products(scorer: SessionScorer, query_QD: torch.Tensor, item_C: Int) -> npt.NDArray[np.float32]:
+    """Inner products `[Q, C]` of queries and items."""
+    item = torch.from_numpy(item_C).to(query_QD.device)
+    return (query_QD @ scorer.item_vectors(item).t()).cpu().numpy()
 
 
 def first_biases(config: TrainerConfig, train_clicks: Int) -> torch.Tensor:

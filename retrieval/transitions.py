@@ -1,0 +1,204 @@
+"""The sparse term of a model's score: what was counted between an item and the last clicks, in train.
+
+A model with transitions scores item i after the clicks x_1 (the last), x_2, … by
+
+    q · v_i + w_1 Σ_{g ≤ 3} log(1 + r(x_g, i)) / g + w_2 Σ_{g ≤ 12} c(x_g, i)
+
+r is the score of sequential rules (clicks on i that came up to ten clicks after one on x, 1 / gap each), c the cosine
+of co-occurrence in train sessions. The weights w ≥ 0 stand beside each query. Since no item loses by the term, the best
+k items are among the k best by inner product and the items of the term, so the search stays exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy import sparse
+
+from etl.dataset import Dataset
+from etl.runtime.errors import InputError
+from retrieval.bundle import TRANSITIONS, TRANSITIONS_SCHEMA, Bundle, Queries
+from retrieval.bundle_checks import CURE
+from retrieval.sources.scores import AfterLast, NearSeen
+from retrieval.sources.sparse_rows import row_of_entries
+from retrieval.sources.store import SourceOptions, open_counted
+
+STEPS = {"rules": tuple(1.0 / gap for gap in (1, 2, 3)), "cosine": (1.0,) * 12}
+"""What each of the last clicks counts, the latest first, by term."""
+LONGEST = max(map(len, STEPS.values()))
+COUNTED = {"rules": "sequential_rules", "cosine": "item_knn"}
+"""The counted source that a term is made from."""
+PER_ITEM, GAPS = 100, 10
+"""Items retained of each item, the best ones; largest distance in clicks of a rule."""
+ROWS_AT_ONCE = 1 << 20
+
+Int = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """The counts by term: float64 `[n_items + 1, n_items + 1]`, columns rising, row 0 empty."""
+
+    terms: dict[str, sparse.csr_matrix]
+
+    def features(self, context_NG: npt.NDArray[np.integer]) -> list[sparse.csr_matrix]:
+        """Each term before its weight, float64 `[N, n_items + 1]`.
+
+        Args:
+            context_NG: the last clicks, the latest first, 0 where a session is shorter.
+        """
+        out = []
+        for name, steps in STEPS.items():
+            steps = steps[: context_NG.shape[1]]
+            n, size = len(context_NG), self.terms[name].shape[0]
+            weight = np.tile(steps, n)
+            indptr = np.arange(n + 1) * len(steps)
+            clicks = sparse.csr_matrix((weight, context_NG[:, : len(steps)].ravel(), indptr), shape=(n, size))
+            found = (clicks @ self.terms[name]).tocsr()
+            found.sort_indices()
+            out.append(found)
+        return out
+
+    def scores(self, context_NG: npt.NDArray[np.integer], weight_NT: npt.NDArray[np.floating]) -> sparse.csr_matrix:
+        """The whole term of each item, float64 `[N, n_items + 1]`, columns rising; `weight_NT` is at least 0."""
+        total = sparse.csr_matrix((len(context_NG), next(iter(self.terms.values())).shape[0]))
+        for number, found in enumerate(self.features(context_NG)):
+            found.data *= weight_NT[row_of_entries(found), number]
+            total = total + found
+        total.eliminate_zeros()
+        return total.tocsr()
+
+    def scores_of(self, queries: Queries) -> sparse.csr_matrix:
+        """The whole term of each item for queries, float64 `[Q, n_items + 1]`."""
+        return self.scores(
+            last_clicks(queries.seen, queries.seen_offset[1:], queries.n_seen), queries.transition_weight
+        )
+
+
+def last_clicks(click_N: npt.NDArray[np.integer], end_Q: Int, n_seen_Q: Int) -> Int:
+    """The last clicks of sessions `[Q, LONGEST]`, the latest first; 0 where a session is shorter.
+
+    Args:
+        click_N: clicks of all sessions, oldest first.
+        end_Q: where each session's seen clicks end in `click_N`.
+        n_seen_Q: how many there are.
+    """
+    out = np.zeros((len(end_Q), LONGEST), np.int64)
+    for back in range(1, LONGEST + 1):
+        has = n_seen_Q >= back
+        out[has, back - 1] = click_N[end_Q[has] - back]
+    return out
+
+
+def open_transitions(dataset: Dataset, folder: Path, held_out: int, threads: int = 1) -> Transitions:
+    """Count over a dataset's sessions without their last `held_out` clicks, or map what was counted.
+
+    Args:
+        dataset: with sessions.
+        folder: where counts are stored, with those of the baselines.
+        held_out: clicks at the end of each session that are not counted.
+        threads: of the counting.
+    """
+    options = SourceOptions(held_out, rules_per_item=PER_ITEM, gaps=GAPS, neighbours=PER_ITEM)
+    counted = open_counted(list(COUNTED.values()), dataset, folder, options, threads)
+    lists = {}
+    for name, source in COUNTED.items():
+        scores = counted[source]
+        assert isinstance(scores, AfterLast | NearSeen)
+        lists[name] = scores.lists
+    return of_counts(lists)
+
+
+def of_counts(counts: dict[str, sparse.csr_matrix]) -> Transitions:
+    """The terms of rules' scores and cosines."""
+    terms = {}
+    for name, matrix in counts.items():
+        value = np.asarray(matrix.data, np.float64)
+        value = np.log1p(value) if name == "rules" else value
+        terms[name] = sparse.csr_matrix((value, matrix.indices, matrix.indptr), shape=matrix.shape)
+    return Transitions(terms)
+
+
+def write_transitions(folder: Path, transitions: Transitions) -> None:
+    """Write the bundle's folder of transitions, a file a term."""
+    folder.mkdir()
+    for name, matrix in transitions.terms.items():
+        with pq.ParquetWriter(folder / f"{name}.parquet", TRANSITIONS_SCHEMA, compression="zstd") as writer:
+            for begin in range(0, matrix.shape[0], ROWS_AT_ONCE):
+                part = matrix[begin : begin + ROWS_AT_ONCE]
+                item = (row_of_entries(part) + begin).astype(np.int32)
+                columns = [pa.array(values) for values in (item, part.indices.astype(np.int32), part.data)]
+                writer.write_table(pa.table(columns, schema=TRANSITIONS_SCHEMA))
+
+
+def read_transitions(bundle: Bundle) -> Transitions | None:
+    """The transitions of a bundle; None for a model without.
+
+    Raises:
+        InputError: items outside the catalogue or out of order, or a value that is not above 0.
+    """
+    size = bundle.manifest.n_items + 1
+    terms = {}
+    for entry in bundle.parts.get(TRANSITIONS, []):
+        table = pq.read_table(bundle.path / entry.path)
+        item, other, value = (table[name].to_numpy() for name in TRANSITIONS_SCHEMA.names)
+        ids = np.concatenate([item, other])
+        if len(ids) and (ids.min() < 1 or ids.max() >= size):
+            raise InputError(f"transitions between items 1..{size - 1}", "another item", CURE)
+        pair = item.astype(np.int64) * size + other
+        if (np.diff(pair) <= 0).any() or not ((value > 0) & np.isfinite(value)).all():
+            raise InputError("transitions in rising order, each once, above 0", entry.path, CURE)
+        offset = np.concatenate([[0], np.cumsum(np.bincount(item, minlength=size))])
+        name = Path(entry.path).stem
+        terms[name] = sparse.csr_matrix((value, other, offset), shape=(size, size))
+    if terms and set(terms) != set(STEPS):
+        raise InputError(f"transitions {', '.join(STEPS)}", ", ".join(terms), CURE)
+    return Transitions({name: terms[name] for name in STEPS}) if terms else None
+
+
+def add_to_lists(
+    term: sparse.csr_matrix,
+    score_QK: npt.NDArray[np.float64],
+    item_QK: npt.NDArray[np.integer],
+    product_QM: npt.NDArray[np.float64],
+    k: int,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.integer]]:
+    """Join the items of the term to lists by inner product, and take the `k` best by the sum.
+
+    Args:
+        term: float64 `[Q, n_items + 1]`, of candidates alone.
+        score_QK: inner products of the listed items.
+        item_QK: their dense ids, 0 = none.
+        product_QM: inner products of the term's entries, row by row, filled up on the right.
+        k: length of the lists.
+
+    Returns:
+        Float64 scores and dense ids `[Q, k]`, best first, equal scores by rising id; -inf and 0 where there are fewer.
+    """
+    length = np.diff(term.indptr)
+    inside = np.arange(product_QM.shape[1]) < length[:, None]
+    item_QM, term_QM = np.zeros(inside.shape, np.int64), np.zeros(inside.shape)
+    item_QM[inside], term_QM[inside] = term.indices, term.data
+    query = np.arange(len(length))[:, None]
+    key = (query << 32 | item_QM)[inside]  # rising, as the term's columns are
+    listed = query << 32 | item_QK
+    at = np.minimum(np.searchsorted(key, listed), max(len(key) - 1, 0))
+    twice = key[at] == listed if len(key) else np.zeros(listed.shape, bool)
+    score = np.concatenate(
+        [np.where(twice | (item_QK == 0), -np.inf, score_QK), np.where(inside, product_QM + term_QM, -np.inf)], axis=1
+    )
+    item = np.concatenate([np.where(twice, 0, item_QK), item_QM], axis=1)
+    order = np.lexsort((np.where(item == 0, np.iinfo(np.int64).max, item), -score), axis=1)[:, :k]
+    return np.take_along_axis(score, order, 1), np.take_along_axis(item, order, 1)
+
+
+def padded(values: npt.NDArray[np.int64], length_Q: npt.NDArray[np.integer], fill: int) -> Int:
+    """Flat values of Q rows as a matrix `[Q, longest]`, `fill` on the right."""
+    out = np.full((len(length_Q), int(length_Q.max(initial=0))), fill, np.int64)
+    out[np.arange(out.shape[1]) < length_Q[:, None]] = values
+    return out

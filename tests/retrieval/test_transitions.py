@@ -1,0 +1,154 @@
+"""Exact search with counted transitions in the score, against a full sort."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from etl.runtime.errors import InputError
+from retrieval.blend.pool import exact_scores
+from retrieval.bundle import TRANSITIONS_SCHEMA, Queries
+from retrieval.metrics.ranking import MISS
+from retrieval.rankers.index_ranker import rank_by_index, search_items, search_unseen
+from retrieval.search.index import Catalogue, build_index
+from retrieval.sources.counts import cosine_lists, successor_lists
+from retrieval.sources.sessions import TrainSessions
+from retrieval.transitions import Transitions, of_counts, read_transitions, write_transitions
+
+N_ITEMS, QUERIES = 40, 25
+
+
+def sessions_of(lists: list[list[int]], n_items: int) -> TrainSessions:
+    offset = np.concatenate([[0], np.cumsum([len(items) for items in lists])]).astype(np.int64)
+    return TrainSessions(np.arange(len(lists)), offset, np.concatenate(lists).astype(np.int32), n_items)
+
+
+def counted(lists: list[list[int]], n_items: int, most: int = 100) -> Transitions:
+    sessions = sessions_of(lists, n_items)
+    return of_counts({"rules": successor_lists(sessions, 10, most), "cosine": cosine_lists(sessions, most)})
+
+
+def slow_term(transitions: Transitions, clicks: list[int], weight: np.ndarray) -> np.ndarray:
+    """The term of every item `[n_items + 1]` after some clicks, oldest first, as the module's formula has it."""
+    rules, cosine = (transitions.terms[name].toarray() for name in ("rules", "cosine"))
+    out = np.zeros(len(rules))
+    for back, click in enumerate(reversed(clicks), 1):
+        if back <= 3:
+            out += weight[0] * rules[click] / back
+        if back <= 12:
+            out += weight[1] * cosine[click]
+    return out
+
+
+def problem(seed: int) -> tuple[Catalogue, Queries, np.ndarray]:
+    """Candidates, queries, and all scores `[Q, n_items + 1]`, -inf for items that are no candidates."""
+    rng = np.random.default_rng(seed)
+    transitions = counted([rng.integers(1, N_ITEMS + 1, 12).tolist() for _ in range(6)], N_ITEMS, most=5)
+    item = np.sort(rng.choice(np.arange(1, N_ITEMS + 1), 30, replace=False)).astype(np.int32)
+    vector = rng.integers(-2, 3, (30, 3)).astype(np.float32)  # ties in plenty
+    n_seen = rng.integers(1, 16, QUERIES)
+    offset = np.concatenate([[0], np.cumsum(n_seen)]).astype(np.int64)
+    seen = rng.integers(1, N_ITEMS + 1, offset[-1]).astype(np.int32)
+    query = rng.integers(-2, 3, (QUERIES, 3)).astype(np.float32)
+    weight = (rng.integers(0, 3, (QUERIES, 2)) / 2).astype(np.float32)
+    target = rng.integers(1, N_ITEMS + 1, QUERIES).astype(np.int32)
+    queries = Queries(np.arange(QUERIES), target, offset, seen, n_seen.astype(np.int32), query, weight)
+    score = np.full((QUERIES, N_ITEMS + 1), -np.inf)
+    score[:, item] = query.astype(np.float64) @ vector.T.astype(np.float64)
+    for q in range(QUERIES):
+        score[q] += slow_term(transitions, seen[offset[q] : offset[q + 1]].tolist(), weight[q].astype(np.float64))
+    return Catalogue(item, vector, transitions), queries, score
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("kind", ["flat", "ivf_flat"])
+def test_lists_and_ranks_are_those_of_a_full_sort(seed, kind):
+    catalogue, queries, score = problem(seed)
+    index = build_index(kind, catalogue)
+    if kind != "flat":
+        index.set_effort(index.most_effort, 30)
+    for k in (1, 5, 30):
+        found, listed = search_items(index, queries, k)
+        best = np.sort(score, axis=1)[:, ::-1][:, :k]
+        assert found == pytest.approx(best, abs=1e-9)
+        assert np.take_along_axis(score, listed, 1) == pytest.approx(best, abs=1e-9)
+        assert all(len(set(row)) == k for row in listed.tolist())
+    rank, _ = rank_by_index(index, queries, 20, mask_seen=False)
+    for q, target in enumerate(queries.target):
+        ahead = np.flatnonzero(score[q] >= score[q, target] - 1e-9)
+        wanted = 1 + len(ahead[ahead != target]) if np.isfinite(score[q, target]) else MISS
+        assert abs(rank[q] - wanted) <= 1 or (rank[q] > 20 and wanted > 20)  # sums in two orders may break a tie
+    _, unseen = search_unseen(index, queries, 5)
+    for q in range(QUERIES):
+        masked = score[q].copy()
+        masked[queries.seen[queries.seen_offset[q] : queries.seen_offset[q + 1]]] = -np.inf
+        own = unseen[q][unseen[q] > 0][:5]
+        assert masked[own] == pytest.approx(np.sort(masked)[::-1][:5], abs=1e-9)
+
+
+def test_equal_scores_count_against_the_target_and_are_listed_by_rising_id():
+    """Weights of one term alone, whole numbers: equal sums are equal to the bit."""
+    catalogue, queries, _ = problem(0)
+    queries = replace(
+        queries, vector=np.zeros_like(queries.vector), transition_weight=np.zeros((QUERIES, 2), np.float32)
+    )
+    rank, listed = rank_by_index(build_index("flat", catalogue), queries, 20, mask_seen=False)
+    is_candidate = np.isin(queries.target, catalogue.item)
+    assert (rank[is_candidate] > 20).all()
+    assert (listed == catalogue.item[:20]).all()
+
+
+def test_the_blends_scores_of_the_model_have_the_term():
+    catalogue, queries, score = problem(3)
+    query, row = np.divmod(np.arange(QUERIES * len(catalogue.item)), len(catalogue.item))
+    item = catalogue.item[row].astype(np.int64)
+    assert exact_scores(catalogue, queries, query, item) == pytest.approx(score[query, item], abs=1e-5)
+
+
+def test_queries_that_are_chosen_or_joined_keep_their_weights():
+    _, queries, _ = problem(0)
+    taken = queries.take(np.array([3, 1]))
+    assert np.array_equal(taken.transition_weight, queries.transition_weight[[3, 1]])
+    both = Queries.joined([taken, queries])
+    assert np.array_equal(both.transition_weight, np.concatenate([taken.transition_weight, queries.transition_weight]))
+
+
+def bundle_of(folder):
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet"))
+    parts = {"transitions": [SimpleNamespace(path=name) for name in names]}
+    return SimpleNamespace(path=folder, manifest=SimpleNamespace(n_items=N_ITEMS), parts=parts)
+
+
+def test_files_of_transitions_are_read_as_they_were_written_and_wrong_ones_refused(tmp_path):
+    catalogue, _, _ = problem(1)
+    write_transitions(tmp_path / "transitions", catalogue.transitions)
+    again = read_transitions(bundle_of(tmp_path))
+    assert again.terms.keys() == catalogue.transitions.terms.keys()
+    for name, matrix in again.terms.items():
+        assert (matrix != catalogue.transitions.terms[name]).nnz == 0
+    for columns in ([[1], [99], [1.0]], [[1, 1], [2, 2], [1.0, 1.0]], [[1], [2], [0.0]], [[1], [2], [float("nan")]]):
+        arrays = [
+            pa.array(columns[0], pa.int32()),
+            pa.array(columns[1], pa.int32()),
+            pa.array(columns[2], pa.float64()),
+        ]
+        pq.write_table(pa.table(arrays, schema=TRANSITIONS_SCHEMA), tmp_path / "transitions" / "rules.parquet")
+        with pytest.raises(InputError, match="transitions"):
+            read_transitions(bundle_of(tmp_path))
+    (tmp_path / "transitions" / "rules.parquet").unlink()
+    with pytest.raises(InputError, match="transitions rules, cosine"):
+        read_transitions(bundle_of(tmp_path))
+
+
+def test_a_model_without_transitions_is_searched_as_before():
+    catalogue, queries, _ = problem(2)
+    index = build_index("flat", replace(catalogue, transitions=None))
+    score, listed = search_items(index, queries, 7)
+    found, row = index.search(queries.vector, 7)
+    assert np.array_equal(score, found)
+    assert np.array_equal(listed, catalogue.item[row])

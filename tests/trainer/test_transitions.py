@@ -1,0 +1,219 @@
+"""Counted transitions in the score of a trained model: how their weights are found, and what a run does with them."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from etl.dataset import open_dataset
+from retrieval.bundle import open_bundle
+from retrieval.config import load
+from retrieval.evaluate import evaluate
+from retrieval.sources.sessions import TrainSessions
+from retrieval.transitions import of_counts, open_transitions, read_transitions
+from tests.retrieval.test_transitions import counted, slow_term
+from tests.support.engine import build, write_log
+from tests.trainer.test_run import SMALL, assert_same_run
+from trainer.__main__ import main
+from trainer.apply import main as apply
+from trainer.inference.transition_term import Pool, find_weights, make_pool, minimise
+from trainer.inference.validation import exact_ranks
+from trainer.show import main as show
+
+OPTIONS = [*SMALL, "network.transitions=true", "train.valid_sessions=50"]
+
+
+def random_pool(seed: int, queries: int = 60, helps: float = 3.0) -> Pool:
+    """Twelve candidates a query; the first feature helps to find the target, the second is noise."""
+    rng = np.random.default_rng(seed)
+    query = np.repeat(np.arange(queries), 12)
+    feature = rng.random((len(query), 2)) * (rng.random((len(query), 2)) < 0.4)
+    score = rng.normal(size=len(query))
+    noise = rng.gumbel(size=len(query))
+    logit = (score + helps * feature[:, 0] + noise).reshape(queries, 12)
+    is_target = np.zeros((queries, 12), bool)
+    is_target[np.arange(queries), logit.argmax(1)] = True
+    is_target[:3] = False  # of some queries the target is none of the candidates
+    return Pool(query, score, feature, is_target.ravel(), np.arange(queries))
+
+
+def test_weights_are_those_of_scipys_minimum_of_the_same_likelihood():
+    pool = random_pool(0)
+    has = pool.query >= 3
+    score, feature = pool.score[has].reshape(-1, 12), pool.feature[has].reshape(-1, 12, 2)
+    target = pool.is_target[has].reshape(-1, 12).argmax(1)
+
+    def loss(parameter):
+        logit = np.exp(parameter[0]) * score + feature @ np.logaddexp(0, parameter[1:])
+        return (np.log(np.exp(logit).sum(1)) - logit[np.arange(len(target)), target]).mean()
+
+    theirs = minimize(loss, np.zeros(3), method="BFGS").x
+    found = minimise(pool, np.ones(60, bool))
+    assert found == pytest.approx(np.logaddexp(0, theirs[1:]) / np.exp(theirs[0]), abs=2e-3)
+    assert found[0] > 5 * found[1]
+
+
+def test_a_fold_has_no_say_in_its_own_weights():
+    pool = random_pool(1)
+    everyone, folds = find_weights(pool)
+    from retrieval.blend.learned import fold_of
+
+    mine = np.flatnonzero(fold_of(pool.user_id) == 1)
+    rng = np.random.default_rng(0)
+    feature = np.where(np.isin(pool.query, mine)[:, None], rng.random(pool.feature.shape), pool.feature)
+    again, other = find_weights(Pool(pool.query, pool.score, feature, pool.is_target, pool.user_id))
+    assert np.array_equal(folds[1], other[1])
+    assert not np.array_equal(folds[0], other[0])
+    assert not np.array_equal(everyone, again)
+
+
+def test_what_tells_nothing_weighs_next_to_nothing():
+    assert minimise(random_pool(2, queries=2_000, helps=0.0), np.ones(2_000, bool)) == pytest.approx([0, 0], abs=0.15)
+    nobody = random_pool(3)
+    assert not minimise(nobody, np.zeros(60, bool)).any()
+
+
+def test_a_pool_holds_the_nearest_and_all_counted_candidates():
+    rng = np.random.default_rng(4)
+    lists = [rng.integers(1, 301, 9).tolist() for _ in range(20)]
+    transitions = counted(lists, 300)
+    vector, query = rng.normal(size=(301, 4)).astype("f"), rng.normal(size=(7, 4)).astype("f")
+    candidates = np.setdiff1d(np.arange(1, 301), [5, 9])
+    context = np.zeros((7, 12), np.int64)
+    clicks = [rng.choice(np.concatenate(lists), 3).tolist() for _ in range(7)]
+    context[:, :3] = [row[::-1] for row in clicks]
+    target = rng.choice(candidates, 7)
+    seen = (np.repeat(np.arange(7), 3), np.concatenate(clicks))
+    pool = make_pool(transitions, context, np.arange(7), target, lambda item: query @ vector[item].T, candidates, seen)
+    for q in range(7):
+        score = query[q] @ vector.T
+        usable = np.setdiff1d(candidates, clicks[q])
+        nearest = usable[np.argsort(-score[usable])[:100]]
+        term = np.array([slow_term(transitions, clicks[q], weight) for weight in np.eye(2)])
+        wanted = np.union1d(nearest, np.intersect1d(usable, np.flatnonzero(term.any(0))))
+        mine = pool.query == q
+        assert pool.score[mine] == pytest.approx(score[wanted], abs=1e-5)
+        assert pool.feature[mine] == pytest.approx(term[:, wanted].T, abs=1e-12)
+        assert np.array_equal(pool.is_target[mine], wanted == target[q])
+
+
+def test_validation_ranks_by_inner_product_and_term():
+    rng = np.random.default_rng(1)
+    vector = torch.from_numpy(rng.normal(size=(9, 3)).astype("f"))
+    query = torch.from_numpy(rng.normal(size=(20, 3)).astype("f"))
+    candidates = np.array([1, 2, 4, 5, 7, 8, 9])
+    transitions = counted([rng.integers(1, 10, 12).tolist() for _ in range(3)], 9)
+    term = transitions.scores(rng.integers(0, 10, (20, 12)), rng.random((20, 2)))
+    scorer = SimpleNamespace(item_vectors=lambda item: vector[item - 1])
+    target = rng.choice(candidates, 20)
+    found = exact_ranks(scorer, query, torch.from_numpy(candidates), torch.from_numpy(target), None, term)
+    score = (query @ vector.t()).numpy() + term.toarray()[:, 1:]
+    for q, goal in enumerate(target):
+        others = [item for item in candidates if item != goal]
+        assert found[q] == 1 + sum(score[q, item - 1] >= score[q, goal - 1] for item in others)
+
+
+def chain_log(folder, shuffled: bool):
+    """Users who walk through a fixed chain of 300 items from anywhere; or the same items in any order."""
+    rng, rows = np.random.default_rng(0), []
+    chain = rng.permutation(300)
+    for user in range(1, 301):
+        items = chain[(rng.integers(0, 300) + np.arange(10)) % 300]
+        items = rng.choice(300, 10, replace=False) if shuffled else items
+        rows += [(user, int(item), 1, 0, 0, 0, "c", 1, 0, 0) for item in items]
+    write_log(folder / "log.csv", rows)
+    return build([f"input={folder / 'log.csv'}", f"output={folder / 'data'}", "scenario=qb_video"])
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_counted_transitions_are_found_and_shuffled_targets_are_not(tmp_path, shuffled, no_report):
+    dataset, found = chain_log(tmp_path, shuffled), {}
+    for name in ("false", "true"):
+        run = tmp_path / name
+        options = [*SMALL, "model=gru4rec", "train.epochs=1", f"network.transitions={name}", "train.valid_sessions=300"]
+        assert main([f"data={dataset.path}", f"output={run}", *options]) == 0
+        given = [f"bundle={run / 'bundle'}", f"data={dataset.path}", f"output={tmp_path / 'r'}", "overwrite=true"]
+        found[name] = evaluate(load([*given, "blend=none", "baselines=[]", "cutoffs=[10,20]"]))["test"]["hr@10"]
+    if shuffled:
+        assert found["true"] < found["false"] + 0.05
+    else:
+        assert found["true"] > 0.9
+        assert found["true"] > found["false"] + 0.3
+
+
+@pytest.fixture(scope="module")
+def run(fifty, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("transitions") / "run"
+    assert main([f"data={fifty.path}", f"output={folder}", "model=hybrid", "train.refit=true", *OPTIONS]) == 0
+    weights = json.loads((folder / "transition_weights.json").read_text())
+    assert np.array(weights["everyone"]).shape == (2,)
+    assert np.array(weights["folds"]).shape == (3, 2)
+    return folder
+
+
+def test_training_validates_as_the_evaluation_ranks(fifty, run, tmp_path, no_report):
+    given = [f"bundle={run / 'bundle-selected'}", f"data={fifty.path}", f"output={tmp_path / 'r'}", "cutoffs=[10,20]"]
+    found = evaluate(load([*given, "blend=none", "baselines=[markov]"]))["valid"]
+    summary = json.loads((run / "summary.json").read_text())["valid"]
+    for name in ("hr@10", "ndcg@10", "hr@20", "ndcg@20"):
+        assert found[name] == pytest.approx(summary[name], abs=1e-6)
+
+
+def test_a_bundle_holds_the_counts_of_what_was_trained_on_and_weights(fifty, run):
+    weights = json.loads((run / "transition_weights.json").read_text())
+    for name, held_out in (("bundle-selected", 2), ("bundle", 1)):
+        bundle = open_bundle(run / name)
+        sessions = TrainSessions.of(open_dataset(fifty.path), held_out)
+        lists = [sessions.items[a:b].tolist() for a, b in zip(sessions.offset[:-1], sessions.offset[1:], strict=True)]
+        wanted = counted(lists, fifty.manifest.n_items)
+        for term, matrix in read_transitions(bundle).terms.items():
+            assert abs(matrix - wanted.terms[term]).max() < 1e-6
+        for split in ("test", "next"):
+            found = np.concatenate([queries.transition_weight for queries in bundle.queries(split)])
+            assert found == pytest.approx(np.tile(weights["everyone"], (50, 1)), rel=1e-6)
+    valid = np.concatenate([q.transition_weight for q in open_bundle(run / "bundle-selected").queries("valid")])
+    assert len(np.unique(valid, axis=0)) <= 3
+
+
+def test_a_run_applied_to_its_own_data_gives_its_own_bundle(fifty, run, tmp_path, capfd):
+    assert apply([f"run={run}", f"data={fifty.path}", f"output={tmp_path / 'again'}"]) == 0
+    ours, theirs = (open_bundle(path) for path in (tmp_path / "again", run / "bundle"))
+    files = [{f.path: f.sha256 for f in bundle.manifest.files if "valid" not in f.path} for bundle in (ours, theirs)]
+    assert files[0] == files[1]
+    assert show([f"run={run}"]) == 0
+    assert "next by score" in capfd.readouterr().out
+
+
+def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(fifty, run, tmp_path):
+    line = [f"data={fifty.path}", f"output={tmp_path / 'run'}", "model=hybrid", "train.refit=true", *OPTIONS]
+    assert main([*line, "train.epochs=1"]) == 0
+    assert main(line) == 0
+    assert_same_run(run, tmp_path / "run")
+
+
+def test_counts_are_stored_by_what_they_were_made_from(tmp_path, fifty):
+    first, mapped = (open_transitions(fifty, tmp_path / "a", 2) for _ in range(2))
+    again, other = open_transitions(fifty, tmp_path / "b", 2), open_transitions(fifty, tmp_path / "a", 1)
+    for name, matrix in first.terms.items():
+        assert (matrix != mapped.terms[name]).nnz == 0
+        assert (matrix != again.terms[name]).nnz == 0
+        assert (matrix != other.terms[name]).nnz > 0
+
+
+def test_log_of_rules_and_plain_cosine():
+    """Session a b c: b follows a at 1, c at 2, so log 2 and log 1.5; each pair shares the one session, cosine 1."""
+    transitions = counted([[1, 2, 3]], 3)
+    assert slow_term(transitions, [1], np.array([1.0, 0])) == pytest.approx([0, 0, np.log(2), np.log(1.5)])
+    assert slow_term(transitions, [1], np.array([0, 1.0])) == pytest.approx([0, 0, 1, 1])
+    assert of_counts({}).terms == {}
+
+
+def test_ranking_models_have_no_transitions(fifty, tmp_path, capfd):
+    assert main([f"data={fifty.path}", f"output={tmp_path / 'run'}", *OPTIONS, "model=rank_mmoe"]) == 2
+    assert "network.transitions=false for ranking models" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()

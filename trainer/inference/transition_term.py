@@ -1,0 +1,221 @@
+"""Weights of the counted transitions in a trained model's scores, found on valid sessions.
+
+Trained together with the vectors these weights come out too small: vectors know the clicks that they were trained on,
+so counts seem to add little. Sessions' valid clicks are new to both.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import sparse
+
+from etl.dataset import Dataset
+from etl.runtime.files import write_json
+from retrieval.blend.learned import FOLDS, fold_of
+from retrieval.sources.sparse_rows import entries_at
+from retrieval.sources.store import FOLDER
+from retrieval.transitions import STEPS, Transitions, last_clicks, open_transitions
+from trainer.data.order import Int
+from trainer.data.reader import Sessions
+from trainer.task.sessions import WEIGHTS
+
+FIT_SESSIONS = 5_000
+"""Valid sessions, over all workers, that the weights are found on."""
+NEAREST = 100
+"""Items that compete with those of the counts: the best by inner product."""
+ITERATIONS = 40
+CHUNK_SCORES = 1 << 24
+
+Weights = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TransitionTerm:
+    """Counts and their weights.
+
+    Attributes:
+        transitions: counted on the clicks that the model was trained on.
+        everyone: float64 `[T]`, found on all valid sessions: for test and next.
+        folds: float64 `[FOLDS, T]`, found without the users of each fold: for their valid queries.
+    """
+
+    transitions: Transitions
+    everyone: Weights
+    folds: Weights
+
+    def weights(self, user_id_N: Int, split: str) -> npt.NDArray[np.float32]:
+        """Weights of queries `[N, T]`."""
+        if split == "valid":
+            return self.folds[fold_of(user_id_N)].astype(np.float32)
+        return np.tile(self.everyone.astype(np.float32), (len(user_id_N), 1))
+
+    def scores(self, sessions: Sessions, visible_B: Int, split: str) -> sparse.csr_matrix:
+        """What is added to the scores of items after the first clicks of sessions, float64 `[B, n_items + 1]`."""
+        return self.transitions.scores(contexts(sessions, visible_B), self.weights(sessions.user_id, split))
+
+    def write(self, run: Path) -> None:
+        """Leave the weights in the run, for whoever scores other data with it."""
+        write_json(run / WEIGHTS, {"everyone": self.everyone.tolist(), "folds": self.folds.tolist()})
+
+    @classmethod
+    def read(cls, run: Path, transitions: Transitions) -> TransitionTerm:
+        """The weights that `write` left."""
+        stored = json.loads((run / WEIGHTS).read_text())
+        return cls(transitions, np.array(stored["everyone"]), np.array(stored["folds"]))
+
+
+def count(dataset: Dataset, run: Path, holdout: int) -> Transitions:
+    """The transitions of the clicks that are trained on, stored with the run's other counts."""
+    return open_transitions(dataset, run / FOLDER, holdout, torch.get_num_threads())
+
+
+def contexts(sessions: Sessions, visible_B: Int) -> Int:
+    """The last clicks of sessions of which the first `visible_B` are seen, the latest first."""
+    return last_clicks(sessions.items.values, sessions.items.offset[:-1] + visible_B, visible_B)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """N candidates of Q queries, by query.
+
+    Attributes:
+        query: int64 `[N]`, rising.
+        score: float64 `[N]`, by inner product.
+        feature: float64 `[N, T]`, the terms before their weights.
+        is_target: `[N]`.
+        user_id: int64 `[Q]`.
+    """
+
+    query: Int
+    score: npt.NDArray[np.float64]
+    feature: npt.NDArray[np.float64]
+    is_target: npt.NDArray[np.bool_]
+    user_id: Int
+
+    @classmethod
+    def joined(cls, pools: list[Pool]) -> Pool:
+        """Pools one after another."""
+        first = np.cumsum([0, *(len(pool.user_id) for pool in pools[:-1])])
+        query = np.concatenate([pool.query + begin for pool, begin in zip(pools, first, strict=True)])
+        names = ("score", "feature", "is_target", "user_id")
+        return cls(query, **{name: np.concatenate([getattr(pool, name) for pool in pools]) for name in names})
+
+
+def make_pool(
+    transitions: Transitions,
+    context_QG: Int,
+    user_id_Q: Int,
+    target_Q: Int,
+    score_of: Any,
+    candidate_C: Int,
+    seen: tuple[Int, Int] | None,
+) -> Pool:
+    """The candidates that weights are judged by: the best by inner product, and all that have a count.
+
+    Args:
+        transitions: the counts.
+        context_QG: the last clicks of each query.
+        user_id_Q, target_Q: of the queries.
+        score_of: gives inner products float32 `[Q, c]` of all queries with items `[c]`.
+        candidate_C: dense ids of the candidates, rising.
+        seen: query and item of pairs that are no candidates; None where all are.
+    """
+    n = len(user_id_Q)
+    score, item = nearest(n, score_of, candidate_C, seen)
+    key = [(np.arange(n)[:, None] << 32 | item)[np.isfinite(score)]]
+    features = transitions.features(context_QG)
+    for feature in features:
+        query = np.repeat(np.arange(n), np.diff(feature.indptr))
+        key.append(query << 32 | feature.indices.astype(np.int64))
+    pair = np.unique(np.concatenate(key))
+    column = np.minimum(np.searchsorted(candidate_C, pair & 0xFFFFFFFF), len(candidate_C) - 1)
+    usable = candidate_C[column] == pair & 0xFFFFFFFF
+    if seen is not None:
+        usable &= ~np.isin(pair, seen[0] << 32 | seen[1])
+    pair = pair[usable]
+    query, item = pair >> 32, pair & 0xFFFFFFFF
+    products = pair_scores(score_of, query, item)
+    feature = np.stack([entries_at(matrix, query, item) for matrix in features], axis=1)
+    return Pool(query, products, feature, item == target_Q[query], user_id_Q)
+
+
+def nearest(
+    n: int, score_of: Any, candidate_C: Int, seen: tuple[Int, Int] | None
+) -> tuple[npt.NDArray[np.float32], Int]:
+    """The best candidates of `n` queries by inner product, `[n, NEAREST]` each, -inf where there are fewer."""
+    best, ids = np.full((n, NEAREST), -np.inf, np.float32), np.zeros((n, NEAREST), np.int64)
+    step = max(NEAREST, CHUNK_SCORES // max(n, 1))
+    for begin in range(0, len(candidate_C), step):
+        item = candidate_C[begin : begin + step]
+        score = score_of(item)
+        if seen is not None:
+            column = np.minimum(np.searchsorted(item, seen[1]), len(item) - 1)
+            inside = item[column] == seen[1]
+            score[seen[0][inside], column[inside]] = -np.inf
+        score, every = np.concatenate([best, score], 1), np.concatenate([ids, np.tile(item, (n, 1))], 1)
+        top = np.argpartition(-score, NEAREST - 1, axis=1)[:, :NEAREST]
+        best, ids = np.take_along_axis(score, top, 1), np.take_along_axis(every, top, 1)
+    return best, ids
+
+
+def pair_scores(score_of: Any, query_N: Int, item_N: Int) -> npt.NDArray[np.float64]:
+    """Inner products of pairs, whose distinct items are multiplied a block at a time."""
+    items, column = np.unique(item_N, return_inverse=True)
+    out = np.empty(len(item_N))
+    order = np.argsort(column, kind="stable")
+    step = 1 << 12
+    bounds = np.searchsorted(column[order], np.arange(0, len(items) + step, step))
+    for block, (low, high) in enumerate(pairwise(bounds)):
+        chosen = order[low:high]
+        if len(chosen):
+            score = score_of(items[block * step : (block + 1) * step])
+            out[chosen] = score[query_N[chosen], column[chosen] - block * step]
+    return out
+
+
+def find_weights(pool: Pool) -> tuple[Weights, Weights]:
+    """Weights `[T]` of all users, and `[FOLDS, T]` without the users of each fold."""
+    fold = fold_of(pool.user_id)
+    everyone = minimise(pool, np.ones(len(fold), bool))
+    return everyone, np.stack([minimise(pool, fold != left_out) for left_out in range(FOLDS)])
+
+
+def minimise(pool: Pool, chosen_Q: npt.NDArray[np.bool_]) -> Weights:
+    """The weights with the least mean −log softmax of the targets among the candidates of the chosen queries.
+
+    The scores' scale (inner products of a model need not be logits) is found too; weights are in units of the scores.
+    """
+    has_target = np.zeros(len(chosen_Q), bool)
+    has_target[pool.query[pool.is_target]] = True
+    row = (chosen_Q & has_target)[pool.query]
+    if not row.any():
+        return np.zeros(pool.feature.shape[1])
+    query, number = np.unique(pool.query[row], return_inverse=True)
+    segment, n = torch.from_numpy(number), len(query)
+    score, feature = torch.from_numpy(pool.score[row]), torch.from_numpy(pool.feature[row])
+    target = torch.from_numpy(np.flatnonzero(pool.is_target[row]))
+    parameter = torch.zeros(1 + feature.shape[1], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([parameter], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        scale, weight = parameter[0].exp(), torch.nn.functional.softplus(parameter[1:])
+        logit = scale * score + feature @ weight
+        top = torch.full((n,), -torch.inf, dtype=torch.float64).scatter_reduce(0, segment, logit.detach(), "amax")
+        total = torch.zeros(n, dtype=torch.float64).index_add(0, segment, (logit - top[segment]).exp())
+        mean = (total.log() + top).mean() - logit[target].mean()
+        mean.backward()
+        return mean
+
+    optimizer.step(loss)
+    with torch.no_grad():
+        weights: Weights = (torch.nn.functional.softplus(parameter[1:]) / parameter[0].exp()).numpy()
+    return weights if np.isfinite(weights).all() else np.zeros(len(STEPS))
