@@ -92,6 +92,12 @@ class TrainOptions:
     learning_rate: float = option(
         0.05, "learning rate of the embedding tables; of the networks too unless network_learning_rate is set", above=0
     )
+    feature_rate: float = option(
+        0.2,
+        "learning rate of the vectors of item features, relative to that of the items' own; 1 finds more items that "
+        "were never clicked (loss=softmax needs it), 0.2 ranks the others better",
+        above=0,
+    )
     network_learning_rate: float | None = option(None, "learning rate of the networks; null = learning_rate", above=0)
     optimizer: str = option("adagrad", "optimizer of the networks", choices=OPTIMIZERS)
     table_optimizer: str = option("rowwise_adagrad", "optimizer of the embedding tables", choices=TABLE_OPTIMIZERS)

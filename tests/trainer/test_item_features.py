@@ -12,8 +12,10 @@ from etl.dataset import Dataset
 from retrieval.bundle import open_bundle
 from tests.support.engine import build, write_log
 from tests.trainer.test_run import SMALL
+from tests.trainer.test_step import config, make_stepper, some_batch, state_of
 from trainer.__main__ import main
 from trainer.data.item_features import feature_codes
+from trainer.distributed.world import World
 from trainer.models.embedding_table import SparseTable
 from trainer.models.item_features import ItemFeatures
 
@@ -94,7 +96,12 @@ def cold_hits(dataset: Dataset, run, k: int) -> float:
 
 @pytest.mark.parametrize(
     "model",
-    [["gru4rec"], ["hybrid"], ["sasrec", "loss=softmax"], ["sasrec", "network.tie_embeddings=false"]],
+    [
+        ["gru4rec"],
+        ["hybrid"],
+        ["sasrec", "loss=softmax", "train.feature_rate=1"],
+        ["sasrec", "network.tie_embeddings=false"],
+    ],
     ids=" ".join,
 )
 def test_items_without_a_train_click_are_found_by_their_features(categories, tmp_path, model):
@@ -119,3 +126,16 @@ def test_a_column_that_is_not_there_is_refused(categories, tmp_path, capfd):
         assert err.startswith("error: expected network.item_features")
         assert err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_vectors_of_features_learn_at_a_fifth_of_the_items_rate(fifty):
+    moved = {}
+    for rate in (0.2, 1.0):
+        changes = {"network": {"item_features": ["category"]}, "train": {} if rate == 0.2 else {"feature_rate": rate}}
+        train_step = make_stepper(config(fifty.path, **changes), fifty, World.alone())
+        before = state_of(train_step)
+        train_step.step([some_batch(fifty)], 0)
+        moved[rate] = {name: table.vector - before[f"table.{name}.vector"] for name, table in train_step.tables.items()}
+    assert torch.allclose(moved[0.2]["item_features"], 0.2 * moved[1.0]["item_features"], atol=1e-7)
+    assert torch.equal(moved[0.2]["item"], moved[1.0]["item"])
+    assert moved[1.0]["item_features"].any()

@@ -53,6 +53,9 @@ class SparseTable:
         device: where all of it lies.
         bias: whether rows have a bias.
         rowwise: one accumulator a row.
+
+    Attributes:
+        rate: what the step's learning rate is multiplied with for this table.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class SparseTable:
         bias: bool = True,
         rowwise: bool = True,
     ) -> None:
+        self.rate = 1.0
         vector = torch.empty(n + 1, dimension).normal_(0.0, dimension**-0.5 * 0.5, generator=generator)
         vector[PADDING] = 0.0
         self.vector = vector.to(device)

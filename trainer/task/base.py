@@ -82,6 +82,7 @@ def feature_tables(config: TrainerConfig, features: ItemFeatures, world: World) 
     for name in features.table_of.values():
         tables[name] = make_table(config, features.n_values, world, number=0, bias=False)
         tables[name].vector.zero_()
+        tables[name].rate = config.train.feature_rate
     return tables
 
 

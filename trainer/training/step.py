@@ -144,4 +144,5 @@ class TrainStep:
         self.optimizer.step(step + 1, factor)
         for name, (ids, gradient) in gradients.items():
             gradient = gradient if shrink == 1.0 else gradient * shrink
-            self.tables[name].update(ids, gradient, options.learning_rate * factor, decay=options.table_decay)
+            table = self.tables[name]
+            table.update(ids, gradient, options.learning_rate * factor * table.rate, decay=options.table_decay)
