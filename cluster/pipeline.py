@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.config import PipelineOptions, training_options
 from cluster.steps import Step, file_fingerprint, run_step, time_by_step
+from etl.movielens import titles_path
 from etl.runtime.dataset_folder import MANIFEST, is_dataset
 from etl.runtime.files import sha256_of
 from etl.runtime.locks import locked
@@ -43,7 +44,8 @@ def prepare_data(options: PipelineOptions, work: Path) -> Path:
     """Make the dataset: from the named log, else from MovieLens-100K."""
     if options.input is None:
         log = work / "movielens.csv"
-        run_step(Step("movielens", ["etl.movielens", f"output={log}"], log, [], Path.is_file), work / "steps")
+        step = Step("movielens", ["etl.movielens", f"output={log}"], log, [], has_titles)
+        run_step(step, work / "steps")
         inputs = [sha256_of(log)]
     else:
         log = Path(options.input)
@@ -59,6 +61,11 @@ def prepare_data(options: PipelineOptions, work: Path) -> Path:
     ]
     run_step(Step("sessions", command, data, inputs, is_dataset), work / "steps")
     return data
+
+
+def has_titles(log: Path) -> bool:
+    """Whether MovieLens' log and its titles are there."""
+    return log.is_file() and Path(titles_path(str(log))).is_file()
 
 
 def training(options: PipelineOptions, work: Path, data: Path, name: str, model_options: list[str]) -> Step:
@@ -77,6 +84,7 @@ def evaluation(options: PipelineOptions, work: Path, data: Path, name: str) -> S
         f"data={data}",
         f"output={result}",
         "overwrite=true",
+        *([f"titles={titles_path(str(work / 'movielens.csv'))}"] if options.input is None else []),
         *options.retrieval.split(),
     ]
     return Step(f"evaluate {name}", command, result, [sha256_of(bundle / "manifest.json")], is_result)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,14 @@ TRANSITIONS = {
 }
 STUDY_LIMIT = 500
 """The study's boxplot: most videos are watched less often."""
-CSS = """body{font:15px/1.5 system-ui,sans-serif;margin:auto;max-width:60rem;padding:1rem;color:#222}
-table{border-collapse:collapse;display:block;overflow-x:auto}td,th{padding:.2rem .6rem;text-align:right;
-border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}
-.wide{overflow-x:auto}.wide svg{width:100%;min-width:34rem;height:auto}"""
+CSS = """:root{color-scheme:light dark;--ink:#1f2933;--soft:#52606d;--line:#e4e7eb;--page:#f5f7fa;--card:#fff}
+@media(prefers-color-scheme:dark){:root{--ink:#e4e7eb;--soft:#a7b1bc;--line:#3b4754;--page:#12181f;--card:#1c242d}}
+body{font:16px/1.5 system-ui,sans-serif;margin:0;color:var(--ink);background:var(--page)}
+main{max-width:64rem;margin:auto;padding:1rem}h1{font-size:1.6rem}h2{font-size:1.15rem}h3{font-size:1rem}
+.wide{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.6rem}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}th{color:var(--soft);font-weight:500}
+td,th{padding:.25rem .6rem;text-align:right;border-bottom:1px solid var(--line)}
+td:first-child,th:first-child{text-align:left}svg{width:100%;min-width:34rem;height:auto;background:#fff}"""
 
 
 def watched(dataset: Dataset) -> tuple[Array, Array]:
@@ -60,7 +65,9 @@ def boxes(values: dict[str, Array]) -> str:
     axes.set_xlabel("times an item was clicked or watched (× the most watched one, dotted: 500)")
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+    label = "Boxplots of clicks and watching times of the items"
+    svg = buffer.getvalue()[buffer.getvalue().index("<svg") :]
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
 
 def page(datasets: list[Dataset]) -> str:
@@ -70,19 +77,31 @@ def page(datasets: list[Dataset]) -> str:
     for dataset in datasets:
         scenario = dataset.manifest.scenario
         statistics = json.loads(dataset.file(STATISTICS).read_text())
-        parts += [section(dataset, statistics), transitions_table(statistics.get("transitions"))]
+        parts += [section(dataset, statistics), transitions_table(scenario, statistics.get("transitions"))]
         if dataset.session_files:
             clicks, times = watched(dataset)
             values |= {f"{scenario}: clicks": clicks, f"{scenario}: watching times": times}
-            parts.append(spread(clicks, times))
+            parts.append(spread(scenario, clicks, times))
     values = {label: v for label, v in values.items() if len(v)}
-    drawn = f"<h2>How often an item is watched</h2><div class=wide>{boxes(values)}</div>" if values else ""
+    drawn = ""
+    if values:
+        region = '<div class="wide" tabindex="0" role="region" aria-label="boxplots">'
+        drawn = f"<h2>How often an item is watched</h2>{region}{boxes(values)}</div>"
     return _document("Datasets", "".join(parts) + drawn)
 
 
 def _document(title: str, body: str) -> str:
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><style>{CSS}</style>'
-    return f"<!doctype html><html lang=en><head>{head}<title>{title}</title></head><body>{body}</body></html>"
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head += f'<link rel="icon" href="data:,"><style>{CSS}</style><title>{title}</title>'
+    page = f"<main><h1>{title}</h1>{body}</main>"
+    return f"<!doctype html><html lang=en><head>{head}</head><body>{page}</body></html>"
+
+
+def table(label: str, head: Sequence[str], lines: str) -> str:
+    """A table that scrolls sideways where it is too wide; `lines` are its rows as HTML."""
+    columns = "".join(f'<th scope="col">{name}</th>' for name in head)
+    rows = f"<thead><tr>{columns}</tr></thead><tbody>{lines}</tbody>"
+    return f'<div class="wide" tabindex="0" role="region" aria-label="{label}"><table>{rows}</table></div>'
 
 
 def log_page(scenario: str, inputs: list[str], facts: dict[str, float]) -> str:
@@ -96,12 +115,12 @@ def log_page(scenario: str, inputs: list[str], facts: dict[str, float]) -> str:
             verdict = "differs" if differs(value, real) else "alike"
         shown = "–" if real is None else " – ".join(map(share, real)) if isinstance(real, tuple) else share(real)
         lines.append(f"<tr><td>{name}</td><td>{share(value)}</td><td>{shown}</td><td>{verdict}</td></tr>")
-    head = "<tr><th></th><th>this log</th><th>real log</th><th></th></tr>"
+    facts_table = table("facts", ["fact", "this log", "real log", "verdict"], "".join(lines))
     named = ", ".join(html.escape(name) for name in inputs)
     return _document(
         "Log and real log",
         f"<h2>{scenario}: {named}</h2><p>“Real log” is what public scans of the Tenrec files report; a fact differs "
-        f"where it is more than {TOLERANCE:.0%} off.</p><table>{head}{''.join(lines)}</table>",
+        f"where it is more than {TOLERANCE:.0%} off.</p>{facts_table}",
     )
 
 
@@ -118,7 +137,7 @@ def share(value: float | None) -> str:
     return f"{value:.2%}" if value <= 1 else f"{value:,.2f}".removesuffix(".00")
 
 
-def transitions_table(transitions: dict[str, Any] | None) -> str:
+def transitions_table(scenario: str, transitions: dict[str, Any] | None) -> str:
     """What counting could tell of the test clicks."""
     if not transitions or not transitions["sessions"]:
         return ""
@@ -126,7 +145,9 @@ def transitions_table(transitions: dict[str, Any] | None) -> str:
     branching = transitions["branching"]
     if branching is not None:
         lines += f"<tr><td>different items that follow an item in train, mean</td><td>{branching:.2f}</td></tr>"
-    return f"<h3>What counting can learn</h3><p>Of {transitions['sessions']:,} sessions.</p><table>{lines}</table>"
+    return f"<h3>What counting can learn</h3><p>Of {transitions['sessions']:,} sessions.</p>" + table(
+        f"transitions of {scenario}", ["what", "share"], lines
+    )
 
 
 def section(dataset: Dataset, statistics: dict[str, Any]) -> str:
@@ -146,21 +167,20 @@ def section(dataset: Dataset, statistics: dict[str, Any]) -> str:
     return (
         f"<h2>{html.escape(manifest.scenario)}</h2><p>{sources}: {statistics['rows_read']:,} rows read, "
         f"{quarantined:,} quarantined. “Published” is the Tenrec paper's count of the real log; a twin or an excerpt "
-        "differs.</p><table><tr><th></th><th>log</th><th>kept</th><th>published</th></tr>"
-        f"{''.join(lines)}</table>"
+        "differs.</p>" + table(f"counts of {manifest.scenario}", ["count", "log", "kept", "published"], "".join(lines))
     )
 
 
-def spread(clicks: Array, times: Array) -> str:
+def spread(scenario: str, clicks: Array, times: Array) -> str:
     """Quantiles of both counts, and the share under the study's limit."""
     quantiles = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)
-    head = "".join(f"<th>{q:.0%}</th>" for q in quantiles)
     lines = ""
     for label, v in (("clicks of an item", clicks), ("watching times of an item", times)):
         if len(v):
             cells = "".join(f"<td>{number(x)}</td>" for x in np.quantile(v, quantiles, method="inverted_cdf"))
             lines += f"<tr><td>{label}</td>{cells}<td>{np.mean(v < STUDY_LIMIT):.2%}</td></tr>"
-    return f"<table><tr><th></th>{head}<th>under {STUDY_LIMIT}</th></tr>{lines}</table>"
+    head = ["quantile", *(f"{q:.0%}" for q in quantiles), f"under {STUDY_LIMIT}"]
+    return table(f"quantiles of {scenario}", head, lines)
 
 
 def number(value: float | None) -> str:

@@ -24,7 +24,7 @@ from omegaconf import MISSING
 from etl.runtime.errors import InputError
 from etl.runtime.files import sha256_of
 from etl.runtime.options import option, read_options, run_program
-from etl.runtime.output_file import new_log
+from etl.runtime.output_file import new_file, new_log
 
 WHEEL = "recbole==1.2.1"
 WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
@@ -89,6 +89,18 @@ def to_csv(wheel: Path) -> str:
     return out.getvalue()
 
 
+def titles(wheel: Path) -> str:
+    """Titles of the films with their years, as `titles=FILE` of `python -m retrieval` reads them from a `.tsv` file."""
+    with zipfile.ZipFile(wheel) as archive:
+        lines = [f"{item}\t{title} ({year})" for item, title, year, *_ in _rows(archive, "item")]
+    return "\n".join(["item_id\ttitle", *lines]) + "\n"
+
+
+def titles_path(log: str) -> str:
+    """Where the titles of a log lie: beside it, and never taken for a log by `*.csv`."""
+    return f"{log.removesuffix('.gz').removesuffix('.csv')}.titles.tsv"
+
+
 def _rows(archive: zipfile.ZipFile, kind: str) -> list[list[str]]:
     lines = archive.read(f"{INSIDE}.{kind}").decode("utf-8").splitlines()
     return [line.split("\t") for line in lines[1:]]
@@ -101,6 +113,8 @@ def job(options: list[str]) -> None:
     text = to_csv(wheel)
     with new_log(config.output) as stream:
         stream.write(text.encode())
+    with new_file(titles_path(config.output)) as path:
+        path.write_text(titles(wheel))
     print(f"{text.count(chr(10)) - 1:,} ratings: {config.output}")
 
 

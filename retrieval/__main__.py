@@ -17,6 +17,8 @@ def job(options: list[str]) -> None:
 
     result = evaluate(config)
     print(table_text(result))
+    if result["verdict"]:
+        print(result["verdict"])
     print(f"report: {place(config.output) / REPORT}")
 
 

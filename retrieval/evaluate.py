@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from etl.dataset import Dataset
+from etl.runtime.dataset_folder import MANIFEST
 from etl.runtime.errors import InputError
-from etl.runtime.files import write_json
+from etl.runtime.files import sha256_of, write_json
 from etl.runtime.object_store import published, read_file, refuse_output
 from retrieval.blend.describe import describe_blend, put_blend
 from retrieval.blend.prepare import prepare_blend
@@ -25,11 +26,19 @@ from retrieval.rankers.popularity import item_rates
 from retrieval.rankers.registry import MODEL
 from retrieval.ranks_file import RankWriter
 from retrieval.repeats import count_repeats
-from retrieval.report.page import examples_of, write_report
+from retrieval.report.examples import examples_of
+from retrieval.report.page import write_report
 from retrieval.result_folder import METRICS, RANKS, REPORT, RESULT, TOPK
 from retrieval.search.index import build_index
 from retrieval.search.prepare import kind_of, make_catalogue, place_of, prepare_index, valid_bundle
 from retrieval.search.tuning import Fidelity
+from retrieval.titles import read_titles
+
+REOPENED_BY = (
+    *("index", "fidelity", "index_file", "memory_gib", "candidates", "cutoffs", "blend"),
+    *("neighbours", "rules_per_item", "rules_gaps", "titles"),
+)
+"""Options by which `reopen` finds index and sources again."""
 
 
 def evaluate(config: RetrievalConfig, run_parts: RunParts = run_in_process) -> dict[str, Any]:
@@ -46,6 +55,7 @@ def evaluate(config: RetrievalConfig, run_parts: RunParts = run_in_process) -> d
     """
     read = [config.bundle, config.data]
     refuse_output(config.output, RESULT, overwrite=config.overwrite, inputs=read)
+    titles = read_titles(config.titles) if config.titles else {}
     dataset, bundle = open_inputs(config)
     repeats = count_repeats(dataset) if config.mask_seen == "auto" else None
     if repeats:
@@ -73,12 +83,14 @@ def evaluate(config: RetrievalConfig, run_parts: RunParts = run_in_process) -> d
             "model": bundle.manifest.model,
             "refit": bundle.manifest.refit,
             "dataset": dataset.manifest.fingerprint,
+            "bundle": sha256_of(bundle.path / MANIFEST),
+            "options": {name: getattr(config, name) for name in REOPENED_BY},
         }
         result = {name: value for name, value in result.items() if value != {} or name == "baselines"}
-        examples = []
-        if bundle.has_vectors:
-            examples = examples_of(folder / TOPK, next(bundle.queries("next"), None), evaluation.item_id)
-        write_report(folder / REPORT, result, dataset, read_diagnostics(bundle), examples)
+        run = {name: read_run_file(bundle, f"{name}.json") for name in ("summary", "diagnostics")}
+        examples = examples_of(evaluation, parts, titles) if bundle.has_vectors else []
+        ranks = folder / RANKS if bundle.has_vectors else None
+        result["verdict"] = write_report(folder / REPORT, result, dataset, run, ranks, examples)
         result["files"] = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         write_json(folder / METRICS, result)
     if bundle.has_vectors:
@@ -95,6 +107,8 @@ def collect(evaluation: Evaluation, parts: Path, folder: Path, result: dict[str,
     join((parts / name / TOPK for name in names["topk"]), folder / TOPK, TOPK_SCHEMA)
     blend = evaluation.blend(parts)
     result["blend"] = {} if blend is None else describe_blend(blend.learned)
+    if blend:
+        blend.learned.write(folder)
     for split in CLICKS_AFTER_QUERY:
         for name, metrics in evaluation.merged(parts, split).items():
             if name == MODEL:
@@ -133,10 +147,10 @@ def milliseconds(evaluation: Evaluation, parts: Path) -> dict[str, float]:
     return {name: 1e3 * seconds / queries for name, seconds in total.items()}
 
 
-def read_diagnostics(bundle: Bundle) -> dict[str, Any]:
-    """The training run's curves and gates beside the bundle; empty where it came without its run."""
+def read_run_file(bundle: Bundle, name: str) -> dict[str, Any]:
+    """What the training run wrote next to the bundle; empty where the bundle came without its run."""
     try:
-        return dict(json.loads(read_file(bundle.beside("diagnostics.json"))))
+        return dict(json.loads(read_file(bundle.beside(name))))
     except (OSError, ValueError):
         return {}
 

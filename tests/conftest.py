@@ -73,5 +73,5 @@ def tiny(tmp_path) -> Path:
 @pytest.fixture
 def no_report() -> Iterator[None]:
     """Results without their page, whose charts take longer than all else; `test_report.py` has it."""
-    with mock.patch("retrieval.evaluate.write_report", lambda path, *_: path.touch()):
+    with mock.patch("retrieval.evaluate.write_report", lambda path, *_: path.touch() or ""):
         yield

@@ -71,6 +71,7 @@ LIGHT = (
     "trainer.show",
     "trainer.plan",
     "trainer.apply",
+    "trainer.serve",
     "retrieval.__main__",
     "retrieval.compare",
     "etl.__main__",
@@ -83,7 +84,20 @@ LIGHT = (
     "cluster.evaluate",
 )
 """Programs that import none of `HEAVY` before their options are checked."""
-HEAVY = {"numpy", "pyarrow", "pandas", "scipy", "matplotlib", "pyspark", "py4j", "torch", "ray", "faiss", "tensorboard"}
+HEAVY = {
+    "aiohttp",
+    "numpy",
+    "pyarrow",
+    "pandas",
+    "scipy",
+    "matplotlib",
+    "pyspark",
+    "py4j",
+    "torch",
+    "ray",
+    "faiss",
+    "tensorboard",
+}
 LINES = [
     *((name, line, status) for name in LIGHT for line, status in (("--help", 0), ("no_such_option=1", 2))),
     ("cluster.__main__", "action=status local.state=/nowhere", 2),

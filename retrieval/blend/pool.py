@@ -86,6 +86,13 @@ class Pool:
         item[self.query[order], place], score[self.query[order], place] = self.item[order], score_N[order]
         return item, score
 
+    def ranks_of(self, item_QK: npt.NDArray[np.int64]) -> Floats:
+        """Ranks of listed items in each source `[S, Q, K]`; NaN where a source does not list the item."""
+        pair = np.arange(self.n_queries)[:, None] << 32 | item_QK
+        place, inside = _places(self.query << 32 | self.item, pair)
+        rank = self.rank[:, place]
+        return np.where(inside & (rank < NOT_LISTED), rank, np.float32(np.nan))
+
 
 class Pools:
     """Makes pools.

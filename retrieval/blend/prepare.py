@@ -113,7 +113,9 @@ def prepare_blend(
     if learned is None:
         opened = OpenedSources.of(names, dataset, selected, index, config, HELD_OUT)
         pools = opened.pools(mask_seen=bool(config.mask_seen))
-        learned = learn_blend(pools, opened.facts, sample(selected), ndcg_cutoff(config), search_threads())
+        learned = learn_blend(
+            pools, opened.facts, sample(selected, "valid", FIT_QUERIES), ndcg_cutoff(config), search_threads()
+        )
     if learned is None:
         if config.blend != "auto":
             raise InputError("valid targets among the sources' candidates", "none", "set blend=none")
@@ -123,11 +125,11 @@ def prepare_blend(
     return learned
 
 
-def sample(bundle: Bundle) -> list[Queries]:
-    """At most `FIT_QUERIES` valid queries, evenly spread."""
-    total, begin, out = bundle.n_queries("valid"), 0, []
-    wanted = np.unique(np.linspace(0, total - 1, min(total, FIT_QUERIES)).astype(np.int64)) if total else np.zeros(0)
-    for queries in bundle.queries("valid"):
+def sample(bundle: Bundle, split: str, most: int) -> list[Queries]:
+    """At most `most` queries of a split, evenly spread."""
+    total, begin, out = bundle.n_queries(split), 0, []
+    wanted = np.unique(np.linspace(0, total - 1, min(total, most)).astype(np.int64)) if total else np.zeros(0)
+    for queries in bundle.queries(split):
         rows = wanted[(wanted >= begin) & (wanted < begin + len(queries))].astype(np.int64) - begin
         begin += len(queries)
         if len(rows):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -94,16 +95,25 @@ class BlendRanker:
 
     def recommend(self, queries: Queries) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.integer]]:
         """Scores of the best unseen candidates, and these `[Q, deepest]`; -inf and 0 where there are fewer."""
+        score, item, _ = self.recommend_with_ranks(queries)
+        return score, item
+
+    def recommend_with_ranks(
+        self, queries: Queries
+    ) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.integer], dict[str, npt.NDArray[np.float32]]]:
+        """As `recommend`, and by source the rank of each listed item `[Q, deepest]`; NaN where it does not list it."""
         tiles = np.split(np.arange(len(queries)), np.arange(TILE, len(queries), TILE))
 
-        def best(rows: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.floating]]:
+        def best(rows: npt.NDArray[np.intp]) -> tuple[npt.NDArray[Any], ...]:
             some = queries.take(rows)
             pool = self.unseen.of(some)
-            return pool.lists(self._score(pool, some, -1, self.learned.kind), self.deepest)
+            item, score = pool.lists(self._score(pool, some, -1, self.learned.kind), self.deepest)
+            return score, item, pool.ranks_of(item)
 
         with ThreadPoolExecutor(self.threads) as pool:
-            found = list(pool.map(best, tiles))
-        return np.concatenate([scores for _, scores in found]), np.concatenate([items for items, _ in found])
+            score, item, rank = zip(*pool.map(best, tiles), strict=True)
+        ranks = np.concatenate(rank, axis=1)
+        return np.concatenate(score), np.concatenate(item), dict(zip(self.unseen.sources, ranks, strict=True))
 
     def _rank(self, queries: Queries, member: int, names: list[str]) -> dict[str, Ranked]:
         pool = self.pools.of(queries)

@@ -7,33 +7,47 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
-
 from etl.dataset import Dataset
 from retrieval.blend.report import blend_note, blend_table
-from retrieval.bundle import Queries
+from retrieval.rankers.registry import MODEL
+from retrieval.report.examples import Example, examples_section
 from retrieval.report.figures import figures
+from retrieval.report.verdict import Verdict, hit_interval, main_cutoff, verdict
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="icon" href="data:,"><title>{title}</title><style>
-:root {{ color-scheme: light; --ink: #1f2933; --soft: #52606d; --line: #e4e7eb; --accent: #1769aa; }}
+:root {{ color-scheme: light dark; --ink: #1f2933; --soft: #52606d; --line: #e4e7eb; --accent: #1769aa;
+  --page: #f5f7fa; --card: #fff; --mark: #d3f0dc; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --ink: #e4e7eb; --soft: #a7b1bc; --line: #3b4754; --accent: #6bb1e8;
+  --page: #12181f; --card: #1c242d; --mark: #1f5136; }} }}
 * {{ box-sizing: border-box; }}
-body {{ margin: 0; color: var(--ink); background: #f5f7fa; font: 16px/1.5 system-ui, sans-serif; }}
+body {{ margin: 0; color: var(--ink); background: var(--page); font: 16px/1.5 system-ui, sans-serif; }}
 main {{ max-width: 72rem; margin: 0 auto; padding: 1.25rem; }}
 h1 {{ font-size: 1.6rem; line-height: 1.2; margin: .5rem 0; }}
 h2 {{ font-size: 1.15rem; margin: 0 0 .5rem; }}
-section {{ background: #fff; border: 1px solid var(--line); border-radius: .6rem; padding: 1rem; margin: 1rem 0; }}
+section {{ background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
+  padding: 1rem; margin: 1rem 0; }}
 p {{ margin: .4rem 0; max-width: 46rem; }} .soft {{ color: var(--soft); font-size: .92rem; }}
 .scroll {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }}
-th:first-child, td:first-child {{ text-align: left; position: sticky; left: 0; background: #fff; }}
+th:first-child, td:first-child {{ text-align: left; position: sticky; left: 0; background: var(--card); }}
 tr.model td {{ font-weight: 600; }} th {{ color: var(--soft); font-weight: 500; }}
 .figures {{ display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); }}
 .figures section {{ margin: 0; min-width: 0; }}
-svg {{ width: 100%; max-width: 34rem; height: auto; display: block; }}
+svg {{ width: 100%; max-width: 34rem; height: auto; display: block; background: #fff; border-radius: .3rem; }}
+mark {{ color: inherit; background: var(--mark); padding: 0 .2em; border-radius: .2em; }}
+.verdict {{ border-left: .35rem solid var(--accent); }} .verdict p:first-of-type {{ font-size: 1.15rem; }}
+.tall {{ max-height: 32rem; overflow-y: auto; }} :focus-visible {{ outline: 3px solid var(--accent); }}
+#examples td {{ white-space: normal; text-align: left; vertical-align: top; min-width: 7rem; }}
+#examples th {{ text-align: left; }}
+#examples td:first-child {{ min-width: 3rem; }} .controls {{ display: flex; flex-wrap: wrap; gap: .5rem 1.2rem; }}
+input, select {{ font: inherit; color: inherit; background: var(--page); border: 1px solid var(--soft);
+  border-radius: .3rem; padding: .2rem .4rem; max-width: 100%; }}
+.by-metric[data-metric=HR] .NDCG, .by-metric[data-metric=HR] .MRR, .by-metric[data-metric=NDCG] .HR,
+.by-metric[data-metric=NDCG] .MRR, .by-metric[data-metric=MRR] .HR,
+.by-metric[data-metric=MRR] .NDCG {{ display: none; }}
 @media (max-width: 40rem) {{ main {{ padding: .75rem; }} th, td {{ padding: .3rem .45rem; font-size: .9rem; }}
   td:first-child {{ white-space: normal; overflow-wrap: anywhere; min-width: 7.5rem; max-width: 7.5rem; }} }}
 .numbers {{ display: flex; flex-wrap: wrap; gap: 1rem 2rem; margin: .8rem 0; }}
@@ -42,42 +56,57 @@ svg {{ width: 100%; max-width: 34rem; height: auto; display: block; }}
 """
 
 
-EXAMPLES, LAST_CLICKS, RECOMMENDED = 5, 5, 10
+SWITCH = """<script>
+document.querySelectorAll(".by-metric select").forEach(select => {
+  const section = select.closest(".by-metric");
+  const show = () => { section.dataset.metric = select.value; };
+  select.addEventListener("change", show); show();
+});
+</script>"""
+"""Without scripts all columns stay."""
 
 
 def write_report(
     path: Path,
     result: dict[str, Any],
     dataset: Dataset,
-    diagnostics: dict[str, Any],
-    examples: Sequence[dict[str, Any]] = (),
-) -> None:
-    """Write the page.
+    run: dict[str, dict[str, Any]],
+    ranks: Path | None = None,
+    examples: Sequence[Example] = (),
+) -> str:
+    """Write the page, and return the first sentence of its verdict; empty for ranking models.
 
     Args:
         path: file to write.
         result: what `metrics.json` holds.
         dataset: for the histograms.
-        diagnostics: the training run's curves and gates; may be empty.
-        examples: sessions with their recommendations, of `examples_of`.
+        run: the training run's `summary` and `diagnostics`; either may be empty.
+        ranks: `ranks.parquet`; None for ranking models.
+        examples: test sessions with what is recommended to them.
     """
     source = ", ".join(entry.name for entry in dataset.manifest.source)
     title = f"{result['model']} on {source}"
+    found = verdict(result, ranks, run["summary"], run["diagnostics"]) if ranks else None
     body = "".join(
         [
             f"<h1>{escape(title)}</h1>",
             _headline(result, dataset),
-            _ranking_section(result),
+            _verdict_section(found) if found else "",
+            _ranking_section(result, ranks),
             _blend_section(result),
             _feedback_section(result),
+            _lists_section(result),
+            _users_section(result),
+            examples_section(examples),
             '<div class="figures">',
-            *(_figure(*entry) for entry in figures(result, dataset, diagnostics)),
+            *(_figure(*entry) for entry in figures(result, dataset, run["diagnostics"])),
             "</div>",
-            _examples_section(examples),
             _method_section(result, dataset),
+            SWITCH,
         ]
     )
-    path.write_text(PAGE.format(title=escape(title), body=body))
+    path.write_text(PAGE.format(title=escape(title), body=body), encoding="utf-8")
+    return found.answer if found else ""
 
 
 def table_text(result: dict[str, Any]) -> str:
@@ -100,14 +129,27 @@ def number(value: float | None, digits: int = 4) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def html_table(header: Sequence[str], rows: Iterable[tuple[Sequence[str], bool]]) -> str:
-    """A table that scrolls sideways; each row with whether it stands out."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+def html_table(
+    header: Sequence[str], rows: Iterable[tuple[Sequence[str], bool]], columns: Sequence[str] = (), label: str = "table"
+) -> str:
+    """A table that scrolls sideways; each row with whether it stands out.
+
+    Args:
+        header: names of the columns.
+        rows: their cells.
+        columns: a CSS class of each column; none by default.
+        label: what a screen reader calls the table.
+    """
+    classes = [f' class="{name}"' if name else "" for name in columns] or [""] * len(header)
+    head = "".join(f'<th scope="col"{c}>{escape(cell)}</th>' for cell, c in zip(header, classes, strict=True))
     lines = "".join(
-        f"<tr{' class=model' if mark else ''}>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+        f"<tr{' class=model' if mark else ''}>"
+        + "".join(f"<td{c}>{escape(cell)}</td>" for cell, c in zip(row, classes, strict=True))
+        + "</tr>"
         for row, mark in rows
     )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">{table}</div>'
 
 
 def _ranking_rows(result: dict[str, Any], split: str) -> tuple[list[str], list[tuple[str, list[str], bool]]]:
@@ -153,26 +195,39 @@ def _headline(result: dict[str, Any], dataset: Dataset) -> str:
         (f"{counts['items']:,}", "items"),
         (f"{counts['clicks']:,}", "clicks"),
     ]
-    sentence = ""
     if "queries" in test:
-        k = 10 if "hr@10" in test else result["cutoffs"][-1]
-        facts.insert(0, (f"{test[f'hr@{k}']:.1%}", f"HR@{k} on test"))
-        base = result["baselines"]["popularity"]["test"][f"hr@{k}"]
-        if base:
-            sentence = (
-                f"<p>For {test[f'hr@{k}']:.1%} of the sessions the item clicked next is among the {k} recommended; "
-                f"recommending the most popular items to everyone reaches {base:.1%}.</p>"
-            )
+        k = main_cutoff(result)
+        facts.insert(0, (f"{test[f'hr@{k}']:.1%}", f"HR@{k} of the model on test"))
+        if result.get("blend"):
+            facts.insert(1, (f"{result['blend']['test'][f'hr@{k}']:.1%}", f"HR@{k} of the blend"))
     numbers = "".join(f"<span><b>{escape(value)}</b>{escape(name)}</span>" for value, name in facts)
-    return f'<div class="numbers">{numbers}</div>{sentence}'
+    return f'<div class="numbers">{numbers}</div>'
 
 
-def _ranking_section(result: dict[str, Any]) -> str:
-    parts = []
+def _verdict_section(found: Verdict) -> str:
+    lines = [found.answer, found.cost, *found.notes]
+    text = "".join(f"<p>{escape(line)}</p>" for line in lines if line)
+    advice = "".join(f"<li>{escape(line)}</li>" for line in found.advice)
+    advice = f'<p class="soft">What to do next:</p><ul class="soft">{advice}</ul>' if advice else ""
+    return f'<section class="verdict"><h2>Verdict</h2>{text}{advice}</section>'
+
+
+def _ranking_section(result: dict[str, Any], ranks: Path | None) -> str:
+    parts, k = [], main_cutoff(result) if result["cutoffs"] else 0
     for split in ("test", "valid"):
         header, rows = _ranking_rows(result, split)
-        if rows:
-            parts.append(html_table(header, (([name, *values], mark) for name, values, mark in rows)))
+        if not rows:
+            continue
+        columns = ["", *(name.partition("@")[0] for name in header[1:])]
+        lines = [([name, *values], mark) for name, values, mark in rows]
+        if split == "test" and ranks:
+            header, columns = [*header, f"HR@{k}: 95 % interval"], [*columns, "HR"]
+            names = [MODEL if mark else name for name, _, mark in rows]
+            lines = [
+                ([*cells, _interval(ranks, name, k)], mark) for name, (cells, mark) in zip(names, lines, strict=True)
+            ]
+        columns = [name if name in METRIC_NAMES else "" for name in columns]
+        parts.append(html_table(header, lines, columns, f"next click, {split}"))
     if not parts:
         return ""
     test = result["test"]
@@ -180,22 +235,69 @@ def _ranking_section(result: dict[str, Any]) -> str:
     repeats = test.get("repeat_share")
     if repeats is not None:
         note += f" {repeats:.1%} of the targets were clicked before in their session."
-    return f'<section><h2>Next click</h2>{"<br>".join(parts)}<p class="soft">{note}</p></section>'
+    choices = "".join(f"<option>{name}</option>" for name in METRIC_NAMES)
+    switch = f'<p class="controls"><label>Metric <select>{choices}</select></label></p>'
+    tables = "<br>".join(parts)
+    return f'<section class="by-metric"><h2>Next click</h2>{switch}{tables}<p class="soft">{note}</p></section>'
+
+
+METRIC_NAMES = ("HR", "NDCG", "MRR")
+
+
+def _interval(ranks: Path, name: str, k: int) -> str:
+    low, high = hit_interval(ranks, name, k)
+    return f"{low:.4f} – {high:.4f}"
+
+
+def _lists_section(result: dict[str, Any]) -> str:
+    """How diverse the recommended lists are, of the model, the blend and the baselines."""
+    if "queries" not in result.get("test", {}):
+        return ""
+    k = result["cutoffs"][-1]
+    found = [(result["model"], result["test"], True)]
+    found += [("blend", result["blend"]["test"], False)] if result.get("blend") else []
+    found += [(name, metrics.get("test", {}), False) for name, metrics in result["baselines"].items()]
+    names = [f"{name}@{k}" for name in ("coverage", "gini", "novelty", "popularity")]
+    rows = [([name, *(number(m.get(n)) for n in names)], mark) for name, m, mark in found if names[0] in m]
+    header = ["test", f"coverage@{k}", f"Gini@{k}", f"novelty@{k} (bits)", f"mean train clicks@{k}"]
+    note = (
+        "Coverage: share of the candidates that are recommended to anybody. Gini: 0 where all items are recommended "
+        "equally often, 1 where one is. Novelty: mean of −log2 of an item's share of the train clicks."
+    )
+    table = html_table(header, rows, label="recommended lists")
+    return f'<section><h2>Recommended lists</h2>{table}<p class="soft">{note}</p></section>'
+
+
+def _users_section(result: dict[str, Any]) -> str:
+    """HR of the model and of popularity by gender and age, as the log codes them."""
+    k, rows = main_cutoff(result) if result["cutoffs"] else 0, []
+    for kind in ("gender", "age"):
+        base = result["baselines"].get("popularity", {}).get("test", {}).get(kind, {})
+        for name, found in result.get("test", {}).get(kind, {}).items():
+            other = base.get(name, {}).get(f"hr@{k}")
+            rows.append(([f"{kind} {name}", f"{found['queries']:,}", number(found[f"hr@{k}"]), number(other)], False))
+    if len(rows) < 3:
+        return ""
+    table = html_table(["test", "sessions", f"HR@{k}", f"popularity: HR@{k}"], rows, label="by gender and age")
+    note = "Codes of the log; −1 or unknown where it has none."
+    return f'<section><h2>By gender and age</h2>{table}<p class="soft">{note}</p></section>'
 
 
 def _blend_section(result: dict[str, Any]) -> str:
     if not result.get("blend"):
         return ""
     header, rows = blend_table(result, 10 if 10 in result["cutoffs"] else result["cutoffs"][-1])
-    note = escape(blend_note(result))
-    return f'<section><h2>Sources joined</h2>{html_table(header, rows)}<p class="soft">{note}</p></section>'
+    table, note = html_table(header, rows, label="sources joined"), escape(blend_note(result))
+    return f'<section><h2>Sources joined</h2>{table}<p class="soft">{note}</p></section>'
 
 
 def _feedback_section(result: dict[str, Any]) -> str:
     rows = _feedback_rows(result, "test")
     if not rows:
         return ""
-    table = html_table(["test", *FEEDBACK_HEADER], (([task, *values], False) for task, values in rows))
+    table = html_table(
+        ["test", *FEEDBACK_HEADER], (([task, *values], False) for task, values in rows), label="feedback"
+    )
     note = "Each row is an item shown after the last visible click, scored before it is seen. "
     note += "GAUC weights users by their rows."
     if result["test"].get("auc/click") is None:
@@ -206,39 +308,8 @@ def _feedback_section(result: dict[str, Any]) -> str:
     return f'<section><h2>Feedback</h2>{table}<p class="soft">{note}</p></section>'
 
 
-def _examples_section(examples: Sequence[dict[str, Any]]) -> str:
-    """Some sessions with their last clicks and what is recommended next."""
-    if not examples:
-        return ""
-    rows = (
-        ([str(e["user_id"]), " ".join(map(str, e["clicked"])), " ".join(map(str, e["recommended"]))], False)
-        for e in examples
-    )
-    table = html_table(["user", "last clicks, oldest first", "recommended next, best first"], rows)
-    note = "Raw item ids; the first sessions of the dataset, after all their kept clicks."
-    return f'<section><h2>Examples</h2>{table}<p class="soft">{note}</p></section>'
-
-
-def examples_of(topk: Path, queries: Queries | None, item_id: np.ndarray) -> list[dict[str, Any]]:
-    """The first `EXAMPLES` sessions with what `topk.parquet` recommends to them.
-
-    Args:
-        topk: the file.
-        queries: those of `queries-next`, its first batch.
-        item_id: int64 `[n_items + 1]`, raw ids.
-    """
-    if queries is None or not len(queries):
-        return []
-    listed = next(pq.ParquetFile(topk).iter_batches(min(EXAMPLES, len(queries)))).to_pylist()
-    out = []
-    for row, told in enumerate(listed):
-        seen = queries.seen[queries.seen_offset[row] : queries.seen_offset[row + 1]][-LAST_CLICKS:]
-        clicked = item_id[seen].tolist()
-        out.append({"user_id": told["user_id"], "clicked": clicked, "recommended": told["item_ids"][:RECOMMENDED]})
-    return out
-
-
 def _figure(title: str, svg: str, note: str) -> str:
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}: {escape(note)}" ', 1)
     return f'<section><h2>{escape(title)}</h2>{svg}<p class="soft">{escape(note)}</p></section>'
 
 

@@ -22,6 +22,7 @@ PROGRAMS = {
     "trainer.show": "trainer.show",
     "trainer.plan": "trainer.plan",
     "trainer.apply": "trainer.apply",
+    "trainer.serve": "trainer.serve",
     "retrieval": "retrieval.__main__",
     "retrieval.compare": "retrieval.compare",
     "cluster": "cluster.__main__",

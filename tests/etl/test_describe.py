@@ -50,6 +50,7 @@ def test_the_page_opens_without_errors_or_requests_and_fits(fifty, tmp_path, wid
     assert main([f"data={fifty.path}", f"output={page}"]) == 0
     found = opened(page, width)
     assert found.errors == []
+    assert found.violations == []
     assert found.requests == []
     assert found.width <= width
     assert found.charts

@@ -73,6 +73,7 @@ def test_many_files_give_what_one_file_gives(tiny, mask):
     ranks = pq.read_table(tiny / "whole" / "ranks.parquet").to_pydict()
     split_files(tiny)
     found = evaluate(load(options(tiny, "parts", f"mask_seen={mask}")))
+    assert found.pop("bundle") != whole.pop("bundle")
     same_numbers(without_times(found), without_times(whole))
     again = pq.read_table(tiny / "parts" / "ranks.parquet").to_pydict()
     keys = ("ranker", "split", "user_id", "target", "rank")

@@ -28,9 +28,11 @@ def report(tmp_path_factory):
         "entropy_nats": {"next": 0.325, "like": 0.693},
     }
     (tiny / "diagnostics.json").write_text(json.dumps({"curves": curves, "gates": gates}))
+    (tiny / "titles.csv").write_text("item_id,title\n" + "".join(f"{i},<Film> {i} & more\n" for i in range(1_000)))
     evaluate(
         load(
             [
+                f"titles={tiny / 'titles.csv'}",
                 f"bundle={tiny / 'bundle'}",
                 f"data={tiny / 'data'}",
                 f"output={tiny / 'out'}",
@@ -56,7 +58,8 @@ def test_the_page_says_what_metrics_json_says(report):
         "HR@5 by popularity of the target",
         "Fidelity of the index",
         "Calibration",
-        "Examples",
+        "Verdict",
+        "Recommended lists",
         "Gates",
         "Session length",
         "Popularity",
@@ -68,10 +71,12 @@ def test_the_page_says_what_metrics_json_says(report):
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_page_opens_without_errors_or_requests_and_fits(report, width):
-    found = opened(report, width)
+def test_the_page_opens_without_errors_or_requests_and_fits(report, width, scheme):
+    found = opened(report, width, scheme)
     assert found.errors == []
+    assert found.violations == []
     assert found.requests == []
     assert found.width <= width
     assert len(found.charts) >= 9

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ class Opened:
         width: of the whole page, in pixels.
         charts: widths of the drawings.
         smallest: height of the smallest text in a drawing, in pixels.
+        violations: rules of accessibility (axe-core) that the page breaks.
     """
 
     errors: list[str]
@@ -30,10 +32,19 @@ class Opened:
     width: int
     charts: list[float]
     smallest: float
+    violations: list[str]
 
 
-def opened(path: Path, width: int) -> Opened:
-    """Open a page; the test is skipped where there is no Chromium."""
+def violations(page: Any) -> list[str]:
+    """Rules of axe-core that an opened page breaks, each with the first place."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response["violations"]
+    return [f"{rule['id']}: {rule['nodes'][0]['html'][:200]}" for rule in found]
+
+
+def opened(path: Path, width: int, scheme: str = "light") -> Opened:
+    """Open a page in a colour scheme; the test is skipped where there is no Chromium."""
     if CHROMIUM is None:
         pytest.skip("needs Chromium (apt-get install chromium)")
     from playwright.sync_api import sync_playwright
@@ -41,7 +52,7 @@ def opened(path: Path, width: int) -> Opened:
     errors, requests = [], []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": width, "height": 900})
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         page.on("console", lambda m: errors.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda e: errors.append(str(e)))
         page.on("request", lambda r: requests.append(r.url))
@@ -51,5 +62,8 @@ def opened(path: Path, width: int) -> Opened:
         texts = "[...document.querySelectorAll('svg text')].map(t => t.getBoundingClientRect().height)"
         smallest = page.evaluate(f"Math.min(...{texts})")
         charts = page.evaluate("[...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect().width)")
+        broken = violations(page)
         browser.close()
-    return Opened(errors, [r for r in requests if not r.startswith(("file:", "data:"))], found, charts, smallest)
+    return Opened(
+        errors, [r for r in requests if not r.startswith(("file:", "data:"))], found, charts, smallest, broken
+    )

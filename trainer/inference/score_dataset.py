@@ -13,9 +13,7 @@ from trainer.apply import ApplyConfig
 from trainer.config import TrainerConfig
 from trainer.distributed.world import World, set_threads
 from trainer.inference.export import export
-from trainer.run import checkpoint
-from trainer.run.finished_run import load_selected, open_run
-from trainer.task.base import TRAIN_HOLDOUT
+from trainer.run.finished_run import load_exported, open_run
 from trainer.task.registry import family_of
 
 BUNDLE = Kind("a bundle", MANIFEST, lambda data: listed_files(data, {"dataset", "refit", "n_items"}, MANIFEST))
@@ -39,13 +37,7 @@ def score_dataset(options: ApplyConfig) -> None:
     check(config, trained_on, dataset)
     family = family_of(config, trained_on, world)
     train_step = family.train_step(total_steps=1)
-    run = place(options.run)
-    family.load_term(run, TRAIN_HOLDOUT - 1 if config.train.refit else TRAIN_HOLDOUT)
-    refit = checkpoint.latest(run / "checkpoints-refit") if config.train.refit else None
-    if refit:
-        checkpoint.load(refit, train_step)
-    else:
-        load_selected(run, train_step)
+    load_exported(place(options.run), config, family, train_step)
     with published(options.output, BUNDLE, overwrite=options.overwrite, inputs=read) as folder:
         export(folder, family.scorer(train_step), dataset, world, model=family.name, refit=False)
 

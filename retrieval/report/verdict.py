@@ -1,0 +1,186 @@
+"""The verdict on top of a result's page: sentences made from its numbers, so that they cannot disagree with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from retrieval.metrics.significance import Difference, compare, gains, interval
+from retrieval.rankers.registry import MODEL
+
+EVEN = 0.95
+"""A gate whose entropy is at least this share of an even gate's hardly chooses."""
+SURE = 0.05
+"""p below which a difference is called one."""
+COUNTED_SHARE = 0.05
+"""Share of test steps counted in train from which counted transitions are worth a try."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a reader should know first.
+
+    Attributes:
+        answer: the best list of this result against the best baseline.
+        cost: parameters, time of training, queries a second.
+        notes: what else the numbers say.
+        advice: what to do next.
+    """
+
+    answer: str
+    cost: str
+    notes: list[str]
+    advice: list[str]
+
+
+def test_ranks(path: Path, names: Sequence[str]) -> dict[str, dict[int, int]]:
+    """Test ranks by ranker and user of `ranks.parquet`, of the named rankers alone."""
+    wanted = (pc.field("split") == "test") & pc.field("ranker").isin(list(names))
+    table = pq.read_table(path, columns=["ranker", "user_id", "rank"], filters=wanted)
+    ranker, user, rank = (table[name].to_numpy() for name in ("ranker", "user_id", "rank"))
+    return {n: dict(zip(user[ranker == n].tolist(), rank[ranker == n].tolist(), strict=True)) for n in names}
+
+
+def main_cutoff(result: dict[str, Any]) -> int:
+    """The cutoff that sentences speak of: 10, else the largest."""
+    return 10 if 10 in result["cutoffs"] else int(result["cutoffs"][-1])
+
+
+def best_baseline(result: dict[str, Any], k: int) -> str:
+    """The baseline with the highest HR@k on test: the strongest there is, chosen in hindsight."""
+    baselines = {n: m["test"][f"hr@{k}"] for n, m in result["baselines"].items() if f"hr@{k}" in m.get("test", {})}
+    return max(baselines, key=lambda name: baselines[name])
+
+
+def difference_to_baseline(result: dict[str, Any], ranks: Path, own: str, baseline: str) -> Difference:
+    """HR@k of the recommended lists minus that of a baseline, over the queries that both ranked."""
+    found = test_ranks(ranks, [own, baseline])
+    users = sorted(found[own].keys() & found[baseline].keys())
+    first, second = (np.array([found[name][user] for user in users]) for name in (own, baseline))
+    return compare(first, second, f"hr@{main_cutoff(result)}")
+
+
+def hit_interval(ranks: Path, ranker: str, k: int) -> tuple[float, float]:
+    """95 % bootstrap interval of HR@k on test."""
+    rank = np.array(list(test_ranks(ranks, [ranker])[ranker].values()))
+    return interval(gains(rank, f"hr@{k}"))
+
+
+def verdict(result: dict[str, Any], ranks: Path, summary: dict[str, Any], diagnostics: dict[str, Any]) -> Verdict:
+    """The verdict on a result of a session model.
+
+    Args:
+        result: what `metrics.json` holds.
+        ranks: its `ranks.parquet`.
+        summary, diagnostics: of the training run; may be empty.
+    """
+    k = main_cutoff(result)
+    own = "blend" if result.get("blend") else MODEL
+    baseline = best_baseline(result, k)
+    against = difference_to_baseline(result, ranks, own, baseline)
+    notes = [*_blend_notes(result, k), *_segment_notes(result, k), *_gate_notes(diagnostics)]
+    return Verdict(_answer(result, own, baseline, against, k), _cost(result, summary), notes, _advice(result, against))
+
+
+def _answer(result: dict[str, Any], own: str, baseline: str, against: Difference, k: int) -> str:
+    metrics = result["blend"]["test"] if own == "blend" else result["test"]
+    name = "the blend of the model and counted sources" if own == "blend" else f"the model {result['model']}"
+    p = f"p {against.p:.2g}" if against.p >= 1e-6 else "p < 1e-06"
+    sentence = (
+        f"{metrics[f'hr@{k}']:.1%} of the next clicks are among the {k} items recommended by {name}; the best "
+        f"baseline, {baseline}, finds {result['baselines'][baseline]['test'][f'hr@{k}']:.1%}: "
+        f"{100 * against.difference:+.1f} points [{100 * against.low:+.1f}, {100 * against.high:+.1f}], {p}."
+    )
+    if against.p >= SURE:
+        return sentence + " These queries do not tell which is better."
+    return sentence if against.difference > 0 else sentence + " The baseline is better."
+
+
+def _cost(result: dict[str, Any], summary: dict[str, Any]) -> str:
+    parts = []
+    if summary:
+        parts.append(f"{summary['parameters']['total']:,} parameters")
+        rate = summary.get("examples_per_second")
+        trained = f"trained in {duration(summary['seconds'])}"
+        parts.append(trained + (f" at {rate:,.0f} events/s" if rate else ""))
+        parts.append(f"seed {summary['seed']}")
+    index = result.get("index") or {}
+    if index.get("queries_per_second"):
+        parts.append(f"{index['queries_per_second']:,.0f} queries/s by the index ({index['kind']})")
+    spent = result.get("blend", {}).get("milliseconds")
+    if spent:
+        parts.append(f"{sum(spent.values()):.2f} ms a query for the blend")
+    return "; ".join(parts) + "." if parts else ""
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    >>> duration(47.2), duration(130), duration(7300)
+    ('47 s', '2 min 10 s', '2 h 2 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _blend_notes(result: dict[str, Any], k: int) -> list[str]:
+    blend = result.get("blend")
+    if not blend:
+        return []
+    used = {name: weight for name, weight in blend["weights"].items() if weight}
+    if len(used) == 1 and blend["kind"] == "sum":
+        return [f"The blend takes {next(iter(used))} alone: on users that nothing was learned from no weights beat it."]
+    alone, joined = result["test"][f"hr@{k}"], blend["test"][f"hr@{k}"]
+    weights = ", ".join(f"{name} {weight:.2f}" for name, weight in sorted(used.items(), key=lambda pair: -pair[1]))
+    return [f"The model alone finds {alone:.1%}, the blend ({blend['kind']}) {joined:.1%}. Weights: {weights}."]
+
+
+def _segment_notes(result: dict[str, Any], k: int) -> list[str]:
+    """Where popularity finds more than the model."""
+    own = result["test"].get("target_popularity", {})
+    base = result["baselines"]["popularity"]["test"].get("target_popularity", {})
+    better = [name for name in own if base.get(name) and base[name][f"hr@{k}"] > own[name][f"hr@{k}"]]
+    if not better:
+        return []
+    tenths = ", ".join(better)
+    return [f"Of targets in the tenths of popularity {tenths} (1 = most clicked), plain popularity finds more."]
+
+
+def _gate_notes(diagnostics: dict[str, Any]) -> list[str]:
+    gates = diagnostics.get("gates")
+    if not gates:
+        return []
+    weights = gates["mean_weight"]
+    share = {task: gates["entropy_nats"][task] / max(np.log(len(w)), 1e-9) for task, w in weights.items() if len(w) > 1}
+    even = [task for task, value in share.items() if value >= EVEN]
+    if share and len(even) == len(share):
+        return [
+            "All gates are nearly even: the experts act as one shared bottom (network.gate_preference sets them apart)."
+        ]
+    return [f"The gates of {', '.join(even)} are nearly even."] if even else []
+
+
+def _advice(result: dict[str, Any], against: Difference) -> list[str]:
+    advice = []
+    steps = result["test"].get("transition", {})
+    counted = steps.get("counted", {}).get("queries", 0) / max(sum(s["queries"] for s in steps.values()), 1)
+    if not result.get("blend"):
+        advice.append("Evaluate with blend=auto: counted sources beside the model cost no training.")
+    if counted >= COUNTED_SHARE:
+        advice.append(
+            f"{counted:.0%} of the test steps were counted in train: train with network.transitions=true, "
+            "which adds the counts to the model's own score."
+        )
+    if not result["refit"]:
+        advice.append("For recommendations, train with train.refit=true: the valid clicks are then trained on too.")
+    if against.p >= SURE:
+        advice.append("For a decision, use more sessions or several seeds (python -m retrieval.compare).")
+    return advice

@@ -1,0 +1,49 @@
+"""Titles of items, for people who read a report: a CSV or TSV file beside the log."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+from pathlib import Path
+
+from etl.runtime.errors import InputError
+from etl.runtime.object_store import read_file
+
+HINT = "write a header item_id,title[,picture] and one line for each item"
+Titles = dict[int, str]
+
+
+def read_titles(path: str) -> Titles:
+    """Titles by raw item id.
+
+    Columns `item_id` and `title` are found by the header; a `picture` (an address) is shown as text behind the title.
+    The delimiter is a tab in files named `.tsv`, else a comma; `.gz` is unpacked. Of an id that stands twice the first
+    line counts.
+
+    Args:
+        path: a file or a URI.
+
+    Raises:
+        InputError: no such file, no such columns, an id that is no integer.
+    """
+    try:
+        data = read_file(path)
+        text = (gzip.decompress(data) if path.endswith(".gz") else data).decode("utf-8-sig")
+    except OSError as error:
+        raise InputError("a readable file of titles", f"{path} ({error.strerror or error})", HINT) from None
+    except UnicodeDecodeError:
+        raise InputError("titles in UTF-8", path, HINT) from None
+    delimiter = "\t" if Path(path.removesuffix(".gz")).suffix == ".tsv" else ","
+    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
+    if not {"item_id", "title"} <= set(reader.fieldnames or ()):
+        raise InputError("columns item_id and title", ", ".join(reader.fieldnames or ["nothing"]), HINT)
+    titles: Titles = {}
+    for row in reader:
+        try:
+            item = int(row["item_id"])
+        except (TypeError, ValueError):
+            raise InputError("integer item ids", f"{row['item_id']!r} in line {reader.line_num}", HINT) from None
+        picture = f" ({row['picture']})" if row.get("picture") else ""
+        titles.setdefault(item, f"{row['title'] or item}{picture}")
+    return titles

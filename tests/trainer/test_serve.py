@@ -1,0 +1,230 @@
+"""The server: answers of the evaluation to the bit, wrong requests, and the page in a browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from retrieval.__main__ import main as evaluate
+from tests.support.browser import CHROMIUM, WIDTHS, violations
+from tests.trainer.test_run import SMALL
+from trainer.__main__ import main as train
+from trainer.serve import ServeConfig, main
+from trainer.serving.recommender import Recommender, SessionRequest
+
+VARIANTS = {
+    "hybrid with blend": (
+        ["model=hybrid", "network.past_actions=true", "network.profile=true"],
+        ["blend=[model,sequential_rules,v_sknn]"],
+    ),
+    "refit": (["model=gru4rec", "train.refit=true", "network.transitions=true"], ["blend=none"]),
+    "sasrec, seen items stay": (["model=sasrec"], ["mask_seen=false"]),
+}
+
+
+def evaluated(fifty, folder: Path, name: str) -> tuple[Path, Path]:
+    run, result = folder / "run", folder / "result"
+    of_run, of_result = VARIANTS[name]
+    titles = folder / "titles.csv"
+    titles.write_text("item_id,title\n" + "".join(f'{item},"Film {item}, or not"\n' for item in range(1, 3_000)))
+    assert train([f"data={fifty.path}", f"output={run}", *SMALL, *of_run]) == 0
+    given = [f"bundle={run / 'bundle'}", f"data={fifty.path}", f"output={result}", f"titles={titles}", *of_result]
+    assert evaluate([*given, "cutoffs=[5,10]"]) == 0
+    return run, result
+
+
+@pytest.fixture(scope="module")
+def served(fifty, tmp_path_factory):
+    return evaluated(fifty, tmp_path_factory.mktemp("serve"), "hybrid with blend")
+
+
+def requests_of(dataset, recommender: Recommender) -> list[SessionRequest]:
+    found = []
+    for entry in dataset.session_files:
+        for row in pq.read_table(dataset.file(entry.path)).to_pylist():
+            found.append(
+                SessionRequest(
+                    items=recommender.evaluation.item_id[row["items"]].tolist(),
+                    user_id=row["user_id"],
+                    feedback=row["feedback"],
+                    watching_times=row["watching_times"],
+                    n_clicks=row["n_clicks"],
+                    gender=row["gender"],
+                    age=row["age"],
+                )
+            )
+    return found
+
+
+@pytest.mark.parametrize("name", list(VARIANTS))
+@pytest.mark.parametrize("at_once", [1, 9])
+def test_answers_are_those_of_the_evaluation_to_the_bit(fifty, served, tmp_path, name, at_once):
+    run, result = served if name == "hybrid with blend" else evaluated(fifty, tmp_path, name)
+    recommender = Recommender.open(ServeConfig(run=str(run), result=str(result)))
+    batch = {row["user_id"]: row for row in pq.read_table(result / "topk.parquet").to_pylist()}
+    asked = requests_of(fifty, recommender)
+    assert len(asked) == len(batch) > 20
+    for begin in range(0, len(asked), at_once):
+        some = asked[begin : begin + at_once]
+        found = recommender.recommend(some, recommender.most)
+        for row, request in enumerate(some):
+            wanted, listed = batch[request.user_id], found.items[row] > 0
+            assert found.items[row][listed].tolist() == wanted["items"]
+            assert np.array_equal(found.scores[row][listed], np.array(wanted["scores"], np.float32))
+
+
+def test_probabilities_are_those_of_the_bundle(fifty, served):
+    """What was shown after the last click is scored by the bundle, as if it were recommended."""
+    recommender = Recommender.open(ServeConfig(run=str(served[0]), result=str(served[1])))
+    rows = pq.read_table(served[0] / "bundle" / "feedback-test").to_pylist()
+    like: dict[tuple[int, int], list[float]] = {}
+    for row in rows:
+        if row["task"] == "like":
+            like.setdefault((row["user_id"], row["item"]), []).append(row["score"])
+    checked = 0
+    for request in requests_of(fifty, recommender):
+        # Rows shown before the test click are scored from the state before it, later rows from the state after it.
+        found: dict[int, list[float]] = {}
+        for clicks in (len(request.items) - 1, len(request.items)):
+            known = {name: getattr(request, name)[:clicks] for name in ("items", "feedback", "watching_times")}
+            asked = SessionRequest(**known, gender=request.gender, age=request.age)
+            told = recommender.recommend([asked], recommender.most)
+            for item, score in zip(told.items[0].tolist(), told.probabilities["like"][0].tolist(), strict=True):
+                found.setdefault(item, []).append(score)
+        for item, scores in found.items():
+            if len(scores) == 2 and (request.user_id, item) in like:
+                assert all(min(abs(s - p) for s in scores) < 1e-6 for p in like[request.user_id, item])
+                checked += 1
+    assert checked > 5
+
+
+def test_unknown_items_and_sessions_without_any(fifty, served):
+    recommender = Recommender.open(ServeConfig(run=str(served[0]), result=str(served[1])))
+    known = requests_of(fifty, recommender)[0].items[:4]
+    found = recommender.recommend([SessionRequest([*known, 10**9]), SessionRequest(known), SessionRequest([10**9])], 5)
+    assert found.unknown == [[10**9], [], [10**9]]
+    assert np.array_equal(found.items[0], found.items[1])
+    assert found.popular.tolist() == [False, False, True]
+    clicks = fifty.items(["train_clicks"])["train_clicks"].to_numpy()
+    assert clicks[found.items[2] - 1].tolist() == sorted(clicks.tolist(), reverse=True)[:5]
+    assert np.isnan(found.probabilities["like"][2]).all()
+
+
+def test_what_cannot_be_served_is_refused(fifty, served, tmp_path, capfd):
+    run, result = served
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    (other / "bundle" / "manifest.json").write_text((other / "bundle" / "manifest.json").read_text() + "\n")
+    ranker = tmp_path / "ranker"
+    assert train([f"data={fifty.path}", f"output={ranker}", *SMALL, "model=rank_mmoe", "train.epochs=1"]) == 0
+    capfd.readouterr()
+    for given in (
+        [f"run={tmp_path / 'none'}", f"result={result}"],
+        [f"run={run}", f"result={tmp_path / 'none'}"],
+        [f"run={other}", f"result={result}"],
+        [f"run={ranker}", f"result={result}"],
+        [f"run={run}", f"result={result}", f"titles={tmp_path / 'none.csv'}"],
+        [f"run={run}", f"result={result}", "port=70000"],
+    ):
+        assert main(given) == 2, given
+        assert capfd.readouterr().err.startswith("error: expected ")
+
+
+@pytest.fixture
+def address(served):
+    """The address of a server in a process of its own, ended by SIGTERM with status 0."""
+    command = [sys.executable, "-m", "trainer.serve", f"run={served[0]}", f"result={served[1]}", "port=0"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    ) as server:
+        yield re.search(r"http://127\.0\.0\.1:\d+", server.stdout.readline())[0]
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(timeout=30) == 0
+
+
+def post(address: str, body: bytes, kind: str = "application/json") -> tuple[int, dict]:
+    request = urllib.request.Request(f"{address}/recommend", body, {"Content-Type": kind})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            return reply.status, json.load(reply)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_requests_right_and_wrong(fifty, served, address):
+    batch = pq.read_table(served[1] / "topk.parquet").to_pylist()[0]
+    recommender = Recommender.open(ServeConfig(run=str(served[0]), result=str(served[1])))
+    session = next(vars(r) for r in requests_of(fifty, recommender) if r.user_id == batch["user_id"])
+    status, told = post(address, json.dumps({"sessions": [session, session["items"][:3]], "k": 10}).encode())
+    answer = told["recommendations"][0]
+    assert (status, answer["item_ids"], answer["ranked_by"]) == (200, batch["item_ids"], "blend")
+    assert answer["titles"][0] == f"Film {answer['item_ids'][0]}, or not"
+    assert all(0 < p < 1 for p in answer["probabilities"]["like"])
+    assert set(answer["source_ranks"]) == {"model", "sequential_rules", "v_sknn"}
+    for body, expected in (
+        (b"x", "JSON"),
+        (b"[]", "an object with sessions"),
+        (b'{"sessions": [[1]], "depth": 1}', "an object with sessions"),
+        (b'{"sessions": []}', "1 to 1000 sessions"),
+        (b'{"sessions": [[1]], "k": 11}', "k from 1 to 10"),
+        (b'{"sessions": [[1]], "k": "5"}', "k as an integer"),
+        (b'{"sessions": [[1.5]]}', "items as a list of integers"),
+        (b'{"sessions": [[true]]}', "items as a list of integers"),
+        (b'{"sessions": [{"items": [1], "user": 3}]}', "keys of items"),
+        (b'{"sessions": [{"items": [1], "feedback": [1, 2]}]}', "feedback for each of 1 items"),
+        (b'{"sessions": [{"items": [99999999999999999999]}]}', "items as a list of integers"),
+    ):
+        status, told = post(address, body)
+        assert status == 400, body
+        assert told["error"].startswith(f"expected {expected}"), told
+    assert post(address, b"{}", "text/plain")[0] == 400
+    elsewhere = urllib.request.Request(f"{address}/about", headers={"Host": "example.org"})
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(elsewhere, timeout=30)
+    with urllib.request.urlopen(f"{address}/about", timeout=30) as reply:
+        about = json.load(reply)
+    assert about["requests"] == 1
+    assert about["milliseconds"]["p50"] > 0
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", WIDTHS)
+def test_five_clicks_in_a_browser_show_ten_recommendations(address, width):
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium (apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    messages = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.on("console", lambda m: messages.append(m.text))
+        page.on("pageerror", lambda e: messages.append(str(e)))
+        page.goto(address)
+        page.fill("#search", "film")
+        for number in range(5):
+            page.locator("#found button").nth(number).click()
+        page.wait_for_function("document.querySelector('#status').textContent.startsWith('Ranked by blend')")
+        assert page.locator("#session button").count() == 5
+        assert page.locator("#next tr").count() == 10
+        clicked = set(page.locator("#session button").all_inner_texts())
+        assert not clicked & set(page.locator("#next td:nth-child(2)").all_inner_texts())
+        assert "P(like)" in page.inner_text("#head")
+        page.locator("#session button").first.click()
+        assert page.locator("#session button").count() == 4
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert violations(page) == []
+        browser.close()
+    assert messages == []

@@ -1,0 +1,181 @@
+"""The HTTP server: a page to try, `POST /recommend` and what the page asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections import deque
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from aiohttp import web
+
+from etl.runtime.errors import InputError
+from trainer.serve import ServeConfig
+from trainer.serving.recommender import HINT, Recommendations, Recommender, SessionRequest
+
+HOST = "127.0.0.1"
+"""Loopback: nothing here asks who is there."""
+NAMES = ("127.0.0.1", "localhost")
+"""By which a browser on this machine may call the server; another name is another site's page."""
+MOST_BYTES = 16 << 20
+LATEST = 10_000
+"""Requests whose milliseconds the quantiles are of."""
+FOUND_ITEMS = 30
+DEFAULT_K = 10
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Server:
+    """Handlers over one recommender; requests are computed one after another, in a thread beside the event loop."""
+
+    def __init__(self, recommender: Recommender) -> None:
+        self.recommender = recommender
+        self.milliseconds: deque[float] = deque(maxlen=LATEST)
+        self.requests = 0
+        self.worker = ThreadPoolExecutor(1)
+        self.page = files("trainer.serving").joinpath("page.html").read_text()
+
+    def app(self) -> web.Application:
+        """The application with its routes."""
+        app = web.Application(client_max_size=MOST_BYTES, middlewares=[plain_errors, only_this_machine])
+        app.router.add_get("/", self.index)
+        app.router.add_get("/about", self.about)
+        app.router.add_get("/items", self.items)
+        app.router.add_post("/recommend", self.recommend)
+        return app
+
+    async def index(self, request: web.Request) -> web.Response:
+        """The page."""
+        del request
+        return web.Response(text=self.page, content_type="text/html")
+
+    async def about(self, request: web.Request) -> web.Response:
+        """Model, sizes, and milliseconds of the latest requests."""
+        del request
+        recommender, latest = self.recommender, list(self.milliseconds)
+        p50, p99 = np.quantile(latest, (0.5, 0.99)).round(3).tolist() if latest else (None, None)
+        told = {
+            "model": recommender.name,
+            "items": len(recommender.evaluation.index.catalogue.item),
+            "tasks": recommender.tasks,
+            "sources": recommender.blend.learned.names if recommender.blend else ["model"],
+            "largest_k": recommender.most,
+            "index": recommender.evaluation.index.kind,
+            "requests": self.requests,
+            "milliseconds": {"p50": p50, "p99": p99},
+        }
+        return web.json_response(told)
+
+    async def items(self, request: web.Request) -> web.Response:
+        """`?q=TEXT`: the most clicked items whose title or id has the text."""
+        found = await self._compute(self.recommender.find, request.query.get("q", ""), FOUND_ITEMS)
+        return web.json_response([{"item_id": i, "title": self.recommender.title(i)} for i in found])
+
+    async def recommend(self, request: web.Request) -> web.Response:
+        """`{"sessions": [{"items": [RAW_ID, …]}, …], "k": 10}` → the next items of each session."""
+        if request.content_type != "application/json":
+            raise InputError("content type application/json", request.content_type, HINT)
+        try:
+            body = json.loads(await request.text())
+        except (ValueError, UnicodeDecodeError, RecursionError):
+            raise InputError("JSON", "something else", HINT) from None
+        if not isinstance(body, dict) or set(body) - {"sessions", "k"} or not isinstance(body.get("sessions"), list):
+            raise InputError("an object with sessions and perhaps k", "another one", HINT)
+        k = body.get("k", min(DEFAULT_K, self.recommender.most))
+        if type(k) is not int:
+            raise InputError("k as an integer", k, HINT)
+        sessions = [SessionRequest.parse(session) for session in body["sessions"]]
+        begin = perf_counter()
+        found = await self._compute(self.recommender.recommend, sessions, k)
+        milliseconds = 1e3 * (perf_counter() - begin)
+        self.milliseconds.append(milliseconds)
+        self.requests += 1
+        answers = answers_of(found, self.recommender)
+        return web.json_response({"recommendations": answers, "milliseconds": round(milliseconds, 3)})
+
+    async def _compute(self, function: Callable[..., Any], *given: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self.worker, lambda: function(*given))
+
+
+def answers_of(found: Recommendations, recommender: Recommender) -> list[dict[str, Any]]:
+    """Recommendations as JSON, a dictionary a session."""
+    answers = []
+    for row, (items, scores) in enumerate(zip(found.items, found.scores, strict=True)):
+        listed = np.flatnonzero(items)
+        raw = recommender.evaluation.item_id[items[listed]].tolist()
+        popular = bool(found.popular[row])
+        answer: dict[str, Any] = {
+            "item_ids": raw,
+            "items": items[listed].tolist(),
+            "titles": [recommender.title(item) for item in raw],
+            "scores": scores[listed].astype(float).tolist(),
+            "ranked_by": "popularity" if popular else "blend" if recommender.blend else "model",
+            "unknown_item_ids": found.unknown[row],
+        }
+        if not popular:
+            answer["probabilities"] = {t: p[row, listed].astype(float).tolist() for t, p in found.probabilities.items()}
+            answer["source_ranks"] = {
+                name: [None if np.isnan(rank) else int(rank) for rank in ranks[row, listed]]
+                for name, ranks in found.source_ranks.items()
+            }
+        answers.append(answer)
+    return answers
+
+
+@web.middleware
+async def plain_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Wrong requests as status 400 with one line of JSON."""
+    try:
+        return await handler(request)
+    except InputError as error:
+        return web.json_response({"error": str(error)}, status=400)
+
+
+@web.middleware
+async def only_this_machine(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse what another site's page sends under its own name to this address."""
+    if request.url.host not in NAMES:
+        return web.json_response({"error": f"expected host {NAMES[0]}, got {request.url.host}"}, status=403)
+    return await handler(request)
+
+
+def serve(config: ServeConfig) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Raises:
+        InputError: run or result cannot be opened, or the port is taken.
+    """
+    server = Server(Recommender.open(config))
+    asyncio.run(_serve(server, config.port))
+    latest = list(server.milliseconds)
+    if latest:
+        p50, p99 = np.quantile(latest, (0.5, 0.99))
+        print(f"{server.requests:,} requests, p50 {p50:.1f} ms, p99 {p99:.1f} ms", file=sys.stderr, flush=True)
+
+
+async def _serve(server: Server, port: int) -> None:
+    import signal
+
+    runner = web.AppRunner(server.app(), access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, HOST, port)
+    try:
+        await site.start()
+    except OSError as error:
+        await runner.cleanup()
+        raise InputError(f"a free port, port={port}", error.strerror or error, "name another one, or port=0") from None
+    bound = runner.addresses[0][1]
+    print(f"serving {server.recommender.name} at http://{HOST}:{bound} (Ctrl-C ends it)", flush=True)
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, ended.set)
+    await ended.wait()
+    await runner.cleanup()

@@ -1,0 +1,331 @@
+"""Sessions in, recommendations out: encoder, index and blend of a finished evaluation, opened once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from etl.dataset import Dataset
+from etl.runtime.dataset_folder import MANIFEST
+from etl.runtime.errors import InputError
+from etl.runtime.files import sha256_of
+from etl.runtime.object_store import absolute, fetched, place
+from retrieval.blend.ranker import BlendRanker
+from retrieval.bundle import Queries
+from retrieval.config import RetrievalConfig
+from retrieval.evaluate import reopen
+from retrieval.query_files import Evaluation
+from retrieval.rankers.index_ranker import search_unseen
+from retrieval.rankers.lists import places_of_listed
+from retrieval.rankers.popularity import Popularity
+from retrieval.result_folder import METRICS
+from retrieval.titles import Titles, read_titles
+from trainer.data.batch import FeedbackRows
+from trainer.data.order import Int
+from trainer.data.ragged import Ragged
+from trainer.data.reader import Sessions
+from trainer.distributed.world import World
+from trainer.inference.scorer import SessionScorer
+from trainer.run.finished_run import load_exported, open_run
+from trainer.serve import ServeConfig
+from trainer.task.registry import family_of
+from trainer.task.sessions import SessionFamily
+
+MOST_SESSIONS = 1_000
+"""Sessions of one request."""
+ANONYMOUS = -1
+"""User id of a session without one: no user of a log has it."""
+ENCODED_AT_LEAST = 8
+"""Sessions that are encoded together; fewer are repeated.
+
+Matrix products of one row round otherwise than those of many, and an answer should be that of the evaluation.
+"""
+HINT = 'send {"sessions": [{"items": [RAW_ID, …]}]}'
+
+
+@dataclass(frozen=True)
+class SessionRequest:
+    """What is known of a session.
+
+    Attributes:
+        items: raw item ids, oldest first; unknown ones are left out and reported.
+        user_id: leaves the user's own train session out of the neighbours; `ANONYMOUS` for nobody.
+        feedback: bits of what was done with each click, as in the dataset; read with `network.past_actions`.
+        watching_times: how often each click was entered; read with `network.past_actions`.
+        n_clicks: clicks before truncation.
+        gender, age: codes of the log, -1 = unknown.
+    """
+
+    items: list[int]
+    user_id: int = ANONYMOUS
+    feedback: list[int] = field(default_factory=list)
+    watching_times: list[int] = field(default_factory=list)
+    n_clicks: int | None = None
+    gender: int = -1
+    age: int = -1
+
+    @classmethod
+    def parse(cls, value: Any) -> SessionRequest:
+        """A session of a request: a list of raw item ids, or an object with the attributes above.
+
+        Raises:
+            InputError: another key or type, or lists of different lengths.
+        """
+        given = {"items": value} if isinstance(value, list) else value
+        if not isinstance(given, dict) or "items" not in given:
+            raise InputError("a session with items", _short(value), HINT)
+        unknown = set(given) - set(cls.__dataclass_fields__)
+        if unknown:
+            raise InputError(f"keys of {', '.join(cls.__dataclass_fields__)}", sorted(unknown)[0], HINT)
+        for name, entry in given.items():
+            is_list = name in ("items", "feedback", "watching_times")
+            values = entry if is_list and isinstance(entry, list) else [entry]
+            right = all(type(v) is int and -(2**63) <= v < 2**63 for v in values)
+            if not right or is_list != isinstance(entry, list):
+                raise InputError(f"{name} as {'a list of integers' if is_list else 'an integer'}", _short(entry), HINT)
+        made = cls(**given)
+        for name in ("feedback", "watching_times"):
+            if len(getattr(made, name)) not in (0, len(made.items)):
+                raise InputError(f"{name} for each of {len(made.items)} items", len(getattr(made, name)), HINT)
+        return made
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+@dataclass
+class Recommendations:
+    """The best unseen candidates of Q sessions, K each.
+
+    Attributes:
+        items: dense ids int64 `[Q, K]`, 0 where there are fewer.
+        scores: float32 `[Q, K]`, of the blend, else of the model.
+        probabilities: by feedback task, float32 `[Q, K]`.
+        source_ranks: by source of the blend, float32 `[Q, K]`, rank in its list; NaN where it does not list the item.
+        unknown: raw ids of each session that the model does not know.
+        popular: sessions without a known item, which get the most popular ones.
+    """
+
+    items: Int
+    scores: npt.NDArray[np.float32]
+    probabilities: dict[str, npt.NDArray[np.float32]]
+    source_ranks: dict[str, npt.NDArray[np.float32]]
+    unknown: list[list[int]]
+    popular: npt.NDArray[np.bool_]
+
+
+@dataclass
+class Recommender:
+    """Everything that a request needs, in memory.
+
+    Attributes:
+        dataset: that the run was trained on.
+        scorer: the encoder and the heads.
+        evaluation: index and options of the result.
+        blend: None where the result has none.
+        titles: by raw item id; empty where there are none.
+        name: of the model.
+    """
+
+    dataset: Dataset
+    scorer: SessionScorer
+    evaluation: Evaluation
+    blend: BlendRanker | None
+    titles: Titles
+    name: str
+
+    @classmethod
+    def open(cls, config: ServeConfig) -> Recommender:
+        """Load run and result.
+
+        Raises:
+            InputError: no finished run of a session model, or a result of another bundle.
+        """
+        run_config, dataset = open_run(config.run, config.data)
+        if run_config.ranks:
+            raise InputError("the run of a session model", run_config.model, "ranking models retrieve no items")
+        result = fetched(config.result, whole=METRICS)
+        if not (result / METRICS).is_file():
+            raise InputError(f"a result with {METRICS}", config.result, "run python -m retrieval first")
+        told = json.loads((result / METRICS).read_text())
+        run = place(config.run)
+        if told.get("bundle") != sha256_of(run / "bundle" / MANIFEST):
+            raise InputError("a result of the run's bundle", config.result, f"evaluate bundle={config.run}/bundle")
+        options = RetrievalConfig(
+            **told["options"],
+            bundle=f"{config.run}/bundle",
+            data=config.data or run_config.data,
+            output="",
+            mask_seen=told["mask_seen"],
+            baselines=[],
+            threads=config.threads,
+        )
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        evaluation = reopen(options)
+        family = family_of(run_config, dataset, World.alone())
+        assert isinstance(family, SessionFamily)
+        train_step = family.train_step(total_steps=1)
+        load_exported(run, run_config, family, train_step)
+        titles = config.titles or options.titles
+        return cls(
+            dataset,
+            family.scorer(train_step),
+            evaluation,
+            evaluation.blend(result),
+            read_titles(absolute(titles)) if titles else {},
+            family.name,
+        )
+
+    @property
+    def most(self) -> int:
+        """The longest list that can be asked for: the largest cutoff of the evaluation."""
+        return self.evaluation.config.deepest
+
+    @property
+    def tasks(self) -> list[str]:
+        """Feedback tasks of the model."""
+        return list(self.scorer.model.feedback_tasks)
+
+    @cached_property
+    def popularity(self) -> Popularity:
+        """Of the candidates."""
+        item = self.evaluation.index.catalogue.item
+        clicks = self.dataset.items(["train_clicks"])["train_clicks"].to_numpy()
+        return Popularity(item, clicks[item - 1], self.dataset.manifest.n_items)
+
+    @cached_property
+    def _raw_order(self) -> Int:
+        return np.argsort(self.evaluation.item_id[1:], kind="stable") + 1
+
+    def dense_ids(self, raw_N: Int) -> Int:
+        """Dense ids of raw ones, 0 where unknown."""
+        order, raw = self._raw_order, self.evaluation.item_id
+        at = np.minimum(np.searchsorted(raw[order], raw_N), len(order) - 1)
+        return np.where(raw[order[at]] == raw_N, order[at], 0)
+
+    def title(self, raw_id: int) -> str:
+        """What people call an item."""
+        return self.titles.get(raw_id, f"item {raw_id}")
+
+    def find(self, text: str, k: int) -> list[int]:
+        """Raw ids of the `k` most clicked candidates whose title or id has the text."""
+        wanted, found = text.casefold(), list[int]()
+        for item in self.popularity.best_first.tolist():
+            raw_id = int(self.evaluation.item_id[item])
+            if wanted in self.title(raw_id).casefold() or wanted == str(raw_id):
+                found.append(raw_id)
+                if len(found) == k:
+                    break
+        return found
+
+    def recommend(self, requests: list[SessionRequest], k: int) -> Recommendations:
+        """The `k` best unseen candidates of each session.
+
+        Raises:
+            InputError: `k` or the number of sessions is out of its range.
+        """
+        if not 1 <= k <= self.most:
+            raise InputError(
+                f"k from 1 to {self.most}, the evaluation's largest cutoff", k, "evaluate with more cutoffs"
+            )
+        if not 1 <= len(requests) <= MOST_SESSIONS:
+            raise InputError(f"1 to {MOST_SESSIONS} sessions", len(requests), "send several requests")
+        sessions, unknown = self._sessions(requests)
+        n, known = len(sessions), np.flatnonzero(sessions.items.lengths > 0)
+        items, scores = np.zeros((n, k), np.int64), np.full((n, k), -np.inf, np.float32)
+        probabilities = {task: np.full((n, k), np.nan, np.float32) for task in self.tasks}
+        ranks = {name: np.full((n, k), np.nan, np.float32) for name in (self.blend.learned.names if self.blend else ())}
+        if len(known):
+            some = sessions.take(known)
+            state = self._states(some)
+            queries = self._queries(some, state)
+            items[known], scores[known], found = self._ranked(queries, k)
+            for task, values in self._probabilities(state, items[known]).items():
+                probabilities[task][known] = values
+            for name, values in found.items():
+                ranks[name][known] = values
+        popular = sessions.items.lengths == 0
+        best = self.popularity.best_first[:k]
+        items[popular, : len(best)], scores[popular, : len(best)] = best, self.popularity.clicks_of(best)
+        return Recommendations(items, scores, probabilities, ranks, unknown, popular)
+
+    def _sessions(self, requests: list[SessionRequest]) -> tuple[Sessions, list[list[int]]]:
+        """The last clicks on known items, as many as the dataset keeps, and the raw ids of unknown ones."""
+        longest = self.dataset.manifest.max_clicks
+        columns: dict[str, list[Int]] = {"items": [], "feedback": [], "watching_times": []}
+        unknown = []
+        for request in requests:
+            raw = np.array(request.items, np.int64)
+            dense = self.dense_ids(raw)
+            unknown.append(raw[dense == 0].tolist())
+            kept = np.flatnonzero(dense)[-longest:]
+            columns["items"].append(dense[kept])
+            for name in ("feedback", "watching_times"):
+                values = np.array(getattr(request, name) or [0] * len(raw), np.int64)
+                columns[name].append(values[kept])
+        offset = np.concatenate([[0], np.cumsum([len(row) for row in columns["items"]])]).astype(np.int64)
+        lists = {name: Ragged(offset, np.concatenate(rows).astype(np.int64)) for name, rows in columns.items()}
+        none = Ragged(np.zeros(len(requests) + 1, np.int64), np.zeros(0, np.int64))
+        n_clicks = [len(r.items) if r.n_clicks is None else r.n_clicks for r in requests]
+        sessions = Sessions(
+            user_id=np.array([r.user_id for r in requests], np.int64),
+            n_clicks=np.clip(n_clicks, 0, np.iinfo(np.int32).max).astype(np.int32),
+            profile=np.array([[r.gender, r.age] for r in requests], np.int64).clip(-1, 127),
+            exposure_items=none,
+            exposure_position=none,
+            exposure_feedback=none,
+            **lists,
+        )
+        return sessions, unknown
+
+    def _states(self, sessions: Sessions) -> torch.Tensor:
+        """States `[Q, S]` after all clicks."""
+        row = np.arange(max(len(sessions), ENCODED_AT_LEAST)) % len(sessions)
+        several = sessions.take(row)
+        return self.scorer.states(several, several.items.lengths[:, None])[: len(sessions), 0]
+
+    def _queries(self, sessions: Sessions, state_QS: torch.Tensor) -> Queries:
+        row = np.arange(max(len(sessions), ENCODED_AT_LEAST)) % len(sessions)
+        vector = self.scorer.queries(state_QS[torch.from_numpy(row)])[: len(sessions)].cpu().numpy()
+        return Queries(
+            sessions.user_id,
+            np.zeros(len(sessions), np.int32),
+            sessions.items.offset,
+            sessions.items.values.astype(np.int32),
+            sessions.n_clicks,
+            vector,
+            self.scorer.transition_weights(sessions.user_id, "next"),
+        )
+
+    def _ranked(self, queries: Queries, k: int) -> tuple[Int, npt.NDArray[np.float32], dict[str, Any]]:
+        """Items and scores `[Q, k]`, and ranks by source, as the evaluation makes `topk.parquet`."""
+        ranks: dict[str, npt.NDArray[np.float32]] = {}
+        score: npt.NDArray[np.floating]
+        if self.blend is None:
+            score, listed = search_unseen(self.evaluation.index, queries, self.most)
+        else:
+            score, listed, ranks = self.blend.recommend_with_ranks(queries)
+        order = places_of_listed(listed, self.most)[:, :k]
+        items, scores = np.take_along_axis(listed, order, 1), np.take_along_axis(score, order, 1)
+        out = np.zeros((len(queries), k), np.int64), np.full((len(queries), k), -np.inf, np.float32)
+        out[0][:, : items.shape[1]], out[1][:, : items.shape[1]] = items, scores
+        return *out, {name: rank[:, :k] for name, rank in ranks.items()}
+
+    def _probabilities(self, state_QS: torch.Tensor, item_QK: Int) -> dict[str, npt.NDArray[np.float32]]:
+        """Of each feedback task for the listed items, as if they were shown next."""
+        if not self.tasks:
+            return {}
+        n, k = item_QK.shape
+        session = np.repeat(np.arange(n), k)
+        place = np.zeros(n * k, np.int64)
+        rows = FeedbackRows(session, place, item_QK.ravel(), place.astype(np.int16), place)
+        return {task: p.reshape(n, k) for task, p in self.scorer.feedback(state_QS, rows).items()}
