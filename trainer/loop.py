@@ -31,7 +31,7 @@ from trainer.run.metrics_log import Meter, RunLog
 from trainer.run.object_store import pull_by_all, send_checkpoint
 from trainer.run.profiling import Profiler
 from trainer.run.signals import Stopped, StopWatch
-from trainer.summary import write_diagnostics, write_summary
+from trainer.summary import parameter_counts, write_diagnostics, write_summary
 from trainer.task.base import TRAIN_HOLDOUT, Family
 from trainer.task.registry import family_of
 from trainer.training.step import TrainStep
@@ -74,6 +74,30 @@ def train(config: TrainerConfig, world: World, on_epoch: Callable[[dict[str, Any
             _train(config, dataset, run, world, on_epoch)
     else:
         _train(config, dataset, run, world, on_epoch)
+
+
+def select(
+    config: TrainerConfig, world: World, on_epoch: Callable[[dict[str, Any]], None] = lambda _: None
+) -> dict[str, Any]:
+    """Train and select by valid alone, without a bundle or a refit: a trial of a search.
+
+    Returns:
+        Seconds of training, parameters, the best epoch and its valid metrics.
+    """
+    set_threads(world)
+    keep_freed_memory()
+    run, dataset = place(config.output), open_dataset(config.data, verify=False)
+    family = family_of(config, dataset, world)
+    selection = Phase("train", TRAIN_HOLDOUT, config.train.epochs, validates=True)
+    train_step, progress = fit(config, family, run, world, selection, on_epoch)
+    sample = family.sample()
+    family.fit_term(train_step, sample, run)
+    return {
+        "seconds": progress.seconds,
+        "parameters": parameter_counts(train_step)["total"],
+        "best_epoch": progress.best_epoch,
+        "valid": family.validate(train_step, sample).metrics,
+    }
 
 
 def _train(

@@ -42,8 +42,6 @@ def write_summary(
     run: Path, config: TrainerConfig, dataset: Dataset, train_step: TrainStep, progress: Progress, found: Validation
 ) -> None:
     """`summary.json`, written last: a run folder with it is finished."""
-    tables = {name: table.parameters() for name, table in train_step.tables.items()}
-    networks = sum(p.numel() for p in train_step.model.parameters())
     flops = forward_flops(config, dataset, train_step)
     write_json(
         run / SUMMARY,
@@ -60,7 +58,7 @@ def write_summary(
             "mask_seen": found.mask_seen,
             "examples_per_second": progress.examples / progress.seconds if progress.seconds else None,
             "seconds": progress.seconds,
-            "parameters": {**tables, "networks": networks, "total": sum(tables.values()) + networks},
+            "parameters": parameter_counts(train_step),
             # A backward pass costs twice its forward pass.
             "flops_per_example": 3 * sum(flops.values()),
             "flops_forward_by_part": flops,
@@ -71,6 +69,13 @@ def write_summary(
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         },
     )
+
+
+def parameter_counts(train_step: TrainStep) -> dict[str, int]:
+    """Parameters of each table, of the networks, and in total."""
+    counts = {name: table.parameters() for name, table in train_step.tables.items()}
+    counts["networks"] = sum(p.numel() for p in train_step.model.parameters())
+    return counts | {"total": sum(counts.values())}
 
 
 def forward_flops(config: TrainerConfig, dataset: Dataset, train_step: TrainStep) -> dict[str, int]:

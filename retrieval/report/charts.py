@@ -136,6 +136,24 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], x:
         return _svg(figure)
 
 
+def points(pairs: Sequence[tuple[Any, float]], x: str, y: str) -> str:
+    """A dot for each pair; texts in order, positive numbers that span more than a factor of 8 on a logarithmic axis."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _axes(x, y)
+        values = [value for value, _ in pairs]
+        numeric = all(type(value) in (int, float) for value in values)
+        places = values if numeric else [sorted(set(map(str, values))).index(str(value)) for value in values]
+        axes.plot(places, [found for _, found in pairs], "o", color=COLORS[0], alpha=0.6, markersize=5)
+        if not numeric:
+            names = sorted(set(map(str, values)))
+            axes.set_xticks(range(len(names)), names)
+        elif min(values) > 0 and max(values) > 8 * min(values):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+            axes.xaxis.set_minor_formatter(FuncFormatter(lambda v, _: ""))
+        return _svg(figure)
+
+
 def heat_map(rows: Sequence[str], values: npt.NDArray[np.float64], x: str) -> str:
     """A matrix of shares with the numbers written in it."""
     with mpl.rc_context(STYLE):

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from etl.runtime.progress import duration
 from retrieval.metrics.significance import Difference, compare, gains, interval
 from retrieval.rankers.registry import MODEL
 
@@ -117,18 +118,6 @@ def _cost(result: dict[str, Any], summary: dict[str, Any]) -> str:
     if spent:
         parts.append(f"{sum(spent.values()):.2f} ms a query for the blend")
     return "; ".join(parts) + "." if parts else ""
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them.
-
-    >>> duration(47.2), duration(130), duration(7300)
-    ('47 s', '2 min 10 s', '2 h 2 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _blend_notes(result: dict[str, Any], k: int) -> list[str]:

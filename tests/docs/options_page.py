@@ -23,6 +23,7 @@ PROGRAMS = {
     "trainer.plan": "trainer.plan",
     "trainer.apply": "trainer.apply",
     "trainer.serve": "trainer.serve",
+    "trainer.tune": "trainer.tune",
     "retrieval": "retrieval.__main__",
     "retrieval.compare": "retrieval.compare",
     "cluster": "cluster.__main__",

@@ -74,10 +74,7 @@ def test_the_blend_is_judged_where_there_is_one_and_gates_and_popularity_are_tol
     gates = {"mean_weight": {"next": [0.5, 0.5], "like": [0.9, 0.1]}, "entropy_nats": {"next": 0.69, "like": 0.325}}
     found = verdict(result, tmp_path / "ranks.parquet", summary, {"gates": gates})
     assert "50.0% of the next clicks are among the 10 items recommended by the blend" in found.answer
-    assert (
-        found.cost
-        == "12,345 parameters; trained in 2 min 10 s at 1,000 events/s; seed 7; 0.50 ms a query for the blend."
-    )
+    assert found.cost == "12,345 parameters; trained in 2 min at 1,000 events/s; seed 7; 0.50 ms a query for the blend."
     assert found.notes[0].startswith("The blend takes model alone")
     assert "tenths of popularity 1 (1 = most clicked)" in found.notes[1]
     assert found.notes[2] == "The gates of next are nearly even."

@@ -1,0 +1,170 @@
+"""The search: spaces, settings, refused options; and a search that is killed, continued and enlarged."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from unittest import mock
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from etl.runtime.errors import InputError
+from tests.trainer.test_run import SMALL
+from trainer.__main__ import main as train
+from trainer.config import MODELS, load
+from trainer.tune import main
+from trainer.tuning.space import Choice, Uniform, command_line, default_space, first_settings, read_space, settings
+from trainer.tuning.trial import Trial
+
+SHARED = " ".join(option for option in SMALL if not option.startswith(("ray.", "train.epochs")))
+
+
+def test_settings_follow_from_seed_and_number_and_more_trials_keep_the_first():
+    space = {"a": Uniform(0.01, 100.0, log=True), "b": Choice([True, False, "x"]), "c": Uniform(-1.0, 1.0)}
+    few, many = (settings("gru4rec", space, n, seed=3, known=False) for n in (5, 400))
+    assert many[:5] == few
+    assert few[0] == {}
+    assert settings("gru4rec", space, 5, seed=4, known=False) != few
+    logs = [math.log10(s["a"]) for s in many[1:]]
+    assert -2 <= min(logs) < -1.8
+    assert 1.8 < max(logs) <= 2
+    assert abs(sum(logs) / len(logs)) < 0.2  # uniform in the logarithm: mean 0, standard error 0.06
+    assert {s["b"] for s in many[1:]} == {True, False, "x"}
+    assert abs(sum(s["c"] for s in many[1:]) / 399) < 0.1
+    assert command_line({"b": True, "loss": "gbce", "c": 0.5}) == ["b=true", "loss=gbce", "c=0.5"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_all_settings_of_the_default_spaces_are_options_of_the_trainer(model):
+    found = settings(model, default_space(model), 40, seed=0, known=True)
+    assert found[: len(first_settings(model))] == first_settings(model)
+    for setting in found:
+        load(["data=d", "output=o", f"model={model}", *command_line(setting)])
+
+
+def test_a_space_is_read_from_a_file(tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text(
+        "loss: {choice: [bpr_max, gbce]}\ntrain.learning_rate: {log_uniform: [0.01, 1]}\nx: {uniform: [0, 2]}"
+    )
+    assert read_space(str(path)) == {
+        "loss": Choice(["bpr_max", "gbce"]),
+        "train.learning_rate": Uniform(0.01, 1, log=True),
+        "x": Uniform(0, 2),
+    }
+    for text in (
+        "",
+        "[]",
+        "a: 3",
+        "a: {choice: []}",
+        "a: {uniform: [2, 1]}",
+        "a: {log_uniform: [0, 1]}",
+        "a: {grid: [1]}",
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError):
+            read_space(str(path))
+    with pytest.raises(InputError, match="a readable search space"):
+        read_space(str(tmp_path / "none.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["trials=0"], "trials of at least 1, got 0"),
+        (["hours=0"], "hours of above 0"),
+        (["model=bert"], "model one of"),
+        (["options=train.epochs=3"], "options that the search does not set, got train.epochs=3"),
+        (["options=train.learning_rat=3"], "a known option, got train.learning_rat"),
+        (["options=loss=none"], "loss one of"),
+        (["output=s3://bucket/tune"], "a folder for output"),
+        (["data=/nowhere"], "a dataset"),
+    ],
+)
+def test_wrong_options_are_one_line_and_leave_nothing(fifty, tmp_path, capfd, wrong, message):
+    given = [f"data={fifty.path}", f"output={tmp_path / 'tune'}", "model=gru4rec"]
+    assert main([*given, *wrong]) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("error: expected ")
+    assert message in error
+    assert not (tmp_path / "tune").exists()
+
+
+def test_a_trial_reports_what_is_done_and_ends_alone_where_its_setting_is_wrong(fifty, tmp_path):
+    options = [f"data={fifty.path}", f"output={tmp_path / 'trial'}", "model=gru4rec", *SMALL, "train.epochs=2"]
+    trial, told = Trial(0, tmp_path / "trial", {}, options), []
+    trial.run(told.append)
+    assert [metrics["epoch"] for metrics in told] == [1, 2]
+    assert trial.state == "finished"
+    assert trial.ended()["valid"]["ndcg@20"] == max(metrics["ndcg@20"] for metrics in told)
+    assert not (tmp_path / "trial" / "bundle").exists()
+    again = []
+    trial.run(again.append)
+    assert [m["ndcg@20"] for m in again] == [m["ndcg@20"] for m in told]
+    # The run of a finished trial is a run: the trainer makes its bundle without training again.
+    assert train(options) == 0
+    assert (tmp_path / "trial" / "bundle" / "manifest.json").is_file()
+    wild = Trial(1, tmp_path / "wild", {}, [*options, f"output={tmp_path / 'wild'}", "train.learning_rate=1e30"])
+    wild.run(told.append)
+    assert wild.state == "failed"
+    assert not (tmp_path / "wild" / "checkpoints").exists()
+
+
+def search(data: Path, folder: Path, *more: str) -> list[str]:
+    given = [f"data={data}", f"output={folder}", "model=gru4rec", "epochs=3", "grace_epochs=1", f"options={SHARED}"]
+    return [*given, *more]
+
+
+@pytest.mark.cluster
+def test_a_killed_search_continues_and_takes_more_trials(fifty, tmp_path, capfd):
+    folder, space = tmp_path / "tune", tmp_path / "space.yaml"
+    space.write_text("train.learning_rate: {choice: [0.05, 0.2, 1.0e+30]}\nnetwork.layers: {choice: [1, 2]}")
+    given = search(fifty.path, folder, f"space={space}")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "trainer.tune", *given, "trials=8"]
+    killed = subprocess.Popen(command, start_new_session=True, env=environment)
+    deadline = time.monotonic() + 200
+    while not list(folder.glob("trials/*/trial.json")):
+        assert time.monotonic() < deadline
+        assert killed.poll() is None
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    ended = {path: path.read_bytes() for path in folder.glob("trials/*/trial.json")}
+    assert len(ended) < 8
+    assert main([*given, "trials=8"]) == 0
+    text = capfd.readouterr().out
+    assert {path: path.read_bytes() for path in ended} == ended
+    rows = pq.read_table(folder / "trials.parquet").to_pylist()
+    assert sorted(row["trial"] for row in rows) == list(range(8))
+    assert {row["state"] for row in rows} <= {"finished", "stopped", "failed"}
+    assert "failed" in {row["state"] for row in rows}  # a rate of 1e30
+    values = [row["valid/ndcg@20"] for row in rows if row["valid/ndcg@20"] is not None]
+    assert values == sorted(values, reverse=True)
+    assert f"best {values[0]:.4f}" in text
+    best = yaml.safe_load((folder / "best.yaml").read_text())
+    assert {name: best[name] for name in ("train.learning_rate", "network.layers") if name in best} == {
+        name: rows[0][name] for name in ("train.learning_rate", "network.layers") if rows[0][name] is not None
+    }
+    assert not list(folder.glob("trials/*/bundle"))
+    # All have ended: nothing is started, not even Ray; two trials more leave the others as they are.
+    with mock.patch("trainer.ray_tune.run_trials", side_effect=AssertionError):
+        assert main([*given, "trials=8"]) == 0
+    before = {path: path.read_bytes() for path in folder.glob("trials/*/trial.json")}
+    assert main([*given, "trials=10"]) == 0
+    assert len(list(folder.glob("trials/*/trial.json"))) == 10
+    assert {path: path.read_bytes() for path in before} == before
+    assert main([*given, "trials=10", "seed=1"]) == 2
+    assert "seed=0 as the search began with" in capfd.readouterr().err
+    assert "http://" not in (folder / "trials.html").read_text().replace("http://www.w3.org", "").replace(
+        "http://purl.org", ""
+    ).replace("http://creativecommons.org", "")
+    assert json.loads((folder / "search.json").read_text())["model"] == "gru4rec"

@@ -1,0 +1,99 @@
+"""Ray Tune around the trials of a search: placement on a cluster's cores, and early stopping."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+from trainer.ray_train import ray_session
+from trainer.tune import TuneOptions
+from trainer.tuning.trial import STOPPED, Trial
+
+NUMBER, EPOCH = "number", "epoch"
+METRIC = "objective"
+"""Name by which the scheduler knows the valid metric."""
+
+
+class Halving(ASHAScheduler):
+    """Successive halving that leaves word in the trials that it stops."""
+
+    def __init__(self, trials: Sequence[Trial], config: TuneOptions) -> None:
+        super().__init__(
+            time_attr=EPOCH,
+            metric=METRIC,
+            mode="max",
+            max_t=config.epochs + 1,  # the last epoch ends by itself
+            grace_period=min(config.grace_epochs, config.epochs),
+            reduction_factor=config.reduction,
+        )
+        self.trials = list(trials)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Ray Tune's decision on a trial after an epoch."""
+        decision = str(super().on_trial_result(tune_controller, trial, result))
+        mine = self.trials[trial.config[NUMBER]]
+        if decision == self.STOP and not mine.ended():
+            mine.end(STOPPED, epoch=result[EPOCH])
+        return decision
+
+
+class Progress(tune.Callback):
+    """Tells how far the search is; Ray Tune pickles callbacks, and what `tell` writes to cannot be."""
+
+    tell: ClassVar[Callable[[], None]] = staticmethod(lambda: None)
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
+        """After an epoch of a trial."""
+        Progress.tell()
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """At the end of a trial."""
+        Progress.tell()
+
+
+def run_trials(
+    trials: Sequence[Trial], config: TuneOptions, metric: str, hours: float | None, progress: Callable[[], None]
+) -> None:
+    """Run trials in parallel on the cluster that RAY_ADDRESS names, else on this machine's cores.
+
+    Trials that have ended report what they had found, which the scheduler compares the others with.
+
+    Args:
+        trials: all trials of the search.
+        config: of the search.
+        metric: valid metric that is compared, larger is better.
+        hours: time budget; None for none.
+        progress: called after each reported epoch.
+    """
+    # Ray Tune's own tables, log files and advice are not for the users of this program.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="ray.tune")
+
+    def work(setting: dict[str, Any]) -> None:
+        trials[setting[NUMBER]].run(lambda told: tune.report({EPOCH: told["epoch"], METRIC: told.get(metric, 0.0)}))
+
+    Progress.tell = staticmethod(progress)
+    storage = Path(config.output).absolute() / ".ray"  # all machines of a cluster must see it
+    try:
+        with ray_session(config.cores):
+            tune.Tuner(
+                tune.with_resources(work, {"cpu": config.cores}),
+                param_space={NUMBER: tune.grid_search([trial.number for trial in trials])},
+                tune_config=tune.TuneConfig(
+                    scheduler=Halving(trials, config) if config.scheduler == "asha" else FIFOScheduler(),
+                    time_budget_s=None if hours is None else hours * 3600.0,
+                ),
+                run_config=tune.RunConfig(storage_path=str(storage), name="search", verbose=0, callbacks=[Progress()]),
+            ).fit()
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)

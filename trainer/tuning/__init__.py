@@ -1,0 +1,1 @@
+"""Hyperparameter search: spaces, trials, their table and page."""

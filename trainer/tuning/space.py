@@ -1,0 +1,158 @@
+"""Search spaces: which options are varied, how, and the settings that are tried first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from etl.runtime.errors import InputError
+from trainer.config import RANK_HEADS
+
+DIGITS = 4
+"""Significant digits of a sampled number: more only make settings hard to read."""
+Setting = dict[str, Any]
+"""Values by option of `python -m trainer`."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several values, equally likely."""
+
+    values: Sequence[Any]
+
+    def sample(self, random: np.random.Generator) -> Any:
+        """A value."""
+        return self.values[int(random.integers(len(self.values)))]
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """A number between two bounds; with `log` uniform in its logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def sample(self, random: np.random.Generator) -> float:
+        """A value."""
+        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        value = float(random.uniform(low, high))
+        return float(f"{math.exp(value) if self.log else value:.{DIGITS}g}")
+
+
+Dimension = Choice | Uniform
+Space = Mapping[str, Dimension]
+
+SIZES: Space = {
+    "network.embedding_dim": Choice([64, 96, 128, 192]),
+    "network.hidden_size": Choice([64, 96, 128, 192]),
+    "network.embedding_dropout": Uniform(0.0, 0.5),
+    "network.state_dropout": Uniform(0.0, 0.5),
+}
+SESSION: Space = {
+    "loss": Choice(["bpr_max", "sampled_softmax", "gbce"]),
+    "train.learning_rate": Uniform(0.01, 0.2, log=True),
+    "train.batch_tokens": Choice([128, 256, 512]),
+    "train.negatives": Choice([512, 1024, 2048]),
+    "train.negative_popularity_exponent": Uniform(0.0, 1.0),
+    **SIZES,
+}
+ATTENTION: Space = {
+    "network.layers": Choice([1, 2]),
+    "network.attention_heads": Choice([1, 2]),
+    "train.network_learning_rate": Uniform(0.0003, 0.01, log=True),
+}
+HYBRID: Space = {
+    "network.experts": Choice([4, 8, 12]),
+    "network.gate_preference": Choice([0.0, 1.0, 2.0]),
+    "network.tower": Choice([32, 64, 128]),
+}
+RANKING: Space = {
+    "train.learning_rate": Uniform(0.003, 0.1, log=True),
+    "train.batch_tokens": Choice([256, 512, 1024]),
+    "train.weight_decay": Choice([0.0, 1e-6, 1e-5, 1e-4]),
+    "network.embedding_dim": Choice([16, 32, 64]),
+    "network.hidden_size": Choice([32, 64, 128]),
+    "network.tower": Choice([32, 64, 128]),
+    "network.state_dropout": Uniform(0.0, 0.5),
+}
+OFFICIAL: Setting = {
+    "loss": "sampled_softmax",
+    "network.embedding_dim": 100,
+    "network.hidden_size": 100,
+    "network.embedding_dropout": 0.35,
+    "network.state_dropout": 0.2,
+    "train.learning_rate": 0.06,
+    "train.negative_popularity_exponent": 0.4,
+}
+"""Near the settings that GRU4Rec's authors publish for cross-entropy (Hidasi and Czapp 2023)."""
+
+
+def default_space(model: str) -> Space:
+    """The space of a model."""
+    if model in RANK_HEADS:
+        return RANKING
+    return {**SESSION, **(ATTENTION if model == "sasrec" else {}), **(HYBRID if model == "hybrid" else {})}
+
+
+def first_settings(model: str) -> list[Setting]:
+    """Settings that are tried before any is sampled: the recipe as it is, and one that others found good."""
+    return [{}] if model in RANK_HEADS or model == "sasrec" else [{}, OFFICIAL]
+
+
+def settings(model: str, space: Space, trials: int, seed: int, *, known: bool) -> list[Setting]:
+    """The settings of a search; each follows from seed and number alone, so that more trials keep the first ones.
+
+    Args:
+        model: name of the model.
+        space: what is varied.
+        trials: how many settings.
+        seed: of the sampling.
+        known: whether the model's known settings come first; else only the recipe does.
+    """
+    first = first_settings(model) if known else [{}]
+    sampled = [
+        {name: dimension.sample(np.random.default_rng([seed, number, place])) for place, (name, dimension) in entries}
+        for number, entries in ((n, list(enumerate(space.items()))) for n in range(trials))
+    ]
+    return [first[number] if number < len(first) else sampled[number] for number in range(trials)]
+
+
+def read_space(path: str) -> Space:
+    """The space of a YAML file: `option: {choice: [a, b]}`, `{uniform: [low, high]}` or `{log_uniform: [low, high]}`.
+
+    Raises:
+        InputError: the file cannot be read, or has something else.
+    """
+    hint = "write train.learning_rate: {log_uniform: [0.01, 0.2]}, say"
+    try:
+        found = yaml.safe_load(Path(path).read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError("a readable search space", f"{path} ({str(error).splitlines()[0]})", hint) from None
+    if not isinstance(found, dict) or not found:
+        raise InputError("options with their dimensions", f"something else in {path}", hint)
+    return {str(name): _dimension(str(name), given, hint) for name, given in found.items()}
+
+
+def _dimension(name: str, given: Any, hint: str) -> Dimension:
+    kind, found = next(iter(given.items())) if isinstance(given, dict) and len(given) == 1 else ("", None)
+    values = found if isinstance(found, list) else []
+    if kind == "choice" and values:
+        return Choice(values)
+    bounds = len(values) == 2 and all(type(v) in (int, float) for v in values)
+    if kind in ("uniform", "log_uniform") and bounds:
+        low, high = values
+        if low < high and (kind == "uniform" or low > 0):
+            return Uniform(low, high, log=kind == "log_uniform")
+    raise InputError(f"a choice, uniform or log_uniform for {name}", given, hint)
+
+
+def command_line(setting: Setting) -> list[str]:
+    """A setting as options of `python -m trainer`."""
+    return [f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in setting.items()]

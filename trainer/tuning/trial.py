@@ -1,0 +1,91 @@
+"""One trial: a run folder that is trained and judged on valid, without a bundle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from etl.runtime.errors import InputError
+from etl.runtime.files import write_json
+from etl.runtime.locks import locked
+from trainer.config import load
+from trainer.distributed.world import World
+from trainer.loop import select
+from trainer.prepare import prepare
+from trainer.run.metrics_log import METRICS, read_metrics
+from trainer.training.step import NotFiniteError
+from trainer.tuning.space import Setting
+
+ENDED = "trial.json"
+"""Written when a trial ends: why, and what it cost. A trial without it is continued."""
+FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
+WAIT_SECONDS = 120.0
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial of a search.
+
+    Attributes:
+        number: from 0.
+        folder: its run folder.
+        setting: what the search chose.
+        options: all options of `python -m trainer`.
+    """
+
+    number: int
+    folder: Path
+    setting: Setting
+    options: list[str]
+
+    @property
+    def state(self) -> str:
+        """`finished`, `stopped`, `failed`, else `unfinished`."""
+        return str(self.ended().get("state", "unfinished"))
+
+    def ended(self) -> dict[str, Any]:
+        """What was left at its end; empty before."""
+        try:
+            return dict(json.loads((self.folder / ENDED).read_text()))
+        except (OSError, ValueError):
+            return {}
+
+    def end(self, state: str, **more: Any) -> None:
+        """Note why the trial ended. Only finished ones keep their checkpoints."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / ENDED, {"state": state, **more})
+        if state != FINISHED:
+            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """Valid metrics of each epoch so far."""
+        out: dict[int, dict[str, Any]] = {}
+        for line in read_metrics(self.folder / METRICS):
+            if line["split"] == "valid" and line["value"] is not None:
+                out.setdefault(line["epoch"], {"epoch": line["epoch"]})[line["name"]] = line["value"]
+        return [out[epoch] for epoch in sorted(out)]
+
+    def run(self, report: Report) -> None:
+        """Report the epochs that are done, then train the others.
+
+        What is wrong with this setting alone ends the trial, not the search.
+        """
+        for metrics in self.epochs():
+            report(metrics)
+        if self.ended():
+            return
+        try:
+            config, _ = prepare(self.options, load(self.options))
+            with locked(self.folder, wait_seconds=WAIT_SECONDS):
+                told = select(config, World.alone(), report)
+            self.end(FINISHED, **told)
+        except NotFiniteError as error:
+            self.end(FAILED, error=str(error))
+        except InputError as error:
+            self.end(FAILED, error=f"expected {error.expected}, got {error.got}")
