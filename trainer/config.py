@@ -13,7 +13,7 @@ from etl.runtime.errors import InputError
 from etl.runtime.option_checks import check_values
 from etl.runtime.options import group, option, read_options
 
-ENCODERS = ("gru4rec", "srgnn", "sasrec")
+ENCODERS = ("gru4rec", "srgnn", "sasrec", "nextitnet")
 RANK_HEADS = {
     "rank_single": "single",
     "rank_shared_bottom": "shared_bottom",
@@ -44,7 +44,10 @@ class ModelOptions:
 
     embedding_dim: int = option(64, "dimension of item embeddings and of expert outputs", at_least=1)
     hidden_size: int = option(64, "units of an encoder's state", at_least=1)
-    layers: int = option(1, "layers of gru4rec and sasrec", at_least=1)
+    layers: int = option(
+        1, "layers of gru4rec and sasrec; repetitions of nextitnet's blocks of network.dilations", at_least=1
+    )
+    dilations: list[int] = option([1, 4], "nextitnet: dilation of each residual block; one of d looks 6 d clicks back")
     attention_heads: int = option(1, "attention heads of sasrec, a divisor of network.hidden_size", at_least=1)
     positions: int = option(0, "clicks of the longest session, for sasrec; 0 = the dataset's", at_least=0)
     gnn_steps: int = option(1, "gated steps over srgnn's session graph", at_least=1)
@@ -62,7 +65,7 @@ class ModelOptions:
     tower: int = option(64, "units of the hidden layer of each task's tower", at_least=1)
     residual: bool = option(True, "experts and the next click's tower add to their input instead of replacing it")
     embedding_dropout: float = option(
-        0.2, "dropout of whole clicks (gru4rec, srgnn) or of embedding values (sasrec)", at_least=0, below=1
+        0.2, "dropout of whole clicks (gru4rec, srgnn) or of embedding values (sasrec, nextitnet)", at_least=0, below=1
     )
     state_dropout: float = option(0.2, "dropout of the encoder's state", at_least=0, below=1)
     tie_embeddings: bool = option(True, "use the same item embeddings for the encoder's input and for retrieval")
@@ -279,6 +282,8 @@ def check(config: TrainerConfig) -> None:
     if "sasrec" in config.encoders and config.network.hidden_size % config.network.attention_heads:
         heads = config.network.attention_heads
         raise InputError("network.attention_heads that divides network.hidden_size", heads, "1 always does")
+    if not config.network.dilations or min(config.network.dilations) < 1:
+        raise InputError("network.dilations of at least 1", config.network.dilations, "write network.dilations=[1,4]")
     features = config.network.item_features
     if len(set(features)) != len(features):
         raise InputError("network.item_features, each once", features, "write network.item_features=[category]")

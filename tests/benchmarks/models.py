@@ -131,6 +131,7 @@ MODELS: dict[str, tuple[str, ...]] = {
     "gru4rec": ("model=gru4rec",),
     "srgnn": ("model=srgnn", "train.prefixes=8"),
     "sasrec": ("model=sasrec",),
+    "nextitnet": ("model=nextitnet",),
     "hybrid": ("model=hybrid",),
     "hybrid ple": ("model=hybrid", "head=ple"),
     "hybrid gru4rec+sasrec": ("model=hybrid", "encoder=[gru4rec,sasrec]"),

@@ -23,6 +23,7 @@ MODELS: dict[str, tuple[str, ...]] = {
     "gru4rec": ("model=gru4rec",),
     "hybrid": ("model=hybrid",),
     "sasrec": ("model=sasrec",),
+    "nextitnet": ("model=nextitnet",),
     "srgnn": ("model=srgnn", "train.prefixes=8"),
 }
 """Such files hold clicks alone: the hybrid drops its feedback tasks and is `tasks=[next]`."""

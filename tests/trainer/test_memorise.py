@@ -43,7 +43,7 @@ SETTINGS = [
 @pytest.mark.parametrize(
     "options",
     [
-        *([f"model={model}", "loss=softmax"] for model in ("gru4rec", "srgnn", "sasrec", "hybrid")),
+        *([f"model={model}", "loss=softmax"] for model in ("gru4rec", "srgnn", "sasrec", "nextitnet", "hybrid")),
         ["model=hybrid", "encoder=[gru4rec,srgnn]"],
         ["model=hybrid", "head=ple"],
         ["model=gru4rec", "network.tie_embeddings=false", "train.batch_positives=true"],

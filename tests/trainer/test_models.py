@@ -186,6 +186,30 @@ def attention_by_position(encoder, x_TD: np.ndarray) -> np.ndarray:
     return np.array([norm(x, "last") for x in h])
 
 
+def test_nextitnet_equals_convolutions_position_by_position():
+    torch.manual_seed(0)
+    encoder = ENCODERS["nextitnet"](options(embedding_dim=5, hidden_size=4, layers=2, dilations=[1, 3])).eval()
+    clicks = torch.randn(7, 5)
+    state = [encoder.enter(click) * 2.0 for click in clicks]  # √4
+    for block in encoder.blocks:
+        inner = state
+        for convolution, norm in zip(block.convolutions, block.norms, strict=True):
+            weight, bias = convolution.convolution.weight, convolution.convolution.bias
+            dilation = convolution.convolution.dilation[0]
+            out = []
+            for place in range(7):
+                total = bias.clone()
+                for back, kernel in zip((2 * dilation, dilation, 0), weight.unbind(2), strict=True):
+                    if place >= back:
+                        total = total + kernel @ inner[place - back]
+                out.append(torch.relu(norm(total)))
+            inner = out
+        state = [before + added for before, added in zip(state, inner, strict=True)]
+    found = encoder(torch.ones(1, 7, dtype=torch.long), clicks[None], torch.arange(7))
+    assert torch.allclose(found, torch.stack([encoder.last(s) for s in state]), atol=1e-6)
+    assert [c.convolution.dilation[0] for b in encoder.blocks for c in b.convolutions] == [1, 2, 3, 6] * 2
+
+
 def test_sasrec_equals_attention_position_by_position():
     torch.manual_seed(0)
     encoder = ENCODERS["sasrec"](options(hidden_size=6, layers=2)).eval()

@@ -23,7 +23,7 @@ from trainer.task.registry import family_of
 TASKS = ["click", "like"]
 MODELS = [
     *({"model": "hybrid", "head": head} for head in HEADS),
-    *({"model": "hybrid", "encoder": encoder} for encoder in ("srgnn", "sasrec", ["gru4rec", "srgnn"])),
+    *({"model": "hybrid", "encoder": encoder} for encoder in ("srgnn", "sasrec", "nextitnet", ["gru4rec", "srgnn"])),
     *({"model": model} for model in RANK_HEADS),
 ]
 

@@ -30,6 +30,7 @@ VARIANTS = {
         ["blend=[model,sequential_rules,v_sknn]"],
     ),
     "refit": (["model=gru4rec", "train.refit=true", "network.transitions=true"], ["blend=none"]),
+    "nextitnet": (["model=nextitnet"], ["blend=none"]),
     "sasrec, seen items stay": (["model=sasrec"], ["mask_seen=false"]),
 }
 

@@ -93,7 +93,7 @@ ALIKE = {
     "sampled softmax": {},
     "softmax": {"loss": "softmax"},
     "options": {
-        "encoder": ["srgnn", "sasrec"],
+        "encoder": ["srgnn", "sasrec", "nextitnet"],
         "head": "ple",
         "loss": "bpr_max",
         "network": {"tie_embeddings": False, "profile": True, "item_features": ["category"]},
@@ -138,7 +138,7 @@ def test_two_and_three_workers_give_the_parameters_of_one_after_ten_steps(fifty,
 TRAINED = [
     *({"head": head} for head in HEADS),
     *({"model": model} for model in RANK_HEADS),
-    {"encoder": ["gru4rec", "srgnn", "sasrec"], "network": {"profile": True, "layers": 2}},
+    {"encoder": ["gru4rec", "srgnn", "sasrec", "nextitnet"], "network": {"profile": True, "layers": 2}},
     {"train": {"balance": "uncertainty"}},
     *({"head": head, "network": {"expert_norm": True, "gate_preference": 2.0}} for head in ("mmoe", "ple")),
     {"network": {"task_embedding_dim": 3}},

@@ -63,6 +63,10 @@ SESSION: Space = {
     "train.negative_popularity_exponent": Uniform(0.0, 1.0),
     **SIZES,
 }
+CONVOLUTION: Space = {
+    "network.layers": Choice([1, 2]),
+    "train.network_learning_rate": Uniform(0.0003, 0.01, log=True),
+}
 ATTENTION: Space = {
     "network.layers": Choice([1, 2]),
     "network.attention_heads": Choice([1, 2]),
@@ -98,12 +102,12 @@ def default_space(model: str) -> Space:
     """The space of a model."""
     if model in RANK_HEADS:
         return RANKING
-    return {**SESSION, **(ATTENTION if model == "sasrec" else {}), **(HYBRID if model == "hybrid" else {})}
+    return {**SESSION, **{"sasrec": ATTENTION, "nextitnet": CONVOLUTION, "hybrid": HYBRID}.get(model, {})}
 
 
 def first_settings(model: str) -> list[Setting]:
     """Settings that are tried before any is sampled: the recipe as it is, and one that others found good."""
-    return [{}] if model in RANK_HEADS or model == "sasrec" else [{}, OFFICIAL]
+    return [{}] if model in RANK_HEADS or model in ("sasrec", "nextitnet") else [{}, OFFICIAL]
 
 
 def settings(model: str, space: Space, trials: int, seed: int, *, known: bool) -> list[Setting]:
