@@ -170,5 +170,5 @@ def _check_kubernetes(config: ClusterConfig) -> None:
             raise InputError("kubernetes.node_selector of NAME=VALUE …", label, "write zone=a disk=ssd")
     for taint in values.tolerations.split():
         if not re.fullmatch(r"[^=:]+(=[^=:]*)?(:(NoSchedule|PreferNoSchedule|NoExecute))?", taint):
-            cure = "effects are NoSchedule, PreferNoSchedule and NoExecute"
-            raise InputError("kubernetes.tolerations of KEY:EFFECT or KEY=VALUE:EFFECT", taint, cure)
+            hint = "effects are NoSchedule, PreferNoSchedule and NoExecute"
+            raise InputError("kubernetes.tolerations of KEY:EFFECT or KEY=VALUE:EFFECT", taint, hint)

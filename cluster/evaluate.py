@@ -15,13 +15,13 @@ def job(options: list[str]) -> None:
     config = load(options)
     # Ray, faiss and matplotlib: seconds of imports that a wrong option need not wait for.
     from cluster.ray_evaluation import evaluate_on_ray
-    from etl.runtime.object_store import absolute, place
+    from etl.runtime.object_store import absolute, local_path
     from retrieval.report.page import table_text
 
     for name in ("bundle", "data", "output"):  # tasks run in other folders
         setattr(config, name, absolute(getattr(config, name)))
     print(table_text(evaluate_on_ray(config)))
-    print(f"report: {place(config.output) / REPORT}")
+    print(f"report: {local_path(config.output) / REPORT}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -106,7 +106,7 @@ class Starter:
         deadline = time.monotonic() + START_SECONDS
         while ready not in log.read_text(errors="replace"):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise InputError(f"{name} to start", f"what {log} says", "mend it and run action=up again")
+                raise InputError(f"{name} to start", f"what {log} says", "fix it and run action=up again")
             time.sleep(0.1)
 
 
@@ -228,19 +228,19 @@ def status(options: LocalOptions) -> list[str]:
         InputError: there is no cluster.
     """
     folder = Path(options.state).absolute()
-    told = read_state(folder)
-    entries = told["processes"]
+    state = read_state(folder)
+    entries = state["processes"]
     if not entries:
         raise InputError(f"a cluster in {folder}", "none", "python -m cluster action=up starts one")
     lines = [f"{e['name']:<16} {'running' if alive(e) else 'ended':<8} process {e['pid']}" for e in entries]
-    return lines + [f"{name}: {told[name]}" for name in ("ray", "spark") if name in told]
+    return lines + [f"{name}: {state[name]}" for name in ("ray", "spark") if name in state]
 
 
 def down(options: LocalOptions) -> list[str]:
     """End what was started, with all that it started itself; tokens, state and Ray's own files go, our logs stay."""
     folder = Path(options.state).absolute()
-    ended, told = [], read_state(folder)
-    for entry in reversed(told["processes"]):
+    ended, state = [], read_state(folder)
+    for entry in reversed(state["processes"]):
         if not alive(entry):
             continue
         process = psutil.Process(entry["pid"])
@@ -252,8 +252,8 @@ def down(options: LocalOptions) -> list[str]:
                 member.kill()
         psutil.wait_procs(family, timeout=10)
         ended.append(f"{entry['name']} ended")
-    if "temporary" in told:
-        shutil.rmtree(told["temporary"], ignore_errors=True)
+    if "temporary" in state:
+        shutil.rmtree(state["temporary"], ignore_errors=True)
     for path in (folder / STATE, folder / "token", folder / "spark" / "spark-defaults.conf"):
         path.unlink(missing_ok=True)
     return ended or ["nothing was running"]

@@ -27,7 +27,7 @@ _opened: dict[str, Evaluation] = {}
 
 
 def make_part(config: RetrievalConfig, part: Part, folder: Path) -> InputError | None:
-    """Make a part in a Ray worker; what the user can mend comes back, and is no reason to try again."""
+    """Make a part in a Ray worker; what the user can fix comes back, and is no reason to try again."""
     try:
         key = repr(config)
         if key not in _opened:

@@ -1,4 +1,4 @@
-"""Running one step of a pipeline: as a process of its own, once, and not again while it is whole."""
+"""Running one step of a pipeline: as a process of its own, once, and not again while it is complete."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Step:
     command: list[str]
     output: Path
     inputs: list[str]
-    is_whole: Callable[[Path], bool]
+    is_complete: Callable[[Path], bool]
     resumes: bool = False
 
     @property
@@ -53,14 +53,14 @@ class Step:
 
 
 def run_step(step: Step, records: Path) -> None:
-    """Run a step unless its output is whole and made from the same inputs and options.
+    """Run a step unless its output is complete and made from the same inputs and options.
 
     Raises:
         InputError: the program refused its input (it has said why) or ended otherwise than well.
     """
     record = _record(records, step.name)
     before = _read(record)
-    if before.get("key") == step.key and before.get("done") and step.is_whole(step.output):
+    if before.get("key") == step.key and before.get("done") and step.is_complete(step.output):
         print(f"{step.name}: already done", flush=True)
         return
     if before.get("key") != step.key or not step.resumes:
@@ -72,9 +72,9 @@ def run_step(step: Step, records: Path) -> None:
     status, peak = _run([sys.executable, "-m", *step.command])
     seconds = time.monotonic() - begin
     if status:
-        raise InputError(f"step {step.name} to end well", f"exit status {status}", "mend what it says above, run again")
-    told = {"seconds": round(seconds, 1), "peak_bytes": peak}
-    write_json(record, {"key": step.key, "command": step.command, "done": True, **told})
+        raise InputError(f"step {step.name} to end well", f"exit status {status}", "fix what it says above, run again")
+    measured = {"seconds": round(seconds, 1), "peak_bytes": peak}
+    write_json(record, {"key": step.key, "command": step.command, "done": True, **measured})
     print(f"{step.name}: {seconds:.0f} s, {peak / 2**30:.1f} GiB at most", flush=True)
 
 
@@ -85,8 +85,8 @@ def time_by_step(names: list[str], records: Path) -> str:
     """
     seconds = {name: float(_read(_record(records, name)).get("seconds", 0.0)) for name in names}
     total = max(sum(seconds.values()), 1e-9)
-    told = [f"{name} {duration(value)} ({100 * value / total:.0f} %)" for name, value in seconds.items()]
-    return f"time: {', '.join(told)}"
+    shares = [f"{name} {duration(value)} ({100 * value / total:.0f} %)" for name, value in seconds.items()]
+    return f"time: {', '.join(shares)}"
 
 
 def _record(records: Path, name: str) -> Path:
@@ -139,7 +139,7 @@ class _PeakMemory(threading.Thread):
         self.process, self.every, self.peak, self.stop = psutil.Process(pid), every, 0, threading.Event()
 
     def run(self) -> None:
-        """Sample until told to stop."""
+        """Sample until asked to stop."""
         while not self.stop.wait(self.every):
             total = 0
             with suppress(psutil.Error):

@@ -151,8 +151,8 @@ def refused(config: ClusterConfig, error: Exception) -> InputError:
     text = " ".join(str(error).split())
     words = ("unauthorized", "status code 401", "status code 403", "forbidden", "authentication token")
     if any(word in text.lower() for word in words):
-        cure = "set RAY_AUTH_TOKEN_PATH to the cluster's file"
-        return InputError(f"a token that {config.address} accepts", text[:300], cure)
+        hint = "set RAY_AUTH_TOKEN_PATH to the cluster's file"
+        return InputError(f"a token that {config.address} accepts", text[:300], hint)
     return InputError(f"a Ray cluster at {config.address}", text[:200], "start it, or give its dashboard's address")
 
 

@@ -18,7 +18,7 @@ SCENARIOS = ("qk_video", "qb_video", "qk_article", "qb_article", "sbr", "ctr")
 """Keys of `tenrec.SCENARIOS`, which needs Arrow."""
 DEDUPE = ("none", "exact", "first")
 SPLIT_BYTES = 64 << 20
-"""What one task reads of a log unless told otherwise: the order of sessions follows from it."""
+"""What one task reads of a log by default: the order of sessions follows from it."""
 ENGINES = ("auto", "local", "spark")
 MAX_CLICKS_LIMIT = 1_000
 MIN_CLICKS_LIMIT = 3
@@ -71,7 +71,7 @@ class EtlConfig:
     )
     items_from: str | None = option(None, "dataset whose item ids are used; other items are dropped")
     strict: bool = option(False, "stop at the first malformed row")
-    overwrite: bool = option(False, "replace an existing dataset once the new one is whole")
+    overwrite: bool = option(False, "replace an existing dataset once the new one is complete")
     seed: int = option(0, "random seed of the sampled rows and of the split (scenario ctr)", at_least=0)
     split_bytes: int = option(
         SPLIT_BYTES, "bytes of the log that one task reads; the order of sessions follows from it", at_least=1

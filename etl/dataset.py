@@ -105,7 +105,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a dataset folder holds; written last, so a folder with a manifest is whole."""
+    """What a dataset folder holds; written last, so a folder with a manifest is complete."""
 
     scenario: str
     protocol: dict[str, Any]
@@ -165,7 +165,7 @@ class Dataset:
 
 
 def open_dataset(path: str | Path, *, verify: bool = True) -> Dataset:
-    """Open a dataset folder and check that it is whole.
+    """Open a dataset folder and check that it is complete.
 
     Args:
         path: the folder `python -m etl` wrote, or its URI, of which a copy is made here.
@@ -174,12 +174,12 @@ def open_dataset(path: str | Path, *, verify: bool = True) -> Dataset:
     Raises:
         InputError: no manifest, another schema version, a file that is missing or differs.
     """
-    folder = fetched(path, whole=MANIFEST)
-    cure = "run python -m etl again"
-    raw = read_manifest(folder, kind="a dataset", cure="give the folder that python -m etl wrote")
+    folder = fetched(path, last_file=MANIFEST)
+    hint = "run python -m etl again"
+    raw = read_manifest(folder, kind="a dataset", hint="give the folder that python -m etl wrote")
     version = raw.get("schema_version")
     if version != SCHEMA_VERSION:
-        raise InputError(f"dataset schema_version {SCHEMA_VERSION}", version, cure)
+        raise InputError(f"dataset schema_version {SCHEMA_VERSION}", version, hint)
     try:
         manifest = Manifest(
             scenario=str(raw["scenario"]),
@@ -190,18 +190,18 @@ def open_dataset(path: str | Path, *, verify: bool = True) -> Dataset:
             files=[DataFile(**entry) for entry in raw["files"]],
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError("a readable dataset manifest", f"{folder / MANIFEST}: {error!r}", cure) from None
-    check_files(folder, manifest.files, verify=verify, cure=cure)
+        raise InputError("a readable dataset manifest", f"{folder / MANIFEST}: {error!r}", hint) from None
+    check_files(folder, manifest.files, verify=verify, hint=hint)
     sessions, rows = (
         [f for f in manifest.files if f.path.startswith(f"{kind}/")] for kind in (SESSIONS_FOLDER, ROWS_FOLDER)
     )
     schemas = [(ITEMS, ITEMS_SCHEMA), *((f.path, SESSIONS_SCHEMA) for f in sessions)]
     for name, schema in (*schemas, *((f.path, ROWS_SCHEMA) for f in rows)):
-        check_schema(folder / name, schema, cure=cure)
+        check_schema(folder / name, schema, hint=hint)
     return Dataset(folder, manifest, sessions, rows)
 
 
-def read_manifest(folder: Path, *, kind: str, cure: str) -> dict[str, Any]:
+def read_manifest(folder: Path, *, kind: str, hint: str) -> dict[str, Any]:
     """The manifest of an artefact folder as JSON.
 
     Raises:
@@ -209,17 +209,17 @@ def read_manifest(folder: Path, *, kind: str, cure: str) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise InputError(f"{kind} folder with {MANIFEST}", str(folder), cure)
+        raise InputError(f"{kind} folder with {MANIFEST}", str(folder), hint)
     try:
         raw = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{kind} manifest in JSON", f"{path}: {error}", cure) from None
+        raise InputError(f"{kind} manifest in JSON", f"{path}: {error}", hint) from None
     if not isinstance(raw, dict):
-        raise InputError(f"{kind} manifest that is a JSON object", str(path), cure)
+        raise InputError(f"{kind} manifest that is a JSON object", str(path), hint)
     return raw
 
 
-def check_files(folder: Path, files: Iterable[DataFile], *, verify: bool, cure: str) -> None:
+def check_files(folder: Path, files: Iterable[DataFile], *, verify: bool, hint: str) -> None:
     """Compare files on disk with the manifest's entries.
 
     Raises:
@@ -228,17 +228,17 @@ def check_files(folder: Path, files: Iterable[DataFile], *, verify: bool, cure: 
     for entry in files:
         relative = PurePosixPath(entry.path)
         if relative.is_absolute() or ".." in relative.parts:
-            raise InputError("manifest paths inside the folder", entry.path, cure)
+            raise InputError("manifest paths inside the folder", entry.path, hint)
         path = folder / entry.path
         if not path.is_file():
-            raise InputError(f"the manifest's file {entry.path}", f"no such file in {folder}", cure)
+            raise InputError(f"the manifest's file {entry.path}", f"no such file in {folder}", hint)
         if path.stat().st_size != entry.bytes:
-            raise InputError(f"{path} of {entry.bytes} bytes", f"{path.stat().st_size} bytes", cure)
+            raise InputError(f"{path} of {entry.bytes} bytes", f"{path.stat().st_size} bytes", hint)
         if verify and sha256_of(path) != entry.sha256:
-            raise InputError(f"{path} as in its manifest", "other content (SHA-256 differs)", cure)
+            raise InputError(f"{path} as in its manifest", "other content (SHA-256 differs)", hint)
 
 
-def check_schema(path: Path, schema: pa.Schema, *, cure: str) -> None:
+def check_schema(path: Path, schema: pa.Schema, *, hint: str) -> None:
     """Check that a Parquet file has the columns of `schema` with their types.
 
     Raises:
@@ -247,12 +247,12 @@ def check_schema(path: Path, schema: pa.Schema, *, cure: str) -> None:
     try:
         found = pq.read_schema(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"a Parquet file at {path}", str(error).splitlines()[0], cure) from None
+        raise InputError(f"a Parquet file at {path}", str(error).splitlines()[0], hint) from None
     for column in schema:
         index = found.get_field_index(column.name)
         got = found.field(index).type if index >= 0 else None
         if got is None or not _same_type(got, column.type):
-            raise InputError(f"{path} with column {column.name}: {column.type}", got, cure)
+            raise InputError(f"{path} with column {column.name}: {column.type}", got, hint)
 
 
 def _same_type(a: pa.DataType, b: pa.DataType) -> bool:

@@ -57,8 +57,8 @@ def fetch_wheel(cache: Path) -> Path:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             wheel = next(iter(Path(folder).glob("*.whl")), None)
             if done.returncode or wheel is None:
-                told = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
-                raise InputError(f"{WHEEL} from PyPI", told, "go online, or give wheel=FILE")
+                message = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
+                raise InputError(f"{WHEEL} from PyPI", message, "go online, or give wheel=FILE")
             found = wheel.replace(cache / wheel.name)
     return found
 

@@ -33,7 +33,7 @@ from etl.logs.splits import LogFile, Split, first_rows, make_splits
 from etl.messages import QUARANTINE, refuse_empty, summary, warnings
 from etl.runtime.dataset_folder import DATASET, ITEMS, MANIFEST
 from etl.runtime.files import fingerprint_of, write_json
-from etl.runtime.object_store import place, published, refuse_output
+from etl.runtime.object_store import local_path, published, refuse_output
 from etl.stages.assemble_users import cut_filtered_partition, gather_partition
 from etl.stages.ctr_rows import make_rows
 from etl.stages.item_ids import allow_items, number_items, raw_clicks_per_item, read_lookup
@@ -62,10 +62,10 @@ SESSIONS_PER_SHARD = 4_096
 
 
 def build(config: EtlConfig) -> Manifest:
-    """Make the dataset folder `config.output`, whole or not at all.
+    """Make the dataset folder `config.output`, atomically.
 
     Raises:
-        InputError: inputs, options or output that the user must mend.
+        InputError: inputs, options or output that the user must fix.
     """
     refuse_output(config.output, DATASET, overwrite=config.overwrite)
     scenario = tenrec.SCENARIOS[config.scenario]
@@ -255,6 +255,6 @@ def timed_build(config: EtlConfig) -> list[str]:
     """Build and say what came out, and in further lines what was lost on the way."""
     begin = time.monotonic()
     build(config)
-    statistics = json.loads((place(config.output) / STATISTICS).read_text())
+    statistics = json.loads((local_path(config.output) / STATISTICS).read_text())
     done = f"{summary(statistics, time.monotonic() - begin)}: {config.output}"
     return [done, *warnings(statistics, config.output)]

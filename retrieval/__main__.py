@@ -11,7 +11,7 @@ from retrieval.result_folder import REPORT
 def job(options: list[str]) -> None:
     """Evaluate the bundle that the options name and print the table."""
     config = load(options)
-    from etl.runtime.object_store import place
+    from etl.runtime.object_store import local_path
     from retrieval.evaluate import evaluate
     from retrieval.report.page import table_text
 
@@ -19,7 +19,7 @@ def job(options: list[str]) -> None:
     print(table_text(result))
     if result["verdict"]:
         print(result["verdict"])
-    print(f"report: {place(config.output) / REPORT}")
+    print(f"report: {local_path(config.output) / REPORT}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

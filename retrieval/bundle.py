@@ -21,7 +21,7 @@ from etl.runtime.dataset_folder import MANIFEST
 from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
 from etl.runtime.object_store import absolute, fetched
-from retrieval.bundle_checks import CURE, check_feedback, check_finite, check_nulls, check_users
+from retrieval.bundle_checks import HINT, check_feedback, check_finite, check_nulls, check_users
 
 SCHEMA_VERSION = 1
 ITEMS = "items.parquet"
@@ -180,13 +180,13 @@ class Queries:
             low = 0 if name == "target" else 1
             if len(ids) and not low <= ids.min() <= ids.max() <= n_items:
                 outside = int(ids.min() if ids.min() < low else ids.max())
-                raise InputError(f"{name} items in 1..{n_items}", outside, CURE)
+                raise InputError(f"{name} items in 1..{n_items}", outside, HINT)
         if (queries.n_seen < 1).any():
-            raise InputError("queries that have seen a click", f"{int((queries.n_seen < 1).sum())} without", CURE)
+            raise InputError("queries that have seen a click", f"{int((queries.n_seen < 1).sum())} without", HINT)
         check_finite("query", queries.vector)
         check_finite("query's transition", queries.transition_weight)
         if (queries.transition_weight < 0).any():
-            raise InputError("transition weights of at least 0", float(queries.transition_weight.min()), CURE)
+            raise InputError("transition weights of at least 0", float(queries.transition_weight.min()), HINT)
         return queries
 
 
@@ -207,7 +207,7 @@ class Bundle:
     given: str
 
     def beside(self, name: str) -> str:
-        """Path or URI of what lies beside the bundle in its run."""
+        """Path or URI of what is next to the bundle in its run."""
         return f"{absolute(self.given).rstrip('/').rpartition('/')[0]}/{name}"
 
     @property
@@ -232,7 +232,7 @@ class Bundle:
                 vectors[begin:end] = batch["vector"].flatten().to_numpy().reshape(len(batch), -1)
                 begin = end
         if begin != n:
-            raise InputError(f"{ITEMS} with items 1..{n} once each in order", "other ids or an id twice", CURE)
+            raise InputError(f"{ITEMS} with items 1..{n} once each in order", "other ids or an id twice", HINT)
         check_finite("item", vectors)
         return vectors
 
@@ -264,7 +264,7 @@ class Bundle:
             names |= dict.fromkeys(pq.read_table(self.path / part.path, columns=["task"])["task"].unique().to_pylist())
         unknown = [name for name in names if name not in FEEDBACK_BIT]
         if unknown:
-            raise InputError(f"feedback tasks of {', '.join(FEEDBACK_BIT)}", unknown[0], CURE)
+            raise InputError(f"feedback tasks of {', '.join(FEEDBACK_BIT)}", unknown[0], HINT)
         return list(names)
 
     def feedback(self, split: str, task: str) -> pa.Table:
@@ -281,7 +281,7 @@ class Bundle:
 
 
 def open_bundle(path: str | Path, *, dataset: str | None = None, verify: bool = True) -> Bundle:
-    """Open a bundle and check that it is whole.
+    """Open a bundle and check that it is complete.
 
     Args:
         path: the bundle's folder, or its URI, of which a copy is made here.
@@ -289,12 +289,12 @@ def open_bundle(path: str | Path, *, dataset: str | None = None, verify: bool = 
         verify: re-hash every file.
 
     Raises:
-        InputError: not a whole bundle, or one of another dataset.
+        InputError: not a complete bundle, or one of another dataset.
     """
-    folder = fetched(path, whole=MANIFEST)
-    raw = read_manifest(folder, kind="a bundle", cure="give RUN/bundle of a finished training run")
+    folder = fetched(path, last_file=MANIFEST)
+    raw = read_manifest(folder, kind="a bundle", hint="give RUN/bundle of a finished training run")
     if raw.get("schema_version") != SCHEMA_VERSION:
-        raise InputError(f"bundle schema_version {SCHEMA_VERSION}", raw.get("schema_version"), CURE)
+        raise InputError(f"bundle schema_version {SCHEMA_VERSION}", raw.get("schema_version"), HINT)
     manifest = parse_manifest(folder / MANIFEST, raw)
     if dataset is not None and manifest.dataset != dataset:
         raise InputError(
@@ -302,23 +302,23 @@ def open_bundle(path: str | Path, *, dataset: str | None = None, verify: bool = 
             f"one of {manifest.dataset[:12]}…",
             "give the data it was trained on",
         )
-    check_files(folder, manifest.files, verify=verify, cure=CURE)
+    check_files(folder, manifest.files, verify=verify, hint=HINT)
     if manifest.dimension and ITEMS not in {entry.path for entry in manifest.files}:
-        raise InputError(f"a bundle manifest that lists {ITEMS}", "none", CURE)
+        raise InputError(f"a bundle manifest that lists {ITEMS}", "none", HINT)
     parts: dict[str, list[DataFile]] = {}
     for entry in manifest.files:
         kind = entry.path.partition("/")[0]
         schema = _schema_of(kind, manifest)
         if schema is not None:
-            check_schema(folder / entry.path, schema, cure=CURE)
+            check_schema(folder / entry.path, schema, hint=HINT)
             rows = pq.read_metadata(folder / entry.path).num_rows
             if rows != entry.rows:
-                raise InputError(f"{entry.rows} rows in {entry.path}, as the manifest says", rows, CURE)
+                raise InputError(f"{entry.rows} rows in {entry.path}, as the manifest says", rows, HINT)
             parts.setdefault(kind, []).append(entry)
     if len(parts.get(TRANSITIONS, [])) != manifest.transition_terms:
-        raise InputError(f"{manifest.transition_terms} files of transitions", len(parts.get(TRANSITIONS, [])), CURE)
+        raise InputError(f"{manifest.transition_terms} files of transitions", len(parts.get(TRANSITIONS, [])), HINT)
     if manifest.refit and {"queries-valid", "feedback-valid"} & set(parts):
-        raise InputError("no valid parts in a refit bundle", "valid parts", CURE)
+        raise InputError("no valid parts in a refit bundle", "valid parts", HINT)
     bundle = Bundle(folder, manifest, parts, str(path))
     for split in QUERY_SPLITS if verify else ():
         check_users(split, [folder / part.path for part in parts.get(f"queries-{split}", [])])
@@ -339,7 +339,7 @@ def parse_manifest(path: Path, raw: dict[str, Any]) -> BundleManifest:
         if wrong or manifest.n_items < 1 or manifest.dimension < 0:
             raise ValueError(f"{(wrong or ['n_items or dimension'])[0]} is not what it should be")
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError("a readable bundle manifest", f"{path}: {error!r}", CURE) from None
+        raise InputError("a readable bundle manifest", f"{path}: {error!r}", HINT) from None
     return manifest
 
 
@@ -356,7 +356,7 @@ def _schema_of(kind: str, manifest: BundleManifest) -> pa.Schema | None:
 def finish_bundle(
     folder: Path, *, dataset: str, refit: bool, n_items: int, dimension: int, model: str, transition_terms: int = 0
 ) -> None:
-    """Hash the files that were written to `folder` and write the manifest, which makes it whole."""
+    """Hash the files that were written to `folder` and write the manifest, which makes it complete."""
     paths = sorted(path for path in folder.rglob("*.parquet"))
     files = [describe_file(folder, p.relative_to(folder).as_posix(), pq.read_metadata(p).num_rows) for p in paths]
     manifest = BundleManifest(dataset, refit, n_items, dimension, model, files, transition_terms=transition_terms)

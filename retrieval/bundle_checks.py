@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from etl.runtime.errors import InputError
 
-CURE = "export the bundle again with python -m trainer"
+HINT = "export the bundle again with python -m trainer"
 
 
 def check_nulls(kind: str, rows: pa.RecordBatch | pa.Table) -> None:
@@ -21,14 +21,14 @@ def check_nulls(kind: str, rows: pa.RecordBatch | pa.Table) -> None:
     for name, column in zip(rows.schema.names, rows.columns, strict=True):
         nested = pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)
         if column.null_count or (nested and pc.list_flatten(column).null_count):
-            raise InputError(f"{kind} without nulls", f"null in column {name}", CURE)
+            raise InputError(f"{kind} without nulls", f"null in column {name}", HINT)
 
 
 def check_finite(kind: str, vectors: npt.NDArray[np.float32]) -> None:
     """Raise `InputError` where a vector `[rows, D]` holds NaN or infinity: FAISS would take it silently."""
     bad = int((~np.isfinite(vectors)).any(axis=1).sum())
     if bad:
-        raise InputError(f"finite {kind} vectors", f"{bad} of {len(vectors)} with NaN or infinity", CURE)
+        raise InputError(f"finite {kind} vectors", f"{bad} of {len(vectors)} with NaN or infinity", HINT)
 
 
 def check_feedback(task: str, rows: pa.Table, n_items: int) -> None:
@@ -38,9 +38,9 @@ def check_feedback(task: str, rows: pa.Table, n_items: int) -> None:
         value = rows[name].to_numpy()
         outside = value[(value < low) | (value > high)]
         if len(outside):
-            raise InputError(f"{task} feedback with {name} in {low}..{high}", int(outside[0]), CURE)
+            raise InputError(f"{task} feedback with {name} in {low}..{high}", int(outside[0]), HINT)
     if not np.isfinite(rows["score"].to_numpy()).all():
-        raise InputError(f"finite {task} scores", "NaN or infinity", CURE)
+        raise InputError(f"finite {task} scores", "NaN or infinity", HINT)
 
 
 def check_users(split: str, files: Sequence[Path]) -> None:
@@ -49,4 +49,4 @@ def check_users(split: str, files: Sequence[Path]) -> None:
     user = np.sort(np.concatenate([np.zeros(0, np.int64), *columns]))
     twice = user[1:][user[1:] == user[:-1]]
     if len(twice):
-        raise InputError(f"one {split} query of a user", f"several of user {twice[0]}", CURE)
+        raise InputError(f"one {split} query of a user", f"several of user {twice[0]}", HINT)

@@ -18,7 +18,7 @@ class CompareConfig:
     """Options of `python -m retrieval.compare`."""
 
     results: list[str] = option(MISSING, "result folders of one dataset; the first one's model is compared with")
-    output: str = option(MISSING, "HTML page to write; the same as JSON lies beside it")
+    output: str = option(MISSING, "HTML page to write; the same as JSON is next to it")
     metrics: list[str] = option(["hr@10", "ndcg@10"], "hr@k, ndcg@k, mrr@k with cutoffs of the results")
 
 

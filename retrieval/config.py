@@ -63,7 +63,7 @@ class RetrievalConfig:
     part_queries: int = option(10_000, "queries up to which small files are ranked together as one part", at_least=1)
     threads: int = option(0, "threads of the search; 0 = one for each core")
     titles: str | None = option(None, "file with the columns item_id, title and optionally picture, for the report")
-    overwrite: bool = option(False, "replace an existing result once the new one is whole")
+    overwrite: bool = option(False, "replace an existing result once the new one is complete")
 
     @property
     def deepest(self) -> int:

@@ -42,7 +42,7 @@ REOPENED_BY = (
 
 
 def evaluate(config: RetrievalConfig, run_parts: RunParts = run_in_process) -> dict[str, Any]:
-    """Make the result folder `config.output`, whole or not at all, and return its metrics.
+    """Make the result folder `config.output`, atomically, and return its metrics.
 
     The queries are ranked in parts, a file each; a killed evaluation goes on with those that are left.
 
@@ -51,7 +51,7 @@ def evaluate(config: RetrievalConfig, run_parts: RunParts = run_in_process) -> d
         run_parts: sees to it that every part is made: in this process, or on many machines.
 
     Raises:
-        InputError: a bundle, dataset or option that the user must mend.
+        InputError: a bundle, dataset or option that the user must fix.
     """
     read = [config.bundle, config.data]
     refuse_output(config.output, RESULT, overwrite=config.overwrite, inputs=read)
@@ -183,7 +183,7 @@ def reopen(config: RetrievalConfig) -> Evaluation:
 def evaluate_feedback(bundle: Bundle, dataset: Dataset) -> dict[str, dict[str, Any]]:
     """AUCs, log-loss, calibration and counts of every feedback task, a task in memory at a time.
 
-    Beside the model stands each item's own rate in train, which knows no user; the sessions are read for it once.
+    Next to the model is each item's own rate in train, which knows no user; the sessions are read for it once.
 
     Returns:
         Metrics of `valid` and `test`, and in `baselines` those of `item_rate`, as in `metrics.json`.

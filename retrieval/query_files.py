@@ -19,7 +19,7 @@ from etl.dataset import Dataset, open_dataset
 from etl.runtime.dataset_folder import MANIFEST
 from etl.runtime.errors import InputError
 from etl.runtime.files import fingerprint_of, sha256_of, write_json
-from etl.runtime.object_store import place
+from etl.runtime.object_store import local_path
 from etl.runtime.progress import ProgressLine
 from retrieval.blend.prepare import open_blend
 from retrieval.blend.ranker import BlendRanker
@@ -75,7 +75,7 @@ class Evaluation:
 
     @cached_property
     def facts(self) -> SegmentAttributes:
-        """By which queries are told apart."""
+        """By which queries are distinguished."""
         return SegmentAttributes.of(self.dataset)
 
     @cached_property
@@ -117,7 +117,7 @@ class Evaluation:
         return self.bundle.queries_of(entries[part.number : part.number + part.files])
 
     def run(self, part: Part, folder: Path) -> None:
-        """Make `folder/PART`, whole or not at all; a part that is there is not made again."""
+        """Make `folder/PART`, atomically; a part that is there is not made again."""
         path = folder / part.name
         if (path / DONE).is_file():
             return
@@ -170,7 +170,7 @@ def run_in_process(evaluation: Evaluation, parts: list[Part], folder: Path) -> N
 
 def parts_folder(config: RetrievalConfig, bundle: Bundle) -> Path:
     """Where the parts of this very evaluation lie; those of another one are removed."""
-    output = place(config.output).absolute()
+    output = local_path(config.output).absolute()
     folder = output.with_name(f".{output.name}.parts")
     options = {name: value for name, value in vars(config).items() if name not in ("output", "overwrite", "threads")}
     key = fingerprint_of([options, sha256_of(bundle.path / MANIFEST)])

@@ -5,7 +5,7 @@ A model with transitions scores item i after the clicks x_1 (the last), x_2, …
     q · v_i + w_1 Σ_{g ≤ 3} log(1 + r(x_g, i)) / g + w_2 Σ_{g ≤ 12} c(x_g, i)
 
 r is the score of sequential rules (clicks on i that came up to ten clicks after one on x, 1 / gap each), c the cosine
-of co-occurrence in train sessions. The weights w ≥ 0 stand beside each query. Since no item loses by the term, the best
+of co-occurrence in train sessions. The weights w ≥ 0 are given per query. Since no item loses by the term, the best
 k items are among the k best by inner product and the items of the term, so the search stays exact.
 """
 
@@ -23,7 +23,7 @@ from scipy import sparse
 from etl.dataset import Dataset
 from etl.runtime.errors import InputError
 from retrieval.bundle import TRANSITIONS, TRANSITIONS_SCHEMA, Bundle, Queries
-from retrieval.bundle_checks import CURE
+from retrieval.bundle_checks import HINT
 from retrieval.sources.scores import AfterLast, NearSeen
 from retrieval.sources.sparse_rows import row_of_entries
 from retrieval.sources.store import SourceOptions, open_counted
@@ -149,15 +149,15 @@ def read_transitions(bundle: Bundle) -> Transitions | None:
         item, other, value = (table[name].to_numpy() for name in TRANSITIONS_SCHEMA.names)
         ids = np.concatenate([item, other])
         if len(ids) and (ids.min() < 1 or ids.max() >= size):
-            raise InputError(f"transitions between items 1..{size - 1}", "another item", CURE)
+            raise InputError(f"transitions between items 1..{size - 1}", "another item", HINT)
         pair = item.astype(np.int64) * size + other
         if (np.diff(pair) <= 0).any() or not ((value > 0) & np.isfinite(value)).all():
-            raise InputError("transitions in rising order, each once, above 0", entry.path, CURE)
+            raise InputError("transitions in rising order, each once, above 0", entry.path, HINT)
         offset = np.concatenate([[0], np.cumsum(np.bincount(item, minlength=size))])
         name = Path(entry.path).stem
         terms[name] = sparse.csr_matrix((value, other, offset), shape=(size, size))
     if terms and set(terms) != set(STEPS):
-        raise InputError(f"transitions {', '.join(STEPS)}", ", ".join(terms), CURE)
+        raise InputError(f"transitions {', '.join(STEPS)}", ", ".join(terms), HINT)
     return Transitions({name: terms[name] for name in STEPS}) if terms else None
 
 

@@ -120,9 +120,11 @@ def test_help_and_a_wrong_option_need_no_engine():
     """One process runs all programs, one after the other, so what one of them imports the later ones have too."""
     given = [sys.executable, "-c", PROBE, json.dumps(LINES)]
     done = subprocess.run(given, cwd=ROOT, capture_output=True, text=True, check=True)
-    told = [json.loads(line.removeprefix("PROBE ")) for line in done.stdout.splitlines() if line.startswith("PROBE ")]
-    assert [tuple(record[:3]) for record in told] == LINES
-    for name, line, _, modules in told:
+    message = [
+        json.loads(line.removeprefix("PROBE ")) for line in done.stdout.splitlines() if line.startswith("PROBE ")
+    ]
+    assert [tuple(record[:3]) for record in message] == LINES
+    for name, line, _, modules in message:
         assert not HEAVY & set(modules), (name, line)
 
 

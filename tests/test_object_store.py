@@ -21,7 +21,7 @@ import trainer.run.signals
 from etl.dataset import open_dataset
 from etl.engines.java import OLDEST_JAVA, java_version
 from etl.runtime.errors import InputError
-from etl.runtime.object_store import Mirror, fetched, filesystem, place
+from etl.runtime.object_store import Mirror, fetched, filesystem, local_path
 from retrieval.bundle import open_bundle
 from tests.support.engine import build
 from tests.support.logs import generated_log
@@ -143,14 +143,14 @@ def test_names_that_lead_out_of_a_folder_are_refused(store, server, tmp_path):
         Mirror(f"{store}/evil", tmp_path / "evil").pull()
     assert not (tmp_path / "outside").exists()
     with pytest.raises(InputError, match=r"without \.\."):
-        place(f"{store}/../../etc")
+        local_path(f"{store}/../../etc")
 
 
 @pytest.mark.parametrize("main", [trainer.__main__.main, retrieval.__main__.main])
 def test_what_is_not_there_is_told(main, store, capsys):
     given = f"bundle={store}/none" if main is retrieval.__main__.main else "model=gru4rec"
     assert main([f"data={store}/none", f"output={store}/out", given]) == 2
-    assert "expected a whole folder with manifest.json" in capsys.readouterr().err
+    assert "expected a complete folder with manifest.json" in capsys.readouterr().err
 
 
 def test_a_store_that_does_not_answer_is_told(store, monkeypatch):
@@ -160,7 +160,7 @@ def test_a_store_that_does_not_answer_is_told(store, monkeypatch):
 
 
 def test_a_planted_change_is_found(data):
-    broken = place(data)
+    broken = local_path(data)
     fetched(data)
     path = next(broken.glob("sessions/*"))
     other = bytearray(path.read_bytes())
@@ -204,10 +204,10 @@ def test_a_run_its_bundle_and_its_result(data, store, fifty, tmp_path, monkeypat
     for home, given in ((str(tmp_path), str(fifty.path)), (store, data)):
         asked = [f"bundle={home}/run/bundle", f"data={given}", f"output={home}/result", "index=hnsw"]
         assert retrieval.__main__.main(asked) == 0
-    ours, theirs = (place(f"{home}/result") for home in (str(tmp_path), store))
+    ours, theirs = (local_path(f"{home}/result") for home in (str(tmp_path), store))
     for name in ("ranks.parquet", "topk.parquet"):
         assert (ours / name).read_bytes() == (theirs / name).read_bytes()
-    assert "gates" in (place(f"{store}/result") / "report.html").read_text().lower()
+    assert "gates" in (local_path(f"{store}/result") / "report.html").read_text().lower()
     assert Mirror(f"{store}/result", tmp_path).listing().keys() >= {"metrics.json", "topk.parquet", "report.html"}
 
 

@@ -10,7 +10,7 @@ import torch
 
 from etl.dataset import Dataset
 from etl.runtime.errors import InputError
-from etl.runtime.object_store import place
+from etl.runtime.object_store import local_path
 from trainer.config import TrainerConfig
 from trainer.data.reader import Sessions
 from trainer.distributed.world import World
@@ -37,9 +37,9 @@ def inspect(options: ShowConfig) -> list[str]:
         raise InputError("k of at least 1", options.k, "try 10")
     family = family_of(config, dataset, World.alone())
     train_step = family.train_step(total_steps=1)
-    load_selected(place(options.run), train_step)
-    family.load_term(place(options.run), TRAIN_HOLDOUT)
-    lines = [*parts(config, dataset, train_step), "", *gates(place(options.run)), ""]
+    load_selected(local_path(options.run), train_step)
+    family.load_term(local_path(options.run), TRAIN_HOLDOUT)
+    lines = [*parts(config, dataset, train_step), "", *gates(local_path(options.run)), ""]
     lines += neighbours(dataset, train_step, options.item, options.k)
     if isinstance(family, SessionFamily):
         lines += ["", *recommendations(family, dataset, train_step, options)]
@@ -61,14 +61,14 @@ def parts(config: TrainerConfig, dataset: Dataset, train_step: TrainStep) -> lis
 def gates(run: Path) -> list[str]:
     """Mean gate weights and entropy by task, from the run's validation."""
     try:
-        told = json.loads((run / DIAGNOSTICS).read_text())["gates"]
+        record = json.loads((run / DIAGNOSTICS).read_text())["gates"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{run / DIAGNOSTICS} as training wrote it", repr(error), "train the run again") from None
-    if not told:
+    if not record:
         return ["no gates"]
     lines = ["mean gate weights on valid; entropy in nats, and as a share of its largest"]
-    for task, weights in told["mean_weight"].items():
-        entropy, most = told["entropy_nats"][task], float(np.log(len(weights)))
+    for task, weights in record["mean_weight"].items():
+        entropy, most = record["entropy_nats"][task], float(np.log(len(weights)))
         shares = " ".join(f"{weight:.2f}" for weight in weights)
         lines.append(f"{task:<8} {shares}   {entropy:.2f}" + (f" ({entropy / most:.0%})" if most else ""))
     return lines

@@ -6,7 +6,7 @@ import sys
 
 from etl.runtime.errors import InputError
 from etl.runtime.locks import locked
-from etl.runtime.object_store import place
+from etl.runtime.object_store import local_path
 from trainer.config import TrainerConfig
 from trainer.distributed.world import World
 from trainer.loop import train
@@ -25,11 +25,11 @@ def launch(options: list[str], asked: TrainerConfig) -> None:
         asked: what `trainer.config.load` made of it.
 
     Raises:
-        InputError: what the user must mend.
+        InputError: what the user must fix.
         SystemExit: the run was stopped and has saved its state.
     """
     config, finished = prepare(options, asked)
-    run = place(config.output)
+    run = local_path(config.output)
     if not finished:
         with locked(run), progress_bar(run):
             try:
@@ -47,7 +47,7 @@ def launch(options: list[str], asked: TrainerConfig) -> None:
                 print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
                 raise SystemExit(INTERRUPTED) from None
             except NotFiniteError as error:
-                raise error.told() from None
+                raise error.as_input_error() from None
             except OSError as error:
                 if error.errno != errno.ENOSPC:
                     raise

@@ -16,7 +16,7 @@ import torch
 from etl.dataset import Dataset, open_dataset
 from etl.runtime.errors import InputError
 from etl.runtime.locks import locked
-from etl.runtime.object_store import Mirror, place
+from etl.runtime.object_store import Mirror, local_path
 from trainer.config import TrainerConfig
 from trainer.data.hashing import mix
 from trainer.data.order import Int, Order, share
@@ -59,13 +59,13 @@ def train(config: TrainerConfig, world: World, on_epoch: Callable[[dict[str, Any
     Args:
         config: the resolved configuration; `output` is on storage that all workers share, or in an object store.
         world: the workers.
-        on_epoch: told the valid metrics after each epoch, on every worker equally often.
+        on_epoch: called with the valid metrics after each epoch, on every worker equally often.
     """
     set_threads(world)
     keep_freed_memory()
     if world.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, as the help of train.precision says
-    run = place(config.output)
+    run = local_path(config.output)
     pull_by_all(Mirror.for_uri(config.output), world)
     dataset = open_dataset(config.data, verify=False)
     if world.is_first:
@@ -86,7 +86,7 @@ def select(
     """
     set_threads(world)
     keep_freed_memory()
-    run, dataset = place(config.output), open_dataset(config.data, verify=False)
+    run, dataset = local_path(config.output), open_dataset(config.data, verify=False)
     family = family_of(config, dataset, world)
     selection = Phase("train", TRAIN_HOLDOUT, config.train.epochs, validates=True)
     train_step, progress = fit(config, family, run, world, selection, on_epoch)
@@ -197,7 +197,7 @@ class Training:
 
     def epoch(self) -> None:
         """Train the rest of the epoch under way."""
-        progress, train_step, run = self.progress, self.train_step, place(self.config.output)
+        progress, train_step, run = self.progress, self.train_step, local_path(self.config.output)
         train_step.model.train()
         if not progress.loss_sums:
             progress.loss_sums, progress.loss_counts = ([0.0] * len(train_step.tasks) for _ in range(2))
@@ -220,7 +220,7 @@ class Training:
                 raise Stopped(f"stopped after step {progress.step}; the same command goes on from there")
         profiler.finish()
         progress.seconds += meter.lap()
-        self._log_epoch(meter.told(progress, source.waited))
+        self._log_epoch(meter.values(progress, source.waited))
         progress.epoch, progress.sample = progress.epoch + 1, 0
         progress.loss_sums, progress.loss_counts = [], []
 
@@ -228,7 +228,7 @@ class Training:
         """What is due after a number of steps of this epoch."""
         progress, train = self.progress, self.config.train
         if self.log:
-            self.log.progress(**meter.told(progress, waited))
+            self.log.progress(**meter.values(progress, waited))
             if progress.step % LOG_STEPS == 0:
                 means = mean_losses(self.train_step.tasks, sums, counts)
                 self.log.write(progress.step, progress.epoch + 1, self.phase.name, means)
@@ -247,11 +247,11 @@ class Training:
         if self.log:
             self.writer.save(self.train_step, self.progress)
 
-    def _log_epoch(self, told: dict[str, Any]) -> None:
+    def _log_epoch(self, values: dict[str, Any]) -> None:
         if self.log:
             progress = self.progress
             means = mean_losses(self.train_step.tasks, progress.loss_sums, progress.loss_counts)
-            means |= {"examples_per_second": told["rate"], "waiting_share": told["waiting"]}
+            means |= {"examples_per_second": values["rate"], "waiting_share": values["waiting"]}
             means["memory_gib"] = psutil.Process().memory_info().rss / 2**30
             self.log.write(progress.step, progress.epoch + 1, f"{self.phase.name}-epoch", means)
 

@@ -1,4 +1,4 @@
-"""Before any worker starts: check data and options, resolve_config the configuration, refuse what differs."""
+"""Before any worker starts: check data and options, resolve the configuration, refuse what differs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from etl.dataset import SPLITS, Dataset, feedback_labels, open_dataset
 from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
-from etl.runtime.object_store import Mirror, absolute, place
+from etl.runtime.object_store import Mirror, absolute, local_path
 from trainer.config import RANK_HEADS, TrainerConfig, load, with_recipe
 from trainer.data.batch import feedback_rows
 from trainer.data.item_features import check_columns, feature_codes
@@ -43,10 +43,10 @@ def prepare(options: Sequence[str], asked: TrainerConfig | None = None) -> tuple
         asked: what `load(options)` returned, if it has been called.
 
     Raises:
-        InputError: options, dataset or output that the user must mend.
+        InputError: options, dataset or output that the user must fix.
     """
     config, dataset = resolve_config(options, asked)
-    output, mirror = place(config.output), Mirror.for_uri(config.output)
+    output, mirror = local_path(config.output), Mirror.for_uri(config.output)
     if mirror:
         pull_run(mirror, checkpoints=False)
     fingerprint = {"dataset": dataset.manifest.fingerprint}
@@ -97,7 +97,7 @@ def resolve_config(options: Sequence[str], asked: TrainerConfig | None = None) -
         asked: what `load(options)` returned, if it has been called.
 
     Raises:
-        InputError: options or a dataset that the user must mend.
+        InputError: options or a dataset that the user must fix.
     """
     asked = asked or load(options)
     dataset = open_dataset(asked.data)
@@ -120,7 +120,7 @@ def resolve_config(options: Sequence[str], asked: TrainerConfig | None = None) -
 
 def _compare(before: Any, now: dict[str, Any], *, resume: str) -> None:
     """Raise `InputError` where a run cannot go on with another configuration or dataset."""
-    cure = "give another output, or the options of before"
+    hint = "give another output, or the options of before"
     if resume == "never":
         raise InputError("a fresh output folder with resume=never", "a run", "give another output, or resume=auto")
     old, new = _flat(before), _flat(now)
@@ -128,7 +128,7 @@ def _compare(before: Any, now: dict[str, Any], *, resume: str) -> None:
         if name.startswith(MAY_CHANGE) and name != "dataset":
             continue
         if old.get(name) != new.get(name):
-            raise InputError(f"{name}={old.get(name)} as the run began with", new.get(name), cure)
+            raise InputError(f"{name}={old.get(name)} as the run began with", new.get(name), hint)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

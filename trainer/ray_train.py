@@ -21,7 +21,7 @@ from ray.train.torch.config import _TorchBackend
 
 from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
-from etl.runtime.object_store import Mirror, filesystem, place, read_file
+from etl.runtime.object_store import Mirror, filesystem, local_path, read_file
 from etl.runtime.reachable import refusal, split_address
 from trainer import reachability
 from trainer.config import TrainerConfig, from_plain
@@ -97,17 +97,17 @@ def ray_session(cpus: int = 0) -> Iterator[None]:
 def _connect(**options: Any) -> None:
     address = os.environ.get("RAY_ADDRESS", "")
     where = split_address(address.removeprefix("ray://"), default_port=6379)
-    cure = "start it, correct RAY_ADDRESS, or unset it to train on this machine"
+    hint = "start it, correct RAY_ADDRESS, or unset it to train on this machine"
     # Ray itself would ask for minutes and end in a traceback.
     if address not in ("", "auto", "local") and (why := refusal(*where) if where else "no HOST:PORT"):
-        raise InputError(f"a Ray cluster at RAY_ADDRESS={address}", why, cure)
+        raise InputError(f"a Ray cluster at RAY_ADDRESS={address}", why, hint)
     try:
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         if not address:
             raise
         cause = " ".join(str(error).split())[:200]
-        raise InputError(f"a Ray cluster at RAY_ADDRESS={address} that lets this program in", cause, cure) from None
+        raise InputError(f"a Ray cluster at RAY_ADDRESS={address} that lets this program in", cause, hint) from None
 
 
 class ConnectedTorchBackend(_TorchBackend):
@@ -149,7 +149,7 @@ def _scaling(config: TrainerConfig, workers: Any) -> ScalingConfig:
 
 def _run(config: TrainerConfig, workers: Any) -> None:
     # Ray resumes a run name that it knows: ours is new each time, since we resume by ourselves.
-    run, mirror = place(config.output), Mirror.for_uri(config.output)
+    run, mirror = local_path(config.output), Mirror.for_uri(config.output)
     storage = run / ".ray"
     shutil.rmtree(storage, ignore_errors=True)
     store: dict[str, Any] = {"storage_path": str(storage)}
@@ -193,9 +193,9 @@ def _run(config: TrainerConfig, workers: Any) -> None:
 
 
 def _explained(error: Exception, config: TrainerConfig) -> Exception:
-    """What ended Ray Train, as something that the user can mend; the error itself where it is a bug."""
+    """What ended Ray Train, as something that the user can fix; the error itself where it is a bug."""
     if isinstance(error, TrainingFailedError) and os.strerror(errno.ENOSPC) in str(error):
-        return InputError(f"room on the disk of {place(config.output)}", "a full disk", "free some and run again")
+        return InputError(f"room on the disk of {local_path(config.output)}", "a full disk", "free some and run again")
     if isinstance(error, RayActorError):  # the controller, which starts all workers
         cause = str(error).strip().splitlines()[0]
         again = "run again: it goes on from the latest checkpoint"
@@ -221,7 +221,7 @@ def work(settings: dict[str, Any]) -> None:
         return
     except (InputError, NotFiniteError) as error:
         if world.is_first:
-            told = error if isinstance(error, InputError) else error.told()
-            write_json(place(config.output) / FAILED, vars(told))
+            reason = error if isinstance(error, InputError) else error.as_input_error()
+            write_json(local_path(config.output) / FAILED, vars(reason))
             if mirror := Mirror.for_uri(config.output):
                 mirror.send([FAILED])

@@ -80,7 +80,9 @@ def run_trials(
     warnings.filterwarnings("ignore", module="ray.tune")
 
     def work(setting: dict[str, Any]) -> None:
-        trials[setting[NUMBER]].run(lambda told: tune.report({EPOCH: told["epoch"], METRIC: told.get(metric, 0.0)}))
+        trials[setting[NUMBER]].run(
+            lambda metrics: tune.report({EPOCH: metrics["epoch"], METRIC: metrics.get(metric, 0.0)})
+        )
 
     Progress.tell = staticmethod(progress)
     storage = Path(config.output).absolute() / ".ray"  # all machines of a cluster must see it

@@ -40,8 +40,8 @@ def local_engine(job: Job, n_splits: int, processes: int | None) -> Iterator[Loc
     try:
         yield LocalEngine(job, pool)
     except BrokenProcessPool:
-        cure = "free memory, or take fewer: processes=1"
-        raise InputError(f"{n} worker processes until the job's end", "one that was killed", cure) from None
+        hint = "free memory, or take fewer: processes=1"
+        raise InputError(f"{n} worker processes until the job's end", "one that was killed", hint) from None
     finally:
         pool.shutdown(cancel_futures=True)
 

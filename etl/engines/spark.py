@@ -102,13 +102,13 @@ def _start(builder: Any, master: str) -> SparkSession:
         session: SparkSession = builder.getOrCreate()
     except (PySparkException, Py4JError, FileNotFoundError, PermissionError) as error:
         said = [line.strip() for line in str(error).splitlines() if "xception" in line] or str(error).splitlines()
-        cure = "see above; spark.driver_memory, SPARK_CONF_DIR and PYSPARK_SUBMIT_ARGS decide how it starts"
-        raise InputError(f"a Spark session on {master}", (said or [repr(error)])[0][:300], cure) from None
+        hint = "see above; spark.driver_memory, SPARK_CONF_DIR and PYSPARK_SUBMIT_ARGS decide how it starts"
+        raise InputError(f"a Spark session on {master}", (said or [repr(error)])[0][:300], hint) from None
     return session
 
 
 def is_submitted() -> bool:
-    """Whether `spark-submit` started this program: then master and memory are what it was told."""
+    """Whether `spark-submit` started this program: then master and memory are those it was given."""
     return "PYSPARK_GATEWAY_PORT" in os.environ
 
 
@@ -186,7 +186,7 @@ class SparkEngine:
         """Results of the tasks in the order of their numbers.
 
         Raises:
-            InputError: what a task found wrong with the input, told as if it had been found here.
+            InputError: what a task found wrong with the input, raised as if it had been found here.
             OSError: a task met a full disk.
         """
         from py4j.protocol import Py4JError

@@ -64,10 +64,10 @@ def readable(uri: str) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        told = str(error).splitlines()[0]
-        if "decompress" in told or "runcated" in told or "zlib" in told:
-            raise InputError("a complete compressed file", f"{uri}: {told}", "copy or compress it again") from None
-        raise InputError("a readable input file", f"{uri}: {told}", "check the path and its permissions") from None
+        message = str(error).splitlines()[0]
+        if "decompress" in message or "runcated" in message or "zlib" in message:
+            raise InputError("a complete compressed file", f"{uri}: {message}", "copy or compress it again") from None
+        raise InputError("a readable input file", f"{uri}: {message}", "check the path and its permissions") from None
 
 
 def make_splits(files: list[LogFile], split_bytes: int) -> list[Split]:

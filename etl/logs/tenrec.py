@@ -140,9 +140,9 @@ def _compression(uri: str, head: bytes) -> str | None:
     Raises:
         InputError: a kind of file that is not read.
     """
-    for magic, (kind, cure) in _FOREIGN.items():
+    for magic, (kind, hint) in _FOREIGN.items():
         if head.startswith(magic):
-            raise InputError("a CSV file, plain or gzip", f"{kind}: {uri}", cure)
+            raise InputError("a CSV file, plain or gzip", f"{kind}: {uri}", hint)
     return next((name for magic, name in _COMPRESSED.items() if head.startswith(magic)), None)
 
 

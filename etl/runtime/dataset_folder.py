@@ -14,4 +14,4 @@ DATASET = Kind("a dataset", MANIFEST, lambda data: listed_files(data, {"scenario
 
 def is_dataset(path: Path) -> bool:
     """Whether a folder is a finished dataset."""
-    return DATASET.is_whole(path)
+    return DATASET.is_complete(path)

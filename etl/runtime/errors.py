@@ -6,10 +6,10 @@ from __future__ import annotations
 class InputError(Exception):
     """Wrong input or option: shown as one line without traceback, exit status 2."""
 
-    def __init__(self, expected: str, got: object, cure: str) -> None:
-        self.expected, self.got, self.cure = expected, got, cure
-        super().__init__(f"expected {expected}, got {got} ({cure})")
+    def __init__(self, expected: str, got: object, hint: str) -> None:
+        self.expected, self.got, self.hint = expected, got, hint
+        super().__init__(f"expected {expected}, got {got} ({hint})")
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, object, str]]:
         # Crosses process borders (Spark and Ray pickle exceptions by their arguments).
-        return InputError, (self.expected, self.got, self.cure)
+        return InputError, (self.expected, self.got, self.hint)

@@ -45,7 +45,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "nextclick")
 
 
-def place(path: str | Path) -> Path:
+def local_path(path: str | Path) -> Path:
     """The folder here that stands for a path: one in the cache for a URI, else the path itself."""
     if not is_remote(path):
         return Path(path)
@@ -74,20 +74,20 @@ def filesystem(uri: str) -> tuple[pa_fs.FileSystem, str]:
         store, path = pa_fs.FileSystem.from_uri(uri)
         return store, path
     except (OSError, ValueError) as error:
-        cure = "write a path, or a URI such as s3://bucket/file"
-        raise InputError("storage that can be read", f"{uri}: {str(error).splitlines()[0]}", cure) from None
+        hint = "write a path, or a URI such as s3://bucket/file"
+        raise InputError("storage that can be read", f"{uri}: {str(error).splitlines()[0]}", hint) from None
 
 
 @contextlib.contextmanager
 def _told(uri: str) -> Iterator[None]:
-    """Turn what a store answers into an error that a user can mend."""
+    """Turn what a store answers into an error that a user can fix."""
     try:
         yield
     except OSError as error:
         if error.errno is not None:  # of a file here: a full disk, say
             raise
-        cure = "check the address, AWS_ENDPOINT_URL and the credentials"
-        raise InputError(f"storage that answers at {uri}", str(error).splitlines()[0], cure) from None
+        hint = "check the address, AWS_ENDPOINT_URL and the credentials"
+        raise InputError(f"storage that answers at {uri}", str(error).splitlines()[0], hint) from None
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Mirror:
     @classmethod
     def for_uri(cls, path: str | Path) -> Mirror | None:
         """The mirror of a URI; None for a path, which needs none."""
-        return cls(str(path).rstrip("/"), place(path)) if is_remote(path) else None
+        return cls(str(path).rstrip("/"), local_path(path)) if is_remote(path) else None
 
     def listing(self) -> dict[str, tuple[int, int]]:
         """Size and time in seconds of every file in the store, by its path below the folder.
@@ -189,7 +189,7 @@ class Mirror:
         """Make the folder in the store that of this machine; hidden files stay here.
 
         Args:
-            last: file that makes the folder whole: while others change, the store is without it.
+            last: file that makes the folder complete: while others change, the store is without it.
         """
         listed, found = self.listing(), here(self.folder)
         differ = {name for name in listed.keys() | found.keys() if listed.get(name) != found.get(name)}
@@ -243,18 +243,18 @@ def read_file(path: str | Path) -> bytes:
     if not is_remote(path):
         return Path(path).read_bytes()
     folder, _, name = str(path).rpartition("/")
-    data = Mirror(folder, place(folder)).read(name)
+    data = Mirror(folder, local_path(folder)).read(name)
     if data is None:
         raise FileNotFoundError(path)
     return data
 
 
-def fetched(path: str | Path, *, whole: str = "manifest.json") -> Path:
+def fetched(path: str | Path, *, last_file: str = "manifest.json") -> Path:
     """The folder here of an artefact: a path as it is, a URI once it is copied and the same as in the store.
 
     Args:
         path: of a dataset or bundle.
-        whole: the file that was written last.
+        last_file: the file that was written last.
 
     Raises:
         InputError: a store that does not answer, or without such an artefact.
@@ -262,8 +262,10 @@ def fetched(path: str | Path, *, whole: str = "manifest.json") -> Path:
     mirror = Mirror.for_uri(path)
     if mirror is None:
         return Path(path)
-    if not mirror.has(whole):
-        raise InputError(f"a whole folder with {whole}", mirror.uri, "give the folder that the program before made")
+    if not mirror.has(last_file):
+        raise InputError(
+            f"a complete folder with {last_file}", mirror.uri, "give the folder that the program before made"
+        )
     mirror.folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(mirror.folder, wait_seconds=WAIT_SECONDS):
         mirror.pull()
@@ -311,7 +313,7 @@ def refuse_output(output: str, kind: Kind, *, overwrite: bool, inputs: Iterable[
         if not overwrite:
             raise InputError("an output folder that does not exist yet", output, "add overwrite=true")
         data = mirror.read(kind.last)
-        # One that was being sent when its program was killed lies whole here.
+        # One that was being sent when its program was killed lies complete here.
         files = kind.listed(mirror.folder) if data is None else kind.files(data)
         if files is None:
             raise InputError(f"{kind.name} to overwrite, an output of this program", output, "give another output")

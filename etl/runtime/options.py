@@ -1,7 +1,7 @@
 """How each program starts: options → one typed configuration → exit status.
 
 Hydra composes the options (`key=value`, groups, defaults) against dataclasses; whatever a user can
-get wrong ends as one `error: expected …, got … (cure)` line and exit status 2.
+get wrong ends as one `error: expected …, got … (hint)` line and exit status 2.
 """
 
 from __future__ import annotations
@@ -193,8 +193,8 @@ def _plain(error: Exception, schema: type[Any]) -> InputError:
         choices = ", ".join(found.group(2).split())
         return InputError(f"one of {choices}", found.group(1), "choose one of these")
     if found := re.search(r"parsing override '(.*?)'", text):
-        cure = "put quotes around special characters: key='\"value\"'"
-        return InputError("options as key=value", found.group(1), cure)
+        hint = "put quotes around special characters: key='\"value\"'"
+        return InputError("options as key=value", found.group(1), hint)
     return InputError("valid options", text.strip().splitlines()[0], "--help lists all options")
 
 
@@ -241,7 +241,7 @@ def run_program(
 ) -> int:
     """Run `job` on the command line's options and return the exit status.
 
-    0 is success, 2 a plain error line for what the user can mend, 130 an interrupt, 141 a closed output; anything
+    0 is success, 2 a plain error line for what the user can fix, 130 an interrupt, 141 a closed output; anything
     else is a bug and shows its traceback.
     """
     options = list(sys.argv[1:] if argv is None else argv)
@@ -265,16 +265,16 @@ def run_program(
     except (InputError, OSError) as error:
         if traceback:
             raise
-        told = error if isinstance(error, InputError) else _file_error(error)
-        print(f"error: {told}", file=sys.stderr, flush=True)
+        message = error if isinstance(error, InputError) else _file_error(error)
+        print(f"error: {message}", file=sys.stderr, flush=True)
         return 2
     return 0
 
 
 def _file_error(error: OSError) -> InputError:
     """What the system said about a file or the network, as one line."""
-    cure = f"{TRACEBACK} shows where"
+    hint = f"{TRACEBACK} shows where"
     if error.errno == errno.ENOSPC:
-        return InputError("room on the disk", str(error), f"free some; {cure}")
+        return InputError("room on the disk", str(error), f"free some; {hint}")
     got = " ".join(str(error).split()) or type(error).__name__
-    return InputError("files and network that work", got, f"check that; {cure}")
+    return InputError("files and network that work", got, f"check that; {hint}")

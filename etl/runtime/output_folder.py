@@ -1,6 +1,6 @@
-"""Output folders that are whole or absent, and the one kind of error a user can cause.
+"""Output folders that are complete or absent, and the one kind of error a user can cause.
 
-A folder is built beside its final place and moved there by one rename, so a reader never meets half
+A folder is built next to its final place and moved there by one rename, so a reader never meets half
 of one, and a run that is killed leaves the old output as it was.
 """
 
@@ -26,7 +26,7 @@ class Kind:
 
     Attributes:
         name: for error messages.
-        last: the file that is written last and makes the folder whole.
+        last: the file that is written last and makes the folder complete.
         files: from the bytes of `last`, the paths of all files of the folder; None where another program wrote it.
     """
 
@@ -35,13 +35,13 @@ class Kind:
     files: Callable[[bytes], set[str] | None]
 
     def listed(self, folder: Path) -> set[str] | None:
-        """The files that a whole folder of this kind has; None for other folders."""
+        """The files that a complete folder of this kind has; None for other folders."""
         try:
             return self.files((folder / self.last).read_bytes())
         except OSError:
             return None
 
-    def is_whole(self, folder: Path) -> bool:
+    def is_complete(self, folder: Path) -> bool:
         """Whether a folder is a finished one of this kind."""
         return self.listed(folder) is not None
 
@@ -61,7 +61,7 @@ def listed_files(data: bytes, keys: set[str], last: str) -> set[str] | None:
 def staged(output: Path, kind: Kind, *, overwrite: bool, inputs: Iterable[str] = ()) -> Iterator[Path]:
     """A fresh folder that becomes `output` when the block ends well.
 
-    An existing `output` stays until the new folder is whole. One process at a time may build the
+    An existing `output` stays until the new folder is complete. One process at a time may build the
     same output; leftovers of a killed one are removed. A symbolic link stays, its target is replaced. Where
     nothing can be moved to `output` (a mount point, a folder in one that is not writable), the new folder is
     built inside it and its entries are moved.
@@ -86,8 +86,8 @@ def staged(output: Path, kind: Kind, *, overwrite: bool, inputs: Iterable[str] =
         except BaseException as error:
             shutil.rmtree(building, ignore_errors=True)
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                cure = "free some, or write to another disk; nothing was left of this attempt"
-                raise InputError(f"room on the disk of {output.parent}", "a full disk", cure) from None
+                hint = "free some, or write to another disk; nothing was left of this attempt"
+                raise InputError(f"room on the disk of {output.parent}", "a full disk", hint) from None
             raise
 
 
@@ -116,8 +116,8 @@ def refuse_existing(output: Path, kind: Kind, *, overwrite: bool, inputs: Iterab
         return
     listed = kind.listed(output)
     if not overwrite:
-        cure = "add overwrite=true" if listed is not None else "give another output"
-        raise InputError("an output folder that does not exist yet", output, cure)
+        hint = "add overwrite=true" if listed is not None else "give another output"
+        raise InputError("an output folder that does not exist yet", output, hint)
     if listed is None:
         raise InputError(f"{kind.name} to overwrite, an output of this program", output, "give another output")
     refuse_unlisted(output, _files(output) - listed)
@@ -149,7 +149,7 @@ def _refuse_place(output: Path) -> None:
 
 
 STATES = ("building", "old", "lock")
-"""What lies beside an output, or inside where nothing can: the new folder, the one that it replaces, the lock."""
+"""What is next to an output, or inside where nothing can: the new folder, the one that it replaces, the lock."""
 
 
 def _entries(output: Path) -> list[Path]:
@@ -169,7 +169,7 @@ def _files(output: Path) -> set[str]:
 def _bring_back(output: Path, kind: Kind) -> None:
     """Undo a replacement that was killed between taking the old folder away and putting the new one there."""
     old = hidden_sibling(output, "old")
-    if not kind.is_whole(old) or kind.is_whole(output):
+    if not kind.is_complete(old) or kind.is_complete(output):
         return
     if is_mount_point(output):
         for entry in _entries(output):

@@ -28,8 +28,8 @@ def progress_line(
         parts.append(f"{rate:,.{0 if rate >= 10 else 2}f} {unit}/s")
         if total:
             parts.append(f"{duration(max(total - done, 0) / rate)} left")
-    told = ", ".join(filter(None, [*parts, note]))
-    return f"{what}: {told}" if told else what
+    details = ", ".join(filter(None, [*parts, note]))
+    return f"{what}: {details}" if details else what
 
 
 def duration(seconds: float) -> str:
@@ -59,7 +59,7 @@ class ProgressLine:
         self.what, self.before, self.drawn = "", 0.0, False
 
     def update(self, what: str, done: float = 0, total: float | None = None, unit: str = "", note: str = "") -> None:
-        """Show the line where one is due; the rate is since `what` was first told."""
+        """Show the line where one is due; the rate is since `what` was first shown."""
         now = time.monotonic()
         if what != self.what:
             self.what, self.begin, self.before = what, now, done

@@ -60,5 +60,5 @@ def require_master(master: str) -> None:
     addresses = [split_address(address, default_port=7077) for address in master.removeprefix("spark://").split(",")]
     refusals = [refusal(*address) if address else "no HOST:PORT" for address in addresses]
     if all(refusals):
-        cure = "start it (python -m cluster action=up), or correct the address"
-        raise InputError(f"a Spark master at {master}", "; ".join(map(str, refusals)), cure)
+        hint = "start it (python -m cluster action=up), or correct the address"
+        raise InputError(f"a Spark master at {master}", "; ".join(map(str, refusals)), hint)

@@ -150,8 +150,8 @@ def _count_users(job: Job) -> None:
     counts: dict[str, int] = {}
     for record in read_records(job.work_folder("kept")):
         counts = {name: counts.get(name, 0) + value for name, value in record["counts"].items()}
-    told = {"sessions": len(kept), "counts": counts, "clicks_per_user": statistics.histogram(kept[:, 3])}
-    write_record(job.work("cut", 0, "json"), told)
+    summary = {"sessions": len(kept), "counts": counts, "clicks_per_user": statistics.histogram(kept[:, 3])}
+    write_record(job.work("cut", 0, "json"), summary)
 
 
 def write_shard(job: Job, shards: list[Pieces], shard: int) -> dict[str, Any]:

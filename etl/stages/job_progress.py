@@ -1,4 +1,4 @@
-"""How far the sessions job is, told from the files that its tasks leave."""
+"""How far the sessions job is, read from the files that its tasks leave."""
 
 from __future__ import annotations
 

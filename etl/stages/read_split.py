@@ -68,8 +68,8 @@ def reporting_errors(job: Job, split: Split) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        told = {"expected": error.expected, "got": str(error.got), "cure": error.cure}
-        write_record(job.work("errors", split.index, "json"), told)
+        record = {"expected": error.expected, "got": str(error.got), "hint": error.hint}
+        write_record(job.work("errors", split.index, "json"), record)
         raise
 
 

@@ -1,4 +1,4 @@
-"""What every task of the sessions job is told, and where it leaves its files."""
+"""What every task of the sessions job is given, and where it leaves its files."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Job:
 
     @property
     def truncates_early(self) -> bool:
-        """Whether a part of a user's rows may be cut before the user is whole."""
+        """Whether a part of a user's rows may be cut before the user is complete."""
         return self.dedupe == "none" and not self.filters_items
 
     def work(self, kind: str, index: int, suffix: str) -> Path:

@@ -21,7 +21,7 @@ from etl.twin.published import FEWEST_ITEMS, PUBLISHED
 class TwinConfig:
     """Options of `python -m etl.twin`."""
 
-    output: str = option(MISSING, "CSV file to write (.gz compresses it); FILE.truth.json stands beside it")
+    output: str = option(MISSING, "CSV file to write (.gz compresses it); FILE.truth.json is next to it")
     scenario: str = option(MISSING, "log to generate", choices=tuple(PUBLISHED))
     users: int = option(MISSING, "number of users; all other sizes follow", at_least=1)
     items: int | None = option(

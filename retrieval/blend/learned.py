@@ -53,11 +53,11 @@ class Learned:
     selection: dict[str, Any]
 
     def write(self, folder: Path) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file, atomically."""
         folder.mkdir(parents=True, exist_ok=True)
-        told = asdict(self)
+        record = asdict(self)
         temporary = folder / f".{FILE}.{os.getpid()}"
-        temporary.write_text(json.dumps(told | {"fingerprint": fingerprint_of(told)}))
+        temporary.write_text(json.dumps(record | {"fingerprint": fingerprint_of(record)}))
         temporary.replace(folder / FILE)
 
     @classmethod
@@ -68,11 +68,11 @@ class Learned:
             InputError: the file is not the one that was written.
         """
         try:
-            told = json.loads((folder / FILE).read_text())
-            if told.pop("fingerprint") != fingerprint_of(told):
+            record = json.loads((folder / FILE).read_text())
+            if record.pop("fingerprint") != fingerprint_of(record):
                 raise ValueError("other content")
-            everyone, folds = Weights(**told.pop("everyone")), [Weights(**fold) for fold in told.pop("folds")]
-            return cls(**told, everyone=everyone, folds=folds)
+            everyone, folds = Weights(**record.pop("everyone")), [Weights(**fold) for fold in record.pop("folds")]
+            return cls(**record, everyone=everyone, folds=folds)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -48,7 +48,7 @@ class BlendRanker:
 
     @property
     def names(self) -> list[str]:
-        """The blend, and what stands beside it."""
+        """The blend, and what is next to it."""
         return [BLEND, *self.beside]
 
     @property

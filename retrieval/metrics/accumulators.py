@@ -29,7 +29,7 @@ Segments = Iterable[tuple[str, str, npt.NDArray[np.bool_]]]
 
 @dataclass(frozen=True)
 class SegmentAttributes:
-    """What is known of items and users, by which queries are told apart.
+    """What is known of items and users, by which queries are distinguished.
 
     Attributes:
         train_clicks: int64 `[n_items + 1]`.
@@ -135,10 +135,10 @@ class RankingResult:
 
     def add_written(self, path: Path) -> None:
         """Add what another part of the queries gave and `write` wrote."""
-        told = json.loads(path.with_suffix(".json").read_text())
-        self.total.merge(RankingSums.from_plain(self.cutoffs, told["total"]))
-        self.seconds += told["seconds"]
-        for kind, name, plain in told["segments"]:
+        record = json.loads(path.with_suffix(".json").read_text())
+        self.total.merge(RankingSums.from_plain(self.cutoffs, record["total"]))
+        self.seconds += record["seconds"]
+        for kind, name, plain in record["segments"]:
             sums = self.segments.setdefault((kind, name), RankingSums(self.cutoffs))
             sums.merge(RankingSums.from_plain(self.cutoffs, plain))
         with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:

@@ -104,7 +104,7 @@ def feedback_metrics(
     yield f"rows/{task}", len(label_N)
     yield f"positives/{task}", int(label_N.sum())
     yield f"users/{task}", len(np.unique(user_N))
-    told = calibration(label_N, score_N)
-    yield f"log_loss/{task}", told.pop("log_loss")
-    yield f"calibration_error/{task}", told.pop("error")
-    yield f"calibration/{task}", told
+    curve = calibration(label_N, score_N)
+    yield f"log_loss/{task}", curve.pop("log_loss")
+    yield f"calibration_error/{task}", curve.pop("error")
+    yield f"calibration/{task}", curve

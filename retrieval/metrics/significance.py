@@ -19,7 +19,7 @@ RESAMPLES = 2_000
 GAINS = ("hr", "ndcg", "mrr")
 """Metrics that a query's rank alone decides."""
 DIGITS = 12
-"""Decimals to which differences are told apart."""
+"""Decimals to which differences are distinguished."""
 
 
 def gains(rank_Q: Int, metric: str) -> Float:

@@ -55,18 +55,18 @@ class Result:
     """A result folder: what it says, and its test ranks by ranker."""
 
     folder: Path
-    told: dict[str, Any]
+    summary: dict[str, Any]
     tables: dict[str, pa.Table]
 
     @classmethod
     def read(cls, folder: Path) -> Result:
         """Read a folder; `InputError` where it is no result of a session model."""
         try:
-            told = json.loads((folder / METRICS).read_text())
-            missing = [name for name in ("model", "test", *ALIKE) if name not in told]
-            if missing or not isinstance(told["test"], dict) or not isinstance(told["model"], str):
+            summary = json.loads((folder / METRICS).read_text())
+            missing = [name for name in ("model", "test", *ALIKE) if name not in summary]
+            if missing or not isinstance(summary["test"], dict) or not isinstance(summary["model"], str):
                 raise ValueError(f"no {(missing or ['test metrics'])[0]} in {METRICS}")
-            found = cls(folder, told, read_ranks(folder / RANKS))
+            found = cls(folder, summary, read_ranks(folder / RANKS))
             if any((table["rank"].to_numpy() < 1).any() for table in found.tables.values()):
                 raise ValueError(f"a rank below 1 in {RANKS}")
         except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
@@ -83,15 +83,15 @@ class Result:
 
     def check(self, first: Result, metrics: Sequence[str]) -> None:
         """Raise `InputError` where the result cannot be compared with the first one by these metrics."""
-        known = [name for name in self.told["test"] if name.partition("@")[0] in GAINS]
+        known = [name for name in self.summary["test"] if name.partition("@")[0] in GAINS]
         missing = [m for m in metrics if m not in known]
         if missing:
-            cure = f"evaluate {self.folder} with other cutoffs, or choose one of these"
-            raise InputError(f"metrics of {', '.join(known)}", missing[0], cure)
+            hint = f"evaluate {self.folder} with other cutoffs, or choose one of these"
+            raise InputError(f"metrics of {', '.join(known)}", missing[0], hint)
         for name in ALIKE:
-            if self.told[name] != first.told[name]:
+            if self.summary[name] != first.summary[name]:
                 raise InputError(
-                    f"{name}={first.told[name]}", f"{self.told[name]} in {self.folder}", "evaluate both alike"
+                    f"{name}={first.summary[name]}", f"{self.summary[name]} in {self.folder}", "evaluate both alike"
                 )
         if not self.queries.equals(first.queries):
             raise InputError(
@@ -107,11 +107,11 @@ def read_results(folders: Sequence[str], metrics: Sequence[str]) -> dict[str, In
     Raises:
         InputError: results over different queries, or that do not know a metric.
     """
-    results = [Result.read(fetched(folder, whole=METRICS)) for folder in folders]
+    results = [Result.read(fetched(folder, last_file=METRICS)) for folder in folders]
     rankers: dict[str, Int] = {}
     for result in results:
         result.check(results[0], metrics)
-        add_ranker(rankers, result.told["model"], result.folder, result.tables[MODEL])
+        add_ranker(rankers, result.summary["model"], result.folder, result.tables[MODEL])
     models = set(rankers)
     for result in results:
         for name, table in result.tables.items():

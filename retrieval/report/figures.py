@@ -97,9 +97,9 @@ def _trust_figures(result: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
         note = "One point for each effort tried on valid queries; dotted, the fidelity asked for."
         yield "Fidelity of the index", charts.fidelity(tried, result["fidelity"]), note
     tasks = {
-        name.removeprefix("calibration/"): (told["predicted"], told["observed"])
-        for name, told in test.items()
-        if name.startswith("calibration/") and any(told["observed"])
+        name.removeprefix("calibration/"): (curve["predicted"], curve["observed"])
+        for name, curve in test.items()
+        if name.startswith("calibration/") and any(curve["observed"])
     }
     if tasks:
         errors = ", ".join(f"{task} {test[f'calibration_error/{task}']:.4f}" for task in tasks)

@@ -52,9 +52,9 @@ class _Best:
         self.waiting.append((query, row, score))
         self.count += len(query)
         if self.count > PENDING * len(self.score):
-            self.resolve_config()
+            self.merge()
 
-    def resolve_config(self) -> None:
+    def merge(self) -> None:
         """Let the waiting candidates in."""
         if not self.waiting:
             return
@@ -74,7 +74,7 @@ class _Best:
 
     def in_order(self) -> tuple[npt.NDArray[np.float32], Ids]:
         """Scores and rows, best first."""
-        self.resolve_config()
+        self.merge()
         order = np.lexsort((self.row, -self.score), axis=1)
         return np.take_along_axis(self.score, order, 1), np.take_along_axis(self.row, order, 1)
 

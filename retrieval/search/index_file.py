@@ -27,7 +27,7 @@ RECORD: dict[str, Any] = {
     "parameters": dict,
 }
 """What every record holds, and of what type."""
-CURE = "delete it with its index"
+HINT = "delete it with its index"
 
 
 def origin(bundle_manifest: Path, catalogue: Catalogue) -> str:
@@ -36,7 +36,7 @@ def origin(bundle_manifest: Path, catalogue: Catalogue) -> str:
 
 
 class Stored:
-    """One index file and the record beside it.
+    """One index file and its record.
 
     Args:
         path: of the index file; the record has `.json` behind it.
@@ -63,11 +63,11 @@ class Stored:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError):
-            raise InputError("a readable index record", self.record_path, CURE) from None
+            raise InputError("a readable index record", self.record_path, HINT) from None
         if not isinstance(found, dict) or not all(isinstance(found.get(name), kind) for name, kind in RECORD.items()):
-            raise InputError(f"an index record with {', '.join(RECORD)}", self.record_path, CURE)
+            raise InputError(f"an index record with {', '.join(RECORD)}", self.record_path, HINT)
         if found["kind"] not in KINDS or found["space"] not in SPACES or not isinstance(found.get("tuned", {}), dict):
-            raise InputError(f"an index of {', '.join(KINDS)} in its record", found["kind"], CURE)
+            raise InputError(f"an index of {', '.join(KINDS)} in its record", found["kind"], HINT)
         if found["made_from"] != self.made_from:
             raise InputError("an index of this bundle and these candidates", self.path, "name another index_file")
         return found
@@ -114,9 +114,9 @@ class Stored:
             return None  # by another version
         numbers = [found.get("effort"), found.get("refine"), found["test"]["queries"]]
         if not all(isinstance(n, int) and n >= 1 for n in numbers) or not isinstance(found.get("curve"), list):
-            raise InputError("effort and refine of at least 1 in the index record", self.record_path, CURE)
+            raise InputError("effort and refine of at least 1 in the index record", self.record_path, HINT)
         if not all(value is None or isinstance(value, int | float) for value in found["test"].values()):
-            raise InputError("numbers in the index record", self.record_path, CURE)
+            raise InputError("numbers in the index record", self.record_path, HINT)
         return found
 
     def remember(self, wanted: float, index: Index, curve: list[dict[str, Any]], test: Fidelity) -> dict[str, Any]:

@@ -135,8 +135,8 @@ def exact_reference(bundle: Bundle, split: str, catalogue: Catalogue) -> ExactRe
 
 def describe_index(index: Index, test: Fidelity, record: dict[str, Any]) -> dict[str, Any]:
     """What `metrics.json` says of the index; `test` is its fidelity on test queries."""
-    told = {"kind": index.kind, **index.parameters, **({"space": index.space} if index.faiss_index else {})}
-    told |= {
+    described = {"kind": index.kind, **index.parameters, **({"space": index.space} if index.faiss_index else {})}
+    described |= {
         f"recall_at_{FIDELITY_K}_vs_exact": test.recall,
         f"recall_at_{FIDELITY_K}_vs_exact_interval": [test.recall_low, test.recall_high],
         f"hr_{FIDELITY_K}_vs_exact": test.hr_ratio,
@@ -148,7 +148,7 @@ def describe_index(index: Index, test: Fidelity, record: dict[str, Any]) -> dict
         "build_seconds": index.build_seconds,
         "tuned_on_valid": record.get("curve", []),
     }
-    return told | {name: record[name] for name in ("spaces", "norms") if name in record}
+    return described | {name: record[name] for name in ("spaces", "norms") if name in record}
 
 
 def sample_queries(bundle: Bundle, split: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:

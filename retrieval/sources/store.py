@@ -143,7 +143,7 @@ class SourceFiles:
                 )
         return {name.removesuffix(".npy"): np.load(self.folder / name, mmap_mode="r") for name in hashes} or None
 
-    def save(self, arrays: Arrays, told: dict[str, Any]) -> None:
+    def save(self, arrays: Arrays, details: dict[str, Any]) -> None:
         """Write the arrays, the record last; a folder that may not be written costs a warning."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -152,7 +152,7 @@ class SourceFiles:
                 np.save(temporary, values, allow_pickle=False)
                 temporary.replace(self.folder / f"{name}.npy")
             hashes = {f"{name}.npy": sha256_of(self.folder / f"{name}.npy") for name in arrays}
-            write_json(self.record, {"made_from": self.made_from, "sha256": hashes, **told})
+            write_json(self.record, {"made_from": self.made_from, "sha256": hashes, **details})
         except OSError as error:
             print(f"warning: the source is not stored: {error}", file=sys.stderr, flush=True)
 

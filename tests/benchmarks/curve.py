@@ -1,6 +1,6 @@
 """The learning curve: what more users of the same catalogue give, by `recipe=small` as it stands.
 
-Each size is a twin of its own users over one catalogue, so a figure stands beside the best possible for just
+Each size is a twin of its own users over one catalogue, so a figure is compared with the best possible for just
 these users and beside two baselines that need no training: counts of items and of pairs.
 """
 

@@ -177,8 +177,10 @@ def models() -> None:
             rate = np.mean([r["examples_per_second"] for r in results])
             print(f"| {name} | " + " | ".join(cells) + f" | {cost} | {rate:,.0f} |", flush=True)
         beside = {name: split["test"] for name, split in found["gru4rec", 0]["baselines"].items()}
-        told = (f"{name} {test['hr@20']:.4f}/{test['ndcg@20']:.4f}" for name, test in beside.items() if "hr@20" in test)
-        print(f"hr@20/ndcg@20: {', '.join(told)}")
+        message = (
+            f"{name} {test['hr@20']:.4f}/{test['ndcg@20']:.4f}" for name, test in beside.items() if "hr@20" in test
+        )
+        print(f"hr@20/ndcg@20: {', '.join(message)}")
         if truth:
             expected_table(runs, found, truth_of(0.5))
 

@@ -197,10 +197,10 @@ def evaluate(run: Path, data: Path, output: Path) -> dict[str, Any]:
 
     thread = threading.Thread(target=watch)
     thread.start()
-    told, _ = process.communicate()
+    message, _ = process.communicate()
     seconds = time.perf_counter() - begin
     assert process.returncode == 0
     thread.join()
     tenths = [max(part, default=0) for part in np.array_split(memory, 10)]
     metrics = json.loads((output / "metrics.json").read_text())
-    return {"seconds": seconds, "memory": tenths, "metrics": metrics, **json.loads(told.splitlines()[-1])}
+    return {"seconds": seconds, "memory": tenths, "metrics": metrics, **json.loads(message.splitlines()[-1])}

@@ -64,7 +64,7 @@ def sessions(path: Path) -> Path:
 
 
 def line(name: str, data: Path, options: tuple[str, ...], seeds: tuple[int, ...]) -> str:
-    """Train with a refit; the model before it lies beside, so that one run gives both figures."""
+    """Train with a refit; the model before it is kept, so that one run gives both figures."""
     given = (*RECIPE, *options, "train.refit=true")
     runs = [Run(name.replace(" ", "-"), data, given, seed, ("mask_seen=true",)) for seed in seeds]
     execute(runs)

@@ -10,5 +10,5 @@ from cluster.steps import time_by_step
 def test_each_steps_time_and_its_share_of_all(tmp_path):
     for name, seconds in (("sessions", 6.0), ("train-gru4rec", 234.0)):
         (tmp_path / f"{name}.json").write_text(json.dumps({"done": True, "seconds": seconds}))
-    told = time_by_step(["sessions", "train gru4rec", "evaluate gru4rec"], tmp_path)
-    assert told == "time: sessions 6 s (2 %), train gru4rec 4 min (98 %), evaluate gru4rec 0 s (0 %)"
+    message = time_by_step(["sessions", "train gru4rec", "evaluate gru4rec"], tmp_path)
+    assert message == "time: sessions 6 s (2 %), train gru4rec 4 min (98 %), evaluate gru4rec 0 s (0 %)"

@@ -264,8 +264,10 @@ def test_the_image_takes_the_roles_that_spark_gives_its_pods(tmp_path):
     fake.parent.mkdir()
     fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     fake.chmod(0o755)
-    told = subprocess.run([*entry, "executor"], env=env | {"JAVA_HOME": str(tmp_path)}, capture_output=True, text=True)
-    line = told.stdout.splitlines()
+    message = subprocess.run(
+        [*entry, "executor"], env=env | {"JAVA_HOME": str(tmp_path)}, capture_output=True, text=True
+    )
+    line = message.stdout.splitlines()
     assert line[:5] == ["-Da=1", "-Db=two words", "-Dc=3", "-Xms2g", "-Xmx2g"]
     assert "org.apache.spark.scheduler.cluster.k8s.KubernetesExecutorBackend" in line
     given = dict(zip(line[-14::2], line[-13::2], strict=True))
@@ -316,13 +318,13 @@ def test_a_cluster_on_this_machine_takes_all_programs_and_ends_with_what_it_star
     state = [f"local.state={tmp_path / 'c'}", "local.nodes=1"]
     assert main(["action=up", *state]) == 0
     try:
-        told = json.loads((tmp_path / "c" / "state.json").read_text())
+        message = json.loads((tmp_path / "c" / "state.json").read_text())
         token = tmp_path / "c" / "token"
         assert stat.S_IMODE(token.stat().st_mode) == 0o600
         assert main(["action=up", *state]) == 2
         assert main(["action=status", *state]) == 0
         assert "ended" not in capfd.readouterr().out
-        assert_spark_takes_nothing_without_the_secret(told["processes"])
+        assert_spark_takes_nothing_without_the_secret(message["processes"])
         log = generated_log(tmp_path / "log.csv", users=40, items=30, seed=3)
         data, run = tmp_path / "data", tmp_path / "run"
         env = os.environ | {"RAY_AUTH_TOKEN_PATH": str(token), "SPARK_CONF_DIR": str(tmp_path / "c" / "spark")}
@@ -334,14 +336,14 @@ def test_a_cluster_on_this_machine_takes_all_programs_and_ends_with_what_it_star
 
         etl = f"input={log} scenario=qb_video shards=2"
         unknown = env | {"SPARK_CONF_DIR": str(tmp_path / "nowhere")}  # who is refused after Spark's many tries
-        stranger = submitted("etl", "standalone", told["spark"], f"{etl} output={tmp_path / 'strange'}", unknown)
-        nothing = submitted("train", "ray", told["ray"], "data=/nowhere output=x model=gru4rec")
-        assert submitted("etl", "standalone", told["spark"], f"{etl} output={data}").wait(300) == 0
+        stranger = submitted("etl", "standalone", message["spark"], f"{etl} output={tmp_path / 'strange'}", unknown)
+        nothing = submitted("train", "ray", message["ray"], "data=/nowhere output=x model=gru4rec")
+        assert submitted("etl", "standalone", message["spark"], f"{etl} output={data}").wait(300) == 0
         assert nothing.wait(300) == 2
         train = f"data={data} output={run} model=gru4rec {' '.join(SMALL[:-3])} train.epochs=1 ray.workers=1"
-        assert submitted("train", "ray", told["ray"], train).wait(300) == 0
+        assert submitted("train", "ray", message["ray"], train).wait(300) == 0
         evaluation = f"bundle={run / 'bundle'} data={data} output={tmp_path / 'result'}"
-        assert submitted("evaluate", "ray", told["ray"], evaluation).wait(300) == 0
+        assert submitted("evaluate", "ray", message["ray"], evaluation).wait(300) == 0
         assert stranger.wait(300) not in (0, None)
         assert not (tmp_path / "strange").exists()
         secret = (tmp_path / "c" / "spark" / "spark-defaults.conf").read_text().split("secret ")[1].split()[0]
@@ -352,4 +354,4 @@ def test_a_cluster_on_this_machine_takes_all_programs_and_ends_with_what_it_star
         assert main(["action=down", *state]) == 0
     assert "ray-head ended" in capfd.readouterr().out
     assert not token.exists()
-    assert not Path(told["temporary"]).exists()
+    assert not Path(message["temporary"]).exists()

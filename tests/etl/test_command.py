@@ -60,11 +60,11 @@ def good(tmp_path):
         (["justaword"], "options as key=value"),
     ],
 )
-def test_wrong_options_end_with_one_plain_line_and_nothing_written(tmp_path, wrong, told, capfd):
+def test_wrong_options_end_with_one_plain_line_and_nothing_written(tmp_path, wrong, message, capfd):
     assert main([*good(tmp_path), *wrong]) == 2
     out, err = capfd.readouterr()
     assert err.startswith("error: expected ")
-    assert told in err
+    assert message in err
     assert err.count("\n") == 1
     assert out == ""
     assert sorted(p.name for p in tmp_path.iterdir()) == ["log.csv"]
@@ -92,11 +92,11 @@ def test_a_missing_option_is_named(tmp_path, missing, capfd):
         (b"\x00\x01\x02PAR1 rubbish", "column user_id"),
     ],
 )
-def test_a_wrong_file_is_refused_with_what_is_missing(tmp_path, content, told, capfd):
+def test_a_wrong_file_is_refused_with_what_is_missing(tmp_path, content, message, capfd):
     (tmp_path / "log.csv").write_bytes(content)
     assert main([f"input={tmp_path / 'log.csv'}", f"output={tmp_path / 'out'}", "scenario=qb_video"]) == 2
     err = capfd.readouterr().err
-    assert told in err
+    assert message in err
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
@@ -199,10 +199,10 @@ def test_lists_and_quotes(value, found):
         ("protocol=[study]", "the name of a preset for protocol"),
     ],
 )
-def test_what_hydra_would_take_or_choke_on_is_refused_in_plain_words(given, told):
+def test_what_hydra_would_take_or_choke_on_is_refused_in_plain_words(given, message):
     with pytest.raises(InputError) as raised:
         load(["input=a", "output=b", "scenario=qb_video", given])
-    assert told in f"expected {raised.value.expected}, got {raised.value.got} ({raised.value.cure})"
+    assert message in f"expected {raised.value.expected}, got {raised.value.got} ({raised.value.hint})"
 
 
 def test_a_dataset_from_and_in_a_folder_of_odd_letters(tmp_path, capsys):

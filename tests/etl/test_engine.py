@@ -106,8 +106,8 @@ def test_a_workers_error_is_raised_here_and_its_death_is_one_plain_error(tmp_pat
         local_engine(job, 4, 2) as two,
     ):
         two.map(refuse, 4)
-    told = "2 worker processes until the job's end, got one that was killed"
-    with pytest.raises(InputError, match=told), local_engine(job, 4, 2) as two:
+    message = "2 worker processes until the job's end, got one that was killed"
+    with pytest.raises(InputError, match=message), local_engine(job, 4, 2) as two:
         two.map(die, 4)
     assert not active_children()
 

@@ -1,4 +1,4 @@
-"""Output folders: whole or absent, and nothing of others is ever replaced."""
+"""Output folders: complete or absent, and nothing of others is ever replaced."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_only_what_the_same_program_made_and_lists_is_replaced(tmp_path):
 def test_a_folder_is_recognised_by_what_its_manifest_says(tiny):
     kinds = {"data": DATASET, "bundle": BUNDLE, "result": RESULT}
     (tiny / "result" / "metrics.json").write_text('{"ties": "against", "candidates": "all"}')
-    assert {(name, k) for name in kinds for k in kinds if kinds[k].is_whole(tiny / name)} == {(k, k) for k in kinds}
+    assert {(name, k) for name in kinds for k in kinds if kinds[k].is_complete(tiny / name)} == {(k, k) for k in kinds}
     for name in ("data", "bundle"):
         files = {p.relative_to(tiny / name).as_posix() for p in (tiny / name).rglob("*") if p.is_file()}
         assert kinds[name].listed(tiny / name) == files

@@ -127,8 +127,8 @@ def test_two_thousand_mutated_files_give_the_rows_of_a_slow_reader(start):
             if not data:
                 data += b"\n"
         found, bad = parsed(bytes(data))
-        wanted = slow_rows(bytes(data))
-        assert found == wanted, (seed, bytes(data))
+        expected = slow_rows(bytes(data))
+        assert found == expected, (seed, bytes(data))
         lines = [line for line in bytes(data).split(b"\n") if line.rstrip(b"\r")]
         assert len(found) + bad == len(lines), seed
 

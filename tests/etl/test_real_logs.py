@@ -186,7 +186,7 @@ def test_an_over_long_line_is_quarantined(tmp_path, compress, length):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_other_kinds_of_file_are_named(tmp_path, data, told):
-    with pytest.raises(InputError, match=told):
+def test_other_kinds_of_file_are_named(tmp_path, data, message):
+    with pytest.raises(InputError, match=message):
         Made(tmp_path, data, "scenario=qb_video")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["log.csv"]

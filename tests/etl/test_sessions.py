@@ -301,10 +301,10 @@ def test_a_malformed_row_is_quarantined_with_its_place_and_the_others_are_kept(t
     log = tmp_path / "log.csv"
     log.write_bytes(b"\n".join(lines) + b"\n")
     dataset = build([f"input={log}", f"output={tmp_path / 'out'}", "scenario=qb_video", "shards=1"])
-    (told,) = [json.loads(t) for t in dataset.file("quarantine/rows.jsonl").read_text().splitlines()]
-    assert told["reason"].startswith(reason)
-    assert told["byte_offset"] == sum(len(x) + 1 for x in lines[:6])
-    assert told["file"] == "log.csv"
+    (message,) = [json.loads(t) for t in dataset.file("quarantine/rows.jsonl").read_text().splitlines()]
+    assert message["reason"].startswith(reason)
+    assert message["byte_offset"] == sum(len(x) + 1 for x in lines[:6])
+    assert message["file"] == "log.csv"
     statistics = json.loads(dataset.file("statistics.json").read_text())
     assert statistics["rows_read"] == 13
     assert statistics["kept"]["clicks"] == statistics["kept"]["likes"] == 12

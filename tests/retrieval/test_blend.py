@@ -164,11 +164,11 @@ def test_nothing_is_learned_from_shuffled_targets_and_the_re_ranker_is_chosen_wh
     sources = {"first": source_of(first), "second": source_of(second)}
     pools, facts = pools_of(rng, sources, mask_seen=False)
     learned = learn_blend(pools, facts, [queries], 10, 1)
-    told = learned.selection["ndcg@10"]
+    message = learned.selection["ndcg@10"]
     assert learned.kind == "reranker"
-    assert told["reranker"] > told["sum"] > max(told["sources"].values()) - 0.02
+    assert message["reranker"] > message["sum"] > max(message["sources"].values()) - 0.02
     ranker = BlendRanker(learned, pools, pools, facts, 10, 2)
-    assert gain_of(ranker.rank(queries, "valid")["blend"][0], 10).mean() == pytest.approx(told["reranker"], abs=1e-9)
+    assert gain_of(ranker.rank(queries, "valid")["blend"][0], 10).mean() == pytest.approx(message["reranker"], abs=1e-9)
 
     shuffled = rng.permutation(queries.target)
     queries.target[:] = shuffled

@@ -66,12 +66,12 @@ def test_every_ranker_is_compared_with_the_first_model(results, capfd):
     base = a["model"]["rank"].to_numpy()
     others = [row for row in rows if row["ranker"] != "tiny"]
     found = [compare(ranks[r["ranker"]]["rank"].to_numpy(), base, r["metric"]) for r in others]
-    for row, wanted, p in zip(others, found, holm([each.p for each in found]), strict=True):
+    for row, expected, p in zip(others, found, holm([each.p for each in found]), strict=True):
         value = gains(ranks[row["ranker"]]["rank"].to_numpy(), row["metric"]).mean()
         assert row["value"] == pytest.approx(value)
         assert row["difference"] == pytest.approx(value - gains(base, row["metric"]).mean())
         assert row["p"] == pytest.approx(p)
-        assert (row["difference_low"], row["difference_high"]) == (wanted.low, wanted.high)
+        assert (row["difference_low"], row["difference_high"]) == (expected.low, expected.high)
     assert all(row["p"] is None for row in rows[:2])
     text = (results / "page.html").read_text()
     assert f"{rows[0]['value']:.4f}" in text
@@ -82,16 +82,22 @@ def test_every_ranker_is_compared_with_the_first_model(results, capfd):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda told, table: (told | {"mask_seen": True}, table), "expected mask_seen=False, got True"),
-        (lambda told, table: (told | {"dataset": "other"}, table), "expected dataset="),
-        (lambda told, table: (told, table.slice(1)), "expected results over the same queries"),
-        (lambda told, table: (told, table.filter(pa.array(np.zeros(len(table), bool)))), "with ranked test queries"),
-        (lambda told, table: (told | {"test": {}}, table), "expected metrics of"),
-        (lambda told, table: (told | {"test": None}, table), "expected result folders of python -m retrieval"),
-        (lambda told, table: ({"test": {}}, table), "(no model in metrics.json)"),
-        (lambda told, table: (told, table.drop_columns(["rank"])), "expected result folders of python -m retrieval"),
+        (lambda message, table: (message | {"mask_seen": True}, table), "expected mask_seen=False, got True"),
+        (lambda message, table: (message | {"dataset": "other"}, table), "expected dataset="),
+        (lambda message, table: (message, table.slice(1)), "expected results over the same queries"),
         (
-            lambda told, table: (told, table.set_column(4, "rank", pa.array(np.zeros(len(table), np.int32)))),
+            lambda message, table: (message, table.filter(pa.array(np.zeros(len(table), bool)))),
+            "with ranked test queries",
+        ),
+        (lambda message, table: (message | {"test": {}}, table), "expected metrics of"),
+        (lambda message, table: (message | {"test": None}, table), "expected result folders of python -m retrieval"),
+        (lambda message, table: ({"test": {}}, table), "(no model in metrics.json)"),
+        (
+            lambda message, table: (message, table.drop_columns(["rank"])),
+            "expected result folders of python -m retrieval",
+        ),
+        (
+            lambda message, table: (message, table.set_column(4, "rank", pa.array(np.zeros(len(table), np.int32)))),
             "(a rank below 1 in ranks.parquet)",
         ),
     ],
@@ -100,8 +106,8 @@ def test_results_that_do_not_fit_are_refused(results, spoil, words, capfd):
     metrics, ranks = results / "b" / "metrics.json", results / "b" / "ranks.parquet"
     table = pq.read_table(ranks)
     table = pa.concat_tables([table.filter(pa.compute.equal(table["split"], s)) for s in ("test", "valid")])
-    told, table = spoil(json.loads(metrics.read_text()), table)
-    metrics.write_text(json.dumps(told))
+    message, table = spoil(json.loads(metrics.read_text()), table)
+    metrics.write_text(json.dumps(message))
     pq.write_table(table, ranks)
     assert main(command(results)) == 2
     err = capfd.readouterr().err

@@ -105,11 +105,11 @@ def test_the_ranks_file_holds_what_the_metrics_average(tiny, seen):
         by_ranker = read_ranks(tiny / "out" / "ranks.parquet", split)
         assert set(by_ranker) == {"model", "blend", *BASELINES}
         for name, table in by_ranker.items():
-            told = {"model": found, "blend": found["blend"]}.get(name, found["baselines"].get(name))[split]
-            assert len(table) == told["queries"]
+            message = {"model": found, "blend": found["blend"]}.get(name, found["baselines"].get(name))[split]
+            assert len(table) == message["queries"]
             assert len(set(table["user_id"].to_pylist())) == len(table)
             for metric in ("hr@5", "ndcg@5", "mrr@2"):
-                assert gains(table["rank"].to_numpy(), metric).mean() == pytest.approx(told[metric], abs=1e-12)
+                assert gains(table["rank"].to_numpy(), metric).mean() == pytest.approx(message[metric], abs=1e-12)
 
 
 def random_queries(rng, n_items, n, dimension):

@@ -30,8 +30,8 @@ def test_an_index_is_tuned_until_the_asked_fidelity_holds_and_converges_to_exact
         index.set_effort(index.most_effort, len(vectors))
         assert measure(index, reference).recall == 1.0
         score, _ = index.search(query, 20)
-        wanted = np.sort(query.astype(np.float64) @ vectors.astype(np.float64).T, axis=1)[:, ::-1][:, :20]
-        assert score == pytest.approx(wanted, abs=1e-9)
+        expected = np.sort(query.astype(np.float64) @ vectors.astype(np.float64).T, axis=1)[:, ::-1][:, :20]
+        assert score == pytest.approx(expected, abs=1e-9)
 
 
 @given(st.data())

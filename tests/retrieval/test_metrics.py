@@ -80,8 +80,8 @@ def test_auc_and_gauc_equal_scikit_learn(rows):
         for u in sorted(set(user.tolist()))
         if len(set(label[user == u].tolist())) == 2
     ]
-    wanted = sum(a * n for a, n in areas) / sum(n for _, n in areas) if areas else None
-    assert gauc(user, label, score) == (None if wanted is None else pytest.approx(wanted, abs=1e-12))
+    expected = sum(a * n for a, n in areas) / sum(n for _, n in areas) if areas else None
+    assert gauc(user, label, score) == (None if expected is None else pytest.approx(expected, abs=1e-12))
 
 
 def test_a_nan_score_counts_against_auc_on_either_side():

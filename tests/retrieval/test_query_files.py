@@ -161,12 +161,12 @@ def random_queries(rng, n_items, n, dimension):
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=12))
 @settings(deadline=None)
 def test_gini_is_the_mean_difference_over_twice_the_mean(times):
-    wanted = None
+    expected = None
     if sum(times):
         pairs = [abs(a - b) for a in times for b in times]
-        wanted = np.mean(pairs) / (2 * np.mean(times))
+        expected = np.mean(pairs) / (2 * np.mean(times))
     found = gini(np.array([t for t in times if t]), len(times))
-    assert found == (pytest.approx(wanted, abs=1e-12) if wanted is not None else None)
+    assert found == (pytest.approx(expected, abs=1e-12) if expected is not None else None)
 
 
 def test_deciles_hold_a_tenth_of_the_clicks_each():

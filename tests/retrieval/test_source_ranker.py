@@ -125,10 +125,10 @@ def test_scores_equal_a_slow_version(name, histories, asked):
     queries = queries_of([seen for seen, _ in asked], users, [1] * len(asked))
     found = fast(train_sessions(histories))(queries).toarray()
     for row, (seen, _) in enumerate(asked):
-        wanted = np.zeros(N_ITEMS + 1)
+        expected = np.zeros(N_ITEMS + 1)
         for item, value in slow(train, users[row], seen).items():
-            wanted[item] = value
-        assert found[row] == pytest.approx(wanted, abs=1e-5)
+            expected[item] = value
+        assert found[row] == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("mask_seen", [False, True])
@@ -148,8 +148,8 @@ def test_ranks_and_lists_equal_a_full_sort(mask_seen, data):
     for row, (seen, target) in enumerate(asked):
         usable = [c for c in popular if not (mask_seen and c in seen)]
         key = {c: (dense[row, c], popular[c]) for c in usable}
-        wanted = 1 + sum(key[c] >= key[target] for c in usable if c != target) if target in key else MISS
-        assert rank[row] == wanted
+        expected = 1 + sum(key[c] >= key[target] for c in usable if c != target) if target in key else MISS
+        assert rank[row] == expected
         best = sorted(usable, key=lambda c: (-dense[row, c], -popular[c], c))[:k]
         assert lists[row].tolist() == best + [0] * (k - len(best))
 
@@ -170,8 +170,8 @@ def test_category_popularity_equals_a_full_sort(mask_seen, data):
     for row, (seen, target) in enumerate(asked):
         usable = [c for c in popular if not (mask_seen and c in seen)]
         key = {c: (category[c] == category[seen[-1]], popular[c]) for c in usable}
-        wanted = 1 + sum(key[c] >= key[target] for c in usable if c != target) if target in key else MISS
-        assert rank[row] == wanted
+        expected = 1 + sum(key[c] >= key[target] for c in usable if c != target) if target in key else MISS
+        assert rank[row] == expected
         best = sorted(usable, key=lambda c: (not key[c][0], -popular[c], c))[:k]
         assert lists[row].tolist() == best + [0] * (k - len(best))
 

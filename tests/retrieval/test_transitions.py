@@ -81,8 +81,8 @@ def test_lists_and_ranks_are_those_of_a_full_sort(seed, kind):
     rank, _ = rank_by_index(index, queries, 20, mask_seen=False)
     for q, target in enumerate(queries.target):
         ahead = np.flatnonzero(score[q] >= score[q, target] - 1e-9)
-        wanted = 1 + len(ahead[ahead != target]) if np.isfinite(score[q, target]) else MISS
-        assert abs(rank[q] - wanted) <= 1 or (rank[q] > 20 and wanted > 20)  # sums in two orders may break a tie
+        expected = 1 + len(ahead[ahead != target]) if np.isfinite(score[q, target]) else MISS
+        assert abs(rank[q] - expected) <= 1 or (rank[q] > 20 and expected > 20)  # sums in two orders may break a tie
     _, unseen = search_unseen(index, queries, 5)
     for q in range(QUERIES):
         masked = score[q].copy()

@@ -46,9 +46,9 @@ class Started:
         """Return when it is ready."""
         deadline = time.monotonic() + START_SECONDS
         while self.ready not in self.log.read_text(errors="replace"):
-            told = self.log.read_text(errors="replace")[-3000:]
-            assert self.runs, told
-            assert time.monotonic() < deadline, told
+            message = self.log.read_text(errors="replace")[-3000:]
+            assert self.runs, message
+            assert time.monotonic() < deadline, message
             time.sleep(0.1)
 
     @property

@@ -74,7 +74,7 @@ def test_a_checkpoint_is_of_the_step_it_names_though_training_went_on(fifty, und
 
 
 def test_a_damaged_best_checkpoint_is_named_and_nothing_is_exported(fifty, undisturbed, tmp_path, capfd):
-    """64 bytes of its tensors are changed; the latest checkpoint, of a later epoch, is whole."""
+    """64 bytes of its tensors are changed; the latest checkpoint, of a later epoch, is complete."""
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
     newest = latest(run / "checkpoints")

@@ -189,20 +189,20 @@ def test_sampled_prefixes_are_some_of_all_targets_with_their_rows_alone(fifty):
 @pytest.mark.parametrize("limit", [1, 2, 100])
 def test_skipped_items_are_those_shown_with_a_target_and_not_clicked(fifty, limit):
     batch = train_batch(all_sessions(fifty), batch_options(skipped=limit))
-    width, wanted = batch.items.shape[1], {}
+    width, expected = batch.items.shape[1], {}
     for number, row in enumerate(all_rows(fifty)):
         shown = zip(row["exposure_items"], row["exposure_position"], row["exposure_feedback"], strict=True)
         for item, place, bits in shown:
             if 1 <= place <= len(row["items"]) - 3 and not bits & 128:
-                wanted.setdefault(number * width + place - 1, []).append(item)
+                expected.setdefault(number * width + place - 1, []).append(item)
     found = {}
     for state, item, slot in zip(batch.skipped_state, batch.skipped_item, batch.skipped_slot, strict=True):
         assert int(slot) == len(found.setdefault(int(state), []))
         found[int(state)].append(int(item))
-    assert found.keys() == wanted.keys()
+    assert found.keys() == expected.keys()
     for state, items in found.items():
-        assert len(items) == min(limit, len(wanted[state]))
-        assert Counter(items) <= Counter(wanted[state])
+        assert len(items) == min(limit, len(expected[state]))
+        assert Counter(items) <= Counter(expected[state])
 
 
 def test_targets_of_sessions_are_all_targets_of_their_batch(fifty):

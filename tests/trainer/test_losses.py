@@ -28,9 +28,9 @@ def test_with_all_items_it_is_torchs_cross_entropy_with_its_gradients(chunk, mon
     ours = fused_sum(softmax_kernel, query, vector[target], bias[target], vector, bias, target, ids)
     found = torch.autograd.grad(ours * 0.7, (query, vector, bias))
     theirs = torch.nn.functional.cross_entropy(query @ vector.t() + bias, target, reduction="sum")
-    wanted = torch.autograd.grad(theirs * 0.7, (query, vector, bias))
+    expected = torch.autograd.grad(theirs * 0.7, (query, vector, bias))
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
-    for a, b in zip(found, wanted, strict=True):
+    for a, b in zip(found, expected, strict=True):
         assert torch.allclose(a, b, atol=1e-5)
 
 
@@ -38,9 +38,9 @@ def test_with_all_items_it_is_torchs_cross_entropy_with_its_gradients(chunk, mon
 @settings(deadline=None)
 def test_accidental_hits_are_all_pairs_of_equal_ids(targets, candidates):
     row, column = accidental_hits(torch.tensor(targets), torch.tensor(candidates))
-    wanted = {(i, j) for i, t in enumerate(targets) for j, c in enumerate(candidates) if t == c}
-    assert set(zip(row.tolist(), column.tolist(), strict=True)) == wanted
-    assert len(row) == len(wanted)
+    expected = {(i, j) for i, t in enumerate(targets) for j, c in enumerate(candidates) if t == c}
+    assert set(zip(row.tolist(), column.tolist(), strict=True)) == expected
+    assert len(row) == len(expected)
 
 
 def test_a_sampled_target_does_not_compete_with_itself():
@@ -73,21 +73,21 @@ def test_the_corrected_sample_estimates_the_full_normaliser_without_bias():
         ids = sampler.draw(k, seed=0, step=step)
         weight = np.exp(scores[ids - 1] - sampler.log_q(ids) - np.log(k))
         estimates.append(weight[ids != target].sum())
-    wanted = np.exp(scores).sum() - np.exp(scores[target - 1])
+    expected = np.exp(scores).sum() - np.exp(scores[target - 1])
     error = np.std(estimates) / np.sqrt(draws)
-    assert abs(np.mean(estimates) - wanted) < 4 * error
-    assert error < 0.01 * wanted
+    assert abs(np.mean(estimates) - expected) < 4 * error
+    assert error < 0.01 * expected
 
 
 def test_the_expected_sampled_gradient_nears_the_full_one_as_samples_grow():
     query, vector, bias, target = random_problem(2, n=5, items=30)
     ids = torch.arange(1, 31)
     full = fused_sum(softmax_kernel, query, vector[target], bias[target], vector, bias, target + 1, ids)
-    wanted = torch.autograd.grad(full, query)[0]
+    expected = torch.autograd.grad(full, query)[0]
     sampler = NegativeSampler(np.arange(30), popularity_exponent=0.5, uniform_share=0.3)
     distance = []
     for k in (20, 2000):
-        total = torch.zeros_like(wanted)
+        total = torch.zeros_like(expected)
         for step in range(200):
             drawn = sampler.draw(k, seed=1, step=step)
             place = torch.from_numpy(drawn - 1)
@@ -103,7 +103,7 @@ def test_the_expected_sampled_gradient_nears_the_full_one_as_samples_grow():
                 torch.from_numpy(drawn),
             )
             total += torch.autograd.grad(loss, query)[0]
-        distance.append(float((total / 200 - wanted).norm() / wanted.norm()))
+        distance.append(float((total / 200 - expected).norm() / expected.norm()))
     assert distance[1] < 0.01
     assert distance[1] < distance[0]
 
@@ -115,9 +115,9 @@ def test_draws_follow_the_stated_probabilities_and_only_the_step_decides_them():
     sampler = NegativeSampler(clicks, popularity_exponent=0.75, uniform_share=0.25)
     drawn = sampler.draw(200_000, seed=3, step=9)
     powered = np.where(clicks > 0, clicks**0.75, 0.0)
-    wanted = 0.75 * powered / powered.sum() + 0.25 / 5
-    assert np.exp(sampler.log_q(np.arange(1, 6))) == pytest.approx(wanted, rel=1e-5)
-    assert chisquare(np.bincount(drawn, minlength=6)[1:], wanted * len(drawn)).pvalue > 1e-3
+    expected = 0.75 * powered / powered.sum() + 0.25 / 5
+    assert np.exp(sampler.log_q(np.arange(1, 6))) == pytest.approx(expected, rel=1e-5)
+    assert chisquare(np.bincount(drawn, minlength=6)[1:], expected * len(drawn)).pvalue > 1e-3
     assert np.array_equal(drawn, sampler.draw(200_000, seed=3, step=9))
     assert not np.array_equal(drawn[:50], sampler.draw(50, seed=3, step=10))
 
@@ -169,8 +169,8 @@ def test_pairwise_losses_equal_the_papers_formulas_and_hits_take_no_part(name, s
     own, score, present = scores_of(seed)
     found = LOSS_OF_SCORES[name](own, score)
     rows = zip(own.detach().numpy(), score.detach().numpy(), present, strict=True)
-    wanted = sum(pairwise_by_hand(name, o, s[p]) for o, s, p in rows)
-    assert found.item() == pytest.approx(wanted, rel=1e-6)
+    expected = sum(pairwise_by_hand(name, o, s[p]) for o, s, p in rows)
+    assert found.item() == pytest.approx(expected, rel=1e-6)
     found.backward()
     assert torch.isfinite(own.grad).all()
     assert torch.isfinite(score.grad).all()
@@ -195,9 +195,9 @@ def test_fused_losses_and_their_gradients_are_torchs_of_the_whole_score_matrix(n
     given = (query, vector[target], bias[target], vector[ids], bias[ids], target, ids)
     found = fused_sum(KERNELS[name], *given)
     own = (query * vector[target]).sum(1) + bias[target]
-    wanted = LOSS_OF_SCORES[name](own, losses.candidate_scores(query, vector[ids], bias[ids], target, ids))
-    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
-    ours, theirs = (torch.autograd.grad(0.3 * loss, (query, vector, bias)) for loss in (found, wanted))
+    expected = LOSS_OF_SCORES[name](own, losses.candidate_scores(query, vector[ids], bias[ids], target, ids))
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    ours, theirs = (torch.autograd.grad(0.3 * loss, (query, vector, bias)) for loss in (found, expected))
     for a, b in zip(ours, theirs, strict=True):
         assert torch.allclose(a, b, atol=1e-5)
 
@@ -269,8 +269,8 @@ def test_candidate_scores_are_the_products_with_hits_masked():
     found = losses.candidate_scores(query, vector[ids], bias[ids], target, ids)
     for n in range(len(query)):
         for k, item in enumerate(ids.tolist()):
-            wanted = (query[n] @ vector[item] + bias[item]).item()
-            assert found[n, k].item() == pytest.approx(losses.HIT if item == target[n] else wanted, rel=1e-5)
+            expected = (query[n] @ vector[item] + bias[item]).item()
+            assert found[n, k].item() == pytest.approx(losses.HIT if item == target[n] else expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("weight", [1.0, 3.5])

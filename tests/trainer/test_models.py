@@ -216,8 +216,8 @@ def test_sasrec_equals_attention_position_by_position():
     clicks, items = torch.randn(3, 7, 6), torch.ones(3, 7, dtype=torch.long)
     found = encoder(items, clicks, every_place(items)).detach().numpy().reshape(3, 7, 6)
     for session in range(3):
-        wanted = attention_by_position(encoder, clicks[session].double().numpy())
-        assert found[session] == pytest.approx(wanted, abs=1e-5)
+        expected = attention_by_position(encoder, clicks[session].double().numpy())
+        assert found[session] == pytest.approx(expected, abs=1e-5)
 
 
 def expert_by_hand(network, h):
@@ -302,7 +302,7 @@ def test_rankers_equal_the_papers_formula(model):
     for row in range(2):
         clicked = [tables["item"][i].numpy() for i in history[row].tolist() if i]
         codes = [code + 1 if code >= 0 else 0 for code in profile[row].tolist()]
-        wanted = np.concatenate(
+        expected = np.concatenate(
             [
                 vectors[0][row],
                 vectors[1][row],
@@ -315,7 +315,7 @@ def test_rankers_equal_the_papers_formula(model):
                 *(p[f"profile.embeddings.{i}.weight"][code] for i, code in enumerate(codes)),
             ]
         )
-        assert feature[row].detach().numpy() == pytest.approx(wanted, abs=1e-5)
+        assert feature[row].detach().numpy() == pytest.approx(expected, abs=1e-5)
     task_representations = {task: mix.detach().double().numpy() for task, mix in ranker.head(feature).items()}
     found = {task: sigmoid(logit.detach().numpy()) for task, logit in ranker.logits(feature).items()}
     own = {}
@@ -334,8 +334,8 @@ def test_the_logit_of_a_product_is_finite_and_right(first, second):
     found = product_logit(a, b)
     found.backward()
     assert np.isfinite([found.item(), a.grad.item(), b.grad.item()]).all()
-    wanted = sigmoid(first) * sigmoid(second)
-    assert sigmoid(found.item()) == pytest.approx(wanted, rel=1e-6, abs=2e-7)
+    expected = sigmoid(first) * sigmoid(second)
+    assert sigmoid(found.item()) == pytest.approx(expected, rel=1e-6, abs=2e-7)
 
 
 @pytest.mark.parametrize("head", list(HEADS))
@@ -413,5 +413,5 @@ def test_flops_are_those_that_torch_counts():
         model.query(model.task_representations(state)["next"])
     parts = model.flops(candidates=0, embedding_dim=6, clicks=0)  # the counter does not look into attention
     mixing = len(TASKS) * 2 * (4 + 1) * 6  # shares × outputs, which the count by weights leaves out
-    told = 8 * (parts["encoder sasrec"] + parts["head"] + parts["next tower"] + mixing)
-    assert counter.get_total_flops() == told
+    message = 8 * (parts["encoder sasrec"] + parts["head"] + parts["next tower"] + mixing)
+    assert counter.get_total_flops() == message

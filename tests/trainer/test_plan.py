@@ -21,17 +21,17 @@ def test_a_plan_names_the_steps_and_parameters_that_the_run_then_has(fifty, tmp_
     monkeypatch.setattr("trainer.step_cost.spawn", run_workers)
     line = [f"data={fifty.path}", f"model={model}", *GIVEN, "train.epochs=1"]
     assert main([*line, "workers=2", "measured_steps=3"]) == 0
-    told = dict(text.rsplit("  ", 1) for text in capfd.readouterr().out.splitlines() if "  " in text)
-    told = {name.strip(): value.strip() for name, value in told.items()}
+    message = dict(text.rsplit("  ", 1) for text in capfd.readouterr().out.splitlines() if "  " in text)
+    message = {name.strip(): value.strip() for name, value in message.items()}
     assert train([*line, f"output={tmp_path / 'run'}", "ray.workers=0"]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert told["parameters"] == f"{summary['parameters']['total']:,}"
+    assert message["parameters"] == f"{summary['parameters']['total']:,}"
     # Windows end with a smaller step, so that an epoch has a few more than targets / batch_tokens.
-    assert int(told["steps an epoch"]) <= summary["steps"] <= int(told["steps an epoch"]) + 2
-    assert int(told["events/s, all workers"].replace(",", "")) > 0
-    seconds = sum(map(float, told["seconds a step: measured + network"].split(" + ")))
-    hours = int(told["steps an epoch"].replace(",", "")) * seconds / 3600
-    assert float(told["hours an epoch"]) == pytest.approx(hours, abs=0.01)
+    assert int(message["steps an epoch"]) <= summary["steps"] <= int(message["steps an epoch"]) + 2
+    assert int(message["events/s, all workers"].replace(",", "")) > 0
+    seconds = sum(map(float, message["seconds a step: measured + network"].split(" + ")))
+    hours = int(message["steps an epoch"].replace(",", "")) * seconds / 3600
+    assert float(message["hours an epoch"]) == pytest.approx(hours, abs=0.01)
 
 
 def test_what_workers_exchange_by_hand():

@@ -76,8 +76,8 @@ def test_every_ranking_model_finds_what_rows_were_made_from(ctr, tmp_path, model
     rows = [r for f in ctr.row_files for r in pq.read_table(ctr.file(f.path)).to_pylist()]
     for split in ("valid", "test"):
         exported = open_bundle(folder / "bundle").feedback(split, "like").to_pylist()
-        wanted = Counter((r["user_id"], r["item"], r["like"]) for r in rows if r["split"] == split)
-        assert Counter((r["user_id"], r["item"], r["label"]) for r in exported) == wanted
+        expected = Counter((r["user_id"], r["item"], r["like"]) for r in rows if r["split"] == split)
+        assert Counter((r["user_id"], r["item"], r["label"]) for r in exported) == expected
 
 
 def test_session_models_refuse_rows_and_a_refit_exports_no_valid_rows(ctr, tmp_path, capfd):
@@ -141,14 +141,14 @@ def test_rates_are_the_shares_of_positives_among_train_rows(fifty, capfd):
 
 def test_progress_counts_rows_and_ends_at_all_of_them(fifty, tmp_path, monkeypatch):
     """Rows are met as sessions come: the total is what so many rows in so many sessions make of all sessions."""
-    told = []
-    monkeypatch.setattr("trainer.run.metrics_log.RunLog.progress", lambda self, **values: told.append(values))
+    message = []
+    monkeypatch.setattr("trainer.run.metrics_log.RunLog.progress", lambda self, **values: message.append(values))
     run(fifty, tmp_path / "run", "model=rank_mmoe", "train.epochs=1")
     rows = sum(
         sum(1 <= p <= len(r["items"]) - 3 for p in r["exposure_position"])
         for f in fifty.session_files
         for r in pq.read_table(fifty.file(f.path)).to_pylist()
     )
-    assert {each["unit"] for each in told} == {"rows"}
-    assert told[-1]["done"] == told[-1]["total"] == rows
-    assert all(each["done"] <= each["total"] <= 3 * rows for each in told)
+    assert {each["unit"] for each in message} == {"rows"}
+    assert message[-1]["done"] == message[-1]["total"] == rows
+    assert all(each["done"] <= each["total"] <= 3 * rows for each in message)

@@ -84,9 +84,9 @@ def test_the_first_step_without_ray_waits_for_no_ray_tensorboard_or_compiler(fif
     line = [sys.executable, "-c", FIRST_STEP, *options(fifty, tmp_path / "run")]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 130  # as an interrupt ends
-    (told,) = (text.split() for text in done.stdout.splitlines() if text.startswith("MODULES"))
+    (message,) = (text.split() for text in done.stdout.splitlines() if text.startswith("MODULES"))
     late = {"ray", "tensorboard", "matplotlib", "scipy", "torch._dynamo", "torch._inductor", "torch.utils.flop_counter"}
-    assert not late & set(told)
+    assert not late & set(message)
 
 
 def test_a_run_folder_holds_what_it_should(fifty, undisturbed):
@@ -369,9 +369,9 @@ def test_values_by_task_are_read_whole_or_one_by_one(model, recipes, given):
         ("train.positive_rates.like=often", "expected a number for train.positive_rates.like, got 'often'"),
     ],
 )
-def test_values_by_task_that_make_no_sense_are_named(fifty, tmp_path, wrong, told, capfd):
+def test_values_by_task_that_make_no_sense_are_named(fifty, tmp_path, wrong, message, capfd):
     assert main([*options(fifty, tmp_path / "run"), wrong]) == 2
-    assert told in capfd.readouterr().err
+    assert message in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -101,8 +101,8 @@ def test_probabilities_are_those_of_the_bundle(fifty, served):
         for clicks in (len(request.items) - 1, len(request.items)):
             known = {name: getattr(request, name)[:clicks] for name in ("items", "feedback", "watching_times")}
             asked = SessionRequest(**known, gender=request.gender, age=request.age)
-            told = recommender.recommend([asked], recommender.most)
-            for item, score in zip(told.items[0].tolist(), told.probabilities["like"][0].tolist(), strict=True):
+            message = recommender.recommend([asked], recommender.most)
+            for item, score in zip(message.items[0].tolist(), message.probabilities["like"][0].tolist(), strict=True):
                 found.setdefault(item, []).append(score)
         for item, scores in found.items():
             if len(scores) == 2 and (request.user_id, item) in like:
@@ -168,8 +168,8 @@ def test_requests_right_and_wrong(fifty, served, address):
     batch = pq.read_table(served[1] / "topk.parquet").to_pylist()[0]
     recommender = Recommender.open(ServeConfig(run=str(served[0]), result=str(served[1])))
     session = next(vars(r) for r in requests_of(fifty, recommender) if r.user_id == batch["user_id"])
-    status, told = post(address, json.dumps({"sessions": [session, session["items"][:3]], "k": 10}).encode())
-    answer = told["recommendations"][0]
+    status, message = post(address, json.dumps({"sessions": [session, session["items"][:3]], "k": 10}).encode())
+    answer = message["recommendations"][0]
     assert (status, answer["item_ids"], answer["ranked_by"]) == (200, batch["item_ids"], "blend")
     assert answer["titles"][0] == f"Film {answer['item_ids'][0]}, or not"
     assert all(0 < p < 1 for p in answer["probabilities"]["like"])
@@ -187,9 +187,9 @@ def test_requests_right_and_wrong(fifty, served, address):
         (b'{"sessions": [{"items": [1], "feedback": [1, 2]}]}', "feedback for each of 1 items"),
         (b'{"sessions": [{"items": [99999999999999999999]}]}', "items as a list of integers"),
     ):
-        status, told = post(address, body)
+        status, message = post(address, body)
         assert status == 400, body
-        assert told["error"].startswith(f"expected {expected}"), told
+        assert message["error"].startswith(f"expected {expected}"), message
     assert post(address, b"{}", "text/plain")[0] == 400
     elsewhere = urllib.request.Request(f"{address}/about", headers={"Host": "example.org"})
     with pytest.raises(urllib.error.HTTPError, match="403"):

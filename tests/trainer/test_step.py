@@ -129,8 +129,8 @@ def test_two_and_three_workers_give_the_parameters_of_one_after_ten_steps(fifty,
     for size in (2, 3):
         run_workers(worker, (size, free_port(), settings, str(tmp_path)), nprocs=size)
         states = [torch.load(tmp_path / f"{size}-{rank}.pt") for rank in range(size)]
-        for name, wanted in one.items():
-            assert torch.allclose(states[0][name], wanted, atol=1e-5), (size, name)
+        for name, expected in one.items():
+            assert torch.allclose(states[0][name], expected, atol=1e-5), (size, name)
             for other in states[1:]:
                 assert torch.equal(states[0][name], other[name]), (size, name)
 
@@ -198,7 +198,7 @@ def test_negatives_drawn_twice_are_scored_once_and_weigh_twice(fifty, loss):
     correction = merged.correction[torch.searchsorted(merged.ids, drawn)] - each * (loss == "sampled_softmax")
     for candidates in (merged, Candidates(drawn, correction, torch.zeros(32))):
         train_step.model.zero_grad()
-        rows = {ITEM: train_step.tables[ITEM].rows(torch.unique(objective.wanted(batch, candidates)[ITEM]))}
+        rows = {ITEM: train_step.tables[ITEM].rows(torch.unique(objective.expected(batch, candidates)[ITEM]))}
         total = objective(batch, rows, candidates).loss[0]
         total.backward()
         found.append([total.detach(), rows[ITEM].gradient(), *(p.grad for p in train_step.model.parameters())])
@@ -303,8 +303,8 @@ def test_learned_uncertainty_weighs_tasks_by_its_formula():
         balance.log_variance.copy_(torch.tensor([0.3, -1.2]))
     sums = Sums(torch.tensor([10.0, 4.0]), balance.variances())
     found = balance.total(sums, torch.tensor([5.0, 8.0]), 1)
-    wanted = np.exp(-0.3) * 10 / 5 + 0.3 / 2 + np.exp(1.2) * 2 * 4 / 8 - 1.2 / 2
-    assert found.item() == pytest.approx(wanted, rel=1e-6)
+    expected = np.exp(-0.3) * 10 / 5 + 0.3 / 2 + np.exp(1.2) * 2 * 4 / 8 - 1.2 / 2
+    assert found.item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("changes", [{}, {"train": {"balance": "uncertainty"}}, {"model": "rank_esmm"}], ids=str)

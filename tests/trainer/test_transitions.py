@@ -95,11 +95,11 @@ def test_a_pool_holds_the_nearest_and_all_counted_candidates():
         usable = np.setdiff1d(candidates, clicks[q])
         nearest = usable[np.argsort(-score[usable])[:100]]
         term = np.array([slow_term(transitions, clicks[q], weight) for weight in np.eye(2)])
-        wanted = np.union1d(nearest, np.intersect1d(usable, np.flatnonzero(term.any(0))))
+        expected = np.union1d(nearest, np.intersect1d(usable, np.flatnonzero(term.any(0))))
         mine = pool.query == q
-        assert pool.score[mine] == pytest.approx(score[wanted], abs=1e-5)
-        assert pool.feature[mine] == pytest.approx(term[:, wanted].T, abs=1e-12)
-        assert np.array_equal(pool.is_target[mine], wanted == target[q])
+        assert pool.score[mine] == pytest.approx(score[expected], abs=1e-5)
+        assert pool.feature[mine] == pytest.approx(term[:, expected].T, abs=1e-12)
+        assert np.array_equal(pool.is_target[mine], expected == target[q])
 
 
 def test_validation_ranks_by_inner_product_and_term():
@@ -170,9 +170,9 @@ def test_a_bundle_holds_the_counts_of_what_was_trained_on_and_weights(fifty, run
         bundle = open_bundle(run / name)
         sessions = TrainSessions.of(open_dataset(fifty.path), held_out)
         lists = [sessions.items[a:b].tolist() for a, b in zip(sessions.offset[:-1], sessions.offset[1:], strict=True)]
-        wanted = counted(lists, fifty.manifest.n_items)
+        expected = counted(lists, fifty.manifest.n_items)
         for term, matrix in read_transitions(bundle).terms.items():
-            assert abs(matrix - wanted.terms[term]).max() < 1e-6
+            assert abs(matrix - expected.terms[term]).max() < 1e-6
         for split in ("test", "next"):
             found = np.concatenate([queries.transition_weight for queries in bundle.queries(split)])
             assert found == pytest.approx(np.tile(weights["everyone"], (50, 1)), rel=1e-6)

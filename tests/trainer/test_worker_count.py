@@ -38,5 +38,5 @@ def test_auto_says_what_it_takes_and_a_number_is_obeyed(fifty, tmp_path, monkeyp
     choose_workers(config, fifty)
     assert config.ray.workers == taken
     assert from_plain(config.plain()).ray.workers == taken
-    told = "ray.workers=auto: this process alone for 64 targets a step\n" if given == "auto" else ""
-    assert capsys.readouterr().out == told
+    message = "ray.workers=auto: this process alone for 64 targets a step\n" if given == "auto" else ""
+    assert capsys.readouterr().out == message

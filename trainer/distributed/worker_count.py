@@ -10,7 +10,7 @@ from trainer.config import TrainerConfig
 WORKER_TARGETS = 2048
 """Target clicks of a step for each worker: with fewer, exchanging gradients costs more than a further core saves."""
 RAY_CLICKS = 5_000_000
-"""Clicks of a whole run below which starting Ray takes longer than its workers save."""
+"""Clicks of a complete run below which starting Ray takes longer than its workers save."""
 
 
 def choose_workers(config: TrainerConfig, dataset: Dataset) -> None:

@@ -56,7 +56,7 @@ def export(
     refit: bool,
     mirror: Mirror | None = None,
 ) -> None:
-    """Write the bundle folder `output`; it is whole once all workers have done their files.
+    """Write the bundle folder `output`; it is complete once all workers have done their files.
 
     Args:
         output: folder to make; one that a killed export left is removed first.

@@ -7,7 +7,7 @@ import numpy as np
 from etl.dataset import Dataset, open_dataset
 from etl.runtime.dataset_folder import MANIFEST
 from etl.runtime.errors import InputError
-from etl.runtime.object_store import place, published, refuse_output
+from etl.runtime.object_store import local_path, published, refuse_output
 from etl.runtime.output_folder import Kind, listed_files
 from trainer.apply import ApplyConfig
 from trainer.config import TrainerConfig
@@ -37,7 +37,7 @@ def score_dataset(options: ApplyConfig) -> None:
     check(config, trained_on, dataset)
     family = family_of(config, trained_on, world)
     train_step = family.train_step(total_steps=1)
-    load_exported(place(options.run), config, family, train_step)
+    load_exported(local_path(options.run), config, family, train_step)
     with published(options.output, BUNDLE, overwrite=options.overwrite, inputs=read) as folder:
         export(folder, family.scorer(train_step), dataset, world, model=family.name, refit=False)
 

@@ -85,7 +85,7 @@ class Writer:
         try:
             write(self.folder, tensors, progress, keep=self.keep)
             self.after()
-        except BaseException as error:  # told by `wait`, in the thread that trains
+        except BaseException as error:  # raised by `wait`, in the thread that trains
             self.error = error
 
     def wait(self) -> None:
@@ -140,7 +140,7 @@ def _prune(folder: Path, progress: Progress, keep: int) -> None:
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole; broken ones are named and passed over."""
+    """The newest checkpoint that is complete; broken ones are named and passed over."""
     for path in sorted(folder.glob("step-*"), reverse=True):
         problem = problem_of(path)
         if problem is None:

@@ -21,7 +21,7 @@ def open_run(folder: str, data: str | None) -> tuple[TrainerConfig, Dataset]:
     Raises:
         InputError: the run is not finished, or the dataset is not the one it was trained on.
     """
-    run = fetched(folder, whole=SUMMARY)
+    run = fetched(folder, last_file=SUMMARY)
     if not is_finished(run):
         raise InputError(f"a finished run with {SUMMARY}", run, "give the folder that python -m trainer wrote")
     settled = read_config(run / CONFIG)
@@ -43,7 +43,7 @@ def load_selected(run: Path, train_step: TrainStep) -> None:
     folder = run / "checkpoints"
     newest = checkpoint.latest(folder)
     if newest is None:
-        raise InputError("a whole checkpoint", folder, "train the run again")
+        raise InputError("a complete checkpoint", folder, "train the run again")
     checkpoint.load_best(folder, checkpoint.read_progress(newest).best_step, train_step)
 
 

@@ -31,7 +31,7 @@ class RunLog:
     """
 
     def __init__(self, run: Path, step: int, *, refit: bool) -> None:
-        self.run, self.told, self.first_step = run, 0.0, step + 1
+        self.run, self.last_shown, self.first_step = run, 0.0, step + 1
         self.path = run / METRICS
         lines = read_metrics(self.path)
         kept = [line for line in lines if line["step"] <= step or line["split"].startswith("refit") != refit]
@@ -55,9 +55,9 @@ class RunLog:
 
     def progress(self, **values: Any) -> None:
         """Tell the starting process how far the run is, at most twice a second."""
-        if time.monotonic() - self.told < 0.5:
+        if time.monotonic() - self.last_shown < 0.5:
             return
-        self.told = time.monotonic()
+        self.last_shown = time.monotonic()
         temporary = self.run / f"{PROGRESS}.new"
         temporary.write_text(json.dumps(values))
         temporary.replace(self.run / PROGRESS)
@@ -88,7 +88,7 @@ class Meter:
         seconds, self.last = now - self.last, now
         return seconds
 
-    def told(self, progress: Progress, waited: float) -> dict[str, Any]:
+    def values(self, progress: Progress, waited: float) -> dict[str, Any]:
         """What the progress bar shows; `waited` seconds were spent without a batch."""
         seconds = max(time.perf_counter() - self.begin, 1e-9)
         done = progress.loss_counts[0]
@@ -133,10 +133,10 @@ def _show(run: Path, stop: threading.Event) -> None:
     line, epochs, ended = ProgressLine(), len(valid_lines(run)), False
     while not ended:
         ended = stop.wait(0.5)
-        told = valid_lines(run)
-        for epoch in told[epochs:]:
+        lines = valid_lines(run)
+        for epoch in lines[epochs:]:
             line.say(epoch)
-        epochs = len(told)
+        epochs = len(lines)
         with suppress(OSError, ValueError):
             line.show(epoch_line(json.loads((run / PROGRESS).read_text())))
     line.close()
@@ -151,14 +151,14 @@ def valid_lines(run: Path) -> list[str]:
     return [f"epoch {epoch}: valid {'  '.join(values)}" for epoch, values in epochs.items()]
 
 
-def epoch_line(told: dict[str, Any]) -> str:
+def epoch_line(values: dict[str, Any]) -> str:
     """How far an epoch is, with its loss and the share of time spent waiting for data.
 
-    >>> told = {"epoch": 1, "epochs": 3, "done": 2500, "total": 10000, "unit": "clicks", "rate": 1250.0}
-    >>> told |= {"loss": 6.12, "waiting": 0.03}
-    >>> epoch_line(told)
+    >>> values = {"epoch": 1, "epochs": 3, "done": 2500, "total": 10000, "unit": "clicks", "rate": 1250.0}
+    >>> values |= {"loss": 6.12, "waiting": 0.03}
+    >>> epoch_line(values)
     'epoch 1/3: 2,500/10,000 clicks, 1,250 clicks/s, 6 s left, loss 6.120, waiting 3%'
     """
-    note = f"loss {told['loss']:.3f}, waiting {told['waiting']:.0%}"
-    what = f"epoch {told['epoch']}/{told['epochs']}"
-    return progress_line(what, told["done"], told["total"], told["unit"], told["rate"], note)
+    note = f"loss {values['loss']:.3f}, waiting {values['waiting']:.0%}"
+    what = f"epoch {values['epoch']}/{values['epochs']}"
+    return progress_line(what, values["done"], values["total"], values["unit"], values["rate"], note)

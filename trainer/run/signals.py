@@ -10,7 +10,7 @@ from types import FrameType
 
 import torch
 
-from etl.runtime.object_store import Mirror, place
+from etl.runtime.object_store import Mirror, local_path
 from trainer.distributed.world import World
 
 STOP = ".stop"
@@ -33,7 +33,7 @@ def on_sigterm(output: str) -> Iterator[None]:
 
     The word goes through the run's folder, which all workers share. Only the main thread can listen.
     """
-    run, mirror = place(output), Mirror.for_uri(output)
+    run, mirror = local_path(output), Mirror.for_uri(output)
     (run / STOP).unlink(missing_ok=True)
     if mirror:
         mirror.remove([STOP])
@@ -66,7 +66,7 @@ class StopWatch:
     """Whether to stop, asked after every step; all workers get the same answer."""
 
     def __init__(self, output: str, world: World) -> None:
-        self.path, self.mirror, self.world, self.looked = place(output) / STOP, Mirror.for_uri(output), world, 0.0
+        self.path, self.mirror, self.world, self.looked = local_path(output) / STOP, Mirror.for_uri(output), world, 0.0
         self.pause = LOOK_SECONDS * (5 if self.mirror else 1)
 
     def __call__(self, step: int) -> bool:

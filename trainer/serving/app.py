@@ -61,7 +61,7 @@ class Server:
         del request
         recommender, latest = self.recommender, list(self.milliseconds)
         p50, p99 = np.quantile(latest, (0.5, 0.99)).round(3).tolist() if latest else (None, None)
-        told = {
+        about = {
             "model": recommender.name,
             "items": len(recommender.evaluation.index.catalogue.item),
             "tasks": recommender.tasks,
@@ -71,7 +71,7 @@ class Server:
             "requests": self.requests,
             "milliseconds": {"p50": p50, "p99": p99},
         }
-        return web.json_response(told)
+        return web.json_response(about)
 
     async def items(self, request: web.Request) -> web.Response:
         """`?q=TEXT`: the most clicked items whose title or id has the text."""

@@ -15,7 +15,7 @@ from etl.dataset import Dataset
 from etl.runtime.dataset_folder import MANIFEST
 from etl.runtime.errors import InputError
 from etl.runtime.files import sha256_of
-from etl.runtime.object_store import absolute, fetched, place
+from etl.runtime.object_store import absolute, fetched, local_path
 from retrieval.blend.ranker import BlendRanker
 from retrieval.bundle import Queries
 from retrieval.config import RetrievalConfig
@@ -152,19 +152,19 @@ class Recommender:
         run_config, dataset = open_run(config.run, config.data)
         if run_config.ranks:
             raise InputError("the run of a session model", run_config.model, "ranking models retrieve no items")
-        result = fetched(config.result, whole=METRICS)
+        result = fetched(config.result, last_file=METRICS)
         if not (result / METRICS).is_file():
             raise InputError(f"a result with {METRICS}", config.result, "run python -m retrieval first")
-        told = json.loads((result / METRICS).read_text())
-        run = place(config.run)
-        if told.get("bundle") != sha256_of(run / "bundle" / MANIFEST):
+        record = json.loads((result / METRICS).read_text())
+        run = local_path(config.run)
+        if record.get("bundle") != sha256_of(run / "bundle" / MANIFEST):
             raise InputError("a result of the run's bundle", config.result, f"evaluate bundle={config.run}/bundle")
         options = RetrievalConfig(
-            **told["options"],
+            **record["options"],
             bundle=f"{config.run}/bundle",
             data=config.data or run_config.data,
             output="",
-            mask_seen=told["mask_seen"],
+            mask_seen=record["mask_seen"],
             baselines=[],
             threads=config.threads,
         )

@@ -23,7 +23,7 @@ from trainer.training.optimizers import Adagrad, AdamW
 class NotFiniteError(ArithmeticError):
     """A loss or gradient is NaN or infinite; nothing was updated."""
 
-    def told(self) -> InputError:
+    def as_input_error(self) -> InputError:
         """The same for the user."""
         return InputError("finite losses and gradients", str(self), "training stopped before the update")
 

@@ -86,24 +86,24 @@ def plan(config: TuneOptions) -> tuple[list[Trial], str]:
 
 def _remember(folder: Path, config: TuneOptions, space: Any) -> None:
     """Write what the search was begun with, or compare it with that."""
-    told: dict[str, Any] = {n: v for n, v in asdict(config).items() if n not in MAY_CHANGE}
-    told["space"] = {name: asdict(dimension) for name, dimension in space.items()}
-    told["dataset"] = open_dataset(config.data, verify=False).manifest.fingerprint
+    record: dict[str, Any] = {n: v for n, v in asdict(config).items() if n not in MAY_CHANGE}
+    record["space"] = {name: asdict(dimension) for name, dimension in space.items()}
+    record["dataset"] = open_dataset(config.data, verify=False).manifest.fingerprint
     path = folder / SEARCH
     if not path.is_file():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError("a fresh output folder, or a search to continue", folder, "give another output")
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, told)
+        write_json(path, record)
         return
     try:
         before = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"the options of a search in {path}", error, "give another output") from None
-    for name in told:
-        if before.get(name) != json.loads(json.dumps(told[name])):
+    for name in record:
+        if before.get(name) != json.loads(json.dumps(record[name])):
             hint = "give another output, or the options of before"
-            raise InputError(f"{name}={before.get(name)} as the search began with", told[name], hint)
+            raise InputError(f"{name}={before.get(name)} as the search began with", record[name], hint)
 
 
 def rows_of(trials: list[Trial], metric: str) -> list[dict[str, Any]]:
@@ -111,7 +111,7 @@ def rows_of(trials: list[Trial], metric: str) -> list[dict[str, Any]]:
     rows = []
     for trial in trials:
         epochs, ended = trial.epochs(), trial.ended()
-        best = max(epochs, key=lambda told: told.get(metric, 0.0), default={})
+        best = max(epochs, key=lambda epoch: epoch.get(metric, 0.0), default={})
         best = best | ({"epoch": ended["best_epoch"], **ended["valid"]} if trial.state == FINISHED else {})
         row = {"trial": trial.number, "state": trial.state, "epochs": len(epochs), "best_epoch": best.get("epoch")}
         row |= {"seconds": ended.get("seconds"), "parameters": ended.get("parameters"), "error": ended.get("error")}
@@ -161,10 +161,10 @@ def _text(rows: list[dict[str, Any]], judged: list[dict[str, Any]], metric: str,
     states = {
         state: sum(row["state"] == state for row in rows) for state in dict.fromkeys(row["state"] for row in rows)
     }
-    told = ", ".join(f"{count} {state}" for state, count in states.items())
+    counts = ", ".join(f"{count} {state}" for state, count in states.items())
     spread = f"best {values[0]:.4f}, median {statistics.median(values):.4f}, worst {values[-1]:.4f}"
     again = [option for option in best.options if not option.startswith("output=")]
-    lines = [f"{len(rows)} trials ({told}): valid {metric} {spread}", f"{'trial':>5} {metric:>9} epoch  setting"]
+    lines = [f"{len(rows)} trials ({counts}): valid {metric} {spread}", f"{'trial':>5} {metric:>9} epoch  setting"]
     for row in judged[:5]:
         setting = row["options"] or "the recipe"
         lines.append(f"{row['trial']:>5} {row[f'valid/{metric}']:>9.4f} {row['best_epoch']:>5}  {setting}")

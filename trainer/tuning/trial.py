@@ -83,8 +83,8 @@ class Trial:
         try:
             config, _ = prepare(self.options, load(self.options))
             with locked(self.folder, wait_seconds=WAIT_SECONDS):
-                told = select(config, World.alone(), report)
-            self.end(FINISHED, **told)
+                outcome = select(config, World.alone(), report)
+            self.end(FINISHED, **outcome)
         except NotFiniteError as error:
             self.end(FAILED, error=str(error))
         except InputError as error:
