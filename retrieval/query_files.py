@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from etl.dataset import Dataset, open_dataset
 from etl.runtime.dataset_folder import MANIFEST
 from etl.runtime.errors import InputError
-from etl.runtime.files import fingerprint_of, sha256_of, write_json
+from etl.runtime.files import atomic_folder, fingerprint_of, sha256_of, write_json
 from etl.runtime.object_store import local_path
 from etl.runtime.progress import ProgressLine
 from retrieval.blend.prepare import open_blend
@@ -121,13 +121,9 @@ class Evaluation:
         path = folder / part.name
         if (path / DONE).is_file():
             return
-        writing = folder / f".{part.name}.writing"
-        shutil.rmtree(writing, ignore_errors=True)
-        shutil.rmtree(path, ignore_errors=True)
-        writing.mkdir(parents=True)
-        (self._recommend if part.split == "next" else self._rank)(part, writing)
-        write_json(writing / DONE, {"rows": part.rows})
-        writing.rename(path)
+        with atomic_folder(path) as writing:
+            (self._recommend if part.split == "next" else self._rank)(part, writing)
+            write_json(writing / DONE, {"rows": part.rows})
 
     def blend(self, folder: Path) -> BlendRanker | None:
         """The blend that was learned into the folder of the parts."""

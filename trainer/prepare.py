@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from etl.dataset import SPLITS, Dataset, feedback_labels, open_dataset
 from etl.runtime.errors import InputError
-from etl.runtime.files import write_json
+from etl.runtime.files import atomic_file, write_json
 from etl.runtime.object_store import Mirror, absolute, local_path
 from trainer.config import RANK_HEADS, TrainerConfig, load, with_recipe
 from trainer.data.batch import feedback_rows
@@ -63,9 +63,8 @@ def prepare(options: Sequence[str], asked: TrainerConfig | None = None) -> tuple
         raise InputError("a fresh output folder, or a run to resume", output, "give another output")
     output.mkdir(parents=True, exist_ok=True)
     choose_workers(config, dataset)
-    temporary = path.with_suffix(".new")
-    temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(config.plain() | fingerprint)))
-    temporary.replace(path)
+    with atomic_file(path) as file:
+        file.write_text(OmegaConf.to_yaml(OmegaConf.create(config.plain() | fingerprint)))
     if config.network.item_features:
         write_json(output / VOCABULARY, feature_codes(dataset, config.network.item_features)[1])
     if mirror:

@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from etl.runtime.errors import InputError
-from etl.stages.task_files import Job, complete
+from etl.runtime.files import atomic_file
+from etl.stages.task_files import Job
 
 PARTIAL = "partial"
 """Kind of work file that holds the partial users of a split."""
@@ -89,7 +90,7 @@ def _write_partial(job: Job, combine: Callable[[int], Iterator[pa.RecordBatch]],
     """Write what `combine` yields for a split, for all partitions, as one Arrow file."""
     from etl.stages.read_split import PARTIAL_SCHEMA
 
-    with complete(job.work(PARTIAL, split, "arrow")) as path, pa.ipc.new_file(str(path), PARTIAL_SCHEMA) as writer:
+    with atomic_file(job.work(PARTIAL, split, "arrow")) as path, pa.ipc.new_file(str(path), PARTIAL_SCHEMA) as writer:
         for batch in combine(split):
             writer.write_batch(batch)
 

@@ -1,10 +1,13 @@
-"""Hashes of files, fingerprints of values, atomic JSON files."""
+"""Hashes of files, fingerprints of values, atomic files and folders."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +23,65 @@ def fingerprint_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+@contextlib.contextmanager
+def atomic_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
+    """A temporary path next to `path` that replaces it when the block ends well, and is removed otherwise.
+
+    A reader sees the old file or the new one, and two writers do not disturb each other.
+
+    Args:
+        path: of the file; its folder is made.
+        sync: write the file's bytes to the disk first, so that a power cut leaves no empty file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.{os.urandom(4).hex()}{path.suffix}")
+    try:
+        yield temporary
+        if sync:
+            sync_to_disk(temporary)
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, sync: bool = False) -> Iterator[Path]:
+    """An empty folder next to `path` that replaces it when the block ends well, and is removed otherwise.
+
+    One writer at a time: what a killed one left is removed.
+
+    Args:
+        path: of the folder.
+        sync: write the files' bytes and the new name to the disk.
+    """
+    building = path.with_name(f".{path.name}.writing")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    try:
+        yield building
+        if sync:
+            for entry in building.iterdir():
+                sync_to_disk(entry)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)  # half a folder would fill the disk further
+        raise
+    shutil.rmtree(path, ignore_errors=True)
+    building.rename(path)
+    if sync:
+        sync_to_disk(path.parent)
+
+
+def sync_to_disk(path: Path) -> None:
+    """Flush a file's bytes, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that the file is complete or absent, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as stream:
-        json.dump(value, stream, indent=2, allow_nan=False)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    with atomic_file(path, sync=True) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")

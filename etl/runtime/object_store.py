@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import pyarrow.fs as pa_fs
 
 from etl.runtime.errors import InputError
+from etl.runtime.files import atomic_file
 from etl.runtime.locks import locked
 from etl.runtime.output_folder import Kind, refuse_existing, refuse_unlisted, staged
 
@@ -147,12 +148,9 @@ class Mirror:
         store, base = filesystem(self.uri)
 
         def copy(name: str) -> None:
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(f".{target.name}.{os.getpid()}.part")
-            pa_fs.copy_files(f"{base}/{name}", str(part), source_filesystem=store, destination_filesystem=LOCAL)
-            _stamp(part, listed[name])
-            part.replace(target)
+            with atomic_file(folder / name) as part:
+                pa_fs.copy_files(f"{base}/{name}", str(part), source_filesystem=store, destination_filesystem=LOCAL)
+                _stamp(part, listed[name])
 
         with _told(self.uri):
             _each(copy, [name for name in listed if found.get(name) != listed[name]])

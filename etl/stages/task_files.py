@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ import pyarrow.parquet as pq
 
 from etl.logs.tenrec import SCENARIOS, Scenario
 from etl.runtime.errors import InputError
+from etl.runtime.files import atomic_file
 
 QUARANTINE_ROWS_PER_SPLIT = 20
 """Sampled bad rows of one split; the counts are of all."""
@@ -81,21 +79,9 @@ class Job:
         return Path(self.folder) / "_work" / kind
 
 
-@contextlib.contextmanager
-def complete(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes `path`: a retried or doubled task attempt harms nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    attempt = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-    try:
-        yield attempt
-        attempt.replace(path)
-    finally:
-        attempt.unlink(missing_ok=True)
-
-
 def write_table(path: Path, table: pa.Table, **options: Any) -> None:
     """Write a Parquet file, complete or absent."""
-    with complete(path) as attempt:
+    with atomic_file(path) as attempt:
         pq.write_table(table, attempt, **{"compression": "zstd", **options})
 
 
@@ -106,13 +92,13 @@ def write_work_table(path: Path, table: pa.Table) -> None:
 
 def write_array(path: Path, array: np.ndarray[Any, Any]) -> None:
     """Write an array that tasks map into memory."""
-    with complete(path) as attempt, attempt.open("wb") as stream:
+    with atomic_file(path) as attempt, attempt.open("wb") as stream:
         np.save(stream, array)
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """Write a small JSON record."""
-    with complete(path) as attempt:
+    with atomic_file(path) as attempt:
         attempt.write_text(json.dumps(record))
 
 

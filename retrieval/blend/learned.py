@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from etl.runtime.errors import InputError
-from etl.runtime.files import fingerprint_of
+from etl.runtime.files import atomic_file, fingerprint_of
 
 FOLDS = 3
 FILE = "blend.json"
@@ -54,11 +53,9 @@ class Learned:
 
     def write(self, folder: Path) -> None:
         """Write the file, atomically."""
-        folder.mkdir(parents=True, exist_ok=True)
         record = asdict(self)
-        temporary = folder / f".{FILE}.{os.getpid()}"
-        temporary.write_text(json.dumps(record | {"fingerprint": fingerprint_of(record)}))
-        temporary.replace(folder / FILE)
+        with atomic_file(folder / FILE) as file:
+            file.write_text(json.dumps(record | {"fingerprint": fingerprint_of(record)}))
 
     @classmethod
     def read(cls, folder: Path) -> Learned | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -13,7 +12,7 @@ import faiss
 import numpy as np
 
 from etl.runtime.errors import InputError
-from etl.runtime.files import fingerprint_of, sha256_of, write_json
+from etl.runtime.files import atomic_file, fingerprint_of, sha256_of, write_json
 from retrieval.search.index import KINDS, SPACES, Catalogue, Index
 from retrieval.search.tuning import Fidelity
 
@@ -92,10 +91,8 @@ class Stored:
     def save(self, index: Index, extra: dict[str, Any]) -> None:
         """Write the index, then its record; a folder that may not be written costs a warning."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-            faiss.write_index(index.faiss_index, str(temporary))
-            temporary.replace(self.path)
+            with atomic_file(self.path) as file:
+                faiss.write_index(index.faiss_index, str(file))
         except (OSError, RuntimeError) as error:
             print(f"warning: the index is not kept: {error}", file=sys.stderr, flush=True)
             return

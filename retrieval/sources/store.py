@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ from scipy import sparse
 
 from etl.dataset import Dataset
 from etl.runtime.errors import InputError
-from etl.runtime.files import fingerprint_of, sha256_of, write_json
+from etl.runtime.files import atomic_file, fingerprint_of, sha256_of, write_json
 from retrieval.sources.counts import cosine_lists, successor_lists
 from retrieval.sources.scores import AfterLast, NearSeen, NearSessions, Scores
 from retrieval.sources.sessions import TrainSessions
@@ -146,11 +145,9 @@ class SourceFiles:
     def save(self, arrays: Arrays, details: dict[str, Any]) -> None:
         """Write the arrays, the record last; a folder that may not be written costs a warning."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             for name, values in arrays.items():
-                temporary = self.folder / f".{name}.{os.getpid()}.npy"
-                np.save(temporary, values, allow_pickle=False)
-                temporary.replace(self.folder / f"{name}.npy")
+                with atomic_file(self.folder / f"{name}.npy") as file:
+                    np.save(file, values, allow_pickle=False)
             hashes = {f"{name}.npy": sha256_of(self.folder / f"{name}.npy") for name in arrays}
             write_json(self.record, {"made_from": self.made_from, "sha256": hashes, **details})
         except OSError as error:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from etl.runtime.errors import InputError
-from etl.runtime.files import sha256_of
+from etl.runtime.files import atomic_folder, sha256_of
 from trainer.training.step import TrainStep
 
 STATE = "state.json"
@@ -102,31 +102,11 @@ class Writer:
 
 def write(folder: Path, tensors: dict[str, torch.Tensor], progress: Progress, *, keep: int) -> None:
     """Write a state as `folder/step-…` by one rename, then drop old checkpoints."""
-    path = folder / f"step-{progress.step:09d}"
-    writing = folder / f".{path.name}.writing"
-    shutil.rmtree(writing, ignore_errors=True)
-    try:
-        writing.mkdir(parents=True)
+    with atomic_folder(folder / f"step-{progress.step:09d}", sync=True) as writing:
         save_file(tensors, writing / TENSORS)
         state = {"progress": asdict(progress), "sha256": sha256_of(writing / TENSORS)}
         (writing / STATE).write_text(json.dumps(state))
-        for name in (TENSORS, STATE):
-            _sync(writing / name)
-    except BaseException:
-        shutil.rmtree(writing, ignore_errors=True)  # half a checkpoint would fill the disk further
-        raise
-    shutil.rmtree(path, ignore_errors=True)
-    writing.rename(path)
-    _sync(folder)
     _prune(folder, progress, keep)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _prune(folder: Path, progress: Progress, keep: int) -> None:

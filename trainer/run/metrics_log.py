@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from etl.runtime.files import atomic_file
 from etl.runtime.progress import ProgressLine, progress_line
 from trainer.run.checkpoint import Progress
 
@@ -58,9 +59,8 @@ class RunLog:
         if time.monotonic() - self.last_shown < 0.5:
             return
         self.last_shown = time.monotonic()
-        temporary = self.run / f"{PROGRESS}.new"
-        temporary.write_text(json.dumps(values))
-        temporary.replace(self.run / PROGRESS)
+        with atomic_file(self.run / PROGRESS) as file:
+            file.write_text(json.dumps(values))
 
     def close(self) -> None:
         """Finish the TensorBoard file."""
