@@ -32,7 +32,7 @@ def good(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         (["protocol.min_clicks=2"], "protocol.min_clicks of at least 3, got 2"),
         (["protocol.max_clicks=2"], "protocol.max_clicks of at least 3 and at most 1000, got 2"),
@@ -77,7 +77,7 @@ def test_a_missing_option_is_named(tmp_path, missing, capfd):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "which is empty"),
         (b"\n\n", "which is empty"),
@@ -182,7 +182,7 @@ def test_lists_and_quotes(value, found):
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ("+new=1", "a known option, got +new"),
         ("++shards=3", "did you mean shards?"),

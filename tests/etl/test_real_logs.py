@@ -171,7 +171,7 @@ def test_an_over_long_line_is_quarantined(tmp_path, compress, length):
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (gzip.compress(LOG * 100)[:-20], "a complete compressed file"),
         (b"PK\x03\x04rest", "a zip archive"),

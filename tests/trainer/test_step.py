@@ -198,7 +198,7 @@ def test_negatives_drawn_twice_are_scored_once_and_weigh_twice(fifty, loss):
     correction = merged.correction[torch.searchsorted(merged.ids, drawn)] - each * (loss == "sampled_softmax")
     for candidates in (merged, Candidates(drawn, correction, torch.zeros(32))):
         train_step.model.zero_grad()
-        rows = {ITEM: train_step.tables[ITEM].rows(torch.unique(objective.expected(batch, candidates)[ITEM]))}
+        rows = {ITEM: train_step.tables[ITEM].rows(torch.unique(objective.wanted(batch, candidates)[ITEM]))}
         total = objective(batch, rows, candidates).loss[0]
         total.backward()
         found.append([total.detach(), rows[ITEM].gradient(), *(p.grad for p in train_step.model.parameters())])
