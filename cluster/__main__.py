@@ -22,6 +22,10 @@ def job(options: list[str]) -> None:
     elif config.submit:
         if status := submit(config, options):
             raise SystemExit(status)
+    elif config.pipeline.name == "study":
+        from cluster.study.run import run_study  # imports matplotlib and scipy
+
+        print(run_study(config.study))
     else:
         print(run_pipeline(config.pipeline))
 

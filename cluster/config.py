@@ -37,6 +37,23 @@ class PipelineOptions:
 
 
 @dataclass
+class StudyOptions:
+    """What `pipeline=study` runs; presets are `study=small`, `twin`, `kuairand` and `tenrec`."""
+
+    name: str = option("small", "name of the preset")
+    work: str = option("runs/study-small", "folder for logs, datasets, runs and the site")
+    input: str | None = option(None, "folder of the user's files (study=kuairand, study=tenrec)")
+    logs: list[str] = option([], "further logs: 'SCENARIO:FILE'")
+    movielens: bool = option(False, "run on MovieLens-100K")
+    generated: list[str] = option([], "generated logs to run on: 'SCENARIO USERS ITEMS'")
+    seeds: int = option(3, "training seeds of each variant")
+    experiments: list[str] = option([], "experiments by name; empty = all that the logs can answer")
+    etl: str = option("", "further options of python -m etl, separated by spaces")
+    trainer: str = option("", "options of python -m trainer for every run, separated by spaces")
+    parallel: int = option(0, "runs at a time, a core each; 0 = one for each core")
+
+
+@dataclass
 class LocalOptions:
     """A cluster of several processes on this machine."""
 
@@ -86,6 +103,7 @@ class ClusterConfig:
     local: LocalOptions = group(LocalOptions)
     kubernetes: KubernetesOptions = group(KubernetesOptions)
     pipeline: PipelineOptions = group(PipelineOptions)
+    study: StudyOptions = group(StudyOptions)
 
 
 def training_options(run: str) -> tuple[str, list[str]]:
@@ -104,6 +122,8 @@ FREE_TEXT = (
     "pipeline.etl",
     "pipeline.trainer",
     "pipeline.retrieval",
+    "study.etl",
+    "study.trainer",
     "kubernetes.tolerations",
     "kubernetes.node_selector",
 )
@@ -148,9 +168,19 @@ def load(options: Sequence[str]) -> ClusterConfig:
     if config.local.nodes < 1:
         raise InputError("local.nodes of at least 1", config.local.nodes, "try 2")
     _check_kubernetes(config)
-    if not any(run.strip() for run in config.pipeline.models):
+    _check_study(config.study)
+    if config.pipeline.name != "study" and not any(run.strip() for run in config.pipeline.models):
         raise InputError("pipeline.models with at least one run", "none", "choose pipeline=demo")
     return config
+
+
+def _check_study(study: StudyOptions) -> None:
+    for name, least in (("seeds", 1), ("parallel", 0)):
+        if getattr(study, name) < least:
+            raise InputError(f"study.{name} of at least {least}", getattr(study, name), f"{least} is the fewest")
+    for entry in study.generated:
+        if not re.fullmatch(r"\w+ \d+ \d+", entry):
+            raise InputError("study.generated=[SCENARIO USERS ITEMS,…]", entry, "write 'qb_video 34240 130637'")
 
 
 def _check_kubernetes(config: ClusterConfig) -> None:

@@ -112,7 +112,7 @@ def _move_aside(step: Step) -> None:
 
 def _run(command: list[str]) -> tuple[int, int]:
     """Exit status of a command, and the peak memory in bytes of all its processes together."""
-    process = subprocess.Popen(command, preexec_fn=_die_with_parent if sys.platform == "linux" else None)
+    process = subprocess.Popen(command, preexec_fn=die_with_parent if sys.platform == "linux" else None)
     watch = _PeakMemory(process.pid)
     watch.start()
     try:
@@ -126,8 +126,8 @@ def _run(command: list[str]) -> tuple[int, int]:
         raise
 
 
-def _die_with_parent() -> None:
-    # A pipeline killed with SIGKILL must not leave a step writing beside the next attempt.
+def die_with_parent() -> None:
+    """Called in a child: a pipeline killed with SIGKILL must not leave a step writing while the next attempt does."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

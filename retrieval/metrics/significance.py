@@ -69,7 +69,9 @@ def compare(first_Q: Int, second_Q: Int, metric: str) -> Difference:
     """Compare two rankers by the ranks they gave the same targets, query by query."""
     a, b = gains(first_Q, metric), gains(second_Q, metric)
     low, high = interval(a - b)
-    return Difference(float((a - b).mean()), low, high, _mcnemar(a, b) if metric.startswith("hr@") else _wilcoxon(a, b))
+    return Difference(
+        float((a - b).mean()), low, high, _mcnemar(a, b) if metric.startswith("hr@") else signed_rank(a, b)
+    )
 
 
 def _mcnemar(a: Float, b: Float) -> float:
@@ -80,7 +82,8 @@ def _mcnemar(a: Float, b: Float) -> float:
     return float(binomtest(only_first, total).pvalue) if total else 1.0
 
 
-def _wilcoxon(a: Float, b: Float) -> float:
+def signed_rank(a: Float, b: Float) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test that paired values `[Q]` do not differ."""
     from scipy.stats import wilcoxon
 
     # 1/2 − 1/3 and 1/6 − 0 are one difference, which floats tell apart: ranks of differences have to tie.

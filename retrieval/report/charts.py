@@ -136,6 +136,36 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], x:
         return _svg(figure)
 
 
+def forest(rows: Sequence[tuple[str, float, float | None, float | None]], x: str) -> str:
+    """Differences with their intervals, one line each from top to bottom; the dotted line is no difference."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _axes(x, "", height=0.9 + 0.3 * len(rows))
+        for place, (_, value, low, high) in enumerate(rows):
+            if low is not None and high is not None:
+                axes.plot([low, high], [place, place], color=COLORS[0], linewidth=2, alpha=0.5)
+            axes.plot([value], [place], "o", color=COLORS[0], markersize=5)
+        axes.axvline(0.0, color=SOFT, linestyle=":")
+        axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        return _svg(figure)
+
+
+def named_points(pairs: Sequence[tuple[str, float, float]], x: str, y: str) -> str:
+    """A dot with its name for each (name, x, y); x is logarithmic."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _axes(x, y, height=3.6)
+        for name, cost, value in pairs:
+            axes.plot([cost], [value], "o", color=COLORS[0], markersize=5)
+            axes.annotate(name, (cost, value), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        axes.set_xscale("log")
+        axes.margins(x=0.3, y=0.15)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,g}"))
+        axes.xaxis.set_minor_formatter(FuncFormatter(lambda v, _: ""))
+        return _svg(figure)
+
+
 def points(pairs: Sequence[tuple[Any, float]], x: str, y: str) -> str:
     """A dot for each pair; texts in order, positive numbers that span more than a factor of 8 on a logarithmic axis."""
     with mpl.rc_context(STYLE):

@@ -1,0 +1,281 @@
+"""The experiments of the study: each a question, variants of models, and what they are compared by.
+
+An experiment is data: adding one means adding an entry to `EXPERIMENTS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+NEXT = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@5", "mrr@10", "mrr@20")
+FEEDBACK = tuple(f"auc/{task}{of}" for task in ("click", "like", "share", "follow") for of in ("", "_given_click"))
+GAUC = tuple(f"gauc/{task}" for task in ("click", "like", "share", "follow"))
+EVERY_BASELINE = ("popularity", "last_item", "markov", "sequential_rules", "item_knn", "v_sknn")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model with its options, trained once for each seed.
+
+    Attributes:
+        name: in tables.
+        trainer: options of `python -m trainer`.
+        retrieval: further options of `python -m retrieval`.
+        protocol: options of `python -m etl` that replace the dataset's own.
+        log: options of the generated log that replace the study's own; generated logs only.
+        ranker: whose ranks in the result are judged: the model, `blend` or a baseline.
+    """
+
+    name: str
+    trainer: tuple[str, ...]
+    retrieval: tuple[str, ...] = ("blend=none", "baselines=[popularity]")
+    protocol: tuple[str, ...] = ()
+    log: tuple[str, ...] = ()
+    ranker: str = "model"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A question with the variants that answer it.
+
+    Attributes:
+        name: of its page.
+        question: as people ask it.
+        setup: what is varied and what stays.
+        variants: the first is what the others are compared with, unless `pairs` says otherwise.
+        metrics: of the table; the first one is that of the figure.
+        pairs: variant → what it is compared with.
+        generated: needs a generated log.
+        feedback: needs feedback with both outcomes.
+        seeds: at most; None for the study's.
+    """
+
+    name: str
+    question: str
+    setup: str
+    variants: tuple[Variant, ...]
+    metrics: tuple[str, ...] = NEXT
+    pairs: Mapping[str, str] = field(default_factory=dict)
+    generated: bool = False
+    feedback: bool = False
+    seeds: int | None = None
+
+
+def model(name: str, *options: str, label: str = "") -> Variant:
+    """A model by its recipe, and further options."""
+    return Variant(label or name, (f"model={name}", *options))
+
+
+GRU4REC = Variant(
+    "gru4rec", ("model=gru4rec",), ("blend=auto", f"baselines=[{','.join(EVERY_BASELINE)}]", "mask_seen=auto")
+)
+HYBRID = model("hybrid")
+
+
+def of_gru4rec(ranker: str, label: str = "") -> Variant:
+    """What stands next to `gru4rec` in its result: a baseline or the blend."""
+    return Variant(label or ranker, GRU4REC.trainer, GRU4REC.retrieval, ranker=ranker)
+
+
+NEXT_CLICK = Experiment(
+    "next-click",
+    "Which model finds the next click?",
+    "Every session model by its recipe, alone and under the multi-task hybrid, next to counting without training and "
+    "to the blend of gru4rec with the counted sources. All are judged on the same test queries.",
+    (
+        GRU4REC,
+        *(of_gru4rec(name) for name in EVERY_BASELINE),
+        of_gru4rec("blend", "blend of gru4rec and counts"),
+        model("srgnn", "train.prefixes=8"),
+        model("sasrec"),
+        model("nextitnet"),
+        HYBRID,
+        model("hybrid", "encoder=sasrec", label="hybrid over sasrec"),
+        model("hybrid", "encoder=nextitnet", label="hybrid over nextitnet"),
+    ),
+    pairs={"hybrid over sasrec": "sasrec", "hybrid over nextitnet": "nextitnet"},
+)
+MULTI_TASK = Experiment(
+    "feedback",
+    "Does training several tasks together help each of them?",
+    "Ranking models with one network per task, a shared bottom, MMoE, ESMM and PLE over the same features, and the "
+    "hybrid's feedback tasks. AUC over all rows shown, and given a click.",
+    (
+        model("rank_single"),
+        model("rank_shared_bottom"),
+        model("rank_mmoe"),
+        model("rank_esmm"),
+        model("rank_ple"),
+        HYBRID,
+    ),
+    metrics=(*FEEDBACK, *GAUC),
+    feedback=True,
+)
+LADDER = Experiment(
+    "ladder",
+    "What does each part of the hybrid give?",
+    "From gru4rec to the hybrid one step at a time, then with item features, past actions and counted transitions; "
+    "gru4rec with about as many parameters as the hybrid tells size from structure.",
+    (
+        GRU4REC,
+        model("gru4rec", "network.hidden_size=256", "train.network_learning_rate=0.01", label="gru4rec, matched size"),
+        model("hybrid", "tasks=[next]", label="experts, next click alone"),
+        model("hybrid", "head=shared_bottom", label="shared bottom"),
+        HYBRID,
+        model("hybrid", "network.gate_preference=2", label="hybrid, gates set apart"),
+        model("hybrid", "network.item_features=[category]", label="hybrid + item features"),
+        model("hybrid", "network.past_actions=true", label="hybrid + past actions"),
+        model("hybrid", "network.transitions=true", label="hybrid + transitions"),
+        model(
+            "hybrid",
+            "network.item_features=[category]",
+            "network.past_actions=true",
+            "network.transitions=true",
+            label="hybrid + all three",
+        ),
+    ),
+    metrics=("hr@20", "ndcg@20", "hr@10", "ndcg@10", *FEEDBACK),
+)
+SEVERAL_ENCODERS = Experiment(
+    "several-encoders",
+    "Are several session models in one better than one?",
+    "The hybrid over two encoders, whose experts are divided evenly, against the hybrid over either alone.",
+    (
+        HYBRID,
+        model("hybrid", "encoder=srgnn", "train.prefixes=8", label="hybrid over srgnn"),
+        model("hybrid", "encoder=[gru4rec,srgnn]", "train.prefixes=8", label="hybrid over gru4rec and srgnn"),
+        model("hybrid", "encoder=[gru4rec,sasrec]", label="hybrid over gru4rec and sasrec"),
+    ),
+    metrics=("hr@20", "ndcg@20", "hr@10", "ndcg@10"),
+)
+
+
+def _sensitive(name: str, changes: Mapping[str, tuple[str, ...]]) -> tuple[Variant, ...]:
+    return tuple(model(name, *options, label=f"{name}, {change}") for change, options in changes.items())
+
+
+CHANGES: Mapping[str, tuple[str, ...]] = {
+    "embedding size 32": ("network.embedding_dim=32", "network.hidden_size=32"),
+    "embedding size 64": ("network.embedding_dim=64", "network.hidden_size=64"),
+    "embedding dropout 0": ("network.embedding_dropout=0",),
+    "embedding dropout 0.5": ("network.embedding_dropout=0.5",),
+    "state dropout 0.5": ("network.state_dropout=0.5",),
+    "weight decay 0.001": ("train.weight_decay=0.001",),
+    "512 negatives": ("train.negatives=512",),
+}
+OF_HYBRID: Mapping[str, tuple[str, ...]] = {
+    "4 experts": ("network.experts=4",),
+    "task weights 1": ("train.task_weights={click:1,like:1,share:1,follow:1}",),
+    "task weights 0.1": ("train.task_weights={click:0.1,like:0.1,share:0.1,follow:0.1}",),
+}
+SENSITIVITY = Experiment(
+    "sensitivity",
+    "How sensitive are the models to size, regularisation, negatives and task weights?",
+    "One option at a time is changed around the recipe.",
+    (
+        model("gru4rec"),
+        HYBRID,
+        *_sensitive("gru4rec", CHANGES),
+        *_sensitive("hybrid", {**CHANGES, **OF_HYBRID}),
+    ),
+    metrics=("hr@20", "ndcg@20", "hr@10", "ndcg@10"),
+    pairs={f"hybrid, {change}": "hybrid" for change in (*CHANGES, *OF_HYBRID)} | {"hybrid": ""},
+    seeds=1,
+)
+LENGTHS = (5, 10, 20, 30)
+SESSION_LENGTH = Experiment(
+    "session-length",
+    "How many clicks of a session are needed?",
+    "The last 5 to 30 clicks of each user are kept. The target is always the user's last click, so the queries stay.",
+    tuple(
+        Variant(f"{name}, last {length} clicks", (f"model={name}",), protocol=(f"protocol.max_clicks={length}",))
+        for name in ("gru4rec", "hybrid")
+        for length in reversed(LENGTHS)
+    ),
+    metrics=("hr@20", "ndcg@20", "hr@10", "ndcg@10"),
+    pairs={f"hybrid, last {length} clicks": "hybrid, last 30 clicks" for length in LENGTHS[:-1]}
+    | {"hybrid, last 30 clicks": ""},
+    seeds=1,
+)
+COUNTS = (10, 30, 100, 300)
+NEIGHBOURS = Experiment(
+    "neighbours",
+    "How many neighbours?",
+    "Sessions that V-SkNN and items that ItemKNN go by.",
+    tuple(
+        Variant(
+            f"{name}, {count}",
+            GRU4REC.trainer,
+            ("blend=none", "baselines=[item_knn,v_sknn]", f"neighbours={count}"),
+            ranker=name,
+        )
+        for name in ("v_sknn", "item_knn")
+        for count in COUNTS
+    ),
+    metrics=("hr@20", "ndcg@20", "hr@10", "ndcg@10"),
+    pairs={f"item_knn, {count}": "item_knn, 10" for count in COUNTS[1:]} | {"item_knn, 10": ""},
+    seeds=1,
+)
+COLD_START = Experiment(
+    "cold-start",
+    "Does multi-task learning help short sessions and rare items?",
+    "Users with three clicks or more (protocol=cold_start).",
+    tuple(
+        Variant(f"{name}, cold start", (f"model={name}",), protocol=("protocol=cold_start",))
+        for name in ("gru4rec", "hybrid")
+    ),
+    metrics=("hr@20", "ndcg@20", "hr@10", "ndcg@10"),
+)
+FIRST_ROWS = Experiment(
+    "first-rows",
+    "What do the first 50,000 rows show?",
+    "The seed study's set-up: only the first 50,000 rows of the log are read.",
+    tuple(
+        Variant(f"{name}, first 50,000 rows", (f"model={name}",), protocol=("protocol.first_rows=50000",))
+        for name in ("gru4rec", "hybrid", "rank_mmoe")
+    ),
+    metrics=("hr@20", "ndcg@20", *FEEDBACK),
+    pairs={"rank_mmoe, first 50,000 rows": ""},
+    seeds=1,
+)
+CORRELATIONS = (0.0, 0.5, 1.0)
+RELATEDNESS = Experiment(
+    "relatedness",
+    "Does joint training gain more where tasks are more related?",
+    "Generated logs whose tasks share a taste to the degree of task_correlation: MMoE with all tasks against a network "
+    "for each. True by construction: the generator decides how related the tasks are.",
+    tuple(
+        Variant(f"{name}, correlation {value:g}", (f"model={name}",), log=(f"task_correlation={value}",))
+        for value in CORRELATIONS
+        for name in ("rank_single", "rank_mmoe")
+    ),
+    metrics=FEEDBACK,
+    pairs={f"rank_mmoe, correlation {value:g}": f"rank_single, correlation {value:g}" for value in CORRELATIONS}
+    | {f"rank_single, correlation {value:g}": "" for value in CORRELATIONS},
+    generated=True,
+    feedback=True,
+)
+EXPERIMENTS = (
+    NEXT_CLICK,
+    MULTI_TASK,
+    LADDER,
+    SEVERAL_ENCODERS,
+    SENSITIVITY,
+    SESSION_LENGTH,
+    NEIGHBOURS,
+    COLD_START,
+    FIRST_ROWS,
+    RELATEDNESS,
+)
+"""In the order of the site."""
+
+
+BY_COST = (NEXT_CLICK.name, SEVERAL_ENCODERS.name)
+"""Experiments whose page has a chart of accuracy by cost."""
+
+
+def reference(experiment: Experiment, variant: Variant) -> str | None:
+    """The name of the variant that a variant is compared with; None for none."""
+    name = experiment.pairs.get(variant.name, experiment.variants[0].name)
+    return None if name in ("", variant.name) else name

@@ -1,0 +1,221 @@
+"""What the trials found: one row a variant and seed, differences to the reference, and the sentences made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cluster.study.experiments import Experiment, reference
+from cluster.study.trials import Cell, Trial
+from retrieval.metrics.significance import gains, holm, interval, signed_rank
+from retrieval.result_folder import RANKS
+
+SURE = 0.05
+"""p, corrected over the experiment, below which a difference is called one."""
+BY_RANK = ("hr@", "ndcg@", "mrr@")
+
+
+def test_metrics(cell: Cell) -> dict[str, Any]:
+    """Test metrics of the ranker that a cell asks for; empty for a failed trial."""
+    if cell.trial.failure:
+        return {}
+    found, ranker = cell.trial.metrics(), cell.variant.ranker
+    if ranker == "model":
+        return dict(found.get("test", {}))
+    if ranker == "blend":
+        return dict(found.get("blend", {}).get("test", {}))
+    return dict(found["baselines"].get(ranker, {}).get("test", {}))
+
+
+def row_of(cell: Cell) -> dict[str, Any]:
+    """A row of the results table."""
+    trial, failure = cell.trial, cell.trial.failure
+    row: dict[str, Any] = {
+        "experiment": cell.experiment.name,
+        "data": cell.data.log.name,
+        "variant": cell.variant.name,
+        "seed": trial.seed,
+        "state": "failed" if failure else "finished",
+        "error": failure or None,
+    }
+    if failure:
+        return row
+    test = test_metrics(cell)
+    row |= {f"test/{name}": test.get(name) for name in cell.experiment.metrics}
+    if cell.variant.ranker == "model":
+        summary = trial.summary()
+        row |= {f"valid/{name}": value for name, value in summary["valid"].items()}
+        row |= {
+            "parameters": summary["parameters"]["total"],
+            "flops_per_example": summary["flops_per_example"],
+            "examples_per_second": summary["examples_per_second"],
+            "seconds": summary["seconds"],
+            "best_epoch": summary["best_epoch"],
+        }
+        row["queries_per_second"] = (trial.metrics().get("index") or {}).get("queries_per_second")
+    return row | {"run": trial.run.name}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric of a variant over its seeds, and its difference to the reference.
+
+    Attributes:
+        mean, spread: over seeds; the spread is None with one.
+        difference, low, high: to the reference, with a 95 % interval; None where there is none. By rank over users,
+            of AUCs over seeds.
+        p: two-sided, corrected by Holm over the experiment on this log.
+        best: share of the best possible score; None for real logs.
+    """
+
+    mean: float | None
+    spread: float | None = None
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    best: float | None = None
+
+
+Estimates = dict[tuple[str, str], Estimate]
+"""By variant and metric."""
+
+
+def ranks_of(trial: Trial, ranker: str) -> dict[int, int]:
+    """Test ranks by user of a ranker of the trial's result."""
+    wanted = (pc.field("split") == "test") & (pc.field("ranker") == ranker)
+    table = pq.read_table(trial.result / RANKS, columns=["user_id", "rank"], filters=wanted)
+    return dict(zip(table["user_id"].to_pylist(), table["rank"].to_pylist(), strict=True))
+
+
+def estimates_of(experiment: Experiment, cells: Sequence[Cell], best: dict[str, float]) -> Estimates:
+    """Estimates of every variant and metric of an experiment on one log."""
+    by_variant: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_variant.setdefault(cell.variant.name, []).append(cell)
+    out: Estimates = {}
+    tests: list[tuple[tuple[str, str], float]] = []
+    for variant in experiment.variants:
+        mine = by_variant.get(variant.name, [])
+        other = by_variant.get(reference(experiment, variant) or "", [])
+        for metric in experiment.metrics:
+            estimate, p = _estimate(mine, other, metric, best.get(metric))
+            out[variant.name, metric] = estimate
+            if p is not None:
+                tests.append(((variant.name, metric), p))
+    for (key, _), p in zip(tests, holm([p for _, p in tests]).tolist() if tests else [], strict=True):
+        out[key] = Estimate(**{**vars(out[key]), "p": p})
+    return out
+
+
+def _estimate(
+    mine: Sequence[Cell], other: Sequence[Cell], metric: str, best: float | None
+) -> tuple[Estimate, float | None]:
+    """An estimate, and the p of its difference before correction."""
+    values = [v for v in (test_metrics(cell).get(metric) for cell in mine) if v is not None]
+    if not values:
+        return Estimate(None), None
+    mean, spread = fmean(values), stdev(values) if len(values) > 1 else None
+    share = mean / best if best else None
+    if not other or any(cell.trial.failure for cell in (*mine, *other)):
+        return Estimate(mean, spread, best=share), None
+    if metric.startswith(BY_RANK):
+        first, second = user_gains(mine, other, metric)
+        low, high = interval(first - second)
+        return Estimate(mean, spread, float((first - second).mean()), low, high, best=share), signed_rank(first, second)
+    return _over_seeds(mine, other, metric, Estimate(mean, spread, best=share))
+
+
+def user_gains(
+    mine: Sequence[Cell], other: Sequence[Cell], metric: str
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """What each user that both ranked adds to a metric, mean over seeds, `[U]` each."""
+    found = [[ranks_of(cell.trial, cell.variant.ranker) for cell in cells] for cells in (mine, other)]
+    users = sorted(set.intersection(*(set(ranks) for side in found for ranks in side)))
+    first, second = (
+        np.mean([gains(np.array([ranks[user] for user in users]), metric) for ranks in side], axis=0) for side in found
+    )
+    return first, second
+
+
+def _over_seeds(
+    mine: Sequence[Cell], other: Sequence[Cell], metric: str, estimate: Estimate
+) -> tuple[Estimate, float | None]:
+    """The difference of an AUC, seed by seed, with Student's interval; one seed gives no interval."""
+    from scipy import stats
+
+    others = {cell.trial.seed: test_metrics(cell).get(metric) for cell in other}
+    pairs = [(test_metrics(cell).get(metric), others.get(cell.trial.seed)) for cell in mine]
+    differences = [a - b for a, b in pairs if a is not None and b is not None]
+    if not differences:
+        return estimate, None
+    mean = fmean(differences)
+    if len(differences) < 2:
+        return Estimate(estimate.mean, estimate.spread, mean, best=estimate.best), None
+    half = float(stats.t.ppf(0.975, len(differences) - 1)) * stdev(differences) / len(differences) ** 0.5
+    p = float(stats.ttest_1samp(differences, 0.0).pvalue) if stdev(differences) > 0 else None
+    return Estimate(estimate.mean, estimate.spread, mean, mean - half, mean + half, best=estimate.best), p
+
+
+def label(metric: str) -> str:
+    """A metric as tables call it.
+
+    >>> label("ndcg@20"), label("auc/like_given_click")
+    ('NDCG@20', 'AUC like given click')
+    """
+    name, slash, task = metric.partition("/")
+    return f"{name.upper()} {task.replace('_', ' ')}" if slash else metric.upper()
+
+
+def with_interval(estimate: Estimate) -> str:
+    """A difference with its interval and p.
+
+    >>> with_interval(Estimate(0.2, None, 0.01, -0.001, 0.02, 0.04)), with_interval(Estimate(0.2, None, 0.01))
+    ('+0.0100 [-0.0010, +0.0200], p 0.04', '+0.0100 (one seed)')
+    """
+    if estimate.difference is None:
+        return "–"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.difference:+.4f} (one seed)"
+    p = "" if estimate.p is None else f", p {estimate.p:.2g}" if estimate.p >= 1e-6 else ", p < 1e-06"
+    return f"{estimate.difference:+.4f} [{estimate.low:+.4f}, {estimate.high:+.4f}]{p}"
+
+
+def is_sure(estimate: Estimate) -> bool:
+    """Whether a difference is larger than chance explains."""
+    return estimate.p is not None and estimate.p < SURE
+
+
+def answer(experiment: Experiment, metric: str, estimates: Estimates) -> str:
+    """What a metric says: the best variant, what is better and what is worse than its reference, what is neither."""
+    means = {name: e.mean for (name, m), e in estimates.items() if m == metric and e.mean is not None}
+    if not means:
+        return ""
+    top = max(means, key=lambda name: means[name])
+    groups: dict[str, list[str]] = {}
+    for variant in experiment.variants:
+        estimate, against = estimates[variant.name, metric], reference(experiment, variant)
+        if estimate.difference is None or against is None:
+            continue
+        if is_sure(estimate):
+            title = "Better" if estimate.difference > 0 else "Worse"
+            text = f"{variant.name} against {against} {with_interval(estimate)}"
+        elif estimate.p is not None:
+            title, text = "No difference beyond chance", f"{variant.name} against {against}"
+        else:
+            title, text = "Not tested", f"{variant.name} against {against} {estimate.difference:+.4f}"
+        groups.setdefault(title, []).append(text)
+    said = [
+        f"{title}: {'; '.join(group)}" for title, group in sorted(groups.items(), key=lambda pair: ORDER.index(pair[0]))
+    ]
+    return ". ".join([f"{label(metric)} is highest for {top} ({means[top]:.4f})", *said]) + "."
+
+
+ORDER = ("Better", "Worse", "No difference beyond chance", "Not tested")

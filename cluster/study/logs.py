@@ -1,0 +1,139 @@
+"""The logs of a study, and the datasets that its variants need, each made once."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.config import StudyOptions
+from cluster.steps import Step, file_fingerprint, run_step
+from cluster.study.experiments import Variant
+from etl.runtime.dataset_folder import is_dataset
+from etl.runtime.errors import InputError
+from etl.runtime.files import fingerprint_of
+
+TENREC_FILES = {
+    "qk_video": "QK-video.csv",
+    "qk_article": "QK-article.csv",
+    "qb_video": "QB-video.csv",
+    "qb_article": "QB-article.csv",
+}
+
+
+@dataclass(frozen=True)
+class Log:
+    """A log of the study.
+
+    Attributes:
+        name: in tables.
+        scenario: of `python -m etl`.
+        path: of the CSV file.
+        command: what makes it, arguments after `python -m`; empty for a file of the user's.
+    """
+
+    name: str
+    scenario: str
+    path: Path
+    command: tuple[str, ...] = ()
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether the generator decides the answers."""
+        return self.command[:1] == ("etl.twin",)
+
+    def changed(self, options: tuple[str, ...]) -> Log:
+        """The log with other options of its generator, under a name of its own."""
+        if not options:
+            return self
+        path = self.path.with_name(f"{self.path.stem}-{fingerprint_of(list(options))[:8]}.csv")
+        command = tuple(f"output={path}" if option.startswith("output=") else option for option in self.command)
+        return Log(self.name, self.scenario, path, (*command, *options))
+
+
+def logs_of(options: StudyOptions) -> list[Log]:
+    """The logs that the study is run on.
+
+    Raises:
+        InputError: files that are not there.
+    """
+    work = Path(options.work).absolute()
+    found = []
+    if options.movielens:
+        path = work / "logs" / "movielens.csv"
+        found.append(Log("MovieLens-100K", "qb_video", path, ("etl.movielens", f"output={path}")))
+    for entry in options.generated:
+        scenario, users, items = entry.split()
+        path = work / "logs" / f"{scenario}.csv"
+        size = (f"users={users}", f"items={items}")
+        found.append(
+            Log(f"twin of {scenario}", scenario, path, ("etl.twin", f"output={path}", f"scenario={scenario}", *size))
+        )
+    if options.name == "kuairand":
+        path = work / "logs" / "kuairand.csv"
+        found.append(Log("KuaiRand", "qb_video", path, ("etl.kuairand", f"input={_input(options)}", f"output={path}")))
+    if options.name == "tenrec":
+        folder = _input(options)
+        there = [(scenario, folder / name) for scenario, name in TENREC_FILES.items() if (folder / name).is_file()]
+        found += [Log(path.stem, scenario, path) for scenario, path in there]
+    for entry in options.logs:
+        scenario, _, path_text = entry.partition(":")
+        path = Path(path_text).absolute()
+        if not path.is_file():
+            raise InputError("study.logs=[SCENARIO:FILE,…] with files", entry, "write study.logs=[qb_video:log.csv]")
+        found.append(Log(path.stem, scenario, path))
+    if not found:
+        raise InputError(
+            f"logs for study={options.name}", "none", f"study.input=DIR with {', '.join(TENREC_FILES.values())}"
+        )
+    return found
+
+
+def _input(options: StudyOptions) -> Path:
+    if options.input is None or not Path(options.input).is_dir():
+        got = options.input or "nothing"
+        raise InputError(f"study.input=DIR, the folder of the {options.name} files", got, "name the folder")
+    return Path(options.input).absolute()
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset.
+
+    Attributes:
+        log: that it was made from.
+        path: of the folder.
+    """
+
+    log: Log
+    path: Path
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What the dataset holds."""
+        return dict(json.loads((self.path / "manifest.json").read_text()))
+
+    @property
+    def best_possible(self) -> dict[str, float]:
+        """Best scores on test of a generated log; empty for others."""
+        path = self.log.path.with_name(f"{self.log.path.name}.truth.json")
+        try:
+            return dict(json.loads(path.read_text())["test"])
+        except (OSError, ValueError, KeyError):
+            return {}
+
+
+def make_data(options: StudyOptions, log: Log, variant: Variant) -> Data:
+    """The dataset of a variant, unless it is there."""
+    work, log = Path(options.work).absolute(), log.changed(variant.log if log.is_generated else ())
+    if log.command and not log.path.exists():
+        step = Step(f"log {log.path.stem}", list(log.command), log.path, [], Path.is_file)
+        run_step(step, work / "steps")
+    given = [*shlex.split(options.etl), *variant.protocol]
+    name = f"{log.path.stem}-{fingerprint_of([str(log.path), given])[:8]}"
+    path = work / "data" / name
+    command = ["etl", f"input={log.path}", f"output={path}", f"scenario={log.scenario}", "overwrite=true", *given]
+    run_step(Step(f"data {name}", command, path, [file_fingerprint(log.path)], is_dataset), work / "steps")
+    return Data(log, path)

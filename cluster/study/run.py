@@ -1,0 +1,91 @@
+"""The study from options to its site: datasets, trials, one table, pages."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.config import StudyOptions
+from cluster.study.experiments import EXPERIMENTS, Experiment, Variant
+from cluster.study.findings import row_of
+from cluster.study.logs import Data, Log, logs_of, make_data
+from cluster.study.site import write_site
+from cluster.study.trials import Cell, Trial, execute
+from etl.runtime.errors import InputError
+from etl.runtime.locks import locked
+from etl.runtime.output_file import new_file
+
+TABLE, SITE = "trials.parquet", "site"
+WAIT_SECONDS = 3600.0
+
+
+def run_study(options: StudyOptions) -> str:
+    """Run what is not done yet, and write table and site.
+
+    Returns:
+        Where they are, and how many trials there were.
+
+    Raises:
+        InputError: wrong options, or logs that are not there.
+    """
+    work = Path(options.work).absolute()
+    experiments = chosen(options)
+    logs = logs_of(options)
+    work.mkdir(parents=True, exist_ok=True)
+    with locked(work / "study", wait_seconds=WAIT_SECONDS):
+        cells = [cell for log in logs for experiment in experiments for cell in cells_of(options, log, experiment)]
+        trials = list({(cell.trial.run, cell.trial.result): cell.trial for cell in cells}.values())
+        execute(trials, options.parallel, f"study {options.name}")
+        rows = [row_of(cell) for cell in cells]
+        write_table(work / TABLE, rows)
+        pages = write_site(work / SITE, options.name, cells, rows)
+    failed = sum(bool(trial.failure) for trial in trials)
+    lines = [f"{len(trials)} trials, {failed} failed; table: {work / TABLE}", f"site: {pages}"]
+    return "\n".join(lines)
+
+
+def chosen(options: StudyOptions) -> list[Experiment]:
+    """The experiments that are asked for.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    known = {experiment.name: experiment for experiment in EXPERIMENTS}
+    for name in options.experiments:
+        if name not in known:
+            raise InputError(f"study.experiments of {', '.join(known)}", name, "leave it out for all")
+    return [known[name] for name in options.experiments or known]
+
+
+def cells_of(options: StudyOptions, log: Log, experiment: Experiment) -> list[Cell]:
+    """What an experiment asks of a log, its datasets made; none where the log cannot answer it."""
+    if experiment.generated and not log.is_generated:
+        return []
+    seeds = min(options.seeds, experiment.seeds or options.seeds)
+    made: dict[tuple[Any, ...], Data] = {}
+    cells = []
+    for variant in experiment.variants:
+        key = (variant.protocol, variant.log)
+        if key not in made:
+            made[key] = make_data(options, log, variant)
+        cells += [cell_of(options, made[key], experiment, variant, seed) for seed in range(seeds)]
+    return cells
+
+
+def cell_of(options: StudyOptions, data: Data, experiment: Experiment, variant: Variant, seed: int) -> Cell:
+    """A variant with its trial. What the study gives to all runs comes first, so that a variant's options win."""
+    trainer = (*shlex.split(options.trainer), *variant.trainer)
+    trial = Trial(Path(options.work).absolute(), data, trainer, variant.retrieval, seed)
+    return Cell(experiment, data, variant, trial)
+
+
+def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """All rows as one Parquet file; a row lacks what its experiment does not have."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with new_file(str(path)) as file:
+        pq.write_table(pa.table({name: pa.array([row.get(name) for row in rows]) for name in names}), file)

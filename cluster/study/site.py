@@ -1,0 +1,308 @@
+"""The study's site: a first page with the answer, a page an experiment, each figure's numbers as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from cluster.study.experiments import BY_COST, LADDER, MULTI_TASK, Experiment, reference
+from cluster.study.findings import Estimates, answer, estimates_of, is_sure, label, with_interval
+from cluster.study.logs import Log
+from cluster.study.trials import Cell
+from etl.runtime.output_file import new_file
+from retrieval.report.charts import forest, named_points
+from retrieval.report.page import PAGE, html_table
+
+WIRING = (
+    "MovieLens-100K shows the wiring: every rating is a click, a share is also a like, and nothing is shown without a "
+    "click. It cannot say what several tasks give each other."
+)
+GENERATED = "A generated log: what depends on how the generator makes tasks and transitions is true by construction."
+NO_STAR = (
+    "STAR, which the study cites, needs the time between clicks. Tenrec's logs have no times, so it has no row here."
+)
+
+
+def write_site(folder: Path, title: str, cells: Sequence[Cell], rows: Sequence[dict[str, Any]]) -> Path:
+    """Write all pages and files, and return the first page.
+
+    Args:
+        folder: of the site.
+        title: name of the study.
+        cells: of all experiments and logs.
+        rows: the results table.
+    """
+    found: dict[tuple[str, str], tuple[Experiment, Log, list[Cell], Estimates]] = {}
+    for cell in cells:
+        key = (cell.experiment.name, cell.data.log.name)
+        found.setdefault(key, (cell.experiment, cell.data.log, [], {}))[2].append(cell)
+    for key, (experiment, log, mine, _) in found.items():
+        estimates = estimates_of(experiment, mine, best_possible(mine))
+        found[key] = (experiment, log, mine, estimates)
+    experiments = {name: [entry for (n, _), entry in found.items() if n == name] for name, _ in found}
+    for name, entries in experiments.items():
+        _write(folder / f"{name}.html", entries[0][0].question, _experiment_page(entries))
+        for experiment, log, mine, estimates in entries:
+            _write_file(folder / _csv_name(experiment, log), _csv(experiment, mine, estimates))
+    _write(folder / "trials.html", "Trials", _trials_page(rows))
+    _write_file(folder / "tables.md", "\n".join(_markdown(entries) for entries in experiments.values()))
+    first = folder / "index.html"
+    _write(first, f"Study: {title}", _first_page(experiments, found))
+    return first
+
+
+def best_possible(cells: Sequence[Cell]) -> dict[str, float]:
+    """Best possible test scores, where all variants share the generated log."""
+    paths = {cell.data.path: cell.data for cell in cells}
+    return next(iter(paths.values())).best_possible if len(paths) == 1 else {}
+
+
+def _write(path: Path, title: str, body: str) -> None:
+    nav = "" if path.name == "index.html" else '<p><a href="index.html">All experiments</a></p>'
+    _write_file(path, PAGE.format(title=escape(title), body=f"{nav}<h1>{escape(title)}</h1>{body}"))
+
+
+def _write_file(path: Path, text: str) -> None:
+    with new_file(str(path)) as file:
+        file.write_text(text, encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------------------------
+# The first page
+
+
+def _first_page(experiments: dict[str, list[Any]], found: dict[tuple[str, str], Any]) -> str:
+    logs = list(dict.fromkeys(log for _, log in found))
+    said = "".join(_multi_task(found, logs))
+    parts = [f'<section class="verdict"><h2>Does multi-task learning help?</h2>{said}</section>']
+    links = []
+    for name, entries in experiments.items():
+        experiment = entries[0][0]
+        said = " ".join(
+            f"<b>{escape(log.name)}</b>: {escape(answer(experiment, _main_metric(experiment, estimates), estimates))}"
+            for _, log, _, estimates in entries
+        )
+        link = f'<a href="{name}.html">{escape(experiment.question)}</a>'
+        links.append(f"<section><h2>{link}</h2><p>{said}</p></section>")
+    parts += links
+    parts.append(
+        f'<section><h2>More</h2><p><a href="trials.html">All trials</a>, failed ones too. <a href="tables.md">All '
+        f"tables as Markdown</a>.</p><p>{NO_STAR}</p></section>"
+    )
+    return "".join(parts)
+
+
+def _multi_task(found: dict[tuple[str, str], Any], logs: Sequence[str]) -> Iterator[str]:
+    for log in logs:
+        lines = list(_multi_task_of(found, log))
+        if lines:
+            yield f"<p><b>{escape(log)}</b></p><ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
+
+
+def _multi_task_of(found: dict[tuple[str, str], Any], log: str) -> Iterator[str]:
+    """The sentences on one log: next click, feedback, cost, what would change the answer."""
+    ladder, feedback = found.get((LADDER.name, log)), found.get((MULTI_TASK.name, log))
+    unsure = False
+    if ladder:
+        estimate = ladder[3]["hybrid", "hr@20"]
+        if estimate.difference is not None:
+            unsure |= not is_sure(estimate)
+            said = "yes" if estimate.difference > 0 else "no, it costs"
+            said = said if is_sure(estimate) else "no difference beyond chance"
+            yield f"Next click, HR@20 of the hybrid minus its encoder's: {with_interval(estimate)}: {said}."
+        yield from _cost(ladder[2])
+    if feedback:
+        for metric in MULTI_TASK.metrics:
+            estimate = feedback[3]["rank_mmoe", metric]
+            if metric.startswith("auc/") and "given" not in metric and estimate.difference is not None:
+                unsure |= not is_sure(estimate)
+                yield (
+                    f"{label(metric).removeprefix('AUC ').capitalize()}, AUC of MMoE with all tasks minus that of a "
+                    f"network per task: {with_interval(estimate)}."
+                )
+    if unsure:
+        yield "What would change the answer: more users narrow the intervals of clicks, more seeds those of AUCs."
+    if log.startswith("MovieLens"):
+        yield WIRING
+    if log.startswith("twin"):
+        yield GENERATED
+
+
+def _cost(cells: Sequence[Cell]) -> Iterator[str]:
+    """What the hybrid costs beside its encoder."""
+    summaries = {
+        name: [c.trial.summary() for c in cells if c.variant.name == name and not c.trial.failure]
+        for name in ("gru4rec", "hybrid")
+    }
+    if all(summaries.values()):
+        rate = {n: fmean(s["examples_per_second"] for s in found) for n, found in summaries.items()}
+        size = {n: found[0]["parameters"]["total"] for n, found in summaries.items()}
+        yield (
+            f"Cost: the hybrid trains at {rate['hybrid'] / rate['gru4rec']:.2f} × its encoder's events/s and has "
+            f"{size['hybrid'] / size['gru4rec']:.2f} × its parameters."
+        )
+
+
+# ---------------------------------------------------------------------------------------------
+# A page an experiment
+
+
+def _experiment_page(entries: Sequence[tuple[Experiment, Log, list[Cell], Estimates]]) -> str:
+    experiment = entries[0][0]
+    parts = [f"<section><h2>Set-up</h2><p>{escape(experiment.setup)}</p></section>"]
+    parts += [_log_section(*entry) for entry in entries]
+    return "".join(parts)
+
+
+def _log_section(experiment: Experiment, log: Log, cells: Sequence[Cell], estimates: Estimates) -> str:
+    metric = _main_metric(experiment, estimates)
+    shown = [m for m in experiment.metrics if any(estimates[v.name, m].mean is not None for v in experiment.variants)]
+    header = ["variant", *map(label, shown), f"{label(metric)} minus reference", "seeds"]
+    lines = []
+    for variant in experiment.variants:
+        against = reference(experiment, variant)
+        row = [_cell(estimates, variant.name, m) for m in shown]
+        difference = with_interval(estimates[variant.name, metric]) if against else "reference"
+        seeds = sum(cell.variant.name == variant.name and not cell.trial.failure for cell in cells)
+        lines.append(([variant.name, *row, difference, str(seeds)], variant is experiment.variants[0]))
+    note = GENERATED if log.is_generated else WIRING if log.name.startswith("MovieLens") else ""
+    failed = sorted({f"{cell.variant.name}: {cell.trial.failure}" for cell in cells if cell.trial.failure})
+    return (
+        f"<section><h2>{escape(log.name)}</h2><p>{escape(answer(experiment, metric, estimates))}</p>"
+        f"{html_table(header, lines, label=f'{experiment.name} on {log.name}')}"
+        f'<p class="soft">Test, mean ± standard deviation over seeds; in brackets the share of the best possible. '
+        f"Differences: {_tests(metric)} {escape(note)}</p>"
+        + "".join(f'<p class="soft">Failed: {escape(text)}</p>' for text in failed)
+        + _figures(experiment, metric, cells, estimates)
+        + f'<p class="soft"><a href="{_csv_name(experiment, log)}">The numbers as CSV</a></p>'
+        + _commands(cells)
+        + "</section>"
+    )
+
+
+def _tests(metric: str) -> str:
+    if metric.startswith("auc"):
+        return "mean over seeds with Student's 95 % interval; p by a paired t-test, corrected by Holm."
+    return (
+        "mean over users with a 95 % bootstrap interval; p by Wilcoxon's signed-rank test on the users' means, "
+        "corrected by Holm over the table."
+    )
+
+
+def _main_metric(experiment: Experiment, estimates: Estimates) -> str:
+    """HR@20 where there is one, else the first metric that any variant has."""
+    order = [m for m in ("hr@20", *experiment.metrics) if m in experiment.metrics]
+    return next((m for m in order if any(e.mean is not None for (_, n), e in estimates.items() if n == m)), order[0])
+
+
+def _cell(estimates: Estimates, variant: str, metric: str) -> str:
+    estimate = estimates[variant, metric]
+    if estimate.mean is None:
+        return "–"
+    spread = "" if estimate.spread is None else f" ± {estimate.spread:.4f}"
+    return f"{estimate.mean:.4f}{spread}" + ("" if estimate.best is None else f" ({estimate.best:.0%})")
+
+
+def _figures(experiment: Experiment, metric: str, cells: Sequence[Cell], estimates: Estimates) -> str:
+    rows = []
+    for variant in experiment.variants:
+        estimate = estimates[variant.name, metric]
+        if estimate.difference is not None:
+            rows.append((variant.name, estimate.difference, estimate.low, estimate.high))
+    out = []
+    if rows:
+        title = f"{label(metric)} minus the reference's"
+        out.append((title, forest(rows, title)))
+    if experiment.name in BY_COST:
+        costs = {
+            c.variant.name: c.trial.summary() for c in cells if c.variant.ranker == "model" and not c.trial.failure
+        }
+        pairs = [
+            (name, summary["flops_per_example"] / 1e6, estimates[name, metric].mean or 0.0)
+            for name, summary in costs.items()
+        ]
+        out.append((f"{label(metric)} by cost", named_points(pairs, "MFLOP per example (log scale)", label(metric))))
+    figures = "".join(
+        "<section><h3>"
+        + escape(title)
+        + "</h3>"
+        + svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)
+        + "</section>"
+        for title, svg in out
+    )
+    return f'<div class="figures">{figures}</div>' if out else ""
+
+
+def _commands(cells: Sequence[Cell]) -> str:
+    """What repeats the trials of the first seed."""
+    lines: list[str] = []
+    for cell in cells:
+        if cell.trial.seed == 0:
+            lines += [f"python -m {' '.join(command)}" for command in cell.trial.commands]
+    text = escape("\n".join(dict.fromkeys(lines)))
+    return f'<details><summary>Commands</summary><pre tabindex="0" class="scroll">{text}</pre></details>'
+
+
+# ---------------------------------------------------------------------------------------------
+# Files
+
+
+def _csv_name(experiment: Experiment, log: Log) -> str:
+    return f"{experiment.name}-{log.path.stem}.csv"
+
+
+def _csv(experiment: Experiment, cells: Sequence[Cell], estimates: Estimates) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        ["variant", "metric", "mean", "spread", "reference", "difference", "low", "high", "p", "best_share"]
+    )
+    for variant in experiment.variants:
+        against = reference(experiment, variant)
+        for metric in experiment.metrics:
+            e = estimates[variant.name, metric]
+            writer.writerow([variant.name, metric, e.mean, e.spread, against, e.difference, e.low, e.high, e.p, e.best])
+    return out.getvalue()
+
+
+def _markdown(entries: Sequence[tuple[Experiment, Log, list[Cell], Estimates]]) -> str:
+    lines = [f"## {entries[0][0].question}", ""]
+    for experiment, log, _, estimates in entries:
+        shown = [
+            m for m in experiment.metrics if any(estimates[v.name, m].mean is not None for v in experiment.variants)
+        ]
+        lines += [
+            f"**{log.name}**",
+            "",
+            f"| variant | {' | '.join(map(label, shown))} |",
+            "|---" * (len(shown) + 1) + "|",
+        ]
+        for variant in experiment.variants:
+            lines.append(f"| {variant.name} | {' | '.join(_cell(estimates, variant.name, m) for m in shown)} |")
+        lines += ["", answer(experiment, _main_metric(experiment, estimates), estimates), ""]
+    return "\n".join(lines)
+
+
+def _trials_page(rows: Sequence[dict[str, Any]]) -> str:
+    names = [
+        "experiment",
+        "data",
+        "variant",
+        "seed",
+        "state",
+        "best_epoch",
+        "seconds",
+        "examples_per_second",
+        "parameters",
+    ]
+    lines = []
+    for row in rows:
+        values = [row.get(name) for name in names]
+        texts = ["–" if v is None else f"{v:,.0f}" if isinstance(v, float) else str(v) for v in values]
+        lines.append(([*texts, row.get("error") or ""], row["state"] == "failed"))
+    return f"<section>{html_table([*names, 'error'], lines, label='trials')}</section>"

@@ -1,0 +1,178 @@
+"""Trials: a variant on a dataset with a seed, trained and evaluated once, whoever asks for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cluster.steps import die_with_parent
+from cluster.study.experiments import Experiment, Variant
+from cluster.study.logs import Data
+from etl.runtime.errors import InputError
+from etl.runtime.files import fingerprint_of, write_json
+from etl.runtime.progress import ProgressLine
+from retrieval.result_folder import METRICS, is_result
+from trainer.run.folder import is_finished
+
+FAILED = "failed.json"
+"""Left in a trial's folder by a program that refused it; it is not tried again."""
+REFUSED = 2
+"""Exit status of a program whose input or options are wrong."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A training run with its evaluation.
+
+    Attributes:
+        work: folder of the study.
+        data: dataset.
+        trainer: options of `python -m trainer`, the study's and the variant's.
+        retrieval: options of `python -m retrieval`.
+        seed: of the training.
+    """
+
+    work: Path
+    data: Data
+    trainer: tuple[str, ...]
+    retrieval: tuple[str, ...]
+    seed: int
+
+    @cached_property
+    def run(self) -> Path:
+        """The run folder: one for equal options, data and seed."""
+        key = fingerprint_of([str(self.data.path), list(self.trainer)])[:8]
+        named = re.sub(r"[^a-z0-9]+", "-", self.trainer[-1] if len(self.trainer) == 1 else self.model)
+        return self.work / "runs" / f"{named.removeprefix('model-')}-{key}-seed-{self.seed}"
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return next(option for option in self.trainer if option.startswith("model=")).removeprefix("model=")
+
+    @cached_property
+    def result(self) -> Path:
+        """The result folder, in the run's."""
+        return self.run / f"result-{fingerprint_of(list(self.retrieval))[:8]}"
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """Training and evaluation, arguments after `python -m`."""
+        given = [f"data={self.data.path}", f"output={self.run}", f"seed={self.seed}", "ray.workers=0", *self.trainer]
+        evaluation = [f"bundle={self.run / 'bundle'}", f"data={self.data.path}", f"output={self.result}"]
+        return [["trainer", *given], ["retrieval", *evaluation, "overwrite=true", "threads=1", *self.retrieval]]
+
+    @property
+    def failure(self) -> str:
+        """What a program said of a trial that it refused; empty otherwise."""
+        try:
+            return str(json.loads((self.run / FAILED).read_text())["error"])
+        except (OSError, ValueError, KeyError):
+            return ""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing left to run."""
+        return bool(self.failure) or (is_finished(self.run) and is_result(self.result))
+
+    def execute(self) -> None:
+        """Train and evaluate what is not done; a program that refuses its options ends this trial alone.
+
+        Raises:
+            InputError: a program ended otherwise than well, with its last words.
+        """
+        for command in () if self.is_done else self.commands:
+            status, last_words = run_program(command, self.work / "output" / f"{self.run.name}.log")
+            if status == REFUSED:
+                self.run.mkdir(parents=True, exist_ok=True)
+                write_json(self.run / FAILED, {"error": last_words, "command": command})
+                return
+            if status:
+                got = f"exit status {status}: {last_words}"
+                raise InputError(f"python -m {' '.join(command)} to end well", got, "run the study again: it continues")
+
+    def summary(self) -> dict[str, Any]:
+        """What the training run says of itself."""
+        return dict(json.loads((self.run / "summary.json").read_text()))
+
+    def metrics(self) -> dict[str, Any]:
+        """What the evaluation found."""
+        return dict(json.loads((self.result / METRICS).read_text()))
+
+
+def run_program(command: Sequence[str], log: Path) -> tuple[int, str]:
+    """Run a program on one core, its output in a file; returns its status and its last line."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with log.open("w") as stream:
+        done = subprocess.run(
+            [sys.executable, "-m", *command],
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            check=False,
+            preexec_fn=die_with_parent if sys.platform == "linux" else None,
+        )
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return done.returncode, lines[-1] if lines else ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A place in the tables: what an experiment asks of a trial.
+
+    Attributes:
+        experiment, data, variant: of the table.
+        trial: that answers.
+    """
+
+    experiment: Experiment
+    data: Data
+    variant: Variant
+    trial: Trial
+
+
+def execute(trials: Sequence[Trial], parallel: int, title: str) -> None:
+    """Run all trials that are not done, some at a time.
+
+    Raises:
+        InputError: of the first program that ended otherwise than well; those under way are finished first.
+    """
+    left = [trial for trial in trials if not trial.is_done]
+    line, lock, done = ProgressLine(every=30.0), threading.Lock(), len(trials) - len(left)
+
+    def one(trial: Trial) -> None:
+        nonlocal done
+        trial.execute()
+        with lock:
+            done += 1
+            line.update(title, done, len(trials), "trials")
+
+    def several(job: list[Trial]) -> None:
+        for trial in job:
+            one(trial)
+
+    # Trials of one run share a folder: they are one job, so that no two processes train it.
+    jobs: dict[Path, list[Trial]] = {}
+    for trial in left:
+        jobs.setdefault(trial.run, []).append(trial)
+    with ThreadPoolExecutor(parallel or os.cpu_count() or 1) as pool:
+        futures: list[Future[None]] = [pool.submit(several, job) for job in jobs.values()]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+    line.close()

@@ -1,0 +1,180 @@
+"""The study: its declarations, what is made of the numbers, and a run that is killed and continued."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.config import StudyOptions, load
+from cluster.study import findings
+from cluster.study.experiments import EXPERIMENTS, Experiment, Variant, reference
+from cluster.study.findings import Estimate, answer, estimates_of
+from cluster.study.logs import logs_of
+from cluster.study.run import chosen
+from etl.config import load as load_etl
+from etl.runtime.errors import InputError
+from retrieval.config import load as load_retrieval
+from retrieval.metrics.significance import gains, signed_rank
+from tests.support.browser import CHROMIUM, opened
+from tests.support.logs import generated_log
+from tests.trainer.test_run import SMALL
+from trainer.config import load as load_trainer
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)
+def test_declarations_name_variants_and_options_that_exist(experiment):
+    names = [variant.name for variant in experiment.variants]
+    assert len(set(names)) == len(names)
+    assert set(experiment.pairs) <= set(names)
+    assert set(experiment.pairs.values()) - {""} <= set(names)
+    for variant in experiment.variants:
+        load_trainer(["data=d", "output=o", *variant.trainer])
+        load_retrieval(["bundle=b", "data=d", "output=o", *variant.retrieval])
+        load_etl(["input=l", "output=o", "scenario=qb_video", *variant.protocol])
+
+
+def test_names_of_experiments_are_pages():
+    names = [experiment.name for experiment in EXPERIMENTS]
+    assert len(set(names)) == len(names)
+    assert [e.name for e in chosen(StudyOptions(experiments=["ladder", "next-click"]))] == ["ladder", "next-click"]
+    assert len(chosen(StudyOptions())) == len(EXPERIMENTS)
+    with pytest.raises(InputError, match=r"study\.experiments of next-click"):
+        chosen(StudyOptions(experiments=["star"]))
+
+
+@pytest.mark.parametrize("study", ["small", "twin", "kuairand", "tenrec"])
+def test_presets_compose_and_ask_for_what_they_need(study, tmp_path):
+    options = load(["pipeline=study", f"study={study}", f"study.input={tmp_path}"]).study
+    assert options.name == study
+    if study == "tenrec":
+        with pytest.raises(InputError, match=r"logs for study=tenrec, got none .*QK-video.csv"):
+            logs_of(options)
+        (tmp_path / "QB-video.csv").touch()
+        assert [(log.name, log.scenario) for log in logs_of(options)] == [("QB-video", "qb_video")]
+    else:
+        assert logs_of(options)
+    with pytest.raises(InputError, match=r"study\.input=DIR"):
+        logs_of(load(["pipeline=study", "study=kuairand"]).study)
+    with pytest.raises(InputError, match="files, got qb_video:/nowhere"):
+        logs_of(load(["pipeline=study", "study.logs=[qb_video:/nowhere]"]).study)
+    with pytest.raises(InputError, match=r"study\.seeds of at least 1"):
+        load(["pipeline=study", "study.seeds=0"])
+
+
+def cells(monkeypatch, **by_variant):
+    """Cells of two seeds whose ranks (users 0, 1, …) and AUCs are given."""
+    monkeypatch.setattr(findings, "ranks_of", lambda trial, ranker: dict(enumerate(trial.ranks)))
+    monkeypatch.setattr(findings, "test_metrics", lambda cell: cell.trial.test)
+    made = []
+    for name, seeds in by_variant.items():
+        for seed, (ranks, auc) in enumerate(seeds):
+            test = {"hr@20": float(np.mean(gains(np.array(ranks), "hr@20"))), "auc/like": auc}
+            trial = SimpleNamespace(seed=seed, failure="", ranks=ranks, test=test)
+            made.append(SimpleNamespace(variant=Variant(name, ()), trial=trial))
+    return made
+
+
+EXPERIMENT = Experiment("e", "?", "", (Variant("a", ()), Variant("b", ())), metrics=("hr@20", "auc/like"))
+
+
+def test_estimates_are_means_over_seeds_and_tests_over_users_and_seeds(monkeypatch):
+    users = 60
+    first = [[1 if u < 20 else 50 for u in range(users)], [1 if u < 30 else 50 for u in range(users)]]
+    second = [[1 if u < 40 else 50 for u in range(users)], [1 if u < 50 else 50 for u in range(users)]]
+    given = cells(
+        monkeypatch, a=list(zip(first, (0.6, 0.7), strict=True)), b=list(zip(second, (0.62, 0.74), strict=True))
+    )
+    found = estimates_of(EXPERIMENT, given, {"hr@20": 0.9})
+    assert found["a", "hr@20"].mean == pytest.approx(25 / 60)
+    assert found["a", "hr@20"].spread == pytest.approx(np.std([20 / 60, 30 / 60], ddof=1))
+    assert found["a", "hr@20"].difference is None
+    assert found["b", "hr@20"].best == pytest.approx(45 / 60 / 0.9)
+    own, other = (np.mean([gains(np.array(r), "hr@20") for r in ranks], axis=0) for ranks in (second, first))
+    assert found["b", "hr@20"].difference == pytest.approx(20 / 60)
+    # Two tests on this table: the smaller p counts twice (Holm).
+    p_rank, p_auc = signed_rank(own, other), 0.204833  # t = .03 / (.01 √2 / √2) = 3, one degree of freedom
+    assert p_rank < p_auc
+    assert found["b", "hr@20"].p == pytest.approx(2 * p_rank)
+    assert found["b", "auc/like"].p == pytest.approx(p_auc, abs=1e-5)
+    assert found["b", "auc/like"].difference == pytest.approx(0.03)
+    half = 12.7062 * 0.01  # Student's 97.5 % quantile with one degree of freedom × the standard error
+    assert found["b", "auc/like"].low == pytest.approx(0.03 - half, abs=1e-4)
+
+
+def test_sentences_come_from_the_numbers():
+    sure, unsure = Estimate(0.3, None, 0.1, 0.05, 0.15, 0.001), Estimate(0.21, None, 0.01, -0.1, 0.1, 0.6)
+    base = {("a", "hr@20"): Estimate(0.2)}
+    assert answer(EXPERIMENT, "hr@20", base | {("b", "hr@20"): sure}) == (
+        "HR@20 is highest for b (0.3000). Better: b against a +0.1000 [+0.0500, +0.1500], p 0.001."
+    )
+    assert answer(EXPERIMENT, "hr@20", base | {("b", "hr@20"): unsure}) == (
+        "HR@20 is highest for b (0.2100). No difference beyond chance: b against a."
+    )
+    worse = Estimate(0.1, None, -0.1, -0.15, -0.05, 0.001)
+    assert "a (0.2000). Worse: b against a -0.1000" in answer(EXPERIMENT, "hr@20", base | {("b", "hr@20"): worse})
+    single = Estimate(0.1, None, -0.1)
+    assert "Not tested: b against a -0.1000" in answer(EXPERIMENT, "hr@20", base | {("b", "hr@20"): single})
+    assert reference(EXPERIMENT, EXPERIMENT.variants[0]) is None
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(900)
+def test_a_killed_study_continues_and_its_site_says_what_the_table_says(tmp_path):
+    log, work = generated_log(tmp_path / "log.csv", users=60, items=60, seed=1), tmp_path / "study"
+    small = [option for option in SMALL if not option.startswith(("ray.", "train.epochs"))]
+    # One value that cannot be: these trials fail, and the others go on.
+    given = [
+        *(
+            "pipeline=study",
+            "study.movielens=false",
+            f"study.logs=[qb_video:{log}]",
+            f"study.work={work}",
+            "study.seeds=2",
+        ),
+        "study.experiments=[feedback,neighbours,first-rows]",
+        f"study.trainer={shlex.join([*small, 'train.epochs=1', 'network.attention_heads=1'])}",
+    ]
+    command = [sys.executable, "-m", "cluster", *given]
+    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 200
+    while len(list(work.glob("runs/*/summary.json"))) < 3:
+        assert time.monotonic() < deadline
+        assert killed.poll() is None
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    before = {path: path.stat().st_mtime_ns for path in work.glob("runs/*/summary.json")}
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ", 0 failed; table: " in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    rows = pq.read_table(work / "trials.parquet").to_pylist()
+    assert {row["experiment"] for row in rows} == {"feedback", "neighbours", "first-rows"}
+    assert sum(row["experiment"] == "feedback" for row in rows) == 12
+    site = work / "site"
+    single = [r["test/auc/like"] for r in rows if r["experiment"] == "feedback" and r["variant"] == "rank_single"]
+    with (site / "feedback-log.csv").open() as stream:
+        table = {(row["variant"], row["metric"]): row for row in csv.DictReader(stream)}
+    assert float(table["rank_single", "auc/like"]["mean"]) == pytest.approx(np.mean(single))
+    assert f"{np.mean(single):.4f} ± {np.std(single, ddof=1):.4f}" in (site / "feedback.html").read_text()
+    for page in site.glob("*.html"):
+        for target in re.findall(r'href="([^"#:]+)"', page.read_text()):
+            assert (site / target).is_file(), (page, target)
+    if CHROMIUM:
+        for page in ("index.html", "feedback.html", "neighbours.html"):
+            found = opened(Path(site / page), 390)
+            assert (found.errors, found.requests, found.violations) == ([], [], [])
+            assert found.width <= 390
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert again.stdout.splitlines()[-2:] == done.stdout.splitlines()[-2:]
