@@ -37,6 +37,9 @@ VALID_CUTOFFS = [10, 20]
 SMALL_CATALOGUE = 200_000
 """`recipe=auto` takes `small` up to so many items."""
 
+WIDE, WIDE_WARMUP_STEPS = 256, 100
+"""Units from which a session model begins with a warm-up, unless `train.warmup_steps` is given, and its steps."""
+
 
 @dataclass
 class ModelOptions:
@@ -109,7 +112,9 @@ class TrainOptions:
     )
     table_decay: float = option(0.0, "weight decay of the embeddings that a step touches", at_least=0)
     schedule: str = option("constant", "learning rate schedule after the warm-up", choices=SCHEDULES)
-    warmup_steps: int = option(0, "steps over which the learning rates rise linearly from 0", at_least=0)
+    warmup_steps: int = option(
+        0, "steps over which the learning rates rise linearly from 0; from 256 units on 100 by default", at_least=0
+    )
     max_grad_norm: float = option(0.0, "maximum global norm for gradient clipping; 0 = off", at_least=0)
     negatives: int = option(
         2048, "sampled negatives of a step, shared by its targets (all losses but softmax)", at_least=1
@@ -251,6 +256,8 @@ def from_plain(values: dict[str, Any]) -> TrainerConfig:
 def with_recipe(options: Sequence[str], n_items: int, asked: TrainerConfig | None = None) -> TrainerConfig:
     """The configuration with its recipe's values; options given on the command line win.
 
+    Wide session models get a warm-up: at the recipes' rates 256 units and more diverge in their first steps.
+
     Args:
         options: the command line.
         n_items: size of the catalogue, which `recipe=auto` goes by.
@@ -263,6 +270,9 @@ def with_recipe(options: Sequence[str], n_items: int, asked: TrainerConfig | Non
     family = "rank" if config.ranks else config.model
     config = read_options(TrainerConfig, "trainer.conf", options, [f"+recipes@_global_={size}_{family}"])
     config.recipe = size
+    wide = max(config.network.embedding_dim, config.network.hidden_size) >= WIDE
+    if wide and not config.ranks and not any(option.startswith("train.warmup_steps=") for option in options):
+        config.train.warmup_steps = max(config.train.warmup_steps, WIDE_WARMUP_STEPS)
     if config.ranks:
         config.tasks = config.feedback_tasks
     elif config.model != "hybrid":

@@ -442,3 +442,17 @@ def test_a_dataset_without_sessions_is_refused(fifty, tmp_path, capfd):
     path.write_text(json.dumps(manifest | {"counts": manifest["counts"] | {"sessions": 0}}))
     assert main([f"data={tmp_path / 'data'}", f"output={tmp_path / 'run'}", "model=hybrid", *SMALL]) == 2
     assert "error: expected a dataset with sessions, got none" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        (["model=gru4rec"], 0),
+        (["model=gru4rec", "network.hidden_size=256"], 100),
+        (["model=hybrid", "network.embedding_dim=512"], 100),
+        (["model=hybrid", "network.embedding_dim=512", "train.warmup_steps=0"], 0),
+        (["model=rank_mmoe", "network.embedding_dim=512"], 0),
+    ],
+)
+def test_wide_session_models_warm_up_unless_told_otherwise(options, steps):
+    assert with_recipe(["data=d", "output=o", *options], 1_000).train.warmup_steps == steps
