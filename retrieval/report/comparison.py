@@ -23,6 +23,7 @@ from retrieval.metrics.ranking import Int
 from retrieval.metrics.significance import GAINS, compare, gains, holm, interval
 from retrieval.rankers.registry import MODEL
 from retrieval.ranks_file import read_ranks
+from retrieval.report.charts import forest
 from retrieval.report.page import PAGE, html_table, number
 from retrieval.result_folder import METRICS, RANKS
 
@@ -176,13 +177,39 @@ def cells(row: Row) -> list[str]:
     return [*out, f"{row.difference:+.4f}", f"{row.difference_low:+.4f} – {row.difference_high:+.4f}", p]
 
 
+def sentence(row: Row, base: str) -> str:
+    """A row in words."""
+    if row.difference is None or row.p is None:
+        return f"{row.ranker}: {row.metric.upper()} {row.value:.4f}, what the others are compared with."
+    if row.p >= SURE:
+        return f"{row.ranker}: {row.metric.upper()} {row.value:.4f}, no difference to {base} beyond chance."
+    better = "better" if row.difference > 0 else "worse"
+    return f"{row.ranker}: {row.metric.upper()} {row.value:.4f}, {better} than {base} by {abs(row.difference):.4f}."
+
+
+SURE = 0.05
+"""Corrected p below which a difference is called one."""
+
+
 def page(rows: Sequence[Row], queries: int) -> str:
-    """The table as one self-contained page."""
+    """The table as one self-contained page, with a forest plot and a sentence a row of each metric."""
     base = rows[0].ranker
     title = f"{base} and {len({row.ranker for row in rows}) - 1} others"
-    table = html_table(HEADER, [(cells(row), row.ranker == base) for row in rows])
+    table = html_table(HEADER, [(cells(row), row.ranker == base) for row in rows], label="comparison")
+    figures = []
+    for metric in dict.fromkeys(row.metric for row in rows):
+        mine = [row for row in rows if row.metric == metric]
+        drawn = [
+            (r.ranker, r.difference, r.difference_low, r.difference_high) for r in mine if r.difference is not None
+        ]
+        name = f"{metric.upper()} minus that of {base}"
+        said = "".join(f"<li>{escape(sentence(row, base))}</li>" for row in mine)
+        svg = forest(drawn, name) if drawn else ""
+        svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(name)}" ', 1)
+        figures.append(f"<section><h2>{escape(name)}</h2>{svg}<ul class=soft>{said}</ul></section>")
     body = (
-        f"<h1>{escape(title)}</h1><section><h2>Next click on {queries:,} test queries</h2>{table}"
+        f"<h1>{escape(title)}</h1><div class=figures>{''.join(figures)}</div>"
+        f"<section><h2>Next click on {queries:,} test queries</h2>{table}"
         f"<p class=soft>Differences are to {escape(base)}, query by query. Intervals: bootstrap over users. "
         "p: McNemar's exact test for HR, Wilcoxon's signed-rank test for NDCG and MRR, two-sided, corrected by Holm "
         "over the whole table. They tell how sure a difference is for other users, not for another seed.</p></section>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,9 @@ from retrieval.compare import main
 from retrieval.config import BASELINES
 from retrieval.metrics.significance import compare, gains, holm
 from retrieval.ranks_file import read_ranks
+from retrieval.report.comparison import Row, sentence
 from tests.data import TINY
+from tests.support.browser import WIDTHS, opened
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +78,28 @@ def test_every_ranker_is_compared_with_the_first_model(results, capfd):
     assert all(row["p"] is None for row in rows[:2])
     text = (results / "page.html").read_text()
     assert f"{rows[0]['value']:.4f}" in text
-    assert "http" not in text
+    assert f"NDCG@5 {rows[1]['value']:.4f}, what the others are compared with" in text
+    assert text.count("no difference to tiny beyond chance") == sum(
+        row["p"] is not None and row["p"] >= 0.05 for row in rows
+    )
     assert "p (Holm)" in capfd.readouterr().out
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_opens_without_errors_or_requests_and_fits(results, width):
+    assert main(command(results)) == 0
+    found = opened(results / "page.html", width)
+    assert (found.errors, found.requests, found.violations) == ([], [], [])
+    assert found.width <= width
+    assert len(found.charts) == 2
+
+
+def test_sentences_say_who_is_better():
+    row = Row("b", "hr@10", 0.3, 0.2, 0.4, 0.1, 0.05, 0.15, 0.01)
+    assert sentence(row, "a") == "b: HR@10 0.3000, better than a by 0.1000."
+    assert sentence(replace(row, difference=-0.1), "a") == "b: HR@10 0.3000, worse than a by 0.1000."
+    assert sentence(replace(row, p=0.05), "a") == "b: HR@10 0.3000, no difference to a beyond chance."
 
 
 @pytest.mark.parametrize(
