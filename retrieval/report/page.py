@@ -26,6 +26,7 @@ body {{ margin: 0; color: var(--ink); background: var(--page); font: 16px/1.5 sy
 main {{ max-width: 72rem; margin: 0 auto; padding: 1.25rem; }}
 h1 {{ font-size: 1.6rem; line-height: 1.2; margin: .5rem 0; }}
 h2 {{ font-size: 1.15rem; margin: 0 0 .5rem; }}
+h1, h2, h3, li, p {{ overflow-wrap: anywhere; }}
 section {{ background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
   padding: 1rem; margin: 1rem 0; }}
 p {{ margin: .4rem 0; max-width: 46rem; }} .soft {{ color: var(--soft); font-size: .92rem; }}
