@@ -30,12 +30,12 @@ TABLE_OPTIMIZERS = ("rowwise_adagrad", "adagrad")
 SCHEDULES = ("constant", "cosine")
 BALANCES = ("fixed", "uncertainty")
 PRECISIONS = ("float32", "bfloat16")
-RECIPES = ("auto", "small", "large")
+RECIPES = ("auto", "small", "medium", "large")
 FEEDBACK_TASKS = ("click", "like", "share", "follow")
 TASKS = ("next", *FEEDBACK_TASKS)
 VALID_CUTOFFS = [10, 20]
-SMALL_CATALOGUE = 200_000
-"""`recipe=auto` takes `small` up to so many items."""
+SMALL_CATALOGUE, MEDIUM_CATALOGUE = 100_000, 300_000
+"""`recipe=auto` takes `small` and `medium` up to so many items."""
 
 WIDE, WIDE_WARMUP_STEPS = 256, 100
 """Units from which a session model begins with a warm-up, unless `train.warmup_steps` is given, and its steps."""
@@ -193,8 +193,12 @@ class TrainerConfig:
     encoder: Any = option("gru4rec", f"session encoder of the hybrid, or a list of them: {', '.join(ENCODERS)}")
     head: str = option("mmoe", "multi-task head of the hybrid", choices=HEADS)
     tasks: list[str] = option(list(TASKS), "task heads to train (hybrid; ranking models without next)")
-    loss: str = option("sampled_softmax", "loss of the next item (recipe=small: bpr_max)", choices=LOSSES)
-    recipe: str = option("auto", "tested defaults by catalogue size", choices=RECIPES)
+    loss: str = option("sampled_softmax", "loss of the next item (recipe=small, medium: bpr_max)", choices=LOSSES)
+    recipe: str = option(
+        "auto",
+        "tested defaults by catalogue size: small up to 100,000 items, medium up to 300,000, large",
+        choices=RECIPES,
+    )
     network: ModelOptions = group(ModelOptions)
     train: TrainOptions = group(TrainOptions)
     ray: RayOptions = group(RayOptions)
@@ -266,7 +270,7 @@ def with_recipe(options: Sequence[str], n_items: int, asked: TrainerConfig | Non
     config = asked or load(options)
     size = config.recipe
     if size == "auto":
-        size = "small" if n_items <= SMALL_CATALOGUE else "large"
+        size = "small" if n_items <= SMALL_CATALOGUE else "medium" if n_items <= MEDIUM_CATALOGUE else "large"
     family = "rank" if config.ranks else config.model
     config = read_options(TrainerConfig, "trainer.conf", options, [f"+recipes@_global_={size}_{family}"])
     config.recipe = size

@@ -24,7 +24,7 @@ from etl.dataset import Dataset
 from retrieval.bundle import open_bundle
 from tests.support.engine import build, write_log
 from trainer.__main__ import main
-from trainer.config import MODELS, SMALL_CATALOGUE, with_recipe
+from trainer.config import MEDIUM_CATALOGUE, MODELS, SMALL_CATALOGUE, with_recipe
 from trainer.run.checkpoint import TENSORS, latest
 
 SMALL = [
@@ -377,11 +377,13 @@ def test_values_by_task_that_make_no_sense_are_named(fifty, tmp_path, wrong, mes
 @pytest.mark.parametrize("model", MODELS)
 def test_a_recipe_is_named_on_the_command_line_or_follows_from_the_catalogue(model):
     line = ["data=d", "output=o", f"model={model}"]
-    small, large = (with_recipe([*line, f"recipe={size}"], n_items=10) for size in ("small", "large"))
-    assert (small.recipe, large.recipe) == ("small", "large")
-    assert small.train.batch_tokens < large.train.batch_tokens
-    assert with_recipe(line, n_items=10) == small
-    assert with_recipe(line, n_items=SMALL_CATALOGUE + 1) == large
+    sizes = ("small", "medium", "large")
+    small, medium, large = (with_recipe([*line, f"recipe={size}"], n_items=10) for size in sizes)
+    assert (small.recipe, medium.recipe, large.recipe) == sizes
+    assert small.train.batch_tokens <= medium.train.batch_tokens < large.train.batch_tokens
+    assert with_recipe(line, n_items=SMALL_CATALOGUE) == small
+    assert with_recipe(line, n_items=SMALL_CATALOGUE + 1) == with_recipe(line, n_items=MEDIUM_CATALOGUE) == medium
+    assert with_recipe(line, n_items=MEDIUM_CATALOGUE + 1) == large
     assert with_recipe([*line, "recipe=large", "train.batch_tokens=7"], n_items=10).train.batch_tokens == 7
 
 
