@@ -58,8 +58,8 @@ def with_training_options(config: ClusterConfig, options: list[str]) -> tuple[Cl
     if config.submit == "train":
         more = missing(defaults, shlex.split(config.options))
         return replace(config, options=" ".join([config.options, *more]).strip()), options
-    given = config.pipeline.trainer
-    trainer = " ".join([given, *missing(defaults, given.split())]).strip()
+    arguments = config.pipeline.trainer
+    trainer = " ".join([arguments, *missing(defaults, arguments.split())]).strip()
     others = [o for o in options if o.partition("=")[0] != "pipeline.trainer"]
     return config, [*others, f"pipeline.trainer={trainer}"]
 
@@ -185,14 +185,14 @@ def spark_command(config: ClusterConfig, folder: Path) -> list[str]:
 
 def manifests(config: ClusterConfig, options: list[str]) -> dict[str, dict[str, Any]]:
     """Objects by file name."""
-    found = {POLICY: network_policy(config.kubernetes)}
+    result = {POLICY: network_policy(config.kubernetes)}
     if config.submit == "evaluate":
-        found["evaluate.yaml"] = evaluation_job(config)
+        result["evaluate.yaml"] = evaluation_job(config)
     elif config.submit in ("train", "pipeline"):
-        found[f"{config.submit}.yaml"] = ray_job(config, options)
+        result[f"{config.submit}.yaml"] = ray_job(config, options)
     else:
-        found[SPARK_TEMPLATE] = spark_template(SPARK_CONTAINER, config.kubernetes)
-    return found
+        result[SPARK_TEMPLATE] = spark_template(SPARK_CONTAINER, config.kubernetes)
+    return result
 
 
 def submit(config: ClusterConfig, options: list[str]) -> list[str]:

@@ -94,9 +94,9 @@ def results(work: Path, names: list[str]) -> str:
     """One table over all runs, and the places of their reports."""
     from retrieval.report.page import table_text
 
-    found: list[dict[str, Any]] = [json.loads((work / f"{name}-result" / METRICS).read_text()) for name in names]
-    table = found[0] | {"model": names[0]}
-    others = {name: {"test": result.get("test", {})} for name, result in zip(names[1:], found[1:], strict=True)}
-    lines = [table_text(table | {"baselines": others | found[0]["baselines"]}), ""]
+    matches: list[dict[str, Any]] = [json.loads((work / f"{name}-result" / METRICS).read_text()) for name in names]
+    table = matches[0] | {"model": names[0]}
+    others = {name: {"test": result.get("test", {})} for name, result in zip(names[1:], matches[1:], strict=True)}
+    lines = [table_text(table | {"baselines": others | matches[0]["baselines"]}), ""]
     lines += [f"report of {name}: {work / f'{name}-result' / REPORT}" for name in names]
     return "\n".join(lines)

@@ -47,13 +47,13 @@ def tolerations(text: str) -> list[dict[str, str]]:
     >>> tolerations("nvidia.com/gpu:NoSchedule team=ml:NoExecute")[1]
     {'key': 'team', 'operator': 'Equal', 'value': 'ml', 'effect': 'NoExecute'}
     """
-    found = []
+    result = []
     for taint in text.split():
         name, _, effect = taint.partition(":")
         key, equals, value = name.partition("=")
         entry = {"key": key, "operator": "Equal", "value": value} if equals else {"key": key, "operator": "Exists"}
-        found.append(entry | ({"effect": effect} if effect else {}))
-    return found
+        result.append(entry | ({"effect": effect} if effect else {}))
+    return result
 
 
 def node_selector(text: str) -> dict[str, str]:

@@ -58,8 +58,8 @@ def pipeline_options(options: list[str]) -> list[str]:
 
 def local_command(config: ClusterConfig, options: list[str]) -> list[str]:
     """The program as a process of this machine."""
-    given = pipeline_options(options) if config.submit == "pipeline" else shlex.split(config.options)
-    return [sys.executable, "-m", MODULES[config.submit or "pipeline"], *given]
+    arguments = pipeline_options(options) if config.submit == "pipeline" else shlex.split(config.options)
+    return [sys.executable, "-m", MODULES[config.submit or "pipeline"], *arguments]
 
 
 def submit_spark(config: ClusterConfig) -> int:

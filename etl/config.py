@@ -95,9 +95,12 @@ def load(options: Sequence[str]) -> EtlConfig:
         InputError: an option is unknown, missing, ill-typed or out of its range.
     """
     config = read_options(EtlConfig, "etl.conf", options)
-    given = config.input
-    if not (isinstance(given, str) or (isinstance(given, list) and given and all(isinstance(i, str) for i in given))):
-        raise InputError("input=FILE or input=[FILE,…]", repr(given), "name at least one CSV file")
+    arguments = config.input
+    if not (
+        isinstance(arguments, str)
+        or (isinstance(arguments, list) and arguments and all(isinstance(i, str) for i in arguments))
+    ):
+        raise InputError("input=FILE or input=[FILE,…]", repr(arguments), "name at least one CSV file")
     check_values(config)
     if config.engine == "local" and config.spark != SparkOptions():
         raise InputError("no option of spark with engine=local", "one", "leave out engine=local, or spark.…")
@@ -114,8 +117,8 @@ def _check_spark(spark: SparkOptions) -> None:
         text = getattr(spark, name)
         if text is None:
             continue
-        found = re.fullmatch(r"(\d+)([kmgt])b?", text.lower())
-        if not found or int(found[1]) << UNITS[found[2]] < LEAST_SPARK_MEMORY:
+        result = re.fullmatch(r"(\d+)([kmgt])b?", text.lower())
+        if not result or int(result[1]) << UNITS[result[2]] < LEAST_SPARK_MEMORY:
             raise InputError(f"spark.{name} of at least 512m", text, "write 4g, say")
 
 

@@ -245,12 +245,12 @@ def check_schema(path: Path, schema: pa.Schema, *, hint: str) -> None:
         InputError: not a Parquet file, a column missing, or a column of another type.
     """
     try:
-        found = pq.read_schema(path)
+        result = pq.read_schema(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"a Parquet file at {path}", str(error).splitlines()[0], hint) from None
     for column in schema:
-        index = found.get_field_index(column.name)
-        got = found.field(index).type if index >= 0 else None
+        index = result.get_field_index(column.name)
+        got = result.field(index).type if index >= 0 else None
         if got is None or not _same_type(got, column.type):
             raise InputError(f"{path} with column {column.name}: {column.type}", got, hint)
 

@@ -49,8 +49,8 @@ def fetch_wheel(cache: Path) -> Path:
     Raises:
         InputError: it cannot be downloaded, or is another file than expected.
     """
-    found = next(iter(sorted(cache.glob("recbole-1.2.1-*.whl"))), None)
-    if found is None:
+    result = next(iter(sorted(cache.glob("recbole-1.2.1-*.whl"))), None)
+    if result is None:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", folder, WHEEL]
@@ -59,8 +59,8 @@ def fetch_wheel(cache: Path) -> Path:
             if done.returncode or wheel is None:
                 message = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
                 raise InputError(f"{WHEEL} from PyPI", message, "go online, or give wheel=FILE")
-            found = wheel.replace(cache / wheel.name)
-    return found
+            result = wheel.replace(cache / wheel.name)
+    return result
 
 
 def to_csv(wheel: Path) -> str:

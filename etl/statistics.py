@@ -94,8 +94,8 @@ def sum_by_id(parts: Iterable[Array], n_counts: int) -> Array:
             present = np.concatenate([present, np.zeros(missing, bool)])
         sums[ids] += part[:, 1:]
         present[ids] = True
-    found = np.flatnonzero(present)
-    dense = np.concatenate([found[:, None], sums[found]], axis=1)
+    result = np.flatnonzero(present)
+    dense = np.concatenate([result[:, None], sums[result]], axis=1)
     return np.concatenate([dense, _sum_sorted(large)]) if large else dense
 
 

@@ -52,9 +52,9 @@ def diagnose(paths: list[Path]) -> dict[str, float | int | None]:
     hits = np.zeros(5)
     for number, session in enumerate(samples):
         visible, target = session[:-1], session[-1]
-        found = np.isin(_keys(visible, target), known)
-        random = found[_mixed(number) % len(found)]
-        hits += [found[-1], found[-3:].any(), found.any(), random, target in visible]
+        result = np.isin(_keys(visible, target), known)
+        random = result[_mixed(number) % len(result)]
+        hits += [result[-1], result[-3:].any(), result.any(), random, target in visible]
     shares = (hits / len(samples)).tolist()
     return {"sessions": len(samples), **dict(zip(SHARES, shares, strict=True)), "branching": branching}
 

@@ -275,9 +275,9 @@ class Bundle:
         """
         columns, rows = FEEDBACK_SCHEMA.names[1:], [("task", "=", task)]
         parts = self.parts[f"feedback-{split}"]
-        found = pa.concat_tables([pq.read_table(self.path / p.path, columns=columns, filters=rows) for p in parts])
-        check_feedback(task, found, self.manifest.n_items)
-        return found
+        result = pa.concat_tables([pq.read_table(self.path / p.path, columns=columns, filters=rows) for p in parts])
+        check_feedback(task, result, self.manifest.n_items)
+        return result
 
 
 def open_bundle(path: str | Path, *, dataset: str | None = None, verify: bool = True) -> Bundle:

@@ -199,7 +199,7 @@ def evaluate_feedback(bundle: Bundle, dataset: Dataset) -> dict[str, dict[str, A
         )
         out[split] |= dict(feedback_metrics(task, user, clicked, label, score))
         if task in rates:
-            found = dict(feedback_metrics(task, user, clicked, label, rates[task][item]))
-            aucs = {name: value for name, value in found.items() if "auc/" in name}
+            result = dict(feedback_metrics(task, user, clicked, label, rates[task][item]))
+            aucs = {name: value for name, value in result.items() if "auc/" in name}
             out["baselines"].setdefault("item_rate", {}).setdefault(split, {}).update(aucs)
     return out

@@ -76,8 +76,8 @@ def rank_part(evaluation: Evaluation, part: Part, folder: Path, blend: BlendRank
             if blend:
                 rank_by_blend(blend, sums, sample, variants=True)
                 rank_by_blend(blend, sums, queries.take(np.flatnonzero(~sampled)), variants=False)
-    for name, found in sums.sums.items():
-        found.write(folder / name)
+    for name, result in sums.sums.items():
+        result.write(folder / name)
     if blend:
         write_json(folder / SECONDS, blend.spent())
 
@@ -87,9 +87,9 @@ def rank_by_blend(blend: BlendRanker, sums: PartSums, queries: Queries, *, varia
     if not len(queries):
         return
     started = perf_counter()
-    found = blend.rank(queries, sums.split, variants=variants)
+    result = blend.rank(queries, sums.split, variants=variants)
     seconds = perf_counter() - started
-    for name, ranked in found.items():
+    for name, ranked in result.items():
         sums.add(name, queries, ranked, seconds if name == BLEND else 0.0, _transitions(queries, blend))
 
 
@@ -109,9 +109,9 @@ def recommend_part(evaluation: Evaluation, part: Part, folder: Path, blend: Blen
             score, listed = blend.recommend(queries) if blend else search_unseen(evaluation.index, queries, k)
             order = places_of_listed(listed, k)
             items, scores = np.take_along_axis(listed, order, 1), np.take_along_axis(score, order, 1)
-            found = items > 0
-            offset = np.concatenate([[0], np.cumsum(found.sum(axis=1))])
-            raw = evaluation.item_id[items[found]]
-            columns = (items[found].astype(np.int32), raw, scores[found].astype(np.float32))
+            result = items > 0
+            offset = np.concatenate([[0], np.cumsum(result.sum(axis=1))])
+            raw = evaluation.item_id[items[result]]
+            columns = (items[result].astype(np.int32), raw, scores[result].astype(np.float32))
             arrays = [pa.array(queries.user_id), *(lists_array(offset, values) for values in columns)]
             writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=TOPK_SCHEMA))

@@ -98,18 +98,18 @@ class Evaluation:
 
     def parts(self) -> list[Part]:
         """All parts, in order: whole files, small ones together up to `part_queries`."""
-        found: list[Part] = []
+        result: list[Part] = []
         for split in (*CLICKS_AFTER_QUERY, "next"):
             first, part = 0, None
             for number, entry in enumerate(self.bundle.parts.get(f"queries-{split}", [])):
                 if part and part.rows + entry.rows <= self.config.part_queries:
                     part = replace(part, files=part.files + 1, rows=part.rows + entry.rows)
-                    found[-1] = part
+                    result[-1] = part
                 else:
                     part = Part(split, number, 1, first, entry.rows)
-                    found.append(part)
+                    result.append(part)
                 first += entry.rows
-        return found
+        return result
 
     def batches(self, part: Part) -> Iterator[Queries]:
         """The part's queries."""

@@ -59,17 +59,17 @@ class Transitions:
             weight = np.tile(steps, n)
             indptr = np.arange(n + 1) * len(steps)
             clicks = sparse.csr_matrix((weight, context_NG[:, : len(steps)].ravel(), indptr), shape=(n, size))
-            found = (clicks @ self.terms[name]).tocsr()
-            found.sort_indices()
-            out.append(found)
+            result = (clicks @ self.terms[name]).tocsr()
+            result.sort_indices()
+            out.append(result)
         return out
 
     def scores(self, context_NG: npt.NDArray[np.integer], weight_NT: npt.NDArray[np.floating]) -> sparse.csr_matrix:
         """The whole term of each item, float64 `[N, n_items + 1]`, columns rising; `weight_NT` is at least 0."""
         total = sparse.csr_matrix((len(context_NG), next(iter(self.terms.values())).shape[0]))
-        for number, found in enumerate(self.features(context_NG)):
-            found.data *= weight_NT[row_of_entries(found), number]
-            total = total + found
+        for number, result in enumerate(self.features(context_NG)):
+            result.data *= weight_NT[row_of_entries(result), number]
+            total = total + result
         total.eliminate_zeros()
         return total.tocsr()
 

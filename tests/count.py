@@ -29,9 +29,9 @@ def assertions(source: str) -> int:
 def by_folder() -> Iterator[tuple[str, int]]:
     """Assertions of each folder of tests."""
     for folder in sorted({path.parent for path in HERE.rglob("*.py")}):
-        found = sum(assertions(path.read_text()) for path in folder.glob("*.py"))
-        if found:
-            yield str(folder.relative_to(HERE.parent)), found
+        actual = sum(assertions(path.read_text()) for path in folder.glob("*.py"))
+        if actual:
+            yield str(folder.relative_to(HERE.parent)), actual
 
 
 if __name__ == "__main__":

@@ -15,14 +15,14 @@ PACKAGES = ("etl", "retrieval", "trainer", "cluster", "tests")
 
 def modules_with_examples() -> list[str]:
     """Modules of all packages whose source has an example; the others need not be imported."""
-    found = []
+    actual = []
     for package in PACKAGES:
         for module in pkgutil.walk_packages([str(ROOT / package)], f"{package}."):
             path = ROOT.joinpath(*module.name.split("."))
             source = path / "__init__.py" if module.ispkg else path.with_suffix(".py")
             if any(line.lstrip().startswith(">>> ") for line in source.read_text().splitlines()):
-                found.append(module.name)
-    return found
+                actual.append(module.name)
+    return actual
 
 
 @pytest.mark.parametrize("name", modules_with_examples())

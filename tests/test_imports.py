@@ -27,13 +27,13 @@ LEAN = {
 
 
 def imports(path: Path) -> set[str]:
-    found = set()
+    actual = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            actual |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-    return found
+            actual.add(node.module)
+    return actual
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)
@@ -118,8 +118,8 @@ for name, line, _ in json.loads(sys.argv[1]):
 
 def test_help_and_a_wrong_option_need_no_engine():
     """One process runs all programs, one after the other, so what one of them imports the later ones have too."""
-    given = [sys.executable, "-c", PROBE, json.dumps(LINES)]
-    done = subprocess.run(given, cwd=ROOT, capture_output=True, text=True, check=True)
+    options = [sys.executable, "-c", PROBE, json.dumps(LINES)]
+    done = subprocess.run(options, cwd=ROOT, capture_output=True, text=True, check=True)
     message = [
         json.loads(line.removeprefix("PROBE ")) for line in done.stdout.splitlines() if line.startswith("PROBE ")
     ]

@@ -148,8 +148,8 @@ def test_names_that_lead_out_of_a_folder_are_refused(store, server, tmp_path):
 
 @pytest.mark.parametrize("main", [trainer.__main__.main, retrieval.__main__.main])
 def test_what_is_not_there_is_told(main, store, capsys):
-    given = f"bundle={store}/none" if main is retrieval.__main__.main else "model=gru4rec"
-    assert main([f"data={store}/none", f"output={store}/out", given]) == 2
+    options = f"bundle={store}/none" if main is retrieval.__main__.main else "model=gru4rec"
+    assert main([f"data={store}/none", f"output={store}/out", options]) == 2
     assert "expected a complete folder with manifest.json" in capsys.readouterr().err
 
 
@@ -201,8 +201,8 @@ def test_a_run_its_bundle_and_its_result(data, store, fifty, tmp_path, monkeypat
     assert files_of(f"{store}/run/bundle") == files_of(tmp_path / "run" / "bundle")
     elsewhere(monkeypatch, tmp_path)
     assert trainer.__main__.main(small(data, f"{store}/run", "train.refit=true")) == 0  # finished: nothing to do
-    for home, given in ((str(tmp_path), str(fifty.path)), (store, data)):
-        asked = [f"bundle={home}/run/bundle", f"data={given}", f"output={home}/result", "index=hnsw"]
+    for home, options in ((str(tmp_path), str(fifty.path)), (store, data)):
+        asked = [f"bundle={home}/run/bundle", f"data={options}", f"output={home}/result", "index=hnsw"]
         assert retrieval.__main__.main(asked) == 0
     ours, theirs = (local_path(f"{home}/result") for home in (str(tmp_path), store))
     for name in ("ranks.parquet", "topk.parquet"):

@@ -290,8 +290,8 @@ def check(config: TrainerConfig) -> None:
     check_values(config)
     _check_tasks(config)
     if config.model == "hybrid":
-        given = config.encoders if isinstance(config.encoder, str | list) else [config.encoder]
-        if not given or len(set(given)) != len(given) or set(given) - set(ENCODERS):
+        options = config.encoders if isinstance(config.encoder, str | list) else [config.encoder]
+        if not options or len(set(options)) != len(options) or set(options) - set(ENCODERS):
             raise InputError(f"encoder of {', '.join(ENCODERS)}", config.encoder, "write encoder=[gru4rec,srgnn], say")
     if "sasrec" in config.encoders and config.network.hidden_size % config.network.attention_heads:
         heads = config.network.attention_heads
@@ -312,19 +312,21 @@ def check(config: TrainerConfig) -> None:
 
 
 def _check_machine(config: TrainerConfig) -> None:
-    given = 0 if config.ray.workers == "auto" else config.ray.workers
-    ends = given if isinstance(given, list) else [given]
+    options = 0 if config.ray.workers == "auto" else config.ray.workers
+    ends = options if isinstance(options, list) else [options]
     if not all(isinstance(n, int) and not isinstance(n, bool) for n in ends) or len(ends) not in (1, 2):
-        raise InputError("ray.workers=auto, ray.workers=N or ray.workers=[min,max]", given, "write ray.workers=2, say")
-    if ends[0] < 0 or ends[-1] < ends[0] or (isinstance(given, list) and ends[0] < 1):
-        raise InputError("ray.workers of 0 or more, or [min,max] from 1 on", given, "write ray.workers=[1,2], say")
+        raise InputError(
+            "ray.workers=auto, ray.workers=N or ray.workers=[min,max]", options, "write ray.workers=2, say"
+        )
+    if ends[0] < 0 or ends[-1] < ends[0] or (isinstance(options, list) and ends[0] < 1):
+        raise InputError("ray.workers of 0 or more, or [min,max] from 1 on", options, "write ray.workers=[1,2], say")
     if config.ray.cores < 1:
         raise InputError("ray.cores of at least 1", config.ray.cores, "1 is the default")
     cores = os.cpu_count() or 1
     if not config.ray.use_gpu and "RAY_ADDRESS" not in os.environ and ends[-1] * config.ray.cores > cores:
         got = f"{ends[-1]} workers of {config.ray.cores}"
         raise InputError(f"ray.workers up to the {cores} CPUs here", got, "use fewer, or a Ray cluster")
-    if config.train.precision == "bfloat16" and not (config.ray.use_gpu or (given == 0 and _has_gpu())):
+    if config.train.precision == "bfloat16" and not (config.ray.use_gpu or (options == 0 and _has_gpu())):
         raise InputError("train.precision=float32 on a CPU", "bfloat16", "or give each worker a GPU: ray.use_gpu=true")
 
 

@@ -48,14 +48,14 @@ def inspect(options: ShowConfig) -> list[str]:
 
 def parts(config: TrainerConfig, dataset: Dataset, train_step: TrainStep) -> list[str]:
     """Parameters and FLOPs by part of the model."""
-    found = {f"{name} table": table.parameters() for name, table in train_step.tables.items()}
-    found |= train_step.model.part_parameters()
+    result = {f"{name} table": table.parameters() for name, table in train_step.tables.items()}
+    result |= train_step.model.part_parameters()
     flops = forward_flops(config, dataset, train_step)
     lines = [f"{'part':<24}{'parameters':>14}{'forward FLOPs an example':>28}"]
-    for name in dict.fromkeys([*found, *flops]):
-        if found.get(name) or flops.get(name):
-            lines.append(f"{name:<24}{found.get(name, 0):>14,}{flops.get(name, 0):>28,}")
-    return [*lines, f"{'total':<24}{sum(found.values()):>14,}{sum(flops.values()):>28,}"]
+    for name in dict.fromkeys([*result, *flops]):
+        if result.get(name) or flops.get(name):
+            lines.append(f"{name:<24}{result.get(name, 0):>14,}{flops.get(name, 0):>28,}")
+    return [*lines, f"{'total':<24}{sum(result.values()):>14,}{sum(flops.values()):>28,}"]
 
 
 def gates(run: Path) -> list[str]:

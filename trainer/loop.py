@@ -108,7 +108,7 @@ def _train(
     train_step, progress = fit(config, family, run, world, select, on_epoch)
     sample = family.sample()
     family.fit_term(train_step, sample, run)
-    found = family.validate(train_step, sample)
+    result = family.validate(train_step, sample)
     refit = config.train.refit
     mirror = Mirror.for_uri(config.output)
     write_bundle = partial(export, dataset=dataset, world=world, model=family.name, mirror=mirror)
@@ -120,8 +120,8 @@ def _train(
         family.load_term(run, again.holdout)
         write_bundle(run / "bundle", family.scorer(train_step), refit=True)
     if world.is_first:
-        write_diagnostics(run, found, train_step)
-        write_summary(run, config, dataset, train_step, progress, found)
+        write_diagnostics(run, result, train_step)
+        write_summary(run, config, dataset, train_step, progress, result)
         if mirror:
             mirror.push(last=SUMMARY)
 

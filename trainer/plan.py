@@ -36,15 +36,15 @@ def job(options: list[str]) -> None:
             raise InputError(f"a number for {name}", repr(text), f"write {name}=8, say") from None
         if not 0 < getattr(asked, name) < float("inf"):
             raise InputError(f"{name} above 0", text, "1 always does")
-    given = [o for o in options if o.partition("=")[0] not in OWN]
-    if not any(o.startswith("output=") for o in given):
-        given.append("output=plan")
-    given.append("ray.workers=0")
-    config = load(given)
+    arguments = [o for o in options if o.partition("=")[0] not in OWN]
+    if not any(o.startswith("output=") for o in arguments):
+        arguments.append("output=plan")
+    arguments.append("ray.workers=0")
+    config = load(arguments)
     from trainer.prepare import resolve_config  # imports torch, as the measurement does
     from trainer.step_cost import plan
 
-    config, _ = resolve_config(given, config)
+    config, _ = resolve_config(arguments, config)
     print("\n".join(plan(asked, config)))
 
 

@@ -79,9 +79,9 @@ def read_config(path: Path) -> dict[str, Any]:
         InputError: it cannot be read, or is none.
     """
     try:
-        found = yaml.safe_load(path.read_text())
-        if isinstance(found, dict) and isinstance(found.get("train"), dict) and "epochs" in found["train"]:
-            return found
+        result = yaml.safe_load(path.read_text())
+        if isinstance(result, dict) and isinstance(result.get("train"), dict) and "epochs" in result["train"]:
+            return result
         problem = "something else"
     except (OSError, ValueError, yaml.YAMLError) as error:
         problem = str(error).splitlines()[0]

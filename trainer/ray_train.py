@@ -51,8 +51,8 @@ def run_with_ray(config: TrainerConfig) -> None:
             workers, workers that do not reach one another.
         Stopped: the workers saved and ended, as SIGTERM to this process asks them to.
     """
-    given = config.ray.workers
-    workers: Any = tuple(given) if isinstance(given, list) else given
+    options = config.ray.workers
+    workers: Any = tuple(options) if isinstance(options, list) else options
     most = workers[1] if isinstance(workers, tuple) else workers
     with ray_session(most * config.ray.cores):
         _run(config, workers)

@@ -61,16 +61,16 @@ def plan(options: PlanConfig, config: TrainerConfig) -> list[str]:
     measured = measure(config, options, here)
     family = family_of(config, dataset, World.alone())
     steps = -(-family.reader(TRAIN_HOLDOUT).total_targets() // config.train.batch_tokens)
-    found = measured[0]
-    sent = exchanged(found, options.workers)
-    beyond = max(0.0, sent - exchanged(found, here)) / (options.network_gbit / 8 * 1e9)
+    result = measured[0]
+    sent = exchanged(result, options.workers)
+    beyond = max(0.0, sent - exchanged(result, here)) / (options.network_gbit / 8 * 1e9)
     seconds = max(m.seconds for m in measured) + beyond
-    memory = memory_parts(config, family.train_step(1), found)
+    memory = memory_parts(config, family.train_step(1), result)
     rate = config.train.batch_tokens / seconds
     return [
         f"{config.model}: {dataset.manifest.counts.get('sessions', 0):,} sessions, {dataset.manifest.n_items:,} items",
         f"measured here: {here} workers with {options.cores} core(s) each, {options.measured_steps} steps, "
-        f"{found.targets / here:,.0f} target clicks of a worker",
+        f"{result.targets / here:,.0f} target clicks of a worker",
         "",
         *(f"{name:<44}{value:>16}" for name, value in memory),
         "",
@@ -115,8 +115,8 @@ def measure(config: TrainerConfig, options: PlanConfig, here: int) -> list[Measu
     tokens = max(1, config.train.batch_tokens * here // options.workers)
     small = replace(config, train=replace(config.train, batch_tokens=tokens))
     with tempfile.TemporaryDirectory() as folder:
-        given = (here, small.plain(), options.measured_steps, options.cores, folder)
-        spawn(_work, given, nprocs=here)
+        arguments = (here, small.plain(), options.measured_steps, options.cores, folder)
+        spawn(_work, arguments, nprocs=here)
         return [Measured(**json.loads((Path(folder) / str(rank)).read_text())) for rank in range(here)]
 
 
@@ -124,8 +124,8 @@ def _work(rank: int, size: int, settings: dict[str, Any], steps: int, cores: int
     torch.set_num_threads(cores)
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
-    found = steps_of(from_plain(settings), World(rank, size, torch.device("cpu")), steps)
-    (Path(folder) / str(rank)).write_text(json.dumps(asdict(found)))
+    result = steps_of(from_plain(settings), World(rank, size, torch.device("cpu")), steps)
+    (Path(folder) / str(rank)).write_text(json.dumps(asdict(result)))
     if size > 1:
         dist.barrier()
         dist.destroy_process_group()

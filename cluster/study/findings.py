@@ -26,12 +26,12 @@ def test_metrics(cell: Cell) -> dict[str, Any]:
     """Test metrics of the ranker that a cell asks for; empty for a failed trial."""
     if cell.trial.failure:
         return {}
-    found, ranker = cell.trial.metrics(), cell.variant.ranker
+    result, ranker = cell.trial.metrics(), cell.variant.ranker
     if ranker == "model":
-        return dict(found.get("test", {}))
+        return dict(result.get("test", {}))
     if ranker == "blend":
-        return dict(found.get("blend", {}).get("test", {}))
-    return dict(found["baselines"].get(ranker, {}).get("test", {}))
+        return dict(result.get("blend", {}).get("test", {}))
+    return dict(result["baselines"].get(ranker, {}).get("test", {}))
 
 
 def row_of(cell: Cell) -> dict[str, Any]:
@@ -137,10 +137,10 @@ def user_gains(
     mine: Sequence[Cell], other: Sequence[Cell], metric: str
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """What each user that both ranked adds to a metric, mean over seeds, `[U]` each."""
-    found = [[ranks_of(cell.trial, cell.variant.ranker) for cell in cells] for cells in (mine, other)]
-    users = sorted(set.intersection(*(set(ranks) for side in found for ranks in side)))
+    result = [[ranks_of(cell.trial, cell.variant.ranker) for cell in cells] for cells in (mine, other)]
+    users = sorted(set.intersection(*(set(ranks) for side in result for ranks in side)))
     first, second = (
-        np.mean([gains(np.array([ranks[user] for user in users]), metric) for ranks in side], axis=0) for side in found
+        np.mean([gains(np.array([ranks[user] for user in users]), metric) for ranks in side], axis=0) for side in result
     )
     return first, second
 

@@ -60,35 +60,35 @@ def logs_of(options: StudyOptions) -> list[Log]:
         InputError: files that are not there.
     """
     work = Path(options.work).absolute()
-    found = []
+    result = []
     if options.movielens:
         path = work / "logs" / "movielens.csv"
-        found.append(Log("MovieLens-100K", "qb_video", path, ("etl.movielens", f"output={path}")))
+        result.append(Log("MovieLens-100K", "qb_video", path, ("etl.movielens", f"output={path}")))
     for entry in options.generated:
         scenario, users, items = entry.split()
         path = work / "logs" / f"{scenario}.csv"
         size = (f"users={users}", f"items={items}")
-        found.append(
+        result.append(
             Log(f"twin of {scenario}", scenario, path, ("etl.twin", f"output={path}", f"scenario={scenario}", *size))
         )
     if options.name == "kuairand":
         path = work / "logs" / "kuairand.csv"
-        found.append(Log("KuaiRand", "qb_video", path, ("etl.kuairand", f"input={_input(options)}", f"output={path}")))
+        result.append(Log("KuaiRand", "qb_video", path, ("etl.kuairand", f"input={_input(options)}", f"output={path}")))
     if options.name == "tenrec":
         folder = _input(options)
         there = [(scenario, folder / name) for scenario, name in TENREC_FILES.items() if (folder / name).is_file()]
-        found += [Log(path.stem, scenario, path) for scenario, path in there]
+        result += [Log(path.stem, scenario, path) for scenario, path in there]
     for entry in options.logs:
         scenario, _, path_text = entry.partition(":")
         path = Path(path_text).absolute()
         if not path.is_file():
             raise InputError("study.logs=[SCENARIO:FILE,…] with files", entry, "write study.logs=[qb_video:log.csv]")
-        found.append(Log(path.stem, scenario, path))
-    if not found:
+        result.append(Log(path.stem, scenario, path))
+    if not result:
         raise InputError(
             f"logs for study={options.name}", "none", f"study.input=DIR with {', '.join(TENREC_FILES.values())}"
         )
-    return found
+    return result
 
 
 def _input(options: StudyOptions) -> Path:
@@ -131,9 +131,9 @@ def make_data(options: StudyOptions, log: Log, variant: Variant) -> Data:
     if log.command and not log.path.exists():
         step = Step(f"log {log.path.stem}", list(log.command), log.path, [], Path.is_file)
         run_step(step, work / "steps")
-    given = [*shlex.split(options.etl), *variant.protocol]
-    name = f"{log.path.stem}-{fingerprint_of([str(log.path), given])[:8]}"
+    arguments = [*shlex.split(options.etl), *variant.protocol]
+    name = f"{log.path.stem}-{fingerprint_of([str(log.path), arguments])[:8]}"
     path = work / "data" / name
-    command = ["etl", f"input={log.path}", f"output={path}", f"scenario={log.scenario}", "overwrite=true", *given]
+    command = ["etl", f"input={log.path}", f"output={path}", f"scenario={log.scenario}", "overwrite=true", *arguments]
     run_step(Step(f"data {name}", command, path, [file_fingerprint(log.path)], is_dataset), work / "steps")
     return Data(log, path)

@@ -37,14 +37,14 @@ def write_site(folder: Path, title: str, cells: Sequence[Cell], rows: Sequence[d
         cells: of all experiments and logs.
         rows: the results table.
     """
-    found: dict[tuple[str, str], tuple[Experiment, Log, list[Cell], Estimates]] = {}
+    result: dict[tuple[str, str], tuple[Experiment, Log, list[Cell], Estimates]] = {}
     for cell in cells:
         key = (cell.experiment.name, cell.data.log.name)
-        found.setdefault(key, (cell.experiment, cell.data.log, [], {}))[2].append(cell)
-    for key, (experiment, log, mine, _) in found.items():
+        result.setdefault(key, (cell.experiment, cell.data.log, [], {}))[2].append(cell)
+    for key, (experiment, log, mine, _) in result.items():
         estimates = estimates_of(experiment, mine, best_possible(mine))
-        found[key] = (experiment, log, mine, estimates)
-    experiments = {name: [entry for (n, _), entry in found.items() if n == name] for name, _ in found}
+        result[key] = (experiment, log, mine, estimates)
+    experiments = {name: [entry for (n, _), entry in result.items() if n == name] for name, _ in result}
     for name, entries in experiments.items():
         _write(folder / f"{name}.html", entries[0][0].question, _experiment_page(entries))
         for experiment, log, mine, estimates in entries:
@@ -52,7 +52,7 @@ def write_site(folder: Path, title: str, cells: Sequence[Cell], rows: Sequence[d
     _write(folder / "trials.html", "Trials", _trials_page(rows))
     _write_file(folder / "tables.md", "\n".join(_markdown(entries) for entries in experiments.values()))
     first = folder / "index.html"
-    _write(first, f"Study: {title}", _first_page(experiments, found))
+    _write(first, f"Study: {title}", _first_page(experiments, result))
     return first
 
 
@@ -140,8 +140,8 @@ def _cost(cells: Sequence[Cell]) -> Iterator[str]:
         for name in ("gru4rec", "hybrid")
     }
     if all(summaries.values()):
-        rate = {n: fmean(s["examples_per_second"] for s in found) for n, found in summaries.items()}
-        size = {n: found[0]["parameters"]["total"] for n, found in summaries.items()}
+        rate = {n: fmean(s["examples_per_second"] for s in result) for n, result in summaries.items()}
+        size = {n: result[0]["parameters"]["total"] for n, result in summaries.items()}
         yield (
             f"Cost: the hybrid trains at {rate['hybrid'] / rate['gru4rec']:.2f} × its encoder's events/s and has "
             f"{size['hybrid'] / size['gru4rec']:.2f} × its parameters."

@@ -68,9 +68,9 @@ class Trial:
     @property
     def commands(self) -> list[list[str]]:
         """Training and evaluation, arguments after `python -m`."""
-        given = [f"data={self.data.path}", f"output={self.run}", f"seed={self.seed}", "ray.workers=0", *self.trainer]
+        options = [f"data={self.data.path}", f"output={self.run}", f"seed={self.seed}", "ray.workers=0", *self.trainer]
         evaluation = [f"bundle={self.run / 'bundle'}", f"data={self.data.path}", f"output={self.result}"]
-        return [["trainer", *given], ["retrieval", *evaluation, "overwrite=true", "threads=1", *self.retrieval]]
+        return [["trainer", *options], ["retrieval", *evaluation, "overwrite=true", "threads=1", *self.retrieval]]
 
     @property
     def failure(self) -> str:

@@ -62,5 +62,5 @@ def require_java() -> None:
     if java.path is None:
         raise InputError(f"Java {OLDEST_JAVA} or newer", "none", INSTALL)
     origin = " of JAVA_HOME" if os.environ.get("JAVA_HOME") else ""
-    found = f"Java {java.version}" if java.version else f"'{java.output[:200] or 'no version'}'"
-    raise InputError(f"Java {OLDEST_JAVA} or newer", f"{found} from {java.path}{origin}", INSTALL)
+    result = f"Java {java.version}" if java.version else f"'{java.output[:200] or 'no version'}'"
+    raise InputError(f"Java {OLDEST_JAVA} or newer", f"{result} from {java.path}{origin}", INSTALL)

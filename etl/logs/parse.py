@@ -231,8 +231,8 @@ class Parser:
 
 def _whole_number(text: str) -> int | None:
     """The number that a text like `1`, ` 1`, `01` or `1.0` is; None for other texts."""
-    found = _WHOLE.fullmatch(text.strip(" \t"))
-    return int(found[1] + found[2]) if found and len(found[2]) <= _LONGEST_NUMBER else None
+    result = _WHOLE.fullmatch(text.strip(" \t"))
+    return int(result[1] + result[2]) if result and len(result[2]) <= _LONGEST_NUMBER else None
 
 
 def plain_text(text: str) -> str | None:
@@ -244,10 +244,10 @@ def plain_text(text: str) -> str | None:
     stripped = text.strip(" \t")
     if stripped in _NULLS:
         return None
-    found = _WHOLE.fullmatch(stripped) or _DECIMAL.fullmatch(stripped)
-    if not found:
+    result = _WHOLE.fullmatch(stripped) or _DECIMAL.fullmatch(stripped)
+    if not result:
         return text
-    return found[2] if found[2] == "0" else found[1] + found[2]
+    return result[2] if result[2] == "0" else result[1] + result[2]
 
 
 def _whole_numbers(column: pa.ChunkedArray, *, flag: bool) -> pa.Array:

@@ -89,17 +89,17 @@ def _expand(pattern: str) -> list[str]:
     if not any(c in pattern for c in "*?[") or ("://" not in pattern and Path(pattern).is_file()):
         return [pattern]
     if "://" not in pattern:
-        found = sorted(glob.glob(pattern))
+        result = sorted(glob.glob(pattern))
     else:
         store, path = filesystem(pattern)
         folder = path[: re.search(r"[*?\[]", path).start()].rsplit("/", 1)[0]  # type: ignore[union-attr]
         listed = store.get_file_info(pa_fs.FileSelector(folder, recursive=True))
         scheme = pattern[: len(pattern) - len(path)] if pattern.endswith(path) else pattern.split("://")[0] + "://"
         # PurePath.match, not fnmatch: a star must not cross folders, as in a shell.
-        found = sorted(scheme + i.path for i in listed if i.is_file and Path(i.path).match(path))
-    if not found:
+        result = sorted(scheme + i.path for i in listed if i.is_file and Path(i.path).match(path))
+    if not result:
         raise InputError("files that match the input", pattern, "check the pattern")
-    return found
+    return result
 
 
 def _open_log(uri: str, scenario: Scenario) -> LogFile:

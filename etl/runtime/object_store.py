@@ -116,9 +116,9 @@ class Mirror:
         """
         store, base = filesystem(self.uri)
         with _told(self.uri):
-            found = store.get_file_info(pa_fs.FileSelector(base, recursive=True, allow_not_found=True))
+            result = store.get_file_info(pa_fs.FileSelector(base, recursive=True, allow_not_found=True))
         listed = {}
-        for info in found:
+        for info in result:
             if info.type == pa_fs.FileType.File:
                 name = info.path[len(base) :].removeprefix("/")
                 if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
@@ -141,8 +141,8 @@ class Mirror:
         """Make the folder here that of the store, as far as its files are wanted; a killed copy goes on."""
         folder = self.folder
         listed = {name: stamp for name, stamp in self.listing().items() if wanted(name)}
-        found = here(folder)
-        for name in found.keys() - listed.keys():
+        result = here(folder)
+        for name in result.keys() - listed.keys():
             if wanted(name):
                 (folder / name).unlink()
         store, base = filesystem(self.uri)
@@ -153,7 +153,7 @@ class Mirror:
                 _stamp(part, listed[name])
 
         with _told(self.uri):
-            _each(copy, [name for name in listed if found.get(name) != listed[name]])
+            _each(copy, [name for name in listed if result.get(name) != listed[name]])
 
     def send(self, names: Iterable[str]) -> None:
         """Copy files of the folder here to the store, whatever lies there."""
@@ -189,17 +189,17 @@ class Mirror:
         Args:
             last: file that makes the folder complete: while others change, the store is without it.
         """
-        listed, found = self.listing(), here(self.folder)
-        differ = {name for name in listed.keys() | found.keys() if listed.get(name) != found.get(name)}
+        listed, result = self.listing(), here(self.folder)
+        differ = {name for name in listed.keys() | result.keys() if listed.get(name) != result.get(name)}
         if not differ:
             return
         ends = {last} if last else set[str]()
         self.remove(ends & listed.keys())
-        self.remove(differ - found.keys() - ends)
-        self.send((differ & found.keys()) - ends)
-        self.send(ends & found.keys())
+        self.remove(differ - result.keys() - ends)
+        self.send((differ & result.keys()) - ends)
+        self.send(ends & result.keys())
         now = self.listing()
-        for name in (differ | ends) & found.keys():
+        for name in (differ | ends) & result.keys():
             path = self.folder / name
             if name in now and path.is_file() and path.stat().st_size == now[name][0]:
                 _stamp(path, now[name])
@@ -212,15 +212,15 @@ def is_hidden(name: str) -> bool:
 
 def here(folder: Path) -> dict[str, tuple[int, int]]:
     """Size and time of every file of a folder that is not hidden, by its path below the folder."""
-    found = {}
+    result = {}
     for path in folder.rglob("*") if folder.is_dir() else ():
         name = path.relative_to(folder)
         if path.is_file() and not is_hidden(name.as_posix()):
             stat = path.stat()
             # Times of a store are whole seconds: a file written here since has others.
             whole = stat.st_mtime_ns % 1_000_000_000 == 0
-            found[name.as_posix()] = (stat.st_size, stat.st_mtime_ns // 1_000_000_000 if whole else -1)
-    return found
+            result[name.as_posix()] = (stat.st_size, stat.st_mtime_ns // 1_000_000_000 if whole else -1)
+    return result
 
 
 def _stamp(path: Path, stamp: tuple[int, int]) -> None:

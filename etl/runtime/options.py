@@ -70,8 +70,8 @@ def read_options(schema: type[Config], module: str, options: Sequence[str], pres
     from omegaconf.errors import OmegaConfBaseException
 
     overrides, texts = list(presets), dict[str, Any]()
-    for given in options:
-        name, value, kind = _known_option(given, schema)
+    for arguments in options:
+        name, value, kind = _known_option(arguments, schema)
         if kind in TEXTS:
             texts[name] = read_text(value, kind)
         else:
@@ -180,8 +180,8 @@ def _plain(error: Exception, schema: type[Any]) -> InputError:
     known = list(_fields(schema))
     names = [name for name, _ in known]
     type_error = re.search(r"Value '(.*?)' .*(?:could not be converted to|is not a valid) (\w+)", text)
-    if found := re.search(r"Could not override '([^']+)'", text):
-        name = found.group(1)
+    if result := re.search(r"Could not override '([^']+)'", text):
+        name = result.group(1)
         if name in names or type_error:
             key = re.search(r"full_key: (\S+)", text)
             return _ill_typed(key.group(1) if key else name, type_error, text)
@@ -189,12 +189,12 @@ def _plain(error: Exception, schema: type[Any]) -> InputError:
     if type_error:
         key = re.search(r"full_key: (\S+)", text)
         return _ill_typed(key.group(1) if key else "an option", type_error, text)
-    if found := re.search(r"(?:In|Could not find) '?([\w/]+)'?.*?Available options in '\S+':\s*(.*)", text, re.S):
-        choices = ", ".join(found.group(2).split())
-        return InputError(f"one of {choices}", found.group(1), "choose one of these")
-    if found := re.search(r"parsing override '(.*?)'", text):
+    if result := re.search(r"(?:In|Could not find) '?([\w/]+)'?.*?Available options in '\S+':\s*(.*)", text, re.S):
+        choices = ", ".join(result.group(2).split())
+        return InputError(f"one of {choices}", result.group(1), "choose one of these")
+    if result := re.search(r"parsing override '(.*?)'", text):
         hint = "put quotes around special characters: key='\"value\"'"
-        return InputError("options as key=value", found.group(1), hint)
+        return InputError("options as key=value", result.group(1), hint)
     return InputError("valid options", text.strip().splitlines()[0], "--help lists all options")
 
 
@@ -213,14 +213,14 @@ def _suggest(name: str, names: list[str]) -> str:
 
 def _fields(schema: type[Any], prefix: str = "") -> list[tuple[str, dataclasses.Field[Any]]]:
     """Every option with its dotted name, nested ones in place."""
-    found: list[tuple[str, dataclasses.Field[Any]]] = []
+    result: list[tuple[str, dataclasses.Field[Any]]] = []
     for entry in dataclasses.fields(schema):
         nested = entry.default_factory
         if isinstance(nested, type) and dataclasses.is_dataclass(nested):
-            found += _fields(nested, f"{prefix}{entry.name}.")
+            result += _fields(nested, f"{prefix}{entry.name}.")
         else:
-            found.append((prefix + entry.name, entry))
-    return found
+            result.append((prefix + entry.name, entry))
+    return result
 
 
 def usage(program: str, schema: type[Any]) -> str:

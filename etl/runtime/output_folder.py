@@ -159,11 +159,11 @@ def _entries(output: Path) -> list[Path]:
 
 def _files(output: Path) -> set[str]:
     """Paths of all files and links below a folder, but for our own work."""
-    found = set()
+    result = set()
     for entry in _entries(output):
         below = entry.rglob("*") if entry.is_dir() and not entry.is_symlink() else [entry]
-        found |= {path.relative_to(output).as_posix() for path in below if path.is_symlink() or not path.is_dir()}
-    return found
+        result |= {path.relative_to(output).as_posix() for path in below if path.is_symlink() or not path.is_dir()}
+    return result
 
 
 def _bring_back(output: Path, kind: Kind) -> None:

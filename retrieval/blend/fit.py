@@ -46,14 +46,14 @@ def learn_blend(
     trees = []
     for each in range(FOLDS):
         train, test = _of(pool, context, fold != each), _of(pool, context, fold == each)
-        found = find_weights(train[0], cutoff, max(1, n_queries - n_queries // FOLDS), names)
-        weights.append(found)
-        gains["sum"][fold == each] = gain_of(test[0].ahead(summed(test[0], found)), cutoff)
-        text, count = _learn_reranker(train, found, threads)
+        result = find_weights(train[0], cutoff, max(1, n_queries - n_queries // FOLDS), names)
+        weights.append(result)
+        gains["sum"][fold == each] = gain_of(test[0].ahead(summed(test[0], result)), cutoff)
+        text, count = _learn_reranker(train, result, threads)
         texts.append(text)
         if text is not None:
             trees.append(count)
-            ranks = test[0].ahead(reranked(test, found, reranker.Reranker(text, threads)))
+            ranks = test[0].ahead(reranked(test, result, reranker.Reranker(text, threads)))
             gains["reranker"][fold == each] = gain_of(ranks, cutoff)
     complete = len(trees) == FOLDS and len(rows) == FOLDS
     total = {kind: float(gain.sum()) / n_queries for kind, gain in gains.items()}

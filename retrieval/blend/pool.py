@@ -121,18 +121,18 @@ class Pools:
     def of(self, queries: Queries) -> Pool:
         """The pool of a batch."""
         seen = seen_pairs(queries) if self.mask_seen else np.zeros(0, np.int64)
-        found = {name: self._timed(name, source, queries, seen) for name, source in self.sources.items()}
-        best = {name: largest_of_rows(scores.copy(), CANDIDATES) for name, scores in found.items()}
+        result = {name: self._timed(name, source, queries, seen) for name, source in self.sources.items()}
+        best = {name: largest_of_rows(scores.copy(), CANDIDATES) for name, scores in result.items()}
         key = np.sort(np.concatenate([_pairs(scores) for scores in best.values()]))
         key = key[np.diff(key, prepend=-1) > 0]
         query, item = key >> 32, key & 0xFFFFFFFF
-        shape = (len(found), len(key))
+        shape = (len(result), len(key))
         raw, share, rank = (
             np.zeros(shape, np.float32),
             np.zeros(shape, np.float32),
             np.full(shape, NOT_LISTED, np.float32),
         )
-        for row, (name, scores) in enumerate(found.items()):
+        for row, (name, scores) in enumerate(result.items()):
             rank[row, np.searchsorted(key, _pairs(best[name]))] = _ranks(best[name])
             if name == MODEL:
                 begin = perf_counter()
@@ -146,7 +146,7 @@ class Pools:
                 share[row] = raw[row] / total.astype(np.float32)[query]
         clicks = self.popularity.clicks_of(item) / max(int(self.popularity.clicks.max(initial=0)), 1)
         is_target = item == queries.target[query]
-        return Pool(tuple(found), query, item, raw, share, rank, clicks.astype(np.float32), is_target, len(queries))
+        return Pool(tuple(result), query, item, raw, share, rank, clicks.astype(np.float32), is_target, len(queries))
 
     def _timed(
         self, name: str, source: Scores | None, queries: Queries, seen: npt.NDArray[np.int64]

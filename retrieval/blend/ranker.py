@@ -88,8 +88,8 @@ class BlendRanker:
             jobs += [(member, tile) for tile in np.split(rows, np.arange(TILE, len(rows), TILE))]
         with ThreadPoolExecutor(self.threads) as pool:
             ranked = pool.map(lambda job: self._rank(queries.take(job[1]), job[0], names), jobs)
-            for (_, rows), found in zip(jobs, ranked, strict=True):
-                for name, (rank, lists) in found.items():
+            for (_, rows), result in zip(jobs, ranked, strict=True):
+                for name, (rank, lists) in result.items():
                     out[name][0][rows], out[name][1][rows] = rank, lists
         return out
 

@@ -130,7 +130,7 @@ class RankingResult:
         place = np.unique(np.concatenate(self.touched)) if self.touched else np.zeros(0, np.int64)
         np.savez(path.with_suffix(".npz"), place=place, times=self.shown.ravel()[place])
         sums = {"total": self.total.plain(), "seconds": self.seconds}
-        sums["segments"] = [[*key, found.plain()] for key, found in self.segments.items()]
+        sums["segments"] = [[*key, result.plain()] for key, result in self.segments.items()]
         write_json(path.with_suffix(".json"), sums)
 
     def add_written(self, path: Path) -> None:

@@ -80,10 +80,10 @@ def search_unseen(index: Index, queries: Queries, k: int) -> tuple[npt.NDArray[n
         if len(short):
             again = queries.take(short)
             exact = Index("flat", index.catalogue, None, 0.0)
-            found_score, found = search_items(exact, again, k + most)
-            found[seen_among(again, found)] = 0
+            found_score, result = search_items(exact, again, k + most)
+            result[seen_among(again, result)] = 0
             score[short], listed[short] = -np.inf, 0
-            score[short, : found.shape[1]], listed[short, : found.shape[1]] = found_score, found
+            score[short, : result.shape[1]], listed[short, : result.shape[1]] = found_score, result
     return score, listed
 
 

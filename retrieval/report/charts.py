@@ -173,7 +173,7 @@ def points(pairs: Sequence[tuple[Any, float]], x: str, y: str) -> str:
         values = [value for value, _ in pairs]
         numeric = all(type(value) in (int, float) for value in values)
         places = values if numeric else [sorted(set(map(str, values))).index(str(value)) for value in values]
-        axes.plot(places, [found for _, found in pairs], "o", color=COLORS[0], alpha=0.6, markersize=5)
+        axes.plot(places, [result for _, result in pairs], "o", color=COLORS[0], alpha=0.6, markersize=5)
         if not numeric:
             names = sorted(set(map(str, values)))
             axes.set_xticks(range(len(names)), names)

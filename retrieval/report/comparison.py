@@ -67,15 +67,15 @@ class Result:
             missing = [name for name in ("model", "test", *ALIKE) if name not in summary]
             if missing or not isinstance(summary["test"], dict) or not isinstance(summary["model"], str):
                 raise ValueError(f"no {(missing or ['test metrics'])[0]} in {METRICS}")
-            found = cls(folder, summary, read_ranks(folder / RANKS))
-            if any((table["rank"].to_numpy() < 1).any() for table in found.tables.values()):
+            matches = cls(folder, summary, read_ranks(folder / RANKS))
+            if any((table["rank"].to_numpy() < 1).any() for table in matches.tables.values()):
                 raise ValueError(f"a rank below 1 in {RANKS}")
         except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
             got = f"{folder} ({str(error).splitlines()[0]})"
             raise InputError("result folders of python -m retrieval", got, "name others, or evaluate again") from None
-        if MODEL not in found.tables:
+        if MODEL not in matches.tables:
             raise InputError("results with ranked test queries", folder, "ranking models have none")
-        return found
+        return matches
 
     @property
     def queries(self) -> pa.Table:
@@ -142,15 +142,15 @@ def _is_known(rankers: dict[str, Int], name: str, table: pa.Table) -> bool:
 def rows_of(rankers: dict[str, Int], metrics: Sequence[str]) -> list[Row]:
     """The whole table, the first ranker's rows first."""
     base, *others = rankers
-    found = {(name, m): compare(rankers[name], rankers[base], m) for name in others for m in metrics}
-    corrected = dict(zip(found, holm([each.p for each in found.values()]), strict=True))
+    result = {(name, m): compare(rankers[name], rankers[base], m) for name in others for m in metrics}
+    corrected = dict(zip(result, holm([each.p for each in result.values()]), strict=True))
     rows = []
     for name, rank in rankers.items():
         for metric in metrics:
             value = gains(rank, metric)
             low, high = interval(value)
             row = Row(name, metric, float(np.mean(value)), low, high)
-            if against := found.get((name, metric)):
+            if against := result.get((name, metric)):
                 p = float(corrected[name, metric])
                 row = replace(
                     row,

@@ -81,7 +81,7 @@ def _segment_figures(result: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
         key = "hr@10" if 10 in result["cutoffs"] else f"hr@{result['cutoffs'][-1]}"
         base = result["baselines"]["popularity"]["test"][kind]
         series = {
-            result["model"]: [found[key] for found in segments.values()],
+            result["model"]: [matches[key] for matches in segments.values()],
             "popularity": [base[name][key] for name in segments],
         }
         queries = ", ".join(f"{name}: {s['queries']:,}" for name, s in segments.items())

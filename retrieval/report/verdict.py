@@ -61,9 +61,9 @@ def best_baseline(result: dict[str, Any], k: int) -> str:
 
 def difference_to_baseline(result: dict[str, Any], ranks: Path, own: str, baseline: str) -> Difference:
     """HR@k of the recommended lists minus that of a baseline, over the queries that both ranked."""
-    found = test_ranks(ranks, [own, baseline])
-    users = sorted(found[own].keys() & found[baseline].keys())
-    first, second = (np.array([found[name][user] for user in users]) for name in (own, baseline))
+    matches = test_ranks(ranks, [own, baseline])
+    users = sorted(matches[own].keys() & matches[baseline].keys())
+    first, second = (np.array([matches[name][user] for user in users]) for name in (own, baseline))
     return compare(first, second, f"hr@{main_cutoff(result)}")
 
 

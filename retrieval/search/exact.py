@@ -32,10 +32,10 @@ def search_exact(item_CD: Vectors, query_QD: Vectors, k: int) -> tuple[npt.NDArr
     """
     tiles = [query_QD[i : i + QUERIES_AT_ONCE] for i in range(0, len(query_QD), QUERIES_AT_ONCE)]
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(faiss.omp_get_max_threads()) as pool:
-        found = list(pool.map(lambda tile: _search_tile(item_CD, np.ascontiguousarray(tile), k), tiles))
-    if not found:
+        result = list(pool.map(lambda tile: _search_tile(item_CD, np.ascontiguousarray(tile), k), tiles))
+    if not result:
         return np.zeros((0, k), np.float32), np.zeros((0, k), np.int64)
-    return np.concatenate([score for score, _ in found]), np.concatenate([row for _, row in found])
+    return np.concatenate([score for score, _ in result]), np.concatenate([row for _, row in result])
 
 
 class _Best:
@@ -126,10 +126,10 @@ def _contenders(item_CD: Vectors, query_MD: Vectors, least_M: Vectors, row_MK: I
     query, row = [np.repeat(np.arange(len(query_MD)), row_MK.shape[1])], [row_MK.ravel()]
     for begin in range(0, len(item_CD), ITEMS_AT_ONCE):
         score = query_MD @ item_CD[begin : begin + ITEMS_AT_ONCE].T
-        found, column = np.nonzero(score >= least_M[:, None])
-        query.append(found)
+        result, column = np.nonzero(score >= least_M[:, None])
+        query.append(result)
         row.append(column + begin)
-        count_M += np.bincount(found, minlength=len(count_M))
+        count_M += np.bincount(result, minlength=len(count_M))
         least_M[count_M >= MOST_CONTENDERS] = np.inf
     pair = np.unique(np.stack([np.concatenate(query), np.concatenate(row)]), axis=1)
     count = np.bincount(pair[0], minlength=len(query_MD))

@@ -58,18 +58,22 @@ class Stored:
             InputError: the index belongs to another bundle or other candidates.
         """
         try:
-            found = json.loads(self.record_path.read_text())
+            result = json.loads(self.record_path.read_text())
         except FileNotFoundError:
             return {}
         except (OSError, ValueError):
             raise InputError("a readable index record", self.record_path, HINT) from None
-        if not isinstance(found, dict) or not all(isinstance(found.get(name), kind) for name, kind in RECORD.items()):
+        if not isinstance(result, dict) or not all(isinstance(result.get(name), kind) for name, kind in RECORD.items()):
             raise InputError(f"an index record with {', '.join(RECORD)}", self.record_path, HINT)
-        if found["kind"] not in KINDS or found["space"] not in SPACES or not isinstance(found.get("tuned", {}), dict):
-            raise InputError(f"an index of {', '.join(KINDS)} in its record", found["kind"], HINT)
-        if found["made_from"] != self.made_from:
+        if (
+            result["kind"] not in KINDS
+            or result["space"] not in SPACES
+            or not isinstance(result.get("tuned", {}), dict)
+        ):
+            raise InputError(f"an index of {', '.join(KINDS)} in its record", result["kind"], HINT)
+        if result["made_from"] != self.made_from:
             raise InputError("an index of this bundle and these candidates", self.path, "name another index_file")
-        return found
+        return result
 
     def load(self, catalogue: Catalogue) -> Index | None:
         """The index, mapped into memory; None where there is none.
@@ -83,8 +87,8 @@ class Stored:
         if sha256_of(self.path) != record["sha256"]:
             raise InputError("the index file that was written", f"{self.path} with other bytes", "delete it")
         flags = faiss.IO_FLAG_MMAP if record["kind"].startswith("ivf") else 0
-        found = faiss.read_index(str(self.path), flags)
-        index = Index(record["kind"], catalogue, found, record["build_seconds"], record["space"])
+        result = faiss.read_index(str(self.path), flags)
+        index = Index(record["kind"], catalogue, result, record["build_seconds"], record["space"])
         index.parameters = dict(record["parameters"])
         return index
 
@@ -106,21 +110,21 @@ class Stored:
         Raises:
             InputError: the record does not hold what was written.
         """
-        found = self.record().get("tuned", {}).get(str(wanted))
-        if not isinstance(found, dict) or set(found.get("test", ())) != {entry.name for entry in fields(Fidelity)}:
+        result = self.record().get("tuned", {}).get(str(wanted))
+        if not isinstance(result, dict) or set(result.get("test", ())) != {entry.name for entry in fields(Fidelity)}:
             return None  # by another version
-        numbers = [found.get("effort"), found.get("refine"), found["test"]["queries"]]
-        if not all(isinstance(n, int) and n >= 1 for n in numbers) or not isinstance(found.get("curve"), list):
+        numbers = [result.get("effort"), result.get("refine"), result["test"]["queries"]]
+        if not all(isinstance(n, int) and n >= 1 for n in numbers) or not isinstance(result.get("curve"), list):
             raise InputError("effort and refine of at least 1 in the index record", self.record_path, HINT)
-        if not all(value is None or isinstance(value, int | float) for value in found["test"].values()):
+        if not all(value is None or isinstance(value, int | float) for value in result["test"].values()):
             raise InputError("numbers in the index record", self.record_path, HINT)
-        return found
+        return result
 
     def remember(self, wanted: float, index: Index, curve: list[dict[str, Any]], test: Fidelity) -> dict[str, Any]:
         """Keep what tuning found, and return it."""
         record = self.record()
-        found = {"effort": index.effort, "refine": index.refine, "curve": curve, "test": asdict(test)}
+        result = {"effort": index.effort, "refine": index.refine, "curve": curve, "test": asdict(test)}
         if record:
-            record.setdefault("tuned", {})[str(wanted)] = found
+            record.setdefault("tuned", {})[str(wanted)] = result
             write_json(self.record_path, record)
-        return found
+        return result

@@ -87,7 +87,7 @@ def tuned_index(
         record = {"spaces": spaces, "norms": dict(zip(("least", "median", "p99", "largest"), norm, strict=True))}
         stored.save(index, record)
     tuning = index if selected is bundle else build_index(kind, tuned_on, index.space)
-    curve = [{**effort, **asdict(found)} for effort, found in tune(tuning, valid, config.fidelity)]
+    curve = [{**effort, **asdict(result)} for effort, result in tune(tuning, valid, config.fidelity)]
     index.set_effort(tuning.effort or 1, tuning.refine)
     known = stored.remember(config.fidelity, index, curve, measure(index, exact_reference(bundle, "test", catalogue)))
     return index, known, record

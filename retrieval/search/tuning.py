@@ -35,14 +35,14 @@ def compare_spaces(catalogue: Catalogue, query_QD: Vectors) -> dict[str, float]:
     sample = Catalogue(catalogue.item[::step], np.ascontiguousarray(catalogue.vector[::step]))
     k = min(FIDELITY_K, len(sample.item))
     _, exact = search_exact(sample.vector, query_QD, k)
-    found = {}
+    result = {}
     for space in SPACES:
         index, recalls = build_index("ivf_flat", sample, space), []
         for probes in SPACE_PROBES:
             index.set_effort(min(probes, index.most_effort))
             recalls.append(shared(exact, index.search(query_QD, k)[1]) / max(exact.size, 1))
-        found[space] = float(np.mean(recalls))
-    return found
+        result[space] = float(np.mean(recalls))
+    return result
 
 
 def shared(a_QK: Ids, b_QK: Ids) -> int:
@@ -124,13 +124,13 @@ def measure(index: Index, reference: ExactReference) -> Fidelity:
     """Compare an index with exact search. Which of equal scores fill the last places is nobody's merit."""
     k, catalogue = reference.exact.shape[1], index.catalogue
     begin = time.perf_counter()
-    score, found = index.search(reference.query, k)
+    score, result = index.search(reference.query, k)
     seconds = time.perf_counter() - begin
     recall = kept_neighbours(score, reference.score) / k
     target = catalogue.rows_of(reference.target)
     own = rescore(catalogue.vector, reference.query, target[:, None])[:, 0]
     exact_hit = (target >= 0) & (own >= reference.score.min(axis=1))
-    hit = exact_hit & ((found == target[:, None]).any(axis=1) | (score[:, -1] >= own))
+    hit = exact_hit & ((result == target[:, None]).any(axis=1) | (score[:, -1] >= own))
     hits, exact_hits = int(hit.sum()), int(exact_hit.sum())
     low, high = interval(recall)
     return Fidelity(
@@ -155,14 +155,14 @@ def tune(index: Index, reference: ExactReference, wanted: float) -> Iterator[tup
     effort, refine, before = min(KINDS[index.kind].first, index.most_effort), KINDS[index.kind].refine, -1.0
     while True:
         index.set_effort(effort, refine)
-        found = measure(index, reference)
-        yield {KINDS[index.kind].effort: effort, "refine": refine}, found
+        result = measure(index, reference)
+        yield {KINDS[index.kind].effort: effort, "refine": refine}, result
         all_scored = refine * FIDELITY_K >= len(index.catalogue.item)
-        if found.reaches(wanted) or (effort >= index.most_effort and all_scored):
+        if result.reaches(wanted) or (effort >= index.most_effort and all_scored):
             return
-        stuck = found.recall - before < 0.1 * (wanted - found.recall)
+        stuck = result.recall - before < 0.1 * (wanted - result.recall)
         if effort >= index.most_effort or (stuck and index.kind in ("ivf_sq8", "ivf_pq_refine") and not all_scored):
             refine *= 2
         else:
             effort = min(2 * effort, index.most_effort)
-        before = found.recall
+        before = result.recall

@@ -50,10 +50,12 @@ def successor_lists(sessions: TrainSessions, gaps: int, most: int, threads: int 
         score = np.add.reduceat(weight[key & ((1 << GAP_BITS) - 1)], begin) if len(key) else np.zeros(0)
         row, column = np.divmod(pair[begin], size)
         indptr = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=high - low))])
-        found = sparse.csr_matrix((score.astype(np.float64), column.astype(np.int32), indptr), shape=(high - low, size))
-        found = largest_of_rows(found, most)
+        result = sparse.csr_matrix(
+            (score.astype(np.float64), column.astype(np.int32), indptr), shape=(high - low, size)
+        )
+        result = largest_of_rows(result, most)
         return sparse.csr_matrix(
-            ((found.data / common).astype(np.float32), found.indices, found.indptr), shape=found.shape
+            ((result.data / common).astype(np.float32), result.indices, result.indptr), shape=result.shape
         )
 
     work = np.bincount(items, minlength=size) * gaps

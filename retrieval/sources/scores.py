@@ -164,11 +164,11 @@ def category_popularity(categories: CategoryPopularity, most: int, *, mask_seen:
         query, category = pair >> 32, pair & 0xFFFFFFFF
         asked = queries.take(query)  # a copy of the query for each of its categories
         listed = categories.listed(asked, category, most, mask_seen=mask_seen)
-        found = scored_lists(listed, categories.popularity)
+        result = scored_lists(listed, categories.popularity)
         share = times / queries.n_seen[query]
-        found.data *= np.repeat(share, np.diff(found.indptr)).astype(np.float32)
-        row = query[row_of_entries(found)]
-        return sparse.csr_matrix((found.data, (row, found.indices)), shape=(len(queries), found.shape[1]))
+        result.data *= np.repeat(share, np.diff(result.indptr)).astype(np.float32)
+        row = query[row_of_entries(result)]
+        return sparse.csr_matrix((result.data, (row, result.indices)), shape=(len(queries), result.shape[1]))
 
     return scores
 

@@ -70,9 +70,9 @@ def _lists(arrays: Arrays) -> sparse.csr_matrix:
 
 
 def _session_arrays(sessions: TrainSessions, options: SourceOptions, threads: int) -> Arrays:
-    found = NearSessions.of(sessions, options.neighbours)
-    arrays = {"user_id": found.user_id, "item": found.has.indices, "offset": found.has.indptr}
-    return arrays | {"session": found.of_item.indices, "session_offset": found.of_item.indptr}
+    result = NearSessions.of(sessions, options.neighbours)
+    arrays = {"user_id": result.user_id, "item": result.has.indices, "offset": result.has.indptr}
+    return arrays | {"session": result.of_item.indices, "session_offset": result.of_item.indptr}
 
 
 def _near_sessions(arrays: Arrays, options: SourceOptions) -> Scores:

@@ -36,13 +36,13 @@ def log_sessions(path: Path) -> Path:
 
 def cases() -> dict[str, tuple[Path, dict[str, tuple[str, ...]]]]:
     """Datasets and the variants that their columns allow."""
-    found: dict[str, tuple[Path, dict[str, tuple[str, ...]]]] = {"MovieLens-100K": (movielens(), RICH)}
+    actual: dict[str, tuple[Path, dict[str, tuple[str, ...]]]] = {"MovieLens-100K": (movielens(), RICH)}
     for path in map(Path, filter(None, os.environ.get("NEXTCLICK_SEQUENCES", "").split(":"))):
-        found[path.stem] = (sessions(path), PLAIN)
+        actual[path.stem] = (sessions(path), PLAIN)
     for path in map(Path, filter(None, os.environ.get("NEXTCLICK_LOGS", "").split(":"))):
         data = log_sessions(path)
-        found[data.parent.name] = (data, CATEGORIES if "tmall" in data.parent.name else PLAIN)
-    return found | {f"QB twin, smoothness {s}": (twin(0.5, smoothness=s), RICH) for s in (0.7, 0.0)}
+        actual[data.parent.name] = (data, CATEGORIES if "tmall" in data.parent.name else PLAIN)
+    return actual | {f"QB twin, smoothness {s}": (twin(0.5, smoothness=s), RICH) for s in (0.7, 0.0)}
 
 
 def ablation() -> None:
@@ -62,9 +62,9 @@ def ablation() -> None:
             for seed in seeds
             for name, options in variants.items()
         ]
-        found = execute(runs)
+        actual = execute(runs)
         for name in variants:
-            results = [found[f"ablation-{name.replace(' ', '-')}", seed] for seed in seeds]
+            results = [actual[f"ablation-{name.replace(' ', '-')}", seed] for seed in seeds]
             cells = [cell([r[s][m] for r in results], None) for s in ("valid", "test") for m in METRICS]
             rate = sum(r["examples_per_second"] for r in results) / len(results)
             print(f"| {title} | {name} | {' | '.join(cells)} | {rate:,.0f} |", flush=True)

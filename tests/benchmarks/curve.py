@@ -27,10 +27,10 @@ def curve() -> None:
         stop = (*STOP, *LAST.get(title, ()))
         beside = (f"baselines=[{','.join(BASELINES)}]",)
         runs = [Run(f"curve-{m}", data, ("recipe=small", f"model={m}", *stop), evaluation=beside) for m in MODELS]
-        found = execute(runs)
+        actual = execute(runs)
         truth = best_possible(data)
-        rows = {name: (result["test"], str(result["best_epoch"])) for (name, _), result in found.items()}
-        baselines = found["curve-gru4rec", 0]["baselines"]
+        rows = {name: (result["test"], str(result["best_epoch"])) for (name, _), result in actual.items()}
+        baselines = actual["curve-gru4rec", 0]["baselines"]
         rows |= {name: (baselines[name]["test"], "") for name in BASELINES}
         for name, (values, epoch) in rows.items():
             cells = [cell([values.get(column)], truth.get(column)) for column in columns]

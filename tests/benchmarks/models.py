@@ -98,8 +98,8 @@ def movielens(max_clicks: int = 30) -> Path:
     if not (folder / "data" / "manifest.json").exists():
         folder.mkdir(exist_ok=True)
         program("etl.movielens", f"output={log}")
-        given = (f"input={log}", f"output={folder / 'data'}", "scenario=qb_video", "overwrite=true")
-        program("etl", *given, f"protocol.max_clicks={max_clicks}")
+        options = (f"input={log}", f"output={folder / 'data'}", "scenario=qb_video", "overwrite=true")
+        program("etl", *options, f"protocol.max_clicks={max_clicks}")
     return folder / "data"
 
 
@@ -118,8 +118,8 @@ def execute(runs: Iterable[Run], *, search: bool = True) -> dict[tuple[str, int]
             return {**summary, **metrics, "valid": summary["valid"]}
         if not (result / "metrics.json").exists():
             bundle = f"bundle={run.folder / 'bundle'}"
-            given = (bundle, f"data={run.data}", f"output={result}", "threads=1", "overwrite=true")
-            program("retrieval", *given, *run.evaluation)
+            options = (bundle, f"data={run.data}", f"output={result}", "threads=1", "overwrite=true")
+            program("retrieval", *options, *run.evaluation)
         return {**summary, **json.loads((result / "metrics.json").read_text())}
 
     runs = list(runs)
@@ -163,26 +163,26 @@ def models() -> None:
     """Every model on MovieLens-100K and on the QB twin: quality, also as a share of the best possible, and cost."""
     for title, data in (("QB-video twin", twin(0.5)), ("MovieLens-100K", movielens())):
         runs = model_runs(data, on_twin=data != movielens())
-        found = execute(runs)
+        actual = execute(runs)
         truth = best_possible(data)
         print(f"\n{title}: test, mean ± standard deviation over seeds; in brackets the share of the best possible")
         columns = ["hr@20", "ndcg@20", *(f"auc/{t}" for t in TASKS), *(f"auc/{t}_given_click" for t in TASKS[1:])]
         print("| model | " + " | ".join(columns) + " | parameters | MFLOP an example | events/s |")
         print("|---" * (len(columns) + 4) + "|")
-        for name in dict.fromkeys(name for name, _ in found):
-            results = [result for (other, _), result in found.items() if other == name]
+        for name in dict.fromkeys(name for name, _ in actual):
+            results = [result for (other, _), result in actual.items() if other == name]
             cells = [cell([r["test"].get(c) for r in results], truth.get(c)) for c in columns]
             first = results[0]
             cost = f"{first['parameters']['total']:,} | {first['flops_per_example'] / 1e6:.2f}"
             rate = np.mean([r["examples_per_second"] for r in results])
             print(f"| {name} | " + " | ".join(cells) + f" | {cost} | {rate:,.0f} |", flush=True)
-        beside = {name: split["test"] for name, split in found["gru4rec", 0]["baselines"].items()}
+        beside = {name: split["test"] for name, split in actual["gru4rec", 0]["baselines"].items()}
         message = (
             f"{name} {test['hr@20']:.4f}/{test['ndcg@20']:.4f}" for name, test in beside.items() if "hr@20" in test
         )
         print(f"hr@20/ndcg@20: {', '.join(message)}")
         if truth:
-            expected_table(runs, found, truth_of(0.5))
+            expected_table(runs, actual, truth_of(0.5))
 
 
 def expected_table(runs: Sequence[Run], found: dict[tuple[str, int], dict[str, Any]], truth: Truth) -> None:
@@ -233,17 +233,17 @@ def ladder(seeds: Sequence[int] = (0,)) -> None:
         "hybrid": ("model=hybrid",),
         "hybrid-weights-0.1": ("model=hybrid", task_weights(0.1)),
     }
-    runs = [Run(n, data, (*given, *twin_options(given[0])), seed) for seed in seeds for n, given in steps.items()]
-    found = execute(runs)
+    runs = [Run(n, data, (*options, *twin_options(options[0])), seed) for seed in seeds for n, options in steps.items()]
+    actual = execute(runs)
     columns = ["hr@20", "ndcg@20", "auc/click"]
     truth = best_possible(data)
     print(f"\nQB-video twin, test over {len(seeds)} seeds; in brackets the share of the best possible")
     print("| step | " + " | ".join(columns) + " | network parameters |\n" + "|---" * (len(columns) + 2) + "|")
     for name in steps:
-        results = [found[name, seed] for seed in seeds]
+        results = [actual[name, seed] for seed in seeds]
         cells = [cell([r["test"].get(c) for r in results], truth.get(c)) for c in columns]
         print(f"| {name} | {' | '.join(cells)} | {results[0]['parameters']['networks']:,} |", flush=True)
-    expected_table(runs, found, truth_of(0.5))
+    expected_table(runs, actual, truth_of(0.5))
 
 
 def matched_hidden() -> int:

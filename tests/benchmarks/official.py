@@ -72,22 +72,22 @@ def official() -> None:
         theirs = run_theirs(checkout, path, EPOCHS, Path(name))
         run_ours(data, Path(name) / "run", EPOCHS)
         bundle, result = Path(name) / "run" / "bundle", Path(name) / "result"
-        given = (f"bundle={bundle}", f"data={data}", f"output={result}", "mask_seen=true", "baselines=[popularity]")
-        program("retrieval", *given)
+        options = (f"bundle={bundle}", f"data={data}", f"output={result}", "mask_seen=true", "baselines=[popularity]")
+        program("retrieval", *options)
         ranks = read_ranks(result / "ranks.parquet")["model"]["rank"].to_numpy()
-        for label, found in (("ours", ranks), ("official", np.array(theirs["ranks"]))):
-            print(label, "  ".join(f"{metric} {gains(found, metric).mean():.4f}" for metric in METRICS), flush=True)
+        for label, actual in (("ours", ranks), ("official", np.array(theirs["ranks"]))):
+            print(label, "  ".join(f"{metric} {gains(actual, metric).mean():.4f}" for metric in METRICS), flush=True)
 
 
 def in_turn(checkout: str, sequences: Path, data: Path, folder: Path) -> None:
     """Events a second of processor time of both, one after the other, several times."""
     ratios = []
     for number in range(ROUNDS):
-        found = run_theirs(checkout, sequences, ROUND_EPOCHS, folder)
-        theirs = found["events"] * ROUND_EPOCHS / found["seconds"]
+        actual = run_theirs(checkout, sequences, ROUND_EPOCHS, folder)
+        theirs = actual["events"] * ROUND_EPOCHS / actual["seconds"]
         # An epoch alone costs what it adds to a run: neither start nor export, but its validation and checkpoint.
         first, more = (run_ours(data, folder / f"{number}-{n}", n) for n in (1, 1 + ROUND_EPOCHS))
-        ours = found["events"] * ROUND_EPOCHS / (more - first)
+        ours = actual["events"] * ROUND_EPOCHS / (more - first)
         ratios.append(ours / theirs)
         print(f"events/s: ours {ours:,.0f}, official {theirs:,.0f}: {ours / theirs:.2f} ×", flush=True)
     print(f"median ratio {np.median(ratios):.2f} × (wanted 3)", flush=True)
@@ -127,8 +127,8 @@ def run_theirs(checkout: str, sequences: Path, epochs: int, folder: Path) -> dic
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[-800:])
-    found: dict = json.loads(out.read_text())
-    return found
+    actual: dict = json.loads(out.read_text())
+    return actual
 
 
 def train_theirs(sequences: Path, epochs: int, out: Path) -> None:

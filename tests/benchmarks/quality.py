@@ -22,9 +22,9 @@ def movielens(seeds: tuple[int, ...] = (0, 1, 2)) -> None:
         print(f"{'test':<12}" + "".join(f"{m:>20}" for m in METRICS) + "   × popularity (hr@10)")
         popular = None
         for model in ("gru4rec", "hybrid"):
-            found = [one_run(folder, model, seed) for seed in seeds]
-            popular = found[0]["baselines"]["popularity"]["test"]
-            values = np.array([[result["test"][m] for m in METRICS] for result in found])
+            actual = [one_run(folder, model, seed) for seed in seeds]
+            popular = actual[0]["baselines"]["popularity"]["test"]
+            values = np.array([[result["test"][m] for m in METRICS] for result in actual])
             cells = "".join(f"{m:>12.4f} ±{s:.4f}" for m, s in zip(values.mean(0), values.std(0, ddof=1), strict=True))
             ratios = " ".join(f"{v:.2f}" for v in values[:, 0] / popular["hr@10"])
             print(f"{model:<12}{cells}   {ratios}", flush=True)

@@ -105,18 +105,18 @@ def workers() -> None:
     if ":" not in named:
         print("NEXTCLICK_LARGE=RUN:DATA names no dataset: nothing to do")
         return
-    given = [f"data={named.split(':')[1]}", "output=unused", "recipe=large", "ray.workers=0"]
+    options = [f"data={named.split(':')[1]}", "output=unused", "recipe=large", "ray.workers=0"]
     for model in ("gru4rec", "hybrid"):
-        config, _ = resolve_config([*given, f"model={model}"])
+        config, _ = resolve_config([*options, f"model={model}"])
         half = replace(config, train=replace(config.train, batch_tokens=config.train.batch_tokens // 2))
         alone, apart = sum(independent(config, [0])), sum(independent(half, [0, 1]))
-        found = measure(config, PlanConfig(data="", model="", workers=2, measured_steps=STEPS), 2)
-        together = found[0].targets / max(m.seconds for m in found)
+        actual = measure(config, PlanConfig(data="", model="", workers=2, measured_steps=STEPS), 2)
+        together = actual[0].targets / max(m.seconds for m in actual)
         for name, rate in (("one worker", alone), ("two that exchange nothing", apart), ("two workers", together)):
             print(f"{model}, {name}: {rate:,.0f} events/s", flush=True)
         print(
             f"{model}: two / one {together / alone:.2f} (wanted 1.7; the machine gives {apart / alone:.2f}), "
-            f"{found[0].resident / 2**30:.2f} GiB a worker (limit 3)"
+            f"{actual[0].resident / 2**30:.2f} GiB a worker (limit 3)"
         )
 
 
@@ -129,8 +129,8 @@ def independent(config: TrainerConfig, cores: list[int]) -> list[float]:
 def _pinned(config: TrainerConfig, core: int) -> float:
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
-    found = steps_of(config, World(0, 1, torch.device("cpu")), STEPS)
-    return found.targets / found.seconds
+    actual = steps_of(config, World(0, 1, torch.device("cpu")), STEPS)
+    return actual.targets / actual.seconds
 
 
 def random_batch(tokens: int, length: int, n_items: int, tasks: int) -> Batch:

@@ -60,10 +60,10 @@ def recipes(seeds: tuple[int, ...] = (0, 1)) -> None:
         print("| model | change | valid NDCG@20 | best epoch |\n|---|---|---|---|")
         for model, changes in CANDIDATES.items():
             for change, options in changes.items():
-                given = ("recipe=small", f"model={model}", *BEFORE, *options, "train.valid_sessions=100000")
-                runs = [Run(f"search-{model}-{change.replace(' ', '-')}", data, given, seed) for seed in seeds]
+                arguments = ("recipe=small", f"model={model}", *BEFORE, *options, "train.valid_sessions=100000")
+                runs = [Run(f"search-{model}-{change.replace(' ', '-')}", data, arguments, seed) for seed in seeds]
                 execute(runs, search=False)
-                found = [json.loads((run.folder / "summary.json").read_text()) for run in runs]
-                value = [summary["valid"]["ndcg@20"] for summary in found]
+                actual = [json.loads((run.folder / "summary.json").read_text()) for run in runs]
+                value = [summary["valid"]["ndcg@20"] for summary in actual]
                 each = f"{np.mean(value):.4f} ({', '.join(f'{v:.4f}' for v in value)})"
-                print(f"| {model} | {change} | {each} | {found[0]['best_epoch']} |", flush=True)
+                print(f"| {model} | {change} | {each} | {actual[0]['best_epoch']} |", flush=True)

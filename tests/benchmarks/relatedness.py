@@ -51,7 +51,7 @@ def relatedness(seeds: Sequence[int] = (0, 1, 2)) -> None:
             for task, run in separate.items():
                 selected |= truth.of_bundle(run.folder / "bundle", [task])
                 epochs = of_epochs(run, truth, task)
-                highest |= {key: max(found[key] for found in epochs) for key in epochs[0]}
+                highest |= {key: max(actual[key] for actual in epochs) for key in epochs[0]}
             values["separate"].append(selected)
             values["in hindsight"].append(highest)
         for name, selection in COMPARED.items():
@@ -75,7 +75,7 @@ def table(values: dict[str, list[dict[str, float]]], name: str) -> dict[str, Flo
     print("| task | over | joint | separate | best possible | joint − separate | paired t, two-sided p |")
     print("|---" * 7 + "|")
     for key in values["best"][0]:
-        joint, separate, best = ([found[key] for found in values[n]] for n in ("joint", name, "best"))
+        joint, separate, best = ([actual[key] for actual in values[n]] for n in ("joint", name, "best"))
         gain, p = np.subtract(joint, separate), ttest_rel(joint, separate).pvalue
         cells = " | ".join(cell(list(of_logs), None) for of_logs in (joint, separate, best))
         each = ", ".join(f"{g:+.4f}" for g in gain)
@@ -87,7 +87,7 @@ def table(values: dict[str, list[dict[str, float]]], name: str) -> dict[str, Flo
 def of_epochs(run: Run, truth: Truth, task: str) -> list[dict[str, float]]:
     """Expected test AUCs of a task after each epoch whose checkpoint a finished run has kept, in their order."""
     config, dataset = open_run(str(run.folder), None)
-    world, found = World.alone(), []
+    world, actual = World.alone(), []
     family = family_of(config, dataset, world)
     train_step = family.train_step(total_steps=1)
     for path in sorted((run.folder / "checkpoints").glob("step-*")):
@@ -96,5 +96,5 @@ def of_epochs(run: Run, truth: Truth, task: str) -> list[dict[str, float]]:
             bundle = Path(folder) / "bundle"
             # As of a refit, whose bundle has no valid parts: only the test rows are looked at.
             export(bundle, family.scorer(train_step), dataset, world, model=family.name, refit=True)
-            found.append(truth.of_bundle(bundle, dataset, [task]))
-    return found
+            actual.append(truth.of_bundle(bundle, dataset, [task]))
+    return actual

@@ -118,9 +118,9 @@ def index_rates(run: Path, data: Path, catalogue: Catalogue, softmax: float) -> 
     print(f"search: {searched / total:.0%} of the whole; {share:.0%} of what {QUERIES:,} queries would take")
     print(f"memory over the run (GiB at each tenth): {' '.join(f'{m / 2**30:.2f}' for m in again['memory'])}")
     print(f"test HR@20 {split['hr@20']:.4f}, popularity {popular['hr@20']:.4f}", flush=True)
-    found = kept.load(catalogue)
-    assert found is not None
-    fidelity_over_hits(run, catalogue, found, softmax)
+    actual = kept.load(catalogue)
+    assert actual is not None
+    fidelity_over_hits(run, catalogue, actual, softmax)
 
 
 def fidelity_over_hits(run: Path, catalogue: Catalogue, index: Index, softmax: float) -> None:
@@ -141,16 +141,16 @@ def fidelity_over_hits(run: Path, catalogue: Catalogue, index: Index, softmax: f
     effort = 1
     while True:
         index.set_effort(effort)
-        found = measure(index, whole)
-        assert found.hr_ratio is not None
-        assert found.hr_ratio_low is not None
+        actual = measure(index, whole)
+        assert actual.hr_ratio is not None
+        assert actual.hr_ratio_low is not None
         print(
-            f"  effort {effort}: recall@20 {found.recall:.4f}, HR@20 ratio {found.hr_ratio:.4f}, lower bound "
-            f"{found.hr_ratio_low:.4f} (wanted {BOUND}), {found.queries_per_second:,.0f} queries/s: "
-            f"{found.queries_per_second / softmax:,.0f} × the softmax (wanted 100)",
+            f"  effort {effort}: recall@20 {actual.recall:.4f}, HR@20 ratio {actual.hr_ratio:.4f}, lower bound "
+            f"{actual.hr_ratio_low:.4f} (wanted {BOUND}), {actual.queries_per_second:,.0f} queries/s: "
+            f"{actual.queries_per_second / softmax:,.0f} × the softmax (wanted 100)",
             flush=True,
         )
-        if (found.hr_ratio_low >= BOUND and found.recall >= 0.999) or effort >= index.most_effort:
+        if (actual.hr_ratio_low >= BOUND and actual.recall >= 0.999) or effort >= index.most_effort:
             return
         effort *= 2
 

@@ -42,13 +42,13 @@ def sensitivity(seeds: tuple[int, ...] = (0, 1)) -> None:
             for change, options in changes.items()
             for seed in seeds
         ]
-        found = execute(runs)
-        table(f"{model}, MovieLens-100K", {c: [found[name_of(model, c), seed] for seed in seeds] for c in changes})
+        actual = execute(runs)
+        table(f"{model}, MovieLens-100K", {c: [actual[name_of(model, c), seed] for seed in seeds] for c in changes})
     for model in MODELS:
         results = {}
         for length in LENGTHS:
-            given = (name_of(model, "recipe=small"), movielens(length), ("recipe=small", f"model={model}"))
-            runs = [Run(*given, seed) for seed in seeds]
+            arguments = (name_of(model, "recipe=small"), movielens(length), ("recipe=small", f"model={model}"))
+            runs = [Run(*arguments, seed) for seed in seeds]
             results[f"last {length} clicks"] = list(execute(runs).values())
         table(f"{model}, MovieLens-100K by the clicks that are kept", results)
     neighbours(Run(name_of("gru4rec", "recipe=small"), movielens(), (), seeds[0]))
@@ -63,11 +63,11 @@ def table(title: str, results: dict[str, list[dict[str, Any]]]) -> None:
     print(f"\n{title}: mean ± standard deviation over seeds")
     heads = ("setting", "valid ndcg@20", *COLUMNS, "best epochs", "seconds")
     print(f"| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|")
-    for setting, found in results.items():
-        cells = [cell([result["valid"]["ndcg@20"] for result in found], None)]
-        cells += [cell([result["test"].get(column) for result in found], None) for column in COLUMNS]
-        epochs = ", ".join(str(result["best_epoch"]) for result in found)
-        seconds = np.mean([result["seconds"] for result in found])
+    for setting, actual in results.items():
+        cells = [cell([result["valid"]["ndcg@20"] for result in actual], None)]
+        cells += [cell([result["test"].get(column) for result in actual], None) for column in COLUMNS]
+        epochs = ", ".join(str(result["best_epoch"]) for result in actual)
+        seconds = np.mean([result["seconds"] for result in actual])
         print(f"| {setting} | {' | '.join(cells)} | {epochs} | {seconds:.0f} |", flush=True)
 
 
@@ -77,8 +77,10 @@ def neighbours(run: Run) -> None:
     for count in NEIGHBOURS:
         result = run.folder / f"result-neighbours-{count}"
         if not (result / "metrics.json").exists():
-            given = (f"bundle={run.folder / 'bundle'}", f"data={run.data}", f"output={result}", "overwrite=true")
-            program("retrieval", *given, f"neighbours={count}", "baselines=[item_knn,v_sknn]", "threads=1")
-        found = json.loads((result / "metrics.json").read_text())["baselines"]
-        cells = (f"{found[n]['test']['hr@20']:.4f} / {found[n]['test']['ndcg@20']:.4f}" for n in ("v_sknn", "item_knn"))
+            options = (f"bundle={run.folder / 'bundle'}", f"data={run.data}", f"output={result}", "overwrite=true")
+            program("retrieval", *options, f"neighbours={count}", "baselines=[item_knn,v_sknn]", "threads=1")
+        actual = json.loads((result / "metrics.json").read_text())["baselines"]
+        cells = (
+            f"{actual[n]['test']['hr@20']:.4f} / {actual[n]['test']['ndcg@20']:.4f}" for n in ("v_sknn", "item_knn")
+        )
         print(f"| {count} | {' | '.join(cells)} |", flush=True)

@@ -58,15 +58,15 @@ def sessions(path: Path) -> Path:
     if not (folder / "data" / "manifest.json").exists():
         folder.mkdir(exist_ok=True)
         convert(path, folder / "log.csv")
-        given = (f"input={folder / 'log.csv'}", f"output={folder / 'data'}", "scenario=qb_video", "overwrite=true")
-        program("etl", *given, *PROTOCOL)
+        options = (f"input={folder / 'log.csv'}", f"output={folder / 'data'}", "scenario=qb_video", "overwrite=true")
+        program("etl", *options, *PROTOCOL)
     return folder / "data"
 
 
 def line(name: str, data: Path, options: tuple[str, ...], seeds: tuple[int, ...]) -> str:
     """Train with a refit; the model before it is kept, so that one run gives both figures."""
-    given = (*RECIPE, *options, "train.refit=true")
-    runs = [Run(name.replace(" ", "-"), data, given, seed, ("mask_seen=true",)) for seed in seeds]
+    arguments = (*RECIPE, *options, "train.refit=true")
+    runs = [Run(name.replace(" ", "-"), data, arguments, seed, ("mask_seen=true",)) for seed in seeds]
     execute(runs)
     cells = []
     for bundle in ("bundle-selected", "bundle"):
@@ -79,8 +79,8 @@ def ranks_of(run: Run, data: Path, bundle: str) -> np.ndarray[Any, Any]:
     """Rank of every user's test item by one bundle of a run, by user."""
     result = run.folder / ("result" if bundle == "bundle" else "result-selected")
     if not (result / "metrics.json").exists():
-        given = (f"bundle={run.folder / bundle}", f"data={data}", f"output={result}", "overwrite=true")
-        program("retrieval", *given, "mask_seen=true", "threads=1", "baselines=[popularity]")
+        options = (f"bundle={run.folder / bundle}", f"data={data}", f"output={result}", "overwrite=true")
+        program("retrieval", *options, "mask_seen=true", "threads=1", "baselines=[popularity]")
     ranks: np.ndarray[Any, Any] = read_ranks(result / "ranks.parquet")["model"]["rank"].to_numpy()
     return ranks
 

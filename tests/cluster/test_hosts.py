@@ -139,10 +139,10 @@ def test_a_host_that_never_returns_ends_a_run_of_fixed_size_in_an_error(given_up
 
 def test_evaluation_over_two_hosts_one_killed_is_that_of_one_process(cluster, tiny):
     split_files(tiny, rows=1)
-    given = [f"bundle={tiny / 'bundle'}", f"data={tiny / 'data'}", "cutoffs=[1,2,5]", "index=ivf_flat"]
-    given.append("part_queries=1")
-    alone = evaluate(load([*given, f"output={tiny / 'alone'}"]))
-    process = cluster.submit("evaluate", [*given, f"output={tiny / 'many'}"])
+    options = [f"bundle={tiny / 'bundle'}", f"data={tiny / 'data'}", "cutoffs=[1,2,5]", "index=ivf_flat"]
+    options.append("part_queries=1")
+    alone = evaluate(load([*options, f"output={tiny / 'alone'}"]))
+    process = cluster.submit("evaluate", [*options, f"output={tiny / 'many'}"])
     deadline = time.monotonic() + 120
     while not list(tiny.glob(".many.parts/*/valid-*")):
         assert process.poll() is None, process.communicate()[0][-4000:]
@@ -152,8 +152,8 @@ def test_evaluation_over_two_hosts_one_killed_is_that_of_one_process(cluster, ti
     assert not (tiny / "many" / "metrics.json").exists()
     finish(process)
     cluster.start(2, programs=("ray",))
-    found = json.loads((tiny / "many" / "metrics.json").read_text())
-    assert without_times(found) == json.loads(json.dumps(without_times(alone)))
+    actual = json.loads((tiny / "many" / "metrics.json").read_text())
+    assert without_times(actual) == json.loads(json.dumps(without_times(alone)))
     for name in ("ranks.parquet", "topk.parquet"):
         assert pq.read_table(tiny / "many" / name).equals(pq.read_table(tiny / "alone" / name))
 

@@ -29,8 +29,8 @@ PLACES = [
 
 
 def entrypoint_of(*options: str) -> str:
-    given = [*TRAIN, "options=data=/shared/d output=/shared/r model=hybrid", *options]
-    return manifests(load(given), given)["train.yaml"]["spec"]["entrypoint"]
+    arguments = [*TRAIN, "options=data=/shared/d output=/shared/r model=hybrid", *options]
+    return manifests(load(arguments), arguments)["train.yaml"]["spec"]["entrypoint"]
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,13 @@ def test_workers_gpus_and_cores_of_training_follow_from_the_manifest(given, sett
 
 
 def test_a_pipeline_trains_with_the_manifests_workers_too():
-    given = ["submit=pipeline", "target=kubernetes", "kubernetes.gpus=0", "pipeline.trainer=train.epochs=3 ray.cores=2"]
-    line = manifests(load(given), given)["pipeline.yaml"]["spec"]["entrypoint"]
+    options = [
+        "submit=pipeline",
+        "target=kubernetes",
+        "kubernetes.gpus=0",
+        "pipeline.trainer=train.epochs=3 ray.cores=2",
+    ]
+    line = manifests(load(options), options)["pipeline.yaml"]["spec"]["entrypoint"]
     (trainer,) = (o for o in shlex.split(line) if o.startswith("pipeline.trainer="))
     assert trainer == "pipeline.trainer=train.epochs=3 ray.cores=2 ray.workers=[2,8] ray.use_gpu=false"
     assert load(shlex.split(line)[3:]).pipeline.trainer == trainer.partition("=")[2]
@@ -77,15 +82,15 @@ def test_letters_that_a_shell_reads_survive_on_their_way_to_the_program():
     """KubeRay hands the line through a container's arguments and a shell to `ray job submit`, which quotes it again
     for the shell of the head; a Job and Spark's pods get arguments, and no shell.
     """
-    given = [*TRAIN, f"options={shlex.join(ODD)}"]
-    line = manifests(load(given), given)["train.yaml"]["spec"]["entrypoint"]
+    options = [*TRAIN, f"options={shlex.join(ODD)}"]
+    line = manifests(load(options), options)["train.yaml"]["spec"]["entrypoint"]
     submitted = shlex.join(by_shell(expand(line)))
     assert by_shell(submitted)[3:][: len(ODD)] == ODD
-    given = ["submit=evaluate", "target=kubernetes", f"options={shlex.join(ODD)}"]
-    (container,) = manifests(load(given), given)["evaluate.yaml"]["spec"]["template"]["spec"]["containers"]
+    options = ["submit=evaluate", "target=kubernetes", f"options={shlex.join(ODD)}"]
+    (container,) = manifests(load(options), options)["evaluate.yaml"]["spec"]["template"]["spec"]["containers"]
     assert [expand(a) for a in container["command"][3:]] == ODD
-    given = ["submit=etl", "target=kubernetes", f"options={shlex.join(ODD)}"]
-    assert [expand(a) for a in spark_command(load(given), Path("/k"))[-len(ODD) :]] == ODD
+    options = ["submit=etl", "target=kubernetes", f"options={shlex.join(ODD)}"]
+    assert [expand(a) for a in spark_command(load(options), Path("/k"))[-len(ODD) :]] == ODD
 
 
 def restricted(spec: dict, containers: list[dict]) -> list[str]:
@@ -126,10 +131,10 @@ def pods_of(value: dict) -> list[dict]:
 @pytest.mark.parametrize("what", ["etl", "train", "evaluate", "pipeline"])
 @pytest.mark.parametrize("places", [[], PLACES])
 def test_pods_pass_pod_security_restricted_and_go_where_they_are_asked_to(what, places):
-    given = [f"submit={what}", "target=kubernetes", "options=data=d", *places]
-    found = manifests(load(given), given)
+    options = [f"submit={what}", "target=kubernetes", "options=data=d", *places]
+    actual = manifests(load(options), options)
     seen = 0
-    for value in found.values():
+    for value in actual.values():
         for pod in pods_of(value):
             seen += 1
             complete = {"apiVersion": "v1", "kind": "Pod", **pod, "metadata": {**pod["metadata"], "name": "p"}}
@@ -150,8 +155,8 @@ def test_pods_pass_pod_security_restricted_and_go_where_they_are_asked_to(what, 
 
 
 def test_sparks_pods_start_from_the_template_that_is_written():
-    given = ["submit=etl", "target=kubernetes", *PLACES]
-    line = " ".join(spark_command(load(given), Path("/k")))
+    options = ["submit=etl", "target=kubernetes", *PLACES]
+    line = " ".join(spark_command(load(options), Path("/k")))
     for part in ("driver", "executor"):
         assert f"spark.kubernetes.{part}.podTemplateFile=/k/spark-pod.yaml" in line
         assert f"spark.kubernetes.{part}.podTemplateContainerName=spark" in line

@@ -31,6 +31,6 @@ def of_readme() -> dict[str, str]:
 
 @pytest.mark.parametrize("settings", [of_action_up, of_readme])
 def test_a_cluster_asks_for_the_secret_everywhere(settings):
-    found = settings()
-    assert {name: found.get(name) for name in CLOSED} == CLOSED
-    assert found["spark.authenticate.secret"]
+    actual = settings()
+    assert {name: actual.get(name) for name in CLOSED} == CLOSED
+    assert actual["spark.authenticate.secret"]

@@ -93,24 +93,24 @@ def test_estimates_are_means_over_seeds_and_tests_over_users_and_seeds(monkeypat
     users = 60
     first = [[1 if u < 20 else 50 for u in range(users)], [1 if u < 30 else 50 for u in range(users)]]
     second = [[1 if u < 40 else 50 for u in range(users)], [1 if u < 50 else 50 for u in range(users)]]
-    given = cells(
+    options = cells(
         monkeypatch, a=list(zip(first, (0.6, 0.7), strict=True)), b=list(zip(second, (0.62, 0.74), strict=True))
     )
-    found = estimates_of(EXPERIMENT, given, {"hr@20": 0.9})
-    assert found["a", "hr@20"].mean == pytest.approx(25 / 60)
-    assert found["a", "hr@20"].spread == pytest.approx(np.std([20 / 60, 30 / 60], ddof=1))
-    assert found["a", "hr@20"].difference is None
-    assert found["b", "hr@20"].best == pytest.approx(45 / 60 / 0.9)
+    actual = estimates_of(EXPERIMENT, options, {"hr@20": 0.9})
+    assert actual["a", "hr@20"].mean == pytest.approx(25 / 60)
+    assert actual["a", "hr@20"].spread == pytest.approx(np.std([20 / 60, 30 / 60], ddof=1))
+    assert actual["a", "hr@20"].difference is None
+    assert actual["b", "hr@20"].best == pytest.approx(45 / 60 / 0.9)
     own, other = (np.mean([gains(np.array(r), "hr@20") for r in ranks], axis=0) for ranks in (second, first))
-    assert found["b", "hr@20"].difference == pytest.approx(20 / 60)
+    assert actual["b", "hr@20"].difference == pytest.approx(20 / 60)
     # Two tests on this table: the smaller p counts twice (Holm).
     p_rank, p_auc = signed_rank(own, other), 0.204833  # t = .03 / (.01 √2 / √2) = 3, one degree of freedom
     assert p_rank < p_auc
-    assert found["b", "hr@20"].p == pytest.approx(2 * p_rank)
-    assert found["b", "auc/like"].p == pytest.approx(p_auc, abs=1e-5)
-    assert found["b", "auc/like"].difference == pytest.approx(0.03)
+    assert actual["b", "hr@20"].p == pytest.approx(2 * p_rank)
+    assert actual["b", "auc/like"].p == pytest.approx(p_auc, abs=1e-5)
+    assert actual["b", "auc/like"].difference == pytest.approx(0.03)
     half = 12.7062 * 0.01  # Student's 97.5 % quantile with one degree of freedom × the standard error
-    assert found["b", "auc/like"].low == pytest.approx(0.03 - half, abs=1e-4)
+    assert actual["b", "auc/like"].low == pytest.approx(0.03 - half, abs=1e-4)
 
 
 def test_sentences_come_from_the_numbers():
@@ -135,7 +135,7 @@ def test_a_killed_study_continues_and_its_site_says_what_the_table_says(tmp_path
     log, work = generated_log(tmp_path / "log.csv", users=60, items=60, seed=1), tmp_path / "study"
     small = [option for option in SMALL if not option.startswith(("ray.", "train.epochs"))]
     # One value that cannot be: these trials fail, and the others go on.
-    given = [
+    options = [
         *(
             "pipeline=study",
             "study.movielens=false",
@@ -146,7 +146,7 @@ def test_a_killed_study_continues_and_its_site_says_what_the_table_says(tmp_path
         "study.experiments=[feedback,neighbours,first-rows]",
         f"study.trainer={shlex.join([*small, 'train.epochs=1', 'network.attention_heads=1'])}",
     ]
-    command = [sys.executable, "-m", "cluster", *given]
+    command = [sys.executable, "-m", "cluster", *options]
     killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 200
     while len(list(work.glob("runs/*/summary.json"))) < 3:
@@ -173,8 +173,8 @@ def test_a_killed_study_continues_and_its_site_says_what_the_table_says(tmp_path
             assert (site / target).is_file(), (page, target)
     if CHROMIUM:
         for page in ("index.html", "feedback.html", "neighbours.html"):
-            found = opened(Path(site / page), 390)
-            assert (found.errors, found.requests, found.violations) == ([], [], [])
-            assert found.width <= 390
+            actual = opened(Path(site / page), 390)
+            assert (actual.errors, actual.requests, actual.violations) == ([], [], [])
+            assert actual.width <= 390
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert again.stdout.splitlines()[-2:] == done.stdout.splitlines()[-2:]

@@ -35,8 +35,8 @@ VERSION = "1.34"
 
 
 def test_options_of_options_need_no_quotes():
-    given = 'options=data=d model=hybrid tasks=[next,like] spark.master="local[1]"'
-    config = load(["submit=train", given])
+    options = 'options=data=d model=hybrid tasks=[next,like] spark.master="local[1]"'
+    config = load(["submit=train", options])
     assert shlex.split(config.options, posix=False) == [
         "data=d",
         "model=hybrid",
@@ -131,8 +131,8 @@ STORE = ["kubernetes.claim=null", "kubernetes.store_secret=store"]
 @pytest.mark.parametrize("what", ["etl", "train", "evaluate", "pipeline"])
 @pytest.mark.parametrize("more", [[], ["kubernetes.gpus=0", "kubernetes.workers=[1,64]"], STORE[1:]])
 def test_manifests_are_valid(what, more):
-    found = rendered(what, *more)
-    for name, value in found.items():
+    actual = rendered(what, *more)
+    for name, value in actual.items():
         assert yaml.safe_load(yaml.safe_dump(value)) == value
         if value["kind"] != "RayJob":
             kubernetes_validate.validate(value, VERSION, strict=True)
@@ -160,13 +160,13 @@ def pods(found: dict) -> list[dict]:
 
 @pytest.mark.parametrize("what", ["train", "evaluate", "pipeline"])
 def test_pods_are_closed_and_nobody_is_root_and_no_secret_is_written_down(what):
-    found = rendered(what)
-    chosen = found["network-policy.yaml"]["spec"]["podSelector"]["matchLabels"]
-    ours, operator = found["network-policy.yaml"]["spec"]["ingress"]
+    actual = rendered(what)
+    chosen = actual["network-policy.yaml"]["spec"]["podSelector"]["matchLabels"]
+    ours, operator = actual["network-policy.yaml"]["spec"]["ingress"]
     assert ours == {"from": [{"podSelector": {"matchLabels": chosen}}]}
     assert [port["port"] for port in operator["ports"]] == [8265]
-    assert pods(found)
-    for pod in pods(found):
+    assert pods(actual)
+    for pod in pods(actual):
         assert pod["metadata"]["labels"] == chosen
         assert pod["spec"]["securityContext"]["runAsNonRoot"]
         for container in pod["spec"]["containers"]:
@@ -270,9 +270,9 @@ def test_the_image_takes_the_roles_that_spark_gives_its_pods(tmp_path):
     line = message.stdout.splitlines()
     assert line[:5] == ["-Da=1", "-Db=two words", "-Dc=3", "-Xms2g", "-Xmx2g"]
     assert "org.apache.spark.scheduler.cluster.k8s.KubernetesExecutorBackend" in line
-    given = dict(zip(line[-14::2], line[-13::2], strict=True))
-    assert given["--driver-url"] == "spark://d:1"
-    assert (given["--podName"], given["--cores"], given["--hostname"]) == ("pod-7", "3", "10.0.0.9")
+    options = dict(zip(line[-14::2], line[-13::2], strict=True))
+    assert options["--driver-url"] == "spark://d:1"
+    assert (options["--podName"], options["--cores"], options["--hostname"]) == ("pod-7", "3", "10.0.0.9")
     plain = subprocess.run([*entry, "echo", "a b"], env=env, capture_output=True, text=True)
     assert plain.stdout == "a b\n"
 
@@ -301,10 +301,10 @@ def assert_spark_takes_nothing_without_the_secret(processes: list[dict]) -> None
     """Master and worker listen on the loopback alone, each for RPC and its page; neither starts what is posted."""
     for name in ("spark-master", "spark-worker-1"):
         (pid,) = (entry["pid"] for entry in processes if entry["name"] == name)
-        found = [c.laddr for c in psutil.Process(pid).net_connections() if c.status == psutil.CONN_LISTEN]
-        assert {address.ip.removeprefix("::ffff:") for address in found} == {"127.0.0.1"}
-        assert len(found) == 2
-        for address in found:
+        actual = [c.laddr for c in psutil.Process(pid).net_connections() if c.status == psutil.CONN_LISTEN]
+        assert {address.ip.removeprefix("::ffff:") for address in actual} == {"127.0.0.1"}
+        assert len(actual) == 2
+        for address in actual:
             url = f"http://127.0.0.1:{address.port}/v1/submissions/create"
             request = urllib.request.Request(url, json.dumps(SUBMISSION).encode(), {"Content-Type": "application/json"})
             with pytest.raises((OSError, http.client.HTTPException)):

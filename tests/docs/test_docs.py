@@ -22,8 +22,8 @@ def commands(text: str) -> list[list[str]]:
     blocks = BLOCK.findall(text)
     inline = re.findall(r"`(python -m [^`]+)`", BLOCK.sub("", text))
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()] + inline
-    found = [shlex.split(line, comments=True) for line in lines if "python -m " in line and "ray job" not in line]
-    return [words[words.index("python") + 2 :] for words in found if "python" in words]
+    actual = [shlex.split(line, comments=True) for line in lines if "python -m " in line and "ray job" not in line]
+    return [words[words.index("python") + 2 :] for words in actual if "python" in words]
 
 
 def test_options_page_is_that_of_the_programs():

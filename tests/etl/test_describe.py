@@ -48,10 +48,10 @@ def test_the_page_shows_log_kept_and_published_values(fifty, tmp_path, capsys):
 def test_the_page_opens_without_errors_or_requests_and_fits(fifty, tmp_path, width):
     page = tmp_path / "page.html"
     assert main([f"data={fifty.path}", f"output={page}"]) == 0
-    found = opened(page, width)
-    assert found.errors == []
-    assert found.violations == []
-    assert found.requests == []
-    assert found.width <= width
-    assert found.charts
-    assert min(found.charts) > 250
+    actual = opened(page, width)
+    assert actual.errors == []
+    assert actual.violations == []
+    assert actual.requests == []
+    assert actual.width <= width
+    assert actual.charts
+    assert min(actual.charts) > 250

@@ -46,8 +46,8 @@ def test_one_process_two_processes_and_spark_give_the_same_bytes(spark, tmp_path
         "two": ["engine=local", "processes=2"],
         "spark": ["engine=spark"],
     }
-    given = [f"input={log}", f"scenario={scenario}", "split_bytes=15000"]
-    options = [[*given, f"output={tmp_path / name}", *engine] for name, engine in engines.items()]
+    arguments = [f"input={log}", f"scenario={scenario}", "split_bytes=15000"]
+    options = [[*arguments, f"output={tmp_path / name}", *engine] for name, engine in engines.items()]
     manifests = [etl.sessions.build(load(line)) for line in options]
     assert {m.fingerprint for m in manifests} == {manifests[0].fingerprint}
     assert files_of(manifests[0]) == files_of(manifests[1]) == files_of(manifests[2])

@@ -32,8 +32,8 @@ def write_file(path, text) -> None:
 
 
 def content(output) -> str:
-    found = {p.relative_to(output).as_posix() for p in output.rglob("*") if p.is_file()}
-    assert found == {"part/a", "last.json"}
+    actual = {p.relative_to(output).as_posix() for p in output.rglob("*") if p.is_file()}
+    assert actual == {"part/a", "last.json"}
     assert json.loads((output / "last.json").read_text())["thing"] == (output / "part" / "a").read_text()
     return (output / "part" / "a").read_text()
 

@@ -126,11 +126,11 @@ def test_two_thousand_mutated_files_give_the_rows_of_a_slow_reader(start):
                 data[at : at + len(piece)] = piece
             if not data:
                 data += b"\n"
-        found, bad = parsed(bytes(data))
+        actual, bad = parsed(bytes(data))
         expected = slow_rows(bytes(data))
-        assert found == expected, (seed, bytes(data))
+        assert actual == expected, (seed, bytes(data))
         lines = [line for line in bytes(data).split(b"\n") if line.rstrip(b"\r")]
-        assert len(found) + bad == len(lines), seed
+        assert len(actual) + bad == len(lines), seed
 
 
 @pytest.mark.parametrize("split_bytes", [1, 7, 50, 1000])

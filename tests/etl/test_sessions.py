@@ -148,9 +148,9 @@ def check(dataset: Dataset, expected: Expected) -> None:
             sessions[row.pop("user_id")] = row
     assert sessions == expected.sessions
     assert max(sizes) - min(sizes) <= 1
-    found = json.loads(dataset.file("statistics.json").read_text())
+    actual = json.loads(dataset.file("statistics.json").read_text())
     for part, wanted in (("raw", expected.raw), ("kept", expected.kept)):
-        assert {name: found[part][name] for name in wanted} == wanted
+        assert {name: actual[part][name] for name in wanted} == wanted
     assert dataset.manifest.counts["sessions"] == len(expected.sessions)
 
 

@@ -35,20 +35,20 @@ def read(dataset) -> list[list[int]]:
 
 
 def test_shares_are_those_of_plain_counting(fifty):
-    found = diagnose([fifty.file(f.path) for f in fifty.session_files])
+    actual = diagnose([fifty.file(f.path) for f in fifty.session_files])
     sessions = read(fifty)
-    assert found["sessions"] == len(sessions)
+    assert actual["sessions"] == len(sessions)
     expected = slow(sessions)
-    assert {name: found[name] for name in expected} == pytest.approx(expected)
-    assert found["from_random"] <= found["from_any"]
-    assert json.loads(fifty.file("statistics.json").read_text())["transitions"] == found
+    assert {name: actual[name] for name in expected} == pytest.approx(expected)
+    assert actual["from_random"] <= actual["from_any"]
+    assert json.loads(fifty.file("statistics.json").read_text())["transitions"] == actual
 
 
 def test_a_sample_of_sessions_is_held_against_all_transitions(fifty, monkeypatch):
     monkeypatch.setattr(transitions, "SAMPLED_SESSIONS", len(read(fifty)) // 3)
-    found = diagnose([fifty.file(f.path) for f in fifty.session_files])
-    assert 0 < found["sessions"] <= len(read(fifty)) // 3
-    assert found["branching"] == pytest.approx(slow(read(fifty))["branching"])
+    actual = diagnose([fifty.file(f.path) for f in fifty.session_files])
+    assert 0 < actual["sessions"] <= len(read(fifty)) // 3
+    assert actual["branching"] == pytest.approx(slow(read(fifty))["branching"])
 
 
 def test_order_is_what_a_chain_is_made_of(tmp_path):
@@ -56,7 +56,7 @@ def test_order_is_what_a_chain_is_made_of(tmp_path):
     rows = [[user, 1 + (user + step) % 40, 1, 0, 0, 0, 1, 1, 0, 0] for user in range(200) for step in range(12)]
     write_log(tmp_path / "log.csv", rows)
     dataset = build([f"input={tmp_path / 'log.csv'}", f"output={tmp_path / 'data'}", "scenario=qb_video"])
-    found = json.loads(dataset.file("statistics.json").read_text())["transitions"]
-    assert found["from_last"] == found["from_any"] == found["branching"] == 1.0
-    assert found["from_random"] == pytest.approx(1 / 11, abs=0.06)
-    assert found["repeats"] == 0.0
+    actual = json.loads(dataset.file("statistics.json").read_text())["transitions"]
+    assert actual["from_last"] == actual["from_any"] == actual["branching"] == 1.0
+    assert actual["from_random"] == pytest.approx(1 / 11, abs=0.06)
+    assert actual["repeats"] == 0.0

@@ -69,7 +69,7 @@ def test_a_pool_is_the_union_of_the_best_with_every_sources_score(seed, mask_see
         usable = [i for i in exact if i not in seen]
         of = {"model": {i: float(exact[i] @ queries.vector[q]) for i in usable}}
         of |= {n: {i: float(values[q, i]) for i in usable if values[q, i]} for n, values in scores.items()}
-        best = {name: sorted(given, key=lambda i, g=given: (-g[i], i))[:7] for name, given in of.items()}
+        best = {name: sorted(options, key=lambda i, g=options: (-g[i], i))[:7] for name, options in of.items()}
         rows = np.flatnonzero(pool.query == q)
         assert pool.item[rows].tolist() == sorted(set().union(*best.values()))
         power = {i: np.exp(of["model"][i]) for i in pool.item[rows].tolist()}
@@ -92,11 +92,11 @@ def test_ranks_and_lists_of_a_blend_equal_a_slow_ranking_with_ties_against(seed)
     names = {"a": sparse_scores(rng, 30), "b": sparse_scores(rng, 30)}
     pools, facts = pools_of(rng, {name: source_of(values) for name, values in names.items()}, candidates=40)
     learned = Learned(["a", "b"], 1.0, "sum", weights({"a": 0.75, "b": 0.25}), [weights({"a": 1.0})] * FOLDS, {})
-    found = BlendRanker(learned, pools, pools, facts, 5, 2).rank(queries, "test")
+    actual = BlendRanker(learned, pools, pools, facts, 5, 2).rank(queries, "test")
     score, listed = BlendRanker(learned, pools, pools, facts, 5, 2).recommend(queries)
     pool = pools.of(queries)
     for name, weight in ((BLEND, (0.75, 0.25)), ("blend-source-b", (0, 1)), ("blend-without-b", (0.75, 0))):
-        scores, (rank, _) = summed(pool, np.array(weight)), found[name]
+        scores, (rank, _) = summed(pool, np.array(weight)), actual[name]
         for q in range(30):
             mine = dict(zip(pool.item[pool.query == q].tolist(), scores[pool.query == q].tolist(), strict=True))
             target = int(queries.target[q])
@@ -137,20 +137,20 @@ def test_weights_never_lose_to_a_source_and_a_useless_one_gets_none(seed):
     rng = np.random.default_rng(seed)
     queries = unseen_targets(rng, 1000)
     good, other = signal(rng, queries, 1.0), signal(rng, queries, 0.8)
-    given = {"good": good, "other": other, "random": rng.random(good.shape), "empty": np.zeros_like(good)}
-    pools, _ = pools_of(rng, {n: source_of(v) for n, v in given.items()}, mask_seen=False)
+    options = {"good": good, "other": other, "random": rng.random(good.shape), "empty": np.zeros_like(good)}
+    pools, _ = pools_of(rng, {n: source_of(v) for n, v in options.items()}, mask_seen=False)
     pool = pools.of(queries)
     gain = lambda w: gain_of(pool.ahead(summed(pool, w)), 10).mean()  # noqa: E731
-    found = find_weights(pool, 10, len(queries), pool.names)
-    assert found.sum() == pytest.approx(1.0)
-    assert gain(found) >= max(gain(unit) for unit in np.eye(4))
-    assert (found[2], found[3]) == (0.0, 0.0)
-    assert min(found[:2]) > 0  # two good ones together
-    twice = {**given, "copy": good}
+    actual = find_weights(pool, 10, len(queries), pool.names)
+    assert actual.sum() == pytest.approx(1.0)
+    assert gain(actual) >= max(gain(unit) for unit in np.eye(4))
+    assert (actual[2], actual[3]) == (0.0, 0.0)
+    assert min(actual[:2]) > 0  # two good ones together
+    twice = {**options, "copy": good}
     pools, _ = pools_of(np.random.default_rng(seed + 9), {n: source_of(v) for n, v in twice.items()}, mask_seen=False)
     copied = pools.of(queries)
     with_copy = gain_of(copied.ahead(summed(copied, find_weights(copied, 10, len(queries), copied.names))), 10).mean()
-    assert with_copy == pytest.approx(gain(found), abs=0.01)
+    assert with_copy == pytest.approx(gain(actual), abs=0.01)
 
 
 def test_nothing_is_learned_from_shuffled_targets_and_the_re_ranker_is_chosen_where_it_is_better(monkeypatch):

@@ -26,8 +26,8 @@ def evaluated(tmp_path_factory):
     """A result of the tiny bundle, in a folder beside its dataset."""
     tiny = tmp_path_factory.mktemp("evaluated") / "tiny"
     shutil.copytree(TINY, tiny)
-    given = [f"bundle={tiny / 'bundle'}", f"data={tiny / 'data'}", f"output={tiny / 'a'}", "cutoffs=[1,2,5]"]
-    assert evaluate(given) == 0
+    options = [f"bundle={tiny / 'bundle'}", f"data={tiny / 'data'}", f"output={tiny / 'a'}", "cutoffs=[1,2,5]"]
+    assert evaluate(options) == 0
     return tiny
 
 
@@ -68,8 +68,8 @@ def test_every_ranker_is_compared_with_the_first_model(results, capfd):
     ranks = {"tiny": a["model"], rows[2]["ranker"]: b["model"]} | {n: t for n, t in a.items() if n != "model"}
     base = a["model"]["rank"].to_numpy()
     others = [row for row in rows if row["ranker"] != "tiny"]
-    found = [compare(ranks[r["ranker"]]["rank"].to_numpy(), base, r["metric"]) for r in others]
-    for row, expected, p in zip(others, found, holm([each.p for each in found]), strict=True):
+    actual = [compare(ranks[r["ranker"]]["rank"].to_numpy(), base, r["metric"]) for r in others]
+    for row, expected, p in zip(others, actual, holm([each.p for each in actual]), strict=True):
         value = gains(ranks[row["ranker"]]["rank"].to_numpy(), row["metric"]).mean()
         assert row["value"] == pytest.approx(value)
         assert row["difference"] == pytest.approx(value - gains(base, row["metric"]).mean())
@@ -89,10 +89,10 @@ def test_every_ranker_is_compared_with_the_first_model(results, capfd):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_page_opens_without_errors_or_requests_and_fits(results, width):
     assert main(command(results)) == 0
-    found = opened(results / "page.html", width)
-    assert (found.errors, found.requests, found.violations) == ([], [], [])
-    assert found.width <= width
-    assert len(found.charts) == 2
+    actual = opened(results / "page.html", width)
+    assert (actual.errors, actual.requests, actual.violations) == ([], [], [])
+    assert actual.width <= width
+    assert len(actual.charts) == 2
 
 
 def test_sentences_say_who_is_better():

@@ -43,19 +43,19 @@ def run(tiny, name="out", *options):
 @pytest.mark.parametrize("index", ["flat", "ivf_flat", "ivf_sq8", "ivf_pq_refine", "hnsw", "auto"])
 def test_the_tiny_result_is_the_one_worked_by_hand(tiny, index):
     expected = json.loads((tiny / "result" / "metrics.json").read_text())
-    found = run(tiny, "out", f"index={index}", "fidelity=1.0")
+    actual = run(tiny, "out", f"index={index}", "fidelity=1.0")
     for name, value in expected["test"].items():
-        assert found["test"][name] == pytest.approx(value, abs=1e-12), name
+        assert actual["test"][name] == pytest.approx(value, abs=1e-12), name
     for name, value in expected["baselines"]["popularity"]["test"].items():
-        assert found["baselines"]["popularity"]["test"][name] == pytest.approx(value, abs=1e-12), name
-    assert found["index"]["recall_at_20_vs_exact"] == 1.0
+        assert actual["baselines"]["popularity"]["test"][name] == pytest.approx(value, abs=1e-12), name
+    assert actual["index"]["recall_at_20_vs_exact"] == 1.0
     assert json.loads((tiny / "out" / "metrics.json").read_text())["ties"] == "against"
 
 
 def test_masked_targets_miss_and_masked_items_do_not_compete(tiny):
     expected = json.loads((tiny / "result" / "metrics.json").read_text())["mask_seen"]["test"]
-    found = run(tiny, "out", "mask_seen=true")["test"]
-    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+    actual = run(tiny, "out", "mask_seen=true")["test"]
+    assert {name: actual[name] for name in expected} == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.usefixtures("no_report")
@@ -66,12 +66,12 @@ def test_seen_items_are_masked_by_default_where_no_valid_target_repeats(tiny, re
     assert count_repeats(open_dataset(tiny / "data")) == Repeats(12, expected)
     if not repeats:
         monkeypatch.setattr("retrieval.repeats.MOST_REPEATS", expected / 12)
-    found = run(tiny)
-    assert found["mask_seen"] is not repeats
+    actual = run(tiny)
+    assert actual["mask_seen"] is not repeats
     assert f"mask_seen={str(not repeats).lower()}: {expected} of 12 valid targets" in capfd.readouterr().err
     result = json.loads((tiny / "result" / "metrics.json").read_text())
     expected_test = (result if repeats else result["mask_seen"])["test"]
-    assert {name: found["test"][name] for name in expected_test} == pytest.approx(expected_test, abs=1e-12)
+    assert {name: actual["test"][name] for name in expected_test} == pytest.approx(expected_test, abs=1e-12)
 
 
 def test_repeats_are_counted_over_evenly_spread_row_groups(tmp_path):
@@ -100,12 +100,12 @@ def test_topk_leaves_out_seen_items_and_names_raw_ids(tiny):
 @pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("seen", ["true", "false"])
 def test_the_ranks_file_holds_what_the_metrics_average(tiny, seen):
-    found = run(tiny, "out", f"mask_seen={seen}")
+    actual = run(tiny, "out", f"mask_seen={seen}")
     for split in ("valid", "test"):
         by_ranker = read_ranks(tiny / "out" / "ranks.parquet", split)
         assert set(by_ranker) == {"model", "blend", *BASELINES}
         for name, table in by_ranker.items():
-            message = {"model": found, "blend": found["blend"]}.get(name, found["baselines"].get(name))[split]
+            message = {"model": actual, "blend": actual["blend"]}.get(name, actual["baselines"].get(name))[split]
             assert len(table) == message["queries"]
             assert len(set(table["user_id"].to_pylist())) == len(table)
             for metric in ("hr@5", "ndcg@5", "mrr@2"):
@@ -141,7 +141,7 @@ def test_ranks_equal_a_slow_ranking_of_all_candidates(seed, mask_seen):
     for q in range(60):
         seen = set(queries.seen[queries.seen_offset[q] : queries.seen_offset[q + 1]].tolist()) if mask_seen else set()
         target = int(queries.target[q])
-        for scores, found, listed in (
+        for scores, actual, listed in (
             (
                 dict(zip(candidates.tolist(), (catalogue.vector @ queries.vector[q]).tolist(), strict=True)),
                 rank[q],
@@ -150,10 +150,10 @@ def test_ranks_equal_a_slow_ranking_of_all_candidates(seed, mask_seen):
             (dict(zip(candidates.tolist(), clicks.tolist(), strict=True)), popular_rank[q], popular_lists[q]),
         ):
             if target not in scores or target in seen:
-                assert found == MISS
+                assert actual == MISS
             else:
                 wanted = 1 + sum(s >= scores[target] for i, s in scores.items() if i != target and i not in seen)
-                assert min(found, 6) == min(wanted, 6)
+                assert min(actual, 6) == min(wanted, 6)
             best = sorted((i for i in scores if i not in seen), key=lambda i: (-scores[i], i))[:5]
             assert [i for i in listed.tolist() if i] == best
 
@@ -259,9 +259,9 @@ def test_a_refit_bundle_tunes_on_the_model_before(tiny):
         shutil.rmtree(tiny / "bundle" / part)
     manifest = json.loads((tiny / "bundle" / MANIFEST).read_text())
     finish_bundle(tiny / "bundle", dataset=manifest["dataset"], refit=True, n_items=6, dimension=2, model="tiny")
-    found = run(tiny, "out", "index=ivf_flat")
-    assert "valid" not in found
-    assert found["index"]["tuned_on_valid"]
+    actual = run(tiny, "out", "index=ivf_flat")
+    assert "valid" not in actual
+    assert actual["index"]["tuned_on_valid"]
 
 
 def test_a_bundle_of_feedback_alone_has_no_ranking(tiny):
@@ -270,9 +270,9 @@ def test_a_bundle_of_feedback_alone_has_no_ranking(tiny):
     (tiny / "bundle" / "items.parquet").unlink()
     dataset = json.loads((tiny / "bundle" / MANIFEST).read_text())["dataset"]
     finish_bundle(tiny / "bundle", dataset=dataset, refit=False, n_items=6, dimension=0, model="rank")
-    found = run(tiny)
-    assert "hr@5" not in found["test"]
-    assert found["test"]["auc/like"] == pytest.approx(0.475)
+    actual = run(tiny)
+    assert "hr@5" not in actual["test"]
+    assert actual["test"]["auc/like"] == pytest.approx(0.475)
     assert not (tiny / "out" / "topk.parquet").exists()
 
 

@@ -25,7 +25,7 @@ def test_an_index_is_tuned_until_the_asked_fidelity_holds_and_converges_to_exact
     index = build_index(kind, catalogue, space)
     curve = list(tune(index, reference, 0.95))
     assert curve[-1][1].recall >= 0.95
-    assert all(found.recall < 0.95 for _, found in curve[:-1])
+    assert all(actual.recall < 0.95 for _, actual in curve[:-1])
     if kind != "hnsw":  # a graph may have corners that no effort reaches
         index.set_effort(index.most_effort, len(vectors))
         assert measure(index, reference).recall == 1.0
@@ -89,10 +89,10 @@ def test_fidelity_is_counted_as_by_hand():
 
     index = build_index("flat", catalogue)
     index.faiss_index = Half()
-    found = measure(index, reference)
-    assert found.recall == 0.5
-    assert (found.exact_hits, found.hr_ratio) == (3, pytest.approx(1 / 3))  # of 40, 21 and 30 only 40 is listed
-    assert found.hr_ratio_low == pytest.approx(0.0615, abs=1e-4)  # Wilson's interval of 1 in 3
+    actual = measure(index, reference)
+    assert actual.recall == 0.5
+    assert (actual.exact_hits, actual.hr_ratio) == (3, pytest.approx(1 / 3))  # of 40, 21 and 30 only 40 is listed
+    assert actual.hr_ratio_low == pytest.approx(0.0615, abs=1e-4)  # Wilson's interval of 1 in 3
 
 
 def test_equals_of_the_last_exact_neighbour_count_as_kept():
@@ -108,9 +108,9 @@ def test_equals_of_the_last_exact_neighbour_count_as_kept():
     ):
         listed = np.tile(np.array(rows), (3, 1))
         index.faiss_index = SimpleNamespace(search=lambda query, k, listed=listed: (None, listed))
-        found = measure(index, reference)
-        assert (found.exact_hits, found.recall, found.hr_ratio) == (3, recall, pytest.approx(ratio))
-        assert found.recall_low == found.recall_high == recall
+        actual = measure(index, reference)
+        assert (actual.exact_hits, actual.recall, actual.hr_ratio) == (3, recall, pytest.approx(ratio))
+        assert actual.recall_low == actual.recall_high == recall
 
 
 def test_auto_goes_by_size_queries_and_memory():

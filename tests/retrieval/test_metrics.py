@@ -26,8 +26,8 @@ def test_rank_equals_counting_by_hand_with_ties_nan_and_masks(scores, data):
     target = data.draw(st.integers(0, len(scores) - 1))
     masked = data.draw(st.sets(st.integers(0, len(scores) - 1))) - {target}
     listed = np.array([[0 if i in masked else i + 1 for i in range(len(scores))]])
-    found = rank_among(np.array([scores]), listed, np.array([target + 1]), np.array([scores[target]]))
-    assert found[0] == slow_rank(scores, target, masked)
+    actual = rank_among(np.array([scores]), listed, np.array([target + 1]), np.array([scores[target]]))
+    assert actual[0] == slow_rank(scores, target, masked)
 
 
 def test_a_model_that_scores_all_alike_hits_nothing():

@@ -72,9 +72,9 @@ def test_many_files_give_what_one_file_gives(tiny, mask):
     whole = evaluate(load(options(tiny, "whole", f"mask_seen={mask}")))
     ranks = pq.read_table(tiny / "whole" / "ranks.parquet").to_pydict()
     split_files(tiny)
-    found = evaluate(load(options(tiny, "parts", f"mask_seen={mask}")))
-    assert found.pop("bundle") != whole.pop("bundle")
-    same_numbers(without_times(found), without_times(whole))
+    actual = evaluate(load(options(tiny, "parts", f"mask_seen={mask}")))
+    assert actual.pop("bundle") != whole.pop("bundle")
+    same_numbers(without_times(actual), without_times(whole))
     again = pq.read_table(tiny / "parts" / "ranks.parquet").to_pydict()
     keys = ("ranker", "split", "user_id", "target", "rank")
     assert sorted(zip(*(again[k] for k in keys), strict=True)) == sorted(zip(*(ranks[k] for k in keys), strict=True))
@@ -87,10 +87,10 @@ def test_small_files_make_a_part_together(tiny):
     config = load(options(tiny, "out", "part_queries=5"))
     dataset, bundle = query_files.open_inputs(config)
     evaluation = Evaluation(config, dataset, bundle, None)
-    found = [part for part in evaluation.parts() if part.split == "test"]
-    assert [(p.number, p.files, p.first, p.rows) for p in found] == [(0, 2, 0, 4), (2, 2, 4, 4), (4, 2, 8, 4)]
+    actual = [part for part in evaluation.parts() if part.split == "test"]
+    assert [(p.number, p.files, p.first, p.rows) for p in actual] == [(0, 2, 0, 4), (2, 2, 4, 4), (4, 2, 8, 4)]
     whole = query_files.Queries.joined(list(bundle.queries("test")))
-    batches = [list(evaluation.batches(part)) for part in found]
+    batches = [list(evaluation.batches(part)) for part in actual]
     assert [len(batch) for batch in batches] == [1, 1, 1]
     joined = query_files.Queries.joined([batch[0] for batch in batches])
     for name in ("user_id", "target", "seen_offset", "seen", "n_clicks", "vector"):
@@ -118,9 +118,9 @@ def test_a_killed_evaluation_goes_on_with_the_parts_that_are_left(tiny, at, monk
         with pytest.raises(Killed):
             evaluate(load(options(tiny, "out")))
         assert not (tiny / "out").exists()
-    found = evaluate(load(options(tiny, "out")))
+    actual = evaluate(load(options(tiny, "out")))
     assert len(made) == len(set(made)) + (at <= 8)  # only the part that was under way was made twice
-    assert without_times(found) == without_times(whole)
+    assert without_times(actual) == without_times(whole)
 
 
 def test_parts_of_other_options_are_not_taken(tiny, monkeypatch):
@@ -165,29 +165,29 @@ def test_gini_is_the_mean_difference_over_twice_the_mean(times):
     if sum(times):
         pairs = [abs(a - b) for a in times for b in times]
         expected = np.mean(pairs) / (2 * np.mean(times))
-    found = gini(np.array([t for t in times if t]), len(times))
-    assert found == (pytest.approx(expected, abs=1e-12) if expected is not None else None)
+    actual = gini(np.array([t for t in times if t]), len(times))
+    assert actual == (pytest.approx(expected, abs=1e-12) if expected is not None else None)
 
 
 def test_deciles_hold_a_tenth_of_the_clicks_each():
     clicks = np.concatenate([[0], np.sort(np.random.default_rng(0).zipf(1.4, 5000).clip(max=500))[::-1], [0, 0]])
-    found = deciles(clicks)
-    assert set(found[clicks == 0].tolist()) == {0}
-    assert (np.diff(found[1:-2]) >= 0).all()
+    actual = deciles(clicks)
+    assert set(actual[clicks == 0].tolist()) == {0}
+    assert (np.diff(actual[1:-2]) >= 0).all()
     for number in range(1, DECILES + 1):
-        assert clicks[found == number].sum() == pytest.approx(clicks.sum() / DECILES, abs=500)
+        assert clicks[actual == number].sum() == pytest.approx(clicks.sum() / DECILES, abs=500)
 
 
 def test_novelty_and_popularity_of_lists_by_hand():
     result = RankingResult([1, 2], 3)
     result.shown[0, 1], result.shown[1, 2], result.shown[1, 3] = 2, 1, 1
-    found = result.metrics(np.array([0, 6, 1, 0]), 3)
-    assert found["popularity@1"] == 6
-    assert found["popularity@2"] == (2 * 6 + 1 + 0) / 4
-    assert found["novelty@1"] == pytest.approx(-np.log2(7 / 10))
-    assert found["novelty@2"] == pytest.approx(-(2 * np.log2(7 / 10) + np.log2(2 / 10) + np.log2(1 / 10)) / 4)
-    assert found["coverage@2"] == 1
-    assert found["gini@2"] == pytest.approx(((2 * 3 - 4) * 2 + (2 * 1 - 4) * 1) / (3 * 4))
+    actual = result.metrics(np.array([0, 6, 1, 0]), 3)
+    assert actual["popularity@1"] == 6
+    assert actual["popularity@2"] == (2 * 6 + 1 + 0) / 4
+    assert actual["novelty@1"] == pytest.approx(-np.log2(7 / 10))
+    assert actual["novelty@2"] == pytest.approx(-(2 * np.log2(7 / 10) + np.log2(2 / 10) + np.log2(1 / 10)) / 4)
+    assert actual["coverage@2"] == 1
+    assert actual["gini@2"] == pytest.approx(((2 * 3 - 4) * 2 + (2 * 1 - 4) * 1) / (3 * 4))
 
 
 def test_log_loss_and_calibration_equal_sklearns():
@@ -197,10 +197,10 @@ def test_log_loss_and_calibration_equal_sklearns():
     rng = np.random.default_rng(0)
     score = rng.random(1000)
     label = (rng.random(1000) < score**2).astype(int)
-    found = calibration(label, score.astype(np.float64))
-    assert found["log_loss"] == pytest.approx(log_loss(label, score))
+    actual = calibration(label, score.astype(np.float64))
+    assert actual["log_loss"] == pytest.approx(log_loss(label, score))
     observed, predicted = calibration_curve(label, score, n_bins=10, strategy="quantile")
-    assert found["predicted"] == pytest.approx(predicted.tolist())
-    assert found["observed"] == pytest.approx(observed.tolist())
-    assert found["error"] == pytest.approx(np.abs(predicted - observed).mean())
+    assert actual["predicted"] == pytest.approx(predicted.tolist())
+    assert actual["observed"] == pytest.approx(observed.tolist())
+    assert actual["error"] == pytest.approx(np.abs(predicted - observed).mean())
     assert calibration(label, score * 3)["log_loss"] is None

@@ -74,11 +74,11 @@ def test_the_page_says_what_metrics_json_says(report):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_page_opens_without_errors_or_requests_and_fits(report, width, scheme):
-    found = opened(report, width, scheme)
-    assert found.errors == []
-    assert found.violations == []
-    assert found.requests == []
-    assert found.width <= width
-    assert len(found.charts) >= 9
-    assert min(found.charts) > 250
-    assert found.smallest >= 8
+    actual = opened(report, width, scheme)
+    assert actual.errors == []
+    assert actual.violations == []
+    assert actual.requests == []
+    assert actual.width <= width
+    assert len(actual.charts) >= 9
+    assert min(actual.charts) > 250
+    assert actual.smallest >= 8

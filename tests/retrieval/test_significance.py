@@ -38,10 +38,10 @@ def test_a_difference_by_hand():
     """Of 20 users 9 are hit by the first alone and 1 by the second alone: McNemar's exact p is 22 / 1024."""
     first = np.array([1] * 9 + [30] + [2] * 5 + [30] * 5)
     second = np.array([30] * 9 + [1] + [2] * 5 + [30] * 5)
-    found = compare(first, second, "hr@20")
-    assert found.difference == pytest.approx(8 / 20)
-    assert found.p == pytest.approx(22 / 1024)
-    assert found.low < 8 / 20 < found.high
+    actual = compare(first, second, "hr@20")
+    assert actual.difference == pytest.approx(8 / 20)
+    assert actual.p == pytest.approx(22 / 1024)
+    assert actual.low < 8 / 20 < actual.high
     same = compare(first, first, "ndcg@20")
     assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
 

@@ -48,18 +48,18 @@ def queries_of(histories: list[list[int]], users: list[int], targets: list[int])
 
 
 def slow_markov(train: dict[int, list[int]], user: int, seen: list[int]) -> dict[int, float]:
-    found = Counter(b for history in train.values() for a, b in itertools.pairwise(history) if a == seen[-1])
-    return dict(found)
+    actual = Counter(b for history in train.values() for a, b in itertools.pairwise(history) if a == seen[-1])
+    return dict(actual)
 
 
 def slow_sequential_rules(train: dict[int, list[int]], user: int, seen: list[int]) -> dict[int, float]:
-    found = defaultdict(Fraction)
+    actual = defaultdict(Fraction)
     for history in train.values():
         for (i, a), (j, b) in itertools.combinations(enumerate(history), 2):
             if a == seen[-1] and j - i <= GAPS:
-                found[b] += Fraction(1, j - i)
-    best = sorted(found, key=lambda item: (-found[item], item))[:RULES]
-    return {item: float(found[item]) for item in best}
+                actual[b] += Fraction(1, j - i)
+    best = sorted(actual, key=lambda item: (-actual[item], item))[:RULES]
+    return {item: float(actual[item]) for item in best}
 
 
 def slow_repeats(train: dict[int, list[int]], user: int, seen: list[int]) -> dict[int, float]:
@@ -68,7 +68,7 @@ def slow_repeats(train: dict[int, list[int]], user: int, seen: list[int]) -> dic
 
 def slow_item_knn(train: dict[int, list[int]], user: int, seen: list[int]) -> dict[int, float]:
     n = Counter(item for history in train.values() for item in set(history))
-    found = defaultdict(float)
+    actual = defaultdict(float)
     for i in set(seen):
         cosine = {
             j: sum({i, j} <= set(history) for history in train.values()) / math.sqrt(max(n[i], 1) * n[j])
@@ -77,8 +77,8 @@ def slow_item_knn(train: dict[int, list[int]], user: int, seen: list[int]) -> di
         }
         nearest = sorted(cosine, key=lambda j: (-np.float32(cosine[j]), j))[:NEIGHBOURS]
         for j in nearest:
-            found[j] += cosine[j]
-    return found
+            actual[j] += cosine[j]
+    return actual
 
 
 def slow_v_sknn(train: dict[int, list[int]], user: int, seen: list[int]) -> dict[int, float]:
@@ -91,11 +91,11 @@ def slow_v_sknn(train: dict[int, list[int]], user: int, seen: list[int]) -> dict
             steps_back = len(seen) - max(place[i] for i in shared)
             similar.append((similarity, other, max(1 - steps_back / 10, 1e-9)))
     similar.sort(key=lambda entry: (-entry[0], entry[1]))
-    found = defaultdict(float)
+    actual = defaultdict(float)
     for similarity, other, late in similar[:NEIGHBOURS]:
         for item in set(train[other]):
-            found[item] += similarity * late
-    return found
+            actual[item] += similarity * late
+    return actual
 
 
 def slow_last_item(train: dict[int, list[int]], user: int, seen: list[int]) -> dict[int, float]:
@@ -123,12 +123,12 @@ def test_scores_equal_a_slow_version(name, histories, asked):
     train = {10 * number: history for number, history in enumerate(histories)}
     users = [10 * number for _, number in asked]  # some with a session of their own among the train ones
     queries = queries_of([seen for seen, _ in asked], users, [1] * len(asked))
-    found = fast(train_sessions(histories))(queries).toarray()
+    actual = fast(train_sessions(histories))(queries).toarray()
     for row, (seen, _) in enumerate(asked):
         expected = np.zeros(N_ITEMS + 1)
         for item, value in slow(train, users[row], seen).items():
             expected[item] = value
-        assert found[row] == pytest.approx(expected, abs=1e-5)
+        assert actual[row] == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("mask_seen", [False, True])
@@ -180,13 +180,13 @@ def test_popular_items_are_looked_at_in_a_sample_that_estimates_the_whole(monkey
     rng = np.random.default_rng(0)
     histories = [[1, *rng.choice(np.arange(2, N_ITEMS + 1), 2, replace=False)] for _ in range(3_000)]
     sessions, queries = train_sessions(histories), queries_of([[1]], [5], [2])
-    found = []
+    actual = []
     for most in (10_000, 1_000):
         monkeypatch.setattr(source_scores, "SESSIONS_PER_ITEM", most)
-        found.append(NearSessions.of(sessions, 10_000)(queries).toarray()[0])
-    assert found[0][1] == 3_000
-    assert found[1][1] == 1_000
-    assert found[1][2:] / 1_000 == pytest.approx(found[0][2:] / 3_000, rel=0.15)
+        actual.append(NearSessions.of(sessions, 10_000)(queries).toarray()[0])
+    assert actual[0][1] == 3_000
+    assert actual[1][1] == 1_000
+    assert actual[1][2:] / 1_000 == pytest.approx(actual[0][2:] / 3_000, rel=0.15)
 
 
 def test_train_sessions_hold_no_click_of_valid_or_test(fifty):

@@ -63,9 +63,9 @@ def test_a_changed_file_is_refused(fifty, tmp_path, broken):
 
 def test_a_folder_that_cannot_be_written_costs_a_warning(fifty, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    found = open_counted(["markov"], fifty, tmp_path / "file" / "below", OPTIONS)
+    actual = open_counted(["markov"], fifty, tmp_path / "file" / "below", OPTIONS)
     assert "warning: the source is not stored" in capsys.readouterr().err
-    assert scores(found)["markov"].any()
+    assert scores(actual)["markov"].any()
 
 
 @pytest.mark.parametrize("threads", [1, 3])

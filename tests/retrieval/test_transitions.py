@@ -73,9 +73,9 @@ def test_lists_and_ranks_are_those_of_a_full_sort(seed, kind):
     if kind != "flat":
         index.set_effort(index.most_effort, 30)
     for k in (1, 5, 30):
-        found, listed = search_items(index, queries, k)
+        actual, listed = search_items(index, queries, k)
         best = np.sort(score, axis=1)[:, ::-1][:, :k]
-        assert found == pytest.approx(best, abs=1e-9)
+        assert actual == pytest.approx(best, abs=1e-9)
         assert np.take_along_axis(score, listed, 1) == pytest.approx(best, abs=1e-9)
         assert all(len(set(row)) == k for row in listed.tolist())
     rank, _ = rank_by_index(index, queries, 20, mask_seen=False)
@@ -149,6 +149,6 @@ def test_a_model_without_transitions_is_searched_as_before():
     catalogue, queries, _ = problem(2)
     index = build_index("flat", replace(catalogue, transitions=None))
     score, listed = search_items(index, queries, 7)
-    found, row = index.search(queries.vector, 7)
-    assert np.array_equal(score, found)
+    actual, row = index.search(queries.vector, 7)
+    assert np.array_equal(score, actual)
     assert np.array_equal(listed, catalogue.item[row])

@@ -15,8 +15,8 @@ QUERIES = 40
 
 
 def write_ranks(path, **ranks):
-    rows = [(name, "test", user, 1, rank) for name, found in ranks.items() for user, rank in enumerate(found)]
-    rows += [(name, "valid", user, 1, 1) for name, found in ranks.items() for user, _ in enumerate(found)]
+    rows = [(name, "test", user, 1, rank) for name, actual in ranks.items() for user, rank in enumerate(actual)]
+    rows += [(name, "valid", user, 1, 1) for name, actual in ranks.items() for user, _ in enumerate(actual)]
     columns = dict(zip(RankWriter.SCHEMA.names, zip(*rows, strict=True), strict=True))
     pq.write_table(pa.table({n: list(v) for n, v in columns.items()}).cast(RankWriter.SCHEMA), path)
 
@@ -44,16 +44,16 @@ def result_of(hits: int, baseline: int, **more):
 def test_the_answer_names_the_best_baseline_and_what_the_queries_tell(tmp_path, hits, baseline, end):
     own, other = (np.where(np.arange(QUERIES) < n, 3, 11) for n in (hits, baseline))
     write_ranks(tmp_path / "ranks.parquet", model=own, markov=other, popularity=np.full(QUERIES, 11))
-    found = verdict(result_of(hits, baseline), tmp_path / "ranks.parquet", {}, {})
+    actual = verdict(result_of(hits, baseline), tmp_path / "ranks.parquet", {}, {})
     against = compare(own, other, "hr@10")
-    assert found.answer.startswith(
+    assert actual.answer.startswith(
         f"{hits / QUERIES:.1%} of the next clicks are among the 10 items recommended by the "
     )
     assert (
         f"the best baseline, markov, finds {baseline / QUERIES:.1%}: {100 * against.difference:+.1f} points"
-        in found.answer
+        in actual.answer
     )
-    assert found.answer.endswith(end)
+    assert actual.answer.endswith(end)
 
 
 def test_the_blend_is_judged_where_there_is_one_and_gates_and_popularity_are_told(tmp_path):
@@ -72,12 +72,14 @@ def test_the_blend_is_judged_where_there_is_one_and_gates_and_popularity_are_tol
     result["baselines"]["popularity"]["test"]["target_popularity"] = segments | {"1": {"hr@10": 0.2, "queries": 20}}
     summary = {"parameters": {"total": 12_345}, "seconds": 130.0, "examples_per_second": 1_000.0, "seed": 7}
     gates = {"mean_weight": {"next": [0.5, 0.5], "like": [0.9, 0.1]}, "entropy_nats": {"next": 0.69, "like": 0.325}}
-    found = verdict(result, tmp_path / "ranks.parquet", summary, {"gates": gates})
-    assert "50.0% of the next clicks are among the 10 items recommended by the blend" in found.answer
-    assert found.cost == "12,345 parameters; trained in 2 min at 1,000 events/s; seed 7; 0.50 ms a query for the blend."
-    assert found.notes[0].startswith("The blend takes model alone")
-    assert "tenths of popularity 1 (1 = most clicked)" in found.notes[1]
-    assert found.notes[2] == "The gates of next are nearly even."
-    assert found.advice[0].startswith("25% of the test steps were counted in train")
+    actual = verdict(result, tmp_path / "ranks.parquet", summary, {"gates": gates})
+    assert "50.0% of the next clicks are among the 10 items recommended by the blend" in actual.answer
+    assert (
+        actual.cost == "12,345 parameters; trained in 2 min at 1,000 events/s; seed 7; 0.50 ms a query for the blend."
+    )
+    assert actual.notes[0].startswith("The blend takes model alone")
+    assert "tenths of popularity 1 (1 = most clicked)" in actual.notes[1]
+    assert actual.notes[2] == "The gates of next are nearly even."
+    assert actual.advice[0].startswith("25% of the test steps were counted in train")
     even = {"mean_weight": {"next": [0.5, 0.5]}, "entropy_nats": {"next": 0.69}}
     assert "All gates are nearly even" in verdict(result, tmp_path / "ranks.parquet", {}, {"gates": even}).notes[2]

@@ -39,8 +39,8 @@ def violations(page: Any) -> list[str]:
     """Rules of axe-core that an opened page breaks, each with the first place."""
     from axe_playwright_python.sync_playwright import Axe
 
-    found = Axe().run(page).response["violations"]
-    return [f"{rule['id']}: {rule['nodes'][0]['html'][:200]}" for rule in found]
+    actual = Axe().run(page).response["violations"]
+    return [f"{rule['id']}: {rule['nodes'][0]['html'][:200]}" for rule in actual]
 
 
 def opened(path: Path, width: int, scheme: str = "light") -> Opened:
@@ -58,12 +58,12 @@ def opened(path: Path, width: int, scheme: str = "light") -> Opened:
         page.on("request", lambda r: requests.append(r.url))
         page.goto(path.as_uri())
         page.wait_for_load_state("networkidle")
-        found = page.evaluate("document.documentElement.scrollWidth")
+        actual = page.evaluate("document.documentElement.scrollWidth")
         texts = "[...document.querySelectorAll('svg text')].map(t => t.getBoundingClientRect().height)"
         smallest = page.evaluate(f"Math.min(...{texts})")
         charts = page.evaluate("[...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect().width)")
         broken = violations(page)
         browser.close()
     return Opened(
-        errors, [r for r in requests if not r.startswith(("file:", "data:"))], found, charts, smallest, broken
+        errors, [r for r in requests if not r.startswith(("file:", "data:"))], actual, charts, smallest, broken
     )

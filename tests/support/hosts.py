@@ -114,8 +114,8 @@ class Hosts:
 
     def pids(self, host: int) -> list[int]:
         """All processes of a host."""
-        found = subprocess.run(["ip", "netns", "pids", self.space(host)], capture_output=True, text=True)
-        return [int(pid) for pid in found.stdout.split()]
+        actual = subprocess.run(["ip", "netns", "pids", self.space(host)], capture_output=True, text=True)
+        return [int(pid) for pid in actual.stdout.split()]
 
     def run(self, host: int, program: str) -> bool:
         """Whether a host runs a process with this in its command line."""

@@ -171,7 +171,7 @@ def item_table(rows: list[dict[str, Any]], places: list[tuple[int, bool]]) -> li
             categories[row["item_id"]][row["category"]] += 1
     table = []
     for dense, item in enumerate(sorted(shown, key=lambda i: (-train[i], i)), 1):
-        found = sorted(categories[item].items(), key=lambda pair: (-pair[1], pair[0].encode()))
+        actual = sorted(categories[item].items(), key=lambda pair: (-pair[1], pair[0].encode()))
         table.append(
             {
                 "item": dense,
@@ -179,7 +179,7 @@ def item_table(rows: list[dict[str, Any]], places: list[tuple[int, bool]]) -> li
                 "train_clicks": train[item],
                 "clicks": clicks[item],
                 "exposures": shown[item],
-                "category": found[0][0] if found else None,
+                "category": actual[0][0] if actual else None,
             }
         )
     return table

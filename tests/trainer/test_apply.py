@@ -21,8 +21,8 @@ def other(fifty, tmp_path_factory):
     """Logs of other users over the same items, and some that nobody knows."""
     folder = tmp_path_factory.mktemp("other")
     log = generated_log(folder / "log.csv", users=30, items=70, seed=5)
-    given = [f"input={log}", f"output={folder / 'data'}", "scenario=qb_video", "shards=2"]
-    return build([*given, f"items_from={fifty.path}"])
+    options = [f"input={log}", f"output={folder / 'data'}", "scenario=qb_video", "shards=2"]
+    return build([*options, f"items_from={fifty.path}"])
 
 
 def run_of(fifty, folder, *more):
@@ -56,11 +56,11 @@ def test_other_logs_are_scored_by_the_items_the_run_knows(fifty, other, tmp_path
     run = run_of(fifty, tmp_path, f"model={model}", "network.item_features=[category]", *more)
     bundle = tmp_path / "bundle"
     assert main([f"run={run}", f"data={other.path}", f"output={bundle}"]) == 0
-    found = open_bundle(bundle, dataset=other.manifest.fingerprint)
-    assert found.feedback("test", "like").num_rows > 0
+    actual = open_bundle(bundle, dataset=other.manifest.fingerprint)
+    assert actual.feedback("test", "like").num_rows > 0
     if model == "hybrid":
-        assert found.n_queries("test") == other.manifest.counts["sessions"]
-        assert np.array_equal(found.item_vectors(), open_bundle(run / "bundle").item_vectors())
+        assert actual.n_queries("test") == other.manifest.counts["sessions"]
+        assert np.array_equal(actual.item_vectors(), open_bundle(run / "bundle").item_vectors())
 
 
 def test_what_a_run_cannot_score_is_refused(fifty, other, tmp_path, capfd):
@@ -73,14 +73,14 @@ def test_what_a_run_cannot_score_is_refused(fifty, other, tmp_path, capfd):
     (unfinished / "config.yaml").write_text("{}")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("x")
-    for given in (
+    for options in (
         [f"run={run}", f"data={stranger.path}", f"output={tmp_path / 'a'}"],
         [f"run={unfinished}", f"data={other.path}", f"output={tmp_path / 'a'}"],
         [f"run={run}", "data=/nowhere", f"output={tmp_path / 'a'}"],
         [f"run={run}", f"data={other.path}", f"output={tmp_path / 'mine'}", "overwrite=true"],
         [f"run={run}", f"data={other.path}"],
     ):
-        assert main(given) == 2
+        assert main(options) == 2
         err = capfd.readouterr().err
         assert err.startswith("error: expected ")
         assert err.count("\n") == 1

@@ -124,8 +124,8 @@ def test_a_batch_holds_what_a_slow_reading_of_the_sessions_says(fifty, holdout, 
             for item, place, bits in shown
             if 1 <= place <= last_state
         ]
-    found = zip(batch.row_state.tolist(), batch.row_item.tolist(), *batch.row_label.t().tolist(), strict=True)
-    assert list(found) == wanted_rows
+    actual = zip(batch.row_state.tolist(), batch.row_item.tolist(), *batch.row_label.t().tolist(), strict=True)
+    assert list(actual) == wanted_rows
 
 
 def test_the_test_click_and_what_follows_the_valid_click_reach_no_batch(fifty):
@@ -195,12 +195,12 @@ def test_skipped_items_are_those_shown_with_a_target_and_not_clicked(fifty, limi
         for item, place, bits in shown:
             if 1 <= place <= len(row["items"]) - 3 and not bits & 128:
                 expected.setdefault(number * width + place - 1, []).append(item)
-    found = {}
+    actual = {}
     for state, item, slot in zip(batch.skipped_state, batch.skipped_item, batch.skipped_slot, strict=True):
-        assert int(slot) == len(found.setdefault(int(state), []))
-        found[int(state)].append(int(item))
-    assert found.keys() == expected.keys()
-    for state, items in found.items():
+        assert int(slot) == len(actual.setdefault(int(state), []))
+        actual[int(state)].append(int(item))
+    assert actual.keys() == expected.keys()
+    for state, items in actual.items():
         assert len(items) == min(limit, len(expected[state]))
         assert Counter(items) <= Counter(expected[state])
 
@@ -215,16 +215,16 @@ def test_targets_of_sessions_are_all_targets_of_their_batch(fifty):
 def test_rows_of_blocks_carry_the_last_ten_clicks_before_them(fifty):
     sessions = all_sessions(fifty)
     rows = feedback_rows(sessions, exposures=True)
-    found = block_rows(sessions, rows)
+    actual = block_rows(sessions, rows)
     users = np.unique(sessions.user_id)
-    batch = rank_batch(found, users, ["click", "follow"])
+    batch = rank_batch(actual, users, ["click", "follow"])
     slow = {row["user_id"]: row for row in all_rows(fifty)}
-    for i in range(len(found)):
-        row = slow[int(found.user_id[i])]
+    for i in range(len(actual)):
+        row = slow[int(actual.user_id[i])]
         seen = row["items"][: int(rows.position[i])][-10:]
-        assert found.history[i].tolist() == [0] * (10 - len(seen)) + seen
+        assert actual.history[i].tolist() == [0] * (10 - len(seen)) + seen
         assert users[batch.user[i] - 1] == row["user_id"]
-        assert found.profile[i].tolist() == [row["gender"], row["age"]]
+        assert actual.profile[i].tolist() == [row["gender"], row["age"]]
     assert batch.label[:, 0].tolist() == [float(bits >> 7 & 1) for bits in rows.feedback.tolist()]
     assert batch.label[:, 1].tolist() == [float(bits >> 2 & 1) for bits in rows.feedback.tolist()]
 

@@ -61,10 +61,10 @@ def test_a_gates_load_is_its_mean_weight_and_how_often_each_expert_leads():
     weight = np.array([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.6, 0.2, 0.2], [0.2, 0.5, 0.3]])
     for part in (weight[:1], weight[1:]):
         sums.add_gates({"like": part})
-    found = sums.merged(World.alone(), {})
-    assert found.gates["like"] == pytest.approx(weight.mean(0))
-    assert found.leads["like"] == [0.5, 0.5, 0.0]
-    assert found.entropy["like"] == pytest.approx(-(weight * np.log(weight)).sum(1).mean())
+    actual = sums.merged(World.alone(), {})
+    assert actual.gates["like"] == pytest.approx(weight.mean(0))
+    assert actual.leads["like"] == [0.5, 0.5, 0.0]
+    assert actual.entropy["like"] == pytest.approx(-(weight * np.log(weight)).sum(1).mean())
 
 
 def test_a_tower_reads_the_embeddings_of_its_own_task():

@@ -65,15 +65,15 @@ def test_a_vector_is_the_items_own_and_those_of_its_features():
     assert torch.allclose(features.vectors(tables, "item", ids), expected)
     assert torch.equal(ItemFeatures.none().vectors(tables, "item", ids), tables["item"].vector[1:])
     wanted = features.with_values({"item": ids, "user": ids})
-    assert {name: sorted(set(found.tolist())) for name, found in wanted.items()} == {
+    assert {name: sorted(set(actual.tolist())) for name, actual in wanted.items()} == {
         "item": [1, 2, 3],
         "user": [1, 2, 3],
         "item_features": [0, 1, 2, 3],
     }
     rows = {name: tables[name].rows(torch.unique(wanted[name])) for name in ("item", "item_features")}
-    found = features.join(rows)["item"].vector
-    assert torch.allclose(found, expected)
-    found.sum().backward()
+    actual = features.join(rows)["item"].vector
+    assert torch.allclose(actual, expected)
+    actual.sum().backward()
     assert rows["item"].vector.grad.tolist() == [[1, 1], [1, 1], [0, 0]]
     tables["item_features"].update(rows["item_features"].ids, rows["item_features"].gradient(), 1.0)
     assert tables["item_features"].vector[0].tolist() == [0, 0]  # that of unknown stays zero
@@ -105,23 +105,23 @@ def cold_hits(dataset: Dataset, run, k: int) -> float:
     ids=" ".join,
 )
 def test_items_without_a_train_click_are_found_by_their_features(categories, tmp_path, model):
-    found = {}
+    actual = {}
     size = ["network.embedding_dim=16", "network.hidden_size=16", "train.epochs=15", "train.negatives=60"]
     for name, features in (("without", "[]"), ("with", "[category]")):
         run = tmp_path / name
-        given = [*SMALL, *size, f"model={model[0]}", *model[1:], f"network.item_features={features}"]
-        assert main([f"data={categories.path}", f"output={run}", *given]) == 0
-        found[name] = cold_hits(categories, run, ITEMS_OF_EACH + COLD_OF_EACH)
-    assert found["without"] < 0.1
-    assert found["with"] > 0.4
+        options = [*SMALL, *size, f"model={model[0]}", *model[1:], f"network.item_features={features}"]
+        assert main([f"data={categories.path}", f"output={run}", *options]) == 0
+        actual[name] = cold_hits(categories, run, ITEMS_OF_EACH + COLD_OF_EACH)
+    assert actual["without"] < 0.1
+    assert actual["with"] > 0.4
     assert json.loads((tmp_path / "with" / "item_features.json").read_text())["category"]["c3"] == 4
     assert not (tmp_path / "without" / "item_features.json").exists()
 
 
 def test_a_column_that_is_not_there_is_refused(categories, tmp_path, capfd):
     for features in ("[colour]", "[item_id]", "[category,category]"):
-        given = [f"data={categories.path}", f"output={tmp_path / 'run'}", "model=gru4rec"]
-        assert main([*given, f"network.item_features={features}"]) == 2
+        options = [f"data={categories.path}", f"output={tmp_path / 'run'}", "model=gru4rec"]
+        assert main([*options, f"network.item_features={features}"]) == 2
         err = capfd.readouterr().err
         assert err.startswith("error: expected network.item_features")
         assert err.count("\n") == 1

@@ -26,11 +26,11 @@ def test_with_all_items_it_is_torchs_cross_entropy_with_its_gradients(chunk, mon
     query, vector, bias, target = random_problem(0)
     ids = torch.arange(len(vector))
     ours = fused_sum(softmax_kernel, query, vector[target], bias[target], vector, bias, target, ids)
-    found = torch.autograd.grad(ours * 0.7, (query, vector, bias))
+    actual = torch.autograd.grad(ours * 0.7, (query, vector, bias))
     theirs = torch.nn.functional.cross_entropy(query @ vector.t() + bias, target, reduction="sum")
     expected = torch.autograd.grad(theirs * 0.7, (query, vector, bias))
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(actual, expected, strict=True):
         assert torch.allclose(a, b, atol=1e-5)
 
 
@@ -167,11 +167,11 @@ LOSS_OF_SCORES = {
 @pytest.mark.parametrize("seed", range(5))
 def test_pairwise_losses_equal_the_papers_formulas_and_hits_take_no_part(name, seed):
     own, score, present = scores_of(seed)
-    found = LOSS_OF_SCORES[name](own, score)
+    actual = LOSS_OF_SCORES[name](own, score)
     rows = zip(own.detach().numpy(), score.detach().numpy(), present, strict=True)
     expected = sum(pairwise_by_hand(name, o, s[p]) for o, s, p in rows)
-    assert found.item() == pytest.approx(expected, rel=1e-6)
-    found.backward()
+    assert actual.item() == pytest.approx(expected, rel=1e-6)
+    actual.backward()
     assert torch.isfinite(own.grad).all()
     assert torch.isfinite(score.grad).all()
     assert not score.grad[~torch.from_numpy(present)].any()
@@ -192,12 +192,12 @@ def test_fused_losses_and_their_gradients_are_torchs_of_the_whole_score_matrix(n
     monkeypatch.setattr(losses, "CHUNK_SCORES", chunk)
     query, vector, bias, target = random_problem(5)
     ids = torch.tensor([0, 3, 3, 7, 11, 2, 9])
-    given = (query, vector[target], bias[target], vector[ids], bias[ids], target, ids)
-    found = fused_sum(KERNELS[name], *given)
+    options = (query, vector[target], bias[target], vector[ids], bias[ids], target, ids)
+    actual = fused_sum(KERNELS[name], *options)
     own = (query * vector[target]).sum(1) + bias[target]
     expected = LOSS_OF_SCORES[name](own, losses.candidate_scores(query, vector[ids], bias[ids], target, ids))
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
-    ours, theirs = (torch.autograd.grad(0.3 * loss, (query, vector, bias)) for loss in (found, expected))
+    assert actual.item() == pytest.approx(expected.item(), rel=1e-5)
+    ours, theirs = (torch.autograd.grad(0.3 * loss, (query, vector, bias)) for loss in (actual, expected))
     for a, b in zip(ours, theirs, strict=True):
         assert torch.allclose(a, b, atol=1e-5)
 
@@ -208,14 +208,14 @@ def test_a_target_that_is_all_that_was_drawn_moves_no_candidate_and_stays_finite
     query, vector, bias, _ = random_problem(2)
     ids = torch.full((4,), 3)
     target = torch.full((len(query),), 3)
-    found = fused_sum(KERNELS[name], query, vector[target], bias[target], vector[ids], bias[ids], target, ids)
+    actual = fused_sum(KERNELS[name], query, vector[target], bias[target], vector[ids], bias[ids], target, ids)
     own = (query * vector[target]).sum(1) + bias[target]
     hits = torch.full((len(query), 4), losses.HIT)
-    assert found.item() == pytest.approx(LOSS_OF_SCORES[name](own, hits).item(), rel=1e-5, abs=1e-6)
-    gradients = torch.autograd.grad(found, (query, vector, bias))
+    assert actual.item() == pytest.approx(LOSS_OF_SCORES[name](own, hits).item(), rel=1e-5, abs=1e-6)
+    gradients = torch.autograd.grad(actual, (query, vector, bias))
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
     if name != "gbce":  # which judges the target by itself too
-        assert found.item() == 0
+        assert actual.item() == 0
         assert not any(gradient.any() for gradient in gradients)
 
 
@@ -266,16 +266,16 @@ def test_the_batchs_targets_and_drawn_negatives_together_still_estimate_the_full
 def test_candidate_scores_are_the_products_with_hits_masked():
     query, vector, bias, target = random_problem(4)
     ids = torch.tensor([2, 5, 2, 7, 11])
-    found = losses.candidate_scores(query, vector[ids], bias[ids], target, ids)
+    actual = losses.candidate_scores(query, vector[ids], bias[ids], target, ids)
     for n in range(len(query)):
         for k, item in enumerate(ids.tolist()):
             expected = (query[n] @ vector[item] + bias[item]).item()
-            assert found[n, k].item() == pytest.approx(losses.HIT if item == target[n] else expected, rel=1e-5)
+            assert actual[n, k].item() == pytest.approx(losses.HIT if item == target[n] else expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("weight", [1.0, 3.5])
 def test_weighted_feedback_equals_repeated_positives(weight):
     logit, label = torch.randn(20), torch.randint(0, 2, (20,)).float()
-    found = losses.feedback_sum(logit, label, weight).item()
+    actual = losses.feedback_sum(logit, label, weight).item()
     rows = torch.nn.functional.binary_cross_entropy_with_logits(logit, label, reduction="none")
-    assert found == pytest.approx(float(rows[label == 0].sum() + weight * rows[label == 1].sum()), rel=1e-5)
+    assert actual == pytest.approx(float(rows[label == 0].sum() + weight * rows[label == 1].sum()), rel=1e-5)

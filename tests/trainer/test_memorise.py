@@ -55,7 +55,9 @@ SETTINGS = [
 def test_a_tiny_dataset_is_memorised(ring, tmp_path, options):
     run = tmp_path / "run"
     assert main([f"data={ring.path}", f"output={run}", *SETTINGS, *options]) == 0
-    found = evaluate(load([f"bundle={run / 'bundle'}", f"data={ring.path}", f"output={tmp_path / 'o'}", "cutoffs=[1]"]))
-    assert found["test"]["hr@1"] == 1.0
+    actual = evaluate(
+        load([f"bundle={run / 'bundle'}", f"data={ring.path}", f"output={tmp_path / 'o'}", "cutoffs=[1]"])
+    )
+    assert actual["test"]["hr@1"] == 1.0
     if "model=hybrid" in options:
-        assert found["test"]["auc/like"] == 1.0
+        assert actual["test"]["auc/like"] == 1.0

@@ -30,8 +30,8 @@ def options(**changes) -> ModelOptions:
 
 
 def config(network=None, **changes) -> TrainerConfig:
-    given = {"model": "hybrid", "tasks": list(TASKS), "network": network or options()}
-    return TrainerConfig(data="", output="", **given | changes)
+    arguments = {"model": "hybrid", "tasks": list(TASKS), "network": network or options()}
+    return TrainerConfig(data="", output="", **arguments | changes)
 
 
 def sigmoid(x):
@@ -62,10 +62,10 @@ def test_gru_equals_a_step_by_step_numpy_version():
     torch.manual_seed(0)
     encoder = GRUEncoder(options(layers=2)).eval()
     clicks, items = torch.randn(4, 7, 6), torch.ones(4, 7, dtype=torch.long)
-    found = encoder(items, clicks, every_place(items)).detach().numpy().reshape(4, 7, 5)
+    actual = encoder(items, clicks, every_place(items)).detach().numpy().reshape(4, 7, 5)
     for session in range(4):
         first = gru_by_steps(encoder.gru, clicks[session].double().numpy())
-        assert found[session] == pytest.approx(gru_by_steps(encoder.gru, first, layer=1), abs=1e-6)
+        assert actual[session] == pytest.approx(gru_by_steps(encoder.gru, first, layer=1), abs=1e-6)
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -129,11 +129,11 @@ def test_srgnn_equals_a_loop_over_single_graphs_for_every_prefix(steps, sessions
     width = max(map(len, sessions))
     items = torch.tensor([session + [0] * (width - len(session)) for session in sessions])
     needed = torch.nonzero(items.flatten()).squeeze(1)
-    found = iter(encoder(items, table[items], needed).detach().numpy())
+    actual = iter(encoder(items, table[items], needed).detach().numpy())
     vector_of = dict(enumerate(table.double().numpy()))
     for session in sessions:
         for end in range(1, len(session) + 1):
-            assert next(found) == pytest.approx(srgnn_by_graph(encoder, session[:end], vector_of), abs=1e-5)
+            assert next(actual) == pytest.approx(srgnn_by_graph(encoder, session[:end], vector_of), abs=1e-5)
 
 
 def test_srgnn_makes_the_graphs_of_long_sessions_a_few_at_a_time(monkeypatch):
@@ -205,8 +205,8 @@ def test_nextitnet_equals_convolutions_position_by_position():
                 out.append(torch.relu(norm(total)))
             inner = out
         state = [before + added for before, added in zip(state, inner, strict=True)]
-    found = encoder(torch.ones(1, 7, dtype=torch.long), clicks[None], torch.arange(7))
-    assert torch.allclose(found, torch.stack([encoder.last(s) for s in state]), atol=1e-6)
+    actual = encoder(torch.ones(1, 7, dtype=torch.long), clicks[None], torch.arange(7))
+    assert torch.allclose(actual, torch.stack([encoder.last(s) for s in state]), atol=1e-6)
     assert [c.convolution.dilation[0] for b in encoder.blocks for c in b.convolutions] == [1, 2, 3, 6] * 2
 
 
@@ -214,10 +214,10 @@ def test_sasrec_equals_attention_position_by_position():
     torch.manual_seed(0)
     encoder = ENCODERS["sasrec"](options(hidden_size=6, layers=2)).eval()
     clicks, items = torch.randn(3, 7, 6), torch.ones(3, 7, dtype=torch.long)
-    found = encoder(items, clicks, every_place(items)).detach().numpy().reshape(3, 7, 6)
+    actual = encoder(items, clicks, every_place(items)).detach().numpy().reshape(3, 7, 6)
     for session in range(3):
         expected = attention_by_position(encoder, clicks[session].double().numpy())
-        assert found[session] == pytest.approx(expected, abs=1e-5)
+        assert actual[session] == pytest.approx(expected, abs=1e-5)
 
 
 def expert_by_hand(network, h):
@@ -239,26 +239,26 @@ def gate_of(linear, h):
 def test_mmoe_equals_the_papers_formula(residual, width):
     torch.manual_seed(0)
     head, state = MMoE(Layout((width,)), options(residual=residual), TASKS), torch.randn(8, width)
-    found = {task: mix.detach().numpy() for task, mix in head(state).items()}
+    actual = {task: mix.detach().numpy() for task, mix in head(state).items()}
     for row, h in enumerate(state.double().numpy()):
         for task in TASKS:
             gate = gate_of(head.gates[task], h)
             mix = sum(share * expert_by_hand(network, h) for share, network in zip(gate, head.experts, strict=True))
-            assert found[task][row] == pytest.approx(mix, abs=1e-5)
+            assert actual[task][row] == pytest.approx(mix, abs=1e-5)
 
 
 def test_each_encoders_state_feeds_its_own_experts_and_gates_see_all():
     torch.manual_seed(0)
     head, state = MMoE(Layout((2, 3), shared=1), options(experts=4, residual=False), TASKS), torch.randn(8, 6)
     assert [network[0].in_features for network in head.experts] == [3, 3, 4, 4]
-    found = {task: mix.detach().numpy() for task, mix in head(state).items()}
+    actual = {task: mix.detach().numpy() for task, mix in head(state).items()}
     for row, h in enumerate(state.double().numpy()):
         views = [h[[0, 1, 5]], h[[0, 1, 5]], h[[2, 3, 4, 5]], h[[2, 3, 4, 5]]]
         outputs = [expert_by_hand(network, view) for network, view in zip(head.experts, views, strict=True)]
         for task in TASKS:
             gate = gate_of(head.gates[task], h)
             mix = sum(share * output for share, output in zip(gate, outputs, strict=True))
-            assert found[task][row] == pytest.approx(mix, abs=1e-5)
+            assert actual[task][row] == pytest.approx(mix, abs=1e-5)
 
 
 @pytest.mark.parametrize("residual", [False, True])
@@ -267,7 +267,7 @@ def test_ple_equals_the_papers_formula_over_two_levels(residual):
     torch.manual_seed(0)
     head = PLE(Layout((5,)), options(shared_experts=2, task_experts=2, levels=2, residual=residual), TASKS)
     state = torch.randn(4, 5)
-    found, gates = head(state), head.gate_weights(state)
+    actual, gates = head(state), head.gate_weights(state)
     for row, h in enumerate(state.double().numpy()):
         inputs = dict.fromkeys([*TASKS, "shared"], h)
         for level in head.levels:
@@ -282,7 +282,7 @@ def test_ple_equals_the_papers_formula_over_two_levels(residual):
             }
         assert set(inputs) == set(TASKS)  # the last level has no shared gate
         for task in TASKS:
-            assert found[task][row].detach().numpy() == pytest.approx(inputs[task], abs=1e-5)
+            assert actual[task][row].detach().numpy() == pytest.approx(inputs[task], abs=1e-5)
             assert gates[task][row].detach().numpy() == pytest.approx(shares[task], abs=1e-5)
 
 
@@ -317,25 +317,25 @@ def test_rankers_equal_the_papers_formula(model):
         )
         assert feature[row].detach().numpy() == pytest.approx(expected, abs=1e-5)
     task_representations = {task: mix.detach().double().numpy() for task, mix in ranker.head(feature).items()}
-    found = {task: sigmoid(logit.detach().numpy()) for task, logit in ranker.logits(feature).items()}
+    actual = {task: sigmoid(logit.detach().numpy()) for task, logit in ranker.logits(feature).items()}
     own = {}
     for task in ranker.feedback_tasks:
         hidden = np.maximum(task_representations[task] @ p[f"towers.{task}.0.weight"].T + p[f"towers.{task}.0.bias"], 0)
         own[task] = sigmoid(hidden @ p[f"towers.{task}.2.weight"].T + p[f"towers.{task}.2.bias"])[:, 0]
     for task, probability in own.items():
         given_click = model == "rank_esmm" and task != "click"
-        assert found[task] == pytest.approx(probability * (own["click"] if given_click else 1.0), abs=1e-5)
+        assert actual[task] == pytest.approx(probability * (own["click"] if given_click else 1.0), abs=1e-5)
 
 
 @given(st.floats(-40, 40), st.floats(-40, 40))
 @settings(deadline=None)
 def test_the_logit_of_a_product_is_finite_and_right(first, second):
     a, b = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (first, second))
-    found = product_logit(a, b)
-    found.backward()
-    assert np.isfinite([found.item(), a.grad.item(), b.grad.item()]).all()
+    actual = product_logit(a, b)
+    actual.backward()
+    assert np.isfinite([actual.item(), a.grad.item(), b.grad.item()]).all()
     expected = sigmoid(first) * sigmoid(second)
-    assert sigmoid(found.item()) == pytest.approx(expected, rel=1e-6, abs=2e-7)
+    assert sigmoid(actual.item()) == pytest.approx(expected, rel=1e-6, abs=2e-7)
 
 
 @pytest.mark.parametrize("head", list(HEADS))

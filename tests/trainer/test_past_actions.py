@@ -62,13 +62,13 @@ def scorer_of(dataset, encoder):
 
 def exported(scorer, sessions) -> dict[str, dict]:
     """By file of the bundle: a query's vector by user, a row's score by task, user and place."""
-    found: dict[str, dict] = {}
+    actual: dict[str, dict] = {}
     for kind, table in score_sessions(sessions, scorer, ["valid", "test", "next"], exposures=True):
-        rows = found.setdefault(kind, {})
+        rows = actual.setdefault(kind, {})
         for row in table.to_pylist():
             key = (row.get("task"), row["user_id"], len(rows))
             rows[key] = row["score"] if "score" in row else row["vector"]
-    return found
+    return actual
 
 
 @pytest.mark.parametrize("encoder", [*ENCODERS, ["gru4rec", "srgnn"]], ids=str)
@@ -113,7 +113,7 @@ def changed_states(encoder: str, items: list[int], place: int) -> list[bool]:
     other = actions.clone()
     other[0, place] ^= 31
     needed, profile = torch.arange(len(items)), torch.zeros(1, 2, dtype=torch.long)
-    states = [model.states(item, table[item], profile, needed, given) for given in (actions, other)]
+    states = [model.states(item, table[item], profile, needed, options) for options in (actions, other)]
     return ((states[0] - states[1]).abs().amax(1) > 1e-6).tolist()
 
 
@@ -178,14 +178,14 @@ def forks(tmp_path_factory) -> Dataset:
 def test_an_action_that_decides_the_next_click_is_learned(forks, tmp_path, model):
     size = ["network.embedding_dim=16", "network.hidden_size=16", "train.epochs=40", "train.early_stopping_patience=40"]
     quiet = ["network.embedding_dropout=0", "network.state_dropout=0", "loss=softmax", f"model={model}"]
-    found = {}
+    actual = {}
     for actions in ("false", "true"):
         run = tmp_path / actions
-        given = [f"data={forks.path}", f"output={run}", *SMALL, *size, *quiet, f"network.past_actions={actions}"]
-        assert main(given) == 0
-        found[actions] = valid_hits_at_1(run)
-    assert found["false"] < 0.65
-    assert found["true"] > 0.9
+        options = [f"data={forks.path}", f"output={run}", *SMALL, *size, *quiet, f"network.past_actions={actions}"]
+        assert main(options) == 0
+        actual[actions] = valid_hits_at_1(run)
+    assert actual["false"] < 0.65
+    assert actual["true"] > 0.9
 
 
 def valid_hits_at_1(run) -> float:
@@ -201,8 +201,8 @@ class Killed(BaseException):
 
 def test_a_killed_run_with_actions_and_features_ends_with_the_bits_of_an_undisturbed_one(fifty, tmp_path, monkeypatch):
     more = ["model=hybrid", "train.epochs=2", "network.past_actions=true", "network.item_features=[category]"]
-    given = [f"data={fifty.path}", *SMALL, *more]
-    assert main([*given, f"output={tmp_path / 'a'}"]) == 0
+    options = [f"data={fifty.path}", *SMALL, *more]
+    assert main([*options, f"output={tmp_path / 'a'}"]) == 0
     step, taken = trainer.loop.TrainStep.step, 0
 
     def killed(self, batch, number):
@@ -214,13 +214,13 @@ def test_a_killed_run_with_actions_and_features_ends_with_the_bits_of_an_undistu
 
     monkeypatch.setattr(trainer.loop.TrainStep, "step", killed)
     with pytest.raises(Killed):
-        main([*given, f"output={tmp_path / 'b'}"])
+        main([*options, f"output={tmp_path / 'b'}"])
     monkeypatch.undo()
-    assert main([*given, f"output={tmp_path / 'b'}"]) == 0
+    assert main([*options, f"output={tmp_path / 'b'}"]) == 0
     assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
 def test_ranking_models_refuse_the_option(fifty, tmp_path, capfd):
-    given = [f"data={fifty.path}", f"output={tmp_path / 'run'}", "model=rank_mmoe", "network.past_actions=true"]
-    assert main(given) == 2
+    options = [f"data={fifty.path}", f"output={tmp_path / 'run'}", "model=rank_mmoe", "network.past_actions=true"]
+    assert main(options) == 2
     assert capfd.readouterr().err.startswith("error: expected network.past_actions=false for ranking models")

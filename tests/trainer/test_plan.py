@@ -35,9 +35,9 @@ def test_a_plan_names_the_steps_and_parameters_that_the_run_then_has(fifty, tmp_
 
 
 def test_what_workers_exchange_by_hand():
-    found = Measured(seconds=1, targets=1, rows=100, row_bytes=268, dense_bytes=4_000, resident=0)
-    assert exchanged(found, 1) == 0
-    assert exchanged(found, 4) == 3 * 100 * 268 + 2 * 4_000 * 3 / 4
+    actual = Measured(seconds=1, targets=1, rows=100, row_bytes=268, dense_bytes=4_000, resident=0)
+    assert exchanged(actual, 1) == 0
+    assert exchanged(actual, 4) == 3 * 100 * 268 + 2 * 4_000 * 3 / 4
 
 
 @pytest.mark.parametrize("wrong", ["workers=0", "workers=many", "network_gbit=-1", "model=bert", "no_such=1"])

@@ -65,8 +65,8 @@ def test_a_configuration_that_is_none_runs_nothing_and_ends_plainly(fifty, undis
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
     (run / "config.yaml").write_text(text.format(tmp_path / "planted"))
-    for program, given in ((main, options(fifty, run)), (show, [f"run={run}"])):
-        assert program(given) == 2
+    for program, arguments in ((main, options(fifty, run)), (show, [f"run={run}"])):
+        assert program(arguments) == 2
         err = capfd.readouterr().err
         assert err.startswith("error: expected ")
         assert err.count("\n") == 1

@@ -68,11 +68,11 @@ def ctr(tmp_path_factory) -> Dataset:
 @pytest.mark.parametrize("model", list(RANK_HEADS))
 def test_every_ranking_model_finds_what_rows_were_made_from(ctr, tmp_path, model):
     folder = run(ctr, tmp_path / "run", f"model={model}", "tasks=[click,like]")
-    found = result(ctr, folder)["test"]
-    assert found["auc/click"] > 0.8
-    assert found["auc/like"] > 0.8
-    assert found["auc/like_given_click"] > 0.8
-    assert "hr@20" not in found
+    actual = result(ctr, folder)["test"]
+    assert actual["auc/click"] > 0.8
+    assert actual["auc/like"] > 0.8
+    assert actual["auc/like_given_click"] > 0.8
+    assert "hr@20" not in actual
     rows = [r for f in ctr.row_files for r in pq.read_table(ctr.file(f.path)).to_pylist()]
     for split in ("valid", "test"):
         exported = open_bundle(folder / "bundle").feedback(split, "like").to_pylist()
@@ -130,8 +130,8 @@ def test_rates_are_the_shares_of_positives_among_train_rows(fifty, capfd):
         for place, bits in zip(s["exposure_position"], s["exposure_feedback"], strict=True)
         if 1 <= place <= len(s["items"]) - 3
     ]
-    found = train_rates(fifty, ["click", "like"], exposures=True)
-    assert found == {
+    actual = train_rates(fifty, ["click", "like"], exposures=True)
+    assert actual == {
         "click": sum(b >> 7 & 1 for b in bits) / len(bits),
         "like": sum(b & 1 for b in bits) / len(bits),
     }

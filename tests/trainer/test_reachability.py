@@ -27,7 +27,9 @@ def test_workers_reach_open_ports_and_miss_closed_ones():
 
 
 def test_the_named_interface_decides_the_address(monkeypatch):
-    loopback = next(name for name, found in psutil.net_if_addrs().items() if "127.0.0.1" in [a.address for a in found])
+    loopback = next(
+        name for name, actual in psutil.net_if_addrs().items() if "127.0.0.1" in [a.address for a in actual]
+    )
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", loopback)
     assert own_address("10.0.0.9") == "127.0.0.1"
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "none")

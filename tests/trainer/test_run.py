@@ -403,8 +403,8 @@ def test_missing_options_and_foreign_folders_are_refused(fifty, tmp_path, capfd)
 def dataset_of(folder: Path, sessions: list[list[int]]) -> Dataset:
     rows = [(user, item, 1, 0, 0, 0, "c", 1, 1, 1) for user, items in enumerate(sessions, 1) for item in items]
     log = write_log(folder / "log.csv", rows)
-    given = ["scenario=qb_video", "shards=1", "protocol.min_clicks=3"]
-    return build([f"input={log}", f"output={folder / 'data'}", *given])
+    arguments = ["scenario=qb_video", "shards=1", "protocol.min_clicks=3"]
+    return build([f"input={log}", f"output={folder / 'data'}", *arguments])
 
 
 @pytest.mark.parametrize(
@@ -430,8 +430,8 @@ def test_a_log_without_anything_to_learn_from_is_refused_in_plain_words(tmp_path
 
 def test_one_session_is_learned_by_the_largest_seed_and_dropped_tasks_are_told_on_stderr(tmp_path, capfd):
     dataset = dataset_of(tmp_path, [[1, 2, 3, 4, 5, 6]])
-    given = [f"data={dataset.path}", f"output={tmp_path / 'run'}", "model=hybrid", *SMALL, "recipe=small"]
-    assert main([*given, f"seed={2**63 - 1}", "train.epochs=1"]) == 0
+    arguments = [f"data={dataset.path}", f"output={tmp_path / 'run'}", "model=hybrid", *SMALL, "recipe=small"]
+    assert main([*arguments, f"seed={2**63 - 1}", "train.epochs=1"]) == 0
     out, err = capfd.readouterr()
     assert "warning: task like is dropped: only one class in train" in err
     assert "warning" not in out

@@ -50,12 +50,12 @@ def score(dataset, sessions, changes) -> dict[tuple[int, int, int, int], float]:
     rows = rows.select(rows.position == visible[rows.session])
     if config.ranks:
         flat = block_rows(sessions, rows)
-        found = scorer.feedback(scorer.features(flat))
+        actual = scorer.feedback(scorer.features(flat))
     else:
-        found = scorer.feedback(scorer.states(sessions, visible[:, None])[:, 0], rows)
+        actual = scorer.feedback(scorer.states(sessions, visible[:, None])[:, 0], rows)
     out = {}
     for number, task in enumerate(TASKS):
-        for user, item, value in zip(sessions.user_id[rows.session], rows.item, found[task], strict=True):
+        for user, item, value in zip(sessions.user_id[rows.session], rows.item, actual[task], strict=True):
             copy = sum(key[:3] == (number, user, item) for key in out)
             out[number, int(user), int(item), copy] = float(value)
     return out
@@ -130,7 +130,7 @@ def test_validation_ranks_equal_the_evaluations_rules_with_ties_nan_and_masks(ch
     seen = np.stack([rng.integers(0, 60, 90), rng.integers(1, 21, 90)])
     scorer = SimpleNamespace(item_vectors=lambda items: vector[items])
     for pairs in (seen, None):
-        found = exact_ranks(
+        actual = exact_ranks(
             scorer,
             query,
             torch.from_numpy(candidates),
@@ -143,9 +143,9 @@ def test_validation_ranks_equal_the_evaluations_rules_with_ties_nan_and_masks(ch
             own = scores[int(target[q])]
             others = [s for c, s in scores.items() if c != target[q] and c not in masked]
             if target[q] in masked or not np.isfinite(own):
-                assert found[q] > len(candidates)
+                assert actual[q] > len(candidates)
             else:
-                assert found[q] == 1 + sum(not s < own for s in others)
+                assert actual[q] == 1 + sum(not s < own for s in others)
 
 
 def test_pairs_of_seen_clicks_end_where_the_query_does(sessions):

@@ -41,8 +41,8 @@ def evaluated(fifty, folder: Path, name: str) -> tuple[Path, Path]:
     titles = folder / "titles.csv"
     titles.write_text("item_id,title\n" + "".join(f'{item},"Film {item}, or not"\n' for item in range(1, 3_000)))
     assert train([f"data={fifty.path}", f"output={run}", *SMALL, *of_run]) == 0
-    given = [f"bundle={run / 'bundle'}", f"data={fifty.path}", f"output={result}", f"titles={titles}", *of_result]
-    assert evaluate([*given, "cutoffs=[5,10]"]) == 0
+    options = [f"bundle={run / 'bundle'}", f"data={fifty.path}", f"output={result}", f"titles={titles}", *of_result]
+    assert evaluate([*options, "cutoffs=[5,10]"]) == 0
     return run, result
 
 
@@ -52,10 +52,10 @@ def served(fifty, tmp_path_factory):
 
 
 def requests_of(dataset, recommender: Recommender) -> list[SessionRequest]:
-    found = []
+    actual = []
     for entry in dataset.session_files:
         for row in pq.read_table(dataset.file(entry.path)).to_pylist():
-            found.append(
+            actual.append(
                 SessionRequest(
                     items=recommender.evaluation.item_id[row["items"]].tolist(),
                     user_id=row["user_id"],
@@ -66,7 +66,7 @@ def requests_of(dataset, recommender: Recommender) -> list[SessionRequest]:
                     age=row["age"],
                 )
             )
-    return found
+    return actual
 
 
 @pytest.mark.parametrize("name", list(VARIANTS))
@@ -79,11 +79,11 @@ def test_answers_are_those_of_the_evaluation_to_the_bit(fifty, served, tmp_path,
     assert len(asked) == len(batch) > 20
     for begin in range(0, len(asked), at_once):
         some = asked[begin : begin + at_once]
-        found = recommender.recommend(some, recommender.most)
+        actual = recommender.recommend(some, recommender.most)
         for row, request in enumerate(some):
-            wanted, listed = batch[request.user_id], found.items[row] > 0
-            assert found.items[row][listed].tolist() == wanted["items"]
-            assert np.array_equal(found.scores[row][listed], np.array(wanted["scores"], np.float32))
+            wanted, listed = batch[request.user_id], actual.items[row] > 0
+            assert actual.items[row][listed].tolist() == wanted["items"]
+            assert np.array_equal(actual.scores[row][listed], np.array(wanted["scores"], np.float32))
 
 
 def test_probabilities_are_those_of_the_bundle(fifty, served):
@@ -97,14 +97,14 @@ def test_probabilities_are_those_of_the_bundle(fifty, served):
     checked = 0
     for request in requests_of(fifty, recommender):
         # Rows shown before the test click are scored from the state before it, later rows from the state after it.
-        found: dict[int, list[float]] = {}
+        actual: dict[int, list[float]] = {}
         for clicks in (len(request.items) - 1, len(request.items)):
             known = {name: getattr(request, name)[:clicks] for name in ("items", "feedback", "watching_times")}
             asked = SessionRequest(**known, gender=request.gender, age=request.age)
             message = recommender.recommend([asked], recommender.most)
             for item, score in zip(message.items[0].tolist(), message.probabilities["like"][0].tolist(), strict=True):
-                found.setdefault(item, []).append(score)
-        for item, scores in found.items():
+                actual.setdefault(item, []).append(score)
+        for item, scores in actual.items():
             if len(scores) == 2 and (request.user_id, item) in like:
                 assert all(min(abs(s - p) for s in scores) < 1e-6 for p in like[request.user_id, item])
                 checked += 1
@@ -114,13 +114,13 @@ def test_probabilities_are_those_of_the_bundle(fifty, served):
 def test_unknown_items_and_sessions_without_any(fifty, served):
     recommender = Recommender.open(ServeConfig(run=str(served[0]), result=str(served[1])))
     known = requests_of(fifty, recommender)[0].items[:4]
-    found = recommender.recommend([SessionRequest([*known, 10**9]), SessionRequest(known), SessionRequest([10**9])], 5)
-    assert found.unknown == [[10**9], [], [10**9]]
-    assert np.array_equal(found.items[0], found.items[1])
-    assert found.popular.tolist() == [False, False, True]
+    actual = recommender.recommend([SessionRequest([*known, 10**9]), SessionRequest(known), SessionRequest([10**9])], 5)
+    assert actual.unknown == [[10**9], [], [10**9]]
+    assert np.array_equal(actual.items[0], actual.items[1])
+    assert actual.popular.tolist() == [False, False, True]
     clicks = fifty.items(["train_clicks"])["train_clicks"].to_numpy()
-    assert clicks[found.items[2] - 1].tolist() == sorted(clicks.tolist(), reverse=True)[:5]
-    assert np.isnan(found.probabilities["like"][2]).all()
+    assert clicks[actual.items[2] - 1].tolist() == sorted(clicks.tolist(), reverse=True)[:5]
+    assert np.isnan(actual.probabilities["like"][2]).all()
 
 
 def test_what_cannot_be_served_is_refused(fifty, served, tmp_path, capfd):
@@ -131,7 +131,7 @@ def test_what_cannot_be_served_is_refused(fifty, served, tmp_path, capfd):
     ranker = tmp_path / "ranker"
     assert train([f"data={fifty.path}", f"output={ranker}", *SMALL, "model=rank_mmoe", "train.epochs=1"]) == 0
     capfd.readouterr()
-    for given in (
+    for options in (
         [f"run={tmp_path / 'none'}", f"result={result}"],
         [f"run={run}", f"result={tmp_path / 'none'}"],
         [f"run={other}", f"result={result}"],
@@ -139,7 +139,7 @@ def test_what_cannot_be_served_is_refused(fifty, served, tmp_path, capfd):
         [f"run={run}", f"result={result}", f"titles={tmp_path / 'none.csv'}"],
         [f"run={run}", f"result={result}", "port=70000"],
     ):
-        assert main(given) == 2, given
+        assert main(options) == 2, options
         assert capfd.readouterr().err.startswith("error: expected ")
 
 

@@ -34,10 +34,10 @@ def config(data, network=None, train=None, **changes) -> TrainerConfig:
     small = {"embedding_dim": 8, "hidden_size": 8, "experts": 3, "tower": 8, "positions": 30}
     options = ModelOptions(**small | {"embedding_dropout": 0.0, "state_dropout": 0.0} | (network or {}))
     training = TrainOptions(**{"batch_tokens": 128, "negatives": 32, "shuffle_buffer_sessions": 64} | (train or {}))
-    given = {"model": "hybrid", "tasks": list(TASKS)} | changes
-    if given["model"].startswith("rank"):
-        given["tasks"] = TASKS[1:]
-    return TrainerConfig(data=str(data), output="", network=options, train=training, **given)
+    arguments = {"model": "hybrid", "tasks": list(TASKS)} | changes
+    if arguments["model"].startswith("rank"):
+        arguments["tasks"] = TASKS[1:]
+    return TrainerConfig(data=str(data), output="", network=options, train=training, **arguments)
 
 
 def make_stepper(settings: TrainerConfig, dataset, world: World) -> TrainStep:
@@ -190,7 +190,7 @@ def test_a_step_touches_only_the_rows_of_its_batch_and_negatives(fifty):
 def test_negatives_drawn_twice_are_scored_once_and_weigh_twice(fifty, loss):
     """32 draws from few items: the loss and every gradient are those of scoring each draw by itself."""
     train_step = make_stepper(config(fifty.path, loss=loss, tasks=["next"]), fifty, World.alone())
-    batch, objective, found = some_batch(fifty, tasks=[]), train_step.objective, []
+    batch, objective, actual = some_batch(fifty, tasks=[]), train_step.objective, []
     merged = objective.candidates(batch, 3)
     drawn = torch.from_numpy(objective.sampler.draw(32, seed=0, step=3))
     assert len(merged.ids) < len(drawn)
@@ -201,8 +201,8 @@ def test_negatives_drawn_twice_are_scored_once_and_weigh_twice(fifty, loss):
         rows = {ITEM: train_step.tables[ITEM].rows(torch.unique(objective.wanted(batch, candidates)[ITEM]))}
         total = objective(batch, rows, candidates).loss[0]
         total.backward()
-        found.append([total.detach(), rows[ITEM].gradient(), *(p.grad for p in train_step.model.parameters())])
-    for one, other in zip(*found, strict=True):
+        actual.append([total.detach(), rows[ITEM].gradient(), *(p.grad for p in train_step.model.parameters())])
+    for one, other in zip(*actual, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
@@ -302,9 +302,9 @@ def test_learned_uncertainty_weighs_tasks_by_its_formula():
     with torch.no_grad():
         balance.log_variance.copy_(torch.tensor([0.3, -1.2]))
     sums = Sums(torch.tensor([10.0, 4.0]), balance.variances())
-    found = balance.total(sums, torch.tensor([5.0, 8.0]), 1)
+    actual = balance.total(sums, torch.tensor([5.0, 8.0]), 1)
     expected = np.exp(-0.3) * 10 / 5 + 0.3 / 2 + np.exp(1.2) * 2 * 4 / 8 - 1.2 / 2
-    assert found.item() == pytest.approx(expected, rel=1e-6)
+    assert actual.item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("changes", [{}, {"train": {"balance": "uncertainty"}}, {"model": "rank_esmm"}], ids=str)

@@ -53,9 +53,9 @@ def test_weights_are_those_of_scipys_minimum_of_the_same_likelihood():
         return (np.log(np.exp(logit).sum(1)) - logit[np.arange(len(target)), target]).mean()
 
     theirs = minimize(loss, np.zeros(3), method="BFGS").x
-    found = minimise(pool, np.ones(60, bool))
-    assert found == pytest.approx(np.logaddexp(0, theirs[1:]) / np.exp(theirs[0]), abs=2e-3)
-    assert found[0] > 5 * found[1]
+    actual = minimise(pool, np.ones(60, bool))
+    assert actual == pytest.approx(np.logaddexp(0, theirs[1:]) / np.exp(theirs[0]), abs=2e-3)
+    assert actual[0] > 5 * actual[1]
 
 
 def test_a_fold_has_no_say_in_its_own_weights():
@@ -111,11 +111,11 @@ def test_validation_ranks_by_inner_product_and_term():
     term = transitions.scores(rng.integers(0, 10, (20, 12)), rng.random((20, 2)))
     scorer = SimpleNamespace(item_vectors=lambda item: vector[item - 1])
     target = rng.choice(candidates, 20)
-    found = exact_ranks(scorer, query, torch.from_numpy(candidates), torch.from_numpy(target), None, term)
+    actual = exact_ranks(scorer, query, torch.from_numpy(candidates), torch.from_numpy(target), None, term)
     score = (query @ vector.t()).numpy() + term.toarray()[:, 1:]
     for q, goal in enumerate(target):
         others = [item for item in candidates if item != goal]
-        assert found[q] == 1 + sum(score[q, item - 1] >= score[q, goal - 1] for item in others)
+        assert actual[q] == 1 + sum(score[q, item - 1] >= score[q, goal - 1] for item in others)
 
 
 def chain_log(folder, shuffled: bool):
@@ -132,18 +132,18 @@ def chain_log(folder, shuffled: bool):
 
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_counted_transitions_are_found_and_shuffled_targets_are_not(tmp_path, shuffled, no_report):
-    dataset, found = chain_log(tmp_path, shuffled), {}
+    dataset, actual = chain_log(tmp_path, shuffled), {}
     for name in ("false", "true"):
         run = tmp_path / name
         options = [*SMALL, "model=gru4rec", "train.epochs=1", f"network.transitions={name}", "train.valid_sessions=300"]
         assert main([f"data={dataset.path}", f"output={run}", *options]) == 0
-        given = [f"bundle={run / 'bundle'}", f"data={dataset.path}", f"output={tmp_path / 'r'}", "overwrite=true"]
-        found[name] = evaluate(load([*given, "blend=none", "baselines=[]", "cutoffs=[10,20]"]))["test"]["hr@10"]
+        arguments = [f"bundle={run / 'bundle'}", f"data={dataset.path}", f"output={tmp_path / 'r'}", "overwrite=true"]
+        actual[name] = evaluate(load([*arguments, "blend=none", "baselines=[]", "cutoffs=[10,20]"]))["test"]["hr@10"]
     if shuffled:
-        assert found["true"] < found["false"] + 0.05
+        assert actual["true"] < actual["false"] + 0.05
     else:
-        assert found["true"] > 0.9
-        assert found["true"] > found["false"] + 0.3
+        assert actual["true"] > 0.9
+        assert actual["true"] > actual["false"] + 0.3
 
 
 @pytest.fixture(scope="module")
@@ -157,11 +157,11 @@ def run(fifty, tmp_path_factory):
 
 
 def test_training_validates_as_the_evaluation_ranks(fifty, run, tmp_path, no_report):
-    given = [f"bundle={run / 'bundle-selected'}", f"data={fifty.path}", f"output={tmp_path / 'r'}", "cutoffs=[10,20]"]
-    found = evaluate(load([*given, "blend=none", "baselines=[markov]"]))["valid"]
+    options = [f"bundle={run / 'bundle-selected'}", f"data={fifty.path}", f"output={tmp_path / 'r'}", "cutoffs=[10,20]"]
+    actual = evaluate(load([*options, "blend=none", "baselines=[markov]"]))["valid"]
     summary = json.loads((run / "summary.json").read_text())["valid"]
     for name in ("hr@10", "ndcg@10", "hr@20", "ndcg@20"):
-        assert found[name] == pytest.approx(summary[name], abs=1e-6)
+        assert actual[name] == pytest.approx(summary[name], abs=1e-6)
 
 
 def test_a_bundle_holds_the_counts_of_what_was_trained_on_and_weights(fifty, run):
@@ -174,8 +174,8 @@ def test_a_bundle_holds_the_counts_of_what_was_trained_on_and_weights(fifty, run
         for term, matrix in read_transitions(bundle).terms.items():
             assert abs(matrix - expected.terms[term]).max() < 1e-6
         for split in ("test", "next"):
-            found = np.concatenate([queries.transition_weight for queries in bundle.queries(split)])
-            assert found == pytest.approx(np.tile(weights["everyone"], (50, 1)), rel=1e-6)
+            actual = np.concatenate([queries.transition_weight for queries in bundle.queries(split)])
+            assert actual == pytest.approx(np.tile(weights["everyone"], (50, 1)), rel=1e-6)
     valid = np.concatenate([q.transition_weight for q in open_bundle(run / "bundle-selected").queries("valid")])
     assert len(np.unique(valid, axis=0)) <= 3
 

@@ -44,9 +44,9 @@ def test_settings_follow_from_seed_and_number_and_more_trials_keep_the_first():
 
 @pytest.mark.parametrize("model", MODELS)
 def test_all_settings_of_the_default_spaces_are_options_of_the_trainer(model):
-    found = settings(model, default_space(model), 40, seed=0, known=True)
-    assert found[: len(first_settings(model))] == first_settings(model)
-    for setting in found:
+    actual = settings(model, default_space(model), 40, seed=0, known=True)
+    assert actual[: len(first_settings(model))] == first_settings(model)
+    for setting in actual:
         load(["data=d", "output=o", f"model={model}", *command_line(setting)])
 
 
@@ -90,8 +90,8 @@ def test_a_space_is_read_from_a_file(tmp_path):
     ],
 )
 def test_wrong_options_are_one_line_and_leave_nothing(fifty, tmp_path, capfd, wrong, message):
-    given = [f"data={fifty.path}", f"output={tmp_path / 'tune'}", "model=gru4rec"]
-    assert main([*given, *wrong]) == 2
+    options = [f"data={fifty.path}", f"output={tmp_path / 'tune'}", "model=gru4rec"]
+    assert main([*options, *wrong]) == 2
     error = capfd.readouterr().err
     assert error.startswith("error: expected ")
     assert message in error
@@ -119,17 +119,17 @@ def test_a_trial_reports_what_is_done_and_ends_alone_where_its_setting_is_wrong(
 
 
 def search(data: Path, folder: Path, *more: str) -> list[str]:
-    given = [f"data={data}", f"output={folder}", "model=gru4rec", "epochs=3", "grace_epochs=1", f"options={SHARED}"]
-    return [*given, *more]
+    options = [f"data={data}", f"output={folder}", "model=gru4rec", "epochs=3", "grace_epochs=1", f"options={SHARED}"]
+    return [*options, *more]
 
 
 @pytest.mark.cluster
 def test_a_killed_search_continues_and_takes_more_trials(fifty, tmp_path, capfd):
     folder, space = tmp_path / "tune", tmp_path / "space.yaml"
     space.write_text("train.learning_rate: {choice: [0.05, 0.2, 1.0e+30]}\nnetwork.layers: {choice: [1, 2]}")
-    given = search(fifty.path, folder, f"space={space}")
+    options = search(fifty.path, folder, f"space={space}")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "trainer.tune", *given, "trials=8"]
+    command = [sys.executable, "-m", "trainer.tune", *options, "trials=8"]
     killed = subprocess.Popen(command, start_new_session=True, env=environment)
     deadline = time.monotonic() + 200
     while not list(folder.glob("trials/*/trial.json")):
@@ -140,7 +140,7 @@ def test_a_killed_search_continues_and_takes_more_trials(fifty, tmp_path, capfd)
     killed.wait()
     ended = {path: path.read_bytes() for path in folder.glob("trials/*/trial.json")}
     assert len(ended) < 8
-    assert main([*given, "trials=8"]) == 0
+    assert main([*options, "trials=8"]) == 0
     text = capfd.readouterr().out
     assert {path: path.read_bytes() for path in ended} == ended
     rows = pq.read_table(folder / "trials.parquet").to_pylist()
@@ -157,12 +157,12 @@ def test_a_killed_search_continues_and_takes_more_trials(fifty, tmp_path, capfd)
     assert not list(folder.glob("trials/*/bundle"))
     # All have ended: nothing is started, not even Ray; two trials more leave the others as they are.
     with mock.patch("trainer.ray_tune.run_trials", side_effect=AssertionError):
-        assert main([*given, "trials=8"]) == 0
+        assert main([*options, "trials=8"]) == 0
     before = {path: path.read_bytes() for path in folder.glob("trials/*/trial.json")}
-    assert main([*given, "trials=10"]) == 0
+    assert main([*options, "trials=10"]) == 0
     assert len(list(folder.glob("trials/*/trial.json"))) == 10
     assert {path: path.read_bytes() for path in before} == before
-    assert main([*given, "trials=10", "seed=1"]) == 2
+    assert main([*options, "trials=10", "seed=1"]) == 2
     assert "seed=0 as the search began with" in capfd.readouterr().err
     assert "http://" not in (folder / "trials.html").read_text().replace("http://www.w3.org", "").replace(
         "http://purl.org", ""

@@ -67,8 +67,8 @@ def set_threads(world: World) -> None:
 
     Ray sets OMP_NUM_THREADS from the CPUs it assigned; without Ray the process has all cores.
     """
-    given = os.environ.get("OMP_NUM_THREADS")
-    torch.set_num_threads(int(given) if given else max(1, (os.cpu_count() or 1) // world.size))
+    options = os.environ.get("OMP_NUM_THREADS")
+    torch.set_num_threads(int(options) if options else max(1, (os.cpu_count() or 1) // world.size))
 
 
 def keep_freed_memory() -> None:

@@ -116,8 +116,8 @@ class FeedbackSums:
             parts = world.gather((np.concatenate([*self.labels[task], []]), np.concatenate([*self.scores[task], []])))
             metrics[f"auc/{task}"] = auc(*(np.concatenate(side) for side in zip(*parts, strict=True)))
         if self.labels:
-            found = [value for name, value in metrics.items() if name.startswith("auc/") and value is not None]
-            metrics["auc"] = float(np.mean(found)) if found else None
+            result = [value for name, value in metrics.items() if name.startswith("auc/") and value is not None]
+            metrics["auc"] = float(np.mean(result)) if result else None
         merged: dict[str, Any] = {}
         for other in world.gather(self.gates):
             for task, values in other.items():

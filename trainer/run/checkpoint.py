@@ -110,9 +110,9 @@ def write(folder: Path, tensors: dict[str, torch.Tensor], progress: Progress, *,
 
 
 def _prune(folder: Path, progress: Progress, keep: int) -> None:
-    found = sorted(folder.glob("step-*"))
+    result = sorted(folder.glob("step-*"))
     best = f"step-{progress.best_step:09d}"
-    for path in found[:-keep]:
+    for path in result[:-keep]:
         if path.name != best:
             shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(".step-*.writing"):
@@ -179,8 +179,8 @@ def read_progress(path: Path) -> Progress:
 def all_tensors(train_step: TrainStep) -> dict[str, torch.Tensor]:
     """Networks, tables and optimiser state, by name."""
     tensors = {f"network.{name}": p.detach() for name, p in train_step.objective.named_parameters()}
-    for table, found in train_step.tables.items():
-        tensors |= {f"table.{table}.{name}": t for name, t in found.tensors().items()}
+    for table, result in train_step.tables.items():
+        tensors |= {f"table.{table}.{name}": t for name, t in result.tensors().items()}
     for name, parameter in train_step.objective.named_parameters():
         for key, value in train_step.optimizer.state[parameter].items():
             tensors[f"optimizer.{name}.{key}"] = value
@@ -189,8 +189,8 @@ def all_tensors(train_step: TrainStep) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def _load_tensors(train_step: TrainStep, tensors: dict[str, torch.Tensor]) -> None:
-    for table, found in train_step.tables.items():
-        found.load(_under(f"table.{table}.", tensors))
+    for table, result in train_step.tables.items():
+        result.load(_under(f"table.{table}.", tensors))
     for name, parameter in train_step.objective.named_parameters():
         parameter.copy_(tensors[f"network.{name}"])
         state = _under(f"optimizer.{name}.", tensors)

@@ -77,19 +77,19 @@ class SessionRequest:
         Raises:
             InputError: another key or type, or lists of different lengths.
         """
-        given = {"items": value} if isinstance(value, list) else value
-        if not isinstance(given, dict) or "items" not in given:
+        options = {"items": value} if isinstance(value, list) else value
+        if not isinstance(options, dict) or "items" not in options:
             raise InputError("a session with items", _short(value), HINT)
-        unknown = set(given) - set(cls.__dataclass_fields__)
+        unknown = set(options) - set(cls.__dataclass_fields__)
         if unknown:
             raise InputError(f"keys of {', '.join(cls.__dataclass_fields__)}", sorted(unknown)[0], HINT)
-        for name, entry in given.items():
+        for name, entry in options.items():
             is_list = name in ("items", "feedback", "watching_times")
             values = entry if is_list and isinstance(entry, list) else [entry]
             right = all(type(v) is int and -(2**63) <= v < 2**63 for v in values)
             if not right or is_list != isinstance(entry, list):
                 raise InputError(f"{name} as {'a list of integers' if is_list else 'an integer'}", _short(entry), HINT)
-        made = cls(**given)
+        made = cls(**options)
         for name in ("feedback", "watching_times"):
             if len(getattr(made, name)) not in (0, len(made.items)):
                 raise InputError(f"{name} for each of {len(made.items)} items", len(getattr(made, name)), HINT)
@@ -218,14 +218,14 @@ class Recommender:
 
     def find(self, text: str, k: int) -> list[int]:
         """Raw ids of the `k` most clicked candidates whose title or id has the text."""
-        wanted, found = text.casefold(), list[int]()
+        wanted, result = text.casefold(), list[int]()
         for item in self.popularity.best_first.tolist():
             raw_id = int(self.evaluation.item_id[item])
             if wanted in self.title(raw_id).casefold() or wanted == str(raw_id):
-                found.append(raw_id)
-                if len(found) == k:
+                result.append(raw_id)
+                if len(result) == k:
                     break
-        return found
+        return result
 
     def recommend(self, requests: list[SessionRequest], k: int) -> Recommendations:
         """The `k` best unseen candidates of each session.
@@ -248,10 +248,10 @@ class Recommender:
             some = sessions.take(known)
             state = self._states(some)
             queries = self._queries(some, state)
-            items[known], scores[known], found = self._ranked(queries, k)
+            items[known], scores[known], result = self._ranked(queries, k)
             for task, values in self._probabilities(state, items[known]).items():
                 probabilities[task][known] = values
-            for name, values in found.items():
+            for name, values in result.items():
                 ranks[name][known] = values
         popular = sessions.items.lengths == 0
         best = self.popularity.best_first[:k]

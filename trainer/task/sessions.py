@@ -132,8 +132,8 @@ class SessionFamily:
         most = -(-FIT_SESSIONS // self.world.size)
         mine = self.pools(train_step, sample.take(np.arange(min(len(sample), most))), transitions)
         pools = [pool for share in self.world.gather(mine) for pool in share]
-        found = find_weights(Pool.joined(pools)) if self.world.is_first and pools else None
-        weights = self.world.gather(found)[0]
+        result = find_weights(Pool.joined(pools)) if self.world.is_first and pools else None
+        weights = self.world.gather(result)[0]
         self.term = None if weights is None else TransitionTerm(transitions, *weights)
         after = self.validate(train_step, sample).metrics["ndcg@20"] or 0.0
         if self.term and after <= before:

@@ -113,16 +113,16 @@ class SessionObjective(nn.Module):
             return Candidates(ids, zeros, zeros)
         drawn = self.sampler.draw(self.config.train.negatives, seed=self.config.seed, step=step)
         positives = batch.positives.cpu().numpy()
-        found = np.concatenate([drawn, positives])
-        copies = np.ones(len(found), np.int64)
+        result = np.concatenate([drawn, positives])
+        copies = np.ones(len(result), np.int64)
         if loss in ("sampled_softmax", "bpr_max") and not self.config.train.skipped_negatives:
             # Small catalogues draw many items twice: each is scored once and weighs as often as it was drawn.
-            found, copies = np.unique(found, return_counts=True)
+            result, copies = np.unique(result, return_counts=True)
         log_copies = np.log(copies).astype(np.float32)
-        correction = np.zeros(len(found), np.float32)
+        correction = np.zeros(len(result), np.float32)
         if loss == "sampled_softmax":
-            correction = log_copies - self.sampler.log_expected(found, drawn=len(drawn), positives=len(positives))
-        return Candidates(*(torch.from_numpy(values).to(device) for values in (found, correction, log_copies)))
+            correction = log_copies - self.sampler.log_expected(result, drawn=len(drawn), positives=len(positives))
+        return Candidates(*(torch.from_numpy(values).to(device) for values in (result, correction, log_copies)))
 
     def wanted(self, batch: Batch, candidates: Candidates) -> dict[str, torch.Tensor]:
         """Ids whose vectors the forward pass reads, by table."""
@@ -134,10 +134,10 @@ class SessionObjective(nn.Module):
 
     def weights(self, batch: Batch) -> torch.Tensor:
         """Weight of a batch's examples by task, float64 `[K]`: their number, where each weighs 1."""
-        found = [torch.count_nonzero(batch.targets).double()]
+        result = [torch.count_nonzero(batch.targets).double()]
         for column, task in enumerate(self.model.feedback_tasks):
-            found.append(row_weight(batch.row_label[:, column], self.positive_weight[task]))
-        return torch.stack(found)
+            result.append(row_weight(batch.row_label[:, column], self.positive_weight[task]))
+        return torch.stack(result)
 
     def forward(self, batch: Batch, rows: dict[str, Rows], candidates: Candidates) -> Sums:
         """Sums over this worker's examples. Every parameter takes part whatever the batch holds."""

@@ -106,7 +106,7 @@ class TrainStep:
             losses += sums.loss.detach()
         losses = self.world.sum(losses)
         gradients = {
-            name: sum_rows(found.ids, found.gradient() / self.world.size, self.world) for name, found in rows.items()
+            name: sum_rows(result.ids, result.gradient() / self.world.size, self.world) for name, result in rows.items()
         }
         norm = self._norm([gradient for _, gradient in gradients.values()])
         # Sums over workers are NaN on all of them if they are on one, so all stop together.

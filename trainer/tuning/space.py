@@ -136,17 +136,17 @@ def read_space(path: str) -> Space:
     """
     hint = "write train.learning_rate: {log_uniform: [0.01, 0.2]}, say"
     try:
-        found = yaml.safe_load(Path(path).read_text())
+        result = yaml.safe_load(Path(path).read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError("a readable search space", f"{path} ({str(error).splitlines()[0]})", hint) from None
-    if not isinstance(found, dict) or not found:
+    if not isinstance(result, dict) or not result:
         raise InputError("options with their dimensions", f"something else in {path}", hint)
-    return {str(name): _dimension(str(name), given, hint) for name, given in found.items()}
+    return {str(name): _dimension(str(name), options, hint) for name, options in result.items()}
 
 
 def _dimension(name: str, given: Any, hint: str) -> Dimension:
-    kind, found = next(iter(given.items())) if isinstance(given, dict) and len(given) == 1 else ("", None)
-    values = found if isinstance(found, list) else []
+    kind, result = next(iter(given.items())) if isinstance(given, dict) and len(given) == 1 else ("", None)
+    values = result if isinstance(result, list) else []
     if kind == "choice" and values:
         return Choice(values)
     bounds = len(values) == 2 and all(type(v) in (int, float) for v in values)
