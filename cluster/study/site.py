@@ -16,7 +16,7 @@ from cluster.study.logs import Log
 from cluster.study.trials import Cell
 from etl.runtime.output_file import new_file
 from retrieval.report.charts import forest, named_points
-from retrieval.report.page import PAGE, html_table
+from retrieval.report.html import PAGE, html_table
 
 WIRING = (
     "MovieLens-100K shows the wiring: every rating is a click, a share is also a like, and nothing is shown without a "

@@ -24,7 +24,7 @@ from retrieval.metrics.significance import GAINS, compare, gains, holm, interval
 from retrieval.rankers.registry import MODEL
 from retrieval.ranks_file import read_ranks
 from retrieval.report.charts import forest
-from retrieval.report.page import PAGE, html_table, number
+from retrieval.report.html import PAGE, html_table, number
 from retrieval.result_folder import METRICS, RANKS
 
 ALIKE = ("dataset", "mask_seen", "candidates")

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from retrieval.report.charts import points
-from retrieval.report.page import PAGE, html_table
+from retrieval.report.html import PAGE, html_table
 
 FIXED = ("trial", "state", "epochs", "best_epoch", "seconds", "parameters", "error", "options")
 
