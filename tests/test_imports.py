@@ -71,6 +71,7 @@ LIGHT = (
     "trainer.show",
     "trainer.plan",
     "trainer.apply",
+    "trainer.export",
     "trainer.serve",
     "trainer.tune",
     "retrieval.__main__",

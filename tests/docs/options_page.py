@@ -22,6 +22,7 @@ PROGRAMS = {
     "trainer.show": "trainer.show",
     "trainer.plan": "trainer.plan",
     "trainer.apply": "trainer.apply",
+    "trainer.export": "trainer.export",
     "trainer.serve": "trainer.serve",
     "trainer.tune": "trainer.tune",
     "retrieval": "retrieval.__main__",

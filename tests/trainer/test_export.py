@@ -1,0 +1,78 @@
+"""The exported encoder: queries of the bundle, in a process that knows torch alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.trainer.test_run import SMALL
+from trainer.__main__ import main as train
+from trainer.data.batch import action_codes
+from trainer.data.reader import Sessions, session_columns
+from trainer.export import main
+
+LOADER = """
+import sys
+import numpy as np, torch
+given = np.load(sys.argv[2])
+encoder = torch.export.load(sys.argv[1]).module()
+inputs = [torch.from_numpy(given[name]) for name in ("items", "lengths", "profile", "actions")]
+with torch.no_grad():
+    found = [encoder(*(x[i : i + 7] for x in inputs)).numpy() for i in range(0, len(inputs[0]), 7)]
+    np.save(sys.argv[3], np.concatenate(found))
+assert not any(name.split(".")[0] in ("etl", "trainer", "retrieval") for name in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["model=gru4rec", "train.refit=true"],
+        ["model=sasrec", "network.tie_embeddings=false"],
+        ["model=nextitnet"],
+        ["model=hybrid", "network.past_actions=true", "network.profile=true", "network.item_features=[category]"],
+    ],
+    ids=lambda options: options[0],
+)
+def test_queries_are_those_of_the_bundle(fifty, tmp_path, options):
+    run, output = tmp_path / "run", tmp_path / "export"
+    assert train([f"data={fifty.path}", f"output={run}", *SMALL, *options]) == 0
+    assert main([f"run={run}", f"output={output}"]) == 0
+    manifest = json.loads((output / "manifest.json").read_text())
+    columns = session_columns(exposures=False, actions=True)
+    table = pa.concat_tables(pq.read_table(fifty.file(e.path), columns=columns) for e in fifty.session_files)
+    sessions, length = Sessions.of(table), manifest["length"]
+    items = np.zeros((len(sessions), length), np.int64)
+    for row, clicks in enumerate(table["items"].to_pylist()):
+        items[row, : len(clicks)] = clicks
+    lengths = sessions.items.lengths
+    actions = action_codes(sessions, lengths, length)
+    np.savez(tmp_path / "given.npz", items=items, lengths=lengths, profile=sessions.profile, actions=actions)
+    command = [sys.executable, "-c", LOADER, output / "encoder.pt2", tmp_path / "given.npz", tmp_path / "query.npy"]
+    subprocess.run([str(word) for word in command], check=True, cwd=tmp_path)
+    bundle = pq.read_table(run / "bundle" / "queries-next").to_pylist()
+    expected = {row["user_id"]: row["vector"] for row in bundle}
+    query = np.load(tmp_path / "query.npy")
+    assert query.shape == (len(expected), manifest["dimension"])
+    assert query == pytest.approx(np.array([expected[user] for user in sessions.user_id.tolist()]), abs=1e-5)
+    found = pq.read_table(output / "items.parquet")
+    assert found["item_id"].to_pylist() == fifty.items(["item_id"])["item_id"].to_pylist()
+    assert found["vector"].equals(pq.read_table(run / "bundle" / "items.parquet")["vector"])
+    assert manifest["reads_actions"] == ("network.past_actions=true" in options)
+
+
+def test_what_cannot_be_exported_is_refused(fifty, tmp_path, capfd):
+    for model in ("srgnn", "rank_mmoe"):
+        assert (
+            train([f"data={fifty.path}", f"output={tmp_path / model}", *SMALL, f"model={model}", "train.epochs=1"]) == 0
+        )
+        capfd.readouterr()
+        assert main([f"run={tmp_path / model}", f"output={tmp_path / 'export'}"]) == 2
+        assert capfd.readouterr().err.startswith("error: expected ")
+        assert not (tmp_path / "export").exists()

@@ -1,0 +1,142 @@
+"""The encoder of a finished run as a program that needs torch alone: clicks in, query vectors out."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+
+from etl.dataset import Dataset, describe_file
+from etl.runtime.dataset_folder import MANIFEST
+from etl.runtime.errors import InputError
+from etl.runtime.files import write_json
+from etl.runtime.object_store import local_path, published, refuse_output
+from etl.runtime.output_folder import Kind, listed_files
+from trainer.distributed.world import World
+from trainer.export import ExportConfig
+from trainer.inference.scorer import SessionScorer
+from trainer.run.finished_run import load_exported, open_run
+from trainer.task.registry import family_of
+from trainer.task.sessions import SessionFamily
+from trainer.training.objective import INPUT, ITEM
+
+ENCODER, ITEMS = "encoder.pt2", "items.parquet"
+EXPORT = Kind("an export", MANIFEST, lambda data: listed_files(data, {"inputs", "dimension", "length"}, MANIFEST))
+EXAMPLES, MOST_SESSIONS = 4, 4_096
+"""Sessions that the program is traced with, and that it takes at a time."""
+
+
+class Encoder(nn.Module):
+    """Queries after the last click of sessions.
+
+    Args:
+        scorer: the trained model; its tables become part of the program.
+    """
+
+    clicked: torch.Tensor
+
+    def __init__(self, scorer: SessionScorer) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(scorer.model).eval()
+        del self.model.item_features  # they are in the vectors already, and torch cannot save its empty tables
+        name = INPUT if INPUT in scorer.tables else ITEM
+        every = torch.arange(len(scorer.tables[name].vector), device=scorer.device)
+        vectors = scorer.model.item_features.vectors(scorer.tables, name, every)
+        self.register_buffer("clicked", vectors.detach().clone())
+
+    def forward(
+        self, items: torch.Tensor, lengths: torch.Tensor, profile: torch.Tensor, actions: torch.Tensor
+    ) -> torch.Tensor:
+        """Queries `[B, D + 1]` whose inner products with the vectors of `items.parquet` are the scores.
+
+        Args:
+            items: int64 `[B, T]`, dense ids, oldest first, 0 on the right.
+            lengths: int64 `[B]`, clicks of each session, at least 1.
+            profile: int64 `[B, 2]`, gender and age, -1 where unknown.
+            actions: int64 `[B, T]`, codes of what was done with each click; 0 where the model does not read them.
+        """
+        last = torch.arange(items.shape[0], device=items.device) * items.shape[1] + lengths - 1
+        read = actions if self.model.past_actions is not None else None
+        state = self.model.states(items, self.clicked[items], profile, last, read)
+        query = self.model.query(self.model.task_representations(state)["next"])
+        return torch.cat([query, query.new_ones(query.shape[0], 1)], dim=1)
+
+
+def export_encoder(options: ExportConfig) -> None:
+    """Write `encoder.pt2`, `items.parquet` and a manifest.
+
+    Raises:
+        InputError: no finished run of a session model, an encoder that cannot be traced, or an output that is not ours.
+    """
+    read = [path for path in (options.run, options.data) if path]
+    refuse_output(options.output, EXPORT, overwrite=options.overwrite, inputs=read)
+    config, dataset = open_run(options.run, options.data)
+    if config.ranks:
+        raise InputError("the run of a session model", config.model, "ranking models have no encoder")
+    run = local_path(options.run)
+    family = family_of(config, dataset, World.alone())
+    assert isinstance(family, SessionFamily)
+    train_step = family.train_step(total_steps=1)
+    load_exported(run, config, family, train_step)
+    scorer = family.scorer(train_step)
+    program = trace(Encoder(scorer), dataset)
+    with published(options.output, EXPORT, overwrite=options.overwrite, inputs=read) as folder:
+        torch.export.save(program, str(folder / ENCODER))
+        table = pq.read_table(run / "bundle" / ITEMS)
+        ids = dataset.items(["item", "item_id"])
+        pq.write_table(table.append_column("item_id", ids["item_id"]), folder / ITEMS, compression="zstd")
+        write_manifest(folder, scorer, dataset, family.name)
+
+
+def trace(encoder: Encoder, dataset: Dataset) -> torch.export.ExportedProgram:
+    """The program for any number of sessions, padded to the dataset's longest.
+
+    Raises:
+        InputError: the encoder's operations depend on the clicks themselves.
+    """
+    longest = dataset.manifest.max_clicks
+    items = torch.ones((EXAMPLES, longest), dtype=torch.int64)
+    lengths = torch.arange(1, EXAMPLES + 1).clamp(max=longest)
+    given = (items, lengths, torch.full((EXAMPLES, 2), -1), torch.zeros_like(items))
+    sessions = torch.export.Dim("sessions", min=1, max=MOST_SESSIONS)
+    shapes = {name: {0: sessions} for name in ("items", "lengths", "profile", "actions")}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # a GRU keeps its weights twice, which concerns nobody here
+        try:
+            return torch.export.export(encoder, given, dynamic_shapes=shapes)
+        except (torch._dynamo.exc.UserError, RuntimeError) as error:
+            cause = str(error).splitlines()[0][:160]
+            hint = "srgnn builds a graph of each session, which torch.export cannot trace"
+            raise InputError("an encoder that torch.export can trace", cause, hint) from None
+
+
+def write_manifest(folder: Path, scorer: SessionScorer, dataset: Dataset, model: str) -> None:
+    """Describe the files, so that a server needs nothing else of the project."""
+    rows = {ENCODER: 1, ITEMS: dataset.manifest.n_items}
+    files = [vars(describe_file(folder, name, count)) for name, count in rows.items()]
+    longest = dataset.manifest.max_clicks
+    write_json(
+        folder / MANIFEST,
+        {
+            "model": model,
+            "dataset": dataset.manifest.fingerprint,
+            "length": longest,
+            "dimension": scorer.dimension,
+            "inputs": {
+                "items": ["int64", ["sessions", longest]],
+                "lengths": ["int64", ["sessions"]],
+                "profile": ["int64", ["sessions", 2]],
+                "actions": ["int64", ["sessions", longest]],
+            },
+            "reads_profile": scorer.model.profile is not None,
+            "reads_actions": scorer.model.past_actions is not None,
+            "transitions": scorer.term is not None and bool(np.any(scorer.term.everyone)),
+            "torch": torch.__version__,
+            "files": files,
+        },
+    )
