@@ -47,7 +47,7 @@ class Experiment:
         metrics: of the table; the first one is that of the figure.
         pairs: variant → what it is compared with.
         generated: needs a generated log.
-        feedback: needs feedback with both outcomes.
+        unclicked: needs rows that were shown and not clicked.
         seeds: at most; None for the study's.
     """
 
@@ -58,7 +58,7 @@ class Experiment:
     metrics: tuple[str, ...] = NEXT
     pairs: Mapping[str, str] = field(default_factory=dict)
     generated: bool = False
-    feedback: bool = False
+    unclicked: bool = False
     seeds: int | None = None
 
 
@@ -110,7 +110,6 @@ MULTI_TASK = Experiment(
         HYBRID,
     ),
     metrics=(*FEEDBACK, *GAUC),
-    feedback=True,
 )
 LADDER = Experiment(
     "ladder",
@@ -136,6 +135,20 @@ LADDER = Experiment(
         ),
     ),
     metrics=("hr@20", "ndcg@20", "hr@10", "ndcg@10", *FEEDBACK),
+)
+NEGATIVE_FEEDBACK = Experiment(
+    "negative-feedback",
+    "What is it worth to know what was shown and not clicked?",
+    "The hybrid by its recipe, which trains its feedback tasks on all rows shown; on clicks alone; and with items that "
+    "were shown and skipped among the negatives of the next click.",
+    (
+        HYBRID,
+        model("hybrid", "train.exposures=false", label="hybrid, clicks alone"),
+        model("hybrid", "train.skipped_negatives=2", label="hybrid, skipped items as negatives"),
+        model("hybrid", "tasks=[next,like,share,follow]", label="hybrid without the task click"),
+    ),
+    metrics=("hr@20", "ndcg@20", "hr@10", "ndcg@10", *FEEDBACK),
+    unclicked=True,
 )
 SEVERAL_ENCODERS = Experiment(
     "several-encoders",
@@ -254,12 +267,12 @@ RELATEDNESS = Experiment(
     pairs={f"rank_mmoe, correlation {value:g}": f"rank_single, correlation {value:g}" for value in CORRELATIONS}
     | {f"rank_single, correlation {value:g}": "" for value in CORRELATIONS},
     generated=True,
-    feedback=True,
 )
 EXPERIMENTS = (
     NEXT_CLICK,
     MULTI_TASK,
     LADDER,
+    NEGATIVE_FEEDBACK,
     SEVERAL_ENCODERS,
     SENSITIVITY,
     SESSION_LENGTH,

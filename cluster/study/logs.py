@@ -116,6 +116,11 @@ class Data:
         return dict(json.loads((self.path / "manifest.json").read_text()))
 
     @property
+    def skipped(self) -> int:
+        """Retained rows that were shown and not clicked, without another action."""
+        return int(json.loads((self.path / "statistics.json").read_text())["kept"].get("skip") or 0)
+
+    @property
     def best_possible(self) -> dict[str, float]:
         """Best scores on test of a generated log; empty for others."""
         path = self.log.path.with_name(f"{self.log.path.name}.truth.json")

@@ -73,6 +73,8 @@ def cells_of(options: StudyOptions, log: Log, experiment: Experiment) -> list[Ce
         key = (variant.protocol, variant.log)
         if key not in made:
             made[key] = make_data(options, log, variant)
+            if experiment.unclicked and not made[key].skipped:
+                return []
         cells += [cell_of(options, made[key], experiment, variant, seed) for seed in range(seeds)]
     return cells
 

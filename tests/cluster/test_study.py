@@ -22,12 +22,13 @@ from cluster.study import findings
 from cluster.study.experiments import EXPERIMENTS, Experiment, Variant, reference
 from cluster.study.findings import Estimate, answer, estimates_of
 from cluster.study.logs import logs_of
-from cluster.study.run import chosen
+from cluster.study.run import cells_of, chosen
 from etl.config import load as load_etl
 from etl.runtime.errors import InputError
 from retrieval.config import load as load_retrieval
 from retrieval.metrics.significance import gains, signed_rank
 from tests.support.browser import CHROMIUM, opened
+from tests.support.engine import write_log
 from tests.support.logs import generated_log
 from tests.trainer.test_run import SMALL
 from trainer.config import load as load_trainer
@@ -178,3 +179,14 @@ def test_a_killed_study_continues_and_its_site_says_what_the_table_says(tmp_path
             assert actual.width <= 390
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert again.stdout.splitlines()[-2:] == done.stdout.splitlines()[-2:]
+
+
+@pytest.mark.parametrize("unclicked", [True, False])
+def test_negative_feedback_is_asked_of_logs_that_show_it(tmp_path, unclicked):
+    rows = [
+        (user, item, int(not unclicked or item % 2), 0, 0, 0, "c", 1, 1, 1) for user in range(3) for item in range(24)
+    ]
+    log = write_log(tmp_path / "log.csv", rows)
+    options = StudyOptions(work=str(tmp_path / "study"), logs=[f"qb_video:{log}"], seeds=1)
+    (experiment,) = chosen(StudyOptions(experiments=["negative-feedback"]))
+    assert bool(cells_of(options, logs_of(options)[0], experiment)) == unclicked
