@@ -91,7 +91,8 @@ def verdict(result: dict[str, Any], ranks: Path, summary: dict[str, Any], diagno
 
 def _answer(result: dict[str, Any], own: str, baseline: str, against: Difference, k: int) -> str:
     metrics = result["blend"]["test"] if own == "blend" else result["test"]
-    name = "the blend of the model and counted sources" if own == "blend" else f"the model {result['model']}"
+    used = [source for source, weight in result["blend"]["weights"].items() if weight] if own == "blend" else [MODEL]
+    name = f"the model {result['model']}" if used == [MODEL] else "the blend of the model and counted sources"
     p = f"p {against.p:.2g}" if against.p >= 1e-6 else "p < 1e-06"
     sentence = (
         f"{metrics[f'hr@{k}']:.1%} of the next clicks are among the {k} items recommended by {name}; the best "

@@ -73,7 +73,10 @@ def test_the_blend_is_judged_where_there_is_one_and_gates_and_popularity_are_tol
     summary = {"parameters": {"total": 12_345}, "seconds": 130.0, "examples_per_second": 1_000.0, "seed": 7}
     gates = {"mean_weight": {"next": [0.5, 0.5], "like": [0.9, 0.1]}, "entropy_nats": {"next": 0.69, "like": 0.325}}
     actual = verdict(result, tmp_path / "ranks.parquet", summary, {"gates": gates})
-    assert "50.0% of the next clicks are among the 10 items recommended by the blend" in actual.answer
+    assert "50.0% of the next clicks are among the 10 items recommended by the model m" in actual.answer
+    blend["weights"]["markov"] = 0.5
+    joined = verdict(result, tmp_path / "ranks.parquet", summary, {})
+    assert "50.0% of the next clicks are among the 10 items recommended by the blend of the model" in joined.answer
     assert (
         actual.cost == "12,345 parameters; trained in 2 min at 1,000 events/s; seed 7; 0.50 ms a query for the blend."
     )
