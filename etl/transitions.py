@@ -52,7 +52,7 @@ def diagnose(paths: list[Path]) -> dict[str, float | int | None]:
     hits = np.zeros(5)
     for number, session in enumerate(samples):
         visible, target = session[:-1], session[-1]
-        result = np.isin(_keys(visible, target), known)
+        result = _is_among(_keys(visible, target), known)
         random = result[_mixed(number) % len(result)]
         hits += [result[-1], result[-3:].any(), result.any(), random, target in visible]
     shares = (hits / len(samples)).tolist()
@@ -71,6 +71,14 @@ def _sessions(paths: list[Path]) -> Iterator[tuple[Int, Int]]:
 def _keys(source_N: Any, target_N: Any) -> Int:
     """Pairs of items as one number."""
     return np.asarray(source_N, np.int64) << 32 | np.asarray(target_N, np.int64)
+
+
+def _is_among(value_N: Int, rising_M: Int) -> npt.NDArray[np.bool_]:
+    """Which values stand in `rising_M`; np.isin would sort it again for each session."""
+    if not len(rising_M):
+        return np.zeros(len(value_N), bool)
+    index = np.minimum(np.searchsorted(rising_M, value_N), len(rising_M) - 1)
+    return np.asarray(rising_M[index] == value_N)
 
 
 def _mixed(value: Any) -> Any:
