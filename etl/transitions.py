@@ -73,6 +73,12 @@ def _keys(source_N: Any, target_N: Any) -> Int:
     return np.asarray(source_N, np.int64) << 32 | np.asarray(target_N, np.int64)
 
 
+def _distinct(value_N: Int) -> Int:
+    """Distinct values, rising: a third of the time of np.unique, which hashes, where most values are distinct."""
+    value_N = np.sort(value_N)
+    return value_N[np.diff(value_N, prepend=value_N[:1] - 1) > 0]
+
+
 def _is_among(value_N: Int, rising_M: Int) -> npt.NDArray[np.bool_]:
     """Which values stand in `rising_M`; np.isin would sort it again for each session."""
     if not len(rising_M):
@@ -100,10 +106,10 @@ def _count(paths: list[Path], pairs: Int, every: int) -> tuple[npt.NDArray[np.bo
             train[offset[1:] - back] = False
         at = np.flatnonzero(train)
         key = _keys(item[at - 1], item[at])
-        sampled.append(np.unique(key[_mixed(item[at - 1]) % every == 0]))
+        sampled.append(_distinct(key[_mixed(item[at - 1]) % every == 0]))
         key = key[candidate[_mixed(key)]]
         index = np.minimum(np.searchsorted(pairs, key), len(pairs) - 1)
         counted[index[pairs[index] == key]] = True
-    distinct = np.unique(np.concatenate(sampled))
-    sources = len(np.unique(distinct >> 32))
+    distinct = _distinct(np.concatenate(sampled))
+    sources = len(_distinct(distinct >> 32))
     return counted, len(distinct) / sources if sources else None
