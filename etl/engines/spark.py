@@ -52,7 +52,7 @@ def spark_session(options: SparkOptions, scratch: Path, log_bytes: int = 0) -> I
     # Workers here run this very interpreter; machines of a cluster may have theirs in another place.
     os.environ["PYSPARK_PYTHON"] = os.environ.get("PYSPARK_PYTHON", sys.executable) if elsewhere else sys.executable
     os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
-    packages = str(Path(__file__).resolve().parent.parent)
+    packages = str(Path(__file__).resolve().parents[2])  # where `etl` lies: its own modules are no top-level ones
     if not submitted:
         _prepare_start(master)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")]))

@@ -134,3 +134,18 @@ def test_workers_end_with_a_killed_parent_and_the_rerun_finds_no_leftovers(tmp_p
     subprocess.run(line, env=env, check=True, capture_output=True)
     assert open_dataset(tmp_path / "out").manifest.counts["sessions"] == 200
     assert not (tmp_path / ".out.building").exists()
+
+
+@pytest.mark.spark
+def test_modules_of_etl_do_not_hide_those_of_the_standard_library(spark):
+    """Spark's workers and other children of this process find `etl` on their path, and not what lies in it."""
+    code = "import statistics, etl.statistics; print(statistics.fmean([1.0, 2.0]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("1.5\n", "")
+
+    def mean(rows):
+        import statistics
+
+        return [statistics.fmean(rows)]
+
+    assert spark.sparkContext.parallelize([1.0, 2.0], 1).mapPartitions(mean).collect() == [1.5]
