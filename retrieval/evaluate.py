@@ -24,7 +24,7 @@ from retrieval.part_files import CLICKS_AFTER_QUERY, SECONDS, TOPK_SCHEMA
 from retrieval.query_files import Evaluation, RunParts, join, open_inputs, parts_folder, run_in_process
 from retrieval.rankers.popularity import item_rates
 from retrieval.rankers.registry import MODEL
-from retrieval.ranks_file import RankWriter
+from retrieval.ranks_file import RankWriter, read_ranks
 from retrieval.repeats import count_repeats
 from retrieval.report.examples import examples_of
 from retrieval.report.page import write_report
@@ -89,7 +89,7 @@ def evaluate(config: RetrievalConfig, run_parts: RunParts = run_in_process) -> d
         result = {name: value for name, value in result.items() if value != {} or name == "baselines"}
         run = {name: read_run_file(bundle, f"{name}.json") for name in ("summary", "diagnostics")}
         examples = examples_of(evaluation, parts, titles) if bundle.has_vectors else []
-        ranks = folder / RANKS if bundle.has_vectors else None
+        ranks = read_ranks(folder / RANKS) if bundle.has_vectors else None
         result["verdict"] = write_report(folder / REPORT, result, dataset, run, ranks, examples)
         result["files"] = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         write_json(folder / METRICS, result)

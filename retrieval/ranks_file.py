@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -48,9 +49,16 @@ class RankWriter:
         self.writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self.SCHEMA))
 
 
-def read_ranks(path: Path, split: str = "test") -> dict[str, pa.Table]:
-    """`ranks.parquet` of a split by ranker: tables of `user_id`, `target`, `rank`, by user."""
-    table = pq.read_table(path, filters=[("split", "=", split)]).unify_dictionaries()
+def read_ranks(path: Path, split: str = "test", rankers: Sequence[str] = ()) -> dict[str, pa.Table]:
+    """`ranks.parquet` of a split by ranker: tables of `user_id`, `target`, `rank`, by user.
+
+    Args:
+        path: of the file.
+        split: valid or test.
+        rankers: names of those that are read; empty for all.
+    """
+    filters = [("split", "=", split), *([("ranker", "in", list(rankers))] if rankers else [])]
+    table = pq.read_table(path, filters=filters).unify_dictionaries()
     names = pa.compute.unique(table["ranker"]).to_pylist()
     columns = ["user_id", "target", "rank"]
     return {n: table.filter(pa.compute.equal(table["ranker"], n)).select(columns).sort_by("user_id") for n in names}

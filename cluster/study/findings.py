@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cluster.study.experiments import Experiment, reference
 from cluster.study.trials import Cell, Trial
 from retrieval.metrics.significance import gains, holm, interval, signed_rank
+from retrieval.ranks_file import read_ranks
 from retrieval.result_folder import RANKS
 
 SURE = 0.05
@@ -26,7 +26,7 @@ def test_metrics(cell: Cell) -> dict[str, Any]:
     """Test metrics of the ranker that a cell asks for; empty for a failed trial."""
     if cell.trial.failure:
         return {}
-    result, ranker = cell.trial.metrics(), cell.variant.ranker
+    result, ranker = cell.trial.metrics, cell.variant.ranker
     if ranker == "model":
         return dict(result.get("test", {}))
     if ranker == "blend":
@@ -50,7 +50,7 @@ def row_of(cell: Cell) -> dict[str, Any]:
     test = test_metrics(cell)
     row |= {f"test/{name}": test.get(name) for name in cell.experiment.metrics}
     if cell.variant.ranker == "model":
-        summary = trial.summary()
+        summary = trial.summary
         row |= {f"valid/{name}": value for name, value in summary["valid"].items()}
         row |= {
             "parameters": summary["parameters"]["total"],
@@ -59,7 +59,7 @@ def row_of(cell: Cell) -> dict[str, Any]:
             "seconds": summary["seconds"],
             "best_epoch": summary["best_epoch"],
         }
-        row["queries_per_second"] = (trial.metrics().get("index") or {}).get("queries_per_second")
+        row["queries_per_second"] = (trial.metrics.get("index") or {}).get("queries_per_second")
     return row | {"run": trial.run.name}
 
 
@@ -90,8 +90,7 @@ Estimates = dict[tuple[str, str], Estimate]
 
 def ranks_of(trial: Trial, ranker: str) -> dict[int, int]:
     """Test ranks by user of a ranker of the trial's result."""
-    wanted = (pc.field("split") == "test") & (pc.field("ranker") == ranker)
-    table = pq.read_table(trial.result / RANKS, columns=["user_id", "rank"], filters=wanted)
+    table = read_ranks(trial.result / RANKS, rankers=[ranker])[ranker]
     return dict(zip(table["user_id"].to_pylist(), table["rank"].to_pylist(), strict=True))
 
 
@@ -105,8 +104,9 @@ def estimates_of(experiment: Experiment, cells: Sequence[Cell], best: dict[str, 
     for variant in experiment.variants:
         mine = by_variant.get(variant.name, [])
         other = by_variant.get(reference(experiment, variant) or "", [])
+        ranks = cache(partial(user_ranks, mine, other))  # read once for all metrics, where one is by rank
         for metric in experiment.metrics:
-            estimate, p = _estimate(mine, other, metric, best.get(metric))
+            estimate, p = _estimate(mine, other, metric, best.get(metric), ranks)
             out[variant.name, metric] = estimate
             if p is not None:
                 tests.append(((variant.name, metric), p))
@@ -116,7 +116,7 @@ def estimates_of(experiment: Experiment, cells: Sequence[Cell], best: dict[str, 
 
 
 def _estimate(
-    mine: Sequence[Cell], other: Sequence[Cell], metric: str, best: float | None
+    mine: Sequence[Cell], other: Sequence[Cell], metric: str, best: float | None, ranks: Callable[[], Sides]
 ) -> tuple[Estimate, float | None]:
     """An estimate, and the p of its difference before correction."""
     values = [v for v in (test_metrics(cell).get(metric) for cell in mine) if v is not None]
@@ -127,21 +127,20 @@ def _estimate(
     if not other or any(cell.trial.failure for cell in (*mine, *other)):
         return Estimate(mean, spread, best=share), None
     if metric.startswith(BY_RANK):
-        first, second = user_gains(mine, other, metric)
+        first, second = (np.mean([gains(rank, metric) for rank in side], axis=0) for side in ranks())
         low, high = interval(first - second)
         return Estimate(mean, spread, float((first - second).mean()), low, high, best=share), signed_rank(first, second)
     return _over_seeds(mine, other, metric, Estimate(mean, spread, best=share))
 
 
-def user_gains(
-    mine: Sequence[Cell], other: Sequence[Cell], metric: str
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """What each user that both ranked adds to a metric, mean over seeds, `[U]` each."""
-    result = [[ranks_of(cell.trial, cell.variant.ranker) for cell in cells] for cells in (mine, other)]
-    users = sorted(set.intersection(*(set(ranks) for side in result for ranks in side)))
-    first, second = (
-        np.mean([gains(np.array([ranks[user] for user in users]), metric) for ranks in side], axis=0) for side in result
-    )
+Sides = tuple[list[npt.NDArray[np.int64]], list[npt.NDArray[np.int64]]]
+
+
+def user_ranks(mine: Sequence[Cell], other: Sequence[Cell]) -> Sides:
+    """Ranks of the users that all have ranked, by rising user, of each seed of both sides."""
+    sides = [[ranks_of(cell.trial, cell.variant.ranker) for cell in cells] for cells in (mine, other)]
+    users = sorted(set.intersection(*(set(ranks) for side in sides for ranks in side)))
+    first, second = ([np.array([ranks[user] for user in users]) for ranks in side] for side in sides)
     return first, second
 
 

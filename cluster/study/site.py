@@ -136,7 +136,7 @@ def _multi_task_of(found: dict[tuple[str, str], Any], log: str) -> Iterator[str]
 def _cost(cells: Sequence[Cell]) -> Iterator[str]:
     """What the hybrid costs beside its encoder."""
     summaries = {
-        name: [c.trial.summary() for c in cells if c.variant.name == name and not c.trial.failure]
+        name: [c.trial.summary for c in cells if c.variant.name == name and not c.trial.failure]
         for name in ("gru4rec", "hybrid")
     }
     if all(summaries.values()):
@@ -219,9 +219,7 @@ def _figures(experiment: Experiment, metric: str, cells: Sequence[Cell], estimat
         title = f"{label(metric)} minus the reference's"
         out.append((title, forest(rows, title)))
     if experiment.name in BY_COST:
-        costs = {
-            c.variant.name: c.trial.summary() for c in cells if c.variant.ranker == "model" and not c.trial.failure
-        }
+        costs = {c.variant.name: c.trial.summary for c in cells if c.variant.ranker == "model" and not c.trial.failure}
         pairs = [
             (name, summary["flops_per_example"] / 1e6, estimates[name, metric].mean or 0.0)
             for name, summary in costs.items()

@@ -101,10 +101,12 @@ class Trial:
                 got = f"exit status {status}: {last_words}"
                 raise InputError(f"python -m {' '.join(command)} to end well", got, "run the study again: it continues")
 
+    @cached_property
     def summary(self) -> dict[str, Any]:
         """What the training run says of itself."""
         return dict(json.loads((self.run / "summary.json").read_text()))
 
+    @cached_property
     def metrics(self) -> dict[str, Any]:
         """What the evaluation found."""
         return dict(json.loads((self.result / METRICS).read_text()))

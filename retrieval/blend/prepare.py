@@ -62,9 +62,7 @@ class OpenedSources:
         cls, names: list[str], dataset: Dataset, bundle: Bundle, index: Index, config: RetrievalConfig, held_out: int
     ) -> OpenedSources:
         """Open the sources, which count all clicks but the last `held_out` of each session."""
-        train_clicks = dataset.items(["train_clicks"])["train_clicks"].to_numpy()
-        candidates = index.catalogue.item
-        popular = Popularity(candidates, train_clicks[candidates - 1], dataset.manifest.n_items)
+        popular = Popularity.of(dataset, index.catalogue.item)
         wanted = [name for name in COUNTED if name in names or name == "markov"]
         options = source_options(config, held_out)
         counted = open_counted(wanted, dataset, sources_folder(bundle), options, search_threads())

@@ -38,6 +38,12 @@ class Popularity:
         self.best_first = item[np.lexsort((item, -train_clicks))]
         self.n_items = n_items or len(self.clicks) - 1
 
+    @classmethod
+    def of(cls, dataset: Dataset, item: npt.NDArray[np.integer]) -> Popularity:
+        """The candidates `item` of a dataset."""
+        clicks = dataset.items(["train_clicks"])["train_clicks"].to_numpy()
+        return cls(item, clicks[item - 1], dataset.manifest.n_items)
+
     def ranks(self, queries: Queries, *, mask_seen: bool) -> npt.NDArray[np.int64]:
         """Rank of each target: how many candidates have at least as many train clicks, itself among them."""
         clicks = self.clicks_of(queries.target)

@@ -43,8 +43,7 @@ def model_ranker(index: Index, config: RetrievalConfig) -> Ranker:
 
 def baseline_rankers(dataset: Dataset, bundle: Bundle, index: Index, config: RetrievalConfig) -> dict[str, Ranker]:
     """Popularity, and the others that are asked for."""
-    train_clicks = dataset.items(["train_clicks"])["train_clicks"].to_numpy()
-    popularity = Popularity(index.catalogue.item, train_clicks[index.catalogue.item - 1], dataset.manifest.n_items)
+    popularity = Popularity.of(dataset, index.catalogue.item)
 
     def by_popularity(queries: Queries) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
         lists = popularity.lists(queries, config.deepest, mask_seen=config.mask_seen)

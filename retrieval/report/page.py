@@ -13,7 +13,7 @@ from retrieval.rankers.registry import MODEL
 from retrieval.report.examples import Example, examples_section
 from retrieval.report.figures import figures
 from retrieval.report.html import PAGE, html_table, number
-from retrieval.report.verdict import Verdict, hit_interval, main_cutoff, verdict
+from retrieval.report.verdict import Ranks, Verdict, hit_interval, main_cutoff, verdict
 
 SWITCH = """<script>
 document.querySelectorAll(".by-metric select").forEach(select => {
@@ -30,7 +30,7 @@ def write_report(
     result: dict[str, Any],
     dataset: Dataset,
     run: dict[str, dict[str, Any]],
-    ranks: Path | None = None,
+    ranks: Ranks | None = None,
     examples: Sequence[Example] = (),
 ) -> str:
     """Write the page, and return the first sentence of its verdict; empty for ranking models.
@@ -40,7 +40,7 @@ def write_report(
         result: what `metrics.json` holds.
         dataset: for the histograms.
         run: the training run's `summary` and `diagnostics`; either may be empty.
-        ranks: `ranks.parquet`; None for ranking models.
+        ranks: those of test, of `read_ranks`; None for ranking models.
         examples: test sessions with what is recommended to them.
     """
     source = ", ".join(entry.name for entry in dataset.manifest.source)
@@ -143,7 +143,7 @@ def _verdict_section(found: Verdict) -> str:
     return f'<section class="verdict"><h2>Verdict</h2>{text}{advice}</section>'
 
 
-def _ranking_section(result: dict[str, Any], ranks: Path | None) -> str:
+def _ranking_section(result: dict[str, Any], ranks: Ranks | None) -> str:
     parts, k = [], main_cutoff(result) if result["cutoffs"] else 0
     for split in ("test", "valid"):
         header, rows = _ranking_rows(result, split)
@@ -175,7 +175,7 @@ def _ranking_section(result: dict[str, Any], ranks: Path | None) -> str:
 METRIC_NAMES = ("HR", "NDCG", "MRR")
 
 
-def _interval(ranks: Path, name: str, k: int) -> str:
+def _interval(ranks: Ranks, name: str, k: int) -> str:
     low, high = hit_interval(ranks, name, k)
     return f"{low:.4f} – {high:.4f}"
 

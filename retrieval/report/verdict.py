@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+import pyarrow as pa
 
 from etl.runtime.progress import duration
 from retrieval.metrics.significance import Difference, compare, gains, interval
 from retrieval.rankers.registry import MODEL
 
+Ranks = Mapping[str, pa.Table]
+"""Test ranks by ranker, tables of `user_id` and `rank`, by user."""
 EVEN = 0.95
 """A gate whose entropy is at least this share of an even gate's hardly chooses."""
 SURE = 0.05
@@ -40,14 +40,6 @@ class Verdict:
     advice: list[str]
 
 
-def test_ranks(path: Path, names: Sequence[str]) -> dict[str, dict[int, int]]:
-    """Test ranks by ranker and user of `ranks.parquet`, of the named rankers alone."""
-    wanted = (pc.field("split") == "test") & pc.field("ranker").isin(list(names))
-    table = pq.read_table(path, columns=["ranker", "user_id", "rank"], filters=wanted)
-    ranker, user, rank = (table[name].to_numpy() for name in ("ranker", "user_id", "rank"))
-    return {n: dict(zip(user[ranker == n].tolist(), rank[ranker == n].tolist(), strict=True)) for n in names}
-
-
 def main_cutoff(result: dict[str, Any]) -> int:
     """The cutoff that sentences speak of: 10, else the largest."""
     return 10 if 10 in result["cutoffs"] else int(result["cutoffs"][-1])
@@ -59,32 +51,31 @@ def best_baseline(result: dict[str, Any], k: int) -> str:
     return max(baselines, key=lambda name: baselines[name])
 
 
-def difference_to_baseline(result: dict[str, Any], ranks: Path, own: str, baseline: str) -> Difference:
+def difference_to_baseline(ranks: Ranks, own: str, baseline: str, k: int) -> Difference:
     """HR@k of the recommended lists minus that of a baseline, over the queries that both ranked."""
-    matches = test_ranks(ranks, [own, baseline])
-    users = sorted(matches[own].keys() & matches[baseline].keys())
-    first, second = (np.array([matches[name][user] for user in users]) for name in (own, baseline))
-    return compare(first, second, f"hr@{main_cutoff(result)}")
+    mine, other = (ranks[name]["user_id"].to_numpy() for name in (own, baseline))
+    _, *rows = np.intersect1d(mine, other, assume_unique=True, return_indices=True)
+    first, second = (ranks[n]["rank"].to_numpy()[row] for n, row in zip((own, baseline), rows, strict=True))
+    return compare(first, second, f"hr@{k}")
 
 
-def hit_interval(ranks: Path, ranker: str, k: int) -> tuple[float, float]:
+def hit_interval(ranks: Ranks, ranker: str, k: int) -> tuple[float, float]:
     """95 % bootstrap interval of HR@k on test."""
-    rank = np.array(list(test_ranks(ranks, [ranker])[ranker].values()))
-    return interval(gains(rank, f"hr@{k}"))
+    return interval(gains(ranks[ranker]["rank"].to_numpy(), f"hr@{k}"))
 
 
-def verdict(result: dict[str, Any], ranks: Path, summary: dict[str, Any], diagnostics: dict[str, Any]) -> Verdict:
+def verdict(result: dict[str, Any], ranks: Ranks, summary: dict[str, Any], diagnostics: dict[str, Any]) -> Verdict:
     """The verdict on a result of a session model.
 
     Args:
         result: what `metrics.json` holds.
-        ranks: its `ranks.parquet`.
+        ranks: those of test, of `read_ranks`.
         summary, diagnostics: of the training run; may be empty.
     """
     k = main_cutoff(result)
     own = "blend" if result.get("blend") else MODEL
     baseline = best_baseline(result, k)
-    against = difference_to_baseline(result, ranks, own, baseline)
+    against = difference_to_baseline(ranks, own, baseline, k)
     notes = [*_blend_notes(result, k), *_segment_notes(result, k), *_gate_notes(diagnostics)]
     return Verdict(_answer(result, own, baseline, against, k), _cost(result, summary), notes, _advice(result, against))
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from retrieval.metrics.significance import compare
-from retrieval.ranks_file import RankWriter
+from retrieval.ranks_file import RankWriter, read_ranks
 from retrieval.report.verdict import verdict
 
 QUERIES = 40
@@ -44,7 +44,7 @@ def result_of(hits: int, baseline: int, **more):
 def test_the_answer_names_the_best_baseline_and_what_the_queries_tell(tmp_path, hits, baseline, end):
     own, other = (np.where(np.arange(QUERIES) < n, 3, 11) for n in (hits, baseline))
     write_ranks(tmp_path / "ranks.parquet", model=own, markov=other, popularity=np.full(QUERIES, 11))
-    actual = verdict(result_of(hits, baseline), tmp_path / "ranks.parquet", {}, {})
+    actual = verdict(result_of(hits, baseline), read_ranks(tmp_path / "ranks.parquet"), {}, {})
     against = compare(own, other, "hr@10")
     assert actual.answer.startswith(
         f"{hits / QUERIES:.1%} of the next clicks are among the 10 items recommended by the "
@@ -72,10 +72,10 @@ def test_the_blend_is_judged_where_there_is_one_and_gates_and_popularity_are_tol
     result["baselines"]["popularity"]["test"]["target_popularity"] = segments | {"1": {"hr@10": 0.2, "queries": 20}}
     summary = {"parameters": {"total": 12_345}, "seconds": 130.0, "examples_per_second": 1_000.0, "seed": 7}
     gates = {"mean_weight": {"next": [0.5, 0.5], "like": [0.9, 0.1]}, "entropy_nats": {"next": 0.69, "like": 0.325}}
-    actual = verdict(result, tmp_path / "ranks.parquet", summary, {"gates": gates})
+    actual = verdict(result, read_ranks(tmp_path / "ranks.parquet"), summary, {"gates": gates})
     assert "50.0% of the next clicks are among the 10 items recommended by the model m" in actual.answer
     blend["weights"]["markov"] = 0.5
-    joined = verdict(result, tmp_path / "ranks.parquet", summary, {})
+    joined = verdict(result, read_ranks(tmp_path / "ranks.parquet"), summary, {})
     assert "50.0% of the next clicks are among the 10 items recommended by the blend of the model" in joined.answer
     assert (
         actual.cost == "12,345 parameters; trained in 2 min at 1,000 events/s; seed 7; 0.50 ms a query for the blend."
@@ -85,4 +85,7 @@ def test_the_blend_is_judged_where_there_is_one_and_gates_and_popularity_are_tol
     assert actual.notes[2] == "The gates of next are nearly even."
     assert actual.advice[0].startswith("25% of the test steps were counted in train")
     even = {"mean_weight": {"next": [0.5, 0.5]}, "entropy_nats": {"next": 0.69}}
-    assert "All gates are nearly even" in verdict(result, tmp_path / "ranks.parquet", {}, {"gates": even}).notes[2]
+    assert (
+        "All gates are nearly even"
+        in verdict(result, read_ranks(tmp_path / "ranks.parquet"), {}, {"gates": even}).notes[2]
+    )

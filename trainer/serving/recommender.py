@@ -198,19 +198,19 @@ class Recommender:
     @cached_property
     def popularity(self) -> Popularity:
         """Of the candidates."""
-        item = self.evaluation.index.catalogue.item
-        clicks = self.dataset.items(["train_clicks"])["train_clicks"].to_numpy()
-        return Popularity(item, clicks[item - 1], self.dataset.manifest.n_items)
+        return Popularity.of(self.dataset, self.evaluation.index.catalogue.item)
 
     @cached_property
-    def _raw_order(self) -> Int:
-        return np.argsort(self.evaluation.item_id[1:], kind="stable") + 1
+    def _by_raw_id(self) -> tuple[Int, Int]:
+        """Raw ids, rising, and their dense ids."""
+        dense = np.argsort(self.evaluation.item_id[1:], kind="stable") + 1
+        return self.evaluation.item_id[dense], dense
 
     def dense_ids(self, raw_N: Int) -> Int:
         """Dense ids of raw ones, 0 where unknown."""
-        order, raw = self._raw_order, self.evaluation.item_id
-        at = np.minimum(np.searchsorted(raw[order], raw_N), len(order) - 1)
-        return np.where(raw[order[at]] == raw_N, order[at], 0)
+        raw, dense = self._by_raw_id
+        at = np.minimum(np.searchsorted(raw, raw_N), len(raw) - 1)
+        return np.where(raw[at] == raw_N, dense[at], 0)
 
     def title(self, raw_id: int) -> str:
         """What people call an item."""
