@@ -22,6 +22,7 @@ from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
 from etl.runtime.object_store import absolute, fetched
 from retrieval.bundle_checks import HINT, check_feedback, check_finite, check_nulls, check_users
+from retrieval.queries import Queries
 
 SCHEMA_VERSION = 1
 ITEMS = "items.parquet"
@@ -90,106 +91,6 @@ class BundleManifest:
     transition_terms: int = 0
 
 
-VECTORS = ("vector", "transition_weight")
-
-
-@dataclass(frozen=True)
-class Queries:
-    """A batch of Q queries.
-
-    Attributes:
-        user_id: int64 `[Q]`.
-        target: int32 `[Q]`, dense id; 0 in `next`.
-        seen_offset: int64 `[Q + 1]` into `seen`.
-        seen: int32, kept clicks of the queries, oldest first.
-        n_clicks: int32 `[Q]`, clicks of the user before truncation.
-        vector: float32 `[Q, D]`.
-        transition_weight: float32 `[Q, T]` of a model with transitions, at least 0; else `[Q, 0]`.
-    """
-
-    user_id: npt.NDArray[np.int64]
-    target: npt.NDArray[np.int32]
-    seen_offset: npt.NDArray[np.int64]
-    seen: npt.NDArray[np.int32]
-    n_clicks: npt.NDArray[np.int32]
-    vector: npt.NDArray[np.float32]
-    transition_weight: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-
-    def __post_init__(self) -> None:
-        if len(self.transition_weight) != len(self.user_id):
-            object.__setattr__(self, "transition_weight", np.zeros((len(self.user_id), 0), np.float32))
-
-    def __len__(self) -> int:
-        return len(self.user_id)
-
-    def take(self, row_N: npt.NDArray[np.integer]) -> Queries:
-        """Some of the queries, in the order of `row_N`."""
-        n_seen = self.n_seen[row_N]
-        offset = np.concatenate([[0], np.cumsum(n_seen)])
-        place = np.arange(offset[-1]) + np.repeat(self.seen_offset[row_N] - offset[:-1], n_seen)
-        rows = {name: getattr(self, name)[row_N] for name in ("user_id", "target", "n_clicks", *VECTORS)}
-        return Queries(seen_offset=offset, seen=self.seen[place], **rows)
-
-    @classmethod
-    def joined(cls, batches: Sequence[Queries]) -> Queries:
-        """Batches one after another."""
-        if len(batches) == 1:
-            return batches[0]
-        offset = np.concatenate([[0], np.cumsum(np.concatenate([batch.n_seen for batch in batches]))])
-        arrays = {
-            name: np.concatenate([getattr(batch, name) for batch in batches])
-            for name in ("user_id", "target", "seen", "n_clicks", *VECTORS)
-        }
-        return cls(seen_offset=offset, **arrays)
-
-    @property
-    def n_seen(self) -> npt.NDArray[np.int64]:
-        """Clicks that each query saw `[Q]`."""
-        return np.diff(self.seen_offset)
-
-    @property
-    def is_repeat(self) -> npt.NDArray[np.bool_]:
-        """Whether each target is among the query's seen items `[Q]`."""
-        hit = self.seen == np.repeat(self.target, self.n_seen)
-        return np.bincount(np.repeat(np.arange(len(self)), self.n_seen)[hit], minlength=len(self)) > 0
-
-    @classmethod
-    def from_batch(cls, batch: pa.RecordBatch, n_items: int) -> Queries:
-        """Check and convert rows of a queries file.
-
-        Raises:
-            InputError: a null, a vector that is not finite, an item outside the catalogue, a query that saw nothing.
-        """
-        check_nulls("queries", batch)
-        seen = batch.column("seen")
-        offset = seen.offsets.to_numpy().astype(np.int64)
-        vectors = {
-            name: batch.column(name).flatten().to_numpy().reshape(len(batch), -1)
-            for name in VECTORS
-            if name in batch.schema.names
-        }
-        queries = cls(
-            batch.column("user_id").to_numpy(),
-            batch.column("target").to_numpy(),
-            offset - (offset[0] if len(offset) else 0),
-            seen.flatten().to_numpy(),
-            batch.column("n_clicks").to_numpy(),
-            **vectors,
-        )
-        for name, ids in (("target", queries.target), ("seen", queries.seen)):
-            low = 0 if name == "target" else 1
-            if len(ids) and not low <= ids.min() <= ids.max() <= n_items:
-                outside = int(ids.min() if ids.min() < low else ids.max())
-                raise InputError(f"{name} items in 1..{n_items}", outside, HINT)
-        if (queries.n_seen < 1).any():
-            raise InputError("queries that have seen a click", f"{int((queries.n_seen < 1).sum())} without", HINT)
-        check_finite("query", queries.vector)
-        check_finite("query's transition", queries.transition_weight)
-        if (queries.transition_weight < 0).any():
-            raise InputError("transition weights of at least 0", float(queries.transition_weight.min()), HINT)
-        return queries
-
-
 @dataclass(frozen=True)
 class Bundle:
     """An opened bundle folder.
@@ -198,17 +99,17 @@ class Bundle:
         path: of the folder here.
         manifest: what it holds.
         parts: files by kind.
-        given: the path or URI by which it was opened.
+        source: the path or URI by which it was opened.
     """
 
     path: Path
     manifest: BundleManifest
     parts: dict[str, list[DataFile]] = field(repr=False)
-    given: str
+    source: str
 
-    def beside(self, name: str) -> str:
+    def sibling(self, name: str) -> str:
         """Path or URI of what is next to the bundle in its run."""
-        return f"{absolute(self.given).rstrip('/').rpartition('/')[0]}/{name}"
+        return f"{absolute(self.source).rstrip('/').rpartition('/')[0]}/{name}"
 
     @property
     def has_vectors(self) -> bool:
@@ -243,6 +144,19 @@ class Bundle:
     def queries(self, split: str, batch_size: int = 4096) -> Iterator[Queries]:
         """Stream the queries of a split in the order of its files."""
         return self.queries_of(self.parts.get(f"queries-{split}", []), batch_size)
+
+    def sample_queries(self, split: str, n: int) -> list[Queries]:
+        """At most `n` queries of a split, evenly spaced; an empty list where it has none."""
+        total, begin, batches = self.n_queries(split), 0, []
+        sampled = (
+            np.unique(np.linspace(0, total - 1, min(total, n)).astype(np.int64)) if total else np.zeros(0, np.int64)
+        )
+        for queries in self.queries(split):
+            rows = sampled[(sampled >= begin) & (sampled < begin + len(queries))] - begin
+            begin += len(queries)
+            if len(rows):
+                batches.append(queries.take(rows))
+        return batches
 
     def queries_of(self, parts: Sequence[DataFile], batch_size: int = 4096) -> Iterator[Queries]:
         """Stream the queries of some files, small ones joined to batches of at least `batch_size`."""

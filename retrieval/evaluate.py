@@ -150,7 +150,7 @@ def milliseconds(evaluation: Evaluation, parts: Path) -> dict[str, float]:
 def read_run_file(bundle: Bundle, name: str) -> dict[str, Any]:
     """What the training run wrote next to the bundle; empty where the bundle came without its run."""
     try:
-        return dict(json.loads(read_file(bundle.beside(name))))
+        return dict(json.loads(read_file(bundle.sibling(name))))
     except (OSError, ValueError):
         return {}
 

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 
 from etl.runtime.files import write_json
 from retrieval.blend.ranker import BLEND, BlendRanker, Ranked
-from retrieval.bundle import Queries, lists_array
+from retrieval.bundle import lists_array
 from retrieval.metrics.accumulators import RankingResult, Segments
+from retrieval.queries import Queries
 from retrieval.rankers.index_ranker import check_targets, search_unseen
 from retrieval.rankers.lists import places_of_listed
 from retrieval.rankers.registry import MODEL

@@ -23,10 +23,11 @@ from etl.runtime.object_store import local_path
 from etl.runtime.progress import ProgressLine
 from retrieval.blend.prepare import open_blend
 from retrieval.blend.ranker import BlendRanker
-from retrieval.bundle import QUERY_SPLITS, Bundle, Queries, open_bundle
+from retrieval.bundle import QUERY_SPLITS, Bundle, open_bundle
 from retrieval.config import RetrievalConfig
 from retrieval.metrics.accumulators import RankingResult, SegmentAttributes
 from retrieval.part_files import CLICKS_AFTER_QUERY, rank_part, recommend_part
+from retrieval.queries import Queries
 from retrieval.rankers.registry import MODEL, Ranker, baseline_rankers, model_ranker
 from retrieval.search.index import Index
 

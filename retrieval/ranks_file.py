@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retrieval.bundle import Queries
+from retrieval.queries import Queries
 
 
 class RankWriter:

@@ -22,8 +22,9 @@ from scipy import sparse
 
 from etl.dataset import Dataset
 from etl.runtime.errors import InputError
-from retrieval.bundle import TRANSITIONS, TRANSITIONS_SCHEMA, Bundle, Queries
+from retrieval.bundle import TRANSITIONS, TRANSITIONS_SCHEMA, Bundle
 from retrieval.bundle_checks import HINT
+from retrieval.queries import Queries
 from retrieval.sources.scores import AfterLast, NearSeen
 from retrieval.sources.sparse_rows import row_of_entries
 from retrieval.sources.store import SourceOptions, open_counted

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from retrieval.blend.pool import Pool
-from retrieval.bundle import Queries
+from retrieval.queries import Queries
 from retrieval.rankers.popularity import Popularity
 from retrieval.sources.sparse_rows import latest_clicks
 

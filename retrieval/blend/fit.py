@@ -13,7 +13,7 @@ from retrieval.blend.context import Context, SegmentAttributes
 from retrieval.blend.learned import FOLDS, Learned, Weights, fold_of
 from retrieval.blend.pool import Pool, Pools, softmax_of_rows
 from retrieval.blend.weights import find_weights, gain_of, summed
-from retrieval.bundle import Queries
+from retrieval.queries import Queries
 from retrieval.rankers.registry import MODEL
 
 FIT_QUERIES = 20_000

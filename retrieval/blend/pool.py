@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from retrieval.bundle import Queries
+from retrieval.queries import Queries
 from retrieval.rankers.index_ranker import search_items, search_unseen, transition_term
 from retrieval.rankers.lists import is_among, seen_pairs
 from retrieval.rankers.popularity import Popularity

@@ -6,8 +6,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from etl.dataset import Dataset
 from etl.runtime.errors import InputError
 from retrieval.blend.context import SegmentAttributes
@@ -15,7 +13,7 @@ from retrieval.blend.fit import FIT_QUERIES, learn_blend
 from retrieval.blend.learned import Learned
 from retrieval.blend.pool import CANDIDATES, Pools
 from retrieval.blend.ranker import BlendRanker
-from retrieval.bundle import Bundle, Queries
+from retrieval.bundle import Bundle
 from retrieval.config import RetrievalConfig
 from retrieval.rankers.popularity import HELD_OUT, CategoryPopularity, Popularity
 from retrieval.rankers.registry import MODEL, search_threads, source_options, sources_folder
@@ -112,7 +110,7 @@ def prepare_blend(
         opened = OpenedSources.of(names, dataset, selected, index, config, HELD_OUT)
         pools = opened.pools(mask_seen=bool(config.mask_seen))
         learned = learn_blend(
-            pools, opened.facts, sample(selected, "valid", FIT_QUERIES), ndcg_cutoff(config), search_threads()
+            pools, opened.facts, selected.sample_queries("valid", FIT_QUERIES), ndcg_cutoff(config), search_threads()
         )
     if learned is None:
         if config.blend != "auto":
@@ -121,18 +119,6 @@ def prepare_blend(
         return None
     learned.write(folder)
     return learned
-
-
-def sample(bundle: Bundle, split: str, most: int) -> list[Queries]:
-    """At most `most` queries of a split, evenly spread."""
-    total, begin, out = bundle.n_queries(split), 0, []
-    wanted = np.unique(np.linspace(0, total - 1, min(total, most)).astype(np.int64)) if total else np.zeros(0)
-    for queries in bundle.queries(split):
-        rows = wanted[(wanted >= begin) & (wanted < begin + len(queries))].astype(np.int64) - begin
-        begin += len(queries)
-        if len(rows):
-            out.append(queries.take(rows))
-    return out
 
 
 def open_blend(

@@ -17,8 +17,8 @@ from retrieval.blend.learned import Learned, Weights, fold_of
 from retrieval.blend.pool import Pool, Pools
 from retrieval.blend.reranker import Reranker
 from retrieval.blend.weights import summed
-from retrieval.bundle import Queries
 from retrieval.metrics.ranking import MISS
+from retrieval.queries import Queries
 
 BLEND = "blend"
 """Name of the blend among the rankers of `ranks.parquet`."""

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from etl.dataset import Dataset
 from etl.runtime.files import write_json
-from retrieval.bundle import Queries
 from retrieval.metrics.ranking import Int, RankingSums, gini
+from retrieval.queries import Queries
 
 LENGTHS = ((3, 4), (5, 9), (10, 14), (15, 29), (30, None))
 """Kept clicks of a session, both ends in; the last one is open."""

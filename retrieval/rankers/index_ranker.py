@@ -7,8 +7,8 @@ import numpy.typing as npt
 from scipy import sparse
 
 from etl.runtime.errors import InputError
-from retrieval.bundle import Queries
 from retrieval.metrics.ranking import MISS, rank_among
+from retrieval.queries import Queries
 from retrieval.rankers.lists import first_listed, seen_among
 from retrieval.search.exact import rescore
 from retrieval.search.index import Catalogue, Index

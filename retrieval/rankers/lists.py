@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from retrieval.bundle import Queries
+from retrieval.queries import Queries
 
 
 def seen_pairs(queries: Queries) -> npt.NDArray[np.int64]:

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etl.dataset import CLICKED, Dataset, feedback_labels
-from retrieval.bundle import Queries
 from retrieval.metrics.ranking import MISS
+from retrieval.queries import Queries
 from retrieval.rankers.lists import first_listed, seen_among
 
 HELD_OUT = 2

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from etl.dataset import Dataset
-from retrieval.bundle import Bundle, Queries
+from retrieval.bundle import Bundle
 from retrieval.config import RetrievalConfig
+from retrieval.queries import Queries
 from retrieval.rankers.index_ranker import rank_by_index
 from retrieval.rankers.popularity import HELD_OUT, CategoryPopularity, Popularity
 from retrieval.rankers.source_ranker import SourceRanker

@@ -8,8 +8,8 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from retrieval.bundle import Queries
 from retrieval.metrics.ranking import MISS
+from retrieval.queries import Queries
 from retrieval.rankers.lists import first_listed, is_among, seen_pairs
 from retrieval.rankers.popularity import Popularity
 from retrieval.sources.scores import Scores

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval.blend.prepare import sample
 from retrieval.blend.ranker import BLEND
 from retrieval.query_files import Evaluation
 from retrieval.rankers.registry import MODEL
@@ -40,7 +39,7 @@ class Example:
 def examples_of(evaluation: Evaluation, parts: Path, titles: Titles) -> list[Example]:
     """Evenly spread test queries, ranked by the blend where there is one; items by title, else by raw id."""
     blend, out = evaluation.blend(parts), []
-    for queries in sample(evaluation.bundle, "test", EXAMPLES):
+    for queries in evaluation.bundle.sample_queries("test", EXAMPLES):
         ranker = evaluation.rankers[MODEL]
         _, listed = blend.rank(queries, "test", variants=False)[BLEND] if blend else ranker(queries)
         for row in range(len(queries)):

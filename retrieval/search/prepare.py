@@ -15,6 +15,7 @@ from etl.runtime.dataset_folder import MANIFEST
 from etl.runtime.errors import InputError
 from retrieval.bundle import Bundle, open_bundle
 from retrieval.config import RetrievalConfig
+from retrieval.queries import Queries
 from retrieval.search.index import Catalogue, Index, build_index, choose_kind, norms
 from retrieval.search.index_file import Stored, origin
 from retrieval.search.tuning import FIDELITY_K, ExactReference, Fidelity, compare_spaces, measure, tune
@@ -125,7 +126,7 @@ def place_of(bundle: Bundle, catalogue: Catalogue, config: RetrievalConfig, kind
 
 def valid_bundle(bundle: Bundle) -> Bundle:
     """The bundle whose valid queries tune an index: of a refit model, the model before the refit."""
-    return open_bundle(bundle.beside("bundle-selected")) if bundle.manifest.refit else bundle
+    return open_bundle(bundle.sibling("bundle-selected")) if bundle.manifest.refit else bundle
 
 
 def exact_reference(bundle: Bundle, split: str, catalogue: Catalogue) -> ExactReference:
@@ -152,19 +153,13 @@ def describe_index(index: Index, test: Fidelity, record: dict[str, Any]) -> dict
 
 
 def sample_queries(bundle: Bundle, split: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-    """Vectors and targets of evenly spaced queries of a split.
+    """Vectors `[Q, D]` and targets `[Q]` of evenly spaced queries of a split.
 
     Raises:
         InputError: the bundle has none.
     """
-    total = bundle.n_queries(split)
-    if total == 0:
+    batches = bundle.sample_queries(split, SAMPLE_QUERIES)
+    if not batches:
         raise InputError(f"a bundle with {split} queries", "none", "export the bundle again")
-    wanted = np.unique(np.linspace(0, total - 1, min(total, SAMPLE_QUERIES)).astype(np.int64))
-    vectors, targets, begin = [], [], 0
-    for queries in bundle.queries(split):
-        rows = wanted[(wanted >= begin) & (wanted < begin + len(queries))] - begin
-        vectors.append(queries.vector[rows])
-        targets.append(queries.target[rows])
-        begin += len(queries)
-    return np.ascontiguousarray(np.concatenate(vectors)), np.concatenate(targets)
+    queries = Queries.joined(batches)
+    return np.ascontiguousarray(queries.vector), queries.target

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from retrieval.bundle import Queries
+from retrieval.queries import Queries
 from retrieval.rankers.lists import is_among
 from retrieval.rankers.popularity import CategoryPopularity, Popularity
 from retrieval.sources.sessions import TrainSessions, rows_of_users

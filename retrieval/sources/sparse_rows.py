@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from retrieval.bundle import Queries
+from retrieval.queries import Queries
 
 CELLS_AT_ONCE = 1 << 21
 """Cells of a block of rows that are padded to one length."""

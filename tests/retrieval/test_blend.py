@@ -15,8 +15,8 @@ from retrieval.blend.learned import FILE, FOLDS, Learned, fold_of
 from retrieval.blend.pool import Pools
 from retrieval.blend.ranker import BLEND, BlendRanker
 from retrieval.blend.weights import find_weights, gain_of, summed
-from retrieval.bundle import Queries
 from retrieval.metrics.ranking import MISS
+from retrieval.queries import Queries
 from retrieval.rankers.popularity import Popularity
 from retrieval.search.index import Catalogue, build_index
 

@@ -14,11 +14,12 @@ import pytest
 from etl.dataset import DataFile, Dataset, open_dataset
 from etl.runtime.errors import InputError
 from retrieval.__main__ import main
-from retrieval.bundle import ITEMS, MANIFEST, Bundle, BundleManifest, Queries, finish_bundle, open_bundle, vectors_array
+from retrieval.bundle import ITEMS, MANIFEST, Bundle, BundleManifest, finish_bundle, open_bundle, vectors_array
 from retrieval.config import BASELINES, load
 from retrieval.evaluate import evaluate, reopen
 from retrieval.metrics.ranking import MISS
 from retrieval.metrics.significance import gains
+from retrieval.queries import Queries
 from retrieval.query_files import open_inputs
 from retrieval.rankers.index_ranker import rank_by_index, search_unseen
 from retrieval.rankers.lists import first_listed

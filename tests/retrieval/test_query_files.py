@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from etl.dataset import open_dataset
 from retrieval import query_files
-from retrieval.bundle import MANIFEST, finish_bundle, queries_schema
+from retrieval.bundle import MANIFEST, finish_bundle, open_bundle, queries_schema
 from retrieval.config import load
 from retrieval.evaluate import evaluate
 from retrieval.metrics.accumulators import DECILES, RankingResult, SegmentAttributes, deciles
@@ -204,3 +204,27 @@ def test_log_loss_and_calibration_equal_sklearns():
     assert actual["observed"] == pytest.approx(observed.tolist())
     assert actual["error"] == pytest.approx(np.abs(predicted - observed).mean())
     assert calibration(label, score * 3)["log_loss"] is None
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 100])
+def test_sampled_queries_are_evenly_spaced_over_all_files(tiny, n):
+    split_files(tiny, rows=2)
+    bundle = open_bundle(tiny / "bundle")
+    users = [int(user) for batch in bundle.queries("test") for user in batch.user_id]
+    total = len(users)
+    # By hand: the first and the last, and equal steps between, rounded down.
+    rows = sorted({i * (total - 1) // (n - 1) for i in range(n)}) if 1 < n < total else list(range(min(n, total)))
+
+    sampled = bundle.sample_queries("test", n)
+
+    assert [int(user) for batch in sampled for user in batch.user_id] == [users[row] for row in rows]
+    assert [int(i) for batch in sampled for i in batch.target] == [
+        int(i)
+        for batch in bundle.queries("test")
+        for u, i in zip(batch.user_id, batch.target, strict=True)
+        if int(u) in {users[row] for row in rows}
+    ]
+
+
+def test_a_split_without_queries_gives_an_empty_sample(tiny):
+    assert open_bundle(tiny / "bundle").sample_queries("validation", 5) == []

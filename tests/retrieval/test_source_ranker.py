@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval.bundle import Queries
 from retrieval.metrics.ranking import MISS
+from retrieval.queries import Queries
 from retrieval.rankers.popularity import CategoryPopularity, Popularity
 from retrieval.rankers.source_ranker import SourceRanker
 from retrieval.sources import scores as source_scores

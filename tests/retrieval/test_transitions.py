@@ -12,8 +12,9 @@ import pytest
 
 from etl.runtime.errors import InputError
 from retrieval.blend.pool import exact_scores
-from retrieval.bundle import TRANSITIONS_SCHEMA, Queries
+from retrieval.bundle import TRANSITIONS_SCHEMA
 from retrieval.metrics.ranking import MISS
+from retrieval.queries import Queries
 from retrieval.rankers.index_ranker import rank_by_index, search_items, search_unseen
 from retrieval.search.index import Catalogue, build_index
 from retrieval.sources.counts import cosine_lists, successor_lists

@@ -17,9 +17,9 @@ from etl.runtime.errors import InputError
 from etl.runtime.files import sha256_of
 from etl.runtime.object_store import absolute, fetched, local_path
 from retrieval.blend.ranker import BlendRanker
-from retrieval.bundle import Queries
 from retrieval.config import RetrievalConfig
 from retrieval.evaluate import reopen
+from retrieval.queries import Queries
 from retrieval.query_files import Evaluation
 from retrieval.rankers.index_ranker import search_unseen
 from retrieval.rankers.lists import places_of_listed
