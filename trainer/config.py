@@ -12,6 +12,7 @@ from omegaconf import MISSING
 from etl.runtime.errors import InputError
 from etl.runtime.option_checks import check_values
 from etl.runtime.options import group, option, read_options
+from trainer.option_groups import ModelOptions, TrainOptions
 
 ENCODERS = ("gru4rec", "srgnn", "sasrec", "nextitnet")
 RANK_HEADS = {
@@ -25,11 +26,6 @@ RANK_HEADS = {
 MODELS = (*ENCODERS, "hybrid", *RANK_HEADS)
 HEADS = ("mmoe", "shared_bottom", "ple", "single")
 LOSSES = ("softmax", "sampled_softmax", "gbce", "bpr", "top1", "bpr_max", "embedding")
-OPTIMIZERS = ("adagrad", "adamw")
-TABLE_OPTIMIZERS = ("rowwise_adagrad", "adagrad")
-SCHEDULES = ("constant", "cosine")
-BALANCES = ("fixed", "uncertainty")
-PRECISIONS = ("float32", "bfloat16")
 RECIPES = ("auto", "small", "medium", "large")
 FEEDBACK_TASKS = ("click", "like", "share", "follow")
 TASKS = ("next", *FEEDBACK_TASKS)
@@ -39,133 +35,6 @@ SMALL_CATALOGUE, MEDIUM_CATALOGUE = 100_000, 300_000
 
 WIDE, WIDE_WARMUP_STEPS = 256, 100
 """Units from which a session model begins with a warm-up, unless `train.warmup_steps` is given, and its steps."""
-
-
-@dataclass
-class ModelOptions:
-    """Sizes of the networks."""
-
-    embedding_dim: int = option(64, "dimension of item embeddings and of expert outputs", at_least=1)
-    hidden_size: int = option(64, "units of an encoder's state", at_least=1)
-    layers: int = option(
-        1, "layers of gru4rec and sasrec; repetitions of nextitnet's blocks of network.dilations", at_least=1
-    )
-    dilations: list[int] = option([1, 4], "nextitnet: dilation of each residual block; one of d looks 6 d clicks back")
-    attention_heads: int = option(1, "attention heads of sasrec, a divisor of network.hidden_size", at_least=1)
-    positions: int = option(0, "clicks of the longest session, for sasrec; 0 = the dataset's", at_least=0)
-    gnn_steps: int = option(1, "gated steps over srgnn's session graph", at_least=1)
-    experts: int = option(8, "experts of the MMoE head, divided evenly among several encoders", at_least=1)
-    shared_experts: int = option(4, "PLE: shared experts of a level", at_least=1)
-    task_experts: int = option(1, "PLE: experts of each task on a level", at_least=1)
-    levels: int = option(2, "PLE: levels", at_least=1)
-    expert_norm: bool = option(False, "layer norm and swish on the output of each expert (as HoME)")
-    gate_preference: float = option(
-        0.0, "initial lead, in logits, of a task's own share of the experts in its gate (mmoe, ple)", at_least=0
-    )
-    task_embedding_dim: int = option(
-        0, "dimension of item embeddings that each feedback task of the hybrid has to itself (as STEM)", at_least=0
-    )
-    tower: int = option(64, "units of the hidden layer of each task's tower", at_least=1)
-    residual: bool = option(True, "experts and the next click's tower add to their input instead of replacing it")
-    embedding_dropout: float = option(
-        0.2, "dropout of whole clicks (gru4rec, srgnn) or of embedding values (sasrec, nextitnet)", at_least=0, below=1
-    )
-    state_dropout: float = option(0.2, "dropout of the encoder's state", at_least=0, below=1)
-    tie_embeddings: bool = option(True, "use the same item embeddings for the encoder's input and for retrieval")
-    popularity_bias: bool = option(False, "initialise item biases to the log of train clicks (softmax losses)")
-    profile: bool = option(False, "append gender and age to the encoder's state")
-    item_features: list[str] = option(
-        [], "text columns of items.parquet whose values have vectors that are added to an item's own, as [category]"
-    )
-    past_actions: bool = option(
-        False,
-        "the encoder sees what was done with past clicks (like, share, …, how often entered); session models only",
-    )
-    transitions: bool = option(
-        False,
-        "add what was counted between an item and the last clicks in train to its score (sequential rules, cosine of "
-        "co-occurrence), by weights found on valid",
-    )
-    detach_items: bool = option(False, "stop gradients of the feedback tasks at the item embeddings")
-
-
-@dataclass
-class TrainOptions:
-    """Optimisation, losses and validation."""
-
-    epochs: int = option(10, "maximum number of passes over the train clicks", at_least=1)
-    batch_tokens: int = option(512, "target clicks of a global step, over all workers", at_least=1)
-    learning_rate: float = option(
-        0.05, "learning rate of the embedding tables; of the networks too unless network_learning_rate is set", above=0
-    )
-    feature_rate: float = option(
-        0.2,
-        "learning rate of the vectors of item features, relative to that of the items' own; 1 finds more items that "
-        "were never clicked (loss=softmax needs it), 0.2 ranks the others better",
-        above=0,
-    )
-    network_learning_rate: float | None = option(None, "learning rate of the networks; null = learning_rate", above=0)
-    optimizer: str = option("adagrad", "optimizer of the networks", choices=OPTIMIZERS)
-    table_optimizer: str = option("rowwise_adagrad", "optimizer of the embedding tables", choices=TABLE_OPTIMIZERS)
-    weight_decay: float = option(
-        0.0, "weight decay of the networks, decoupled with adamw, else added to the gradient", at_least=0
-    )
-    table_decay: float = option(0.0, "weight decay of the embeddings that a step touches", at_least=0)
-    schedule: str = option("constant", "learning rate schedule after the warm-up", choices=SCHEDULES)
-    warmup_steps: int = option(
-        0, "steps over which the learning rates rise linearly from 0; from 256 units on 100 by default", at_least=0
-    )
-    max_grad_norm: float = option(0.0, "maximum global norm for gradient clipping; 0 = off", at_least=0)
-    negatives: int = option(
-        2048, "sampled negatives of a step, shared by its targets (all losses but softmax)", at_least=1
-    )
-    negative_popularity_exponent: float | None = option(
-        None,
-        "exponent of train clicks in the sampling of negatives: 0 = uniform, 1 = by popularity; null = 0.5 (gbce: 0)",
-        at_least=0,
-        at_most=10,
-    )
-    negative_uniform_share: float = option(
-        0.1, "share of negatives that are sampled uniformly from all items", at_least=0, below=1
-    )
-    batch_positives: bool = option(False, "add the step's targets to its negatives")
-    skipped_negatives: int = option(
-        0, "maximum number of shown but not clicked items added to a target's negatives", at_least=0
-    )
-    bpr_max_regularisation: float = option(1.0, "weight of the score regularisation of bpr_max", at_least=0)
-    gbce_t: float = option(
-        0.75, "calibration of gbce: 0 = plain binary cross-entropy, 1 = that of all items", at_least=0, at_most=1
-    )
-    balance: str = option("fixed", "weighting of the tasks' losses", choices=BALANCES)
-    task_weights: dict[str, float] = option({}, "fixed loss weight by task; default 1 or the recipe's")
-    positive_rates: dict[str, float] = option({}, "share of positives by feedback task; default: counted in train")
-    positive_power: float = option(
-        0.0, "positives of a feedback task are weighted by (negatives / positives) to this power", at_least=0
-    )
-    prefixes: int = option(
-        0, "maximum number of target clicks of a session in an epoch, resampled each epoch; 0 = all", at_least=0
-    )
-    exposures: bool = option(True, "train feedback tasks on all exposures, not on clicks alone")
-    exposures_per_session: int = option(
-        60, "maximum number of feedback rows of a session in a step, resampled each epoch", at_least=1
-    )
-    valid_sessions: int = option(10_000, "sessions in the fixed validation sample", at_least=1)
-    validate_steps: int = option(0, "validate every N steps inside an epoch; 0 = only at its end", at_least=0)
-    select_by: str | None = option(
-        None, "validation metric that selects the best epoch; null = ndcg@20, for ranking models auc (mean over tasks)"
-    )
-    early_stopping_patience: int = option(3, "epochs without improvement before training stops", at_least=1)
-    gradient_accumulation_steps: int = option(
-        1, "micro-batches that a worker's share of a step is split into, to save memory", at_least=1
-    )
-    precision: str = option(
-        "float32", "precision of matrix products (float32 on a GPU is TF32); bfloat16 needs a GPU", choices=PRECISIONS
-    )
-    profile: bool = option(False, "write a trace and a table of the time by operation to RUN/profile")
-    refit: bool = option(False, "train again with the valid clicks for the selected number of epochs")
-    shuffle_buffer_sessions: int = option(16_384, "sessions shuffled together in memory", at_least=1)
-    checkpoint_steps: int = option(2_000, "steps between checkpoints inside an epoch", at_least=1)
-    keep_checkpoints: int = option(2, "latest checkpoints retained in addition to the best", at_least=1)
 
 
 @dataclass

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from trainer.config import ModelOptions, TrainerConfig
+from trainer.config import TrainerConfig
 from trainer.distributed.world import World
 from trainer.inference.validation import FeedbackSums
 from trainer.models.heads import PLE, Layout, MMoE, expert
 from trainer.models.recommender import Recommender
+from trainer.option_groups import ModelOptions
 
 TASKS = ["next", "click", "like", "share", "follow"]
 

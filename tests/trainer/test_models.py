@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.config import RANK_HEADS, ModelOptions, TrainerConfig
+from trainer.config import RANK_HEADS, TrainerConfig
 from trainer.models import srgnn
 from trainer.models.encoders import ENCODERS
 from trainer.models.gru import gru_states
@@ -19,6 +19,7 @@ from trainer.models.heads import HEADS, PLE, Layout, MMoE
 from trainer.models.ranker import Ranker, product_logit
 from trainer.models.recommender import Recommender
 from trainer.models.srgnn import SRGNNEncoder
+from trainer.option_groups import ModelOptions
 
 TASKS = ["next", "click", "like"]
 MODELS = [*ENCODERS, ["gru4rec", "srgnn"], ["sasrec", "gru4rec", "srgnn"]]

@@ -14,7 +14,7 @@ from retrieval.bundle import open_bundle
 from tests.support.engine import build, write_log
 from tests.trainer.test_run import SMALL, assert_same_run
 from trainer.__main__ import main
-from trainer.config import ENCODERS, ModelOptions, TrainerConfig
+from trainer.config import ENCODERS, TrainerConfig
 from trainer.data.batch import BatchOptions, action_codes, feedback_rows, train_batch
 from trainer.data.ragged import Ragged
 from trainer.data.reader import SessionReader
@@ -22,6 +22,7 @@ from trainer.distributed.world import World
 from trainer.inference.export import score_sessions
 from trainer.models.past_actions import PastActions
 from trainer.models.recommender import Recommender
+from trainer.option_groups import ModelOptions
 from trainer.task.registry import family_of
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from trainer.config import HEADS, RANK_HEADS, ModelOptions, TrainerConfig
+from trainer.config import HEADS, RANK_HEADS, TrainerConfig
 from trainer.data.batch import feedback_rows
 from trainer.data.ragged import Ragged
 from trainer.data.ranking_rows import block_rows
@@ -18,6 +18,7 @@ from trainer.data.reader import SessionReader
 from trainer.distributed.world import World
 from trainer.inference.export import score_sessions
 from trainer.inference.validation import exact_ranks, seen_pairs
+from trainer.option_groups import ModelOptions
 from trainer.task.registry import family_of
 
 TASKS = ["click", "like"]

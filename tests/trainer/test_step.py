@@ -14,12 +14,13 @@ import torch.distributed as dist
 
 from etl.dataset import open_dataset
 from tests.support.workers import run_workers
-from trainer.config import HEADS, RANK_HEADS, ModelOptions, TrainerConfig, TrainOptions
+from trainer.config import HEADS, RANK_HEADS, TrainerConfig
 from trainer.data.batch import BatchOptions, train_batch
 from trainer.data.order import Order, share
 from trainer.data.reader import SessionReader
 from trainer.distributed.world import World
 from trainer.models.embedding_table import SparseTable
+from trainer.option_groups import ModelOptions, TrainOptions
 from trainer.run.checkpoint import all_tensors
 from trainer.task.registry import family_of
 from trainer.task.sessions import first_biases

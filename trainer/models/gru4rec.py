@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from trainer.config import ModelOptions
 from trainer.models.gru import gru_states
+from trainer.option_groups import ModelOptions
 
 
 class GRUEncoder(nn.Module):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from trainer.config import ModelOptions
+from trainer.option_groups import ModelOptions
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from trainer.config import ModelOptions
+from trainer.option_groups import ModelOptions
 
 
 class Block(nn.Module):

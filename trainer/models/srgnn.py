@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from etl.dataset import PADDING
-from trainer.config import ModelOptions
 from trainer.models.gru4rec import drop_clicks
+from trainer.option_groups import ModelOptions
 
 CHUNK_EDGES = 1 << 24
 """Places of edges `[G, T, T]` held at once: 64 MiB a matrix, of which a forward pass needs about six."""

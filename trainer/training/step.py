@@ -12,10 +12,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from etl.runtime.errors import InputError
-from trainer.config import TrainerConfig, TrainOptions
+from trainer.config import TrainerConfig
 from trainer.distributed.sparse_allreduce import sum_rows
 from trainer.distributed.world import World
 from trainer.models.embedding_table import SparseTable
+from trainer.option_groups import TrainOptions
 from trainer.training.objective import RankObjective, SessionObjective
 from trainer.training.optimizers import Adagrad, AdamW
 
