@@ -11,6 +11,7 @@ TABLE_OPTIMIZERS = ("rowwise_adagrad", "adagrad")
 SCHEDULES = ("constant", "cosine")
 BALANCES = ("fixed", "uncertainty")
 PRECISIONS = ("float32", "bfloat16")
+BLOCKS = ("sasrec", "ligr")
 
 
 @dataclass
@@ -24,6 +25,12 @@ class ModelOptions:
     )
     dilations: list[int] = option([1, 4], "nextitnet: dilation of each residual block; one of d looks 6 d clicks back")
     attention_heads: int = option(1, "attention heads of sasrec, a divisor of network.hidden_size", at_least=1)
+    attention_block: str = option(
+        "sasrec", "block of sasrec: as in its paper, or ligr (gated residuals, SwiGLU; as eSASRec)", choices=BLOCKS
+    )
+    relative_positions: bool = option(
+        False, "sasrec: a learned bias of the attention by distance instead of vectors of positions"
+    )
     positions: int = option(0, "clicks of the longest session, for sasrec; 0 = the dataset's", at_least=0)
     gnn_steps: int = option(1, "gated steps over srgnn's session graph", at_least=1)
     experts: int = option(8, "experts of the MMoE head, divided evenly among several encoders", at_least=1)

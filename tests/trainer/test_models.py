@@ -19,7 +19,7 @@ from trainer.models.heads import HEADS, PLE, Layout, MMoE
 from trainer.models.ranker import Ranker, product_logit
 from trainer.models.recommender import Recommender
 from trainer.models.srgnn import SRGNNEncoder
-from trainer.option_groups import ModelOptions
+from trainer.option_groups import BLOCKS, ModelOptions
 
 TASKS = ["next", "click", "like"]
 MODELS = [*ENCODERS, ["gru4rec", "srgnn"], ["sasrec", "gru4rec", "srgnn"]]
@@ -163,26 +163,42 @@ def test_srgnn_makes_the_graphs_of_long_sessions_a_few_at_a_time(monkeypatch):
 
 
 def attention_by_position(encoder, x_TD: np.ndarray) -> np.ndarray:
-    """Kang and McAuley 2018 with one head, position by position."""
+    """Kang and McAuley 2018, or the block of eSASRec, position by position and head by head."""
     p = weights(encoder)
 
     def norm(x, name):
         return (x - x.mean()) / np.sqrt(x.var() + 1e-5) * p[f"{name}.weight"] + p[f"{name}.bias"]
 
-    size = x_TD.shape[1]
-    h = np.array([x * np.sqrt(size) + p["position.weight"][t] for t, x in enumerate(x_TD)])
-    for i in range(len(encoder.blocks)):
-        block = f"blocks.{i}"
-        parts = [p[f"{block}.project.weight"] @ norm(x, f"{block}.before_attention") for x in h]
-        parts = [np.split(x, 3) for x in parts]
-        after = []
-        for t, x in enumerate(h):
-            logit = np.array([parts[t][0] @ parts[s][1] / np.sqrt(size) for s in range(t + 1)])
+    def gathered(h, t, name, heads=encoder.blocks[0].attention.heads):
+        parts = [np.split(p[f"{name}.attention.project.weight"] @ norm(x, f"{name}.before_attention"), 3) for x in h]
+        out = []
+        for head, part in enumerate(np.split(np.arange(size), heads)):
+            logit = np.array([parts[t][0][part] @ parts[s][1][part] / np.sqrt(len(part)) for s in range(t + 1)])
+            if f"{name}.attention.bias_by_distance" in p:
+                logit += [p[f"{name}.attention.bias_by_distance"][head, t - s] for s in range(t + 1)]
             share = np.exp(logit) / np.exp(logit).sum()
-            mixed = sum(share[s] * parts[s][2] for s in range(t + 1))
-            x = x + p[f"{block}.join.weight"] @ mixed + p[f"{block}.join.bias"]
-            inner = p[f"{block}.network.0.weight"] @ norm(x, f"{block}.before_network") + p[f"{block}.network.0.bias"]
-            after.append(x + p[f"{block}.network.3.weight"] @ np.maximum(inner, 0) + p[f"{block}.network.3.bias"])
+            out.append(sum(share[s] * parts[s][2][part] for s in range(t + 1)))
+        return p[f"{name}.attention.join.weight"] @ np.concatenate(out) + p[f"{name}.attention.join.bias"]
+
+    def changed(x, name):
+        x = norm(x, f"{name}.before_network")
+        if f"{name}.enter.weight" in p:
+            swished, linear = np.split(p[f"{name}.enter.weight"] @ x, 2)
+            return p[f"{name}.leave.weight"] @ (swished * sigmoid(swished) * linear)
+        inner = np.maximum(p[f"{name}.network.0.weight"] @ x + p[f"{name}.network.0.bias"], 0)
+        return p[f"{name}.network.3.weight"] @ inner + p[f"{name}.network.3.bias"]
+
+    def gate(x, name):
+        return sigmoid(p[f"{name}.weight"] @ x + p[f"{name}.bias"]) if f"{name}.weight" in p else 1.0
+
+    size = x_TD.shape[1]
+    h = np.array([x * np.sqrt(size) for x in x_TD])
+    h += p["position.weight"][: len(h)] if "position.weight" in p else 0.0
+    for i in range(len(encoder.blocks)):
+        name, after = f"blocks.{i}", []
+        for t, x in enumerate(h):
+            x = x + gate(x, f"{name}.attention_gate") * gathered(h, t, name)
+            after.append(x + gate(x, f"{name}.network_gate") * changed(x, name))
         h = np.array(after)
     return np.array([norm(x, "last") for x in h])
 
@@ -211,14 +227,31 @@ def test_nextitnet_equals_convolutions_position_by_position():
     assert [c.convolution.dilation[0] for b in encoder.blocks for c in b.convolutions] == [1, 2, 3, 6] * 2
 
 
-def test_sasrec_equals_attention_position_by_position():
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("relative", [False, True])
+def test_sasrec_equals_attention_position_by_position(block, relative):
     torch.manual_seed(0)
-    encoder = ENCODERS["sasrec"](options(hidden_size=6, layers=2)).eval()
+    sizes = {"hidden_size": 6, "attention_heads": 2, "layers": 2}
+    encoder = ENCODERS["sasrec"](options(attention_block=block, relative_positions=relative, **sizes)).eval()
+    for made in encoder.blocks if relative else ():
+        torch.nn.init.normal_(made.attention.bias_by_distance)  # they begin at zero
     clicks, items = torch.randn(3, 7, 6), torch.ones(3, 7, dtype=torch.long)
     actual = encoder(items, clicks, every_place(items)).detach().numpy().reshape(3, 7, 6)
     for session in range(3):
         expected = attention_by_position(encoder, clicks[session].double().numpy())
         assert actual[session] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"attention_block": "ligr"}, {"relative_positions": True}], ids=str)
+def test_a_later_click_or_padding_changes_no_state_of_sasrecs_options(changes):
+    torch.manual_seed(0)
+    encoder = ENCODERS["sasrec"](options(layers=2, **changes)).eval()
+    clicks, items = torch.randn(2, 7, 6), torch.ones(2, 7, dtype=torch.long)
+    changed = clicks.clone()
+    changed[:, 4:] = 0.0  # as padding is
+    before, after = (encoder(items, each, every_place(items)).view(2, 7, -1) for each in (clicks, changed))
+    assert torch.allclose(before[:, :4], after[:, :4], atol=1e-6)
+    assert not torch.allclose(before[:, 4:], after[:, 4:], atol=1e-3)
 
 
 def expert_by_hand(network, h):

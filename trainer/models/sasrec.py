@@ -8,15 +8,56 @@ from torch import nn
 from trainer.option_groups import ModelOptions
 
 
+class Attention(nn.Module):
+    """Self-attention to the clicks so far.
+
+    Args:
+        size: units of a state.
+        heads: parts of them that attend by themselves.
+        dropout: of the attention's shares.
+        distances: clicks of the longest session, for a learned bias of each distance; 0 = none.
+    """
+
+    def __init__(self, size: int, heads: int, dropout: float, distances: int) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        # Without biases, as in the paper: that of the keys shifts all logits alike and would follow rounding alone.
+        self.project, self.join = nn.Linear(size, 3 * size, bias=False), nn.Linear(size, size)
+        self.bias_by_distance = nn.Parameter(torch.zeros(heads, distances)) if distances else None
+
+    def forward(self, state_BTH: torch.Tensor) -> torch.Tensor:
+        """What each place gathers from itself and those before, `[B, T, H]`."""
+        b, t, h = state_BTH.shape
+        parts = self.project(state_BTH).view(b, t, 3, self.heads, h // self.heads)
+        query, key, value = parts.permute(2, 0, 3, 1, 4)
+        mask = None if self.bias_by_distance is None else causal_bias(self.bias_by_distance, t)
+        mixed_BATH = nn.functional.scaled_dot_product_attention(
+            query, key, value, mask, self.dropout if self.training else 0.0, is_causal=mask is None
+        )
+        joined: torch.Tensor = self.join(mixed_BATH.transpose(1, 2).reshape(b, t, h))
+        return joined
+
+
+def causal_bias(bias_AD: torch.Tensor, t: int) -> torch.Tensor:
+    """What is added to the attention's logits `[A, t, t]`: the bias of the distance (T5, Raffel et al. 2020), -inf ahead.
+
+    Args:
+        bias_AD: of A heads by distance in clicks.
+        t: places.
+    """
+    place = torch.arange(t, device=bias_AD.device)
+    distance = place[:, None] - place
+    return bias_AD[:, distance.clamp(min=0)].masked_fill(distance < 0, -torch.inf)
+
+
 class Block(nn.Module):
     """Self-attention to the clicks so far, then a position-wise network, each normalised before and added."""
 
-    def __init__(self, size: int, heads: int, dropout: float) -> None:
+    def __init__(self, options: ModelOptions, distances: int) -> None:
         super().__init__()
-        self.heads, self.attention_dropout = heads, dropout
+        size, dropout = options.hidden_size, options.state_dropout
         self.before_attention, self.before_network = nn.LayerNorm(size), nn.LayerNorm(size)
-        # Without biases, as in the paper: that of the keys shifts all logits alike and would follow rounding alone.
-        self.project, self.join = nn.Linear(size, 3 * size, bias=False), nn.Linear(size, size)
+        self.attention = Attention(size, options.attention_heads, dropout, distances)
         self.network = nn.Sequential(
             nn.Linear(size, size), nn.ReLU(), nn.Dropout(dropout), nn.Linear(size, size), nn.Dropout(dropout)
         )
@@ -24,18 +65,37 @@ class Block(nn.Module):
 
     def forward(self, state_BTH: torch.Tensor) -> torch.Tensor:
         """The next layer's states `[B, T, H]`."""
-        b, t, h = state_BTH.shape
-        parts = self.project(self.before_attention(state_BTH)).view(b, t, 3, self.heads, h // self.heads)
-        query, key, value = parts.permute(2, 0, 3, 1, 4)
-        mixed = nn.functional.scaled_dot_product_attention(
-            query, key, value, dropout_p=self.attention_dropout if self.training else 0.0, is_causal=True
-        )
-        state_BTH = state_BTH + self.dropout(self.join(mixed.transpose(1, 2).reshape(b, t, h)))
+        state_BTH = state_BTH + self.dropout(self.attention(self.before_attention(state_BTH)))
         return state_BTH + self.network(self.before_network(state_BTH))
 
 
+class GatedBlock(nn.Module):
+    """The block of eSASRec (Tikhonovich et al. 2025), after LiGR (Borisyuk et al. 2025).
+
+    Attention and a SwiGLU network, each normalised before and added by a gate of the state that it is added to:
+    x + σ(W x) ⊙ f(norm(x)).
+    """
+
+    def __init__(self, options: ModelOptions, distances: int) -> None:
+        super().__init__()
+        size, dropout = options.hidden_size, options.state_dropout
+        self.before_attention, self.before_network = nn.LayerNorm(size), nn.LayerNorm(size)
+        self.attention = Attention(size, options.attention_heads, dropout, distances)
+        self.attention_gate, self.network_gate = nn.Linear(size, size), nn.Linear(size, size)
+        self.enter, self.leave = nn.Linear(size, 2 * size, bias=False), nn.Linear(size, size, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, state_BTH: torch.Tensor) -> torch.Tensor:
+        """The next layer's states `[B, T, H]`."""
+        gathered = self.dropout(self.attention(self.before_attention(state_BTH)))
+        state_BTH = state_BTH + torch.sigmoid(self.attention_gate(state_BTH)) * gathered
+        swished, linear = self.enter(self.before_network(state_BTH)).chunk(2, dim=-1)
+        changed = self.dropout(self.leave(self.dropout(nn.functional.silu(swished) * linear)))
+        return state_BTH + torch.sigmoid(self.network_gate(state_BTH)) * changed
+
+
 class SASRecEncoder(nn.Module):
-    """Blocks of causal self-attention over click vectors plus learned positions.
+    """Blocks of causal self-attention over click vectors plus learned positions, or with a bias by distance instead.
 
     Sessions are padded on the right and attention looks back only, so padding never enters a state that
     is used.
@@ -44,27 +104,30 @@ class SASRecEncoder(nn.Module):
     def __init__(self, options: ModelOptions) -> None:
         super().__init__()
         size = options.hidden_size
+        self.scale = size**0.5
         self.enter = nn.Linear(options.embedding_dim, size) if options.embedding_dim != size else nn.Identity()
-        self.position = nn.Embedding(options.positions, size)
-        nn.init.normal_(self.position.weight, std=0.02)
+        self.position: nn.Embedding | None = None
+        if not options.relative_positions:
+            self.position = nn.Embedding(options.positions, size)
+            nn.init.normal_(self.position.weight, std=0.02)
         self.dropout = nn.Dropout(options.embedding_dropout)
-        self.blocks = nn.ModuleList(
-            Block(size, options.attention_heads, options.state_dropout) for _ in range(options.layers)
-        )
+        block = GatedBlock if options.attention_block == "ligr" else Block
+        distances = options.positions if options.relative_positions else 0
+        self.blocks = nn.ModuleList(block(options, distances) for _ in range(options.layers))
         self.last = nn.LayerNorm(size)
 
     def forward(self, items_BT: torch.Tensor, click_BTD: torch.Tensor, needed_N: torch.Tensor) -> torch.Tensor:
         """States `[N, H]` after the clicks at places `needed_N` of the flattened `[B * T]`."""
-        place = torch.arange(items_BT.shape[1], device=items_BT.device)
         # Item vectors are drawn small: scaled as in the paper's code, they do not drown in the positions.
-        scaled = self.enter(click_BTD) * self.position.embedding_dim**0.5
-        state_BTH = self.dropout(scaled + self.position(place))
+        state_BTH = self.enter(click_BTD) * self.scale
+        if self.position is not None:
+            state_BTH = state_BTH + self.position(torch.arange(items_BT.shape[1], device=items_BT.device))
+        state_BTH = self.dropout(state_BTH)
         for block in self.blocks:
             state_BTH = block(state_BTH)
         return self.last(state_BTH.flatten(0, 1)[needed_N])
 
     def flops(self, clicks: int) -> int:
         """Multiply-adds × 2 of one state's forward pass, looking back at `clicks` clicks in each layer."""
-        matrices = sum(p.numel() for p in self.blocks.parameters() if p.dim() == 2)
-        enter = sum(p.numel() for p in self.enter.parameters() if p.dim() == 2)
-        return 2 * (enter + matrices + len(self.blocks) * 2 * clicks * self.position.embedding_dim)
+        matrices = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
+        return 2 * (matrices + len(self.blocks) * 2 * clicks * self.last.normalized_shape[0])
