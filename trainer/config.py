@@ -177,7 +177,18 @@ def check(config: TrainerConfig) -> None:
     if config.model != "hybrid" and config.network.task_embedding_dim:
         got = config.network.task_embedding_dim
         raise InputError("network.task_embedding_dim=0 but for the hybrid", got, "its feedback towers read them")
+    _check_scores(config)
     _check_machine(config)
+
+
+def _check_scores(config: TrainerConfig) -> None:
+    """Raise `InputError` where an option of the next item's scores has no effect."""
+    if config.network.cosine_temperature is not None and (config.ranks or config.loss == "embedding"):
+        got = config.model if config.ranks else "loss=embedding, whose score is a cosine already"
+        raise InputError("a session model with another loss for network.cosine_temperature", got, "leave it out")
+    if config.train.hard_negatives and (config.ranks or config.loss in ("softmax", "embedding")):
+        got, hint = config.model if config.ranks else f"loss={config.loss}", "write loss=sampled_softmax, say"
+        raise InputError("a loss with sampled negatives for train.hard_negatives", got, hint)
 
 
 def _check_machine(config: TrainerConfig) -> None:

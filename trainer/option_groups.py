@@ -52,6 +52,11 @@ class ModelOptions:
     state_dropout: float = option(0.2, "dropout of the encoder's state", at_least=0, below=1)
     tie_embeddings: bool = option(True, "use the same item embeddings for the encoder's input and for retrieval")
     popularity_bias: bool = option(False, "initialise item biases to the log of train clicks (softmax losses)")
+    cosine_temperature: float | None = option(
+        None,
+        "the score is the cosine of query and item vector divided by this temperature, as 0.1; null = inner product",
+        above=0,
+    )
     profile: bool = option(False, "append gender and age to the encoder's state")
     item_features: list[str] = option(
         [], "text columns of items.parquet whose values have vectors that are added to an item's own, as [category]"
@@ -108,6 +113,12 @@ class TrainOptions:
         0.1, "share of negatives that are sampled uniformly from all items", at_least=0, below=1
     )
     batch_positives: bool = option(False, "add the step's targets to its negatives")
+    hard_negatives: int = option(
+        0,
+        "drawn negatives with the highest scores that each target competes with, the others being left out (as TRON); "
+        "0 = all",
+        at_least=0,
+    )
     skipped_negatives: int = option(
         0, "maximum number of shown but not clicked items added to a target's negatives", at_least=0
     )

@@ -273,6 +273,25 @@ def test_candidate_scores_are_the_products_with_hits_masked():
             assert actual[n, k].item() == pytest.approx(losses.HIT if item == target[n] else expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["softmax", "bpr_max", "bpr"])
+@pytest.mark.parametrize("k", [0, 1, 3, 7, 50])
+def test_with_hard_negatives_a_target_competes_with_its_k_highest_alone(name, k):
+    query, vector, bias, target = random_problem(6)
+    ids = torch.tensor([0, 3, 5, 7, 11, 2, 9])
+    options = (query, vector[target], bias[target], vector[ids], bias[ids], target, ids)
+    actual = fused_sum(losses.hard_kernel(KERNELS[name], k), *options)
+    own = (query * vector[target]).sum(1) + bias[target]
+    score = losses.candidate_scores(query, vector[ids], bias[ids], target, ids)
+    expected = torch.zeros(())
+    for n in range(len(query)):
+        hardest = score[n][score[n] > losses.HIT / 2].sort(descending=True).values[: k or None]
+        expected = expected + LOSS_OF_SCORES[name](own[n : n + 1], hardest[None])
+    assert actual.item() == pytest.approx(expected.item(), rel=1e-5)
+    ours, theirs = (torch.autograd.grad(loss, (query, vector, bias)) for loss in (actual, expected))
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
 @pytest.mark.parametrize("weight", [1.0, 3.5])
 def test_weighted_feedback_equals_repeated_positives(weight):
     logit, label = torch.randn(20), torch.randint(0, 2, (20,)).float()

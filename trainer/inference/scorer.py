@@ -77,7 +77,7 @@ class SessionScorer:
         """Vectors of items with the bias as the last element, `[C, D + 1]`; of all items 1..n_items by default."""
         bias = self.tables[ITEM].bias
         chosen = torch.arange(1, len(bias), device=self.device) if item_C is None else item_C
-        vector, bias = self.model.item_features.vectors(self.tables, ITEM, chosen), bias[chosen]
+        vector, bias = self.model.searched(self.model.item_features.vectors(self.tables, ITEM, chosen)), bias[chosen]
         if self.by_cosine:
             vector, bias = torch.nn.functional.normalize(vector, dim=1), torch.zeros_like(bias)
         return torch.cat([vector, bias[:, None]], dim=1)

@@ -105,6 +105,7 @@ class Recommender(nn.Module):
         layout = Layout((options.hidden_size,) * len(self.encoders), shared)
         self.feedback_tasks = config.feedback_tasks if config.model == "hybrid" else []
         self.detach_items = options.detach_items
+        self.temperature = options.cosine_temperature
         self.head: Head | None = None
         if config.model == "hybrid":
             self.head = HEADS[config.head](layout, options, config.tasks)
@@ -150,8 +151,15 @@ class Recommender(nn.Module):
         return {"next": state_NS} if self.head is None else self.head(state_NS)
 
     def query(self, mix_ND: torch.Tensor) -> torch.Tensor:
-        """Queries `[N, D]` whose inner product with item vectors, plus bias, is the score."""
-        return self.next_tower(mix_ND)
+        """Queries `[N, D]` whose inner product with `searched` item vectors, plus bias, is the score."""
+        query_ND: torch.Tensor = self.next_tower(mix_ND)
+        if self.temperature is None:
+            return query_ND
+        return nn.functional.normalize(query_ND, dim=1) / self.temperature
+
+    def searched(self, vector_CD: torch.Tensor) -> torch.Tensor:
+        """Item vectors `[C, D]` as queries meet them: of length 1 where the score is a cosine."""
+        return vector_CD if self.temperature is None else nn.functional.normalize(vector_CD, dim=1)
 
     def feedback_logits(
         self,

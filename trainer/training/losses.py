@@ -62,6 +62,21 @@ def bpr_max_kernel(regularisation: float, log_copies_K: torch.Tensor | None = No
     return kernel
 
 
+def hardest(score_NK: torch.Tensor, k: int) -> torch.Tensor:
+    """Scores with `HIT` in place of all but the k highest of each row (and those equal to the k-th); 0 = all stay."""
+    if not 0 < k < score_NK.shape[1]:
+        return score_NK
+    least_N1 = score_NK.detach().topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
+    return score_NK.masked_fill(score_NK < least_N1, HIT)
+
+
+def hard_kernel(kernel: Kernel, k: int) -> Kernel:
+    """A kernel whose targets compete with the k candidates of the highest scores alone (Wilm et al. 2023, TRON)."""
+    if not k:
+        return kernel
+    return lambda score_NK, own_N: kernel(hardest(score_NK, k), own_N)
+
+
 def row_dot(a_NK: torch.Tensor, b_NK: torch.Tensor) -> torch.Tensor:
     """Inner product of each row of a with that of b, `[N]`."""
     return torch.bmm(a_NK[:, None, :], b_NK[:, :, None]).flatten()

@@ -172,10 +172,11 @@ class SessionObjective(nn.Module):
         compact: torch.Tensor,
     ) -> torch.Tensor:
         positive, place = item.place(target_N), item.place(candidates.ids)
-        positive_ND, positive_bias_N = nn.functional.embedding(positive, item.vector), item.bias[positive]
+        positive_ND = self.model.searched(nn.functional.embedding(positive, item.vector))
+        positive_bias_N = item.bias[positive]
         if self.config.loss == "embedding":
             return losses.embedding_sum(query_ND, positive_ND)
-        candidate_KD = nn.functional.embedding(place, item.vector)
+        candidate_KD = self.model.searched(nn.functional.embedding(place, item.vector))
         bias_K = item.bias[place] + candidates.correction
         if not self.config.train.skipped_negatives:
             return losses.fused_sum(
@@ -190,21 +191,24 @@ class SessionObjective(nn.Module):
             )
         own = (query_ND * positive_ND).sum(1) + positive_bias_N
         score = losses.candidate_scores(query_ND, candidate_KD, bias_K, target_N, candidates.ids)
+        score = losses.hardest(score, self.config.train.hard_negatives)
         return self._of_scores(own, torch.cat([score, self._skipped(query_ND, target_N, item, batch, compact)], dim=1))
 
     def _kernel(self, candidates: Candidates) -> losses.Kernel:
         if self.config.loss in ("softmax", "sampled_softmax"):
-            return losses.softmax_kernel
-        if self.config.loss == "bpr_max":
-            return losses.bpr_max_kernel(self.config.train.bpr_max_regularisation, candidates.log_copies)
-        return losses.kernel_of(self._of_scores)
+            kernel: losses.Kernel = losses.softmax_kernel
+        elif self.config.loss == "bpr_max":
+            kernel = losses.bpr_max_kernel(self.config.train.bpr_max_regularisation, candidates.log_copies)
+        else:
+            kernel = losses.kernel_of(self._of_scores)
+        return losses.hard_kernel(kernel, self.config.train.hard_negatives)
 
     def _skipped(
         self, query_ND: torch.Tensor, target_N: torch.Tensor, item: Rows, batch: Batch, compact: torch.Tensor
     ) -> torch.Tensor:
         """Scores `[N, H]` of what was shown with each target and not clicked."""
         row, place = compact[batch.skipped_state], item.place(batch.skipped_item)
-        vector_SD = nn.functional.embedding(place, item.vector)
+        vector_SD = self.model.searched(nn.functional.embedding(place, item.vector))
         score = (query_ND[row] * vector_SD).sum(1) + item.bias[place]
         score = score.masked_fill(batch.skipped_item == target_N[row], losses.HIT)
         empty = query_ND.new_full((len(query_ND), self.config.train.skipped_negatives), losses.HIT)
