@@ -39,7 +39,7 @@ class Attention(nn.Module):
 
 
 def causal_bias(bias_AD: torch.Tensor, t: int) -> torch.Tensor:
-    """What is added to the attention's logits `[A, t, t]`: the bias of the distance (T5, Raffel et al. 2020), -inf ahead.
+    """What is added to the attention's logits `[A, t, t]`: a bias by distance (Raffel et al. 2020), -inf ahead.
 
     Args:
         bias_AD: of A heads by distance in clicks.
