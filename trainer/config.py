@@ -186,6 +186,8 @@ def _check_scores(config: TrainerConfig) -> None:
     if config.network.cosine_temperature is not None and (config.ranks or config.loss == "embedding"):
         got = config.model if config.ranks else "loss=embedding, whose score is a cosine already"
         raise InputError("a session model with another loss for network.cosine_temperature", got, "leave it out")
+    if config.ranks and config.train.ppmi_start:
+        raise InputError("train.ppmi_start=0 for ranking models", config.train.ppmi_start, "session models read it")
     if config.train.hard_negatives and (config.ranks or config.loss in ("softmax", "embedding")):
         got, hint = config.model if config.ranks else f"loss={config.loss}", "write loss=sampled_softmax, say"
         raise InputError("a loss with sampled negatives for train.hard_negatives", got, hint)

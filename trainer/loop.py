@@ -144,6 +144,8 @@ def fit(
     folder = phase.checkpoints(run)
     path = checkpoint.latest(folder)
     progress = checkpoint.load(path, train_step) if path else Progress()
+    if path is None:
+        family.begin(train_step, phase.holdout)
     steps = world.gather(progress.step)
     if len(set(steps)) > 1:
         raise InputError(

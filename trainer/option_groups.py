@@ -94,6 +94,11 @@ class TrainOptions:
     weight_decay: float = option(
         0.0, "weight decay of the networks, decoupled with adamw, else added to the gradient", at_least=0
     )
+    ppmi_start: float = option(
+        0.0,
+        "length of item vectors that begin as factors of the items' co-occurrence in train (PPMI); 0 = random vectors",
+        at_least=0,
+    )
     table_decay: float = option(0.0, "weight decay of the embeddings that a step touches", at_least=0)
     schedule: str = option("constant", "learning rate schedule after the warm-up", choices=SCHEDULES)
     warmup_steps: int = option(
@@ -111,6 +116,13 @@ class TrainOptions:
     )
     negative_uniform_share: float = option(
         0.1, "share of negatives that are sampled uniformly from all items", at_least=0, below=1
+    )
+    logq: float = option(
+        1.0,
+        "strength of the correction of sampled_softmax for how often a negative is drawn: 1 = the sum of the negatives "
+        "estimates that of all items, 0 = none",
+        at_least=0,
+        at_most=1,
     )
     batch_positives: bool = option(False, "add the step's targets to its negatives")
     hard_negatives: int = option(

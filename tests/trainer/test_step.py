@@ -207,6 +207,17 @@ def test_negatives_drawn_twice_are_scored_once_and_weigh_twice(fifty, loss):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("logq", [0.0, 0.4, 1.0])
+def test_a_part_of_the_logq_correction_is_taken_from_the_scores(fifty, logq):
+    train_step = make_stepper(config(fifty.path, train={"logq": logq}), fifty, World.alone())
+    objective = train_step.objective
+    candidates = objective.candidates(some_batch(fifty), 3)
+    drawn = objective.sampler.draw(32, seed=0, step=3)
+    for item, correction in zip(candidates.ids.tolist(), candidates.correction.tolist(), strict=True):
+        expected = 32 * np.exp(objective.sampler.log_q(np.array([item])))[0]
+        assert correction == pytest.approx(np.log((drawn == item).sum()) - logq * np.log(expected), abs=1e-5)
+
+
 def test_row_wise_adagrad_equals_the_formula_row_by_row():
     table = SparseTable(5, 3, generator=torch.Generator().manual_seed(0), device=torch.device("cpu"))
     vector, bias = table.vector.double().numpy().copy(), np.zeros(6)

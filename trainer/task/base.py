@@ -44,6 +44,9 @@ class Family(Protocol):
     def train_step(self, total_steps: int) -> TrainStep:
         """Freshly drawn parameters: the same on every worker, from the seed alone."""
 
+    def begin(self, train_step: TrainStep, holdout: int) -> None:
+        """Replace parameters that a run begins with by what is counted in all clicks but the last `holdout`."""
+
     def collate(self, holdout: int, salt: int) -> Collate:
         """The maker of an epoch's batches."""
 

@@ -58,6 +58,9 @@ class RankFamily:
         tables |= feature_tables(config, features, self.world)
         return TrainStep(config, RankObjective(config, model), tables, total_steps, self.world)
 
+    def begin(self, train_step: TrainStep, holdout: int) -> None:
+        """Nothing is counted for ranking models."""
+
     def collate(self, holdout: int, salt: int) -> Collate:
         """The maker of an epoch's batches."""
         tasks, limit = self.config.tasks, self.config.train.exposures_per_session

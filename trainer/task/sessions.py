@@ -78,6 +78,23 @@ class SessionFamily:
         tables |= feature_tables(config, features, self.world)
         return TrainStep(config, SessionObjective(config, model, train_clicks), tables, total_steps, self.world)
 
+    def begin(self, train_step: TrainStep, holdout: int) -> None:
+        """With `train.ppmi_start`, start the vectors of items with neighbours in train from their co-occurrence."""
+        length, dimension = self.config.train.ppmi_start, self.config.network.embedding_dim
+        if not length:
+            return
+        from retrieval.sources.sessions import TrainSessions
+        from trainer.training.cooccurrence import start_vectors
+
+        mine = None
+        if self.world.is_first:  # another machine's rounding would make another start
+            mine = start_vectors(TrainSessions.of(self.dataset, holdout), dimension, self.config.seed)
+        vector = torch.from_numpy(self.world.gather(mine)[0])
+        counted = vector.any(dim=1).nonzero().squeeze(1)
+        for name in (ITEM, INPUT):
+            if name in train_step.tables:
+                train_step.tables[name].vector[counted + 1] = length * vector[counted].to(self.world.device)
+
     def collate(self, holdout: int, salt: int) -> Collate:
         """The maker of an epoch's batches."""
         train = self.config.train

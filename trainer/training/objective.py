@@ -121,7 +121,8 @@ class SessionObjective(nn.Module):
         log_copies = np.log(copies).astype(np.float32)
         correction = np.zeros(len(result), np.float32)
         if loss == "sampled_softmax":
-            correction = log_copies - self.sampler.log_expected(result, drawn=len(drawn), positives=len(positives))
+            expected = self.sampler.log_expected(result, drawn=len(drawn), positives=len(positives))
+            correction = log_copies - np.float32(self.config.train.logq) * expected
         return Candidates(*(torch.from_numpy(values).to(device) for values in (result, correction, log_copies)))
 
     def wanted(self, batch: Batch, candidates: Candidates) -> dict[str, torch.Tensor]:
