@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from scipy import sparse
 
 from retrieval.sources.sessions import TrainSessions
 from tests.support.engine import build, write_log
@@ -18,15 +18,26 @@ from trainer.config import TrainerConfig
 from trainer.distributed.world import World
 from trainer.option_groups import ModelOptions, TrainOptions
 from trainer.task.registry import family_of
-from trainer.training.cooccurrence import factors, near_clicks, positive_pmi, start_vectors
+from trainer.training.cooccurrence import counted_clicks, factors, near_clicks, positive_pmi, start_vectors
 from trainer.training.objective import INPUT, ITEM
 
+Clicks = tuple[np.ndarray, np.ndarray]
+"""Session and dense id of clicks, in order."""
 
-def slow_ppmi(sessions: TrainSessions) -> np.ndarray:
+
+def dense(entries: tuple[np.ndarray, np.ndarray], n: int) -> np.ndarray:
+    key, value = entries
+    assert (np.diff(key) > 0).all()
+    out = np.zeros(n * n)
+    out[key] = value
+    return out.reshape(n, n)
+
+
+def slow_ppmi(clicks: Clicks, n: int) -> np.ndarray:
     """Pair by pair: 1 / distance up to five clicks, contexts to the power .75, the mean of both directions."""
-    n, count = sessions.n_items, defaultdict(float)
-    for begin, end in zip(sessions.offset, sessions.offset[1:], strict=False):
-        items = sessions.items[begin:end].tolist()
+    count = defaultdict(float)
+    for session in np.unique(clicks[0]):
+        items = clicks[1][clicks[0] == session].tolist()
         for i, a in enumerate(items):
             for j, b in enumerate(items):
                 if 0 < abs(i - j) <= 5:
@@ -42,47 +53,46 @@ def slow_ppmi(sessions: TrainSessions) -> np.ndarray:
 
 
 def test_ppmi_is_that_of_a_loop_over_pairs(fifty):
-    sessions = TrainSessions.of(fifty)
-    few = TrainSessions(
-        sessions.user_id[:8], sessions.offset[:9], sessions.items[: sessions.offset[8]], sessions.n_items
-    )
-    actual, expected = positive_pmi(near_clicks(few)).toarray(), slow_ppmi(few)
+    n, (session, item) = fifty.manifest.n_items, counted_clicks(fifty, 2)
+    few = session[session < 8], item[session < 8]
+    actual, expected = dense(positive_pmi(*near_clicks(*few, n), n), n), slow_ppmi(few, n)
     assert (expected > 0).sum() > 100
-    assert actual == pytest.approx(expected, abs=1e-5)
+    assert actual == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_counted_clicks_are_those_of_the_counted_sources(fifty):
+    for holdout in (1, 2):
+        expected = TrainSessions.of(fifty, holdout)
+        theirs = [expected.items[a:b].tolist() for a, b in itertools.pairwise(expected.offset)]
+        session, item = counted_clicks(fifty, holdout)
+        assert sorted(theirs) == sorted(item[session == s].tolist() for s in range(len(theirs)))
 
 
 def test_factors_are_those_of_the_eigenvectors_of_the_largest_magnitude():
     rng = np.random.default_rng(0)
     basis, _ = np.linalg.qr(rng.normal(size=(60, 60)))
     value = np.array([9.0, -7.0, 5.0, 3.0, *rng.normal(size=56) * 0.1])
-    dense = (basis * value) @ basis.T
-    actual = factors(sparse.csr_matrix(dense), 4, seed=1)
+    matrix = (basis * value) @ basis.T
+    actual = factors(np.arange(3_600), matrix.ravel(), 60, 4, seed=1).numpy()
     magnitude = (basis[:, :4] * np.abs(value[:4])) @ basis[:, :4].T  # the sign of a factor is free
     assert actual.shape == (60, 4)
     assert actual @ actual.T == pytest.approx(magnitude, abs=1e-3)
 
 
 def test_items_that_are_clicked_together_begin_together(tmp_path):
-    """Two groups of items that share no session; an item whose sessions hold it alone has no neighbour."""
+    """Two groups of items that share no session, and items without a neighbour in train."""
     rng, rows = np.random.default_rng(0), []
     for user in range(40):
-        rows += [(user, int(item)) for item in rng.choice(10, 6, replace=False) + 100 * (user % 2)]
-    sessions = sessions_of([(user, item, i) for i, (user, item) in enumerate(rows)], n_items=111)
-    vector = start_vectors(sessions, 8, seed=0)
-    present = np.linalg.norm(vector, axis=1)
-    first, second = np.arange(10), np.arange(10) + 100
-    assert present[[*first, *second]] == pytest.approx(1.0, abs=1e-5)
-    assert not present[10:100].any()
-    assert (vector[first] @ vector[second].T) == pytest.approx(0.0, abs=1e-4)
-    assert (vector[first] @ vector[first].T).mean() > 0.3
-
-
-def sessions_of(rows: list[tuple[int, int, int]], n_items: int) -> TrainSessions:
-    """Train sessions of rows (user, item from 0, place) in the order of users."""
-    rows = sorted(rows, key=lambda row: (row[0], row[2]))
-    user, clicks = np.unique([row[0] for row in rows], return_counts=True)
-    items = np.array([row[1] + 1 for row in rows], np.int32)
-    return TrainSessions(user.astype(np.int64), np.concatenate([[0], np.cumsum(clicks)]), items, n_items)
+        items = [*(rng.choice(10, 10, replace=False) + 10 * (user % 2)), 20, 21]
+        rows += [(user, int(item), 1, 0, 0, 0, "c", 1, 0, 0) for item in items]
+    write_log(tmp_path / "log.csv", rows)
+    dataset = build([f"input={tmp_path / 'log.csv'}", f"output={tmp_path / 'data'}", "scenario=qb_video"])
+    raw = dataset.items(["item_id"])["item_id"].to_numpy()
+    vector = start_vectors(dataset, 2, 30, seed=0).numpy()[np.argsort(raw)]
+    assert vector.shape == (22, 30)
+    assert np.linalg.norm(vector, axis=1) == pytest.approx([1.0] * 20 + [0.0] * 2, abs=1e-5)
+    assert (vector[:10] @ vector[10:20].T) == pytest.approx(0.0, abs=1e-5)
+    assert (vector[:10] @ vector[:10].T).mean() > 0.05
 
 
 def log_with(folder, last_two):
@@ -128,7 +138,7 @@ def test_a_run_and_its_refit_begin_with_the_counts_of_their_own_clicks(fifty, tm
     for bundle, holdout in (("bundle-selected", 2), ("bundle", 1)):
         table = pq.read_table(tmp_path / "run" / bundle / "items.parquet")
         actual = np.stack(table["vector"].to_numpy(zero_copy_only=False))[:, :-1]
-        expected = 2 * start_vectors(TrainSessions.of(fifty, holdout), actual.shape[1], 0)
+        expected = 2 * start_vectors(fifty, holdout, actual.shape[1], 0).numpy()
         counted = expected.any(axis=1)
         assert counted.sum() > 50
         assert actual[counted] == pytest.approx(expected[counted], abs=1e-4)

@@ -22,6 +22,7 @@ from trainer.inference.scorer import SessionScorer
 from trainer.inference.validation import SESSIONS_PER_BATCH, Validation, seen_pairs, valid_sessions, validate_sessions
 from trainer.models.recommender import Recommender
 from trainer.task.base import TRAIN_HOLDOUT, Collate, feature_tables, make_item_features, make_table
+from trainer.training.cooccurrence import start_vectors
 from trainer.training.objective import INPUT, ITEM, TASKS, SessionObjective
 from trainer.training.step import TrainStep
 
@@ -83,13 +84,10 @@ class SessionFamily:
         length, dimension = self.config.train.ppmi_start, self.config.network.embedding_dim
         if not length:
             return
-        from retrieval.sources.sessions import TrainSessions
-        from trainer.training.cooccurrence import start_vectors
-
         mine = None
         if self.world.is_first:  # another machine's rounding would make another start
-            mine = start_vectors(TrainSessions.of(self.dataset, holdout), dimension, self.config.seed)
-        vector = torch.from_numpy(self.world.gather(mine)[0])
+            mine = start_vectors(self.dataset, holdout, dimension, self.config.seed)
+        vector = self.world.gather(mine)[0]
         counted = vector.any(dim=1).nonzero().squeeze(1)
         for name in (ITEM, INPUT):
             if name in train_step.tables:

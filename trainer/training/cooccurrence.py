@@ -1,16 +1,22 @@
 """Item vectors to begin with: factors of how often items are clicked near one another in train.
 
 The matrix of positive pointwise mutual information (PPMI) with smoothed contexts is factorised by a truncated
-eigendecomposition (Levy and Goldberg 2014; Levy et al. 2015), which is what word2vec does in the limit.
+eigendecomposition (Levy and Goldberg 2014; Levy et al. 2015), which is what word2vec does in the limit. The matrix
+`[n_items, n_items]` is held as its entries: keys `row * n_items + column`, rising, and values.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
+import pyarrow.parquet as pq
+import torch
 
-from retrieval.sources.sessions import TrainSessions
+from etl.dataset import Dataset
+from trainer.data.order import Int
+from trainer.data.ragged import Ragged
 
 WINDOW = 5
 """Largest distance in clicks of a pair; it counts 1 / distance."""
@@ -19,61 +25,84 @@ SMOOTHING = 0.75
 OVERSAMPLING, ITERATIONS = 16, 4
 """Of the randomized range finder (Halko et al. 2011)."""
 
-Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float64]
 
 
-def start_vectors(sessions: TrainSessions, dimension: int, seed: int) -> Floats:
-    """Vectors of length 1 for items with a neighbour in train, zeros for the others.
+def start_vectors(dataset: Dataset, holdout: int, dimension: int, seed: int) -> torch.Tensor:
+    """Vectors of length 1 for items with a neighbour, zeros for the others.
 
     Args:
-        sessions: the clicks that may be counted.
+        dataset: its sessions are read.
+        holdout: clicks at the end of each session that are not counted.
         dimension: D; elements beyond the number of items are 0.
         seed: of the random start of the factorisation.
 
     Returns:
         float32 `[n_items, D]`.
     """
-    vector = factors(positive_pmi(near_clicks(sessions)), dimension, seed)
-    length: Floats = np.sqrt(np.square(vector).sum(axis=1, keepdims=True))
-    scaled = vector / np.where(length > 0, length, np.float32(1.0))
-    return np.pad(scaled, ((0, 0), (0, dimension - scaled.shape[1])))
+    n = dataset.manifest.n_items
+    key, value = positive_pmi(*near_clicks(*counted_clicks(dataset, holdout), n), n)
+    vector = torch.nn.functional.normalize(factors(key, value, n, dimension, seed), dim=1)
+    return torch.nn.functional.pad(vector, (0, dimension - vector.shape[1])).float()
 
 
-def near_clicks(sessions: TrainSessions) -> sparse.csr_matrix:
-    """How often items are clicked near one another: symmetric float32 `[n_items, n_items]`, Σ 1 / distance."""
-    session, item, n = sessions.session, sessions.items - 1, sessions.n_items
-    total = sparse.csr_matrix((n, n), dtype=np.float32)
+def counted_clicks(dataset: Dataset, holdout: int) -> tuple[Int, Int]:
+    """Session and dense id of every click but the last `holdout` of each session, oldest first."""
+    sessions, items, before = [], [], 0
+    for entry in dataset.session_files:
+        clicks = Ragged.of(pq.read_table(dataset.file(entry.path), columns=["items"])["items"])
+        kept = clicks.place < np.repeat(clicks.lengths - holdout, clicks.lengths)
+        sessions.append(clicks.row[kept] + before)
+        items.append(clicks.values[kept].astype(np.int64))
+        before += len(clicks.lengths)
+    return np.concatenate(sessions), np.concatenate(items)
+
+
+def near_clicks(session_N: Int, item_N: Int, n_items: int) -> tuple[Int, Floats]:
+    """Entries of the symmetric matrix of Σ 1 / distance over pairs of clicks within the window in one session."""
+    common = math.lcm(*range(1, WINDOW + 1))  # whole numbers add up exactly in any order
+    keys, weights = [], []
     for gap in range(1, WINDOW + 1):
-        near = np.flatnonzero(session[:-gap] == session[gap:])
-        weight = np.full(len(near), 1.0 / gap, np.float32)
-        total += sparse.csr_matrix((weight, (item[near], item[near + gap])), shape=(n, n))
-    return (total + total.T).tocsr()
+        near = np.flatnonzero(session_N[:-gap] == session_N[gap:])
+        one, other = item_N[near] - 1, item_N[near + gap] - 1
+        keys += [one * n_items + other, other * n_items + one]
+        weights += [np.full(len(near), float(common // gap))] * 2
+    key, total = sum_by_key(np.concatenate(keys), np.concatenate(weights))
+    return key, total / common
 
 
-def positive_pmi(count: sparse.csr_matrix) -> sparse.csr_matrix:
-    """max(0, log p(i, j) / (p(i) p'(j))) with p' ∝ count^`SMOOTHING`, made symmetric by the mean of both directions."""
-    of_item = np.asarray(count.sum(axis=1), np.float64).ravel()
+def sum_by_key(key_N: Int, value_N: Floats) -> tuple[Int, Floats]:
+    """Distinct keys, rising, and the sum of the values of each."""
+    order = np.argsort(key_N, kind="stable")
+    key = key_N[order]
+    first = np.flatnonzero(np.diff(key, prepend=-1))
+    return key[first], np.add.reduceat(value_N[order], first) if len(key) else value_N
+
+
+def positive_pmi(key: Int, count: Floats, n_items: int) -> tuple[Int, Floats]:
+    """Entries of max(0, log p(i, j) / (p(i) p'(j))) with p' ∝ count^`SMOOTHING`; the mean of both directions."""
+    row, column = np.divmod(key, n_items)
+    of_item = np.bincount(row, count, minlength=n_items)
     context = of_item**SMOOTHING
-    entry = count.tocoo()
-    expected = of_item[entry.row] * context[entry.col] / max(context.sum(), 1e-300)
-    value = np.maximum(np.log(entry.data / expected), 0.0).astype(np.float32)
-    directed = sparse.csr_matrix((value, (entry.row, entry.col)), shape=count.shape)
-    result = ((directed + directed.T) / 2).tocsr()
-    result.eliminate_zeros()
-    return result
+    pmi = np.log(count * context.sum() / (of_item[row] * context[column]))
+    half = np.maximum(pmi, 0.0) / 2.0
+    return sum_by_key(np.concatenate([key, column * n_items + row]), np.concatenate([half, half]))
 
 
-def factors(matrix: sparse.csr_matrix, rank: int, seed: int) -> Floats:
-    """U |Λ|^½ of the `rank` largest eigenvalues, by magnitude, of a symmetric matrix: float32 `[n, rank]`."""
-    n = matrix.shape[0]
-    width = min(n, rank + OVERSAMPLING)
-    base = np.random.default_rng(seed).normal(size=(n, width)).astype(np.float32)
+def factors(key: Int, value: Floats, n_items: int, rank: int, seed: int) -> torch.Tensor:
+    """U |Λ|^½ of the `rank` largest eigenvalues, by magnitude, of a symmetric matrix: float64 `[n_items, rank]`."""
+    place = np.stack(np.divmod(key, n_items))
+    matrix = torch.sparse_coo_tensor(
+        torch.from_numpy(place), torch.from_numpy(value), (n_items, n_items), check_invariants=False
+    ).coalesce()
+    width = min(n_items, rank + OVERSAMPLING)
+    base = torch.from_numpy(np.random.default_rng(seed).normal(size=(n_items, width)))
     for _ in range(ITERATIONS):
-        base, _ = np.linalg.qr(matrix @ base)
-    value, vector = np.linalg.eigh(base.T @ (matrix @ base))
-    largest = np.argsort(-np.abs(value), kind="stable")[:rank]
-    magnitude = np.abs(value[largest])
-    magnitude[magnitude < 1e-6 * magnitude.max(initial=0.0)] = 0.0  # of a matrix of lower rank: rounding
-    result: Floats = ((base @ vector[:, largest]) * np.sqrt(magnitude)).astype(np.float32)
-    result[np.diff(matrix.indptr) == 0] = 0.0
+        base, _ = torch.linalg.qr(torch.sparse.mm(matrix, base))
+    eigenvalue, vector = torch.linalg.eigh(base.t() @ torch.sparse.mm(matrix, base))
+    largest = torch.argsort(eigenvalue.abs(), descending=True, stable=True)[:rank]
+    magnitude = eigenvalue[largest].abs()
+    magnitude[magnitude < 1e-9 * magnitude.max()] = 0.0  # of a matrix of lower rank: rounding
+    result = (base @ vector[:, largest]) * magnitude.sqrt()
+    result[~torch.from_numpy(np.isin(np.arange(n_items), place[0, value > 0]))] = 0.0
     return result
