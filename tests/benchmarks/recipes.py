@@ -20,10 +20,30 @@ BEFORE = (
     "network.embedding_dim=64",
     "network.hidden_size=64",
     "train.network_learning_rate=null",
+    "train.ppmi_start=0",
 )
 """What all session models had before the search; changes stand behind it and win."""
 PAIRWISE, SLOW = "loss=bpr_max", "train.network_learning_rate=0.01"
 WIDE = ("network.embedding_dim=128", "network.hidden_size=128")
+START = "train.ppmi_start=0.5"
+ATTENTION = (
+    "train.network_learning_rate=0.001",
+    "train.learning_rate=0.05",
+    "train.batch_tokens=256",
+    "train.negative_popularity_exponent=null",
+    "network.layers=2",
+    "network.embedding_dropout=0.2",
+    "network.state_dropout=0.2",
+)
+"""sasrec until 2026-11-26."""
+SLOWLY = (
+    "train.network_learning_rate=0.001",
+    *WIDE,
+    "loss=sampled_softmax",
+    "train.learning_rate=0.01",
+    "train.ppmi_start=1",
+)
+"""sasrec since: with what its recipe adds, uniform negatives, one layer and dropout 0.5."""
 CANDIDATES: dict[str, dict[str, tuple[str, ...]]] = {
     "gru4rec": {
         "before": (),
@@ -31,6 +51,7 @@ CANDIDATES: dict[str, dict[str, tuple[str, ...]]] = {
         "BPR-max, 128": (PAIRWISE, *WIDE),
         "BPR-max, 128, embedding dropout .35": (PAIRWISE, *WIDE, "network.embedding_dropout=0.35"),
         "BPR-max, 128, network rate .01": (PAIRWISE, *WIDE, SLOW),
+        "BPR-max, 128, PPMI start": (PAIRWISE, *WIDE, START),
     },
     "hybrid": {
         "before": (),
@@ -40,14 +61,19 @@ CANDIDATES: dict[str, dict[str, tuple[str, ...]]] = {
         "BPR-max, network rate .01": (PAIRWISE, SLOW),
         "BPR-max, 128": (PAIRWISE, *WIDE),
         "BPR-max, 128, network rate .01": (PAIRWISE, *WIDE, SLOW),
+        "BPR-max, 128, network rate .01, PPMI start": (PAIRWISE, *WIDE, SLOW, START),
     },
     "srgnn": {
         "network rate .01": ("train.prefixes=8", SLOW),
         "BPR-max, network rate .01": ("train.prefixes=8", PAIRWISE, SLOW),
     },
     "sasrec": {
-        "before": ("train.network_learning_rate=0.001",),
-        "BPR-max": ("train.network_learning_rate=0.001", PAIRWISE),
+        "before": ATTENTION,
+        "BPR-max": (*ATTENTION, PAIRWISE),
+        "BPR-max, PPMI start": (*ATTENTION, PAIRWISE, START),
+        "sampled softmax, uniform negatives, 128, PPMI start of length 1, rate .01": SLOWLY,
+        "the same without the start": (*SLOWLY, "train.ppmi_start=0"),
+        "the same with a cosine, temperature .08": (*SLOWLY, "network.cosine_temperature=0.08"),
     },
 }
 

@@ -449,8 +449,11 @@ def test_a_dataset_without_sessions_is_refused(fifty, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("options", "steps"),
     [
-        (["model=gru4rec"], 0),
-        (["model=gru4rec", "network.hidden_size=256"], 100),
+        (["model=sasrec"], 0),
+        (["model=sasrec", "network.hidden_size=256"], 100),
+        (["model=gru4rec"], 100),  # by its recipe
+        (["model=gru4rec", "recipe=medium"], 0),
+        (["model=gru4rec", "recipe=medium", "network.hidden_size=256"], 100),
         (["model=hybrid", "network.embedding_dim=512"], 100),
         (["model=hybrid", "network.embedding_dim=512", "train.warmup_steps=0"], 0),
         (["model=rank_mmoe", "network.embedding_dim=512"], 0),

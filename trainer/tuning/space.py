@@ -57,7 +57,8 @@ SIZES: Space = {
 }
 SESSION: Space = {
     "loss": Choice(["bpr_max", "sampled_softmax", "gbce"]),
-    "train.learning_rate": Uniform(0.01, 0.2, log=True),
+    "train.learning_rate": Uniform(0.005, 0.2, log=True),
+    "train.ppmi_start": Choice([0.0, 0.5, 1.0]),
     "train.batch_tokens": Choice([128, 256, 512]),
     "train.negatives": Choice([512, 1024, 2048]),
     "train.negative_popularity_exponent": Uniform(0.0, 1.0),
