@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.resources import files
 from typing import Any
 
 from omegaconf import MISSING
@@ -14,7 +15,13 @@ from etl.runtime.option_checks import check_values
 from etl.runtime.options import group, option, read_options
 from trainer.option_groups import ModelOptions, TrainOptions
 
-ENCODERS = ("gru4rec", "srgnn", "sasrec", "nextitnet")
+ENCODERS = {
+    "gru4rec": "trainer.models.gru4rec.GRUEncoder",
+    "srgnn": "trainer.models.srgnn.SRGNNEncoder",
+    "sasrec": "trainer.models.sasrec.SASRecEncoder",
+    "nextitnet": "trainer.models.nextitnet.NextItNetEncoder",
+}
+"""Session encoders and their classes, which are imported where a model is built: this module does without torch."""
 RANK_HEADS = {
     "rank_single": "single",
     "rank_shared_bottom": "shared_bottom",
@@ -141,7 +148,7 @@ def with_recipe(options: Sequence[str], n_items: int, asked: TrainerConfig | Non
     if size == "auto":
         size = "small" if n_items <= SMALL_CATALOGUE else "medium" if n_items <= MEDIUM_CATALOGUE else "large"
     family = "rank" if config.ranks else config.model
-    config = read_options(TrainerConfig, "trainer.conf", options, [f"+recipes@_global_={size}_{family}"])
+    config = read_options(TrainerConfig, "trainer.conf", options, [f"+recipes@_global_={recipe_file(size, family)}"])
     config.recipe = size
     wide = max(config.network.embedding_dim, config.network.hidden_size) >= WIDE
     if wide and not config.ranks and not any(option.startswith("train.warmup_steps=") for option in options):
@@ -152,6 +159,17 @@ def with_recipe(options: Sequence[str], n_items: int, asked: TrainerConfig | Non
         config.tasks = ["next"]
     check(config)
     return config
+
+
+def recipe_file(size: str, family: str) -> str:
+    """Name of the recipe for a catalogue's size, or of the model's next smaller one where it has none of that size.
+
+    >>> recipe_file("medium", "gru4rec")
+    'medium_gru4rec'
+    """
+    sizes = RECIPES[RECIPES.index(size) : 0 : -1]
+    names = [f"{size}_{family}" for size in sizes]
+    return next((name for name in names if (files("trainer.conf.recipes") / f"{name}.yaml").is_file()), names[-1])
 
 
 def check(config: TrainerConfig) -> None:

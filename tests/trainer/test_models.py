@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.config import RANK_HEADS, TrainerConfig
+from trainer.config import ENCODERS, RANK_HEADS, TrainerConfig
 from trainer.models import srgnn
-from trainer.models.encoders import ENCODERS
+from trainer.models.encoders import build_encoder
 from trainer.models.gru import gru_states
 from trainer.models.gru4rec import GRUEncoder
 from trainer.models.heads import HEADS, PLE, Layout, MMoE
@@ -205,7 +205,7 @@ def attention_by_position(encoder, x_TD: np.ndarray) -> np.ndarray:
 
 def test_nextitnet_equals_convolutions_position_by_position():
     torch.manual_seed(0)
-    encoder = ENCODERS["nextitnet"](options(embedding_dim=5, hidden_size=4, layers=2, dilations=[1, 3])).eval()
+    encoder = build_encoder("nextitnet", options(embedding_dim=5, hidden_size=4, layers=2, dilations=[1, 3])).eval()
     clicks = torch.randn(7, 5)
     state = [encoder.enter(click) * 2.0 for click in clicks]  # √4
     for block in encoder.blocks:
@@ -232,7 +232,7 @@ def test_nextitnet_equals_convolutions_position_by_position():
 def test_sasrec_equals_attention_position_by_position(block, relative):
     torch.manual_seed(0)
     sizes = {"hidden_size": 6, "attention_heads": 2, "layers": 2}
-    encoder = ENCODERS["sasrec"](options(attention_block=block, relative_positions=relative, **sizes)).eval()
+    encoder = build_encoder("sasrec", options(attention_block=block, relative_positions=relative, **sizes)).eval()
     for made in encoder.blocks if relative else ():
         torch.nn.init.normal_(made.attention.bias_by_distance)  # they begin at zero
     clicks, items = torch.randn(3, 7, 6), torch.ones(3, 7, dtype=torch.long)
@@ -245,7 +245,7 @@ def test_sasrec_equals_attention_position_by_position(block, relative):
 @pytest.mark.parametrize("changes", [{"attention_block": "ligr"}, {"relative_positions": True}], ids=str)
 def test_a_later_click_or_padding_changes_no_state_of_sasrecs_options(changes):
     torch.manual_seed(0)
-    encoder = ENCODERS["sasrec"](options(layers=2, **changes)).eval()
+    encoder = build_encoder("sasrec", options(layers=2, **changes)).eval()
     clicks, items = torch.randn(2, 7, 6), torch.ones(2, 7, dtype=torch.long)
     changed = clicks.clone()
     changed[:, 4:] = 0.0  # as padding is

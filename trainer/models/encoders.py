@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Protocol, cast
+
+import torch
 from torch import nn
 
-from trainer.models.gru4rec import GRUEncoder
-from trainer.models.nextitnet import NextItNetEncoder
-from trainer.models.sasrec import SASRecEncoder
-from trainer.models.srgnn import SRGNNEncoder
+from trainer.config import ENCODERS
+from trainer.option_groups import ModelOptions
 
-ENCODERS: dict[str, type[GRUEncoder] | type[SRGNNEncoder] | type[SASRecEncoder] | type[NextItNetEncoder]] = {
-    "gru4rec": GRUEncoder,
-    "srgnn": SRGNNEncoder,
-    "sasrec": SASRecEncoder,
-    "nextitnet": NextItNetEncoder,
-}
-"""Each maps items `[B, T]`, their vectors `[B, T, D]` and places `[N]` of the flattened `[B * T]` to the
-states `[N, H]` after those clicks, and says with `flops(clicks)` what one state costs."""
+
+class Encoder(Protocol):
+    """What a session encoder, a module built from `ModelOptions`, has."""
+
+    def __call__(self, items_BT: torch.Tensor, click_BTD: torch.Tensor, needed_N: torch.Tensor) -> torch.Tensor:
+        """States `[N, H]` after the clicks at places `needed_N` of the flattened `[B * T]`.
+
+        Args:
+            items_BT: int64, clicks padded with 0 on the right.
+            click_BTD: their vectors.
+            needed_N: int64.
+        """
+
+    def flops(self, clicks: int) -> int:
+        """Multiply-adds × 2 of the state after so many clicks."""
+
+
+def build_encoder(name: str, options: ModelOptions) -> Encoder:
+    """The encoder of that name, with new parameters."""
+    module, _, class_name = ENCODERS[name].rpartition(".")
+    return cast(Encoder, getattr(importlib.import_module(module), class_name)(options))
 
 
 def matrix_flops(module: nn.Module | None) -> int:

@@ -7,12 +7,13 @@ nearest-neighbour problem whatever the head.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import nn
 
 from trainer.config import TrainerConfig
-from trainer.models.encoders import ENCODERS, matrix_flops
+from trainer.models.encoders import build_encoder, matrix_flops
 from trainer.models.heads import HEADS, Head, Layout, Residual
 from trainer.models.item_features import ItemFeatures
 from trainer.models.past_actions import PastActions
@@ -97,8 +98,8 @@ class Recommender(nn.Module):
         options = config.network
         self.item_features = item_features or ItemFeatures.none()
         self.past_actions = PastActions(options.embedding_dim) if options.past_actions else None
-        encoders = {name: ENCODERS[name](options) for name in config.encoders}
-        self.encoders = nn.ModuleDict(encoders)
+        encoders = {name: build_encoder(name, options) for name in config.encoders}
+        self.encoders = nn.ModuleDict(cast(dict[str, nn.Module], encoders))
         self._encoder_flops = {f"encoder {name}": encoder.flops for name, encoder in encoders.items()}
         self.profile = Profile() if options.profile else None
         shared = 2 * PROFILE_SIZE if options.profile else 0
