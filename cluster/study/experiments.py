@@ -252,6 +252,16 @@ FIRST_ROWS = Experiment(
     pairs={"rank_mmoe, first 50,000 rows": ""},
     seeds=1,
 )
+BENCHMARK_SESSIONS = Experiment(
+    "tenrec-code",
+    "What do the benchmark's sessions show?",
+    "The sessions of the Tenrec benchmark's own script (protocol=tenrec_code): clicked rows alone, items with 2 to "
+    "200,000 clicks, the first million users. The model, its tuning and the metrics are this project's.",
+    tuple(
+        Variant(f"{name}, benchmark's sessions", (f"model={name}",), protocol=("protocol=tenrec_code",))
+        for name in ("gru4rec", "srgnn", "sasrec", "nextitnet", "hybrid")
+    ),
+)
 CORRELATIONS = (0.0, 0.5, 1.0)
 RELATEDNESS = Experiment(
     "relatedness",
@@ -279,6 +289,7 @@ EXPERIMENTS = (
     NEIGHBOURS,
     COLD_START,
     FIRST_ROWS,
+    BENCHMARK_SESSIONS,
     RELATEDNESS,
 )
 """In the order of the site."""
