@@ -150,6 +150,9 @@ def with_recipe(options: Sequence[str], n_items: int, asked: TrainerConfig | Non
     family = "rank" if config.ranks else config.model
     config = read_options(TrainerConfig, "trainer.conf", options, [f"+recipes@_global_={recipe_file(size, family)}"])
     config.recipe = size
+    given = {option.partition("=")[0] for option in options}
+    if config.network.item_features and config.train.ppmi_start and "train.ppmi_start" not in given:
+        _begin_at_random(config, given)
     wide = max(config.network.embedding_dim, config.network.hidden_size) >= WIDE
     if wide and not config.ranks and not any(option.startswith("train.warmup_steps=") for option in options):
         config.train.warmup_steps = max(config.train.warmup_steps, WIDE_WARMUP_STEPS)
@@ -170,6 +173,16 @@ def recipe_file(size: str, family: str) -> str:
     sizes = RECIPES[RECIPES.index(size) : 0 : -1]
     names = [f"{size}_{family}" for size in sizes]
     return next((name for name in names if (files("trainer.conf.recipes") / f"{name}.yaml").is_file()), names[-1])
+
+
+def _begin_at_random(config: TrainerConfig, given: set[str]) -> None:
+    """Take back what a recipe sets for vectors from co-occurrence: features must learn what items have in common."""
+    plain = TrainerConfig()
+    config.train.ppmi_start = 0.0
+    for name in ("train.learning_rate", "train.warmup_steps", "network.embedding_dropout", "network.state_dropout"):
+        if name not in given:
+            section, _, key = name.rpartition(".")
+            setattr(getattr(config, section), key, _value(plain, name))
 
 
 def check(config: TrainerConfig) -> None:
