@@ -25,9 +25,9 @@ from etl.runtime.object_store import Mirror, fetched, filesystem, local_path
 from retrieval.bundle import open_bundle
 from tests.support.engine import build
 from tests.support.logs import generated_log
+from tests.support.runs import SMALL
 from tests.support.store import BUCKET, s3_server
 from tests.support.workers import run_workers
-from tests.trainer.test_run import SMALL
 from trainer.config import load
 from trainer.distributed.world import World
 from trainer.loop import train

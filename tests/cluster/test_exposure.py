@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cluster.local import write_secret
-from tests.cluster.test_submit import SUBMISSION
+from tests.cluster.test_local_cluster import SUBMISSION
 from tests.support.readme_cluster import RAY_PORT, SPARK_PORT
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]

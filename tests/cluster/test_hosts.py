@@ -17,7 +17,7 @@ from retrieval.evaluate import evaluate
 from tests.retrieval.test_query_files import split_files, without_times
 from tests.support.hosts import ip, kill_family
 from tests.support.readme_cluster import TRAINING
-from tests.trainer.test_run import assert_same_run
+from tests.support.runs import assert_same_run
 from trainer.run.checkpoint import latest
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]

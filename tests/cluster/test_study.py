@@ -30,7 +30,7 @@ from retrieval.metrics.significance import gains, signed_rank
 from tests.support.browser import CHROMIUM, opened
 from tests.support.engine import write_log
 from tests.support.logs import generated_log
-from tests.trainer.test_run import SMALL
+from tests.support.runs import SMALL
 from trainer.config import load as load_trainer
 
 

@@ -11,7 +11,7 @@ import sys
 import pyarrow.parquet as pq
 
 from tests.docs.options_page import PAGE
-from tests.trainer.test_run import SMALL
+from tests.support.runs import SMALL
 
 ROOT = PAGE.parents[1]
 SERVE = """

@@ -18,9 +18,9 @@ from etl.dataset import open_dataset
 from etl.engines.java import OLDEST_JAVA, java_version
 from etl.engines.spark import jvm_memory
 from etl.twin.__main__ import main as twin
-from tests.etl.test_sessions import Options, check, command
 from tests.support.logs import generated_log
-from tests.support.reference import sessionize
+from tests.support.reference import Options, sessionize
+from tests.support.session_logs import check, command
 
 pytestmark = [
     pytest.mark.spark,

@@ -18,10 +18,10 @@ from etl.dataset import open_dataset
 from etl.engines.java import OLDEST_JAVA, java_version
 from etl.logs.tenrec import VIDEO
 from tests.etl.test_parse import PIECES, slow_rows
-from tests.etl.test_sessions import HEADER, Options, check
 from tests.support.engine import build
 from tests.support.logs import generated_log
-from tests.support.reference import sessionize
+from tests.support.reference import Options, sessionize
+from tests.support.session_logs import HEADER, check
 
 ROOT = Path(__file__).parents[2]
 needs_java = pytest.mark.skipif((java_version() or 0) < OLDEST_JAVA, reason=f"needs Java {OLDEST_JAVA} or newer")

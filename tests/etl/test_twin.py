@@ -1,4 +1,4 @@
-"""The twin: its marginals, its exact distribution against simulation, its truth against brute force."""
+"""The twin's rows, columns and files: published and scanned shares, seeds, wrong options."""
 
 from __future__ import annotations
 
@@ -8,151 +8,16 @@ import json
 import numpy as np
 import pyarrow.csv as pa_csv
 import pytest
-from scipy.stats import chisquare
-from sklearn.metrics import roc_auc_score
 
 from etl.twin.__main__ import main
 from etl.twin.columns import columns
-from etl.twin.oracle import beliefs, best_probabilities, expected_ranking, truth
-from etl.twin.process import AFFINITY, TASKS, TASTES, TOPICS, Process
+from etl.twin.process import TASKS, TOPICS
 from etl.twin.published import AGES, GENDERS, PUBLISHED, SCANNED
 from etl.twin.rows import rows_of
 from etl.twin.scenarios import item_ids, user_ids
-from etl.twin.simulate import Clicks, make_twin, simulate
+from etl.twin.simulate import make_twin, simulate
 from etl.twin.write import SEGMENTS, interleaved
 from tests.support.engine import build
-
-
-@pytest.fixture(scope="module")
-def twin():
-    return make_twin("qb_video", users=400, items=5000, seed=3)
-
-
-def test_shares_of_topics_in_tastes_sum_to_one():
-    assert AFFINITY.shape == (TASTES, 40)
-    assert AFFINITY.sum(axis=1) == pytest.approx(np.ones(TASTES))
-
-
-@pytest.mark.parametrize("smoothness", [0.0, 0.7, 1.0])
-@pytest.mark.parametrize("history", [[], [7], [7, 7], [3, 250, 3], [4100, 41, 5, 5, 123, 0]])
-def test_the_exact_distribution_agrees_with_a_million_simulated_steps(history, smoothness):
-    """Draw a taste from the belief that the history leaves, then a step: the counts follow the distribution."""
-    items = 4500  # two neighbourhoods a topic
-    process = Process(items, 0.5, seed=11, smoothness=smoothness)
-    exact = process.next_distribution(np.array(history, np.int64))
-    assert exact.sum() == pytest.approx(1.0, abs=1e-9)
-    rng = np.random.default_rng(5)
-    n = 1_000_000
-    belief = np.full(TASTES, 1 / TASTES)
-    padded = [-1, -1, *history]
-    for before, last, item in zip(padded, padded[1:], padded[2:], strict=False):
-        for taste in range(TASTES):
-            belief[taste] *= slow_probability(process, item, last, before, taste)
-    taste = rng.choice(TASTES, n, p=belief / belief.sum())
-    drawn, _ = process.draw(rng, taste, np.full(n, padded[-1]), np.full(n, padded[-2]))
-    counts = np.bincount(drawn, minlength=items)
-    often = exact * n >= 5
-    observed, expected = (
-        np.append(counts[often], counts[~often].sum()),
-        np.append(exact[often], exact[~often].sum()) * n,
-    )
-    if expected[-1] == 0:
-        observed, expected = observed[:-1], expected[:-1]
-    assert chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 0.01
-
-
-def slow_probability(process: Process, item: int, last: int, before: int, taste: int) -> float:
-    """The mixture written out for one click, from the process's own successor lists and shares."""
-    weights = [0.34, 0.24, 0.16, 0.12, 0.08, 0.06]
-    share = {"follow": 0.22, "two": 0.09, "taste": 0.42, "global": 0.27}
-    category, size = item % 40, len(range(item % 40, process.items, 40))
-    k = item // 40
-    inside = ((k + 1) / size) ** (1 / 3) - (k / size) ** (1 / 3)
-    fit = sum(
-        w
-        for offset, w in zip((0, 1, 7, 20), (0.4, 0.3, 0.2, 0.1), strict=True)
-        if (2 * taste + offset) % 40 == category
-    )
-    everywhere = ((item + 1) / process.items) ** (1 / 3) - (item / process.items) ** (1 / 3)
-    if last < 0:
-        return (share["taste"] * fit * inside + share["global"] * everywhere) / (share["taste"] + share["global"])
-    p = share["taste"] * fit * inside + (share["global"] + (share["two"] if before < 0 else 0)) * everywhere
-    for source, name, order in ((last, "follow", 1), (before, "two", 2)):
-        if source < 0:
-            continue
-        own = sum(w for j, w in enumerate(weights) if process.successor(np.array(source), np.array(j), order) == item)
-        members = neighbours(process, source)
-        near = 0.0
-        if item in members:
-            m = members.index(item)
-            near = ((m + 1) / len(members)) ** (1 / 3) - (m / len(members)) ** (1 / 3)
-        p += share[name] * ((1 - process.smoothness) * own + process.smoothness * near)
-    return 0.002 * (item == last) + 0.998 * p
-
-
-def neighbours(process: Process, source: int) -> list[int]:
-    """An item's neighbourhood by counting: of its topic's items every k-th, for k neighbourhoods of fifty."""
-    k = max(1, process.items // (40 * 50))
-    topic = range(source % 40, process.items, 40)
-    return [item for number, item in enumerate(topic) if number % k == (source // 40) % k]
-
-
-def test_truth_agrees_with_a_brute_force_scorer_over_all_items(twin):
-    """Rank all items for each user by the exact distribution: the mean score is the expected one within its error."""
-    clicks = simulate(twin, 0)
-    users = np.flatnonzero(np.diff(clicks.offset) >= 10)
-    belief, recent = beliefs(twin.process, clicks, users)
-    best = best_probabilities(twin.process, belief, recent)
-    hits, expected = [], expected_ranking(best)
-    for row, user in enumerate(users):
-        history = clicks.rank[clicks.offset[user] : clicks.offset[user + 1]]
-        exact = twin.process.next_distribution(history[:-1])
-        assert best[row] == pytest.approx(np.sort(exact)[::-1][:20], abs=1e-12)
-        rank = 1 + np.sum(exact > exact[history[-1]])
-        hits.append((rank <= 20, 1 / np.log2(rank + 1) if rank <= 20 else 0.0))
-    best_possible = truth(twin)
-    assert best_possible["test_users"] == len(users)
-    for column, name in enumerate(("hr@20", "ndcg@20")):
-        scores = np.array(hits)[:, column]
-        assert best_possible["test"][name] == pytest.approx(expected[name] / len(users), abs=1e-12)
-        assert abs(scores.mean() - best_possible["test"][name]) < 4 * scores.std() / np.sqrt(len(users))
-
-
-@pytest.mark.parametrize("smoothness", [0.0, 1.0])
-def test_the_best_items_are_the_best_of_all(smoothness):
-    twin = make_twin("qb_video", users=40, items=9000, successor_smoothness=smoothness, seed=5)
-    clicks = simulate(twin, 0)
-    users = np.arange(40)
-    best = best_probabilities(twin.process, *beliefs(twin.process, clicks, users))
-    for user in users:
-        history = clicks.rank[clicks.offset[user] : clicks.offset[user + 1] - 1]
-        exact = twin.process.next_distribution(history)
-        assert best[user] == pytest.approx(np.sort(exact)[::-1][:20], abs=1e-12)
-
-
-def test_no_other_score_beats_the_truths_auc():
-    twin = make_twin("qb_video", users=1500, items=1000, seed=3)
-    best_possible = truth(twin)["test"]
-    clicks, table = simulate(twin, 0), rows_of(twin, 0)
-    length = np.diff(clicks.offset)[table["user"]]
-    block = (table["position"] >= length - 1) & (length >= 10)
-    popular = np.bincount(table["rank"], table["click"], 1000) / np.maximum(
-        np.bincount(table["rank"], minlength=1000), 1
-    )
-    click, like, item = table["click"][block], table["like"][block], table["rank"][block]
-    assert best_possible["auc/click"] > roc_auc_score(click, popular[item]) + 0.02
-    given_click = roc_auc_score(like[click == 1], twin.process.items - item[click == 1])
-    assert best_possible["auc/like_given_click"] > given_click + 0.03
-    assert best_possible["auc/like_given_no_click"] > 0.55
-
-
-@pytest.mark.parametrize("correlation", [0.0, 1.0])
-def test_task_correlation_is_what_the_logits_have_in_common(correlation):
-    process = Process(5000, correlation, seed=2)
-    rng = np.random.default_rng(0)
-    item, taste = rng.integers(0, 5000, 20_000), rng.integers(0, TASTES, 20_000)
-    logits = [process.logits(task, item, taste, np.zeros(20_000)) for task in TASKS[:2]]
-    assert np.corrcoef(*logits)[0, 1] == pytest.approx(correlation, abs=0.05)
 
 
 @pytest.mark.parametrize("scenario", list(PUBLISHED))
@@ -310,22 +175,6 @@ def test_wrong_options_end_with_one_plain_line(tmp_path, wrong, capfd):
     assert wrong[0].partition("=")[0] in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
-
-
-def test_longer_histories_help(twin):
-    """The belief about the taste sharpens with the history, so the best expected score rises."""
-    clicks = simulate(twin, 0)
-    users = np.flatnonzero(np.diff(clicks.offset) >= 31)
-    scores = []
-    for visible in (3, 10, 30):
-        offset = np.concatenate([[0], np.cumsum(np.full(len(users), visible + 1))])
-        rank = np.concatenate([clicks.rank[clicks.offset[u] : clicks.offset[u] + visible + 1] for u in users])
-        short = Clicks(
-            clicks.taste[users], offset, np.repeat(np.arange(len(users)), visible + 1), rank, rank < 0, rank < 0
-        )
-        best = best_probabilities(twin.process, *beliefs(twin.process, short, np.arange(len(users))))
-        scores.append(expected_ranking(best)["hr@20"] / len(users))
-    assert scores[0] < scores[1] < scores[2]
 
 
 @pytest.mark.parametrize("scenario", list(PUBLISHED))

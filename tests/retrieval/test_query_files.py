@@ -153,7 +153,7 @@ def test_sums_are_written_and_read_to_the_bit(tmp_path, tiny):
 
 
 def random_queries(rng, n_items, n, dimension):
-    from tests.retrieval.test_evaluate import random_queries as make
+    from tests.retrieval.test_index_ranker import random_queries as make
 
     return make(rng, n_items, n, dimension)
 

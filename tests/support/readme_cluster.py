@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 
 from tests.support.hosts import BUSY, Hosts, Started, kill_family
-from tests.trainer.test_run import SMALL
+from tests.support.runs import SMALL
 
 ROOT = Path(__file__).parents[2]
 CODE = [ROOT / name for name in ("etl", "trainer", "retrieval", "cluster", "tests")]

@@ -11,7 +11,7 @@ from etl.dataset import open_dataset
 from retrieval.bundle import open_bundle
 from tests.support.engine import build
 from tests.support.logs import generated_log
-from tests.trainer.test_run import SMALL
+from tests.support.runs import SMALL
 from trainer.__main__ import main as train
 from trainer.apply import main
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from retrieval.__main__ import main as evaluate
-from tests.trainer.test_run import SMALL
+from tests.support.runs import SMALL
 from trainer.__main__ import main as train
 
 

@@ -14,12 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 import trainer.run.checkpoint
-from tests.trainer.test_run import assert_same_run, options, undisturbed
+from tests.support.runs import assert_same_run, options
 from trainer.__main__ import main
 from trainer.run.checkpoint import STATE, TENSORS, latest
 from trainer.show import main as show
-
-__all__ = ["undisturbed"]
 
 
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(fifty, undisturbed, tmp_path, monkeypatch, capfd):

@@ -12,7 +12,7 @@ import pytest
 
 from retrieval.sources.sessions import TrainSessions
 from tests.support.engine import build, write_log
-from tests.trainer.test_run import SMALL
+from tests.support.runs import SMALL
 from trainer.__main__ import main
 from trainer.config import TrainerConfig
 from trainer.distributed.world import World

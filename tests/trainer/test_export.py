@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.trainer.test_run import SMALL
+from tests.support.runs import SMALL
 from trainer.__main__ import main as train
 from trainer.data.batch import action_codes
 from trainer.data.reader import Sessions, session_columns

@@ -11,7 +11,7 @@ import torch
 from etl.dataset import Dataset
 from retrieval.bundle import open_bundle
 from tests.support.engine import build, write_log
-from tests.trainer.test_run import SMALL
+from tests.support.runs import SMALL
 from tests.trainer.test_step import config, make_stepper, some_batch, state_of
 from trainer.__main__ import main
 from trainer.data.item_features import feature_codes

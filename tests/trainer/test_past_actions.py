@@ -12,7 +12,7 @@ import trainer.loop
 from etl.dataset import Dataset
 from retrieval.bundle import open_bundle
 from tests.support.engine import build, write_log
-from tests.trainer.test_run import SMALL, assert_same_run
+from tests.support.runs import SMALL, assert_same_run
 from trainer.__main__ import main
 from trainer.config import ENCODERS, TrainerConfig
 from trainer.data.batch import BatchOptions, action_codes, feedback_rows, train_batch

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from tests.support.runs import SMALL
 from tests.support.workers import run_workers
-from tests.trainer.test_run import SMALL
 from trainer.__main__ import main as train
 from trainer.plan import main
 from trainer.step_cost import Measured, exchanged

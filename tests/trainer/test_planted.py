@@ -11,12 +11,10 @@ import struct
 
 import pytest
 
-from tests.trainer.test_run import assert_same_run, options, undisturbed
+from tests.support.runs import assert_same_run, options
 from trainer.__main__ import main
 from trainer.run.checkpoint import STATE, TENSORS, latest
 from trainer.show import main as show
-
-__all__ = ["undisturbed"]
 
 
 class Planted:

@@ -20,7 +20,7 @@ import pytest
 
 from cluster.local import free_ports, write_secret
 from tests.support.hosts import BUSY, kill_family
-from tests.trainer.test_run import assert_same_run, options
+from tests.support.runs import assert_same_run, options
 from trainer.run.checkpoint import latest, read_progress
 
 pytestmark = [pytest.mark.cluster]

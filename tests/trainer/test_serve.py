@@ -19,7 +19,7 @@ import pytest
 
 from retrieval.__main__ import main as evaluate
 from tests.support.browser import CHROMIUM, WIDTHS, violations
-from tests.trainer.test_run import SMALL
+from tests.support.runs import SMALL
 from trainer.__main__ import main as train
 from trainer.serve import ServeConfig, main
 from trainer.serving.recommender import Recommender, SessionRequest

@@ -18,7 +18,7 @@ from retrieval.sources.sessions import TrainSessions
 from retrieval.transitions import of_counts, open_transitions, read_transitions
 from tests.retrieval.test_transitions import counted, slow_term
 from tests.support.engine import build, write_log
-from tests.trainer.test_run import SMALL, assert_same_run
+from tests.support.runs import SMALL, assert_same_run
 from trainer.__main__ import main
 from trainer.apply import main as apply
 from trainer.inference.transition_term import Pool, find_weights, make_pool, minimise

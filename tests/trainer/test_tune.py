@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from etl.runtime.errors import InputError
-from tests.trainer.test_run import SMALL
+from tests.support.runs import SMALL
 from trainer.__main__ import main as train
 from trainer.config import MODELS, load
 from trainer.tune import main

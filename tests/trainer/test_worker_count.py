@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.trainer.test_run import options
+from tests.support.runs import options
 from trainer.config import from_plain, load
 from trainer.distributed.worker_count import choose_workers, worker_count
 

@@ -1,0 +1,81 @@
+"""Ranks and lists against a slow ranking of all candidates."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from retrieval.metrics.ranking import MISS
+from retrieval.queries import Queries
+from retrieval.rankers.index_ranker import rank_by_index, search_unseen
+from retrieval.rankers.lists import first_listed
+from retrieval.rankers.popularity import Popularity
+from retrieval.search.index import Catalogue, build_index
+
+
+def random_queries(rng, n_items, n, dimension):
+    lengths = rng.integers(1, 6, n)
+    return Queries(
+        np.arange(n),
+        rng.integers(1, n_items + 1, n).astype(np.int32),
+        np.concatenate([[0], np.cumsum(lengths)]),
+        rng.integers(1, n_items + 1, lengths.sum()).astype(np.int32),
+        lengths.astype(np.int32),
+        rng.integers(-2, 3, (n, dimension)).astype(np.float32),
+    )
+
+
+@pytest.mark.parametrize("mask_seen", [False, True])
+@pytest.mark.parametrize("seed", range(8))
+def test_ranks_equal_a_slow_ranking_of_all_candidates(seed, mask_seen):
+    rng = np.random.default_rng(seed)
+    n_items = 40
+    vectors = rng.integers(-1, 2, (n_items, 3)).astype(np.float32)  # few values: ties abound
+    candidates = np.sort(rng.choice(np.arange(1, n_items + 1), 30, replace=False)).astype(np.int32)
+    catalogue = Catalogue(candidates, vectors[candidates - 1])
+    clicks = rng.integers(0, 5, 30)
+    queries = random_queries(rng, n_items, 60, 3)
+    rank, lists = rank_by_index(build_index("flat", catalogue), queries, 5, mask_seen=mask_seen)
+    popular = Popularity(candidates, clicks)
+    popular_rank = popular.ranks(queries, mask_seen=mask_seen)
+    popular_lists = popular.lists(queries, 5, mask_seen=mask_seen)
+    for q in range(60):
+        seen = set(queries.seen[queries.seen_offset[q] : queries.seen_offset[q + 1]].tolist()) if mask_seen else set()
+        target = int(queries.target[q])
+        for scores, actual, listed in (
+            (
+                dict(zip(candidates.tolist(), (catalogue.vector @ queries.vector[q]).tolist(), strict=True)),
+                rank[q],
+                lists[q],
+            ),
+            (dict(zip(candidates.tolist(), clicks.tolist(), strict=True)), popular_rank[q], popular_lists[q]),
+        ):
+            if target not in scores or target in seen:
+                assert actual == MISS
+            else:
+                wanted = 1 + sum(s >= scores[target] for i, s in scores.items() if i != target and i not in seen)
+                assert min(actual, 6) == min(wanted, 6)
+            best = sorted((i for i in scores if i not in seen), key=lambda i: (-scores[i], i))[:5]
+            assert [i for i in listed.tolist() if i] == best
+
+
+def test_masking_falls_back_to_exact_search_where_an_index_lists_too_few():
+    """One list of a few candidates is probed, most of which the query has seen."""
+    rng = np.random.default_rng(3)
+    vectors = np.concatenate([rng.normal(5, 0.1, (40, 2)), rng.normal(-5, 0.1, (400, 2))]).astype(np.float32)
+    catalogue = Catalogue(np.arange(1, 441, dtype=np.int32), vectors)
+    index = build_index("ivf_flat", catalogue)
+    seen = np.arange(1, 39, dtype=np.int32)
+    queries = Queries(
+        np.array([1]),
+        np.array([440], np.int32),
+        np.array([0, len(seen)]),
+        seen,
+        np.array([38], np.int32),
+        np.ones((1, 2), np.float32),
+    )
+    index.set_effort(1)
+    assert (index.search(queries.vector, 60)[1] < 0).any()
+    _, listed = search_unseen(index, queries, 10)
+    exact = np.argsort(-(vectors.astype(np.float64) @ np.ones(2)), kind="stable") + 1
+    assert first_listed(listed, 10)[0].tolist() == [i for i in exact.tolist() if i > 38][:10]

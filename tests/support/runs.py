@@ -1,0 +1,42 @@
+"""Runs of a second or two, and when two of them are the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from retrieval.bundle import open_bundle
+from trainer.run.checkpoint import TENSORS, latest
+
+SMALL = [
+    "network.embedding_dim=8",
+    "network.hidden_size=8",
+    "network.experts=2",
+    "network.tower=8",
+    "train.batch_tokens=64",
+    "train.negatives=20",
+    "train.valid_sessions=30",
+    "ray.workers=0",
+    "train.epochs=3",
+    "train.checkpoint_steps=5",
+]
+"""A run of a second or two."""
+
+
+def options(dataset, run: Path, *more: str) -> list[str]:
+    return [f"data={dataset.path}", f"output={run}", "model=hybrid", *SMALL, *more]
+
+
+def final_tensors(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(latest(run / "checkpoints") / TENSORS)
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    left, right = final_tensors(a), final_tensors(b)
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert torch.equal(tensor, right[name]), name
+    bundles = [open_bundle(run / "bundle").manifest for run in (a, b)]
+    assert [f.sha256 for f in bundles[0].files] == [f.sha256 for f in bundles[1].files]

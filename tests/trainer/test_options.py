@@ -1,0 +1,184 @@
+"""Options of a run: wrong ones, values by task, recipes, datasets with nothing to learn from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from etl.dataset import Dataset
+from tests.support.engine import build, write_log
+from tests.support.runs import SMALL, options
+from trainer.__main__ import main
+from trainer.config import MEDIUM_CATALOGUE, MODELS, SMALL_CATALOGUE, with_recipe
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["model=bert"],
+        ["loss=magic"],
+        ["ray.workers=9999"],
+        ["ray.workers=-1"],
+        ["ray.workers=two"],
+        ["ray.workers=automatic"],
+        ["ray.workers=[2,1]"],
+        ["ray.workers=[0,1]"],
+        ["train.precision=bfloat16"],
+        ["train.gradient_accumulation_steps=0"],
+        ["train.epochs=none"],
+        ["tasks=[click]"],
+        ["tasks=[next,next]"],
+        ["network.hidden_size=0"],
+        ["seed=-1"],
+        ["train.negative_popularity_exponent=nan"],
+        ["train.negative_popularity_exponent=1000"],
+        ["train.positive_rates={like: 5}"],
+        ["seed=9223372036854775808"],
+        ["seed=1180591620717411303424"],
+        ["train.learning_rate=-1"],
+        ["data=/nowhere"],
+        ["nosuch=1"],
+        ["train"],
+        ["train.task_weights={jump: 1}"],
+        ["encoder=cnn"],
+        ["recipe=huge"],
+        ["encoder=[gru4rec,gru4rec]"],
+        ["encoder=[]"],
+        ["encoder=sasrec", "network.attention_heads=3"],
+        ["network.positions=2"],
+        ["train.select_by=auc/dislike"],
+        ["train.gbce_t=2"],
+        ["train.max_grad_norm=-1"],
+        ["train.optimizer=sgd"],
+        ["model=rank_esmm", "tasks=[like]"],
+        ["model=rank_mmoe", "tasks=[next]"],
+    ],
+)
+def test_wrong_options_end_with_one_plain_line_and_nothing_written(fifty, tmp_path, wrong, capfd):
+    assert main([*options(fifty, tmp_path / "run"), *wrong]) == 2
+    out, err = capfd.readouterr()
+    assert err.startswith("error: expected "), err
+    assert err.count("\n") == 1
+    assert ", got " in err
+    assert wrong[-1].partition("=")[0] in err
+    assert not (tmp_path / "run").exists()
+    assert out == ""
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["train.task_weights={like: 0.5,click: 2}", "train.positive_rates={share: 0.25}"],
+        ["train.task_weights.like=0.5", "train.task_weights.click=2", "train.positive_rates.share=0.25"],
+    ],
+)
+@pytest.mark.parametrize(("model", "recipes"), [("gru4rec", {}), ("hybrid", {"share": 0.3, "follow": 0.3})])
+def test_values_by_task_are_read_whole_or_one_by_one(model, recipes, given):
+    train = with_recipe(["data=d", "output=o", f"model={model}", *given], n_items=10).train
+    assert train.task_weights == {"like": 0.5, "click": 2.0} | recipes
+    assert train.positive_rates == {"share": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("train.task_weights={jump: 1}", "expected train.task_weights of next, click, like, share, follow, got jump"),
+        ("train.task_weights.like=-1", "expected train.task_weights.like of at least 0, got -1.0"),
+        ("train.positive_rates.like=often", "expected a number for train.positive_rates.like, got 'often'"),
+    ],
+)
+def test_values_by_task_that_make_no_sense_are_named(fifty, tmp_path, wrong, message, capfd):
+    assert main([*options(fifty, tmp_path / "run"), wrong]) == 2
+    assert message in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_recipe_is_named_on_the_command_line_or_follows_from_the_catalogue(model):
+    line = ["data=d", "output=o", f"model={model}"]
+    sizes = ("small", "medium", "large")
+    small, medium, large = (with_recipe([*line, f"recipe={size}"], n_items=10) for size in sizes)
+    assert (small.recipe, medium.recipe, large.recipe) == sizes
+    assert small.train.batch_tokens <= medium.train.batch_tokens < large.train.batch_tokens
+    assert with_recipe(line, n_items=SMALL_CATALOGUE) == small
+    assert with_recipe(line, n_items=SMALL_CATALOGUE + 1) == with_recipe(line, n_items=MEDIUM_CATALOGUE) == medium
+    assert with_recipe(line, n_items=MEDIUM_CATALOGUE + 1) == large
+    assert with_recipe([*line, "recipe=large", "train.batch_tokens=7"], n_items=10).train.batch_tokens == 7
+
+
+def test_missing_options_and_foreign_folders_are_refused(fifty, tmp_path, capfd):
+    assert main([f"data={fifty.path}", "model=gru4rec"]) == 2
+    assert "error: expected option output=" in capfd.readouterr().err
+    (tmp_path / "file").touch()
+    for output, words in ((fifty.path / "run", "outside the dataset"), (tmp_path / "file" / "run", "error: expected ")):
+        assert main(options(fifty, output)) == 2
+        assert words in capfd.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("do not lose me")
+    assert main(options(fifty, tmp_path / "mine")) == 2
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def dataset_of(folder: Path, sessions: list[list[int]]) -> Dataset:
+    rows = [(user, item, 1, 0, 0, 0, "c", 1, 1, 1) for user, items in enumerate(sessions, 1) for item in items]
+    log = write_log(folder / "log.csv", rows)
+    arguments = ["scenario=qb_video", "shards=1", "protocol.min_clicks=3"]
+    return build([f"input={log}", f"output={folder / 'data'}", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("sessions", "model", "words"),
+    [
+        ([[7] * 6] * 5, "gru4rec", "expected a dataset of at least 2 items, got 1"),
+        (
+            [[i, i + 1, i + 2] for i in range(20)],
+            "gru4rec",
+            "a session of at least 4 kept clicks to train on, got at most 3",
+        ),
+        ([[i, i + 1, i + 2] for i in range(20)], "rank_mmoe", "a session of at least 4 kept clicks"),
+    ],
+)
+def test_a_log_without_anything_to_learn_from_is_refused_in_plain_words(tmp_path, sessions, model, words, capfd):
+    dataset = dataset_of(tmp_path, sessions)
+    assert main([f"data={dataset.path}", f"output={tmp_path / 'run'}", f"model={model}", *SMALL]) == 2
+    out, err = capfd.readouterr()
+    assert words in err
+    assert (out, err.count("\n")) == ("", 1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_session_is_learned_by_the_largest_seed_and_dropped_tasks_are_told_on_stderr(tmp_path, capfd):
+    dataset = dataset_of(tmp_path, [[1, 2, 3, 4, 5, 6]])
+    arguments = [f"data={dataset.path}", f"output={tmp_path / 'run'}", "model=hybrid", *SMALL, "recipe=small"]
+    assert main([*arguments, f"seed={2**63 - 1}", "train.epochs=1"]) == 0
+    out, err = capfd.readouterr()
+    assert "warning: task like is dropped: only one class in train" in err
+    assert "warning" not in out
+
+
+def test_a_dataset_without_sessions_is_refused(fifty, tmp_path, capfd):
+    shutil.copytree(fifty.path, tmp_path / "data")
+    path = tmp_path / "data" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"counts": manifest["counts"] | {"sessions": 0}}))
+    assert main([f"data={tmp_path / 'data'}", f"output={tmp_path / 'run'}", "model=hybrid", *SMALL]) == 2
+    assert "error: expected a dataset with sessions, got none" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        (["model=sasrec"], 0),
+        (["model=sasrec", "network.hidden_size=256"], 100),
+        (["model=gru4rec"], 100),  # by its recipe
+        (["model=gru4rec", "recipe=medium"], 0),
+        (["model=gru4rec", "recipe=medium", "network.hidden_size=256"], 100),
+        (["model=hybrid", "network.embedding_dim=512"], 100),
+        (["model=hybrid", "network.embedding_dim=512", "train.warmup_steps=0"], 0),
+        (["model=rank_mmoe", "network.embedding_dim=512"], 0),
+    ],
+)
+def test_wide_session_models_warm_up_unless_told_otherwise(options, steps):
+    assert with_recipe(["data=d", "output=o", *options], 1_000).train.warmup_steps == steps

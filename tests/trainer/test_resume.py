@@ -1,0 +1,147 @@
+"""Runs that end early and are started again: killed, signalled, with a broken checkpoint, with other options."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+
+import pytest
+
+import trainer.loop
+import trainer.run.checkpoint
+import trainer.run.signals
+from tests.support.engine import build, write_log
+from tests.support.runs import assert_same_run, options
+from trainer.__main__ import main
+from trainer.run.checkpoint import TENSORS, latest
+
+
+def test_running_a_finished_run_again_changes_nothing(fifty, undisturbed, capfd):
+    before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.name != "config.yaml"}
+    assert main(options(fifty, undisturbed)) == 0
+    assert "already finished" in capfd.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.name != "config.yaml"} == before
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("at", [3, 8, 26, 41])
+def test_a_run_killed_at_any_step_ends_with_the_bits_of_an_undisturbed_one(
+    fifty, undisturbed, tmp_path, at, monkeypatch
+):
+    taken = 0
+    step = trainer.loop.TrainStep.step
+
+    def killed(self, batch, number):
+        nonlocal taken
+        taken += 1
+        if taken == at:
+            raise Killed
+        return step(self, batch, number)
+
+    monkeypatch.setattr(trainer.loop.TrainStep, "step", killed)
+    with pytest.raises(Killed):
+        main(options(fifty, tmp_path / "run"))
+    monkeypatch.undo()
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert main(options(fifty, tmp_path / "run")) == 0
+    assert_same_run(undisturbed, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["name"] == "ndcg@20"] == [1, 2, 3]
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(fifty, undisturbed, tmp_path, monkeypatch, capfd):
+    step = trainer.loop.TrainStep.step
+
+    def asked(self, batch, number):
+        if number == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, number)
+
+    monkeypatch.setattr(trainer.loop.TrainStep, "step", asked)
+    monkeypatch.setattr(trainer.run.signals, "LOOK_SECONDS", 0.0)
+    with pytest.raises(SystemExit) as left:
+        main(options(fifty, tmp_path / "run", "train.checkpoint_steps=1000"))
+    assert left.value.code == 143
+    assert "stopped after step 16; the same command goes on from there\n" in capfd.readouterr().err
+    assert latest(tmp_path / "run" / "checkpoints").name == "step-000000016"
+    monkeypatch.undo()
+    assert main(options(fifty, tmp_path / "run", "train.checkpoint_steps=1000")) == 0
+    assert_same_run(undisturbed, tmp_path / "run")
+
+
+def test_ctrl_c_says_so_and_exits_130_though_a_handler_would_leave_with_0(fifty, tmp_path, monkeypatch, capfd):
+    def quiet(*given):
+        signal.signal(signal.SIGINT, lambda *_: sys.exit(0))  # as Ray's handler does
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    def interrupted(*given):
+        with trainer.run.signals.interrupted_plainly():
+            quiet()
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("trainer.launch.train", interrupted)
+    with pytest.raises(SystemExit) as left:
+        main(options(fifty, tmp_path / "run"))
+    assert left.value.code == 130
+    assert "interrupted; the same command goes on from the last checkpoint\n" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_truncated_checkpoint_is_named_and_the_one_before_taken(fifty, undisturbed, tmp_path, capfd):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    for name in ("summary.json", "bundle"):
+        path = run / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    newest = latest(run / "checkpoints")
+    data = (newest / TENSORS).read_bytes()
+    (newest / TENSORS).write_bytes(data[: len(data) // 2])
+    assert main(options(fifty, run)) == 0
+    assert f"checkpoint {newest.name} is broken" in capfd.readouterr().err
+    assert_same_run(undisturbed, run)
+
+
+def test_more_epochs_continue_a_finished_run_and_equal_one_that_had_them_at_once(fifty, undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "a")
+    assert main(options(fifty, tmp_path / "a", "train.epochs=4")) == 0
+    assert main(options(fifty, tmp_path / "b", "train.epochs=4")) == 0
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["train.learning_rate=0.3"],
+        ["seed=7"],
+        ["tasks=[next]"],
+        ["resume=never"],
+        ["network.experts=4"],
+    ],
+)
+def test_a_run_refuses_to_go_on_otherwise_than_it_began(fifty, undisturbed, wrong, capfd):
+    assert main([*options(fifty, undisturbed), *wrong]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("error: expected ")
+    assert err.count("\n") == 1
+
+
+def test_a_run_refuses_another_dataset(undisturbed, tmp_path, capfd):
+    rows = [(u, 1 + (u + i) % 12, 1, 0, i % 2, 0, "c", 1, 1, 1) for u in range(1, 9) for i in range(14)]
+    other = build(
+        [
+            f"input={write_log(tmp_path / 'log.csv', rows)}",
+            f"output={tmp_path / 'data'}",
+            "scenario=qb_video",
+            "shards=1",
+        ]
+    )
+    assert main(options(other, undisturbed)) == 2
+    assert "error: expected dataset=" in capfd.readouterr().err
