@@ -140,7 +140,9 @@ def fit(
         The parameters of the best epoch (of the last, where there is no validation), and the progress.
     """
     reader = family.reader(phase.holdout)
-    train_step = family.train_step(phase.epochs * -(-reader.total_targets() // config.train.batch_tokens))
+    total_steps = phase.epochs * -(-reader.total_targets() // config.train.batch_tokens)
+    world.barrier()  # making the step exchanges parameters, with a step's timeout
+    train_step = family.train_step(total_steps)
     folder = phase.checkpoints(run)
     path = checkpoint.latest(folder)
     progress = checkpoint.load(path, train_step) if path else Progress()
@@ -248,6 +250,7 @@ class Training:
         self.progress.seconds += meter.lap()
         if self.log:
             self.writer.save(self.train_step, self.progress)
+        self.train_step.world.barrier()  # the first worker may wait for the checkpoint before this one
 
     def _log_epoch(self, values: dict[str, Any]) -> None:
         if self.log:

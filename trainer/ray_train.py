@@ -34,7 +34,8 @@ from trainer.run.signals import Stopped, interrupted_plainly, on_sigterm
 from trainer.training.step import NotFiniteError
 
 MAX_FAILURES = 3
-COLLECTIVE_TIMEOUT_SECONDS = 300
+STEP_TIMEOUT_SECONDS = 300
+"""How long an exchange within a step may take; other waits may take `trainer.distributed.world.WAIT`."""
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set in a submitted job, whose working directory and environment all its workers have already."""
 FAILED = ".failed.json"
@@ -162,7 +163,7 @@ def _run(config: TrainerConfig, workers: Any) -> None:
         train_loop_config=config.plain(),
         scaling_config=_scaling(config, workers),
         torch_config=ConnectedTorchConfig(
-            backend="nccl" if config.ray.use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_SECONDS
+            backend="nccl" if config.ray.use_gpu else "gloo", timeout_s=STEP_TIMEOUT_SECONDS
         ),
         run_config=RunConfig(
             name=f"{run.name}-{uuid.uuid4().hex[:8]}",

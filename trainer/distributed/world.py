@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -13,17 +14,25 @@ import torch.distributed as dist
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's `mallopt`: free memory at the heap's end, and blocks mapped one by one, in bytes."""
 
+WAIT = timedelta(days=1)
+"""How long workers wait for one that writes or copies alone; Ray notices one that is dead within a minute."""
+
 
 @dataclass(frozen=True)
 class World:
     """The workers of a run, seen from one of them.
 
     Without a process group (`size` 1) every reduction returns its input.
+
+    Attributes:
+        waits: the same workers as a gloo group with the timeout `WAIT`, for `gather` and `barrier`. What a step sends
+            goes through the default group, whose timeout is short: a worker lost in a step ends the step.
     """
 
     global_rank: int
     size: int
     device: torch.device
+    waits: Any = None
 
     @classmethod
     def alone(cls) -> World:
@@ -32,9 +41,10 @@ class World:
 
     @classmethod
     def of_process_group(cls) -> World:
-        """The initialised process group."""
+        """The initialised process group, and a second one for long waits; to be called by all workers."""
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-        return cls(dist.get_rank(), dist.get_world_size(), device)
+        waits = dist.new_group(backend="gloo", timeout=WAIT)
+        return cls(dist.get_rank(), dist.get_world_size(), device, waits)
 
     @property
     def is_first(self) -> bool:
@@ -42,24 +52,24 @@ class World:
         return self.global_rank == 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Element-wise sum over workers, the same bits on each."""
+        """Element-wise sum over workers in a step, the same bits on each."""
         if self.size > 1:
             values = values.clone()
             dist.all_reduce(values)
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """A small picklable value of every worker, in the order of ranks."""
+        """A small picklable value of every worker, in the order of ranks, however long one takes."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.waits)
         return values
 
     def barrier(self) -> None:
-        """Wait for all workers."""
+        """Wait for all workers, however long one takes."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self.waits)
 
 
 def set_threads(world: World) -> None:
