@@ -24,7 +24,8 @@ class PastActions(nn.Module):
         code = torch.arange(ACTION_CODES)[:, None]
         bits = (code >> torch.arange(ACTION_BITS)) & 1
         entered = (code >> ACTION_BITS) == torch.arange(1, ENTERED_MOST + 1)
-        self.register_buffer("signs", torch.cat([bits.bool(), entered], dim=1).float(), persistent=False)
+        signs = torch.cat([bits.bool(), entered], dim=1).to(torch.get_default_dtype())
+        self.register_buffer("signs", signs, persistent=False)
         self.weight = nn.Parameter(torch.zeros(ACTION_BITS + ENTERED_MOST, dimension))
 
     def forward(self, actions_BT: torch.Tensor) -> torch.Tensor:

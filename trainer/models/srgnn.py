@@ -54,10 +54,11 @@ def session_graphs(items_BT: torch.Tensor, needed_G: torch.Tensor) -> SessionGra
     inside = (place[None] <= end[:, None]) & (items_BT[session] != PADDING)
     node_GT = node_BT[session]
     graphs = len(needed_G)
-    clicks = torch.zeros(graphs, width, device=items_BT.device).scatter_add_(1, node_GT, inside.float())
+    present = inside.to(torch.get_default_dtype())
+    clicks = torch.zeros_like(present).scatter_add_(1, node_GT, present)
     edge = node_GT[:, :-1] * width + node_GT[:, 1:]
     count = torch.zeros(graphs, width * width, device=items_BT.device)
-    count = count.scatter_add_(1, edge, inside[:, 1:].float()).view(graphs, width, width)
+    count = count.scatter_add_(1, edge, present[:, 1:]).view(graphs, width, width)
     outgoing = count / count.sum(2, keepdim=True).clamp(min=1.0)
     incoming = count / count.sum(1, keepdim=True).clamp(min=1.0)
     last = node_GT.gather(1, end[:, None]).squeeze(1)
