@@ -1,6 +1,6 @@
 """Every model on real input and on the twin, and the ladder that separates causes.
 
-The runs are the programs' own command lines, two at a time on one core each. They lie in a folder that is
+The runs are the programs' own command lines on one core each, `NEXTCLICK_JOBS` at a time (default: all cores). They lie in a folder that is
 kept (`NEXTCLICK_BENCH`, default `runs/benchmarks`), so a benchmark that was stopped goes on where it was.
 """
 
@@ -70,15 +70,21 @@ SMOOTHNESS = 0.7
 """The generator's default share of transitions that similar items have in common."""
 
 
-def twin(correlation: float, users: int = QB_USERS, seed: int = 0, smoothness: float = SMOOTHNESS) -> Path:
-    """The sessions of a QB-video twin, at full size or of fewer or more users of the same catalogue."""
-    apart = f"-{users}" * (users != QB_USERS) + f"-seed-{seed}" * (seed != 0)
+def twin(
+    correlation: float,
+    users: int = QB_USERS,
+    seed: int = 0,
+    smoothness: float = SMOOTHNESS,
+    items: int = QB_ITEMS,
+) -> Path:
+    """The sessions of a QB-video twin, at full size or of another number of users or items."""
+    apart = f"-{users}" * (users != QB_USERS) + f"-seed-{seed}" * (seed != 0) + f"-items-{items}" * (items != QB_ITEMS)
     apart += f"-smoothness-{smoothness}" * (smoothness != SMOOTHNESS)
     folder = work() / f"twin-{correlation}{apart}"
     log = folder / "log.csv"
     if not (folder / "data" / "manifest.json").exists():
         folder.mkdir(exist_ok=True)
-        size = (f"users={users}", f"items={QB_ITEMS}", f"seed={seed}")
+        size = (f"users={users}", f"items={items}", f"seed={seed}")
         process = (f"task_correlation={correlation}", f"successor_smoothness={smoothness}")
         program("etl.twin", f"output={log}", "scenario=qb_video", *size, *process)
         program("etl", f"input={log}", f"output={folder / 'data'}", "scenario=qb_video", "overwrite=true")
@@ -123,7 +129,7 @@ def execute(runs: Iterable[Run], *, search: bool = True) -> dict[tuple[str, int]
         return {**summary, **json.loads((result / "metrics.json").read_text())}
 
     runs = list(runs)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(int(os.environ.get("NEXTCLICK_JOBS", os.cpu_count() or 1))) as pool:
         return dict(zip(((run.name, run.seed) for run in runs), pool.map(one, runs), strict=True))
 
 
