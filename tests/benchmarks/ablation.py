@@ -1,9 +1,9 @@
 """What item features, past actions and counted transitions add to a session model, on logs of different kinds.
 
 Sequence files are named in `NEXTCLICK_SEQUENCES`, logs in the `qb_video` format in `NEXTCLICK_LOGS`, `:` between;
-`NEXTCLICK_CASES` names the data to take of all (default: all), `NEXTCLICK_SEEDS` the number of seeds. Every figure is of a
-model trained without the last two clicks. "Found" is HR@20 of test targets whose step from the last click was counted in
-train.
+`NEXTCLICK_CASES` names the data to take of all (default: all), `NEXTCLICK_SEEDS` the number of seeds. Every figure is
+of a model trained without the last two clicks. "Found" is HR@20 of test targets whose step from the last click was
+counted in train.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Every model on real input and on the twin, and the ladder that separates causes.
 
-The runs are the programs' own command lines on one core each, `NEXTCLICK_JOBS` at a time (default: all cores). They lie in a folder that is
-kept (`NEXTCLICK_BENCH`, default `runs/benchmarks`), so a benchmark that was stopped goes on where it was.
+The runs are the programs' own command lines on one core each, `NEXTCLICK_JOBS` at a time (default: as many as cores).
+They lie in a folder that is kept (`NEXTCLICK_BENCH`, default `runs/benchmarks`), so a benchmark that was stopped goes
+on where it was.
 """
 
 from __future__ import annotations

@@ -106,6 +106,7 @@ def free_port() -> int:
 ALIKE = {
     "sampled softmax": {},
     "softmax": {"loss": "softmax"},
+    "hard negatives, cosine": {"network": {"cosine_temperature": 0.2}, "train": {"hard_negatives": 5}},
     "options": {
         "encoder": ["srgnn", "sasrec", "nextitnet"],
         "head": "ple",

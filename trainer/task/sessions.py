@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from etl.dataset import Dataset
+from etl.runtime.errors import InputError
 from retrieval.repeats import count_repeats
 from trainer.config import TrainerConfig
 from trainer.data.batch import Batch, BatchOptions, targets_of, train_batch
@@ -80,18 +81,28 @@ class SessionFamily:
         return TrainStep(config, SessionObjective(config, model, train_clicks), tables, total_steps, self.world)
 
     def begin(self, train_step: TrainStep, holdout: int) -> None:
-        """With `train.ppmi_start`, start the vectors of items with neighbours in train from their co-occurrence."""
+        """With `train.ppmi_start`, start the vectors of items with neighbours in train from their co-occurrence.
+
+        Raises:
+            InputError: on all workers alike, where the first has too little memory for it.
+        """
         length, dimension = self.config.train.ppmi_start, self.config.network.embedding_dim
         if not length:
             return
-        mine = None
+        vector, problem = torch.zeros(self.dataset.manifest.n_items, dimension), None
         if self.world.is_first:  # another machine's rounding would make another start
-            mine = start_vectors(self.dataset, holdout, dimension, self.config.seed)
-        vector = self.world.gather(mine)[0]
+            try:
+                vector = start_vectors(self.dataset, holdout, dimension, self.config.seed)
+            except InputError as error:
+                problem = error
+        problem = self.world.gather(problem)[0]
+        if problem:
+            raise problem
+        vector = self.world.sum(vector.to(self.world.device))  # the other workers add zeros
         counted = vector.any(dim=1).nonzero().squeeze(1)
         for name in (ITEM, INPUT):
             if name in train_step.tables:
-                train_step.tables[name].vector[counted + 1] = length * vector[counted].to(self.world.device)
+                train_step.tables[name].vector[counted + 1] = length * vector[counted]
 
     def collate(self, holdout: int, salt: int) -> Collate:
         """The maker of an epoch's batches."""

@@ -11,10 +11,12 @@ import math
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import pyarrow.parquet as pq
 import torch
 
 from etl.dataset import Dataset
+from etl.runtime.errors import InputError
 from trainer.data.order import Int
 from trainer.data.ragged import Ragged
 
@@ -24,6 +26,9 @@ SMOOTHING = 0.75
 """Power of the items' counts as contexts, so that rare ones do not have the highest mutual information."""
 OVERSAMPLING, ITERATIONS = 16, 4
 """Of the randomized range finder (Halko et al. 2011)."""
+
+BYTES_A_CLICK, BYTES_A_NUMBER = 800, 32
+"""Peak memory: of counting, for each click; of the factorisation, for each number of a base of its range."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -39,11 +44,24 @@ def start_vectors(dataset: Dataset, holdout: int, dimension: int, seed: int) -> 
 
     Returns:
         float32 `[n_items, D]`.
+
+    Raises:
+        InputError: it would take more memory than there is.
     """
     n = dataset.manifest.n_items
+    check_memory(dataset.manifest.counts["clicks"], n, dimension)
     key, value = positive_pmi(*near_clicks(*counted_clicks(dataset, holdout), n), n)
     vector = torch.nn.functional.normalize(factors(key, value, n, dimension, seed), dim=1)
     return torch.nn.functional.pad(vector, (0, dimension - vector.shape[1])).float()
+
+
+def check_memory(clicks: int, n_items: int, dimension: int) -> None:
+    """Raise `InputError` where counting and factorising may not fit into this machine's free memory."""
+    needed = BYTES_A_CLICK * clicks + BYTES_A_NUMBER * n_items * min(n_items, dimension + OVERSAMPLING)
+    free = psutil.virtual_memory().available
+    if needed > free:
+        what = f"{needed / 2**30:.1f} GiB of free memory for train.ppmi_start"
+        raise InputError(what, f"{free / 2**30:.1f} GiB", "train.ppmi_start=0 begins with random vectors")
 
 
 def counted_clicks(dataset: Dataset, holdout: int) -> tuple[Int, Int]:
@@ -86,7 +104,8 @@ def positive_pmi(key: Int, count: Floats, n_items: int) -> tuple[Int, Floats]:
     context = of_item**SMOOTHING
     pmi = np.log(count * context.sum() / (of_item[row] * context[column]))
     half = np.maximum(pmi, 0.0) / 2.0
-    return sum_by_key(np.concatenate([key, column * n_items + row]), np.concatenate([half, half]))
+    transposed = np.argsort(column * n_items + row)  # the same entries, for the counts are symmetric
+    return key, half + half[transposed]
 
 
 def factors(key: Int, value: Floats, n_items: int, rank: int, seed: int) -> torch.Tensor:
