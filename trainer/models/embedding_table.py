@@ -94,6 +94,17 @@ class SparseTable:
         for name, tensor in self.tensors().items():
             tensor.copy_(tensors[name])
 
+    def state_rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """All state of distinct rows side by side, float32 `[U, S]`."""
+        return torch.cat([t[ids].view(len(ids), t[0].numel()) for t in self.tensors().values() if t.numel()], dim=1)
+
+    def put_state_rows(self, ids: torch.Tensor, state_US: torch.Tensor) -> None:
+        """Take over what `state_rows` gave on another worker."""
+        tensors = [t for t in self.tensors().values() if t.numel()]
+        widths = [t[0].numel() for t in tensors]
+        for tensor, part in zip(tensors, state_US.split(widths, dim=1), strict=True):
+            tensor[ids] = part.view(len(ids), *tensor.shape[1:])
+
     def rows(self, ids: torch.Tensor) -> Rows:
         """Copies of distinct rows that gradients can flow into."""
         bias = self.bias[ids] if self.bias.numel() else self.bias

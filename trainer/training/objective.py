@@ -133,6 +133,12 @@ class SessionObjective(nn.Module):
             return self.model.item_features.with_values({ITEM: torch.cat([clicks, *scored]), **own})
         return self.model.item_features.with_values({ITEM: torch.cat(scored), INPUT: clicks, **own})
 
+    def shared(self, candidates: Candidates) -> dict[str, torch.Tensor]:
+        """Ids by table that `wanted` holds on every worker: those of the candidates."""
+        none = candidates.ids[:0]
+        tied = self.config.network.tie_embeddings
+        return self.model.item_features.with_values({ITEM: candidates.ids} | ({} if tied else {INPUT: none}))
+
     def weights(self, batch: Batch) -> torch.Tensor:
         """Weight of a batch's examples by task, float64 `[K]`: their number, where each weighs 1."""
         result = [torch.count_nonzero(batch.targets).double()]
@@ -247,6 +253,10 @@ class RankObjective(nn.Module):
         """Ids whose vectors the forward pass reads, by table."""
         wanted = {ITEM: torch.cat([batch.item, batch.history.flatten()]), USER: batch.user}
         return self.model.item_features.with_values(wanted)
+
+    def shared(self, candidates: None) -> dict[str, torch.Tensor]:
+        """No row is read by every worker."""
+        return {}
 
     def labels(self, batch: RankBatch, column: int) -> torch.Tensor:
         """What a task's rows are judged by, `[F]`: with rank_esmm its action after a click."""

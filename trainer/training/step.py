@@ -13,12 +13,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from etl.runtime.errors import InputError
 from trainer.config import TrainerConfig
-from trainer.distributed.sparse_allreduce import sum_rows
+from trainer.distributed.row_exchange import RowExchange
 from trainer.distributed.world import World
 from trainer.models.embedding_table import SparseTable
 from trainer.option_groups import TrainOptions
 from trainer.training.objective import RankObjective, SessionObjective
 from trainer.training.optimizers import Adagrad, AdamW
+
+Gradient = tuple[torch.Tensor, torch.Tensor]
+"""Distinct rows `[U]` and their gradients `[U, C]`."""
 
 
 class NotFiniteError(ArithmeticError):
@@ -89,12 +92,16 @@ class TrainStep:
         self._seed(hash((self.config.seed, step, self.world.global_rank)) & 0x7FFF_FFFF_FFFF_FFFF)
         parts = [batch.to(self.world.device) for batch in parts]
         objective: Any = self.objective  # batches and candidates are of the kind that it takes
-        weights = self.world.sum(torch.stack([objective.weights(batch) for batch in parts]).sum(0))
+        weights = torch.stack([objective.weights(batch) for batch in parts]).sum(0)
         candidates = objective.candidates(parts[0], step)
         wanted = [objective.wanted(batch, candidates) for batch in parts]
-        rows = {
-            name: self.tables[name].rows(torch.unique(torch.cat([ids[name] for ids in wanted]))) for name in wanted[0]
-        }
+        ids = {name: torch.unique(torch.cat([part[name] for part in wanted])) for name in wanted[0]}
+        exchange = None
+        if self.world.size > 1:
+            shared = {name: torch.unique(common) for name, common in objective.shared(candidates).items()}
+            exchange = RowExchange(ids, shared, weights, self.world)
+            weights = exchange.extra
+        rows = {name: self.tables[name].rows(rows_read) for name, rows_read in ids.items()}
         self.objective.zero_grad(set_to_none=True)
         losses = torch.zeros_like(weights)
         for number, batch in enumerate(parts, 1):
@@ -105,11 +112,12 @@ class TrainStep:
                 # DDP averages dense gradients over workers: × size makes them the sum that one worker would have.
                 loss.mul(self.world.size).backward()
             losses += sums.loss.detach()
-        losses = self.world.sum(losses)
-        gradients = {
-            name: sum_rows(result.ids, result.gradient() / self.world.size, self.world) for name, result in rows.items()
-        }
-        norm = self._norm([gradient for _, gradient in gradients.values()])
+        gradients = {name: (ids[name], result.gradient()) for name, result in rows.items()}
+        if exchange is None:
+            norm = self._norm([gradient for _, gradient in gradients.values()])
+            counts: list[list[int]] = []
+        else:
+            gradients, losses, norm, counts = self._summed(exchange, gradients, losses)
         # Sums over workers are NaN on all of them if they are on one, so all stop together.
         if not bool(torch.isfinite(losses.sum() + norm)):
             raise NotFiniteError(
@@ -117,7 +125,36 @@ class TrainStep:
                 f"{parts[0].describe()}); try a lower train.learning_rate"
             )
         self._update(gradients, float(norm), step)
+        if exchange:
+            self._spread(exchange, counts)
         return losses, weights
+
+    def _summed(
+        self, exchange: RowExchange, gradients: dict[str, Gradient], losses: torch.Tensor
+    ) -> tuple[dict[str, Gradient], torch.Tensor, torch.Tensor, list[list[int]]]:
+        """Over all workers: gradients of rows owned here, losses, the norm of all gradients, rows by owner and table.
+
+        Each row is in the norm once, at its owner; the networks' gradients are the same on all workers.
+        """
+        size, rank = self.world.size, self.world.global_rank
+        # A loss is × size for DDP's mean of the networks' gradients; those of rows are summed.
+        sums = exchange.to_owners({name: gradient / size for name, (_, gradient) in gradients.items()})
+        owned = exchange.owned
+        square = sum((gradient.double().square().sum() for gradient in sums.values()), losses.new_zeros(()))
+        counts = losses.new_zeros(size, len(owned))
+        counts[rank] = torch.tensor([len(rows) for rows in owned.values()])
+        totals = self.world.sum(torch.cat([losses, square[None], counts.flatten()]))
+        losses, square = totals[: len(losses)], totals[len(losses)]
+        norm = (self._norm([]).double().square() + square).sqrt()
+        by_owner = totals[len(losses) + 1 :].view(size, -1).long().tolist()
+        return {name: (owned[name], sums[name]) for name in owned}, losses, norm, by_owner
+
+    def _spread(self, exchange: RowExchange, counts: list[list[int]]) -> None:
+        """Bring the rows that their owners have updated to all workers."""
+        mine = {name: self.tables[name].state_rows(ids) for name, ids in exchange.owned.items()}
+        ids, rows = exchange.to_all(mine, counts)
+        for name in ids:
+            self.tables[name].put_state_rows(ids[name], rows[name])
 
     def _seed(self, seed: int) -> None:
         # torch.manual_seed keeps a stack trace for every kind of device that has not started, at each call.
@@ -132,9 +169,9 @@ class TrainStep:
     def _norm(self, gradients: list[torch.Tensor]) -> torch.Tensor:
         """Norm of all gradients together; NaN or infinite where one of them is."""
         dense = [p.grad for p in self.objective.parameters() if p.grad is not None]
-        return torch.stack([g.norm() for g in (*dense, *gradients)]).norm()
+        return torch.stack([g.norm() for g in (*dense, *gradients)]).norm() if dense or gradients else torch.zeros(())
 
-    def _update(self, gradients: dict[str, tuple[torch.Tensor, torch.Tensor]], norm: float, step: int) -> None:
+    def _update(self, gradients: dict[str, Gradient], norm: float, step: int) -> None:
         options = self.config.train
         shrink = min(1.0, options.max_grad_norm / max(norm, 1e-12)) if options.max_grad_norm else 1.0
         if shrink < 1.0:

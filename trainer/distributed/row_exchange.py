@@ -1,0 +1,202 @@
+"""Exchange of table rows by owner: worker `id % size` owns a row, sums its gradients and updates it.
+
+One exchange serves all tables of a step, since each message has a latency. W workers, T tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from trainer.distributed.world import World
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where the rows of one table go.
+
+    Attributes:
+        order: int64 `[U]`, places of this worker's rows, by owner; of each owner those that all share come first.
+        sent: rows for each owner, W numbers.
+        owned: int64, distinct rows that are owned here and read by any worker, rising.
+        place: int64, where each received row stands among `owned`; rows come by the rank of their sender.
+        received: rows of each worker, W numbers.
+    """
+
+    order: torch.Tensor
+    sent: list[int]
+    owned: torch.Tensor
+    place: torch.Tensor
+    received: list[int]
+
+
+class RowExchange:
+    """Routes of the rows that a step reads; made before the forward pass, by all workers together.
+
+    Rows that every worker reads (the shared negatives) carry no ids: each owner knows them.
+
+    Args:
+        wanted: distinct ids by table that this worker reads, int64, rising; the same tables on all workers.
+        shared: distinct ids by table that all workers read, int64, rising, contained in `wanted`.
+        extra: float64 `[K]`, small numbers to sum over workers on the way.
+        world: the workers, more than one.
+        group: process group of the exchange; None = the step's.
+    """
+
+    def __init__(
+        self,
+        wanted: Tensors,
+        shared: Tensors,
+        extra: torch.Tensor,
+        world: World,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        self.world, self.group = world, group
+        size, names = world.size, list(wanted)
+        common = {n: shared.get(n, wanted[n][:0]) for n in names}
+        own = {n: wanted[n][~torch.isin(wanted[n], common[n], assume_unique=True)] for n in names}
+        own_order = {n: torch.argsort(own[n] % size, stable=True) for n in names}
+        counts = torch.stack([torch.bincount(own[n] % size, minlength=size) for n in names], dim=1)
+        head = torch.cat([counts.double(), extra.double().expand(size, -1)], dim=1)
+        heads = self._all_to_all(head.flatten(), [head.shape[1]] * size, [head.shape[1]] * size).view(size, -1)
+        self.extra = heads[:, len(names) :].sum(0)
+        sent, received = counts.tolist(), heads[:, : len(names)].long().tolist()
+        ids = self._exchanged([own[n][own_order[n]].int() for n in names], sent, received)
+        self.routes = {}
+        for number, name in enumerate(names):
+            self.routes[name] = _route(
+                wanted[name],
+                common[name],
+                own[name][own_order[name]],
+                [row[number] for row in sent],
+                ids[number].long(),
+                [row[number] for row in received],
+                world,
+            )
+
+    @property
+    def owned(self) -> Tensors:
+        """Distinct rows by table that are owned here and read by any worker, rising."""
+        return {name: route.owned for name, route in self.routes.items()}
+
+    def to_owners(self, values: Tensors) -> Tensors:
+        """Sums over workers of float32 rows `[U, C]` by table, at their owners: `[owned, C]`.
+
+        An owner adds in the order of ranks, so that a run repeats to the bit.
+        """
+        parts = [values[name][route.order] for name, route in self.routes.items()]
+        sent, received = self._splits()
+        result = {}
+        for (name, route), rows in zip(self.routes.items(), self._exchanged(parts, sent, received), strict=True):
+            total = rows.new_zeros(len(route.owned), rows.shape[1])
+            result[name] = total.index_put_((route.place,), rows, accumulate=True)
+        return result
+
+    def from_owners(self, values: Tensors) -> Tensors:
+        """Rows `[U, C]` that this worker reads, by table, from their owners' `[owned, C]`."""
+        sent, received = self._splits()
+        parts = [values[name][route.place] for name, route in self.routes.items()]
+        result = {}
+        for (name, route), rows in zip(self.routes.items(), self._exchanged(parts, received, sent), strict=True):
+            result[name] = torch.empty_like(rows).index_copy_(0, route.order, rows)
+        return result
+
+    def to_all(self, values: Tensors, counts_WT: list[list[int]]) -> tuple[Tensors, Tensors]:
+        """All rows of the step on all workers.
+
+        Args:
+            values: float32 `[owned, C]` by table.
+            counts_WT: owned rows of every worker by table.
+
+        Returns:
+            Ids and rows by table, those of owner 0 first.
+        """
+        parts = []
+        for name, route in self.routes.items():
+            parts += [route.owned.int().view(torch.float32), values[name].flatten()]
+        mine, widths = torch.cat(parts), [values[name].shape[1] for name in self.routes]
+        lengths = [sum(n * (1 + width) for n, width in zip(counts, widths, strict=True)) for counts in counts_WT]
+        longest = max(lengths)
+        everything = mine.new_empty(self.world.size * longest)
+        dist.all_gather_single(everything, torch.nn.functional.pad(mine, (0, longest - len(mine))))
+        ids: dict[str, list[torch.Tensor]] = {name: [] for name in self.routes}
+        rows: dict[str, list[torch.Tensor]] = {name: [] for name in self.routes}
+        for counts, length, block in zip(counts_WT, lengths, everything.split(longest), strict=True):
+            sizes = [size for n, width in zip(counts, widths, strict=True) for size in (n, n * width)]
+            pieces = block[:length].split(sizes)
+            for number, name in enumerate(self.routes):
+                ids[name].append(pieces[2 * number])
+                rows[name].append(pieces[2 * number + 1].view(-1, widths[number]))
+        return (
+            {name: torch.cat(parts).view(torch.int32).long() for name, parts in ids.items()},
+            {name: torch.cat(parts) for name, parts in rows.items()},
+        )
+
+    def _splits(self) -> tuple[list[list[int]], list[list[int]]]:
+        """Rows sent to and received from each worker, by table."""
+        routes = self.routes.values()
+        return (
+            [list(row) for row in zip(*(route.sent for route in routes), strict=True)],
+            [list(row) for row in zip(*(route.received for route in routes), strict=True)],
+        )
+
+    def _exchanged(
+        self, tables: Sequence[torch.Tensor], sent_WT: list[list[int]], received_WT: list[list[int]]
+    ) -> list[torch.Tensor]:
+        """Rows of T tables, which lie by receiver, in one message to each; what came, by table and by sender."""
+        widths = [1 if table.dim() == 1 else table.shape[1] for table in tables]
+        pieces = [table.flatten().split([row[t] * widths[t] for row in sent_WT]) for t, table in enumerate(tables)]
+        data = torch.cat([piece for to in zip(*pieces, strict=True) for piece in to])
+        out = [[n * width for n, width in zip(row, widths, strict=True)] for row in sent_WT]
+        into = [[n * width for n, width in zip(row, widths, strict=True)] for row in received_WT]
+        came = self._all_to_all(data, [sum(row) for row in out], [sum(row) for row in into])
+        blocks = came.split([n for row in into for n in row])
+        result = []
+        for t, table in enumerate(tables):
+            flat = torch.cat(blocks[t :: len(tables)])
+            result.append(flat if table.dim() == 1 else flat.view(-1, table.shape[1]))
+        return result
+
+    def _all_to_all(self, data: torch.Tensor, sent: list[int], received: list[int]) -> torch.Tensor:
+        result = data.new_empty(sum(received))
+        dist.all_to_all_single(result, data, received, sent, group=self.group)
+        return result
+
+
+def _route(
+    wanted: torch.Tensor,
+    shared: torch.Tensor,
+    own: torch.Tensor,
+    sent: list[int],
+    came: torch.Tensor,
+    received: list[int],
+    world: World,
+) -> Route:
+    """The route of a table's rows.
+
+    Args:
+        wanted: ids that this worker reads, rising.
+        shared: ids that all read, rising.
+        own: the others of `wanted`, by owner.
+        sent: how many of these go to each owner.
+        came: ids that others read of this owner beside the shared ones, by their ranks.
+        received: how many of these come from each.
+        world: the workers.
+    """
+    of_owner = [shared[shared % world.size == owner] for owner in range(world.size)]
+    mine = of_owner[world.global_rank]
+    asked = torch.cat([part for pair in zip(of_owner, own.split(sent), strict=True) for part in pair])
+    ids = torch.cat([part for rows in came.split(received) for part in (mine, rows)])
+    owned, place = torch.unique(ids, return_inverse=True)
+    return Route(
+        order=torch.searchsorted(wanted, asked),
+        sent=[n + len(part) for n, part in zip(sent, of_owner, strict=True)],
+        owned=owned,
+        place=place,
+        received=[n + len(mine) for n in received],
+    )
