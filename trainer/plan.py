@@ -10,7 +10,7 @@ from etl.runtime.errors import InputError
 from etl.runtime.options import option, run_program
 from trainer.config import TrainerConfig, load
 
-OWN = ("workers", "network_gbit", "cores", "measured_steps")
+OWN = ("workers", "network_gbit", "latency_us", "cores", "measured_steps")
 
 
 @dataclass
@@ -20,6 +20,7 @@ class PlanConfig(TrainerConfig):
     output: str = option("plan", "not written")
     workers: int = option(8, "workers to plan for")
     network_gbit: float = option(10.0, "speed of the network between them, in Gbit/s")
+    latency_us: float = option(50.0, "time of a small message between two workers, in microseconds")
     cores: int = option(1, "cores of a worker")
     measured_steps: int = option(20, "steps that are measured")
 
@@ -29,7 +30,7 @@ def job(options: list[str]) -> None:
     own = {name: text for name, _, text in (o.partition("=") for o in options) if name in OWN}
     asked = PlanConfig(data="", model="")
     for name, text in own.items():
-        kind = float if name == "network_gbit" else int
+        kind = float if name in ("network_gbit", "latency_us") else int
         try:
             setattr(asked, name, kind(text))
         except ValueError:

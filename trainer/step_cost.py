@@ -1,13 +1,14 @@
 """What an epoch takes with some number of workers, from steps measured here.
 
-As many workers as this machine has cores take steps of the size that each of `workers` would take, with the exchange
-between them. What more workers send each other is added by the speed of the network between them.
+One worker takes steps of two sizes: that of the run, and the share of one of many workers. What merging rows costs is
+measured too; what workers send is worked out, and its time from the network's speed and latency. Two workers on this
+machine check the plan.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import math
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
@@ -25,68 +26,179 @@ from trainer.config import TrainerConfig, from_plain
 from trainer.data.order import Order
 from trainer.data.prefetch import Prefetch
 from trainer.distributed.world import World
+from trainer.models.embedding_table import SparseTable
 from trainer.plan import PlanConfig
 from trainer.task.base import TRAIN_HOLDOUT
 from trainer.task.registry import family_of
 from trainer.training.step import TrainStep
 
 WARM_STEPS = 3
+PLANNED = (8, 64, 512)
+"""Workers that each plan tells about."""
+EFFICIENT = 0.6
+MOST_DOUBLINGS = 12
+ID_BYTES = 4
+LINK_FLOATS, LINK_TRIES = 1 << 20, 100
+MERGED_ROWS, MERGE_TRIES = 8192, 5
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one worker of the measurement found.
+    """What one worker of a measurement found; rows are those of all tables together.
 
     Attributes:
         seconds: of a step, the mean.
         targets: target clicks of a step, over all workers of the measurement.
-        rows: rows of all tables that this worker's share of a step touches.
-        row_bytes: bytes of a row's id and gradient.
+        own_rows: rows that this worker reads and that not all read.
+        shared_rows: rows that all workers read.
+        row_bytes: of a row's gradient.
+        state_bytes: of a row with its optimiser state.
+        sum_seconds, put_seconds: for a row that an owner adds up, and one that is taken over from its owner.
         dense_bytes: of the networks' gradients.
         resident: bytes of the process.
     """
 
     seconds: float
     targets: float
-    rows: float
-    row_bytes: int
-    dense_bytes: int
+    own_rows: float
+    shared_rows: float
+    row_bytes: float
+    state_bytes: float
+    sum_seconds: float
+    put_seconds: float
+    dense_bytes: float
     resident: int
+
+
+@dataclass(frozen=True)
+class Link:
+    """Between two workers: seconds for a message, and bytes a second."""
+
+    latency: float
+    bandwidth: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a step by cause."""
+
+    compute: float
+    merge: float
+    network: float
+    latency: float
+    received: float
+    """Bytes that a worker receives."""
+
+    @property
+    def seconds(self) -> float:
+        """Of the step."""
+        return self.compute + self.merge + self.network + self.latency
+
+
+@dataclass(frozen=True)
+class StepModel:
+    """Seconds of a step of any size on any number of workers, from one worker's steps of two sizes.
+
+    Computing is a fixed part and one by target; the rows of a step grow with a power of its targets.
+    """
+
+    small: Measured
+    large: Measured
+
+    def compute(self, targets: float) -> float:
+        """Seconds that one worker takes for its share of a step."""
+        by_target = max(0.0, self.large.seconds - self.small.seconds) / (self.large.targets - self.small.targets)
+        return max(0.0, self.large.seconds - by_target * (self.large.targets - targets))
+
+    def own_rows(self, targets: float) -> float:
+        """Distinct rows of a share of a step beside the shared ones."""
+        growth = math.log(max(1.0, self.large.own_rows) / max(1.0, self.small.own_rows))
+        power = growth / math.log(self.large.targets / self.small.targets)
+        return self.large.own_rows * float((targets / self.large.targets) ** min(1.0, max(0.0, power)))
+
+    def cost(self, targets: float, workers: int, link: Link) -> Cost:
+        """Seconds of a step of `targets` target clicks."""
+        share = targets / workers
+        if workers == 1:
+            return Cost(self.compute(share), 0.0, 0.0, 0.0, 0.0)
+        own, union = self.own_rows(share), self.own_rows(targets) + self.large.shared_rows
+        read = own + self.large.shared_rows
+        merge = read * self.large.sum_seconds + union * self.large.put_seconds
+        received = received_bytes(self.large, own, union, workers)
+        network, latency = received / link.bandwidth, messages(workers) * link.latency
+        return Cost(self.compute(share), merge, network, latency, received)
+
+    def efficiency(self, targets: float, workers: int, link: Link) -> float:
+        """Of W workers: one worker's time over W times theirs."""
+        return self.compute(targets) / (workers * self.cost(targets, workers, link).seconds)
+
+
+def received_bytes(found: Measured, own: float, union: float, workers: int) -> float:
+    """Bytes that a worker receives in a step.
+
+    Ids and gradients of the rows it owns, then all rows that the step changed with their state; the networks' gradients
+    go round a ring twice.
+    """
+    others = (workers - 1) / workers
+    gradients = own * (found.row_bytes + ID_BYTES) + found.shared_rows * found.row_bytes
+    return others * (gradients + union * (found.state_bytes + ID_BYTES) + 2 * found.dense_bytes)
+
+
+def messages(workers: int) -> int:
+    """Messages that a worker waits for one after another in a step.
+
+    Three all-to-alls (counts, ids, gradients), two all-reduces, which go round a ring twice (networks; losses, norm and
+    counts), and an all-gather.
+    """
+    return (3 + 2 * 2 + 1) * (workers - 1)
 
 
 def plan(options: PlanConfig, config: TrainerConfig) -> list[str]:
     """The lines to print."""
     dataset = open_dataset(config.data, verify=False)
-    here = max(1, min(options.workers, (os.cpu_count() or 1) // options.cores))
-    measured = measure(config, options, here)
-    family = family_of(config, dataset, World.alone())
-    steps = -(-family.reader(TRAIN_HOLDOUT).total_targets() // config.train.batch_tokens)
-    result = measured[0]
-    sent = exchanged(result, options.workers)
-    beyond = max(0.0, sent - exchanged(result, here)) / (options.network_gbit / 8 * 1e9)
-    seconds = max(m.seconds for m in measured) + beyond
-    memory = memory_parts(config, family.train_step(1), result)
-    rate = config.train.batch_tokens / seconds
-    return [
+    family, batch = family_of(config, dataset, World.alone()), config.train.batch_tokens
+    steps = -(-family.reader(TRAIN_HOLDOUT).total_targets() // batch)
+    share = max(1, batch // max(options.workers, 8))
+    model = StepModel(*(measure(config, options, 1, tokens)[0][0] for tokens in (share, batch)))
+    pair, here = measure(config, options, 2, batch)
+    checked = model.cost(model.large.targets, 2, here).seconds
+    actual = max(m.seconds for m in pair)
+    link = Link(options.latency_us / 1e6, options.network_gbit / 8 * 1e9)
+    memory = memory_parts(config, family.train_step(1), model.large)
+    lines = [
         f"{config.model}: {dataset.manifest.counts.get('sessions', 0):,} sessions, {dataset.manifest.n_items:,} items",
-        f"measured here: {here} workers with {options.cores} core(s) each, {options.measured_steps} steps, "
-        f"{result.targets / here:,.0f} target clicks of a worker",
+        f"measured here: one worker with {options.cores} core(s), {options.measured_steps} steps of "
+        f"{model.small.targets:,.0f} and of {model.large.targets:,.0f} target clicks",
+        f"between two workers here: {here.latency * 1e6:,.0f} us a message, {here.bandwidth * 8 / 1e9:,.1f} Gbit/s; "
+        f"planned: {options.latency_us:,.0f} us, {options.network_gbit:,.1f} Gbit/s",
+        f"check: two workers here take {actual:.4f} s, by this plan {checked:.4f} s ({checked / actual - 1:+.0%})",
         "",
         *(f"{name:<44}{value:>16}" for name, value in memory),
         "",
+        f"{'target clicks of a step (train.batch_tokens)':<44}{batch:>16,}",
         f"{'steps an epoch':<44}{steps:>16,}",
-        f"{'bytes a worker receives a step':<44}{sent:>16,.0f}",
-        f"{'seconds a step: measured + network':<44}{seconds - beyond:>9.3f} + {beyond:.3f}",
-        f"{'events/s, all workers':<44}{rate:>16,.0f}",
-        f"{'hours an epoch':<44}{steps * seconds / 3600:>16.2f}",
-        f"{'worker hours an epoch':<44}{steps * seconds / 3600 * options.workers:>16.1f}",
+        "",
+        f"{'workers':>7}{'compute':>10}{'merge':>10}{'network':>10}{'latency':>10}{'s a step':>10}{'MB in':>8}"
+        f"{'events/s':>12}{'efficiency':>12}{'h an epoch':>12}",
     ]
+    for workers in sorted({1, *PLANNED, options.workers}):
+        cost = model.cost(batch, workers, link)
+        parts = "".join(f"{s:>10.4f}" for s in (cost.compute, cost.merge, cost.network, cost.latency, cost.seconds))
+        lines.append(
+            f"{workers:>7}{parts}{cost.received / 1e6:>8.2f}{batch / cost.seconds:>12,.0f}"
+            f"{model.efficiency(batch, workers, link):>12.1%}{steps * cost.seconds / 3600:>12.3f}"
+        )
+    return [*lines, "", efficient_batch(model, batch, options.workers, link)]
 
 
-def exchanged(found: Measured, workers: int) -> float:
-    """Bytes that a worker receives in a step: all others' rows, and its part of the ring that sums dense gradients."""
-    others = workers - 1
-    return others * found.rows * found.row_bytes + 2 * found.dense_bytes * others / workers
+def efficient_batch(model: StepModel, batch: int, workers: int, link: Link) -> str:
+    """From which step on the workers are used well: the batch is doubled until they are."""
+    for doublings in range(MOST_DOUBLINGS):
+        tokens = batch << doublings
+        if model.efficiency(tokens, workers, link) >= EFFICIENT:
+            return f"{workers} workers are {EFFICIENT:.0%} efficient from about {tokens:,} target clicks a step on"
+    limit = model.efficiency(batch << MOST_DOUBLINGS, workers, link)
+    return f"{workers} workers are at most {limit:.0%} efficient, with however many target clicks a step"
 
 
 def memory_parts(config: TrainerConfig, train_step: TrainStep, found: Measured) -> list[tuple[str, str]]:
@@ -110,14 +222,14 @@ def memory_parts(config: TrainerConfig, train_step: TrainStep, found: Measured) 
     return [("parameters", f"{total:,}"), *parts]
 
 
-def measure(config: TrainerConfig, options: PlanConfig, here: int) -> list[Measured]:
-    """Take steps with `here` workers, each with the share that one of `options.workers` has."""
-    tokens = max(1, config.train.batch_tokens * here // options.workers)
+def measure(config: TrainerConfig, options: PlanConfig, workers: int, tokens: int) -> tuple[list[Measured], Link]:
+    """Take steps of `tokens` target clicks with some workers here; each one's finding, and the link between them."""
     small = replace(config, train=replace(config.train, batch_tokens=tokens))
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (here, small.plain(), options.measured_steps, options.cores, folder)
-        spawn(_work, arguments, nprocs=here)
-        return [Measured(**json.loads((Path(folder) / str(rank)).read_text())) for rank in range(here)]
+        arguments = (workers, small.plain(), options.measured_steps, options.cores, folder)
+        spawn(_work, arguments, nprocs=workers)
+        found = [json.loads((Path(folder) / str(rank)).read_text()) for rank in range(workers)]
+    return [Measured(**steps) for steps, _ in found], Link(**found[0][1])
 
 
 def _work(rank: int, size: int, settings: dict[str, Any], steps: int, cores: int, folder: str) -> None:
@@ -125,10 +237,28 @@ def _work(rank: int, size: int, settings: dict[str, Any], steps: int, cores: int
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
     result = steps_of(from_plain(settings), World(rank, size, torch.device("cpu")), steps)
-    (Path(folder) / str(rank)).write_text(json.dumps(asdict(result)))
+    link = measure_link() if size > 1 else Link(0.0, math.inf)
+    (Path(folder) / str(rank)).write_text(json.dumps([asdict(result), asdict(link)]))
     if size > 1:
         dist.barrier()
         dist.destroy_process_group()
+
+
+def measure_link() -> Link:
+    """The link between two workers: small sums, and a long exchange."""
+    little, much = torch.zeros(1), torch.zeros(LINK_FLOATS)
+    result = torch.empty_like(much)
+    for _ in range(LINK_TRIES):  # the first ones connect
+        dist.all_reduce(little)
+    begin = time.perf_counter()
+    for _ in range(LINK_TRIES):
+        dist.all_reduce(little)
+    latency = (time.perf_counter() - begin) / LINK_TRIES / 2
+    dist.all_to_all_single(result, much)
+    begin = time.perf_counter()
+    for _ in range(3):
+        dist.all_to_all_single(result, much)
+    return Link(latency, 3 * 2 * LINK_FLOATS / (time.perf_counter() - begin))
 
 
 def steps_of(config: TrainerConfig, world: World, steps: int) -> Measured:
@@ -143,26 +273,51 @@ def steps_of(config: TrainerConfig, world: World, steps: int) -> Measured:
     batches = reader.epoch(
         order, family.collate(TRAIN_HOLDOUT, 1), start=0, global_rank=world.global_rank, world_size=world.size
     )
-    rows, targets, begin, taken = [], [], time.perf_counter(), 0
+    rows, shared, targets, begin, taken = [], [], [], time.perf_counter(), 0
     for batch in Prefetch(batches):
         if taken == WARM_STEPS:
             begin = time.perf_counter()
         objective: Any = train_step.objective
         _, weights = train_step.step([batch.data], taken)
         if taken < WARM_STEPS:  # not while the time is taken
-            wanted = objective.wanted(batch.data, objective.candidates(batch.data, taken))
-            rows.append(sum(len(torch.unique(ids)) for ids in wanted.values()))
+            candidates = objective.candidates(batch.data, taken)
+            shared.append(_distinct(objective.shared(candidates)))
+            rows.append(_distinct(objective.wanted(batch.data, candidates)) - shared[-1])
         targets.append(float(weights[0]))
         taken += 1
         if taken == WARM_STEPS + steps:
             break
-    row = max(table.vector.shape[1] + bool(table.bias.numel()) for table in train_step.tables.values())
-    dense = sum(p.numel() * 4 for p in train_step.model.parameters())
+    seconds = (time.perf_counter() - begin) / max(1, taken - WARM_STEPS)
+    table = max(train_step.tables.values(), key=lambda table: table.vector.numel())
+    merging = measure_merging(table)
     return Measured(
-        seconds=(time.perf_counter() - begin) / max(1, taken - WARM_STEPS),
+        seconds=seconds,
         targets=float(np.mean(targets)),
-        rows=float(np.mean(rows)),
-        row_bytes=4 * row + 8,
-        dense_bytes=dense,
+        own_rows=float(np.mean(rows)),
+        shared_rows=float(np.mean(shared)),
+        row_bytes=4 * (table.vector.shape[1] + bool(table.bias.numel())),
+        state_bytes=4 * table.state_rows(torch.zeros(1, dtype=torch.int64)).shape[1],
+        sum_seconds=merging[0],
+        put_seconds=merging[1],
+        dense_bytes=sum(p.numel() * 4 for p in train_step.model.parameters()),
         resident=psutil.Process().memory_info().rss,
     )
+
+
+def _distinct(ids: dict[str, torch.Tensor]) -> int:
+    return sum(len(torch.unique(values)) for values in ids.values())
+
+
+def measure_merging(table: SparseTable) -> tuple[float, float]:
+    """Seconds a row for what an owner does with rows of others (place, order, add), and for taking rows over."""
+    ids = torch.randint(1, len(table.vector), (MERGED_ROWS,), generator=torch.Generator().manual_seed(0))
+    state = table.state_rows(ids)
+    begin = time.perf_counter()
+    for _ in range(MERGE_TRIES):
+        owned, place = torch.unique(ids, return_inverse=True)
+        torch.zeros(len(owned), state.shape[1]).index_put_((place,), state[place], accumulate=True)
+    middle = time.perf_counter()
+    for _ in range(MERGE_TRIES):
+        table.put_state_rows(ids, state)
+    row = MERGE_TRIES * MERGED_ROWS
+    return (middle - begin) / row, (time.perf_counter() - middle) / row

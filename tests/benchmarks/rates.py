@@ -110,7 +110,8 @@ def workers() -> None:
         config, _ = resolve_config([*options, f"model={model}"])
         half = replace(config, train=replace(config.train, batch_tokens=config.train.batch_tokens // 2))
         alone, apart = sum(independent(config, [0])), sum(independent(half, [0, 1]))
-        actual = measure(config, PlanConfig(data="", model="", workers=2, measured_steps=STEPS), 2)
+        asked = PlanConfig(data="", model="", measured_steps=STEPS)
+        actual, _ = measure(config, asked, 2, config.train.batch_tokens)
         together = actual[0].targets / max(m.seconds for m in actual)
         for name, rate in (("one worker", alone), ("two that exchange nothing", apart), ("two workers", together)):
             print(f"{model}, {name}: {rate:,.0f} events/s", flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,7 @@ from tests.support.runs import SMALL
 from tests.support.workers import run_workers
 from trainer.__main__ import main as train
 from trainer.plan import main
-from trainer.step_cost import Measured, exchanged
+from trainer.step_cost import Link, Measured, StepModel, efficient_batch, messages, received_bytes
 
 GIVEN = [o for o in SMALL if not o.startswith("ray.")]
 
@@ -21,26 +22,70 @@ def test_a_plan_names_the_steps_and_parameters_that_the_run_then_has(fifty, tmp_
     monkeypatch.setattr("trainer.step_cost.spawn", run_workers)
     line = [f"data={fifty.path}", f"model={model}", *GIVEN, "train.epochs=1"]
     assert main([*line, "workers=2", "measured_steps=3"]) == 0
-    message = dict(text.rsplit("  ", 1) for text in capfd.readouterr().out.splitlines() if "  " in text)
+    lines = capfd.readouterr().out.splitlines()
+    message = dict(text.rsplit("  ", 1) for text in lines if "  " in text)
     message = {name.strip(): value.strip() for name, value in message.items()}
+    rows = [text.replace(",", "").split() for text in lines if text[:7].strip().isdigit()]
     assert train([*line, f"output={tmp_path / 'run'}", "ray.workers=0"]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert message["parameters"] == f"{summary['parameters']['total']:,}"
     # Windows end with a smaller step, so that an epoch has a few more than targets / batch_tokens.
     assert int(message["steps an epoch"]) <= summary["steps"] <= int(message["steps an epoch"]) + 2
-    assert int(message["events/s, all workers"].replace(",", "")) > 0
-    seconds = sum(map(float, message["seconds a step: measured + network"].split(" + ")))
-    hours = int(message["steps an epoch"].replace(",", "")) * seconds / 3600
-    assert float(message["hours an epoch"]) == pytest.approx(hours, abs=0.01)
+    assert [int(row[0]) for row in rows] == [1, 2, 8, 64, 512]
+    for row in rows:
+        *parts, seconds = map(float, row[1:6])
+        assert sum(parts) == pytest.approx(seconds, abs=3e-4)
+        assert float(row[9]) == pytest.approx(int(message["steps an epoch"]) * seconds / 3600, abs=0.001)
+
+
+SMALL_STEP = Measured(
+    seconds=0.010,
+    targets=100,
+    own_rows=100,
+    shared_rows=50,
+    row_bytes=260,
+    state_bytes=268,
+    sum_seconds=1e-6,
+    put_seconds=2e-6,
+    dense_bytes=4_000,
+    resident=0,
+)
+MODEL = StepModel(SMALL_STEP, replace(SMALL_STEP, seconds=0.046, targets=400, own_rows=200))
 
 
 def test_what_workers_exchange_by_hand():
-    actual = Measured(seconds=1, targets=1, rows=100, row_bytes=268, dense_bytes=4_000, resident=0)
-    assert exchanged(actual, 1) == 0
-    assert exchanged(actual, 4) == 3 * 100 * 268 + 2 * 4_000 * 3 / 4
+    """Of four workers each receives three quarters of its rows' ids and gradients, of all rows' states, of the ring."""
+    gradients, states = 70 * 264 + 50 * 260, 180 * 272
+    assert received_bytes(SMALL_STEP, 70, 180, 4) == 0.75 * (gradients + states + 2 * 4_000)
+    assert (messages(2), messages(64)) == (8, 8 * 63)
 
 
-@pytest.mark.parametrize("wrong", ["workers=0", "workers=many", "network_gbit=-1", "model=bert", "no_such=1"])
+def test_a_steps_cost_follows_from_two_sizes_by_hand():
+    """Computing: 0.12 ms a target and nothing else but 2 ms less; rows: four times the targets have twice the rows."""
+    assert MODEL.compute(100) == pytest.approx(0.010)
+    assert MODEL.compute(1600) == pytest.approx(0.046 + 1200 * 0.00012)
+    assert MODEL.own_rows(1600) == pytest.approx(400)
+    cost = MODEL.cost(1600, 4, Link(1e-4, 1e6))
+    assert cost.compute == pytest.approx(0.046)
+    assert cost.merge == pytest.approx((200 + 50) * 1e-6 + (400 + 50) * 2e-6)
+    assert cost.network == pytest.approx(received_bytes(SMALL_STEP, 200, 450, 4) / 1e6)
+    assert cost.latency == pytest.approx(24e-4)
+    expected = MODEL.compute(1600) / (4 * (cost.compute + cost.merge + cost.network + cost.latency))
+    assert MODEL.efficiency(1600, 4, Link(1e-4, 1e6)) == pytest.approx(expected)
+    assert MODEL.efficiency(1600, 1, Link(1e-4, 1e6)) == 1.0
+
+
+def test_the_batch_from_which_workers_are_used_well():
+    fast = Link(1e-6, 1e12)
+    text = efficient_batch(MODEL, 400, 64, fast)
+    tokens = int(text.rpartition(" target")[0].rpartition(" ")[2].replace(",", ""))
+    assert MODEL.efficiency(tokens, 64, fast) >= 0.6 > MODEL.efficiency(tokens / 2, 64, fast)
+    assert "at most" in efficient_batch(MODEL, 400, 64, Link(10.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    "wrong", ["workers=0", "workers=many", "network_gbit=-1", "latency_us=0", "model=bert", "no_such=1"]
+)
 def test_wrong_options_end_with_one_plain_line(fifty, wrong, capfd):
     assert main([f"data={fifty.path}", "model=gru4rec", wrong]) == 2
     err = capfd.readouterr().err
