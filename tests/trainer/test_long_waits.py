@@ -12,8 +12,8 @@ import torch.distributed as dist
 
 import trainer.inference.export
 import trainer.run.checkpoint
+from tests.support.runs import options
 from tests.support.workers import run_workers
-from tests.trainer.test_run import options
 from trainer.config import TrainerConfig
 from trainer.distributed.world import World
 from trainer.loop import train
