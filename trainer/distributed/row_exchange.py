@@ -110,15 +110,17 @@ class RowExchange:
         """All rows of the step on all workers.
 
         Args:
-            values: float32 `[owned, C]` by table.
+            values: `[owned, C]` by table, float32 (or float64, as tests take it).
             counts_WT: owned rows of every worker by table.
 
         Returns:
             Ids and rows by table, those of owner 0 first.
         """
+        kind = next(iter(values.values())).dtype
+        id_kind = torch.int32 if kind == torch.float32 else torch.int64  # as wide, so that ids travel as they are
         parts = []
         for name, route in self.routes.items():
-            parts += [route.owned.int().view(torch.float32), values[name].flatten()]
+            parts += [route.owned.to(id_kind).view(kind), values[name].flatten()]
         mine, widths = torch.cat(parts), [values[name].shape[1] for name in self.routes]
         lengths = [sum(n * (1 + width) for n, width in zip(counts, widths, strict=True)) for counts in counts_WT]
         longest = max(lengths)
@@ -133,7 +135,7 @@ class RowExchange:
                 ids[name].append(pieces[2 * number])
                 rows[name].append(pieces[2 * number + 1].view(-1, widths[number]))
         return (
-            {name: torch.cat(parts).view(torch.int32).long() for name, parts in ids.items()},
+            {name: torch.cat(parts).view(id_kind).long() for name, parts in ids.items()},
             {name: torch.cat(parts) for name, parts in rows.items()},
         )
 
