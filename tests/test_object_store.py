@@ -32,6 +32,7 @@ from trainer.config import load
 from trainer.distributed.world import World
 from trainer.loop import train
 from trainer.prepare import prepare
+from trainer.run.folder import RunFolder
 
 HOME = f"s3://{BUCKET}"
 
@@ -260,7 +261,7 @@ def test_ray_workers_train_into_a_store(data, store, fifty, tmp_path):
 
 
 def test_a_stop_is_heard_through_the_store(store, monkeypatch):
-    watch = trainer.run.signals.StopWatch(f"{store}/run", World.alone())
+    watch = trainer.run.signals.StopWatch(RunFolder.of(f"{store}/run"), World.alone())
     assert not watch(8)
     mirror = Mirror.for_uri(f"{store}/run")
     mirror.folder.mkdir(parents=True)

@@ -6,12 +6,11 @@ import sys
 
 from etl.runtime.errors import InputError
 from etl.runtime.locks import locked
-from etl.runtime.object_store import local_path
 from trainer.config import TrainerConfig
 from trainer.distributed.world import World
 from trainer.loop import train
 from trainer.prepare import prepare
-from trainer.run.folder import SUMMARY
+from trainer.run.folder import SUMMARY, RunFolder
 from trainer.run.metrics_log import progress_bar
 from trainer.run.signals import INTERRUPTED, STATUS, Stopped, on_sigterm
 from trainer.training.step import NotFiniteError
@@ -29,7 +28,8 @@ def launch(options: list[str], asked: TrainerConfig) -> None:
         SystemExit: the run was stopped and has saved its state.
     """
     config, finished = prepare(options, asked)
-    run = local_path(config.output)
+    folder = RunFolder.of(config.output)
+    run = folder.path
     if not finished:
         with locked(run), progress_bar(run):
             try:
@@ -38,7 +38,7 @@ def launch(options: list[str], asked: TrainerConfig) -> None:
 
                     run_with_ray(config)
                 else:
-                    with on_sigterm(config.output):
+                    with on_sigterm(folder):
                         train(config, World.alone())
             except Stopped as stopped:
                 print(stopped, file=sys.stderr, flush=True)

@@ -16,7 +16,6 @@ import torch
 from etl.dataset import Dataset, open_dataset
 from etl.runtime.errors import InputError
 from etl.runtime.locks import locked
-from etl.runtime.object_store import Mirror, local_path
 from trainer.config import TrainerConfig
 from trainer.data.hashing import mix
 from trainer.data.order import Int, Order, share
@@ -26,9 +25,8 @@ from trainer.distributed.world import World, keep_freed_memory, set_threads
 from trainer.inference.export import export
 from trainer.run import checkpoint
 from trainer.run.checkpoint import Progress
-from trainer.run.folder import SUMMARY
+from trainer.run.folder import RunFolder
 from trainer.run.metrics_log import Meter, RunLog
-from trainer.run.object_store import pull_by_all, send_checkpoint
 from trainer.run.profiling import Profiler
 from trainer.run.signals import Stopped, StopWatch
 from trainer.summary import parameter_counts, write_diagnostics, write_summary
@@ -65,12 +63,12 @@ def train(config: TrainerConfig, world: World, on_epoch: Callable[[dict[str, Any
     keep_freed_memory()
     if world.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, as the help of train.precision says
-    run = local_path(config.output)
-    pull_by_all(Mirror.for_uri(config.output), world)
+    run = RunFolder.of(config.output)
+    run.pull_on_all(world)
     dataset = open_dataset(config.data, verify=False)
     if world.is_first:
         # A worker of a killed run may live for a moment: two must not write the same checkpoints.
-        with locked(run / "checkpoints", wait_seconds=120.0):
+        with locked(run.path / "checkpoints", wait_seconds=120.0):
             _train(config, dataset, run, world, on_epoch)
     else:
         _train(config, dataset, run, world, on_epoch)
@@ -86,12 +84,12 @@ def select(
     """
     set_threads(world)
     keep_freed_memory()
-    run, dataset = local_path(config.output), open_dataset(config.data, verify=False)
+    run, dataset = RunFolder.of(config.output), open_dataset(config.data, verify=False)
     family = family_of(config, dataset, world)
     selection = Phase("train", TRAIN_HOLDOUT, config.train.epochs, validates=True)
     train_step, progress = fit(config, family, run, world, selection, on_epoch)
     sample = family.sample()
-    family.fit_term(train_step, sample, run)
+    family.fit_term(train_step, sample, run.path)
     return {
         "seconds": progress.seconds,
         "parameters": parameter_counts(train_step)["total"],
@@ -101,35 +99,33 @@ def select(
 
 
 def _train(
-    config: TrainerConfig, dataset: Dataset, run: Path, world: World, on_epoch: Callable[[dict[str, Any]], None]
+    config: TrainerConfig, dataset: Dataset, run: RunFolder, world: World, on_epoch: Callable[[dict[str, Any]], None]
 ) -> None:
     family = family_of(config, dataset, world)
     select = Phase("train", TRAIN_HOLDOUT, config.train.epochs, validates=True)
     train_step, progress = fit(config, family, run, world, select, on_epoch)
     sample = family.sample()
-    family.fit_term(train_step, sample, run)
+    family.fit_term(train_step, sample, run.path)
     result = family.validate(train_step, sample)
     refit = config.train.refit
-    mirror = Mirror.for_uri(config.output)
-    write_bundle = partial(export, dataset=dataset, world=world, model=family.name, mirror=mirror)
-    write_bundle(run / ("bundle-selected" if refit else "bundle"), family.scorer(train_step), refit=False)
+    write_bundle = partial(export, dataset=dataset, world=world, model=family.name)
+    write_bundle(run.below("bundle-selected" if refit else "bundle"), family.scorer(train_step), refit=False)
     if refit:
         again = Phase("refit", TRAIN_HOLDOUT - 1, progress.best_epoch, validates=False)
         train_step, _ = fit(config, family, run, world, again, on_epoch)
         world.barrier()
-        family.load_term(run, again.holdout)
-        write_bundle(run / "bundle", family.scorer(train_step), refit=True)
+        family.load_term(run.path, again.holdout)
+        write_bundle(run.below("bundle"), family.scorer(train_step), refit=True)
     if world.is_first:
-        write_diagnostics(run, result, train_step)
-        write_summary(run, config, dataset, train_step, progress, result)
-        if mirror:
-            mirror.push(last=SUMMARY)
+        write_diagnostics(run.path, result, train_step)
+        write_summary(run.path, config, dataset, train_step, progress, result)
+        run.push()
 
 
 def fit(
     config: TrainerConfig,
     family: Family,
-    run: Path,
+    run: RunFolder,
     world: World,
     phase: Phase,
     on_epoch: Callable[[dict[str, Any]], None],
@@ -143,7 +139,7 @@ def fit(
     total_steps = phase.epochs * -(-reader.total_targets() // config.train.batch_tokens)
     world.barrier()  # making the step exchanges parameters, with a step's timeout
     train_step = family.train_step(total_steps)
-    folder = phase.checkpoints(run)
+    folder = phase.checkpoints(run.path)
     path = checkpoint.latest(folder)
     progress = checkpoint.load(path, train_step) if path else Progress()
     if path is None:
@@ -153,12 +149,12 @@ def fit(
         raise InputError(
             "the same checkpoint on all workers", f"steps {steps}", "put the run on storage that they share"
         )
-    mirror, log = Mirror.for_uri(config.output), None
-    writer = checkpoint.Writer(folder, config.train.keep_checkpoints, lambda: send_checkpoint(mirror))
+    log = None
+    writer = checkpoint.Writer(folder, config.train.keep_checkpoints, run.push_checkpoint)
     if world.is_first and not _ended(config, phase, progress):
-        log = RunLog(run, progress.step, refit=not phase.validates)
+        log = RunLog(run.path, progress.step, refit=not phase.validates)
     sample = family.sample() if phase.validates else None
-    training = Training(config, family, reader, train_step, progress, phase, writer, log, sample)
+    training = Training(config, run, family, reader, train_step, progress, phase, writer, log, sample)
     while not _ended(config, phase, progress):
         training.epoch()
         values: dict[str, Any] = {}
@@ -175,7 +171,7 @@ def fit(
     writer.wait()
     world.barrier()
     if phase.validates and progress.best_step != progress.step:
-        pull_by_all(mirror, world)
+        run.pull_on_all(world)
         checkpoint.load_best(folder, progress.best_step, train_step)
     return train_step, progress
 
@@ -190,6 +186,7 @@ class Training:
     """What the epochs of a phase work on; `log` and what it leads to are the first worker's alone."""
 
     config: TrainerConfig
+    run: RunFolder
     family: Family
     reader: Reader[Any]
     train_step: TrainStep
@@ -201,15 +198,15 @@ class Training:
 
     def epoch(self) -> None:
         """Train the rest of the epoch under way."""
-        progress, train_step, run = self.progress, self.train_step, local_path(self.config.output)
+        progress, train_step = self.progress, self.train_step
         train_step.model.train()
         if not progress.loss_sums:
             progress.loss_sums, progress.loss_counts = ([0.0] * len(train_step.tasks) for _ in range(2))
         first, done = progress.step, sum(progress.loss_counts[:1])
         meter = Meter(self.family.unit, self.family.total(self.reader), self.phase.epochs, done)
         source = _batches(self.config, self.family, self.reader, progress, self.phase, train_step.world)
-        stop = StopWatch(self.config.output, train_step.world)
-        profiler = Profiler(run, wanted=self.config.train.profile and train_step.world.is_first)
+        stop = StopWatch(self.run, train_step.world)
+        profiler = Profiler(self.run.path, wanted=self.config.train.profile and train_step.world.is_first)
         for batch in source:
             profiler.before(progress.step - first)
             sums, counts = (totals.tolist() for totals in train_step.step(batch.data, progress.step))

@@ -14,15 +14,14 @@ from omegaconf import OmegaConf
 from etl.dataset import SPLITS, Dataset, feedback_labels, open_dataset
 from etl.runtime.errors import InputError
 from etl.runtime.files import atomic_file, write_json
-from etl.runtime.object_store import Mirror, absolute, local_path
+from etl.runtime.object_store import absolute
 from trainer.config import RANK_HEADS, TrainerConfig, load, with_recipe
 from trainer.data.batch import feedback_rows
 from trainer.data.item_features import check_columns, feature_codes
 from trainer.data.ranking_rows import ROW_COLUMNS, flat_rows
 from trainer.data.reader import Sessions, session_columns
 from trainer.distributed.worker_count import choose_workers
-from trainer.run.folder import is_finished
-from trainer.run.object_store import pull_run
+from trainer.run.folder import RunFolder, is_finished
 from trainer.task.base import TRAIN_HOLDOUT
 
 CONFIG = "config.yaml"
@@ -46,9 +45,9 @@ def prepare(options: Sequence[str], asked: TrainerConfig | None = None) -> tuple
         InputError: options, dataset or output that the user must fix.
     """
     config, dataset = resolve_config(options, asked)
-    output, mirror = local_path(config.output), Mirror.for_uri(config.output)
-    if mirror:
-        pull_run(mirror, checkpoints=False)
+    run = RunFolder.of(config.output)
+    run.pull(checkpoints=False)
+    output = run.path
     fingerprint = {"dataset": dataset.manifest.fingerprint}
     path = output / CONFIG
     if path.is_file():
@@ -67,8 +66,7 @@ def prepare(options: Sequence[str], asked: TrainerConfig | None = None) -> tuple
         file.write_text(OmegaConf.to_yaml(OmegaConf.create(config.plain() | fingerprint)))
     if config.network.item_features:
         write_json(output / VOCABULARY, feature_codes(dataset, config.network.item_features)[1])
-    if mirror:
-        mirror.send([CONFIG])
+    run.send(CONFIG)
     return config, False
 
 

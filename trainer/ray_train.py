@@ -6,7 +6,6 @@ import errno
 import json
 import logging
 import os
-import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,15 +20,14 @@ from ray.train.torch.config import _TorchBackend
 
 from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
-from etl.runtime.object_store import Mirror, filesystem, local_path, read_file
+from etl.runtime.object_store import filesystem, local_path, read_file
 from etl.runtime.reachable import refusal, split_address
 from trainer import reachability
 from trainer.config import TrainerConfig, from_plain
 from trainer.distributed.world import World
 from trainer.loop import train
 from trainer.ray_environment import environment, of_own_ray
-from trainer.run.folder import is_finished
-from trainer.run.object_store import pull_run
+from trainer.run.folder import RunFolder, is_finished
 from trainer.run.signals import Stopped, interrupted_plainly, on_sigterm
 from trainer.training.step import NotFiniteError
 
@@ -150,13 +148,10 @@ def _scaling(config: TrainerConfig, workers: Any) -> ScalingConfig:
 
 def _run(config: TrainerConfig, workers: Any) -> None:
     # Ray resumes a run name that it knows: ours is new each time, since we resume by ourselves.
-    run, mirror = local_path(config.output), Mirror.for_uri(config.output)
-    storage = run / ".ray"
-    shutil.rmtree(storage, ignore_errors=True)
-    store: dict[str, Any] = {"storage_path": str(storage)}
-    if mirror:
-        where, path = filesystem(f"{mirror.uri}/.ray")
-        store = {"storage_path": path, "storage_filesystem": where}
+    run = RunFolder.of(config.output)
+    store, storage = filesystem(f"{config.output.rstrip('/')}/.ray")
+    with suppress(OSError):
+        store.delete_dir(storage)
     failures: Any = {"max_failures": MAX_FAILURES, "controller_failure_limit": MAX_FAILURES}
     trainer = TorchTrainer(
         work,
@@ -166,31 +161,27 @@ def _run(config: TrainerConfig, workers: Any) -> None:
             backend="nccl" if config.ray.use_gpu else "gloo", timeout_s=STEP_TIMEOUT_SECONDS
         ),
         run_config=RunConfig(
-            name=f"{run.name}-{uuid.uuid4().hex[:8]}",
-            **store,
+            name=f"{run.path.name}-{uuid.uuid4().hex[:8]}",
+            storage_path=storage,
+            storage_filesystem=store,
             failure_config=FailureConfig(**failures),
         ),
     )
-    (run / FAILED).unlink(missing_ok=True)
-    if mirror:
-        mirror.remove([FAILED])
+    run.remove(FAILED)
     try:
         # Ray put a handler of its own in place when it started.
-        with on_sigterm(config.output), interrupted_plainly():
+        with on_sigterm(run), interrupted_plainly():
             trainer.fit()
-        if mirror:
-            pull_run(mirror, checkpoints=False)
+        run.pull(checkpoints=False)
         with suppress(FileNotFoundError):
             raise InputError(**json.loads(read_file(f"{config.output.rstrip('/')}/{FAILED}")))
-        if not is_finished(run):
+        if not is_finished(run.path):
             raise Stopped("stopped; the same command goes on from the checkpoint that was left")
     except (TrainingFailedError, RayActorError) as error:
         raise _explained(error, config) from None
     finally:
-        shutil.rmtree(storage, ignore_errors=True)
-        if mirror:
-            with suppress(OSError):
-                where.delete_dir(path)
+        with suppress(OSError):
+            store.delete_dir(storage)
 
 
 def _explained(error: Exception, config: TrainerConfig) -> Exception:
@@ -223,6 +214,6 @@ def work(settings: dict[str, Any]) -> None:
     except (InputError, NotFiniteError) as error:
         if world.is_first:
             reason = error if isinstance(error, InputError) else error.as_input_error()
-            write_json(local_path(config.output) / FAILED, vars(reason))
-            if mirror := Mirror.for_uri(config.output):
-                mirror.send([FAILED])
+            run = RunFolder.of(config.output)
+            write_json(run.path / FAILED, vars(reason))
+            run.send(FAILED)

@@ -19,6 +19,7 @@ from trainer.distributed.world import World
 from trainer.inference.export import export
 from trainer.run import checkpoint
 from trainer.run.finished_run import open_run
+from trainer.run.folder import RunFolder
 from trainer.task.registry import family_of
 
 MODEL = "model=rank_mmoe"
@@ -95,6 +96,6 @@ def of_epochs(run: Run, truth: Truth, task: str) -> list[dict[str, float]]:
         with TemporaryDirectory() as folder:
             bundle = Path(folder) / "bundle"
             # As of a refit, whose bundle has no valid parts: only the test rows are looked at.
-            export(bundle, family.scorer(train_step), dataset, world, model=family.name, refit=True)
+            export(RunFolder(bundle), family.scorer(train_step), dataset, world, model=family.name, refit=True)
             actual.append(truth.of_bundle(bundle, dataset, [task]))
     return actual

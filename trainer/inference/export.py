@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import torch
 
 from etl.dataset import SPLITS, Dataset, feedback_labels
-from etl.runtime.object_store import Mirror
 from retrieval.bundle import (
     FEEDBACK_SCHEMA,
     ITEMS,
@@ -31,7 +30,7 @@ from trainer.data.ranking_rows import ROW_COLUMNS, block_rows, flat_rows
 from trainer.data.reader import Sessions, session_columns
 from trainer.distributed.world import World
 from trainer.inference.scorer import RankScorer, Scores, SessionScorer
-from trainer.run.object_store import bundle_part_mirror
+from trainer.run.folder import RunFolder
 from trainer.training.objective import ITEM
 
 SESSIONS_PER_BATCH = 512
@@ -47,29 +46,29 @@ Parts = Iterator[tuple[str, pa.Table]]
 
 
 def export(
-    output: Path,
+    output: RunFolder,
     scorer: SessionScorer | RankScorer,
     dataset: Dataset,
     world: World,
     *,
     model: str,
     refit: bool,
-    mirror: Mirror | None = None,
 ) -> None:
     """Write the bundle folder `output`; it is complete once all workers have done their files.
 
     Args:
-        output: folder to make; one that a killed export left is removed first.
+        output: folder to make; one that a killed export left is removed first. Of a run in an object store, workers
+            send their files through the store.
         scorer: the trained model.
         dataset: sessions or rows to export.
         world: the workers.
         model: name for the manifest.
         refit: the model saw the valid clicks, so valid parts are left out.
-        mirror: of the run, where it lies in an object store: workers then hand in their files through it.
     """
-    building = output.with_name(f".{output.name}.building")
+    shared = output.with_name(f".{output.path.name}.building")
+    building = shared.path
     if world.is_first:
-        for folder in (building, output):
+        for folder in (building, output.path):
             shutil.rmtree(folder, ignore_errors=True)
         building.mkdir(parents=True)
         if isinstance(scorer, SessionScorer):
@@ -85,14 +84,11 @@ def export(
         if number % world.size == world.global_rank:
             parts = _score_file(dataset.file(entry.path), scorer, splits, exposures=dataset.shows_exposures)
             mine += _write_parts(building, number, schemas, parts)
-    worker_files = bundle_part_mirror(mirror, building)
-    if worker_files and not world.is_first:
-        worker_files.send(mine)
+    if not world.is_first:
+        shared.send(*mine)
     world.barrier()
     if world.is_first:
-        if worker_files:
-            worker_files.pull(lambda name: name not in mine and name != ITEMS)
-            worker_files.remove(list(worker_files.listing()))
+        shared.collect(lambda name: name not in mine and name != ITEMS)
         finish_bundle(
             building,
             dataset=dataset.manifest.fingerprint,
@@ -102,7 +98,7 @@ def export(
             model=model,
             transition_terms=_terms(scorer),
         )
-        building.rename(output)
+        building.rename(output.path)
     world.barrier()
 
 

@@ -14,6 +14,7 @@ from trainer.config import TrainerConfig
 from trainer.distributed.world import World, set_threads
 from trainer.inference.export import export
 from trainer.run.finished_run import load_exported, open_run
+from trainer.run.folder import RunFolder
 from trainer.task.registry import family_of
 
 BUNDLE = Kind("a bundle", MANIFEST, lambda data: listed_files(data, {"dataset", "refit", "n_items"}, MANIFEST))
@@ -39,7 +40,7 @@ def score_dataset(options: ApplyConfig) -> None:
     train_step = family.train_step(total_steps=1)
     load_exported(local_path(options.run), config, family, train_step)
     with published(options.output, BUNDLE, overwrite=options.overwrite, inputs=read) as folder:
-        export(folder, family.scorer(train_step), dataset, world, model=family.name, refit=False)
+        export(RunFolder(folder), family.scorer(train_step), dataset, world, model=family.name, refit=False)
 
 
 def check(config: TrainerConfig, trained_on: Dataset, dataset: Dataset) -> None:

@@ -10,8 +10,8 @@ from types import FrameType
 
 import torch
 
-from etl.runtime.object_store import Mirror, local_path
 from trainer.distributed.world import World
+from trainer.run.folder import RunFolder
 
 STOP = ".stop"
 STATUS = 128 + signal.SIGTERM
@@ -28,20 +28,16 @@ class Stopped(Exception):  # noqa: N818 - nothing is wrong
 
 
 @contextmanager
-def on_sigterm(output: str) -> Iterator[None]:
+def on_sigterm(run: RunFolder) -> Iterator[None]:
     """Tell the workers of a run, wherever they are, to stop when this process gets SIGTERM.
 
     The word goes through the run's folder, which all workers share. Only the main thread can listen.
     """
-    run, mirror = local_path(output), Mirror.for_uri(output)
-    (run / STOP).unlink(missing_ok=True)
-    if mirror:
-        mirror.remove([STOP])
+    run.remove(STOP)
 
     def ask(_signal: int, _frame: FrameType | None) -> None:
-        (run / STOP).touch()
-        if mirror:
-            mirror.send([STOP])
+        (run.path / STOP).touch()
+        run.send(STOP)
 
     before = signal.signal(signal.SIGTERM, ask)
     try:
@@ -65,9 +61,9 @@ def interrupted_plainly() -> Iterator[None]:
 class StopWatch:
     """Whether to stop, asked after every step; all workers get the same answer."""
 
-    def __init__(self, output: str, world: World) -> None:
-        self.path, self.mirror, self.world, self.looked = local_path(output) / STOP, Mirror.for_uri(output), world, 0.0
-        self.pause = LOOK_SECONDS * (5 if self.mirror else 1)
+    def __init__(self, run: RunFolder, world: World) -> None:
+        self.run, self.world, self.looked = run, world, 0.0
+        self.pause = LOOK_SECONDS * (5 if run.mirror else 1)
 
     def __call__(self, step: int) -> bool:
         """Whether to stop after `step`, counted over the whole run."""
@@ -76,5 +72,5 @@ class StopWatch:
         asked = False
         if self.world.is_first and time.monotonic() - self.looked >= self.pause:
             self.looked = time.monotonic()
-            asked = self.path.exists() or (self.mirror is not None and self.mirror.has(STOP))
+            asked = self.run.has(STOP)
         return bool(self.world.sum(torch.tensor(float(asked), device=self.world.device)))
