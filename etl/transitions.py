@@ -10,12 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from etl.dataset import TRAIN_HOLDOUT
+from etl.runtime.lookup import lookup
+
 Int = npt.NDArray[np.int64]
 
 SAMPLED_SESSIONS = 20_000
 SAMPLED_CLICKS = 5_000_000
 """Train clicks whose successors are counted for the branching; of a larger dataset an even sample of items is taken."""
-HELD_OUT = 2
 SHARES = ("from_last", "from_last_three", "from_any", "from_random", "repeats")
 FILTER_BITS = 24
 
@@ -52,7 +54,7 @@ def diagnose(paths: list[Path]) -> dict[str, float | int | None]:
     hits = np.zeros(5)
     for number, session in enumerate(samples):
         visible, target = session[:-1], session[-1]
-        result = _is_among(_keys(visible, target), known)
+        result = lookup(known, _keys(visible, target))[1]
         random = result[_mixed(number) % len(result)]
         hits += [result[-1], result[-3:].any(), result.any(), random, target in visible]
     shares = (hits / len(samples)).tolist()
@@ -79,14 +81,6 @@ def _distinct(value_N: Int) -> Int:
     return value_N[np.diff(value_N, prepend=value_N[:1] - 1) > 0]
 
 
-def _is_among(value_N: Int, rising_M: Int) -> npt.NDArray[np.bool_]:
-    """Which values stand in `rising_M`; np.isin would sort it again for each session."""
-    if not len(rising_M):
-        return np.zeros(len(value_N), bool)
-    index = np.minimum(np.searchsorted(rising_M, value_N), len(rising_M) - 1)
-    return np.asarray(rising_M[index] == value_N)
-
-
 def _mixed(value: Any) -> Any:
     """A cheap hash of integers (multiplicative, by the golden ratio)."""
     return np.asarray(value, np.int64).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(64 - FILTER_BITS)
@@ -102,14 +96,14 @@ def _count(paths: list[Path], pairs: Int, every: int) -> tuple[npt.NDArray[np.bo
     for offset, item in _sessions(paths):
         train = np.ones(len(item), bool)
         train[offset[:-1]] = False  # nothing comes before a first click
-        for back in range(1, HELD_OUT + 1):
+        for back in range(1, TRAIN_HOLDOUT + 1):
             train[offset[1:] - back] = False
         at = np.flatnonzero(train)
         key = _keys(item[at - 1], item[at])
         sampled.append(_distinct(key[_mixed(item[at - 1]) % every == 0]))
         key = key[candidate[_mixed(key)]]
-        index = np.minimum(np.searchsorted(pairs, key), len(pairs) - 1)
-        counted[index[pairs[index] == key]] = True
+        index, match = lookup(pairs, key)
+        counted[index[match]] = True
     distinct = _distinct(np.concatenate(sampled))
     sources = len(_distinct(distinct >> 32))
     return counted, len(distinct) / sources if sources else None

@@ -8,10 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from etl.dataset import Dataset
+from etl.dataset import TRAIN_HOLDOUT, Dataset
 
-HELD_OUT = 2
-"""The query for valid sees all kept clicks but the last two."""
 MOST_REPEATS = 0.005
 """Up to this share of repeats, masking costs less than the seen items would that it keeps out of the lists."""
 SAMPLE_SESSIONS = 200_000
@@ -70,7 +68,7 @@ def valid_repeats(offset: npt.NDArray[np.integer], items: npt.NDArray[np.integer
     offset = offset - offset[0]
     length = np.diff(offset)
     session = np.repeat(np.arange(len(length)), length)
-    seen = np.arange(len(items)) < np.repeat(offset[1:] - HELD_OUT, length)
-    target = items[np.maximum(offset[1:] - HELD_OUT, 0)] if len(items) else items
+    seen = np.arange(len(items)) < np.repeat(offset[1:] - TRAIN_HOLDOUT, length)
+    target = items[np.maximum(offset[1:] - TRAIN_HOLDOUT, 0)] if len(items) else items
     hit = seen & (items == np.repeat(target, length))
     return np.bincount(session[hit], minlength=len(length)) > 0

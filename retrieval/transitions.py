@@ -22,6 +22,7 @@ from scipy import sparse
 
 from etl.dataset import Dataset
 from etl.runtime.errors import InputError
+from etl.runtime.lookup import lookup
 from retrieval.bundle import TRANSITIONS, TRANSITIONS_SCHEMA, Bundle
 from retrieval.bundle_checks import HINT
 from retrieval.queries import Queries
@@ -188,8 +189,7 @@ def add_to_lists(
     query = np.arange(len(length))[:, None]
     key = (query << 32 | item_QM)[inside]  # rising, as the term's columns are
     listed = query << 32 | item_QK
-    at = np.minimum(np.searchsorted(key, listed), max(len(key) - 1, 0))
-    twice = key[at] == listed if len(key) else np.zeros(listed.shape, bool)
+    twice = lookup(key, listed)[1]
     score = np.concatenate(
         [np.where(twice | (item_QK == 0), -np.inf, score_QK), np.where(inside, product_QM + term_QM, -np.inf)], axis=1
     )

@@ -19,7 +19,7 @@ FORBIDDEN = {
 }
 LEAN = {
     "etl/dataset.py",
-    *(f"etl/runtime/{name}.py" for name in ("dataset_folder", "errors", "files", "locks", "output_path")),
+    *(f"etl/runtime/{name}.py" for name in ("dataset_folder", "errors", "files", "lookup", "locks", "output_path")),
     *(f"etl/runtime/{name}.py" for name in ("output_file", "output_folder", "object_store")),
     *("retrieval/bundle.py", "retrieval/bundle_checks.py", "retrieval/queries.py"),
 }

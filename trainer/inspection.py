@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from etl.dataset import Dataset
+from etl.dataset import TRAIN_HOLDOUT, Dataset
 from etl.runtime.errors import InputError
 from etl.runtime.object_store import local_path
 from trainer.config import TrainerConfig
@@ -17,7 +17,6 @@ from trainer.distributed.world import World
 from trainer.run.finished_run import load_selected, open_run
 from trainer.show import ShowConfig
 from trainer.summary import DIAGNOSTICS, forward_flops
-from trainer.task.base import TRAIN_HOLDOUT
 from trainer.task.registry import family_of
 from trainer.task.sessions import SessionFamily
 from trainer.training.objective import ITEM

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import torch
 
-from etl.dataset import Dataset, open_dataset
+from etl.dataset import REFIT_HOLDOUT, TRAIN_HOLDOUT, Dataset, open_dataset
 from etl.runtime.errors import InputError
 from etl.runtime.locks import locked
 from trainer.config import TrainerConfig
@@ -30,7 +30,7 @@ from trainer.run.metrics_log import Meter, RunLog
 from trainer.run.profiling import Profiler
 from trainer.run.signals import Stopped, StopWatch
 from trainer.summary import parameter_counts, write_diagnostics, write_summary
-from trainer.task.base import TRAIN_HOLDOUT, Family
+from trainer.task.base import Family
 from trainer.task.registry import family_of
 from trainer.training.step import TrainStep
 
@@ -111,7 +111,7 @@ def _train(
     write_bundle = partial(export, dataset=dataset, world=world, model=family.name)
     write_bundle(run.below("bundle-selected" if refit else "bundle"), family.scorer(train_step), refit=False)
     if refit:
-        again = Phase("refit", TRAIN_HOLDOUT - 1, progress.best_epoch, validates=False)
+        again = Phase("refit", REFIT_HOLDOUT, progress.best_epoch, validates=False)
         train_step, _ = fit(config, family, run, world, again, on_epoch)
         world.barrier()
         family.load_term(run.path, again.holdout)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import yaml
 from omegaconf import OmegaConf
 
-from etl.dataset import SPLITS, Dataset, feedback_labels, open_dataset
+from etl.dataset import SPLITS, TRAIN_HOLDOUT, Dataset, feedback_labels, open_dataset
 from etl.runtime.errors import InputError
 from etl.runtime.files import atomic_file, write_json
 from etl.runtime.object_store import absolute
@@ -22,7 +22,6 @@ from trainer.data.ranking_rows import ROW_COLUMNS, flat_rows
 from trainer.data.reader import Sessions, session_columns
 from trainer.distributed.worker_count import choose_workers
 from trainer.run.folder import RunFolder, is_finished
-from trainer.task.base import TRAIN_HOLDOUT
 
 CONFIG = "config.yaml"
 VOCABULARY = "item_features.json"

@@ -21,14 +21,13 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from etl.dataset import open_dataset
+from etl.dataset import TRAIN_HOLDOUT, open_dataset
 from trainer.config import TrainerConfig, from_plain
 from trainer.data.order import Order
 from trainer.data.prefetch import Prefetch
 from trainer.distributed.world import World
 from trainer.models.embedding_table import SparseTable
 from trainer.plan import PlanConfig
-from trainer.task.base import TRAIN_HOLDOUT
 from trainer.task.registry import family_of
 from trainer.training.step import TrainStep
 

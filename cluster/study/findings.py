@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from cluster.study.experiments import Experiment, reference
 from cluster.study.trials import Cell, Trial
-from retrieval.metrics.significance import gains, holm, interval, signed_rank
+from retrieval.metrics.significance import gains, holm, interval, matched_ranks, signed_rank
 from retrieval.ranks_file import read_ranks
 from retrieval.result_folder import RANKS
 
@@ -88,10 +89,9 @@ Estimates = dict[tuple[str, str], Estimate]
 """By variant and metric."""
 
 
-def ranks_of(trial: Trial, ranker: str) -> dict[int, int]:
-    """Test ranks by user of a ranker of the trial's result."""
-    table = read_ranks(trial.result / RANKS, rankers=[ranker])[ranker]
-    return dict(zip(table["user_id"].to_pylist(), table["rank"].to_pylist(), strict=True))
+def ranks_of(trial: Trial, ranker: str) -> pa.Table:
+    """Test ranks of a ranker of the trial's result: `user_id` and `rank`."""
+    return read_ranks(trial.result / RANKS, rankers=[ranker])[ranker]
 
 
 def estimates_of(experiment: Experiment, cells: Sequence[Cell], best: dict[str, float]) -> Estimates:
@@ -138,10 +138,8 @@ Sides = tuple[list[npt.NDArray[np.int64]], list[npt.NDArray[np.int64]]]
 
 def user_ranks(mine: Sequence[Cell], other: Sequence[Cell]) -> Sides:
     """Ranks of the users that all have ranked, by rising user, of each seed of both sides."""
-    sides = [[ranks_of(cell.trial, cell.variant.ranker) for cell in cells] for cells in (mine, other)]
-    users = sorted(set.intersection(*(set(ranks) for side in sides for ranks in side)))
-    first, second = ([np.array([ranks[user] for user in users]) for ranks in side] for side in sides)
-    return first, second
+    ranks = matched_ranks([ranks_of(cell.trial, cell.variant.ranker) for cell in (*mine, *other)])
+    return ranks[: len(mine)], ranks[len(mine) :]
 
 
 def _over_seeds(

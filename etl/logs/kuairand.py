@@ -21,6 +21,7 @@ import pyarrow.csv as pa_csv
 
 from etl.logs.tenrec import NULL, VIDEO
 from etl.runtime.errors import InputError
+from etl.runtime.lookup import lookup
 
 FLAGS = {
     "is_click": "click",
@@ -179,8 +180,8 @@ class VideoTags:
 
     def of(self, video: np.ndarray) -> pa.Array:
         r"""Tags of videos, `\N` without one."""
-        index = np.minimum(np.searchsorted(self.video, video), len(self.video) - 1)
-        return self.names.take(pa.array(np.where(self.video[index] == video, self.code[index], 0)))
+        index, match = lookup(self.video, video)
+        return self.names.take(pa.array(np.where(match, self.code[index], 0)))
 
 
 def _batches(path: Path, types: dict[str, pa.DataType]) -> Iterator[pa.RecordBatch]:

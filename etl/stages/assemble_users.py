@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from etl import protocol, statistics
 from etl.dataset import CLICKED, UNKNOWN
+from etl.runtime.lookup import lookup
 from etl.stages.read_split import CATEGORY_SHIFT, NO_VALUE, PART_SHIFT, USER, row_dtype
 from etl.stages.task_files import Job, read_records, write_array, write_record, write_work_table
 
@@ -101,8 +102,7 @@ def cut_filtered_partition(job: Job, partition: int) -> int:
     """
     users = read_whole(job, partition)
     allowed = np.load(job.work("allowed_items", 0, "npy"), mmap_mode="r")
-    place = np.minimum(np.searchsorted(allowed, users.item), max(len(allowed) - 1, 0))
-    users = users.select_rows(allowed[place] == users.item if len(allowed) else np.zeros(len(users.item), bool))
+    users = users.select_rows(lookup(allowed, users.item)[1])
     last_user = np.load(job.work("last_user", 0, "npy"))[0]
     users = users.select_users(users.user_id <= last_user)
     if not job.exposures:

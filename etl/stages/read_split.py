@@ -21,6 +21,7 @@ from etl.dataset import CLICKED, FEEDBACK_BIT
 from etl.logs.parse import BadRow, Parser
 from etl.logs.splits import Split, read_blocks
 from etl.runtime.errors import InputError
+from etl.runtime.lookup import lookup
 from etl.stages.task_files import QUARANTINE_ROWS_PER_SPLIT, Job, write_array, write_record
 
 PARTIAL_SCHEMA = pa.schema(
@@ -210,11 +211,9 @@ class Seen:
 
     def known_rows(self, item: protocol.Array) -> protocol.Mask | None:
         """Rows whose item `items_from` knows, the others counted; None without such a limit."""
-        known = self.known
-        if known is None:
+        if self.known is None:
             return None
-        place = np.minimum(np.searchsorted(known, item), len(known) - 1)
-        is_known = known[place] == item if len(known) else np.zeros(len(item), bool)
+        is_known = lookup(self.known, item)[1]
         self.unknown += int((~is_known).sum())
         return is_known
 

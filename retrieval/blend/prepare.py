@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from etl.dataset import Dataset
+from etl.dataset import REFIT_HOLDOUT, TRAIN_HOLDOUT, Dataset
 from etl.runtime.errors import InputError
 from retrieval.blend.context import SegmentAttributes
 from retrieval.blend.fit import FIT_QUERIES, learn_blend
@@ -15,7 +15,7 @@ from retrieval.blend.pool import CANDIDATES, Pools
 from retrieval.blend.ranker import BlendRanker
 from retrieval.bundle import Bundle
 from retrieval.config import RetrievalConfig
-from retrieval.rankers.popularity import HELD_OUT, CategoryPopularity, Popularity
+from retrieval.rankers.popularity import CategoryPopularity, Popularity
 from retrieval.rankers.registry import MODEL, search_threads, source_options, sources_folder
 from retrieval.search.index import Index
 from retrieval.sources.scores import AfterLast, Scores, category_popularity, popularity, repeats
@@ -107,7 +107,7 @@ def prepare_blend(
         return None
     learned = Learned.read(folder)
     if learned is None:
-        opened = OpenedSources.of(names, dataset, selected, index, config, HELD_OUT)
+        opened = OpenedSources.of(names, dataset, selected, index, config, TRAIN_HOLDOUT)
         pools = opened.pools(mask_seen=bool(config.mask_seen))
         learned = learn_blend(
             pools, opened.facts, selected.sample_queries("valid", FIT_QUERIES), ndcg_cutoff(config), search_threads()
@@ -128,7 +128,7 @@ def open_blend(
     learned = Learned.read(folder) if config.blend != "none" else None
     if learned is None:
         return None
-    held_out = HELD_OUT - 1 if bundle.manifest.refit else HELD_OUT
+    held_out = REFIT_HOLDOUT if bundle.manifest.refit else TRAIN_HOLDOUT
     opened = OpenedSources.of(learned.names, dataset, bundle, index, config, held_out)
     ranked, listed = (
         opened.pools(mask_seen=mask, temperature=learned.temperature) for mask in (bool(config.mask_seen), True)

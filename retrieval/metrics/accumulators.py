@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from etl.dataset import Dataset
 from etl.runtime.files import write_json
+from etl.runtime.lookup import lookup
 from retrieval.metrics.ranking import Int, RankingSums, gini
 from retrieval.queries import Queries
 
@@ -57,8 +58,7 @@ class SegmentAttributes:
 
     def profile_of(self, user_Q: Int) -> npt.NDArray[np.int8]:
         """Gender and age of users `[Q, 2]`; -1 for those who are not in the dataset."""
-        row = np.minimum(np.searchsorted(self.user_id, user_Q), max(len(self.user_id) - 1, 0))
-        known = self.user_id[row] == user_Q if len(self.user_id) else np.zeros(len(user_Q), bool)
+        row, known = lookup(self.user_id, user_Q)
         return np.where(known[:, None], self.profile[row], np.int8(-1))
 
 

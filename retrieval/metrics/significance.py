@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from retrieval.metrics.ranking import Float, Int
 
@@ -20,6 +22,21 @@ GAINS = ("hr", "ndcg", "mrr")
 """Metrics that a query's rank alone decides."""
 DIGITS = 12
 """Decimals to which differences are distinguished."""
+
+
+def matched_ranks(tables: Sequence[pa.Table]) -> list[Int]:
+    """Ranks of the users that every table has, by rising user.
+
+    Args:
+        tables: of `user_id`, rising, and `rank`.
+
+    >>> a, b = pa.table({"user_id": [1, 3], "rank": [2, 7]}), pa.table({"user_id": [3, 4], "rank": [5, 1]})
+    >>> [rank.tolist() for rank in matched_ranks([a, b])]
+    [[7], [5]]
+    """
+    users = [table["user_id"].to_numpy() for table in tables]
+    common = reduce(np.intersect1d, users)
+    return [t["rank"].to_numpy()[np.searchsorted(user, common)] for t, user in zip(tables, users, strict=True)]
 
 
 def gains(rank_Q: Int, metric: str) -> Float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from etl.runtime.lookup import lookup
 from retrieval.queries import Queries
 
 
@@ -16,10 +17,7 @@ def seen_pairs(queries: Queries) -> npt.NDArray[np.int64]:
 
 def is_among(value_N: npt.NDArray[np.int64], rising_M: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """Which values stand in `rising_M`; faster than `np.isin` where that is the shorter one and sorted."""
-    if not len(rising_M):
-        return np.zeros(value_N.shape, bool)
-    place = np.minimum(np.searchsorted(rising_M, value_N), len(rising_M) - 1)
-    return np.asarray(rising_M[place] == value_N)
+    return lookup(rising_M, value_N)[1]
 
 
 def seen_among(queries: Queries, listed_QK: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:

@@ -9,13 +9,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from etl.dataset import CLICKED, Dataset, feedback_labels
+from etl.dataset import CLICKED, TRAIN_HOLDOUT, Dataset, feedback_labels
 from retrieval.metrics.ranking import MISS
 from retrieval.queries import Queries
 from retrieval.rankers.lists import first_listed, seen_among
 
-HELD_OUT = 2
-"""Kept clicks at the end of a session that nothing may be learned from."""
 RATE_ROWS = 20.0
 """Rows of the mean rate that are added to each item's own."""
 
@@ -108,10 +106,10 @@ def _train_rows(table: pa.Table, *, shown: bool) -> tuple[npt.NDArray[np.integer
     kept = np.diff(lists["items"].offsets.to_numpy())
     if not shown:
         place = np.arange(kept.sum()) - np.repeat(np.cumsum(kept) - kept, kept)
-        train = (place > 0) & (place < np.repeat(kept - HELD_OUT, kept))
+        train = (place > 0) & (place < np.repeat(kept - TRAIN_HOLDOUT, kept))
         feedback = lists["feedback"].flatten().to_numpy().astype(np.int16) | CLICKED
         return lists["items"].flatten().to_numpy()[train], feedback[train]
-    last = np.repeat(kept - HELD_OUT, np.diff(lists["exposure_items"].offsets.to_numpy()))
+    last = np.repeat(kept - TRAIN_HOLDOUT, np.diff(lists["exposure_items"].offsets.to_numpy()))
     position = lists["exposure_position"].flatten().to_numpy()
     train = (position > 0) & (position < last)
     return tuple(lists[name].flatten().to_numpy()[train] for name in ("exposure_items", "exposure_feedback"))

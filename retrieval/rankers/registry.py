@@ -10,12 +10,12 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from etl.dataset import Dataset
+from etl.dataset import TRAIN_HOLDOUT, Dataset
 from retrieval.bundle import Bundle
 from retrieval.config import RetrievalConfig
 from retrieval.queries import Queries
 from retrieval.rankers.index_ranker import rank_by_index
-from retrieval.rankers.popularity import HELD_OUT, CategoryPopularity, Popularity
+from retrieval.rankers.popularity import CategoryPopularity, Popularity
 from retrieval.rankers.source_ranker import SourceRanker
 from retrieval.search.index import Index
 from retrieval.sources.scores import Scores, last_item
@@ -59,7 +59,8 @@ def baseline_rankers(dataset: Dataset, bundle: Bundle, index: Index, config: Ret
     if "last_item" in config.baselines:
         scores["last_item"] = last_item(dataset.manifest.n_items)
     counted = [name for name in COUNTED if name in config.baselines]
-    scores |= open_counted(counted, dataset, sources_folder(bundle), source_options(config, HELD_OUT), search_threads())
+    options = source_options(config, TRAIN_HOLDOUT)
+    scores |= open_counted(counted, dataset, sources_folder(bundle), options, search_threads())
     for name, source in scores.items():
         rankers[name] = partial(SourceRanker(source, popularity).rank, k=config.deepest, mask_seen=config.mask_seen)
     return rankers

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from etl.runtime.progress import duration
-from retrieval.metrics.significance import Difference, compare, gains, interval
+from retrieval.metrics.significance import Difference, compare, gains, interval, matched_ranks
 from retrieval.rankers.registry import MODEL
 
 Ranks = Mapping[str, pa.Table]
@@ -53,9 +53,7 @@ def best_baseline(result: dict[str, Any], k: int) -> str:
 
 def difference_to_baseline(ranks: Ranks, own: str, baseline: str, k: int) -> Difference:
     """HR@k of the recommended lists minus that of a baseline, over the queries that both ranked."""
-    mine, other = (ranks[name]["user_id"].to_numpy() for name in (own, baseline))
-    _, *rows = np.intersect1d(mine, other, assume_unique=True, return_indices=True)
-    first, second = (ranks[n]["rank"].to_numpy()[row] for n, row in zip((own, baseline), rows, strict=True))
+    first, second = matched_ranks([ranks[own], ranks[baseline]])
     return compare(first, second, f"hr@{k}")
 
 

@@ -11,6 +11,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from etl.runtime.lookup import lookup
 from retrieval.search.exact import Ids, Vectors, rescore, search_ordered
 from retrieval.transitions import Transitions
 
@@ -48,8 +49,8 @@ class Catalogue:
 
     def rows_of(self, item_N: npt.NDArray[np.integer]) -> Ids:
         """Rows of items, -1 for an item that is no candidate."""
-        row = np.minimum(np.searchsorted(self.item, item_N), len(self.item) - 1)
-        return np.where(self.item[row] == item_N, row, -1)
+        row, match = lookup(self.item, item_N)
+        return np.where(match, row, -1)
 
 
 @dataclass(frozen=True)

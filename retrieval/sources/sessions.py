@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 from scipy import sparse
 
-from etl.dataset import Dataset
-from retrieval.rankers.popularity import HELD_OUT
+from etl.dataset import TRAIN_HOLDOUT, Dataset
+from etl.runtime.lookup import lookup
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class TrainSessions:
             array.flags.writeable = False
 
     @classmethod
-    def of(cls, dataset: Dataset, held_out: int = HELD_OUT) -> TrainSessions:
+    def of(cls, dataset: Dataset, held_out: int = TRAIN_HOLDOUT) -> TrainSessions:
         """Read all sessions of a dataset but their last `held_out` clicks."""
         users, lengths, items = [], [], []
         for entry in dataset.session_files:
@@ -71,7 +71,5 @@ class TrainSessions:
 
 def rows_of_users(user_S: npt.NDArray[np.int64], user_Q: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The row of each user of `user_Q` in the rising `user_S`, -1 where there is none."""
-    if not len(user_S):
-        return np.full(len(user_Q), -1)
-    row = np.minimum(np.searchsorted(user_S, user_Q), len(user_S) - 1)
-    return np.where(user_S[row] == user_Q, row, -1)
+    row, match = lookup(user_S, user_Q)
+    return np.where(match, row, -1)

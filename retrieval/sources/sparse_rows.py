@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from etl.runtime.lookup import lookup
 from retrieval.queries import Queries
 
 CELLS_AT_ONCE = 1 << 21
@@ -86,8 +87,8 @@ def entries_at(
         return np.zeros(len(row_N), matrix.dtype)
     key = row_of_entries(matrix) << 32 | matrix.indices.astype(np.int64)
     cell = np.asarray(row_N, np.int64) << 32 | np.asarray(column_N, np.int64)
-    at = np.minimum(np.searchsorted(key, cell), len(key) - 1)
-    return np.where(key[at] == cell, matrix.data[at], 0)
+    index, match = lookup(key, cell)
+    return np.where(match, matrix.data[index], 0)
 
 
 def sampled_rows(matrix: sparse.csr_matrix, most: int) -> sparse.csr_matrix:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -74,9 +75,13 @@ def test_presets_compose_and_ask_for_what_they_need(study, tmp_path):
         load(["pipeline=study", "study.seeds=0"])
 
 
+def ranks_table(ranks):
+    return pa.table({"user_id": range(len(ranks)), "rank": ranks})
+
+
 def cells(monkeypatch, **by_variant):
     """Cells of two seeds whose ranks (users 0, 1, …) and AUCs are given."""
-    monkeypatch.setattr(findings, "ranks_of", lambda trial, ranker: dict(enumerate(trial.ranks)))
+    monkeypatch.setattr(findings, "ranks_of", lambda trial, ranker: ranks_table(trial.ranks))
     monkeypatch.setattr(findings, "test_metrics", lambda cell: cell.trial.test)
     made = []
     for name, seeds in by_variant.items():

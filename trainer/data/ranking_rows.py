@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 
 from etl.dataset import FEEDBACK_BIT, PADDING, SPLITS, Dataset, feedback_labels
+from etl.runtime.lookup import lookup
 from trainer.data.batch import FeedbackRows
 from trainer.data.order import Int
 from trainer.data.ragged import Ragged
@@ -100,9 +101,9 @@ def rank_batch(rows: FlatRows, users: Int, tasks: list[str]) -> RankBatch:
         tasks: the columns of `label`.
     """
     label = np.stack([feedback_labels(rows.feedback, task) for task in tasks], axis=1)
-    place = np.minimum(np.searchsorted(users, rows.user_id), len(users) - 1)
+    index, match = lookup(users, rows.user_id)
     return RankBatch(
-        torch.from_numpy(np.where(users[place] == rows.user_id, place + 1, PADDING)),
+        torch.from_numpy(np.where(match, index + 1, PADDING)),
         torch.from_numpy(rows.item),
         torch.from_numpy(rows.history),
         torch.from_numpy(np.ascontiguousarray(rows.profile)),

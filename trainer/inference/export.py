@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from etl.dataset import SPLITS, Dataset, feedback_labels
+from etl.dataset import HELD_OUT, SPLITS, Dataset, feedback_labels
 from retrieval.bundle import (
     FEEDBACK_SCHEMA,
     ITEMS,
@@ -36,8 +36,6 @@ from trainer.training.objective import ITEM
 SESSIONS_PER_BATCH = 512
 ROWS_PER_BATCH = 16_384
 ITEMS_PER_BATCH = 1 << 18
-HELD_OUT = {"valid": 2, "test": 1, "next": 0}
-"""Kept clicks at the end that the query of a split does not see."""
 FEEDBACK_STATES = {"valid": ("valid",), "test": ("test", "next")}
 """Queries whose states score a split's rows: test also has what was shown after the last click."""
 

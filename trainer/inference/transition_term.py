@@ -19,6 +19,7 @@ from scipy import sparse
 
 from etl.dataset import Dataset
 from etl.runtime.files import write_json
+from etl.runtime.lookup import lookup
 from retrieval.blend.learned import FOLDS, fold_of
 from retrieval.sources.sparse_rows import entries_at
 from retrieval.sources.store import FOLDER
@@ -136,8 +137,7 @@ def make_pool(
         query = np.repeat(np.arange(n), np.diff(feature.indptr))
         key.append(query << 32 | feature.indices.astype(np.int64))
     pair = np.unique(np.concatenate(key))
-    column = np.minimum(np.searchsorted(candidate_C, pair & 0xFFFFFFFF), len(candidate_C) - 1)
-    usable = candidate_C[column] == pair & 0xFFFFFFFF
+    usable = lookup(candidate_C, pair & 0xFFFFFFFF)[1]
     if seen is not None:
         usable &= ~np.isin(pair, seen[0] << 32 | seen[1])
     pair = pair[usable]
@@ -157,8 +157,7 @@ def nearest(
         item = candidate_C[begin : begin + step]
         score = score_of(item)
         if seen is not None:
-            column = np.minimum(np.searchsorted(item, seen[1]), len(item) - 1)
-            inside = item[column] == seen[1]
+            column, inside = lookup(item, seen[1])
             score[seen[0][inside], column[inside]] = -np.inf
         score, every = np.concatenate([best, score], 1), np.concatenate([ids, np.tile(item, (n, 1))], 1)
         top = np.argpartition(-score, NEAREST - 1, axis=1)[:, :NEAREST]

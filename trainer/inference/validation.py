@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from etl.dataset import SPLITS, feedback_labels
+from etl.dataset import SPLITS, TRAIN_HOLDOUT, feedback_labels
 from retrieval.metrics.feedback import auc
 from retrieval.metrics.ranking import MISS, RankingSums
 from trainer.config import VALID_CUTOFFS
@@ -27,8 +27,6 @@ ROWS_PER_BATCH = 16_384
 CHUNK_SCORES = 1 << 24
 SPREAD = 8
 """A validation sample is drawn from the row groups of so many times as many samples."""
-HELD_OUT = 2
-"""The query for valid sees all kept clicks but the last two."""
 
 
 def sample_groups(reader: Reader[Any], counts: Int, n: int) -> tuple[Int, np.random.Generator]:
@@ -149,7 +147,7 @@ def validate_sessions(
     candidates = torch.from_numpy(candidate_C.astype(np.int64)).to(scorer.device)
     for begin in range(0, len(sample), SESSIONS_PER_BATCH):
         sessions = sample.take(np.arange(begin, min(begin + SESSIONS_PER_BATCH, len(sample))))
-        visible = sessions.items.lengths - HELD_OUT
+        visible = sessions.items.lengths - TRAIN_HOLDOUT
         state = scorer.states(sessions, visible[:, None])[:, 0]
         target = sessions.items.values[sessions.items.offset[:-1] + visible]
         seen = seen_pairs(sessions, visible) if mask_seen else None

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from etl.dataset import Dataset, open_dataset
+from etl.dataset import REFIT_HOLDOUT, TRAIN_HOLDOUT, Dataset, open_dataset
 from etl.runtime.errors import InputError
 from etl.runtime.object_store import fetched
 from trainer.config import ENCODERS, HEADS, MODELS, TrainerConfig, from_plain
 from trainer.prepare import CONFIG, read_config
 from trainer.run import checkpoint
 from trainer.run.folder import SUMMARY, is_finished
-from trainer.task.base import TRAIN_HOLDOUT, Family
+from trainer.task.base import Family
 from trainer.training.step import TrainStep
 
 
@@ -49,7 +49,7 @@ def load_selected(run: Path, train_step: TrainStep) -> None:
 
 def load_exported(run: Path, config: TrainerConfig, family: Family, train_step: TrainStep) -> None:
     """Put the parameters that `RUN/bundle` was exported with, of a refit run the refit's, into a fresh train_step."""
-    family.load_term(run, TRAIN_HOLDOUT - 1 if config.train.refit else TRAIN_HOLDOUT)
+    family.load_term(run, REFIT_HOLDOUT if config.train.refit else TRAIN_HOLDOUT)
     refit = checkpoint.latest(run / "checkpoints-refit") if config.train.refit else None
     if refit:
         checkpoint.load(refit, train_step)

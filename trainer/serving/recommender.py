@@ -15,6 +15,7 @@ from etl.dataset import Dataset
 from etl.runtime.dataset_folder import MANIFEST
 from etl.runtime.errors import InputError
 from etl.runtime.files import sha256_of
+from etl.runtime.lookup import lookup
 from etl.runtime.object_store import absolute, fetched, local_path
 from retrieval.blend.ranker import BlendRanker
 from retrieval.config import RetrievalConfig
@@ -209,8 +210,8 @@ class Recommender:
     def dense_ids(self, raw_N: Int) -> Int:
         """Dense ids of raw ones, 0 where unknown."""
         raw, dense = self._by_raw_id
-        at = np.minimum(np.searchsorted(raw, raw_N), len(raw) - 1)
-        return np.where(raw[at] == raw_N, dense[at], 0)
+        index, match = lookup(raw, raw_N)
+        return np.where(match, dense[index], 0)
 
     def title(self, raw_id: int) -> str:
         """What people call an item."""

@@ -19,9 +19,6 @@ from trainer.models.embedding_table import SparseTable
 from trainer.models.item_features import ItemFeatures
 from trainer.training.step import TrainStep
 
-TRAIN_HOLDOUT = 2
-"""Clicks at the end of a session that selection does not train on; a refit holds out one."""
-
 
 class Collate(Protocol):
     """Makes batches of a window's samples."""

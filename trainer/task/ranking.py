@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from etl.dataset import Dataset
+from etl.dataset import TRAIN_HOLDOUT, Dataset
 from trainer.config import TrainerConfig
 from trainer.data.batch import feedback_rows
 from trainer.data.hashing import sample_per_group
@@ -19,7 +19,7 @@ from trainer.distributed.world import World
 from trainer.inference.scorer import RankScorer
 from trainer.inference.validation import Validation, valid_rows, valid_sessions, validate_rows
 from trainer.models.ranker import Ranker
-from trainer.task.base import TRAIN_HOLDOUT, Collate, feature_tables, make_item_features, make_table
+from trainer.task.base import Collate, feature_tables, make_item_features, make_table
 from trainer.training.objective import ITEM, USER, RankObjective
 from trainer.training.step import TrainStep
 

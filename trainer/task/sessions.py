@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from etl.dataset import Dataset
+from etl.dataset import TRAIN_HOLDOUT, Dataset
 from etl.runtime.errors import InputError
 from retrieval.repeats import count_repeats
 from trainer.config import TrainerConfig
@@ -22,7 +22,7 @@ from trainer.distributed.world import World
 from trainer.inference.scorer import SessionScorer
 from trainer.inference.validation import SESSIONS_PER_BATCH, Validation, seen_pairs, valid_sessions, validate_sessions
 from trainer.models.recommender import Recommender
-from trainer.task.base import TRAIN_HOLDOUT, Collate, feature_tables, make_item_features, make_table
+from trainer.task.base import Collate, feature_tables, make_item_features, make_table
 from trainer.training.cooccurrence import start_vectors
 from trainer.training.objective import INPUT, ITEM, TASKS, SessionObjective
 from trainer.training.step import TrainStep
