@@ -46,9 +46,9 @@ def training_options(options: KubernetesOptions) -> list[str]:
     return [f"ray.workers={workers}", f"ray.use_gpu={gpus}", f"ray.cores={options.cpus}"]
 
 
-def missing(defaults: list[str], given: list[str]) -> list[str]:
+def missing(defaults: list[str], explicit: list[str]) -> list[str]:
     """Those of `defaults` whose names are not among the given options."""
-    names = {option.partition("=")[0].lstrip("+") for option in given}
+    names = {option.partition("=")[0].lstrip("+") for option in explicit}
     return [option for option in defaults if option.partition("=")[0] not in names]
 
 

@@ -244,13 +244,13 @@ def down(options: LocalOptions) -> list[str]:
         if not alive(entry):
             continue
         process = psutil.Process(entry["pid"])
-        family = [process, *process.children(recursive=True)]
+        processes = [process, *process.children(recursive=True)]
         process.terminate()
-        psutil.wait_procs(family, timeout=10)
-        for member in family:
+        psutil.wait_procs(processes, timeout=10)
+        for member in processes:
             with suppress(psutil.NoSuchProcess):
                 member.kill()
-        psutil.wait_procs(family, timeout=10)
+        psutil.wait_procs(processes, timeout=10)
         ended.append(f"{entry['name']} ended")
     if "temporary" in state:
         shutil.rmtree(state["temporary"], ignore_errors=True)

@@ -58,8 +58,8 @@ def boxes(values: dict[str, Array]) -> str:
     # A never watched item has no place on a logarithmic axis: it is drawn at one half.
     shown = [np.maximum(v, 0.5) for v in values.values()]
     axes.boxplot(shown, orientation="horizontal", tick_labels=list(values), whis=(5, 95), showfliers=False)
-    for place, v in enumerate(shown, 1):
-        axes.plot(v.max(), place, "x", color="#b00")
+    for x, v in enumerate(shown, 1):
+        axes.plot(v.max(), x, "x", color="#b00")
     axes.set_xscale("log")
     axes.axvline(STUDY_LIMIT, color="#888", linestyle=":")
     axes.set_xlabel("times an item was clicked or watched (× the most watched one, dotted: 500)")
@@ -72,22 +72,22 @@ def boxes(values: dict[str, Array]) -> str:
 
 def page(datasets: list[Dataset]) -> str:
     """The page as HTML, self-contained."""
-    parts: list[str] = []
+    sections: list[str] = []
     values: dict[str, Array] = {}
     for dataset in datasets:
         scenario = dataset.manifest.scenario
         statistics = json.loads(dataset.file(STATISTICS).read_text())
-        parts += [section(dataset, statistics), transitions_table(scenario, statistics.get("transitions"))]
+        sections += [section(dataset, statistics), transitions_table(scenario, statistics.get("transitions"))]
         if dataset.session_files:
             clicks, times = watched(dataset)
             values |= {f"{scenario}: clicks": clicks, f"{scenario}: watching times": times}
-            parts.append(spread(scenario, clicks, times))
+            sections.append(spread(scenario, clicks, times))
     values = {label: v for label, v in values.items() if len(v)}
     drawn = ""
     if values:
         region = '<div class="wide" tabindex="0" role="region" aria-label="boxplots">'
         drawn = f"<h2>How often an item is watched</h2>{region}{boxes(values)}</div>"
-    return _document("Datasets", "".join(parts) + drawn)
+    return _document("Datasets", "".join(sections) + drawn)
 
 
 def _document(title: str, body: str) -> str:

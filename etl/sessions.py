@@ -156,16 +156,16 @@ def write_shard(job: Job, shards: list[Pieces], shard: int) -> dict[str, Any]:
     """
     dense = read_lookup(job)
     pieces = [read_rows(job.work("cut", number, "parquet"), begin, rows) for number, begin, rows in shards[shard]]
-    whole = pa.concat_tables(pieces) if pieces else SESSIONS_SCHEMA.empty_table()
+    table = pa.concat_tables(pieces) if pieces else SESSIONS_SCHEMA.empty_table()
     for name in ("items", "exposure_items"):
-        column = whole[name].combine_chunks()
+        column = table[name].combine_chunks()
         values = dense(column.flatten().to_numpy())
         offset = column.offsets.to_numpy() - (column.offsets[0].as_py() if len(column) else 0)
         lists = pa.ListArray.from_arrays(pa.array(offset, pa.int32()), pa.array(values, pa.int32()))
-        whole = whole.set_column(whole.schema.get_field_index(name), name, lists)
+        table = table.set_column(table.schema.get_field_index(name), name, lists)
     name = f"{SESSIONS_FOLDER}/part-{shard:05d}.parquet"
-    write_table(Path(job.folder) / name, whole.cast(SESSIONS_SCHEMA), row_group_size=ROWS_PER_GROUP)
-    return dataclasses.asdict(describe_file(Path(job.folder), name, len(whole)))
+    write_table(Path(job.folder) / name, table.cast(SESSIONS_SCHEMA), row_group_size=ROWS_PER_GROUP)
+    return dataclasses.asdict(describe_file(Path(job.folder), name, len(table)))
 
 
 def finish(config: EtlConfig, job: Job, files: list[LogFile], items: pa.Table, shards: list[DataFile]) -> Manifest:

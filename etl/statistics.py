@@ -62,25 +62,25 @@ def count_items(item_N: Array, *masks_N: Array) -> Array:
         items = np.flatnonzero(np.bincount(item_N))
         counts = [np.bincount(item_N[mask], minlength=largest + 1)[items] for mask in masks_N]
     else:
-        items, place = distinct(item_N)
-        counts = [np.bincount(place[mask], minlength=len(items)) for mask in masks_N]
+        items, index = distinct(item_N)
+        counts = [np.bincount(index[mask], minlength=len(items)) for mask in masks_N]
     return np.stack([items, *counts], axis=1)
 
 
-def sum_by_id(parts: Iterable[Array], n_counts: int) -> Array:
+def sum_by_id(tables: Iterable[Array], n_counts: int) -> Array:
     """Sum `(id, count, …)` rows by id.
 
     Args:
-        parts: int64 `[n, 1 + n_counts]` each; ids are not negative and distinct inside a part.
+        tables: int64 `[n, 1 + n_counts]` each; ids are not negative and distinct inside a part.
         n_counts: number of counts.
 
     Returns:
         int64 `[ids, 1 + n_counts]`, sorted by id. Memory follows from the distinct ids, not from the parts.
     """
-    sums = np.zeros((0, n_counts), np.int64)
+    totals = np.zeros((0, n_counts), np.int64)
     present = np.zeros(0, bool)
     large: list[Array] = []
-    for part in parts:
+    for part in tables:
         small = part[:, 0] < DENSE_IDS
         if not small.all():
             large.append(part[~small])
@@ -88,19 +88,19 @@ def sum_by_id(parts: Iterable[Array], n_counts: int) -> Array:
             if len(large) > SPARSE_PARTS:
                 large = [_sum_sorted(large)]
         ids = part[:, 0]
-        missing = int(ids.max(initial=-1)) + 1 - len(sums)
+        missing = int(ids.max(initial=-1)) + 1 - len(totals)
         if missing > 0:
-            sums = np.concatenate([sums, np.zeros((missing, n_counts), np.int64)])
+            totals = np.concatenate([totals, np.zeros((missing, n_counts), np.int64)])
             present = np.concatenate([present, np.zeros(missing, bool)])
-        sums[ids] += part[:, 1:]
+        totals[ids] += part[:, 1:]
         present[ids] = True
     result = np.flatnonzero(present)
-    dense = np.concatenate([result[:, None], sums[result]], axis=1)
+    dense = np.concatenate([result[:, None], totals[result]], axis=1)
     return np.concatenate([dense, _sum_sorted(large)]) if large else dense
 
 
-def _sum_sorted(parts: list[Array]) -> Array:
-    rows = np.concatenate(parts)
+def _sum_sorted(tables: list[Array]) -> Array:
+    rows = np.concatenate(tables)
     rows = rows[np.argsort(rows[:, 0], kind="stable")]
     first = group_offsets(rows[:, 0])[:-1]
     return np.concatenate([rows[first, :1], np.add.reduceat(rows[:, 1:], first, axis=0)], axis=1)
@@ -122,8 +122,8 @@ def quantiles(pairs: Array) -> dict[str, int] | None:
         return None
     order = np.argsort(pairs[:, 0], kind="stable")
     value, through = pairs[order, 0], np.cumsum(pairs[order, 1])
-    place = np.searchsorted(through, np.ceil(np.array(QUANTILES) * through[-1]).clip(1))
-    return {str(q): int(value[p]) for q, p in zip(QUANTILES, place, strict=True)}
+    index = np.searchsorted(through, np.ceil(np.array(QUANTILES) * through[-1]).clip(1))
+    return {str(q): int(value[p]) for q, p in zip(QUANTILES, index, strict=True)}
 
 
 def table(

@@ -104,7 +104,7 @@ class Bundle:
 
     path: Path
     manifest: BundleManifest
-    parts: dict[str, list[DataFile]] = field(repr=False)
+    files_by_kind: dict[str, list[DataFile]] = field(repr=False)
     source: str
 
     def sibling(self, name: str) -> str:
@@ -139,11 +139,11 @@ class Bundle:
 
     def n_queries(self, split: str) -> int:
         """Number of queries of a split, 0 where the bundle lacks it."""
-        return sum(part.rows for part in self.parts.get(f"queries-{split}", []))
+        return sum(part.rows for part in self.files_by_kind.get(f"queries-{split}", []))
 
     def queries(self, split: str, batch_size: int = 4096) -> Iterator[Queries]:
         """Stream the queries of a split in the order of its files."""
-        return self.queries_of(self.parts.get(f"queries-{split}", []), batch_size)
+        return self.queries_of(self.files_by_kind.get(f"queries-{split}", []), batch_size)
 
     def sample_queries(self, split: str, n: int) -> list[Queries]:
         """At most `n` queries of a split, evenly spaced; an empty list where it has none."""
@@ -158,10 +158,10 @@ class Bundle:
                 batches.append(queries.take(rows))
         return batches
 
-    def queries_of(self, parts: Sequence[DataFile], batch_size: int = 4096) -> Iterator[Queries]:
+    def queries_of(self, files: Sequence[DataFile], batch_size: int = 4096) -> Iterator[Queries]:
         """Stream the queries of some files, small ones joined to batches of at least `batch_size`."""
         waiting: list[Queries] = []
-        for part in parts:
+        for part in files:
             with pq.ParquetFile(self.path / part.path) as file:
                 for batch in file.iter_batches(batch_size):
                     waiting.append(Queries.from_batch(batch, self.manifest.n_items))
@@ -174,7 +174,7 @@ class Bundle:
     def feedback_tasks(self, split: str) -> list[str]:
         """Tasks with feedback rows in a split."""
         names: dict[str, None] = {}
-        for part in self.parts.get(f"feedback-{split}", []):
+        for part in self.files_by_kind.get(f"feedback-{split}", []):
             names |= dict.fromkeys(pq.read_table(self.path / part.path, columns=["task"])["task"].unique().to_pylist())
         unknown = [name for name in names if name not in FEEDBACK_BIT]
         if unknown:
@@ -188,8 +188,8 @@ class Bundle:
             InputError: a null, an item outside the catalogue, a label other than 0 and 1, a score that is not finite.
         """
         columns, rows = FEEDBACK_SCHEMA.names[1:], [("task", "=", task)]
-        parts = self.parts[f"feedback-{split}"]
-        result = pa.concat_tables([pq.read_table(self.path / p.path, columns=columns, filters=rows) for p in parts])
+        files = self.files_by_kind[f"feedback-{split}"]
+        result = pa.concat_tables([pq.read_table(self.path / p.path, columns=columns, filters=rows) for p in files])
         check_feedback(task, result, self.manifest.n_items)
         return result
 
@@ -219,7 +219,7 @@ def open_bundle(path: str | Path, *, dataset: str | None = None, verify: bool = 
     check_files(folder, manifest.files, verify=verify, hint=HINT)
     if manifest.dimension and ITEMS not in {entry.path for entry in manifest.files}:
         raise InputError(f"a bundle manifest that lists {ITEMS}", "none", HINT)
-    parts: dict[str, list[DataFile]] = {}
+    files: dict[str, list[DataFile]] = {}
     for entry in manifest.files:
         kind = entry.path.partition("/")[0]
         schema = _schema_of(kind, manifest)
@@ -228,14 +228,14 @@ def open_bundle(path: str | Path, *, dataset: str | None = None, verify: bool = 
             rows = pq.read_metadata(folder / entry.path).num_rows
             if rows != entry.rows:
                 raise InputError(f"{entry.rows} rows in {entry.path}, as the manifest says", rows, HINT)
-            parts.setdefault(kind, []).append(entry)
-    if len(parts.get(TRANSITIONS, [])) != manifest.transition_terms:
-        raise InputError(f"{manifest.transition_terms} files of transitions", len(parts.get(TRANSITIONS, [])), HINT)
-    if manifest.refit and {"queries-valid", "feedback-valid"} & set(parts):
+            files.setdefault(kind, []).append(entry)
+    if len(files.get(TRANSITIONS, [])) != manifest.transition_terms:
+        raise InputError(f"{manifest.transition_terms} files of transitions", len(files.get(TRANSITIONS, [])), HINT)
+    if manifest.refit and {"queries-valid", "feedback-valid"} & set(files):
         raise InputError("no valid parts in a refit bundle", "valid parts", HINT)
-    bundle = Bundle(folder, manifest, parts, str(path))
+    bundle = Bundle(folder, manifest, files, str(path))
     for split in QUERY_SPLITS if verify else ():
-        check_users(split, [folder / part.path for part in parts.get(f"queries-{split}", [])])
+        check_users(split, [folder / part.path for part in files.get(f"queries-{split}", [])])
     return bundle
 
 

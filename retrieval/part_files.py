@@ -38,19 +38,19 @@ TOPK_SCHEMA = pa.schema(
 )
 
 
-class PartSums:
+class PartResults:
     """The sums and ranks of one part by ranker."""
 
     def __init__(self, evaluation: Evaluation, part: Part, names: list[str], ranks: RankWriter) -> None:
         config = evaluation.config
-        self.sums = {name: RankingResult(config.cutoffs, evaluation.dataset.manifest.n_items) for name in names}
+        self.results = {name: RankingResult(config.cutoffs, evaluation.dataset.manifest.n_items) for name in names}
         self.facts, self.split, self.ranks = evaluation.facts, part.split, ranks
 
     def add(self, name: str, queries: Queries, ranked: Ranked, seconds: float, more: Segments = ()) -> None:
         """Add a ranker's ranks and lists of a batch; those of a blend's variants are not written one by one."""
-        sums = self.sums[name]
-        sums.seconds += seconds
-        sums.add(queries, CLICKS_AFTER_QUERY[self.split], *ranked, self.facts, more)
+        results = self.results[name]
+        results.seconds += seconds
+        results.add(queries, CLICKS_AFTER_QUERY[self.split], *ranked, self.facts, more)
         if not name.startswith(f"{BLEND}-"):
             self.ranks.add(name, self.split, queries, ranked[0])
 
@@ -58,11 +58,11 @@ class PartSums:
 def rank_part(evaluation: Evaluation, part: Part, folder: Path, blend: BlendRanker | None) -> None:
     """Rank the targets of a part by every ranker."""
     config = evaluation.config
-    total = sum(entry.rows for entry in evaluation.bundle.parts[f"queries-{part.split}"])
+    total = sum(entry.rows for entry in evaluation.bundle.files_by_kind[f"queries-{part.split}"])
     every, begin = -(-total // config.baseline_queries), part.first
     names = [*evaluation.rankers, *(blend.names if blend else ())]
     with RankWriter(folder / "ranks.parquet", config.deepest) as ranks:
-        sums = PartSums(evaluation, part, names, ranks)
+        results = PartResults(evaluation, part, names, ranks)
         for queries in evaluation.batches(part):
             check_targets(queries)
             sampled = (np.arange(len(queries)) + begin) % every == 0
@@ -73,25 +73,25 @@ def rank_part(evaluation: Evaluation, part: Part, folder: Path, blend: BlendRank
                 if len(asked):
                     started = perf_counter()
                     ranked = ranker(asked)
-                    sums.add(name, asked, ranked, perf_counter() - started, _transitions(asked, blend))
+                    results.add(name, asked, ranked, perf_counter() - started, _transitions(asked, blend))
             if blend:
-                rank_by_blend(blend, sums, sample, variants=True)
-                rank_by_blend(blend, sums, queries.take(np.flatnonzero(~sampled)), variants=False)
-    for name, result in sums.sums.items():
+                rank_by_blend(blend, results, sample, variants=True)
+                rank_by_blend(blend, results, queries.take(np.flatnonzero(~sampled)), variants=False)
+    for name, result in results.results.items():
         result.write(folder / name)
     if blend:
         write_json(folder / SECONDS, blend.spent())
 
 
-def rank_by_blend(blend: BlendRanker, sums: PartSums, queries: Queries, *, variants: bool) -> None:
+def rank_by_blend(blend: BlendRanker, results: PartResults, queries: Queries, *, variants: bool) -> None:
     """Add the blend's ranks, and where asked those of all its variants."""
     if not len(queries):
         return
     started = perf_counter()
-    result = blend.rank(queries, sums.split, variants=variants)
+    result = blend.rank(queries, results.split, variants=variants)
     seconds = perf_counter() - started
     for name, ranked in result.items():
-        sums.add(name, queries, ranked, seconds if name == BLEND else 0.0, _transitions(queries, blend))
+        results.add(name, queries, ranked, seconds if name == BLEND else 0.0, _transitions(queries, blend))
 
 
 def _transitions(queries: Queries, blend: BlendRanker | None) -> Segments:

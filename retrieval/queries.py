@@ -48,9 +48,9 @@ class Queries:
         """Some of the queries, in the order of `row_N`."""
         n_seen = self.n_seen[row_N]
         offset = np.concatenate([[0], np.cumsum(n_seen)])
-        place = np.arange(offset[-1]) + np.repeat(self.seen_offset[row_N] - offset[:-1], n_seen)
+        index = np.arange(offset[-1]) + np.repeat(self.seen_offset[row_N] - offset[:-1], n_seen)
         rows = {name: getattr(self, name)[row_N] for name in ("user_id", "target", "n_clicks", *VECTORS)}
-        return Queries(seen_offset=offset, seen=self.seen[place], **rows)
+        return Queries(seen_offset=offset, seen=self.seen[index], **rows)
 
     @classmethod
     def joined(cls, batches: Sequence[Queries]) -> Queries:

@@ -102,7 +102,7 @@ class Evaluation:
         result: list[Part] = []
         for split in (*CLICKS_AFTER_QUERY, "next"):
             first, part = 0, None
-            for number, entry in enumerate(self.bundle.parts.get(f"queries-{split}", [])):
+            for number, entry in enumerate(self.bundle.files_by_kind.get(f"queries-{split}", [])):
                 if part and part.rows + entry.rows <= self.config.part_queries:
                     part = replace(part, files=part.files + 1, rows=part.rows + entry.rows)
                     result[-1] = part
@@ -114,7 +114,7 @@ class Evaluation:
 
     def batches(self, part: Part) -> Iterator[Queries]:
         """The part's queries."""
-        entries = self.bundle.parts[f"queries-{part.split}"]
+        entries = self.bundle.files_by_kind[f"queries-{part.split}"]
         return self.bundle.queries_of(entries[part.number : part.number + part.files])
 
     def run(self, part: Part, folder: Path) -> None:
@@ -143,10 +143,10 @@ class Evaluation:
         parts, out = [part for part in self.parts() if part.split == split and part.rows], {}
         blend = self.blend(folder) if parts else None
         for name in [*self.ranker_names, *(blend.names if blend else ())] if parts else []:
-            whole = RankingResult(self.config.cutoffs, self.dataset.manifest.n_items)
+            total = RankingResult(self.config.cutoffs, self.dataset.manifest.n_items)
             for part in parts:
-                whole.add_written(folder / part.name / name)
-            out[name] = whole.metrics(self.facts.train_clicks, len(self.index.catalogue.item))
+                total.add_written(folder / part.name / name)
+            out[name] = total.metrics(self.facts.train_clicks, len(self.index.catalogue.item))
         return out
 
 

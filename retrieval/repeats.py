@@ -48,9 +48,9 @@ def count_repeats(dataset: Dataset, *, sample: int = SAMPLE_SESSIONS) -> Repeats
         count = pq.read_metadata(dataset.file(entry.path)).num_row_groups
         groups += [(entry.path, group) for group in range(count)]
         sessions += entry.rows
-    wanted = max(1, round(len(groups) * min(1.0, sample / max(sessions, 1))))
+    n_sampled = max(1, round(len(groups) * min(1.0, sample / max(sessions, 1))))
     targets = repeated = 0
-    for index in np.unique(np.linspace(0, len(groups) - 1, wanted).round().astype(int)) if groups else ():
+    for index in np.unique(np.linspace(0, len(groups) - 1, n_sampled).round().astype(int)) if groups else ():
         path, group = groups[index]
         with pq.ParquetFile(dataset.file(path)) as file:
             column = file.read_row_group(group, columns=["items"])["items"].combine_chunks()

@@ -146,7 +146,7 @@ def read_transitions(bundle: Bundle) -> Transitions | None:
     """
     size = bundle.manifest.n_items + 1
     terms = {}
-    for entry in bundle.parts.get(TRANSITIONS, []):
+    for entry in bundle.files_by_kind.get(TRANSITIONS, []):
         table = pq.read_table(bundle.path / entry.path)
         item, other, value = (table[name].to_numpy() for name in TRANSITIONS_SCHEMA.names)
         ids = np.concatenate([item, other])

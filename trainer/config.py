@@ -147,12 +147,12 @@ def with_recipe(options: Sequence[str], n_items: int, asked: TrainerConfig | Non
     size = config.recipe
     if size == "auto":
         size = "small" if n_items <= SMALL_CATALOGUE else "medium" if n_items <= MEDIUM_CATALOGUE else "large"
-    family = "rank" if config.ranks else config.model
-    config = read_options(TrainerConfig, "trainer.conf", options, [f"+recipes@_global_={recipe_file(size, family)}"])
+    model = "rank" if config.ranks else config.model
+    config = read_options(TrainerConfig, "trainer.conf", options, [f"+recipes@_global_={recipe_file(size, model)}"])
     config.recipe = size
-    given = {option.partition("=")[0] for option in options}
-    if config.network.item_features and config.train.ppmi_start and "train.ppmi_start" not in given:
-        _begin_at_random(config, given)
+    explicit = {option.partition("=")[0] for option in options}
+    if config.network.item_features and config.train.ppmi_start and "train.ppmi_start" not in explicit:
+        _begin_at_random(config, explicit)
     wide = max(config.network.embedding_dim, config.network.hidden_size) >= WIDE
     if wide and not config.ranks and not any(option.startswith("train.warmup_steps=") for option in options):
         config.train.warmup_steps = max(config.train.warmup_steps, WIDE_WARMUP_STEPS)
@@ -164,23 +164,23 @@ def with_recipe(options: Sequence[str], n_items: int, asked: TrainerConfig | Non
     return config
 
 
-def recipe_file(size: str, family: str) -> str:
+def recipe_file(size: str, model: str) -> str:
     """Name of the recipe for a catalogue's size, or of the model's next smaller one where it has none of that size.
 
     >>> recipe_file("medium", "gru4rec")
     'medium_gru4rec'
     """
     sizes = RECIPES[RECIPES.index(size) : 0 : -1]
-    names = [f"{size}_{family}" for size in sizes]
+    names = [f"{size}_{model}" for size in sizes]
     return next((name for name in names if (files("trainer.conf.recipes") / f"{name}.yaml").is_file()), names[-1])
 
 
-def _begin_at_random(config: TrainerConfig, given: set[str]) -> None:
+def _begin_at_random(config: TrainerConfig, explicit: set[str]) -> None:
     """Take back what a recipe sets for vectors from co-occurrence: features must learn what items have in common."""
     plain = TrainerConfig()
     config.train.ppmi_start = 0.0
     for name in ("train.learning_rate", "train.warmup_steps", "network.embedding_dropout", "network.state_dropout"):
-        if name not in given:
+        if name not in explicit:
             section, _, key = name.rpartition(".")
             setattr(getattr(config, section), key, _value(plain, name))
 

@@ -206,12 +206,12 @@ class Training:
         meter = Meter(self.family.unit, self.family.total(self.reader), self.phase.epochs, done)
         source = _batches(self.config, self.family, self.reader, progress, self.phase, train_step.world)
         stop = StopWatch(self.run, train_step.world)
-        profiler = Profiler(self.run.path, wanted=self.config.train.profile and train_step.world.is_first)
+        profiler = Profiler(self.run.path, enabled=self.config.train.profile and train_step.world.is_first)
         for batch in source:
             profiler.before(progress.step - first)
-            sums, counts = (totals.tolist() for totals in train_step.step(batch.data, progress.step))
-            progress.advance(batch.first_sample + batch.samples, sums, counts)
-            self._after_step(progress.step - first, sums, counts, meter, source.waited)
+            loss_sums, counts = (totals.tolist() for totals in train_step.step(batch.data, progress.step))
+            progress.advance(batch.first_sample + batch.samples, loss_sums, counts)
+            self._after_step(progress.step - first, loss_sums, counts, meter, source.waited)
             if stop(progress.step):
                 self._save(meter)
                 self.writer.wait()
@@ -225,13 +225,13 @@ class Training:
         progress.epoch, progress.sample = progress.epoch + 1, 0
         progress.loss_sums, progress.loss_counts = [], []
 
-    def _after_step(self, steps: int, sums: list[float], counts: list[float], meter: Meter, waited: float) -> None:
+    def _after_step(self, steps: int, loss_sums: list[float], counts: list[float], meter: Meter, waited: float) -> None:
         """What is due after a number of steps of this epoch."""
         progress, train = self.progress, self.config.train
         if self.log:
             self.log.progress(**meter.values(progress, waited))
             if progress.step % LOG_STEPS == 0:
-                means = mean_losses(self.train_step.tasks, sums, counts)
+                means = mean_losses(self.train_step.tasks, loss_sums, counts)
                 self.log.write(progress.step, progress.epoch + 1, self.phase.name, means)
         if steps % train.checkpoint_steps == 0:
             self._save(meter)
@@ -272,11 +272,11 @@ def _batches(
         options.shuffle_buffer_sessions,
     )
     salt = int(mix(np.array([(config.seed * 1_000_003 + progress.epoch) % 2**64], np.uint64))[0] >> np.uint64(1))
-    whole = family.collate(phase.holdout, salt)
+    collate_rows = family.collate(phase.holdout, salt)
 
     def collate(window: Any, mine: Int, step: Int) -> list[Any]:
         return [
-            whole(window, share(mine, part, options.gradient_accumulation_steps), step)
+            collate_rows(window, share(mine, part, options.gradient_accumulation_steps), step)
             for part in range(options.gradient_accumulation_steps)
         ]
 
@@ -284,9 +284,9 @@ def _batches(
     return Prefetch(reader.epoch(order, collate, start=start, global_rank=rank, world_size=size))
 
 
-def mean_losses(tasks: list[str], sums: list[float], counts: list[float]) -> dict[str, float]:
+def mean_losses(tasks: list[str], loss_sums: list[float], counts: list[float]) -> dict[str, float]:
     """Mean loss by task, named for the log."""
-    return {f"loss/{t}": s / max(c, 1.0) for t, s, c in zip(tasks, sums, counts, strict=True)}
+    return {f"loss/{t}": s / max(c, 1.0) for t, s, c in zip(tasks, loss_sums, counts, strict=True)}
 
 
 def _update_best(progress: Progress, values: dict[str, Any], select_by: str) -> None:

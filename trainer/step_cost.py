@@ -28,7 +28,7 @@ from trainer.data.prefetch import Prefetch
 from trainer.distributed.world import World
 from trainer.models.embedding_table import SparseTable
 from trainer.plan import PlanConfig
-from trainer.task.registry import family_of
+from trainer.task.registry import model_task_of
 from trainer.training.step import TrainStep
 
 WARM_STEPS = 3
@@ -155,15 +155,15 @@ def messages(workers: int) -> int:
 def plan(options: PlanConfig, config: TrainerConfig) -> list[str]:
     """The lines to print."""
     dataset = open_dataset(config.data, verify=False)
-    family, batch = family_of(config, dataset, World.alone()), config.train.batch_tokens
-    steps = -(-family.reader(TRAIN_HOLDOUT).total_targets() // batch)
+    model_task, batch = model_task_of(config, dataset, World.alone()), config.train.batch_tokens
+    steps = -(-model_task.reader(TRAIN_HOLDOUT).total_targets() // batch)
     share = max(1, batch // max(options.workers, 8))
     model = StepModel(*(measure(config, options, 1, tokens)[0][0] for tokens in (share, batch)))
     pair, here = measure(config, options, 2, batch)
     checked = model.cost(model.large.targets, 2, here).seconds
     actual = max(m.seconds for m in pair)
     link = Link(options.latency_us / 1e6, options.network_gbit / 8 * 1e9)
-    memory = memory_parts(config, family.train_step(1), model.large)
+    memory = memory_parts(config, model_task.train_step(1), model.large)
     lines = [
         f"{config.model}: {dataset.manifest.counts.get('sessions', 0):,} sessions, {dataset.manifest.n_items:,} items",
         f"measured here: one worker with {options.cores} core(s), {options.measured_steps} steps of "
@@ -263,14 +263,14 @@ def measure_link() -> Link:
 def steps_of(config: TrainerConfig, world: World, steps: int) -> Measured:
     """Take some steps of an epoch, and the time."""
     dataset = open_dataset(config.data, verify=False)
-    family = family_of(config, dataset, world)
-    train_step, reader = family.train_step(steps), family.reader(TRAIN_HOLDOUT)
+    model_task = model_task_of(config, dataset, world)
+    train_step, reader = model_task.train_step(steps), model_task.reader(TRAIN_HOLDOUT)
     train_step.model.train()
     options = config.train
     fingerprint = dataset.manifest.fingerprint
     order = Order(reader.group_rows, config.seed, 0, fingerprint, options.batch_tokens, options.shuffle_buffer_sessions)
     batches = reader.epoch(
-        order, family.collate(TRAIN_HOLDOUT, 1), start=0, global_rank=world.global_rank, world_size=world.size
+        order, model_task.collate(TRAIN_HOLDOUT, 1), start=0, global_rank=world.global_rank, world_size=world.size
     )
     rows, shared, targets, begin, taken = [], [], [], time.perf_counter(), 0
     for batch in Prefetch(batches):
@@ -281,7 +281,7 @@ def steps_of(config: TrainerConfig, world: World, steps: int) -> Measured:
         if taken < WARM_STEPS:  # not while the time is taken
             candidates = objective.candidates(batch.data, taken)
             shared.append(_distinct(objective.shared(candidates)))
-            rows.append(_distinct(objective.wanted(batch.data, candidates)) - shared[-1])
+            rows.append(_distinct(objective.lookup_ids(batch.data, candidates)) - shared[-1])
         targets.append(float(weights[0]))
         taken += 1
         if taken == WARM_STEPS + steps:

@@ -21,7 +21,7 @@ from trainer.training.step import TrainStep
 DIAGNOSTICS = "diagnostics.json"
 
 
-def write_diagnostics(run: Path, found: Validation, train_step: TrainStep) -> None:
+def write_diagnostics(run: Path, validation: Validation, train_step: TrainStep) -> None:
     """`diagnostics.json`: curves by epoch, gates and their entropy, for the report."""
     curves: dict[str, list[list[float]]] = {}
     for line in read_metrics(run / "metrics.jsonl"):
@@ -31,15 +31,20 @@ def write_diagnostics(run: Path, found: Validation, train_step: TrainStep) -> No
             )
     gates = {
         "tasks": train_step.tasks,
-        "mean_weight": found.gates,
-        "entropy_nats": found.entropy,
-        "largest_weight_share": found.leads,
+        "mean_weight": validation.gates,
+        "entropy_nats": validation.entropy,
+        "largest_weight_share": validation.leads,
     }
-    write_json(run / DIAGNOSTICS, {"curves": curves, "gates": gates if found.gates else None})
+    write_json(run / DIAGNOSTICS, {"curves": curves, "gates": gates if validation.gates else None})
 
 
 def write_summary(
-    run: Path, config: TrainerConfig, dataset: Dataset, train_step: TrainStep, progress: Progress, found: Validation
+    run: Path,
+    config: TrainerConfig,
+    dataset: Dataset,
+    train_step: TrainStep,
+    progress: Progress,
+    validation: Validation,
 ) -> None:
     """`summary.json`, written last: a run folder with it is finished."""
     flops = forward_flops(config, dataset, train_step)
@@ -54,8 +59,8 @@ def write_summary(
             "best_epoch_by_metric": best_epochs(run),
             "epochs": progress.epoch,
             "steps": progress.step,
-            "valid": found.metrics,
-            "mask_seen": found.mask_seen,
+            "valid": validation.metrics,
+            "mask_seen": validation.mask_seen,
             "examples_per_second": progress.examples / progress.seconds if progress.seconds else None,
             "seconds": progress.seconds,
             "parameters": parameter_counts(train_step),

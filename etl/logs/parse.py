@@ -72,7 +72,7 @@ class Parser:
         optional = tuple(name for name in ("watching_times", "gender", "age") if name in scenario.columns)
         self.history = scenario.history
         self.numbers = (*self.flags, *optional, *self.history)
-        self.found = tuple(name for name in self.numbers if name in file.columns)
+        self.number_columns = tuple(name for name in self.numbers if name in file.columns)
         self.has_category = scenario.category in file.columns
         self.hashed = tuple(name for name in scenario.columns if name in file.columns) if row_hash else ()
 
@@ -111,8 +111,8 @@ class Parser:
         return self._typed(data)
 
     def _typed(self, data: bytes) -> pa.Table:
-        integers = {name: self._type(name) for name in self.found}
-        text = dict.fromkeys(self.found, _TEXT)
+        integers = {name: self._type(name) for name in self.number_columns}
+        text = dict.fromkeys(self.number_columns, _TEXT)
         # Plain integers; numbers written 1.0, as the article logs do; ids written so, too.
         attempts = ((pa.int64(), integers), (pa.int64(), text), (pa.string(), text))
         for id_type, numbers in attempts[:-1]:
@@ -144,7 +144,7 @@ class Parser:
             if column.null_count or not _within(pc.min_max(column), *_ID_LIMITS):
                 raise _InDoubtError
             typed[name] = column
-        for name in self.found:
+        for name in self.number_columns:
             column = table[name]
             if pa.types.is_dictionary(column.type):
                 column = _whole_numbers(column, flag=name in self.flags)
@@ -202,7 +202,7 @@ class Parser:
         if len(fields) != len(self.file.columns):
             return [], "wrong number of columns"
         position = {name: index for index, name in enumerate(self.file.columns)}
-        for name in (*self.ids, *self.found):
+        for name in (*self.ids, *self.number_columns):
             judge = self._judge_id if name in self.ids else self._judge_number
             reason, fields[position[name]] = judge(name, fields[position[name]].strip(" \t"))
             if reason:
@@ -296,8 +296,8 @@ def _row_hash(columns: list[Any]) -> Any:
     for column in columns:
         if pa.types.is_dictionary(column.type):
             texts = np.array([*column.dictionary.to_pylist(), None], object)
-            place = column.indices.fill_null(len(texts) - 1).to_numpy(zero_copy_only=False)
-            hashes = pd.util.hash_array(texts, categorize=False)[place]
+            code = column.indices.fill_null(len(texts) - 1).to_numpy(zero_copy_only=False)
+            hashes = pd.util.hash_array(texts, categorize=False)[code]
         else:
             known = column.is_valid().to_numpy(zero_copy_only=False)
             hashes = pd.util.hash_array(pc.fill_null(column, 0).cast(pa.int64()).to_numpy(zero_copy_only=False))
@@ -310,8 +310,8 @@ def _row_hash(columns: list[Any]) -> Any:
 _NULL_HASH, _ODD = np.uint64(0xA0761D6478BD642F), np.uint64(0x9E3779B97F4A7C15)
 
 
-def _within(found: pa.Scalar, low: int, high: int) -> bool:
-    least, most = found["min"].as_py(), found["max"].as_py()
+def _within(bounds: pa.Scalar, low: int, high: int) -> bool:
+    least, most = bounds["min"].as_py(), bounds["max"].as_py()
     return least is None or (low <= least and most <= high)
 
 

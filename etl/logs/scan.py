@@ -123,8 +123,8 @@ def _of_users(rows: pd.DataFrame, counts: Counter[str]) -> dict[str, float]:
         return {}
     pair = ["user_id", "item_id"]
     by_pair = rows.groupby(pair, sort=False)["click"].agg(["min", "max"])
-    place = rows.groupby("user_id").cumcount()
-    through = (place + 0.5) / rows.groupby("user_id")["item_id"].transform("size")
+    index = rows.groupby("user_id").cumcount()
+    through = (index + 0.5) / rows.groupby("user_id")["item_id"].transform("size")
     clicks = rows["click"].fillna(0).groupby(rows["user_id"]).sum()
     facts: dict[str, Any] = {
         "exact duplicates": rows.duplicated().mean(),

@@ -82,7 +82,7 @@ def make_splits(files: list[LogFile], split_bytes: int) -> list[Split]:
 
 def first_rows(files: list[LogFile], n: int) -> list[LogFile]:
     """The files cut after the first `n` data rows (non-empty lines) of all of them together."""
-    kept: list[LogFile] = []
+    included: list[LogFile] = []
     for file in files:
         if n <= 0:
             break
@@ -95,8 +95,8 @@ def first_rows(files: list[LogFile], n: int) -> list[LogFile]:
                     break
                 n -= 1
             end += len(line)
-        kept.append(dataclasses.replace(file, end=end))
-    return kept
+        included.append(dataclasses.replace(file, end=end))
+    return included
 
 
 def _lines(file: LogFile) -> Iterator[bytes]:
@@ -161,14 +161,14 @@ def _after_newline(stream: pa.NativeFile, offset: int, split: Split) -> int:
     Raises:
         InputError: no newline for `LONGEST_LINE` bytes after the split.
     """
-    place = offset
-    while place < split.file.end:
-        piece = stream.read_at(min(1 << 16, split.file.end - place), place)
+    position = offset
+    while position < split.file.end:
+        piece = stream.read_at(min(1 << 16, split.file.end - position), position)
         newline = piece.find(_newline(split.file))
         if newline >= 0:
-            return place + newline + 1
-        place += len(piece)
-        if place > split.end + LONGEST_LINE:
+            return position + newline + 1
+        position += len(piece)
+        if position > split.end + LONGEST_LINE:
             got = f"{split.file.uri} at byte {offset}"
             raise InputError(f"lines under {LONGEST_LINE >> 20} MiB", got, "check the file")
     return split.file.end

@@ -28,7 +28,7 @@ ARTICLE_SHORT = [
 ARTICLE = [*ARTICLE_SHORT, "read", "read_time", "share", "like", "follow", "favorite"]
 
 
-HISTORY = tuple(f"hist_{place}" for place in range(1, 11))
+HISTORY = tuple(f"hist_{number}" for number in range(1, 11))
 
 
 @dataclass(frozen=True)

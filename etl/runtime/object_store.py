@@ -51,10 +51,10 @@ def local_path(path: str | Path) -> Path:
     if not is_remote(path):
         return Path(path)
     uri = urlsplit(str(path).rstrip("/"))
-    parts = [uri.scheme, uri.netloc, *PurePosixPath(uri.path).parts[1:]]
-    if ".." in parts:
+    names = [uri.scheme, uri.netloc, *PurePosixPath(uri.path).parts[1:]]
+    if ".." in names:
         raise InputError("a URI without ..", path, "write it out")
-    return cache_folder().joinpath(*filter(None, parts))
+    return cache_folder().joinpath(*filter(None, names))
 
 
 def filesystem(uri: str) -> tuple[pa_fs.FileSystem, str]:
@@ -137,13 +137,13 @@ class Mirror:
         except FileNotFoundError:
             return None
 
-    def pull(self, wanted: Callable[[str], bool] = lambda _: True) -> None:
+    def pull(self, requested: Callable[[str], bool] = lambda _: True) -> None:
         """Make the folder here that of the store, as far as its files are wanted; a killed copy goes on."""
         folder = self.folder
-        listed = {name: stamp for name, stamp in self.listing().items() if wanted(name)}
+        listed = {name: stamp for name, stamp in self.listing().items() if requested(name)}
         result = here(folder)
         for name in result.keys() - listed.keys():
-            if wanted(name):
+            if requested(name):
                 (folder / name).unlink()
         store, base = filesystem(self.uri)
 
@@ -218,8 +218,8 @@ def here(folder: Path) -> dict[str, tuple[int, int]]:
         if path.is_file() and not is_hidden(name.as_posix()):
             stat = path.stat()
             # Times of a store are whole seconds: a file written here since has others.
-            whole = stat.st_mtime_ns % 1_000_000_000 == 0
-            result[name.as_posix()] = (stat.st_size, stat.st_mtime_ns // 1_000_000_000 if whole else -1)
+            whole_seconds = stat.st_mtime_ns % 1_000_000_000 == 0
+            result[name.as_posix()] = (stat.st_size, stat.st_mtime_ns // 1_000_000_000 if whole_seconds else -1)
     return result
 
 

@@ -102,19 +102,19 @@ TEXTS = ("str", "str | None", "Any", "list[str]")
 _SCALAR = re.compile(r"[+-]?\d+|[+-]?(\d+\.\d*|\.?\d+)([eE][+-]?\d+)?|true|false|null")
 
 
-def _known_option(given: str, schema: type[Any]) -> tuple[str, str, str]:
+def _known_option(option: str, schema: type[Any]) -> tuple[str, str, str]:
     """Name, value and type of an option; the type of a group of options is `group`, of an entry of a map `map`.
 
     Raises:
         InputError: no such option, or no `key=value`.
     """
-    name, equals, value = given.partition("=")
+    name, equals, value = option.partition("=")
     fields = _fields(schema)
     kinds = {known: str(entry.type) for known, entry in fields}
     groups = {known.rpartition(".")[0] for known in kinds} - {""}
     maps = [known for known, kind in kinds.items() if kind.startswith("dict")]
     if not equals:
-        raise InputError("options as key=value", given, _suggest(name.lstrip("+~"), list(kinds)))
+        raise InputError("options as key=value", option, _suggest(name.lstrip("+~"), list(kinds)))
     if any(name == known or name.startswith(f"{known}.") for known in maps):
         return name, value, "map"
     if name in groups:
@@ -135,11 +135,11 @@ def read_text(value: str, kind: str) -> Any:
         return None
     if kind in ("Any", "list[str]") and stripped.startswith("[") and stripped.endswith("]"):
         # A comma separates elements, but for one between quotes.
-        parts = re.findall(r"""\s*("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|[^,]*)\s*(?:,|$)""", stripped[1:-1])
-        parts = parts[: stripped.count(",") + 1] if stripped[1:-1].strip() else []
-        if parts and not parts[-1]:
-            parts.pop()
-        return [_element(part, kind) for part in parts]
+        elements = re.findall(r"""\s*("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|[^,]*)\s*(?:,|$)""", stripped[1:-1])
+        elements = elements[: stripped.count(",") + 1] if stripped[1:-1].strip() else []
+        if elements and not elements[-1]:
+            elements.pop()
+        return [_element(part, kind) for part in elements]
     return [_element(value, kind)] if kind == "list[str]" else _element(value, kind)
 
 
@@ -163,12 +163,12 @@ def _plain_value(name: str, value: str, kind: str) -> str:
     """
     allowed = {"group": r"[\w-]+", "map": r"[\w\s.:,{}+-]+"}.get(kind, r"[\w\s.,+\[\]-]*")
     if not re.fullmatch(allowed, value) or (kind.startswith(("int", "float", "bool")) and re.search(r"[,\[\]]", value)):
-        wanted = {"group": "the name of a preset", "map": "{name:number,…}"}.get(kind) or _wanted(kind)
-        raise InputError(f"{wanted} for {name}", repr(value), f"write {name}=VALUE of that type")
+        expected = {"group": "the name of a preset", "map": "{name:number,…}"}.get(kind) or _expected(kind)
+        raise InputError(f"{expected} for {name}", repr(value), f"write {name}=VALUE of that type")
     return value
 
 
-def _wanted(kind: str) -> str:
+def _expected(kind: str) -> str:
     base = kind.removesuffix(" | None")
     words = {"int": "a whole number", "float": "a number", "bool": "true or false", "list[int]": "a list like [1,2]"}
     return words.get(base, base)
@@ -198,12 +198,12 @@ def _plain(error: Exception, schema: type[Any]) -> InputError:
     return InputError("valid options", text.strip().splitlines()[0], "--help lists all options")
 
 
-def _ill_typed(key: str, found: re.Match[str] | None, text: str) -> InputError:
-    if found is None:
+def _ill_typed(key: str, match: re.Match[str] | None, text: str) -> InputError:
+    if match is None:
         return InputError(f"a valid value of {key}", text.strip().splitlines()[-1], "--help lists types")
     words = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "bool": "true or false"}
-    wanted = words.get(found.group(2), found.group(2))
-    return InputError(f"{wanted} for {key}", repr(found.group(1)), f"write {key}=VALUE of that type")
+    expected = words.get(match.group(2), match.group(2))
+    return InputError(f"{expected} for {key}", repr(match.group(1)), f"write {key}=VALUE of that type")
 
 
 def _suggest(name: str, names: list[str]) -> str:

@@ -23,12 +23,12 @@ def progress_line(
     >>> progress_line("starting Spark"), progress_line("writing", 3, unit="files")
     ('starting Spark', 'writing: 3 files')
     """
-    parts = [f"{done:,.0f}/{total:,.0f} {unit}" if total else f"{done:,.0f} {unit}" if unit else ""]
+    fields = [f"{done:,.0f}/{total:,.0f} {unit}" if total else f"{done:,.0f} {unit}" if unit else ""]
     if rate > 0:
-        parts.append(f"{rate:,.{0 if rate >= 10 else 2}f} {unit}/s")
+        fields.append(f"{rate:,.{0 if rate >= 10 else 2}f} {unit}/s")
         if total:
-            parts.append(f"{duration(max(total - done, 0) / rate)} left")
-    details = ", ".join(filter(None, [*parts, note]))
+            fields.append(f"{duration(max(total - done, 0) / rate)} left")
+    details = ", ".join(filter(None, [*fields, note]))
     return f"{what}: {details}" if details else what
 
 

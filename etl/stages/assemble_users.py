@@ -114,14 +114,14 @@ def _put_together(job: Job, batches: list[pa.RecordBatch]) -> tuple[Users, proto
     """The users of a partition after `protocol.dedupe`, and each one's clicks in the raw log."""
     dtype = row_dtype(job)
     records = [record for batch in batches for record in batch.to_pylist()]
-    parts = np.array([r["part"] for r in records], np.int64)
-    part = np.repeat(parts, np.array([len(r["users"]) // USER.itemsize for r in records], np.int64))
+    part_of_record = np.array([r["part"] for r in records], np.int64)
+    part = np.repeat(part_of_record, np.array([len(r["users"]) // USER.itemsize for r in records], np.int64))
     users_P = np.frombuffer(b"".join(r["users"] for r in records), USER)
     rows = np.frombuffer(b"".join(r["rows"] for r in records), dtype)
     del records
     order = np.lexsort((part, users_P["user_id"]))
-    place, offset = protocol.regroup(order, np.concatenate([[0], np.cumsum(users_P["rows"])]))
-    part, users_P, rows = part[order], users_P[order], rows[place]
+    index, offset = protocol.regroup(order, np.concatenate([[0], np.cumsum(users_P["rows"])]))
+    part, users_P, rows = part[order], users_P[order], rows[index]
     part_offset = protocol.group_offsets(users_P["user_id"])
     first = part_offset[:-1]
     packed = global_categories(job, rows["packed"], np.repeat(part >> PART_SHIFT, np.diff(offset)))
@@ -274,7 +274,7 @@ def write_items(
     write_work_table(job.work("items", partition, "parquet"), pa.table(counts))
     known = category_N > 0
     codes = int(category_N.max(initial=0)) + 1
-    pair, place = statistics.distinct(inverse[known].astype(np.int64) * codes + category_N[known])
-    rows = np.bincount(place, minlength=len(pair))
+    pair, index = statistics.distinct(inverse[known].astype(np.int64) * codes + category_N[known])
+    rows = np.bincount(index, minlength=len(pair))
     table = pa.table({"item_id": unique[pair // codes], "code": pair % codes, "rows": rows})
     write_work_table(job.work("item_categories", partition, "parquet"), table)

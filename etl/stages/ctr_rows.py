@@ -85,9 +85,9 @@ def _sample(job: Job, split: Split) -> int:
         seen.count_rows(job, table, feedback)
         is_known = seen.known_rows(item)
         row = _sampled(clicked, is_known, rng)
-        user, place = statistics.distinct(table["user_id"].to_numpy())
+        user, index = statistics.distinct(table["user_id"].to_numpy())
         in_all, kept, kept_clicks = (
-            np.bincount(place[rows], minlength=len(user)) for rows in (clicked, row, row[clicked[row]])
+            np.bincount(index[rows], minlength=len(user)) for rows in (clicked, row, row[clicked[row]])
         )
         users.append(np.stack([user, in_all, kept, kept_clicks], axis=1))
         category = seen.category_codes(table["category"].combine_chunks()) + 1
@@ -99,7 +99,7 @@ def _sample(job: Job, split: Split) -> int:
         columns: dict[str, Any] = {"user_id": table["user_id"].to_numpy()[row], "item": item[row]}
         columns |= {"packed": feedback[row] | category[row] << CATEGORY_SHIFT, **profile}
         columns |= {"split": split_name.astype(np.int8), "watching": table["watching_times"].to_numpy()[row]}
-        columns |= {f"history_{place}": history[:, place] for place in range(history.shape[1])}
+        columns |= {f"history_{index}": history[:, index] for index in range(history.shape[1])}
         tables.append(pa.table(columns))
     write_array(job.work("rows_of_users", split.index, "npy"), statistics.sum_by_id(users, 3))
     if tables:
@@ -111,8 +111,8 @@ def _sampled(clicked: Any, is_known: Any, rng: np.random.Generator) -> Any:
     """Places of the clicked rows and of two unclicked ones for each (all, where there are fewer), in order."""
     useful = np.ones(len(clicked), bool) if is_known is None else is_known
     click, rest = np.flatnonzero(clicked & useful), np.flatnonzero(~clicked & useful)
-    wanted = min(len(rest), UNCLICKED_FOR_EACH_CLICK * len(click))
-    return np.sort(np.concatenate([click, rng.choice(rest, wanted, replace=False)]))
+    n_unclicked = min(len(rest), UNCLICKED_FOR_EACH_CLICK * len(click))
+    return np.sort(np.concatenate([click, rng.choice(rest, n_unclicked, replace=False)]))
 
 
 def count_split(job: Job, number: int) -> int:
@@ -165,9 +165,9 @@ def write_shard(job: Job, shards: list[Pieces], shard: int) -> dict[str, Any]:
     for number, begin, rows in shards[shard]:
         pieces.append(_final(job, read_rows(job.work("counted", number, "parquet"), begin, rows), dense, names))
     name = f"{ROWS_FOLDER}/part-{shard:05d}.parquet"
-    whole = pa.concat_tables(pieces)
-    write_table(Path(job.folder) / name, whole, row_group_size=ROWS_PER_GROUP)
-    return dataclasses.asdict(describe_file(Path(job.folder), name, len(whole)))
+    table = pa.concat_tables(pieces)
+    write_table(Path(job.folder) / name, table, row_group_size=ROWS_PER_GROUP)
+    return dataclasses.asdict(describe_file(Path(job.folder), name, len(table)))
 
 
 def _final(job: Job, rows: pa.Table, dense: Any, names: pa.Array) -> pa.Table:

@@ -121,14 +121,14 @@ def _parts(job: Job, kind: str) -> Iterator[Array]:
         yield np.stack([column.to_numpy() for column in pq.read_table(path).columns], axis=1)
 
 
-def _align(wanted: Array, found: Array, counts: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-    """Counts in the order of `wanted`, 0 where `found` lacks an id."""
-    order = np.argsort(wanted)
-    place = order[np.searchsorted(wanted[order], found)]
-    aligned = {name: np.zeros(len(wanted), np.int64) for name in counts}
+def _align(ids: Array, counted_ids: Array, counts: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+    """Counts in the order of `ids`, 0 where `counted_ids` lacks an id."""
+    order = np.argsort(ids)
+    index = order[np.searchsorted(ids[order], counted_ids)]
+    aligned = {name: np.zeros(len(ids), np.int64) for name in counts}
     for name, values in counts.items():
-        aligned[name][place] = values
-    return wanted, aligned
+        aligned[name][index] = values
+    return ids, aligned
 
 
 def _categories(job: Job, item: Array) -> pa.Array:
@@ -144,17 +144,17 @@ def _categories(job: Job, item: Array) -> pa.Array:
     rows = np.zeros(len(best), np.int64)
     further = []
     for part in _parts(job, "item_categories"):
-        place, code, seen = dense(part[:, 0]).astype(np.int64), part[:, 1], part[:, 2]
-        new = best[place] == 0
-        best[place[new]] = code[new]
-        same = best[place] == code
-        rows[place[same]] += seen[same]
-        further.append(np.stack([place[~same] * codes + code[~same], seen[~same]], axis=1))
+        index, code, seen = dense(part[:, 0]).astype(np.int64), part[:, 1], part[:, 2]
+        new = best[index] == 0
+        best[index[new]] = code[new]
+        same = best[index] == code
+        rows[index[same]] += seen[same]
+        further.append(np.stack([index[~same] * codes + code[~same], seen[~same]], axis=1))
     pairs = sum_by_id(further, 1)
-    place, code, seen = pairs[:, 0] // codes, pairs[:, 0] % codes, pairs[:, 1]
-    order = np.lexsort((code, -seen, place))  # codes are numbered in the order of UTF-8 bytes
-    order = order[group_offsets(place[order])[:-1]]
-    place, code, seen = place[order], code[order], seen[order]
-    wins = (seen > rows[place]) | ((seen == rows[place]) & (code < best[place]))
-    best[place[wins]] = code[wins]
+    index, code, seen = pairs[:, 0] // codes, pairs[:, 0] % codes, pairs[:, 1]
+    order = np.lexsort((code, -seen, index))  # codes are numbered in the order of UTF-8 bytes
+    order = order[group_offsets(index[order])[:-1]]
+    index, code, seen = index[order], code[order], seen[order]
+    wins = (seen > rows[index]) | ((seen == rows[index]) & (code < best[index]))
+    best[index[wins]] = code[wins]
     return names.take(pa.array(best[item] - 1, mask=best[item] == 0))

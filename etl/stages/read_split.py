@@ -122,8 +122,8 @@ def _partial_users(job: Job, part: int, table: pa.Table, seen: Seen) -> pa.Recor
     users["rows"] = np.diff(offset)
     partition = partition_of(users["user_id"], job.partitions)
     order = np.argsort(partition, kind="stable")
-    place, offset = protocol.regroup(order, offset)
-    rows = _pack(job, table, item, feedback, row[place], seen)
+    index, offset = protocol.regroup(order, offset)
+    rows = _pack(job, table, item, feedback, row[index], seen)
     return _batch(part, partition[order], users[order], rows, offset)
 
 

@@ -121,14 +121,14 @@ def count_shards(rows: int, rows_per_shard: int) -> int:
     return min(MOST_SHARDS, max(1, -(-rows // rows_per_shard)))
 
 
-def shard_pieces(parts: list[tuple[int, int]], shards: int) -> list[Pieces]:
+def shard_pieces(numbered_rows: list[tuple[int, int]], shards: int) -> list[Pieces]:
     """Cut parts of `(number, rows)`, one after another, into `shards` files of equal rows."""
-    ends = np.cumsum([rows for _, rows in parts])
+    ends = np.cumsum([rows for _, rows in numbered_rows])
     bounds = np.arange(shards + 1) * int(ends[-1] if len(ends) else 0) // shards
     cut = []
     for begin, end in itertools.pairwise(bounds):
         pieces = []
-        for (number, rows), last in zip(parts, ends, strict=True):
+        for (number, rows), last in zip(numbered_rows, ends, strict=True):
             low, high = max(begin, last - rows), min(end, last)
             if low < high:
                 pieces.append([number, int(low - (last - rows)), int(high - low)])

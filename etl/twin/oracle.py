@@ -39,14 +39,14 @@ def truth(twin: Twin) -> dict[str, Any]:
     """
     clicks = simulate(twin, 0)
     users = np.flatnonzero(np.diff(clicks.offset) >= MIN_CLICKS)[:USERS]
-    sums = dict.fromkeys(expected_ranking(np.zeros((0, max(CUTOFFS)))), 0.0)
+    totals = dict.fromkeys(expected_ranking(np.zeros((0, max(CUTOFFS)))), 0.0)
     rows: list[dict[str, Any]] = []
     table = rows_of(twin, 0, clicks)
     for begin in range(0, len(users), USERS_AT_ONCE):
         part = users[begin : begin + USERS_AT_ONCE]
         belief, recent = beliefs(twin.process, clicks, part)
         for name, value in expected_ranking(best_probabilities(twin.process, belief, recent)).items():
-            sums[name] += value
+            totals[name] += value
         rows += [score_rows(twin, clicks, table, part, held_out) for held_out in (1, 0)]
     return {
         "scenario": twin.scenario,
@@ -58,7 +58,7 @@ def truth(twin: Twin) -> dict[str, Any]:
         "observed_topics": twin.observed_topics,
         "protocol": "study",
         "test_users": len(users),
-        "test": {**{name: value / max(len(users), 1) for name, value in sums.items()}, **feedback_auc(twin, rows)},
+        "test": {**{name: value / max(len(users), 1) for name, value in totals.items()}, **feedback_auc(twin, rows)},
     }
 
 
@@ -103,7 +103,7 @@ def best_probabilities(process: Process, belief_UZ: Float, recent_U2: Int) -> Fl
         member = np.minimum(np.arange(max(CUTOFFS)), size[:, None] - 1)
         special += [process.successors(source, number), first[:, None] + member * TOPICS * process.neighbourhoods]
     item = np.concatenate([*special, np.broadcast_to(popular, (len(last), len(popular)))], axis=1)
-    thread, broad, inside = process.parts(item, last, before)
+    thread, broad, inside = process.components(item, last, before)
     probability = thread + broad + inside * np.take_along_axis(belief_UZ @ AFFINITY, item % TOPICS, axis=1)
     # The special items may be popular ones, or each other: each counts once.
     order = np.argsort(item, axis=1, kind="stable")
@@ -140,7 +140,7 @@ def score_rows(twin: Twin, clicks: Clicks, table: dict[str, Any], users: Int, he
     at = np.flatnonzero((table["position"] == (length - held_out)[table["user"]]) & (slot[table["user"]] >= 0))
     user, item = slot[table["user"][at]], table["rank"][at]
     last, before = recent_U2[user].T
-    thread, broad, inside = (part[:, 0] for part in process.parts(item[:, None], last, before))
+    thread, broad, inside = (part[:, 0] for part in process.components(item[:, None], last, before))
     copies = COPY_SHARE * (item == last)
     by_taste = (thread + broad)[:, None] + inside[:, None] * AFFINITY[:, item % TOPICS].T
     joint = belief_UZ[user] * by_taste  # p(taste, item | history)
@@ -166,16 +166,16 @@ def all_rows_score(scores: dict[str, Float], task: str) -> Float:
     return scores["click"] * scores[task] + (1 - scores["click"]) * scores[f"{task}/unclicked"]
 
 
-def feedback_auc(twin: Twin, parts: list[dict[str, Any]]) -> dict[str, float | None]:
+def feedback_auc(twin: Twin, tables: list[dict[str, Any]]) -> dict[str, float | None]:
     """AUC of the exact probabilities on drawn labels: all rows, `_given_click` and `_given_no_click`."""
-    if not parts:
+    if not tables:
         return {}
-    clicked = np.concatenate([part["clicked"] for part in parts])
+    clicked = np.concatenate([part["clicked"] for part in tables])
 
     def joined(kind: str, name: str) -> Any:
-        return np.concatenate([part[kind][name] for part in parts])
+        return np.concatenate([part[kind][name] for part in tables])
 
-    scores = {name: joined("scores", name) for name in parts[0]["scores"]}
+    scores = {name: joined("scores", name) for name in tables[0]["scores"]}
     out: dict[str, float | None] = {"auc/click": _auc(joined("labels", "click"), scores["click"])}
     for task in actions(twin):
         label = joined("labels", task)

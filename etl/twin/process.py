@@ -153,11 +153,11 @@ class Process:
         by_taste = MIXTURE[TASTE] / (MIXTURE[TASTE] + MIXTURE[GLOBAL])
         part[first] = np.where(choose[first] < by_taste, TASTE, GLOBAL)
         rank = np.where(part == COPY, last_N, 0)
-        place = np.searchsorted(np.cumsum(SUCCESSOR_WEIGHTS)[:-1], which, side="right")
+        choice = np.searchsorted(np.cumsum(SUCCESSOR_WEIGHTS)[:-1], which, side="right")
         for kind, source, order in ((FOLLOW, last_N, 1), (FOLLOW_TWO, before_N, 2)):
             near = smooth < self.smoothness
             at = np.flatnonzero((part == kind) & ~near)
-            rank[at] = self.successor(source[at], place[at], order)
+            rank[at] = self.successor(source[at], choice[at], order)
             at = np.flatnonzero((part == kind) & near)
             rank[at] = self.near(source[at], where[at])
         at = np.flatnonzero(part == TASTE)
@@ -171,7 +171,7 @@ class Process:
     # -----------------------------------------------------------------------------------------
     # Probabilities
 
-    def parts(self, item_NK: Int, last_N: Int, before_N: Int) -> tuple[Float, Float, Float]:
+    def components(self, item_NK: Int, last_N: Int, before_N: Int) -> tuple[Float, Float, Float]:
         """What the probability of candidates is made of, before the taste is weighed in.
 
         Args:
@@ -205,7 +205,7 @@ class Process:
 
     def likelihood(self, item_N: Int, last_N: Int, before_N: Int) -> Float:
         """Probability of each click under each taste, `[N, TASTES]`."""
-        thread, broad, inside = (part[:, 0] for part in self.parts(item_N[:, None], last_N, before_N))
+        thread, broad, inside = (part[:, 0] for part in self.components(item_N[:, None], last_N, before_N))
         return (thread + broad)[:, None] + inside[:, None] * AFFINITY[:, item_N % TOPICS].T
 
     def next_distribution(self, history: Int) -> Float:
@@ -220,7 +220,7 @@ class Process:
             belief *= self.likelihood(padded[[t]], padded[[t - 1]], padded[[t - 2]])[0]
             belief /= belief.sum()
         every = np.arange(self.items)[None]
-        thread, broad, inside = self.parts(every, padded[[-1]], padded[[-2]])
+        thread, broad, inside = self.components(every, padded[[-1]], padded[[-2]])
         return np.asarray((thread + broad + inside * (belief @ AFFINITY)[every % TOPICS])[0])
 
     # -----------------------------------------------------------------------------------------

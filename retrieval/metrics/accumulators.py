@@ -115,13 +115,13 @@ class RankingResult:
         self.total.add(rank, repeat)
         for kind, name, inside in (*segments(queries, clicks_after, facts), *more):
             if inside.any():
-                sums = self.segments.setdefault((kind, name), RankingSums(self.cutoffs))
-                sums.add(rank[inside], repeat[inside])
+                segment = self.segments.setdefault((kind, name), RankingSums(self.cutoffs))
+                segment.add(rank[inside], repeat[inside])
         begin = 0
-        for place, cutoff in enumerate(self.cutoffs):
+        for row, cutoff in enumerate(self.cutoffs):
             item, times = np.unique(lists[:, begin:cutoff], return_counts=True)
-            self.shown[place, item] += times.astype(np.int32)
-            self.touched.append(item + place * np.int64(self.shown.shape[1]))
+            self.shown[row, item] += times.astype(np.int32)
+            self.touched.append(item + row * np.int64(self.shown.shape[1]))
             begin = cutoff
 
     def write(self, path: Path) -> None:
@@ -129,9 +129,9 @@ class RankingResult:
         # Of millions of items a part lists thousands: all of them are not gone through.
         place = np.unique(np.concatenate(self.touched)) if self.touched else np.zeros(0, np.int64)
         np.savez(path.with_suffix(".npz"), place=place, times=self.shown.ravel()[place])
-        sums = {"total": self.total.plain(), "seconds": self.seconds}
-        sums["segments"] = [[*key, result.plain()] for key, result in self.segments.items()]
-        write_json(path.with_suffix(".json"), sums)
+        record = {"total": self.total.plain(), "seconds": self.seconds}
+        record["segments"] = [[*key, result.plain()] for key, result in self.segments.items()]
+        write_json(path.with_suffix(".json"), record)
 
     def add_written(self, path: Path) -> None:
         """Add what another part of the queries gave and `write` wrote."""
@@ -139,8 +139,8 @@ class RankingResult:
         self.total.merge(RankingSums.from_plain(self.cutoffs, record["total"]))
         self.seconds += record["seconds"]
         for kind, name, plain in record["segments"]:
-            sums = self.segments.setdefault((kind, name), RankingSums(self.cutoffs))
-            sums.merge(RankingSums.from_plain(self.cutoffs, plain))
+            segment = self.segments.setdefault((kind, name), RankingSums(self.cutoffs))
+            segment.merge(RankingSums.from_plain(self.cutoffs, plain))
         with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
             self.shown.ravel()[arrays["place"]] += arrays["times"]
 
@@ -163,8 +163,8 @@ class RankingResult:
             out[f"novelty@{cutoff}"] = float(row @ surprise) / listed
         out["queries"] = self.total.queries
         out["repeat_share"] = self.total.repeats / self.total.queries if self.total.queries else None
-        for (kind, name), sums in sorted(self.segments.items(), key=lambda pair: _in_order(*pair[0])):
-            out.setdefault(kind, {})[name] = {"queries": sums.queries, **sums.averages()}
+        for (kind, name), totals in sorted(self.segments.items(), key=lambda pair: _in_order(*pair[0])):
+            out.setdefault(kind, {})[name] = {"queries": totals.queries, **totals.averages()}
         out["ranking_seconds"] = self.seconds
         return out
 

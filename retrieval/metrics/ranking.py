@@ -72,11 +72,11 @@ class RankingSums:
         """Add the ranks of some queries, and which of their targets were seen before."""
         self.queries += len(rank_Q)
         self.repeats += 0 if repeat_Q is None else int(repeat_Q.sum())
-        for place, cutoff in enumerate(self.cutoffs):
+        for index, cutoff in enumerate(self.cutoffs):
             rank = rank_Q[rank_Q <= cutoff].astype(np.float64)
-            self.hits[place] += len(rank)
-            self.gains[place] += np.sum(1.0 / np.log2(rank + 1.0))
-            self.reciprocals[place] += np.sum(1.0 / rank)
+            self.hits[index] += len(rank)
+            self.gains[index] += np.sum(1.0 / np.log2(rank + 1.0))
+            self.reciprocals[index] += np.sum(1.0 / rank)
 
     def merge(self, other: RankingSums) -> None:
         """Add the sums of other queries."""
@@ -91,17 +91,18 @@ class RankingSums:
     @classmethod
     def from_plain(cls, cutoffs: Sequence[int], plain: list[Any]) -> RankingSums:
         """The sums that `plain` wrote."""
-        sums = cls(cutoffs, plain[0], plain[1])
-        sums.hits, sums.gains, sums.reciprocals = np.array(plain[2], np.int64), np.array(plain[3]), np.array(plain[4])
-        return sums
+        result = cls(cutoffs, plain[0], plain[1])
+        result.hits, result.gains = np.array(plain[2], np.int64), np.array(plain[3])
+        result.reciprocals = np.array(plain[4])
+        return result
 
     def averages(self) -> dict[str, float | None]:
         """`hr@k`, `ndcg@k`, `mrr@k`; null without queries."""
         rows = (("hr", self.hits), ("ndcg", self.gains), ("mrr", self.reciprocals))
         return {
-            f"{name}@{cutoff}": float(sums[place]) / self.queries if self.queries else None
-            for name, sums in rows
-            for place, cutoff in enumerate(self.cutoffs)
+            f"{name}@{cutoff}": float(values[index]) / self.queries if self.queries else None
+            for name, values in rows
+            for index, cutoff in enumerate(self.cutoffs)
         }
 
 
@@ -118,5 +119,5 @@ def gini(times_N: Int, n: int) -> float | None:
     total = int(times_N.sum())
     if not total:
         return None
-    place = np.arange(n - len(times_N) + 1, n + 1, dtype=np.float64)
-    return float(((2 * place - n - 1) * np.sort(times_N)).sum() / (n * total))
+    rank_N = np.arange(n - len(times_N) + 1, n + 1, dtype=np.float64)
+    return float(((2 * rank_N - n - 1) * np.sort(times_N)).sum() / (n * total))

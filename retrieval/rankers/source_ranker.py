@@ -35,8 +35,8 @@ class SourceRanker:
         """Ranks of the targets, ties against them, and the `k` best candidates of each query, 0 where fewer."""
         tiles = np.split(np.arange(len(queries)), np.arange(QUERIES_AT_ONCE, len(queries), QUERIES_AT_ONCE))
         with ThreadPoolExecutor(faiss.omp_get_max_threads()) as pool:
-            parts = list(pool.map(lambda rows: self._rank(queries.take(rows), k, mask_seen=mask_seen), tiles))
-        return np.concatenate([rank for rank, _ in parts]), np.concatenate([lists for _, lists in parts])
+            tiles_ranked = list(pool.map(lambda rows: self._rank(queries.take(rows), k, mask_seen=mask_seen), tiles))
+        return np.concatenate([rank for rank, _ in tiles_ranked]), np.concatenate([lists for _, lists in tiles_ranked])
 
     def _rank(
         self, queries: Queries, k: int, *, mask_seen: bool
@@ -80,10 +80,10 @@ class SourceRanker:
         near = score >= kth_largest(score, np.concatenate([[0], np.cumsum(count)]), k)[query]
         query, item, score, clicks = query[near], item[near], score[near], clicks[near]
         order = np.lexsort((item, -clicks, -score, query))
-        place = position_in_row(query[order], len(queries))
-        order, place = order[place < k], place[place < k]
+        column = position_in_row(query[order], len(queries))
+        order, column = order[column < k], column[column < k]
         best = np.zeros((len(queries), k), np.int64)
-        best[query[order], place] = item[order]
+        best[query[order], column] = item[order]
         popular = self.popularity.lists(queries, 2 * k, mask_seen=mask_seen)
         listed = np.sort((np.arange(len(queries))[:, None] << 32 | best)[best > 0])
         popular[is_among(np.arange(len(queries))[:, None] << 32 | popular, listed)] = 0

@@ -67,12 +67,12 @@ def curves(lines: Mapping[str, Sequence[Sequence[float]]], y: str) -> str:
         return _svg(figure)
 
 
-def fidelity(tried: Sequence[tuple[float, float]], wanted: float) -> str:
+def fidelity(tried: Sequence[tuple[float, float]], requested: float) -> str:
     """Recall against queries a second, one point an effort; the wanted recall dotted."""
     with mpl.rc_context(STYLE):
         figure, axes = _axes("queries a second", "recall@20 of exact search")
         axes.plot([rate for rate, _ in tried], [recall for _, recall in tried], marker="o", color=COLORS[0])
-        axes.axhline(wanted, color=SOFT, linestyle=":")
+        axes.axhline(requested, color=SOFT, linestyle=":")
         axes.set_xscale("log")
         rates = sorted(rate for rate, _ in tried)
         axes.set_xticks([rates[0], rates[-1]], [f"{rates[0]:,.0f}", f"{rates[-1]:,.0f}"])
@@ -128,8 +128,8 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], x:
         figure, axes = _axes(x, y)
         width = 0.8 / max(len(series), 1)
         for number, (color, (name, values)) in enumerate(zip(COLORS, series.items(), strict=False)):
-            place = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width
-            axes.bar(place, [v or 0.0 for v in values], width, color=color, label=name)
+            left = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width
+            axes.bar(left, [v or 0.0 for v in values], width, color=color, label=name)
         axes.set_xticks(range(len(groups)), groups)
         axes.grid(axis="x", visible=False)
         axes.legend()
@@ -140,10 +140,10 @@ def forest(rows: Sequence[tuple[str, float, float | None, float | None]], x: str
     """Differences with their intervals, one line each from top to bottom; the dotted line is no difference."""
     with mpl.rc_context(STYLE):
         figure, axes = _axes(x, "", height=0.9 + 0.3 * len(rows))
-        for place, (_, value, low, high) in enumerate(rows):
+        for y, (_, value, low, high) in enumerate(rows):
             if low is not None and high is not None:
-                axes.plot([low, high], [place, place], color=COLORS[0], linewidth=2, alpha=0.5)
-            axes.plot([value], [place], "o", color=COLORS[0], markersize=5)
+                axes.plot([low, high], [y, y], color=COLORS[0], linewidth=2, alpha=0.5)
+            axes.plot([value], [y], "o", color=COLORS[0], markersize=5)
         axes.axvline(0.0, color=SOFT, linestyle=":")
         axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)

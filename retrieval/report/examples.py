@@ -45,12 +45,12 @@ def examples_of(evaluation: Evaluation, parts: Path, titles: Titles) -> list[Exa
         for row in range(len(queries)):
             seen = queries.seen[queries.seen_offset[row] : queries.seen_offset[row + 1]][-LAST_CLICKS:]
             items, target = listed[row, :RECOMMENDED], int(queries.target[row])
-            place = np.flatnonzero(items == target)
+            index = np.flatnonzero(items == target)
             clicked, best, [then] = (
                 [titles.get(raw, str(raw)) for raw in evaluation.item_id[ids[ids > 0]].tolist()]
                 for ids in (seen, items, np.array([target]))
             )
-            rank = int(place[0]) + 1 if len(place) else 0
+            rank = int(index[0]) + 1 if len(index) else 0
             out.append(Example(int(queries.user_id[row]), clicked, best, then, rank))
     return out
 

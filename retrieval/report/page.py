@@ -135,16 +135,16 @@ def _headline(result: dict[str, Any], dataset: Dataset) -> str:
     return f'<div class="numbers">{numbers}</div>'
 
 
-def _verdict_section(found: Verdict) -> str:
-    lines = [found.answer, found.cost, *found.notes]
+def _verdict_section(conclusion: Verdict) -> str:
+    lines = [conclusion.answer, conclusion.cost, *conclusion.notes]
     text = "".join(f"<p>{escape(line)}</p>" for line in lines if line)
-    advice = "".join(f"<li>{escape(line)}</li>" for line in found.advice)
+    advice = "".join(f"<li>{escape(line)}</li>" for line in conclusion.advice)
     advice = f'<p class="soft">What to do next:</p><ul class="soft">{advice}</ul>' if advice else ""
     return f'<section class="verdict"><h2>Verdict</h2>{text}{advice}</section>'
 
 
 def _ranking_section(result: dict[str, Any], ranks: Ranks | None) -> str:
-    parts, k = [], main_cutoff(result) if result["cutoffs"] else 0
+    tables_html, k = [], main_cutoff(result) if result["cutoffs"] else 0
     for split in ("test", "valid"):
         header, rows = _ranking_rows(result, split)
         if not rows:
@@ -158,8 +158,8 @@ def _ranking_section(result: dict[str, Any], ranks: Ranks | None) -> str:
                 ([*cells, _interval(ranks, name, k)], mark) for name, (cells, mark) in zip(names, lines, strict=True)
             ]
         columns = [name if name in METRIC_NAMES else "" for name in columns]
-        parts.append(html_table(header, lines, columns, f"next click, {split}"))
-    if not parts:
+        tables_html.append(html_table(header, lines, columns, f"next click, {split}"))
+    if not tables_html:
         return ""
     test = result["test"]
     note = f"{test['queries']:,} queries, one for each session; all candidates are ranked." if "queries" in test else ""
@@ -168,7 +168,7 @@ def _ranking_section(result: dict[str, Any], ranks: Ranks | None) -> str:
         note += f" {repeats:.1%} of the targets were clicked before in their session."
     choices = "".join(f"<option>{name}</option>" for name in METRIC_NAMES)
     switch = f'<p class="controls"><label>Metric <select>{choices}</select></label></p>'
-    tables = "<br>".join(parts)
+    tables = "<br>".join(tables_html)
     return f'<section class="by-metric"><h2>Next click</h2>{switch}{tables}<p class="soft">{note}</p></section>'
 
 
@@ -250,11 +250,11 @@ def _method_section(result: dict[str, Any], dataset: Dataset) -> str:
     lines = []
     index = result.get("index")
     if index:
-        kept = f"recall@20 {index['recall_at_20_vs_exact']:.4f}"
+        fidelity = f"recall@20 {index['recall_at_20_vs_exact']:.4f}"
         if index["hr_20_vs_exact"] is not None:
-            kept += f", HR@20 {index['hr_20_vs_exact']:.4f}"
+            fidelity += f", HR@20 {index['hr_20_vs_exact']:.4f}"
         lines.append(
-            f"Index {index['kind']}: {kept} of exact search on {index['sample_queries']:,} test queries; "
+            f"Index {index['kind']}: {fidelity} of exact search on {index['sample_queries']:,} test queries; "
             f"{index['queries_per_second']:,.0f} queries/s (exact: {index['exact_queries_per_second']:,.0f})."
         )
         lines.append(

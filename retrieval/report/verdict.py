@@ -94,20 +94,20 @@ def _answer(result: dict[str, Any], own: str, baseline: str, against: Difference
 
 
 def _cost(result: dict[str, Any], summary: dict[str, Any]) -> str:
-    parts = []
+    phrases = []
     if summary:
-        parts.append(f"{summary['parameters']['total']:,} parameters")
+        phrases.append(f"{summary['parameters']['total']:,} parameters")
         rate = summary.get("examples_per_second")
         trained = f"trained in {duration(summary['seconds'])}"
-        parts.append(trained + (f" at {rate:,.0f} events/s" if rate else ""))
-        parts.append(f"seed {summary['seed']}")
+        phrases.append(trained + (f" at {rate:,.0f} events/s" if rate else ""))
+        phrases.append(f"seed {summary['seed']}")
     index = result.get("index") or {}
     if index.get("queries_per_second"):
-        parts.append(f"{index['queries_per_second']:,.0f} queries/s by the index ({index['kind']})")
+        phrases.append(f"{index['queries_per_second']:,.0f} queries/s by the index ({index['kind']})")
     spent = result.get("blend", {}).get("milliseconds")
     if spent:
-        parts.append(f"{sum(spent.values()):.2f} ms a query for the blend")
-    return "; ".join(parts) + "." if parts else ""
+        phrases.append(f"{sum(spent.values()):.2f} ms a query for the blend")
+    return "; ".join(phrases) + "." if phrases else ""
 
 
 def _blend_notes(result: dict[str, Any], k: int) -> list[str]:

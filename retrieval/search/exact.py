@@ -64,10 +64,10 @@ class _Best:
         query, row, score = query[order], row[order], score[order]
         n, k = self.score.shape
         count = np.bincount(query, minlength=n)
-        place = k + np.arange(len(query)) - np.repeat(np.cumsum(count) - count, count)
+        column = k + np.arange(len(query)) - np.repeat(np.cumsum(count) - count, count)
         scores = np.pad(self.score, ((0, 0), (0, int(count.max()))), constant_values=-np.inf)
         rows = np.pad(self.row, ((0, 0), (0, int(count.max()))), constant_values=-1)
-        scores[query, place], rows[query, place] = score, row
+        scores[query, column], rows[query, column] = score, row
         best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
         self.score, self.row = np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
         self.least = self.score.min(axis=1, keepdims=True)
@@ -133,9 +133,9 @@ def _contenders(item_CD: Vectors, query_MD: Vectors, least_M: Vectors, row_MK: I
         least_M[count_M >= MOST_CONTENDERS] = np.inf
     pair = np.unique(np.stack([np.concatenate(query), np.concatenate(row)]), axis=1)
     count = np.bincount(pair[0], minlength=len(query_MD))
-    place = np.arange(pair.shape[1]) - np.repeat(np.cumsum(count) - count, count)
+    column = np.arange(pair.shape[1]) - np.repeat(np.cumsum(count) - count, count)
     out = np.full((len(query_MD), int(count.max())), -1, np.int64)
-    out[pair[0], place] = pair[1]
+    out[pair[0], column] = pair[1]
     return out
 
 

@@ -178,13 +178,13 @@ def _empty(kind: str, vectors: Vectors, metric: int) -> tuple[Any, dict[str, Any
     return index, {"nlist": lists}
 
 
-def choose_kind(wanted: str, n_candidates: int, n_queries: int, dimension: int, memory_gib: float = 4.0) -> str:
+def choose_kind(requested: str, n_candidates: int, n_queries: int, dimension: int, memory_gib: float = 4.0) -> str:
     """The index that `auto` stands for.
 
     Exact search as long as it is a matter of minutes, else the least coarse inverted lists that fit into the memory.
     """
-    if wanted != "auto":
-        return wanted
+    if requested != "auto":
+        return requested
     if float(n_candidates) * n_queries * dimension <= FLAT_UP_TO:
         return "flat"
     for kind in ("ivf_flat", "ivf_sq8"):

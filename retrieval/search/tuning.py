@@ -74,9 +74,9 @@ class Fidelity:
     queries_per_second: float
     exact_queries_per_second: float
 
-    def reaches(self, wanted: float) -> bool:
-        """Whether both shares reach `wanted`."""
-        return self.recall >= wanted and (self.hr_ratio is None or self.hr_ratio >= wanted)
+    def reaches(self, requested: float) -> bool:
+        """Whether both shares reach `requested`."""
+        return self.recall >= requested and (self.hr_ratio is None or self.hr_ratio >= requested)
 
     @property
     def is_slower(self) -> bool:
@@ -146,7 +146,7 @@ def measure(index: Index, reference: ExactReference) -> Fidelity:
     )
 
 
-def tune(index: Index, reference: ExactReference, wanted: float) -> Iterator[tuple[dict[str, int], Fidelity]]:
+def tune(index: Index, reference: ExactReference, requested: float) -> Iterator[tuple[dict[str, int], Fidelity]]:
     """Raise the effort until valid queries keep the wanted fidelity; yields what was tried and found.
 
     Where more effort gains nothing although fidelity is missing, rough scores are to blame: then more candidates are
@@ -158,9 +158,9 @@ def tune(index: Index, reference: ExactReference, wanted: float) -> Iterator[tup
         result = measure(index, reference)
         yield {KINDS[index.kind].effort: effort, "refine": refine}, result
         all_scored = refine * FIDELITY_K >= len(index.catalogue.item)
-        if result.reaches(wanted) or (effort >= index.most_effort and all_scored):
+        if result.reaches(requested) or (effort >= index.most_effort and all_scored):
             return
-        stuck = result.recall - before < 0.1 * (wanted - result.recall)
+        stuck = result.recall - before < 0.1 * (requested - result.recall)
         if effort >= index.most_effort or (stuck and index.kind in ("ivf_sq8", "ivf_pq_refine") and not all_scored):
             refine *= 2
         else:

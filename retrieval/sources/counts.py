@@ -91,8 +91,8 @@ def in_ranges(
     """The rows that `build(low, high)` makes, for ranges of items of about equal work, `threads` at a time."""
     bounds = ranges_of(work_I, PAIRS_AT_ONCE)
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        parts = list(pool.map(build, bounds[:-1], bounds[1:]))
-    return sparse.vstack(parts, format="csr")
+        blocks = list(pool.map(build, bounds[:-1], bounds[1:]))
+    return sparse.vstack(blocks, format="csr")
 
 
 def ranges_of(work_I: npt.NDArray[np.integer], most: int) -> Sequence[int]:

@@ -110,10 +110,10 @@ class NearSessions:
         count = self.has.indptr[best_QS.indices + 1] - begin
         offset = np.cumsum(count) - count
         entry = np.arange(count.sum()) + np.repeat(begin - offset, count)
-        wanted = np.repeat(row_of_entries(best_QS) << 32, count) | self.has.indices[entry]
-        shared = np.flatnonzero(is_among(wanted, pair))
-        steps = np.zeros(len(wanted), np.float32)
-        steps[shared] = value[np.searchsorted(pair, wanted[shared])]
+        key = np.repeat(row_of_entries(best_QS) << 32, count) | self.has.indices[entry]
+        shared = np.flatnonzero(is_among(key, pair))
+        steps = np.zeros(len(key), np.float32)
+        steps[shared] = value[np.searchsorted(pair, key[shared])]
         return np.maximum.reduceat(steps, offset) if len(offset) else steps
 
 

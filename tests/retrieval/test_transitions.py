@@ -121,8 +121,8 @@ def test_queries_that_are_chosen_or_joined_keep_their_weights():
 
 def bundle_of(folder):
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet"))
-    parts = {"transitions": [SimpleNamespace(path=name) for name in names]}
-    return SimpleNamespace(path=folder, manifest=SimpleNamespace(n_items=N_ITEMS), parts=parts)
+    files = {"transitions": [SimpleNamespace(path=name) for name in names]}
+    return SimpleNamespace(path=folder, manifest=SimpleNamespace(n_items=N_ITEMS), files_by_kind=files)
 
 
 def test_files_of_transitions_are_read_as_they_were_written_and_wrong_ones_refused(tmp_path):

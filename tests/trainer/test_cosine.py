@@ -32,7 +32,7 @@ def test_loss_and_exported_vectors_score_by_the_cosine_over_the_temperature(fift
     batch = train_batch(sessions, BatchOptions(holdout=2, tasks=[], exposures=False, rows_per_session=1, salt=0))
     objective = train_step.objective.eval()
     candidates = objective.candidates(batch, 0)
-    rows = {ITEM: table.rows(torch.unique(objective.wanted(batch, candidates)[ITEM]))}
+    rows = {ITEM: table.rows(torch.unique(objective.lookup_ids(batch, candidates)[ITEM]))}
     actual = objective(batch, rows, candidates).loss[0]
 
     scorer, after = family.scorer(train_step), np.arange(1, 4)[None].repeat(len(sessions), 0)

@@ -84,9 +84,9 @@ def test_session_models_refuse_rows_and_a_refit_exports_no_valid_rows(ctr, tmp_p
     assert main([f"data={ctr.path}", f"output={tmp_path / 'no'}", "model=hybrid", *SMALL]) == 2
     assert "error: expected a dataset of sessions, got rows of scenario ctr" in capfd.readouterr().err
     folder = run(ctr, tmp_path / "run", "model=rank_single", "tasks=[click]", "train.refit=true")
-    parts = {part for part in open_bundle(folder / "bundle").parts if "-" in part}
+    parts = {part for part in open_bundle(folder / "bundle").files_by_kind if "-" in part}
     assert parts == {"feedback-test"}
-    assert "feedback-valid" in open_bundle(folder / "bundle-selected").parts
+    assert "feedback-valid" in open_bundle(folder / "bundle-selected").files_by_kind
 
 
 @pytest.mark.parametrize("model", ["rank_esmm", "rank_ple"])

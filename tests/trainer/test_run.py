@@ -82,7 +82,7 @@ def test_a_refit_bundle_holds_no_valid_part_and_another_model(fifty, tmp_path):
     bundle, selected = open_bundle(run / "bundle"), open_bundle(run / "bundle-selected")
     assert bundle.manifest.refit
     assert not selected.manifest.refit
-    assert {part.split("-")[1] for part in bundle.parts if "-" in part} == {"test", "next"}
+    assert {part.split("-")[1] for part in bundle.files_by_kind if "-" in part} == {"test", "next"}
     assert selected.n_queries("valid") == 50
     assert not np.array_equal(bundle.item_vectors(), selected.item_vectors())
     curves = json.loads((run / "diagnostics.json").read_text())["curves"]

@@ -26,7 +26,7 @@ from trainer.option_groups import ModelOptions, TrainOptions
 from trainer.run.checkpoint import all_tensors
 from trainer.task.registry import family_of
 from trainer.task.sessions import first_biases
-from trainer.training.objective import ITEM, Balance, Candidates, Sums
+from trainer.training.objective import ITEM, Balance, Candidates, LossSums
 from trainer.training.optimizers import Adagrad, AdamW
 from trainer.training.step import NotFiniteError, TrainStep, learning_rate_factor
 
@@ -218,7 +218,7 @@ def test_negatives_drawn_twice_are_scored_once_and_weigh_twice(fifty, loss):
     correction = merged.correction[torch.searchsorted(merged.ids, drawn)] - each * (loss == "sampled_softmax")
     for candidates in (merged, Candidates(drawn, correction, torch.zeros(32))):
         train_step.model.zero_grad()
-        rows = {ITEM: train_step.tables[ITEM].rows(torch.unique(objective.wanted(batch, candidates)[ITEM]))}
+        rows = {ITEM: train_step.tables[ITEM].rows(torch.unique(objective.lookup_ids(batch, candidates)[ITEM]))}
         total = objective(batch, rows, candidates).loss[0]
         total.backward()
         actual.append([total.detach(), rows[ITEM].gradient(), *(p.grad for p in train_step.model.parameters())])
@@ -332,8 +332,8 @@ def test_learned_uncertainty_weighs_tasks_by_its_formula():
     balance = Balance(settings, ["next", "like"])
     with torch.no_grad():
         balance.log_variance.copy_(torch.tensor([0.3, -1.2]))
-    sums = Sums(torch.tensor([10.0, 4.0]), balance.variances())
-    actual = balance.total(sums, torch.tensor([5.0, 8.0]), 1)
+    loss_sums = LossSums(torch.tensor([10.0, 4.0]), balance.variances())
+    actual = balance.total(loss_sums, torch.tensor([5.0, 8.0]), 1)
     expected = np.exp(-0.3) * 10 / 5 + 0.3 / 2 + np.exp(1.2) * 2 * 4 / 8 - 1.2 / 2
     assert actual.item() == pytest.approx(expected, rel=1e-6)
 

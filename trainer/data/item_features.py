@@ -33,6 +33,6 @@ def feature_codes(dataset: Dataset, columns: list[str]) -> tuple[Int, dict[str, 
     for column in columns:
         code, names = dataset.value_codes(column)
         codes.append(np.where(code > 0, code + first - 1, 0)[:, None])
-        vocabulary[column] = {name: first + place for place, name in enumerate(names)}
+        vocabulary[column] = {name: first + row for row, name in enumerate(names)}
         first += len(names)
     return np.concatenate(codes, axis=1), vocabulary

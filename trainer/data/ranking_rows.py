@@ -84,9 +84,9 @@ class RankBatch:
 def block_rows(sessions: Sessions, rows: FeedbackRows) -> FlatRows:
     """Rows shown in sessions, with the clicks before each."""
     items, session = sessions.items, rows.session
-    place = rows.position[:, None] + np.arange(-HISTORY, 0)
-    index = np.clip(items.offset[session][:, None] + place, 0, max(len(items.values) - 1, 0))
-    history = np.where(place >= 0, items.values[index], PADDING) if len(rows.item) else np.zeros((0, HISTORY), np.int64)
+    click = rows.position[:, None] + np.arange(-HISTORY, 0)
+    index = np.clip(items.offset[session][:, None] + click, 0, max(len(items.values) - 1, 0))
+    history = np.where(click >= 0, items.values[index], PADDING) if len(rows.item) else np.zeros((0, HISTORY), np.int64)
     split = np.zeros(len(rows.item), np.int8)
     profile = sessions.profile[session]
     return FlatRows(sessions.user_id[session], rows.item, history.astype(np.int64), profile, rows.feedback, split)

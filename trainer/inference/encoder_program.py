@@ -102,13 +102,13 @@ def trace(encoder: Encoder, dataset: Dataset) -> torch.export.ExportedProgram:
     longest = dataset.manifest.max_clicks
     items = torch.ones((EXAMPLES, longest), dtype=torch.int64)
     lengths = torch.arange(1, EXAMPLES + 1).clamp(max=longest)
-    given = (items, lengths, torch.full((EXAMPLES, 2), -1), torch.zeros_like(items))
+    example_inputs = (items, lengths, torch.full((EXAMPLES, 2), -1), torch.zeros_like(items))
     sessions = torch.export.Dim("sessions", min=1, max=MOST_SESSIONS)
     shapes = {name: {0: sessions} for name in ("items", "lengths", "profile", "actions")}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # a GRU keeps its weights twice, which concerns nobody here
         try:
-            return torch.export.export(encoder, given, dynamic_shapes=shapes)
+            return torch.export.export(encoder, example_inputs, dynamic_shapes=shapes)
         except (torch._dynamo.exc.UserError, RuntimeError) as error:
             cause = str(error).splitlines()[0][:160]
             hint = "srgnn builds a graph of each session, which torch.export cannot trace"

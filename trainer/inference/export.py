@@ -39,7 +39,7 @@ ITEMS_PER_BATCH = 1 << 18
 FEEDBACK_STATES = {"valid": ("valid",), "test": ("test", "next")}
 """Queries whose states score a split's rows: test also has what was shown after the last click."""
 
-Parts = Iterator[tuple[str, pa.Table]]
+Tables = Iterator[tuple[str, pa.Table]]
 """Tables by the folder of the bundle that they belong to."""
 
 
@@ -80,8 +80,8 @@ def export(
     schemas, mine = _schemas(scorer, splits), list[str]()
     for number, entry in enumerate(dataset.session_files or dataset.row_files):
         if number % world.size == world.global_rank:
-            parts = _score_file(dataset.file(entry.path), scorer, splits, exposures=dataset.shows_exposures)
-            mine += _write_parts(building, number, schemas, parts)
+            tables = _score_file(dataset.file(entry.path), scorer, splits, exposures=dataset.shows_exposures)
+            mine += _write_tables(building, number, schemas, tables)
     if not world.is_first:
         shared.send(*mine)
     world.barrier()
@@ -131,20 +131,20 @@ def _schemas(scorer: SessionScorer | RankScorer, splits: list[str]) -> dict[str,
     return schemas
 
 
-def _write_parts(folder: Path, number: int, schemas: dict[str, pa.Schema], parts: Parts) -> list[str]:
+def _write_tables(folder: Path, number: int, schemas: dict[str, pa.Schema], tables: Tables) -> list[str]:
     """Write a file of each kind and return their names."""
     writers, names = {}, {kind: f"{kind}/part-{number:05d}.parquet" for kind in schemas}
     for kind, schema in schemas.items():
         (folder / kind).mkdir(parents=True, exist_ok=True)
         writers[kind] = pq.ParquetWriter(folder / names[kind], schema, compression="zstd")
-    for kind, table in parts:
+    for kind, table in tables:
         writers[kind].write_table(table)
     for writer in writers.values():
         writer.close()
     return list(names.values())
 
 
-def _score_file(path: Path, scorer: SessionScorer | RankScorer, splits: list[str], *, exposures: bool) -> Parts:
+def _score_file(path: Path, scorer: SessionScorer | RankScorer, splits: list[str], *, exposures: bool) -> Tables:
     actions = isinstance(scorer, SessionScorer) and scorer.model.past_actions is not None
     columns = session_columns(exposures=exposures, actions=actions)
     with pq.ParquetFile(path) as file:
@@ -160,7 +160,7 @@ def _score_file(path: Path, scorer: SessionScorer | RankScorer, splits: list[str
 
 def score_sessions(
     sessions: Sessions, scorer: SessionScorer | RankScorer, splits: list[str], *, exposures: bool
-) -> Parts:
+) -> Tables:
     """The bundle's queries and feedback rows of some sessions.
 
     Args:
@@ -192,7 +192,7 @@ def score_sessions(
             yield from _feedback(split, sessions.user_id[block.session], block.item, block.feedback, scores)
 
 
-def _rank_blocks(sessions: Sessions, scorer: RankScorer, splits: list[str], *, exposures: bool) -> Parts:
+def _rank_blocks(sessions: Sessions, scorer: RankScorer, splits: list[str], *, exposures: bool) -> Tables:
     rows = feedback_rows(sessions, exposures=exposures)
     for split in splits:
         for after in FEEDBACK_STATES.get(split, ()):
@@ -202,7 +202,7 @@ def _rank_blocks(sessions: Sessions, scorer: RankScorer, splits: list[str], *, e
             yield from _feedback(split, block.user_id, block.item, block.feedback, scores)
 
 
-def _rank_rows(table: pa.Table, scorer: RankScorer, splits: list[str]) -> Parts:
+def _rank_rows(table: pa.Table, scorer: RankScorer, splits: list[str]) -> Tables:
     rows = flat_rows(table)
     for split in splits:
         if split != "next":
@@ -211,7 +211,7 @@ def _rank_rows(table: pa.Table, scorer: RankScorer, splits: list[str]) -> Parts:
             yield from _feedback(split, part.user_id, part.item, part.feedback, scores)
 
 
-def _feedback(split: str, user_F: Int, item_F: Int, feedback_F: Any, scores: Scores) -> Parts:
+def _feedback(split: str, user_F: Int, item_F: Int, feedback_F: Any, scores: Scores) -> Tables:
     for task, score in scores.items():
         columns = [
             pa.array([task] * len(score), pa.string()),

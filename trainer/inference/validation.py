@@ -105,14 +105,14 @@ class FeedbackSums:
         for task, weight in gates.items():
             entropy = -(weight * np.log(np.maximum(weight, 1e-30))).sum()
             leads = np.bincount(weight.argmax(1), minlength=weight.shape[1])
-            sums = np.concatenate([weight.sum(0), leads, [entropy, len(weight)]])
-            self.gates[task] = self.gates.get(task, 0.0) + sums
+            totals = np.concatenate([weight.sum(0), leads, [entropy, len(weight)]])
+            self.gates[task] = self.gates.get(task, 0.0) + totals
 
     def merged(self, world: World, metrics: dict[str, float | None]) -> Validation:
         """The validation over all workers, with AUCs beside the given metrics."""
         for task in self.labels:
-            parts = world.gather((np.concatenate([*self.labels[task], []]), np.concatenate([*self.scores[task], []])))
-            metrics[f"auc/{task}"] = auc(*(np.concatenate(side) for side in zip(*parts, strict=True)))
+            pairs = world.gather((np.concatenate([*self.labels[task], []]), np.concatenate([*self.scores[task], []])))
+            metrics[f"auc/{task}"] = auc(*(np.concatenate(side) for side in zip(*pairs, strict=True)))
         if self.labels:
             result = [value for name, value in metrics.items() if name.startswith("auc/") and value is not None]
             metrics["auc"] = float(np.mean(result)) if result else None
@@ -143,7 +143,7 @@ def validate_sessions(
         exposures: whether the rows are what was shown.
         mask_seen: whether the clicks that a query sees are no candidates.
     """
-    sums, feedback = RankingSums(VALID_CUTOFFS), FeedbackSums(scorer.model.feedback_tasks)
+    ranking, feedback = RankingSums(VALID_CUTOFFS), FeedbackSums(scorer.model.feedback_tasks)
     candidates = torch.from_numpy(candidate_C.astype(np.int64)).to(scorer.device)
     for begin in range(0, len(sample), SESSIONS_PER_BATCH):
         sessions = sample.take(np.arange(begin, min(begin + SESSIONS_PER_BATCH, len(sample))))
@@ -153,14 +153,14 @@ def validate_sessions(
         seen = seen_pairs(sessions, visible) if mask_seen else None
         targets = torch.from_numpy(target.astype(np.int64))
         term = None if scorer.term is None else scorer.term.scores(sessions, visible, "valid")
-        sums.add(exact_ranks(scorer, scorer.queries(state), candidates, targets, seen, term))
+        ranking.add(exact_ranks(scorer, scorer.queries(state), candidates, targets, seen, term))
         feedback.add_gates(scorer.gates(state))
         if scorer.model.feedback_tasks:
             rows = feedback_rows(sessions, exposures=exposures)
             rows = rows.select(rows.position == visible[rows.session])
             feedback.add_rows(rows.feedback, scorer.feedback(state, rows))
     total = RankingSums(VALID_CUTOFFS)
-    for other in world.gather(sums):
+    for other in world.gather(ranking):
         total.merge(other)
     return replace(feedback.merged(world, dict(total.averages())), mask_seen=mask_seen)
 
@@ -185,8 +185,8 @@ def validate_rows(scorer: RankScorer, rows: FlatRows, world: World) -> Validatio
 def seen_pairs(sessions: Sessions, visible_B: Int) -> torch.Tensor:
     """Session and item of every click that a query sees, int64 `[2, P]`."""
     items = sessions.items
-    kept = items.place < np.repeat(visible_B, items.lengths)
-    return torch.from_numpy(np.stack([items.row[kept], items.values[kept].astype(np.int64)]))
+    is_visible = items.place < np.repeat(visible_B, items.lengths)
+    return torch.from_numpy(np.stack([items.row[is_visible], items.values[is_visible].astype(np.int64)]))
 
 
 @torch.inference_mode()
@@ -222,8 +222,8 @@ def exact_ranks(
     rank = torch.ones_like(target_Q)
     query, item = torch.zeros_like(target_Q[:0]).expand(2, 0) if seen_2P is None else seen_2P.to(query_QD.device)
     rank[query[item == target_Q[query]]] = MISS // 2  # leaves room for what is counted on top
-    place = torch.searchsorted(candidate_C, item)
-    known = candidate_C[place.clamp(max=len(candidate_C) - 1)] == item
+    index = torch.searchsorted(candidate_C, item)
+    known = candidate_C[index.clamp(max=len(candidate_C) - 1)] == item
     step = max(1, CHUNK_SCORES // max(len(query_QD), 1))
     for begin in range(0, len(candidate_C), step):
         score = query_QD @ scorer.item_vectors(candidate_C[begin : begin + step]).t()
@@ -234,8 +234,8 @@ def exact_ranks(
         inside = (row >= begin) & (row < begin + step)
         # The same product in another shape may differ in its last bit: the target is left out by id.
         score[inside, row[inside] - begin] = -torch.inf
-        masked = known & (place >= begin) & (place < begin + step)
-        score[query[masked], place[masked] - begin] = -torch.inf
+        masked = known & (index >= begin) & (index < begin + step)
+        score[query[masked], index[masked] - begin] = -torch.inf
         rank += (~(score < own[:, None])).sum(1)
     rank[~torch.isfinite(own)] = MISS
     return rank.cpu().numpy()

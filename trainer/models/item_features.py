@@ -41,9 +41,9 @@ class ItemFeatures(nn.Module):
         """No features: every vector stays what it is."""
         return cls(np.zeros((1, 0), np.int64), np.zeros(0, np.int64), [])
 
-    def with_values(self, wanted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def with_values(self, ids_of: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Ids that a step reads by table, with those of the features' tables."""
-        return wanted | {of: self.codes[wanted[name]].flatten() for name, of in self.table_of.items()}
+        return ids_of | {of: self.codes[ids_of[name]].flatten() for name, of in self.table_of.items()}
 
     def join(self, rows: dict[str, Rows]) -> dict[str, Rows]:
         """Rows by table, those of items with the vectors of their features; gradients flow into both."""

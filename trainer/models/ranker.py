@@ -78,8 +78,8 @@ class Ranker(nn.Module):
         history = (history_FLD * share).sum(1)
         watched = (self.category(self.categories[history_FL]) * share).sum(1)
         category = self.category(self.categories[item_F])
-        whole = torch.cat([user_FD, item_FD, history, category, watched, self.profile(profile_F2)], dim=1)
-        return self.dropout(whole)
+        features = torch.cat([user_FD, item_FD, history, category, watched, self.profile(profile_F2)], dim=1)
+        return self.dropout(features)
 
     def logits(self, feature_FS: torch.Tensor) -> dict[str, torch.Tensor]:
         """Logits `[F]` by task."""

@@ -142,10 +142,10 @@ class Recommender(nn.Module):
         """
         if self.past_actions is not None and actions_BT is not None:
             click_BTD = click_BTD + self.past_actions(actions_BT)
-        parts = [encoder(items_BT, click_BTD, needed_N) for encoder in self.encoders.values()]
+        states = [encoder(items_BT, click_BTD, needed_N) for encoder in self.encoders.values()]
         if self.profile is not None:
-            parts.append(self.profile(profile_B2)[needed_N // items_BT.shape[1]])
-        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+            states.append(self.profile(profile_B2)[needed_N // items_BT.shape[1]])
+        return torch.cat(states, dim=1) if len(states) > 1 else states[0]
 
     def task_representations(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
         """What each task sees of states, `[N, D]` each; an encoder alone hands its state to `next`."""
@@ -191,21 +191,21 @@ class Recommender(nn.Module):
             embedding_dim: length of the item vectors.
             clicks: clicks of the session up to there, for encoders whose cost grows with them.
         """
-        parts = {name: flops(clicks) for name, flops in self._encoder_flops.items()}
-        parts["head"] = self.head.flops() if self.head is not None else 0
-        parts["next tower"] = matrix_flops(self.next_tower)
-        parts["feedback towers"] = matrix_flops(self.towers)
-        parts["next scores"] = 2 * candidates * embedding_dim
-        return parts
+        by_module = {name: flops(clicks) for name, flops in self._encoder_flops.items()}
+        by_module["head"] = self.head.flops() if self.head is not None else 0
+        by_module["next tower"] = matrix_flops(self.next_tower)
+        by_module["feedback towers"] = matrix_flops(self.towers)
+        by_module["next scores"] = 2 * candidates * embedding_dim
+        return by_module
 
     def part_parameters(self) -> dict[str, int]:
         """Numbers of parameters by part; the item table is not among them."""
-        parts: dict[str, nn.Module | None] = {f"encoder {name}": e for name, e in self.encoders.items()}
-        parts |= {
+        by_module: dict[str, nn.Module | None] = {f"encoder {name}": e for name, e in self.encoders.items()}
+        by_module |= {
             "past actions": self.past_actions,
             "profile": self.profile,
             "head": self.head,
             "next tower": self.next_tower,
         }
-        parts["feedback towers"] = self.towers
-        return {n: sum(p.numel() for p in m.parameters()) if m is not None else 0 for n, m in parts.items()}
+        by_module["feedback towers"] = self.towers
+        return {n: sum(p.numel() for p in m.parameters()) if m is not None else 0 for n, m in by_module.items()}

@@ -28,8 +28,8 @@ class Attention(nn.Module):
     def forward(self, state_BTH: torch.Tensor) -> torch.Tensor:
         """What each place gathers from itself and those before, `[B, T, H]`."""
         b, t, h = state_BTH.shape
-        parts = self.project(state_BTH).view(b, t, 3, self.heads, h // self.heads)
-        query, key, value = parts.permute(2, 0, 3, 1, 4)
+        projected = self.project(state_BTH).view(b, t, 3, self.heads, h // self.heads)
+        query, key, value = projected.permute(2, 0, 3, 1, 4)
         mask = None if self.bias_by_distance is None else causal_bias(self.bias_by_distance, t)
         mixed_BATH = nn.functional.scaled_dot_product_attention(
             query, key, value, mask, self.dropout if self.training else 0.0, is_causal=mask is None
@@ -45,8 +45,8 @@ def causal_bias(bias_AD: torch.Tensor, t: int) -> torch.Tensor:
         bias_AD: of A heads by distance in clicks.
         t: places.
     """
-    place = torch.arange(t, device=bias_AD.device)
-    distance = place[:, None] - place
+    position = torch.arange(t, device=bias_AD.device)
+    distance = position[:, None] - position
     return bias_AD[:, distance.clamp(min=0)].masked_fill(distance < 0, -torch.inf)
 
 

@@ -50,8 +50,8 @@ def session_graphs(items_BT: torch.Tensor, needed_G: torch.Tensor) -> SessionGra
     width = items_BT.shape[1]
     node_BT = first_places(items_BT)
     session, end = needed_G // width, needed_G % width
-    place = torch.arange(width, device=items_BT.device)
-    inside = (place[None] <= end[:, None]) & (items_BT[session] != PADDING)
+    position = torch.arange(width, device=items_BT.device)
+    inside = (position[None] <= end[:, None]) & (items_BT[session] != PADDING)
     node_GT = node_BT[session]
     graphs = len(needed_G)
     present = inside.to(torch.get_default_dtype())
@@ -62,7 +62,7 @@ def session_graphs(items_BT: torch.Tensor, needed_G: torch.Tensor) -> SessionGra
     outgoing = count / count.sum(2, keepdim=True).clamp(min=1.0)
     incoming = count / count.sum(1, keepdim=True).clamp(min=1.0)
     last = node_GT.gather(1, end[:, None]).squeeze(1)
-    latest = torch.zeros_like(node_GT).scatter_reduce_(1, node_GT, place * inside, "amax")
+    latest = torch.zeros_like(node_GT).scatter_reduce_(1, node_GT, position * inside, "amax")
     return SessionGraphs(session, clicks, last, latest, outgoing, incoming.transpose(1, 2))
 
 
@@ -113,10 +113,10 @@ class SRGNNEncoder(nn.Module):
         if len(needed_N) <= at_once:
             return self.dropout(self._states(items_BT, click_BTD, needed_N))
         # Backward makes the graphs of a part again: those of long sessions, kept at once, would grow with the cube.
-        parts = [
+        chunks = [
             checkpoint(self._states, items_BT, click_BTD, part, use_reentrant=False) for part in needed_N.split(at_once)
         ]
-        return self.dropout(torch.cat(parts))
+        return self.dropout(torch.cat(chunks))
 
     def _states(self, items_BT: torch.Tensor, click_BTD: torch.Tensor, needed_N: torch.Tensor) -> torch.Tensor:
         """States before dropout, all graphs in memory at once."""

@@ -51,11 +51,11 @@ class Progress:
     seconds: float = 0.0
     examples: int = 0
 
-    def advance(self, sample: int, sums: list[float], counts: list[float]) -> None:
+    def advance(self, sample: int, loss_sums: list[float], counts: list[float]) -> None:
         """A step more: samples of the epoch that are done now, the step's loss sums and counts."""
         self.step += 1
         self.sample = sample
-        self.loss_sums = [a + b for a, b in zip(self.loss_sums, sums, strict=True)]
+        self.loss_sums = [a + b for a, b in zip(self.loss_sums, loss_sums, strict=True)]
         self.loss_counts = [a + b for a, b in zip(self.loss_counts, counts, strict=True)]
         self.examples += int(counts[0])
 

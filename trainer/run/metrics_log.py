@@ -35,8 +35,8 @@ class RunLog:
         self.run, self.last_shown, self.first_step = run, 0.0, step + 1
         self.path = run / METRICS
         lines = read_metrics(self.path)
-        kept = [line for line in lines if line["step"] <= step or line["split"].startswith("refit") != refit]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        lines_before = [line for line in lines if line["step"] <= step or line["split"].startswith("refit") != refit]
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in lines_before))
 
     @cached_property
     def board(self) -> SummaryWriter:

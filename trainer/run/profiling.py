@@ -18,11 +18,11 @@ class Profiler:
     Args:
         run: the run folder; `profile/trace.json` opens in a browser's trace viewer, `profile/table.txt` lists
             operators by their own time.
-        wanted: whether to profile at all.
+        enabled: whether to profile at all.
     """
 
-    def __init__(self, run: Path, *, wanted: bool) -> None:
-        self.folder, self.left = run / "profile", STEPS if wanted else 0
+    def __init__(self, run: Path, *, enabled: bool) -> None:
+        self.folder, self.left = run / "profile", STEPS if enabled else 0
         self.running: profile | None = None
 
     def before(self, step: int) -> None:

@@ -100,30 +100,32 @@ class Server:
         answers = answers_of(result, self.recommender)
         return web.json_response({"recommendations": answers, "milliseconds": round(milliseconds, 3)})
 
-    async def _compute(self, function: Callable[..., Any], *given: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self.worker, lambda: function(*given))
+    async def _compute(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self.worker, lambda: function(*arguments))
 
 
-def answers_of(found: Recommendations, recommender: Recommender) -> list[dict[str, Any]]:
+def answers_of(recommendations: Recommendations, recommender: Recommender) -> list[dict[str, Any]]:
     """Recommendations as JSON, a dictionary a session."""
     answers = []
-    for row, (items, scores) in enumerate(zip(found.items, found.scores, strict=True)):
+    for row, (items, scores) in enumerate(zip(recommendations.items, recommendations.scores, strict=True)):
         listed = np.flatnonzero(items)
         raw = recommender.evaluation.item_id[items[listed]].tolist()
-        popular = bool(found.popular[row])
+        popular = bool(recommendations.popular[row])
         answer: dict[str, Any] = {
             "item_ids": raw,
             "items": items[listed].tolist(),
             "titles": [recommender.title(item) for item in raw],
             "scores": scores[listed].astype(float).tolist(),
             "ranked_by": "popularity" if popular else "blend" if recommender.blend else "model",
-            "unknown_item_ids": found.unknown[row],
+            "unknown_item_ids": recommendations.unknown[row],
         }
         if not popular:
-            answer["probabilities"] = {t: p[row, listed].astype(float).tolist() for t, p in found.probabilities.items()}
+            answer["probabilities"] = {
+                t: p[row, listed].astype(float).tolist() for t, p in recommendations.probabilities.items()
+            }
             answer["source_ranks"] = {
                 name: [None if np.isnan(rank) else int(rank) for rank in ranks[row, listed]]
-                for name, ranks in found.source_ranks.items()
+                for name, ranks in recommendations.source_ranks.items()
             }
         answers.append(answer)
     return answers

@@ -219,10 +219,10 @@ class Recommender:
 
     def find(self, text: str, k: int) -> list[int]:
         """Raw ids of the `k` most clicked candidates whose title or id has the text."""
-        wanted, result = text.casefold(), list[int]()
+        query, result = text.casefold(), list[int]()
         for item in self.popularity.best_first.tolist():
             raw_id = int(self.evaluation.item_id[item])
-            if wanted in self.title(raw_id).casefold() or wanted == str(raw_id):
+            if query in self.title(raw_id).casefold() or query == str(raw_id):
                 result.append(raw_id)
                 if len(result) == k:
                     break
@@ -268,11 +268,11 @@ class Recommender:
             raw = np.array(request.items, np.int64)
             dense = self.dense_ids(raw)
             unknown.append(raw[dense == 0].tolist())
-            kept = np.flatnonzero(dense)[-longest:]
-            columns["items"].append(dense[kept])
+            latest = np.flatnonzero(dense)[-longest:]
+            columns["items"].append(dense[latest])
             for name in ("feedback", "watching_times"):
                 values = np.array(getattr(request, name) or [0] * len(raw), np.int64)
-                columns[name].append(values[kept])
+                columns[name].append(values[latest])
         offset = np.concatenate([[0], np.cumsum([len(row) for row in columns["items"]])]).astype(np.int64)
         lists = {name: Ragged(offset, np.concatenate(rows).astype(np.int64)) for name, rows in columns.items()}
         none = Ragged(np.zeros(len(requests) + 1, np.int64), np.zeros(0, np.int64))
@@ -327,6 +327,6 @@ class Recommender:
             return {}
         n, k = item_QK.shape
         session = np.repeat(np.arange(n), k)
-        place = np.zeros(n * k, np.int64)
-        rows = FeedbackRows(session, place, item_QK.ravel(), place.astype(np.int16), place)
+        index = np.zeros(n * k, np.int64)
+        rows = FeedbackRows(session, index, item_QK.ravel(), index.astype(np.int16), index)
         return {task: p.reshape(n, k) for task, p in self.scorer.feedback(state_QS, rows).items()}

@@ -110,9 +110,9 @@ def positive_pmi(key: Int, count: Floats, n_items: int) -> tuple[Int, Floats]:
 
 def factors(key: Int, value: Floats, n_items: int, rank: int, seed: int) -> torch.Tensor:
     """U |Λ|^½ of the `rank` largest eigenvalues, by magnitude, of a symmetric matrix: float64 `[n_items, rank]`."""
-    place = np.stack(np.divmod(key, n_items))
+    index = np.stack(np.divmod(key, n_items))
     matrix = torch.sparse_coo_tensor(
-        torch.from_numpy(place), torch.from_numpy(value), (n_items, n_items), check_invariants=False
+        torch.from_numpy(index), torch.from_numpy(value), (n_items, n_items), check_invariants=False
     ).coalesce()
     width = min(n_items, rank + OVERSAMPLING)
     base = torch.from_numpy(np.random.default_rng(seed).normal(size=(n_items, width)))
@@ -123,5 +123,5 @@ def factors(key: Int, value: Floats, n_items: int, rank: int, seed: int) -> torc
     magnitude = eigenvalue[largest].abs()
     magnitude[magnitude < 1e-9 * magnitude.max()] = 0.0  # of a matrix of lower rank: rounding
     result = (base @ vector[:, largest]) * magnitude.sqrt()
-    result[~torch.from_numpy(np.isin(np.arange(n_items), place[0, value > 0]))] = 0.0
+    result[~torch.from_numpy(np.isin(np.arange(n_items), index[0, value > 0]))] = 0.0
     return result

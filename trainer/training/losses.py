@@ -178,13 +178,13 @@ def fused_sum(
 
 def accidental_hits(target_N: torch.Tensor, candidate_K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Pairs (example, candidate place) with the same id, found by sorting instead of `[N × K]` comparisons."""
-    ordered, place = torch.sort(candidate_K)
+    ordered, index = torch.sort(candidate_K)
     low = torch.searchsorted(ordered, target_N)
     count = torch.searchsorted(ordered, target_N, right=True) - low
     row = torch.repeat_interleave(torch.arange(len(target_N), device=target_N.device), count)
     first = torch.cumsum(count, 0) - count
     within = torch.arange(len(row), device=target_N.device) - first[row]
-    return row, place[low[row] + within]
+    return row, index[low[row] + within]
 
 
 def candidate_scores(
@@ -207,8 +207,8 @@ def candidate_scores(
 
 def softmax_of_scores(own_N: torch.Tensor, score_NK: torch.Tensor) -> torch.Tensor:
     """Sum over examples of −log softmax of the target among itself and the candidates."""
-    whole = torch.cat([own_N[:, None], score_NK], dim=1)
-    return (torch.logsumexp(whole, dim=1) - own_N).sum()
+    logits_NK = torch.cat([own_N[:, None], score_NK], dim=1)
+    return (torch.logsumexp(logits_NK, dim=1) - own_N).sum()
 
 
 def _present(score_NK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -23,7 +23,7 @@ ITEM, INPUT, USER, TASKS = "item", "input", "user", "tasks"
 
 
 @dataclass(frozen=True)
-class Sums:
+class LossSums:
     """What a forward pass gives.
 
     Attributes:
@@ -52,12 +52,12 @@ class Balance(nn.Module):
         """`[K]`."""
         return torch.zeros_like(self.get_buffer("fixed")) if self.log_variance is None else self.log_variance
 
-    def total(self, sums: Sums, weights_K: torch.Tensor, parts: int) -> torch.Tensor:
-        """The loss of one of `parts` parts of a step, given the weights of all parts' examples."""
-        share = self.get_buffer("fixed") * sums.loss / weights_K
+    def total(self, loss_sums: LossSums, weights_K: torch.Tensor, n_micro_batches: int) -> torch.Tensor:
+        """The loss of one of `n_micro_batches` parts of a step, given the weights of all parts' examples."""
+        share = self.get_buffer("fixed") * loss_sums.loss / weights_K
         if self.log_variance is None:
             return share.sum()
-        return (torch.exp(-sums.log_variance) * share + sums.log_variance / (2.0 * parts)).sum()
+        return (torch.exp(-loss_sums.log_variance) * share + loss_sums.log_variance / (2.0 * n_micro_batches)).sum()
 
 
 def positive_weights(config: TrainerConfig, tasks: list[str]) -> dict[str, float]:
@@ -125,7 +125,7 @@ class SessionObjective(nn.Module):
             correction = log_copies - np.float32(self.config.train.logq) * expected
         return Candidates(*(torch.from_numpy(values).to(device) for values in (result, correction, log_copies)))
 
-    def wanted(self, batch: Batch, candidates: Candidates) -> dict[str, torch.Tensor]:
+    def lookup_ids(self, batch: Batch, candidates: Candidates) -> dict[str, torch.Tensor]:
         """Ids whose vectors the forward pass reads, by table."""
         scored = [batch.targets.flatten(), batch.row_item, batch.skipped_item, candidates.ids]
         clicks, own = batch.items.flatten(), {TASKS: batch.row_item} if self.model.own_dim else {}
@@ -146,7 +146,7 @@ class SessionObjective(nn.Module):
             result.append(row_weight(batch.row_label[:, column], self.positive_weight[task]))
         return torch.stack(result)
 
-    def forward(self, batch: Batch, rows: dict[str, Rows], candidates: Candidates) -> Sums:
+    def forward(self, batch: Batch, rows: dict[str, Rows], candidates: Candidates) -> LossSums:
         """Sums over this worker's examples. Every parameter takes part whatever the batch holds."""
         model = self.model
         rows = model.item_features.join(rows)
@@ -158,7 +158,7 @@ class SessionObjective(nn.Module):
         task_representations = model.task_representations(state)
         compact = torch.cumsum(used, 0) - 1  # place in the flattened sessions → row of `state`
         target = batch.targets.flatten()[used]
-        sums = [self._next(model.query(task_representations["next"]), target, item, candidates, batch, compact)]
+        loss_sums = [self._next(model.query(task_representations["next"]), target, item, candidates, batch, compact)]
         row_state, item_FD = compact[batch.row_state], item.vectors(batch.row_item)
         own_FD = rows[TASKS].vectors(batch.row_item) if model.own_dim else None
         for column, task in enumerate(model.feedback_tasks):
@@ -166,8 +166,8 @@ class SessionObjective(nn.Module):
                 model.feedback_logits(task, task_representations[task], row_state, item_FD, own_FD),
                 batch.row_label[:, column],
             )
-            sums.append(losses.feedback_sum(logit, label, self.positive_weight[task]))
-        return Sums(torch.stack(sums), self.balance.variances())
+            loss_sums.append(losses.feedback_sum(logit, label, self.positive_weight[task]))
+        return LossSums(torch.stack(loss_sums), self.balance.variances())
 
     def _next(
         self,
@@ -178,13 +178,13 @@ class SessionObjective(nn.Module):
         batch: Batch,
         compact: torch.Tensor,
     ) -> torch.Tensor:
-        positive, place = item.place(target_N), item.place(candidates.ids)
+        positive, index = item.place(target_N), item.place(candidates.ids)
         positive_ND = self.model.searched(nn.functional.embedding(positive, item.vector))
         positive_bias_N = item.bias[positive]
         if self.config.loss == "embedding":
             return losses.embedding_sum(query_ND, positive_ND)
-        candidate_KD = self.model.searched(nn.functional.embedding(place, item.vector))
-        bias_K = item.bias[place] + candidates.correction
+        candidate_KD = self.model.searched(nn.functional.embedding(index, item.vector))
+        bias_K = item.bias[index] + candidates.correction
         if not self.config.train.skipped_negatives:
             return losses.fused_sum(
                 self._kernel(candidates),
@@ -214,9 +214,9 @@ class SessionObjective(nn.Module):
         self, query_ND: torch.Tensor, target_N: torch.Tensor, item: Rows, batch: Batch, compact: torch.Tensor
     ) -> torch.Tensor:
         """Scores `[N, H]` of what was shown with each target and not clicked."""
-        row, place = compact[batch.skipped_state], item.place(batch.skipped_item)
-        vector_SD = self.model.searched(nn.functional.embedding(place, item.vector))
-        score = (query_ND[row] * vector_SD).sum(1) + item.bias[place]
+        row, index = compact[batch.skipped_state], item.place(batch.skipped_item)
+        vector_SD = self.model.searched(nn.functional.embedding(index, item.vector))
+        score = (query_ND[row] * vector_SD).sum(1) + item.bias[index]
         score = score.masked_fill(batch.skipped_item == target_N[row], losses.HIT)
         empty = query_ND.new_full((len(query_ND), self.config.train.skipped_negatives), losses.HIT)
         return empty.index_put((row, batch.skipped_slot), score)
@@ -249,10 +249,10 @@ class RankObjective(nn.Module):
     def candidates(self, batch: RankBatch, step: int) -> None:
         """Rows compete with nothing."""
 
-    def wanted(self, batch: RankBatch, candidates: None) -> dict[str, torch.Tensor]:
+    def lookup_ids(self, batch: RankBatch, candidates: None) -> dict[str, torch.Tensor]:
         """Ids whose vectors the forward pass reads, by table."""
-        wanted = {ITEM: torch.cat([batch.item, batch.history.flatten()]), USER: batch.user}
-        return self.model.item_features.with_values(wanted)
+        lookup_ids = {ITEM: torch.cat([batch.item, batch.history.flatten()]), USER: batch.user}
+        return self.model.item_features.with_values(lookup_ids)
 
     def shared(self, candidates: None) -> dict[str, torch.Tensor]:
         """No row is read by every worker."""
@@ -268,7 +268,7 @@ class RankObjective(nn.Module):
         pairs = enumerate(self.tasks)
         return torch.stack([row_weight(self.labels(batch, c), self.positive_weight[task]) for c, task in pairs])
 
-    def forward(self, batch: RankBatch, rows: dict[str, Rows], candidates: None) -> Sums:
+    def forward(self, batch: RankBatch, rows: dict[str, Rows], candidates: None) -> LossSums:
         """Sums over this worker's rows."""
         rows = self.model.item_features.join(rows)
         item = rows[ITEM]
@@ -281,11 +281,11 @@ class RankObjective(nn.Module):
             batch.profile,
         )
         logits = self.model.logits(feature)
-        sums = [
+        loss_sums = [
             losses.feedback_sum(logits[task], self.labels(batch, column), self.positive_weight[task])
             for column, task in enumerate(self.tasks)
         ]
-        return Sums(torch.stack(sums), self.balance.variances())
+        return LossSums(torch.stack(loss_sums), self.balance.variances())
 
 
 def row_weight(label_F: torch.Tensor, positive_weight: float) -> torch.Tensor:

@@ -94,7 +94,7 @@ class TrainStep:
         objective: Any = self.objective  # batches and candidates are of the kind that it takes
         weights = torch.stack([objective.weights(batch) for batch in parts]).sum(0)
         candidates = objective.candidates(parts[0], step)
-        wanted = [objective.wanted(batch, candidates) for batch in parts]
+        wanted = [objective.lookup_ids(batch, candidates) for batch in parts]
         ids = {name: torch.unique(torch.cat([part[name] for part in wanted])) for name in wanted[0]}
         exchange = None
         if self.world.size > 1:

@@ -123,7 +123,7 @@ def settings(model: str, space: Space, trials: int, seed: int, *, known: bool) -
     """
     first = first_settings(model) if known else [{}]
     sampled = [
-        {name: dimension.sample(np.random.default_rng([seed, number, place])) for place, (name, dimension) in entries}
+        {name: dimension.sample(np.random.default_rng([seed, number, index])) for index, (name, dimension) in entries}
         for number, entries in ((n, list(enumerate(space.items()))) for n in range(trials))
     ]
     return [first[number] if number < len(first) else sampled[number] for number in range(trials)]
@@ -145,8 +145,8 @@ def read_space(path: str) -> Space:
     return {str(name): _dimension(str(name), options, hint) for name, options in result.items()}
 
 
-def _dimension(name: str, given: Any, hint: str) -> Dimension:
-    kind, result = next(iter(given.items())) if isinstance(given, dict) and len(given) == 1 else ("", None)
+def _dimension(name: str, spec: Any, hint: str) -> Dimension:
+    kind, result = next(iter(spec.items())) if isinstance(spec, dict) and len(spec) == 1 else ("", None)
     values = result if isinstance(result, list) else []
     if kind == "choice" and values:
         return Choice(values)
@@ -155,7 +155,7 @@ def _dimension(name: str, given: Any, hint: str) -> Dimension:
         low, high = values
         if low < high and (kind == "uniform" or low > 0):
             return Uniform(low, high, log=kind == "log_uniform")
-    raise InputError(f"a choice, uniform or log_uniform for {name}", given, hint)
+    raise InputError(f"a choice, uniform or log_uniform for {name}", spec, hint)
 
 
 def command_line(setting: Setting) -> list[str]:
