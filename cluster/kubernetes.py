@@ -47,13 +47,13 @@ def training_options(options: KubernetesOptions) -> list[str]:
 
 
 def missing(defaults: list[str], explicit: list[str]) -> list[str]:
-    """Those of `defaults` whose names are not among the given options."""
+    """Those of `defaults` whose names are not among the explicit options."""
     names = {option.partition("=")[0].lstrip("+") for option in explicit}
     return [option for option in defaults if option.partition("=")[0] not in names]
 
 
 def with_training_options(config: ClusterConfig, options: list[str]) -> tuple[ClusterConfig, list[str]]:
-    """Configuration and command line with the trainer's options that follow from the manifest; given ones win."""
+    """Configuration and command line with the trainer's options that follow from the manifest; explicit ones win."""
     defaults = training_options(config.kubernetes)
     if config.submit == "train":
         more = missing(defaults, shlex.split(config.options))
@@ -107,7 +107,7 @@ def ray_job(config: ClusterConfig, options: list[str]) -> dict[str, Any]:
                 "autoscalerOptions": {"securityContext": dict(CONTAINER_SECURITY)},
                 "headGroupSpec": {
                     "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
-                    # The autoscaler beside the head asks Kubernetes for workers as the account that KubeRay makes.
+                    # The autoscaler next to the head asks Kubernetes for workers as the account that KubeRay makes.
                     "template": pod(head, values, automountServiceAccountToken=None),
                 },
                 "workerGroupSpecs": [group],

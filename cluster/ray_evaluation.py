@@ -43,7 +43,7 @@ def run_on_ray(evaluation: Evaluation, parts: list[Part], folder: Path) -> None:
     """Make all parts as tasks of the cluster, telling how far it is.
 
     Raises:
-        InputError: what a task found wrong with the input.
+        InputError: an error of the input in a task.
     """
     task = ray.remote(num_cpus=1, max_retries=TASK_RETRIES)(make_part)
     line, done = ProgressLine(), 0

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULES = {"etl": "etl", "train": "trainer", "evaluate": "retrieval", "pipeline": "cluster"}
 POLL_SECONDS = 1.0
 UNREACHABLE_SECONDS = 120.0
-"""The head of a Ray cluster may be away for so long before following a job is given up."""
+"""The head of a Ray cluster may be away for so long before following a job ends."""
 
 
 def submit(config: ClusterConfig, options: list[str]) -> int:

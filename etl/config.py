@@ -61,7 +61,7 @@ class SparkOptions:
 class EtlConfig:
     """Options of `python -m etl`."""
 
-    input: Any = option(MISSING, "CSV file, glob or URI, or a list of these, read in the order given")
+    input: Any = option(MISSING, "CSV file, glob or URI, or a list of these, read in this order")
     output: str = option(MISSING, "dataset folder to make")
     scenario: str = option(MISSING, "format of the log", choices=SCENARIOS)
     protocol: Protocol = group(Protocol)

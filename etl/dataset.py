@@ -210,7 +210,7 @@ def read_manifest(folder: Path, *, kind: str, hint: str) -> dict[str, Any]:
     """The manifest of an artefact folder as JSON.
 
     Raises:
-        InputError: there is no readable manifest, so the folder is not whole.
+        InputError: there is no readable manifest, so the folder is not complete.
     """
     path = folder / MANIFEST
     if not path.is_file():

@@ -50,12 +50,12 @@ def watched(dataset: Dataset) -> tuple[Array, Array]:
 
 
 def boxes(values: dict[str, Array]) -> str:
-    """Boxplots beside each other on a logarithmic axis, as SVG; whiskers at the 5 % and 95 % quantiles."""
+    """Boxplots side by side on a logarithmic axis, as SVG; whiskers at the 5 % and 95 % quantiles."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 0.9 + 0.55 * len(values)), layout="constrained")
     axes = figure.subplots()
-    # A never watched item has no place on a logarithmic axis: it is drawn at one half.
+    # A never watched item cannot be drawn on a logarithmic axis: it is drawn at one half.
     shown = [np.maximum(v, 0.5) for v in values.values()]
     axes.boxplot(shown, orientation="horizontal", tick_labels=list(values), whis=(5, 95), showfliers=False)
     for x, v in enumerate(shown, 1):
@@ -105,7 +105,7 @@ def table(label: str, head: Sequence[str], lines: str) -> str:
 
 
 def log_page(scenario: str, inputs: list[str], facts: dict[str, float]) -> str:
-    """A log beside what public scans say of the real one, fact by fact."""
+    """A log compared with public scans of the real one, fact by fact."""
     known, lines = FACTS[scenario], []
     for name in [*known, *(name for name in facts if name not in known)]:
         value, real = facts.get(name), known.get(name)

@@ -6,7 +6,7 @@ shown videos are merged in time order, in memory that does not grow with them.
 
     user_id, video_id → user_id, item_id      is_click → click        is_like → like
     is_follow → follow                        is_forward → share      long_view → watching_times
-    first tag of the video → video_category   gender, age: not given → null
+    first tag of the video → video_category   gender, age: absent → null
 """
 
 from __future__ import annotations

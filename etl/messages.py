@@ -44,7 +44,7 @@ def warnings(statistics: dict[str, Any], output: str) -> list[str]:
 
     Args:
         statistics: as in `statistics.json`.
-        output: the dataset, for the place of the quarantined rows.
+        output: the dataset, for the path of the quarantined rows.
     """
     lines = []
     rows, quarantined = statistics["rows_read"], Counter(statistics["rows_quarantined"])

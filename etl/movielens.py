@@ -97,7 +97,7 @@ def titles(wheel: Path) -> str:
 
 
 def titles_path(log: str) -> str:
-    """Where the titles of a log lie: beside it, and never taken for a log by `*.csv`."""
+    """The titles file of a log: next to it, and never taken for a log by `*.csv`."""
     return f"{log.removesuffix('.gz').removesuffix('.csv')}.titles.tsv"
 
 

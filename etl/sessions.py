@@ -1,4 +1,4 @@
-"""The whole job on one page: CSV logs → a dataset folder of sessions."""
+"""The job on one page: CSV logs → a dataset folder of sessions."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from etl.protocol import Array, group_offsets
 
 PLURAL = {"like": "likes", "share": "shares", "follow": "follows", "read": "reads", "favorite": "favorites"}
 DENSE_IDS = 1 << 24
-"""Ids below take a place each in arrays of counts; the Tenrec logs number their items from 1."""
+"""Ids below take an entry each in arrays of counts; the Tenrec logs number their items from 1."""
 SPARSE_PARTS = 8
 """Parts with larger ids that are held before they are summed."""
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
@@ -47,7 +47,7 @@ def count_rows(feedback_N: Array, actions: tuple[str, ...], watching_N: Array) -
 
 
 def distinct(values_N: Array) -> tuple[Array, Array]:
-    """Distinct values in order of appearance, and for each value the place of its equal among them.
+    """Distinct values in order of appearance, and for each value the index of its equal among them.
 
     By a hash table: several times faster than sorting, which `np.unique` does.
     """

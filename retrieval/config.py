@@ -50,7 +50,9 @@ class RetrievalConfig:
     )
     candidates: str = option("clicked", "candidate items; clicked = items with a kept click", choices=CANDIDATES)
     cutoffs: list[int] = option([5, 10, 20], "cutoffs of the ranking metrics")
-    baselines: list[str] = option(list(BASELINES), f"beside the model: {', '.join(BASELINES)}; the first always")
+    baselines: list[str] = option(
+        list(BASELINES), f"in addition to the model: {', '.join(BASELINES)}; the first always"
+    )
     blend: Any = option("auto", f"sources joined into one ranking: auto, none, or a list of {', '.join(SOURCES)}")
     neighbours: int = option(100, "nearest sessions of v_sknn, and nearest items of item_knn", at_least=1)
     rules_per_item: int = option(100, "successors of an item that markov and sequential_rules retain", at_least=1)

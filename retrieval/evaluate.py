@@ -1,4 +1,4 @@
-"""The whole evaluation on one page: a bundle → metrics, recommendations and a report."""
+"""The evaluation on one page: a bundle → metrics, recommendations and a report."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from retrieval.report.examples import examples_of
 from retrieval.report.page import write_report
 from retrieval.result_folder import METRICS, RANKS, REPORT, RESULT, TOPK
 from retrieval.search.index import build_index
-from retrieval.search.prepare import kind_of, make_catalogue, place_of, prepare_index, valid_bundle
+from retrieval.search.prepare import index_file_of, kind_of, make_catalogue, prepare_index, valid_bundle
 from retrieval.search.tuning import Fidelity
 from retrieval.titles import read_titles
 
@@ -99,7 +99,7 @@ def evaluate(config: RetrievalConfig, run_parts: RunParts = run_in_process) -> d
 
 
 def collect(evaluation: Evaluation, parts: Path, folder: Path, result: dict[str, Any]) -> None:
-    """Put what the parts found into the result's metrics and files."""
+    """Put the parts' results into the result's metrics and files."""
     names: dict[str, list[str]] = {"ranks": [], "topk": []}
     for part in evaluation.parts():
         names["topk" if part.split == "next" else "ranks"].append(part.name)
@@ -156,7 +156,7 @@ def read_run_file(bundle: Bundle, name: str) -> dict[str, Any]:
 
 
 def reopen(config: RetrievalConfig) -> Evaluation:
-    """The evaluation that another process has prepared: its index is loaded with the effort that tuning found.
+    """The evaluation that another process has prepared: its index is loaded with the effort that tuning chose.
 
     Raises:
         InputError: that process kept no index where this one can read it.
@@ -166,10 +166,12 @@ def reopen(config: RetrievalConfig) -> Evaluation:
     kind = kind_of(bundle, catalogue, config)
     if kind == "flat":
         return Evaluation(config, dataset, bundle, build_index("flat", catalogue))
-    stored = place_of(bundle, catalogue, config, kind)
-    index, known = stored.load(catalogue), stored.tuned(config.fidelity)
+    index_file = index_file_of(bundle, catalogue, config, kind)
+    index, known = index_file.load(catalogue), index_file.tuned(config.fidelity)
     if index is None or known is None:
-        raise InputError("the prepared index on storage that all machines share", stored.path, "name index_file there")
+        raise InputError(
+            "the prepared index on storage that all machines share", index_file.path, "name index_file there"
+        )
     if config.index == "auto" and Fidelity(**known["test"]).is_slower:
         return Evaluation(config, dataset, bundle, build_index("flat", catalogue))
     index.set_effort(known["effort"], known["refine"])

@@ -98,7 +98,7 @@ class Evaluation:
         return [MODEL, *dict.fromkeys(["popularity", *self.config.baselines])]
 
     def parts(self) -> list[Part]:
-        """All parts, in order: whole files, small ones together up to `part_queries`."""
+        """All parts, in order: a file each, small ones together up to `part_queries`."""
         result: list[Part] = []
         for split in (*CLICKS_AFTER_QUERY, "next"):
             first, part = 0, None

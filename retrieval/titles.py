@@ -1,4 +1,4 @@
-"""Titles of items, for people who read a report: a CSV or TSV file beside the log."""
+"""Titles of items, for people who read a report: a CSV or TSV file next to the log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Titles = dict[int, str]
 def read_titles(path: str) -> Titles:
     """Titles by raw item id.
 
-    Columns `item_id` and `title` are found by the header; a `picture` (an address) is shown as text behind the title.
+    Columns `item_id` and `title` are read by the header; a `picture` (an address) is shown as text behind the title.
     The delimiter is a tab in files named `.tsv`, else a comma; `.gz` is unpacked. Of an id that stands twice the first
     line counts.
 

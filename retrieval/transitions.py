@@ -5,7 +5,7 @@ A model with transitions scores item i after the clicks x_1 (the last), x_2, …
     q · v_i + w_1 Σ_{g ≤ 3} log(1 + r(x_g, i)) / g + w_2 Σ_{g ≤ 12} c(x_g, i)
 
 r is the score of sequential rules (clicks on i that came up to ten clicks after one on x, 1 / gap each), c the cosine
-of co-occurrence in train sessions. The weights w ≥ 0 are given per query. Since no item loses by the term, the best
+of co-occurrence in train sessions. The weights w ≥ 0 are per query. Since no item loses by the term, the best
 k items are among the k best by inner product and the items of the term, so the search stays exact.
 """
 
@@ -67,7 +67,7 @@ class Transitions:
         return out
 
     def scores(self, context_NG: npt.NDArray[np.integer], weight_NT: npt.NDArray[np.floating]) -> sparse.csr_matrix:
-        """The whole term of each item, float64 `[N, n_items + 1]`, columns rising; `weight_NT` is at least 0."""
+        """The complete term of each item, float64 `[N, n_items + 1]`, columns rising; `weight_NT` is at least 0."""
         total = sparse.csr_matrix((len(context_NG), next(iter(self.terms.values())).shape[0]))
         for number, result in enumerate(self.features(context_NG)):
             result.data *= weight_NT[row_of_entries(result), number]
@@ -76,7 +76,7 @@ class Transitions:
         return total.tocsr()
 
     def scores_of(self, queries: Queries) -> sparse.csr_matrix:
-        """The whole term of each item for queries, float64 `[Q, n_items + 1]`."""
+        """The complete term of each item for queries, float64 `[Q, n_items + 1]`."""
         return self.scores(
             last_clicks(queries.seen, queries.seen_offset[1:], queries.n_seen), queries.transition_weight
         )
@@ -102,7 +102,7 @@ def open_transitions(dataset: Dataset, folder: Path, held_out: int, threads: int
 
     Args:
         dataset: with sessions.
-        folder: where counts are stored, with those of the baselines.
+        folder: of saved counts, with those of the baselines.
         held_out: clicks at the end of each session that are not counted.
         threads: of the counting.
     """

@@ -173,7 +173,7 @@ def test_a_planted_change_is_found(data):
 
 
 def program(name: str, asked: list[str]) -> int:
-    """Run a program in a process of its own, whose workers know the store; told where it fails."""
+    """Run a program in a process of its own, whose workers know the store; a failure is printed."""
     env = dict(os.environ) | {"PYTHONPATH": os.getcwd()}
     done = subprocess.run([sys.executable, "-m", name, *asked], env=env, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 2), done.stderr

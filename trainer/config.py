@@ -41,7 +41,7 @@ SMALL_CATALOGUE, MEDIUM_CATALOGUE = 100_000, 300_000
 """`recipe=auto` takes `small` and `medium` up to so many items."""
 
 WIDE, WIDE_WARMUP_STEPS = 256, 100
-"""Units from which a session model begins with a warm-up, unless `train.warmup_steps` is given, and its steps."""
+"""Units from which a session model begins with a warm-up, unless `train.warmup_steps` is set, and its steps."""
 
 
 @dataclass
@@ -84,7 +84,7 @@ class TrainerConfig:
 
     @property
     def ranks(self) -> bool:
-        """Whether the model ranks given rows and has no session state."""
+        """Whether the model ranks rows of feedback and has no session state."""
         return self.model in RANK_HEADS
 
     @property
@@ -108,7 +108,7 @@ class TrainerConfig:
 
     @property
     def feedback_tasks(self) -> list[str]:
-        """The tasks beside the next click."""
+        """The tasks other than the next click."""
         return [task for task in self.tasks if task != "next"]
 
     def plain(self) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def from_plain(values: dict[str, Any]) -> TrainerConfig:
 
 
 def with_recipe(options: Sequence[str], n_items: int, asked: TrainerConfig | None = None) -> TrainerConfig:
-    """The configuration with its recipe's values; options given on the command line win.
+    """The configuration with its recipe's values; options of the command line win.
 
     Wide session models get a warm-up: at the recipes' rates 256 units and more diverge in their first steps.
 
@@ -204,7 +204,7 @@ def check(config: TrainerConfig) -> None:
     if config.ranks and config.network.past_actions:
         raise InputError("network.past_actions=false for ranking models", True, "they have no session encoder")
     if config.ranks and config.network.transitions:
-        raise InputError("network.transitions=false for ranking models", True, "they rank given rows")
+        raise InputError("network.transitions=false for ranking models", True, "they rank rows of feedback")
     if config.model != "hybrid" and config.network.task_embedding_dim:
         got = config.network.task_embedding_dim
         raise InputError("network.task_embedding_dim=0 but for the hybrid", got, "its feedback towers read them")

@@ -17,8 +17,8 @@ from trainer.distributed.world import World
 from trainer.run.finished_run import load_selected, open_run
 from trainer.show import ShowConfig
 from trainer.summary import DIAGNOSTICS, forward_flops
-from trainer.task.registry import family_of
-from trainer.task.sessions import SessionFamily
+from trainer.task.registry import model_task_of
+from trainer.task.sessions import SessionTask
 from trainer.training.objective import ITEM
 from trainer.training.step import TrainStep
 
@@ -34,14 +34,14 @@ def inspect(options: ShowConfig) -> list[str]:
         raise InputError(f"item in 1..{dataset.manifest.n_items}", options.item, "give a dense id of items.parquet")
     if options.k < 1:
         raise InputError("k of at least 1", options.k, "try 10")
-    family = family_of(config, dataset, World.alone())
-    train_step = family.train_step(total_steps=1)
+    model_task = model_task_of(config, dataset, World.alone())
+    train_step = model_task.train_step(total_steps=1)
     load_selected(local_path(options.run), train_step)
-    family.load_term(local_path(options.run), TRAIN_HOLDOUT)
+    model_task.load_term(local_path(options.run), TRAIN_HOLDOUT)
     lines = [*parts(config, dataset, train_step), "", *gates(local_path(options.run)), ""]
     lines += neighbours(dataset, train_step, options.item, options.k)
-    if isinstance(family, SessionFamily):
-        lines += ["", *recommendations(family, dataset, train_step, options)]
+    if isinstance(model_task, SessionTask):
+        lines += ["", *recommendations(model_task, dataset, train_step, options)]
     return lines
 
 
@@ -100,12 +100,12 @@ def describe(dataset: Dataset, items: list[int]) -> list[str]:
     ]
 
 
-def recommendations(family: SessionFamily, dataset: Dataset, train_step: TrainStep, options: ShowConfig) -> list[str]:
+def recommendations(model_task: SessionTask, dataset: Dataset, train_step: TrainStep, options: ShowConfig) -> list[str]:
     """A session and what comes next by the model, items of the session left out."""
-    session = find_session(family, options.user)
+    session = find_session(model_task, options.user)
     items = session.items.values
-    state = family.scorer(train_step).states(session, np.array([[len(items)]]))[:, 0]
-    scorer = family.scorer(train_step)
+    state = model_task.scorer(train_step).states(session, np.array([[len(items)]]))[:, 0]
+    scorer = model_task.scorer(train_step)
     score = (scorer.queries(state) @ scorer.item_vectors().t())[0].cpu()
     if scorer.term is not None:
         term = scorer.term.scores(session, np.array([len(items)]), "next")
@@ -119,13 +119,13 @@ def recommendations(family: SessionFamily, dataset: Dataset, train_step: TrainSt
     return lines + [f"  {value:7.3f}  {name}" for value, name in zip(values, names, strict=True)]
 
 
-def find_session(family: SessionFamily, user: int | None) -> Sessions:
+def find_session(model_task: SessionTask, user: int | None) -> Sessions:
     """One session: of a user, or the dataset's first.
 
     Raises:
         InputError: the user has none.
     """
-    reader = family.reader(TRAIN_HOLDOUT)
+    reader = model_task.reader(TRAIN_HOLDOUT)
     for group in range(len(reader.groups)):
         users = reader.read_columns([group], ["user_id"])["user_id"].to_numpy()
         row = np.flatnonzero(users == user) if user is not None else np.arange(min(len(users), 1))

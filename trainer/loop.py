@@ -30,8 +30,8 @@ from trainer.run.metrics_log import Meter, RunLog
 from trainer.run.profiling import Profiler
 from trainer.run.signals import Stopped, StopWatch
 from trainer.summary import parameter_counts, write_diagnostics, write_summary
-from trainer.task.base import Family
-from trainer.task.registry import family_of
+from trainer.task.base import ModelTask
+from trainer.task.registry import model_task_of
 from trainer.training.step import TrainStep
 
 LOG_STEPS = 50
@@ -52,7 +52,7 @@ class Phase:
 
 
 def train(config: TrainerConfig, world: World, on_epoch: Callable[[dict[str, Any]], None] = lambda _: None) -> None:
-    """Train, select, export: the whole run, on each worker.
+    """Train, select, export: the complete run, on each worker.
 
     Args:
         config: the resolved configuration; `output` is on storage that all workers share, or in an object store.
@@ -85,37 +85,37 @@ def select(
     set_threads(world)
     keep_freed_memory()
     run, dataset = RunFolder.of(config.output), open_dataset(config.data, verify=False)
-    family = family_of(config, dataset, world)
+    model_task = model_task_of(config, dataset, world)
     selection = Phase("train", TRAIN_HOLDOUT, config.train.epochs, validates=True)
-    train_step, progress = fit(config, family, run, world, selection, on_epoch)
-    sample = family.sample()
-    family.fit_term(train_step, sample, run.path)
+    train_step, progress = fit(config, model_task, run, world, selection, on_epoch)
+    sample = model_task.sample()
+    model_task.fit_term(train_step, sample, run.path)
     return {
         "seconds": progress.seconds,
         "parameters": parameter_counts(train_step)["total"],
         "best_epoch": progress.best_epoch,
-        "valid": family.validate(train_step, sample).metrics,
+        "valid": model_task.validate(train_step, sample).metrics,
     }
 
 
 def _train(
     config: TrainerConfig, dataset: Dataset, run: RunFolder, world: World, on_epoch: Callable[[dict[str, Any]], None]
 ) -> None:
-    family = family_of(config, dataset, world)
+    model_task = model_task_of(config, dataset, world)
     select = Phase("train", TRAIN_HOLDOUT, config.train.epochs, validates=True)
-    train_step, progress = fit(config, family, run, world, select, on_epoch)
-    sample = family.sample()
-    family.fit_term(train_step, sample, run.path)
-    result = family.validate(train_step, sample)
+    train_step, progress = fit(config, model_task, run, world, select, on_epoch)
+    sample = model_task.sample()
+    model_task.fit_term(train_step, sample, run.path)
+    result = model_task.validate(train_step, sample)
     refit = config.train.refit
-    write_bundle = partial(export, dataset=dataset, world=world, model=family.name)
-    write_bundle(run.below("bundle-selected" if refit else "bundle"), family.scorer(train_step), refit=False)
+    write_bundle = partial(export, dataset=dataset, world=world, model=model_task.name)
+    write_bundle(run.below("bundle-selected" if refit else "bundle"), model_task.scorer(train_step), refit=False)
     if refit:
         again = Phase("refit", REFIT_HOLDOUT, progress.best_epoch, validates=False)
-        train_step, _ = fit(config, family, run, world, again, on_epoch)
+        train_step, _ = fit(config, model_task, run, world, again, on_epoch)
         world.barrier()
-        family.load_term(run.path, again.holdout)
-        write_bundle(run.below("bundle"), family.scorer(train_step), refit=True)
+        model_task.load_term(run.path, again.holdout)
+        write_bundle(run.below("bundle"), model_task.scorer(train_step), refit=True)
     if world.is_first:
         write_diagnostics(run.path, result, train_step)
         write_summary(run.path, config, dataset, train_step, progress, result)
@@ -124,7 +124,7 @@ def _train(
 
 def fit(
     config: TrainerConfig,
-    family: Family,
+    model_task: ModelTask,
     run: RunFolder,
     world: World,
     phase: Phase,
@@ -135,15 +135,15 @@ def fit(
     Returns:
         The parameters of the best epoch (of the last, where there is no validation), and the progress.
     """
-    reader = family.reader(phase.holdout)
+    reader = model_task.reader(phase.holdout)
     total_steps = phase.epochs * -(-reader.total_targets() // config.train.batch_tokens)
     world.barrier()  # making the step exchanges parameters, with a step's timeout
-    train_step = family.train_step(total_steps)
+    train_step = model_task.train_step(total_steps)
     folder = phase.checkpoints(run.path)
     path = checkpoint.latest(folder)
     progress = checkpoint.load(path, train_step) if path else Progress()
     if path is None:
-        family.begin(train_step, phase.holdout)
+        model_task.begin(train_step, phase.holdout)
     steps = world.gather(progress.step)
     if len(set(steps)) > 1:
         raise InputError(
@@ -153,13 +153,13 @@ def fit(
     writer = checkpoint.Writer(folder, config.train.keep_checkpoints, run.push_checkpoint)
     if world.is_first and not _ended(config, phase, progress):
         log = RunLog(run.path, progress.step, refit=not phase.validates)
-    sample = family.sample() if phase.validates else None
-    training = Training(config, run, family, reader, train_step, progress, phase, writer, log, sample)
+    sample = model_task.sample() if phase.validates else None
+    training = Training(config, run, model_task, reader, train_step, progress, phase, writer, log, sample)
     while not _ended(config, phase, progress):
         training.epoch()
         values: dict[str, Any] = {}
         if sample is not None:
-            values = family.validate(train_step, sample).metrics
+            values = model_task.validate(train_step, sample).metrics
             _update_best(progress, values, config.select_by)
         if log:
             log.write(progress.step, progress.epoch, "valid", values)
@@ -187,7 +187,7 @@ class Training:
 
     config: TrainerConfig
     run: RunFolder
-    family: Family
+    model_task: ModelTask
     reader: Reader[Any]
     train_step: TrainStep
     progress: Progress
@@ -203,8 +203,8 @@ class Training:
         if not progress.loss_sums:
             progress.loss_sums, progress.loss_counts = ([0.0] * len(train_step.tasks) for _ in range(2))
         first, done = progress.step, sum(progress.loss_counts[:1])
-        meter = Meter(self.family.unit, self.family.total(self.reader), self.phase.epochs, done)
-        source = _batches(self.config, self.family, self.reader, progress, self.phase, train_step.world)
+        meter = Meter(self.model_task.unit, self.model_task.total(self.reader), self.phase.epochs, done)
+        source = _batches(self.config, self.model_task, self.reader, progress, self.phase, train_step.world)
         stop = StopWatch(self.run, train_step.world)
         profiler = Profiler(self.run.path, enabled=self.config.train.profile and train_step.world.is_first)
         for batch in source:
@@ -237,7 +237,7 @@ class Training:
             self._save(meter)
         if train.validate_steps and self.sample is not None and steps % train.validate_steps == 0:
             progress.seconds += meter.lap()
-            values = self.family.validate(self.train_step, self.sample).metrics
+            values = self.model_task.validate(self.train_step, self.sample).metrics
             self.train_step.model.train()
             if self.log:
                 self.log.write(progress.step, progress.epoch + 1, "valid-within", values)
@@ -259,7 +259,7 @@ class Training:
 
 
 def _batches(
-    config: TrainerConfig, family: Family, reader: Reader[Any], progress: Progress, phase: Phase, world: World
+    config: TrainerConfig, model_task: ModelTask, reader: Reader[Any], progress: Progress, phase: Phase, world: World
 ) -> Prefetch[GlobalBatch[list[Any]]]:
     """This worker's batches of the epoch under way, in `accumulate` parts each, read ahead in a thread."""
     options = config.train
@@ -272,7 +272,7 @@ def _batches(
         options.shuffle_buffer_sessions,
     )
     salt = int(mix(np.array([(config.seed * 1_000_003 + progress.epoch) % 2**64], np.uint64))[0] >> np.uint64(1))
-    collate_rows = family.collate(phase.holdout, salt)
+    collate_rows = model_task.collate(phase.holdout, salt)
 
     def collate(window: Any, mine: Int, step: Int) -> list[Any]:
         return [

@@ -47,7 +47,7 @@ class ModelOptions:
     tower: int = option(64, "units of the hidden layer of each task's tower", at_least=1)
     residual: bool = option(True, "experts and the next click's tower add to their input instead of replacing it")
     embedding_dropout: float = option(
-        0.2, "dropout of whole clicks (gru4rec, srgnn) or of embedding values (sasrec, nextitnet)", at_least=0, below=1
+        0.2, "dropout of clicks (gru4rec, srgnn) or of embedding values (sasrec, nextitnet)", at_least=0, below=1
     )
     state_dropout: float = option(0.2, "dropout of the encoder's state", at_least=0, below=1)
     tie_embeddings: bool = option(True, "use the same item embeddings for the encoder's input and for retrieval")
@@ -68,7 +68,7 @@ class ModelOptions:
     transitions: bool = option(
         False,
         "add what was counted between an item and the last clicks in train to its score (sequential rules, cosine of "
-        "co-occurrence), by weights found on valid",
+        "co-occurrence), by weights fitted on valid",
     )
     detach_items: bool = option(False, "stop gradients of the feedback tasks at the item embeddings")
 

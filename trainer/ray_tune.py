@@ -64,7 +64,7 @@ def run_trials(
 ) -> None:
     """Run trials in parallel on the cluster that RAY_ADDRESS names, else on this machine's cores.
 
-    Trials that have ended report what they had found, which the scheduler compares the others with.
+    Trials that have ended report their last metrics, which the scheduler compares the others with.
 
     Args:
         trials: all trials of the search.

@@ -1,1 +1,1 @@
-"""The study: experiments declared, run as trials, and told as a site of pages."""
+"""The study: experiments declared, run as trials, and published as a site of pages."""

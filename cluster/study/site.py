@@ -76,9 +76,9 @@ def _write_file(path: Path, text: str) -> None:
 # The first page
 
 
-def _first_page(experiments: dict[str, list[Any]], found: dict[tuple[str, str], Any]) -> str:
-    logs = list(dict.fromkeys(log for _, log in found))
-    said = "".join(_multi_task(found, logs))
+def _first_page(experiments: dict[str, list[Any]], results: dict[tuple[str, str], Any]) -> str:
+    logs = list(dict.fromkeys(log for _, log in results))
+    said = "".join(_multi_task(results, logs))
     parts = [f'<section class="verdict"><h2>Does multi-task learning help?</h2>{said}</section>']
     links = []
     for name, entries in experiments.items():
@@ -97,16 +97,16 @@ def _first_page(experiments: dict[str, list[Any]], found: dict[tuple[str, str], 
     return "".join(parts)
 
 
-def _multi_task(found: dict[tuple[str, str], Any], logs: Sequence[str]) -> Iterator[str]:
+def _multi_task(results: dict[tuple[str, str], Any], logs: Sequence[str]) -> Iterator[str]:
     for log in logs:
-        lines = list(_multi_task_of(found, log))
+        lines = list(_multi_task_of(results, log))
         if lines:
             yield f"<p><b>{escape(log)}</b></p><ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
 
 
-def _multi_task_of(found: dict[tuple[str, str], Any], log: str) -> Iterator[str]:
+def _multi_task_of(results: dict[tuple[str, str], Any], log: str) -> Iterator[str]:
     """The sentences on one log: next click, feedback, cost, what would change the answer."""
-    ladder, feedback = found.get((LADDER.name, log)), found.get((MULTI_TASK.name, log))
+    ladder, feedback = results.get((LADDER.name, log)), results.get((MULTI_TASK.name, log))
     unsure = False
     if ladder:
         estimate = ladder[3]["hybrid", "hr@20"]
@@ -134,7 +134,7 @@ def _multi_task_of(found: dict[tuple[str, str], Any], log: str) -> Iterator[str]
 
 
 def _cost(cells: Sequence[Cell]) -> Iterator[str]:
-    """What the hybrid costs beside its encoder."""
+    """What the hybrid costs compared with its encoder."""
     summaries = {
         name: [c.trial.summary for c in cells if c.variant.name == name and not c.trial.failure]
         for name in ("gru4rec", "hybrid")

@@ -108,7 +108,7 @@ class Trial:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """What the evaluation found."""
+        """Metrics of the evaluation."""
         return dict(json.loads((self.result / METRICS).read_text()))
 
 
@@ -131,7 +131,7 @@ def run_program(command: Sequence[str], log: Path) -> tuple[int, str]:
 
 @dataclass(frozen=True)
 class Cell:
-    """A place in the tables: what an experiment asks of a trial.
+    """A cell of the tables: what an experiment asks of a trial.
 
     Attributes:
         experiment, data, variant: of the table.

@@ -49,7 +49,7 @@ def spark_session(options: SparkOptions, scratch: Path, log_bytes: int = 0) -> I
 
     submitted, master = is_submitted(), options.master or "local[*]"
     elsewhere = submitted or not master.startswith("local")
-    # Workers here run this very interpreter; machines of a cluster may have theirs in another place.
+    # Workers here run this very interpreter; machines of a cluster may have theirs elsewhere.
     os.environ["PYSPARK_PYTHON"] = os.environ.get("PYSPARK_PYTHON", sys.executable) if elsewhere else sys.executable
     os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     packages = str(Path(__file__).resolve().parents[2])  # where `etl` lies: its own modules are no top-level ones
@@ -186,7 +186,7 @@ class SparkEngine:
         """Results of the tasks in the order of their numbers.
 
         Raises:
-            InputError: what a task found wrong with the input, raised as if it had been found here.
+            InputError: an error of the input in a task, raised as if it had occurred here.
             OSError: a task met a full disk.
         """
         from py4j.protocol import Py4JError

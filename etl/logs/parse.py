@@ -1,6 +1,6 @@
 """Parsing lines of a log into typed columns, and naming the rows that cannot be used.
 
-A block is parsed as a whole by Arrow. Only where Arrow, or a check of the values, objects, the block
+A block is parsed at once by Arrow. Only where Arrow, or a check of the values, objects, the block
 is halved until the few lines in doubt are left, and those are judged one by one with a reason.
 """
 

@@ -113,7 +113,7 @@ def _lines(file: LogFile) -> Iterator[bytes]:
 
 @dataclass(frozen=True)
 class Block:
-    """Whole lines of a file, from `offset` on (in decompressed bytes)."""
+    """Complete lines of a file, from `offset` on (in decompressed bytes)."""
 
     data: bytes
     offset: int

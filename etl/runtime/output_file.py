@@ -17,7 +17,7 @@ def new_file(output: str) -> Iterator[Path]:
     """A temporary path that becomes the file `output` when the block ends well.
 
     Raises:
-        InputError: a URI, a folder, a place that cannot be written, or a full disk.
+        InputError: a URI, a folder, a path that cannot be written, or a full disk.
     """
     if "://" in output:
         raise InputError("a path for output, as this program writes no URIs", output, "write a file here and copy it")

@@ -1,6 +1,6 @@
 """Output folders that are complete or absent, and the one kind of error a user can cause.
 
-A folder is built next to its final place and moved there by one rename, so a reader never meets half
+A folder is built next to its final path and moved there by one rename, so a reader never meets half
 of one, and a run that is killed leaves the old output as it was.
 """
 
@@ -184,7 +184,7 @@ def _replace(output: Path, building: Path, last: str) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if is_mount_point(output):
         old.mkdir()
-        for entry in sorted(_entries(output), key=lambda path: path.name != last):  # from now on it is not whole
+        for entry in sorted(_entries(output), key=lambda path: path.name != last):  # from now on it is incomplete
             entry.rename(old / entry.name)
         _move_entries(building, output, last)
     else:

@@ -43,5 +43,5 @@ def _mount_points() -> set[str]:
 
 
 def hidden_sibling(output: Path, state: str) -> Path:
-    """The path beside `output` (inside it, where it is a mount point) that a state of its making has."""
+    """The path next to `output` (inside it, where it is a mount point) that a state of its making has."""
     return output / f".{state}" if is_mount_point(output) else output.with_name(f".{output.name}.{state}")

@@ -47,7 +47,7 @@ class ProgressLine:
     """Shows how far a job is, not more often than is of use.
 
     Args:
-        stream: standard error, unless another is given.
+        stream: standard error by default.
         every: least seconds between two lines in a log.
     """
 

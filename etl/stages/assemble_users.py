@@ -78,7 +78,7 @@ class Users:
 
 
 def gather_partition(job: Job, partition: int, batches: Iterator[pa.RecordBatch]) -> int:
-    """Task: put the users of a partition together; its cut (or first its whole) rows go into files.
+    """Task: put the users of a partition together; its cut (or first its uncut) rows go into files.
 
     Args:
         job: the options.
@@ -86,7 +86,7 @@ def gather_partition(job: Job, partition: int, batches: Iterator[pa.RecordBatch]
         batches: its partial users (`PARTIAL_SCHEMA`), in any order.
 
     Returns:
-        Sessions cut, or whole users kept where filters still have to count.
+        Sessions cut, or users uncut where filters still have to count.
     """
     users, raw_clicks = _put_together(job, list(batches))
     values, counts = np.unique(raw_clicks, return_counts=True)
@@ -95,7 +95,7 @@ def gather_partition(job: Job, partition: int, batches: Iterator[pa.RecordBatch]
 
 
 def cut_filtered_partition(job: Job, partition: int) -> int:
-    """Task: filter a partition's whole users by item and user id, and cut them into files.
+    """Task: filter a partition's uncut users by item and user id, and cut them into files.
 
     Returns:
         Sessions cut.
@@ -153,7 +153,7 @@ def _profile(value_P: protocol.Array, offset_U1: protocol.Int) -> protocol.Array
 
 
 def all_categories(job: Job) -> list[str]:
-    """Categories of all splits, sorted by their UTF-8 bytes; a category's code is its place."""
+    """Categories of all splits, sorted by their UTF-8 bytes; a category's code is its index."""
     names = {name for record in read_records(job.work_folder("splits")) for name in record["categories"]}
     return sorted(names, key=str.encode)
 
@@ -170,7 +170,7 @@ def global_categories(job: Job, packed_N: protocol.Array, split_N: protocol.Arra
 
 
 def _keep_whole(job: Job, partition: int, users: Users) -> int:
-    """Write whole users and their items' clicks, for the filters that need all users' counts."""
+    """Write uncut users and their items' clicks, for the filters that need all users' counts."""
     lengths = np.diff(users.offset)
     table = pa.table({name: getattr(users, name) for name in ("item", "packed", "watching")})
     write_work_table(job.work("whole_rows", partition, "parquet"), table)
@@ -183,7 +183,7 @@ def _keep_whole(job: Job, partition: int, users: Users) -> int:
 
 
 def read_whole(job: Job, partition: int) -> Users:
-    """The whole users that the first pass of a filtering protocol left for a partition."""
+    """The uncut users that the first pass of a filtering protocol left for a partition."""
     rows = pq.read_table(job.work("whole_rows", partition, "parquet"))
     users = pq.read_table(job.work("whole_users", partition, "parquet"))
     column = {
@@ -229,7 +229,7 @@ def cut_users(job: Job, partition: int, users: Users) -> int:
     )
     write_work_table(job.work("cut", partition, "parquet"), table)
     kept_N = np.repeat(cut.kept_U, np.diff(users.offset))[row]
-    # A click's place from 1: places 1..n-2 are train, n-1 valid, n test.
+    # A click's position from 1: positions 1..n-2 are train, n-1 valid, n test.
     train = click & (position + 1 <= kept_N - 2)
     write_items(job, partition, item, category, click, train)
     counts = statistics.count_rows(feedback, job.scenario.actions, users.watching[row])

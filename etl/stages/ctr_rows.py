@@ -1,7 +1,7 @@
 """Scenario `ctr`: flat rows with a history each, for ranking models, instead of sessions.
 
 As in the benchmark's multi-task set-up: every clicked row, two sampled unclicked rows for each, and a
-random split by row. Both follow from the seed and the row's place in the log, not from the cluster.
+random split by row. Both follow from the seed and the row's index in the log, not from the cluster.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def number_items(job: Job, known: pa.Table | None) -> pa.Table:
 def _write_lookup(job: Job, item_id: Array, item: Array) -> None:
     """Write what turns raw into dense ids, for the tasks to map into memory.
 
-    A table with a place for every raw id takes one look-up a row; where ids are too thinly spread for
+    A table with an entry for every raw id takes one look-up a row; where ids are too thinly spread for
     that, the sorted ids take a binary search, some twenty look-ups far apart.
     """
     largest = int(item_id.max(initial=0))
@@ -134,13 +134,13 @@ def _align(ids: Array, counted_ids: Array, counts: dict[str, Array]) -> tuple[Ar
 def _categories(job: Job, item: Array) -> pa.Array:
     """Each item's most frequent category, ties by the smaller in UTF-8 bytes; null without one.
 
-    Most items have one category: its rows are summed in a place for each item, and only rows of
+    Most items have one category: its rows are summed in an entry for each item, and only rows of
     further categories are gathered and compared at the end.
     """
     dense = read_lookup(job)
     names = pa.array(all_categories(job), pa.string())
     codes = len(names) + 1
-    best = np.zeros(int(item.max(initial=0)) + 1, np.int64)  # a code from 1: place in `names` + 1
+    best = np.zeros(int(item.max(initial=0)) + 1, np.int64)  # a code from 1: index in `names` + 1
     rows = np.zeros(len(best), np.int64)
     further = []
     for part in _parts(job, "item_categories"):

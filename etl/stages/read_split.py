@@ -85,7 +85,7 @@ def parsed_blocks(job: Job, split: Split, seen: Seen) -> Iterator[pa.Table]:
             raise InputError(
                 "well-formed rows",
                 f"{bad[0].reason} in {bad[0].file} at byte {bad[0].byte_offset}",
-                "mend the file, or run without strict=true to quarantine such rows",
+                "fix the file, or run without strict=true to quarantine such rows",
             )
         if tables:
             yield pa.concat_tables(tables).unify_dictionaries().combine_chunks()
@@ -108,7 +108,7 @@ def _partial_users(job: Job, part: int, table: pa.Table, seen: Seen) -> pa.Recor
     for name in ("gender", "age"):
         users[name] = protocol.last_value(table[name].fill_null(NO_VALUE).to_numpy(), offset, NO_VALUE)
     useful = seen.known_rows(item)
-    # Unclicked rows that are not wanted count in the raw statistics only.
+    # Unclicked rows that are filtered out count in the raw statistics only.
     if not job.needs_unclicked:
         useful = clicked if useful is None else useful & clicked
     row = np.arange(len(user)) if useful is None else np.flatnonzero(useful)

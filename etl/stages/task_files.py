@@ -1,4 +1,4 @@
-"""What every task of the sessions job is given, and where it leaves its files."""
+"""Input of every task of the sessions job, and the files that it writes."""
 
 from __future__ import annotations
 

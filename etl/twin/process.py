@@ -2,7 +2,7 @@
 
 Items are numbered by popularity rank 0..M-1; their hidden topic is `rank % TOPICS`. Inside a topic items fall into
 neighbourhoods of about `NEIGHBOURHOOD` items of every popularity. Successor lists, item qualities and tastes'
-affinities are hashes, so nothing is stored for each item and any of it can be worked out for any item.
+affinities are hashes, so nothing is saved per item and all of it can be computed for any item.
 
 A click is, with probability `COPY`, a copy of the last click (an exactly repeated row); else a draw from
     FOLLOW      what follows the last click,

@@ -59,7 +59,7 @@ in common with QK-video."""
 
 @dataclass(frozen=True)
 class Scanned:
-    """What public scans of a real log's rows say, beside its totals.
+    """What public scans of a real log's rows say, in addition to its totals.
 
     Attributes:
         resumed_blocks: times that a user's rows go on after rows of other users.

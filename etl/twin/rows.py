@@ -17,7 +17,7 @@ LATE = 3.0
 number j of n the multiple is 3 ((j + 1/2) / n)², whose mean over a user is 1. Early rows are mostly clicked, late ones
 mostly not."""
 WATCHED_AGAIN = 0.5
-"""Mean of the exponential whose whole part is added to the first time that a row was entered."""
+"""Mean of the exponential whose integer part is added to the first time that a row was entered."""
 
 
 def skips_per_click(twin: Twin) -> float:

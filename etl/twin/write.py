@@ -39,7 +39,7 @@ def write(twin: Twin, stream: IO[bytes], scratch: Path) -> int:
     Args:
         twin: what is written.
         stream: where to.
-        scratch: path beside which temporary files lie, which take nine tenths of the log.
+        scratch: path next to which temporary files are written, which take nine tenths of the log.
 
     Returns:
         The number of rows.

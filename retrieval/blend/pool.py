@@ -162,7 +162,7 @@ class Pools:
         return scores
 
     def _listed(self, queries: Queries) -> sparse.csr_matrix:
-        """What the index lists, scored by 1 / rank: exact scores follow for the whole pool."""
+        """What the index lists, scored by 1 / rank: exact scores follow for the complete pool."""
         search = search_unseen if self.mask_seen else search_items
         _, listed = search(self.index, queries, min(CANDIDATES, len(self.index.catalogue.item)))
         inside = listed > 0

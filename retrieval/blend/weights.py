@@ -1,4 +1,4 @@
-"""Weights of a sum of sources, found on the pools of valid queries."""
+"""Weights of a sum of sources, fitted on the pools of valid queries."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def rank_among(
 
     Args:
         score_QK: scores of the candidates; NaN counts against the target.
-        item_QK: their ids; 0 marks an empty place.
+        item_QK: their ids; 0 marks an empty entry.
         target_Q: ids of the targets, listed or not.
         target_score_Q: scores of the targets; a NaN is lower than everything.
 

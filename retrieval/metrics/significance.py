@@ -110,7 +110,7 @@ def signed_rank(a: Float, b: Float) -> float:
 
 
 def holm(p_N: Sequence[float]) -> npt.NDArray[np.float64]:
-    """p-values of a table corrected for its size (Holm 1979), in the given order.
+    """p-values of a table corrected for its size (Holm 1979), in the order of the input.
 
     >>> holm([0.01, 0.04, 0.03]).tolist()
     [0.03, 0.06, 0.06]

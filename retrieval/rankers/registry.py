@@ -67,7 +67,7 @@ def baseline_rankers(dataset: Dataset, bundle: Bundle, index: Index, config: Ret
 
 
 def sources_folder(bundle: Bundle) -> Path:
-    """Where counted sources are stored: beside the indexes of the bundle's run."""
+    """The folder of counted sources: next to the indexes of the bundle's run."""
     return bundle.path.absolute().parent / FOLDER
 
 

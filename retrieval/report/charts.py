@@ -68,7 +68,7 @@ def curves(lines: Mapping[str, Sequence[Sequence[float]]], y: str) -> str:
 
 
 def fidelity(tried: Sequence[tuple[float, float]], requested: float) -> str:
-    """Recall against queries a second, one point an effort; the wanted recall dotted."""
+    """Recall against queries a second, one point an effort; the requested recall dotted."""
     with mpl.rc_context(STYLE):
         figure, axes = _axes("queries a second", "recall@20 of exact search")
         axes.plot([rate for rate, _ in tried], [recall for _, recall in tried], marker="o", color=COLORS[0])
@@ -101,7 +101,7 @@ def calibration(tasks: Mapping[str, tuple[Sequence[float], Sequence[float]]]) ->
 
 
 def histogram(value: npt.NDArray[Any], count: npt.NDArray[Any], x: str, y: str) -> str:
-    """Bars of counts at whole-number values."""
+    """Bars of counts at integer values."""
     with mpl.rc_context(STYLE):
         figure, axes = _axes(x, y)
         axes.bar(value, count, width=1.0, color=COLORS[0], edgecolor="white", linewidth=0.4)

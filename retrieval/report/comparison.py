@@ -37,7 +37,7 @@ class Row:
 
     Attributes:
         low, high: 95 % bootstrap interval over users.
-        p: two-sided, Holm-corrected over the whole table; None for the first model itself.
+        p: two-sided, Holm-corrected over the table; None for the first model itself.
     """
 
     ranker: str
@@ -140,7 +140,7 @@ def _is_known(rankers: dict[str, Int], name: str, table: pa.Table) -> bool:
 
 
 def rows_of(rankers: dict[str, Int], metrics: Sequence[str]) -> list[Row]:
-    """The whole table, the first ranker's rows first."""
+    """The table, the first ranker's rows first."""
     base, *others = rankers
     result = {(name, m): compare(rankers[name], rankers[base], m) for name in others for m in metrics}
     corrected = dict(zip(result, holm([each.p for each in result.values()]), strict=True))

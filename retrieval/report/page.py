@@ -1,4 +1,4 @@
-"""One self-contained page about one result: what was found, beside what, and how far to trust it."""
+"""One self-contained page about one result: its metrics, what they are compared with, and how far to trust them."""
 
 from __future__ import annotations
 

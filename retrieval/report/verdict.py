@@ -152,7 +152,7 @@ def _advice(result: dict[str, Any], against: Difference) -> list[str]:
     steps = result["test"].get("transition", {})
     counted = steps.get("counted", {}).get("queries", 0) / max(sum(s["queries"] for s in steps.values()), 1)
     if not result.get("blend"):
-        advice.append("Evaluate with blend=auto: counted sources beside the model cost no training.")
+        advice.append("Evaluate with blend=auto: counted sources in addition to the model cost no training.")
     if counted >= COUNTED_SHARE:
         advice.append(
             f"{counted:.0%} of the test steps were counted in train: train with network.transitions=true, "

@@ -97,7 +97,7 @@ def search_ordered(item_CD: Vectors, query_QD: Vectors, k: int) -> tuple[npt.NDA
     """The `k` best rows for each query by float64 scores, best first, equal ones by rising row.
 
     `search_exact` compares rounded scores, of which equal vectors may have different ones. Where the score behind the
-    last place is so near that rounding could have exchanged the two, all that come near are compared again.
+    last one is so near that rounding could have exchanged the two, all that come near are compared again.
 
     Returns:
         Scores float64 `[Q, k]` and rows int64 `[Q, k]`; -inf and -1 where C < k.
@@ -121,7 +121,7 @@ def search_ordered(item_CD: Vectors, query_QD: Vectors, k: int) -> tuple[npt.NDA
 
 
 def _contenders(item_CD: Vectors, query_MD: Vectors, least_M: Vectors, row_MK: Ids) -> Ids:
-    """Rows whose rounded score is `least_M` or more, beside `row_MK`; each once, -1 where a query has fewer."""
+    """Rows whose rounded score is `least_M` or more, in addition to `row_MK`; each once, -1 where a query has fewer."""
     count_M, least_M = np.zeros(len(query_MD), np.int64), least_M.copy()
     query, row = [np.repeat(np.arange(len(query_MD)), row_MK.shape[1])], [row_MK.ravel()]
     for begin in range(0, len(item_CD), ITEMS_AT_ONCE):

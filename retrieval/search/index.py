@@ -60,7 +60,7 @@ class Kind:
     Attributes:
         effort: what is raised for fidelity: lists probed, or candidates that the graph's search keeps.
         first: effort that tuning begins with.
-        refine: candidates listed for each one wanted, to be scored again exactly: coded vectors have rough scores.
+        refine: candidates listed for each one requested, to be scored again exactly: coded vectors have rough scores.
         bytes_per_vector: of an index over vectors of a length.
     """
 
@@ -95,7 +95,7 @@ class Index:
     def search(self, query_QD: Vectors, k: int) -> tuple[npt.NDArray[np.float64], Ids]:
         """The best `k` candidates: float64 scores and rows `[Q, k]`, best first, equal ones by rising id.
 
-        Rows are -1 (score -inf) where the index found fewer.
+        Rows are -1 (score -inf) where the index returned fewer.
         """
         size = len(self.catalogue.item)
         if self.faiss_index is None:
@@ -111,7 +111,7 @@ class Index:
         return int(self.parameters.get("nlist", len(self.catalogue.item)))
 
     def set_effort(self, effort: int, refine: int | None = None) -> None:
-        """Probe so many lists, or keep so many candidates; list `refine` candidates for each one wanted."""
+        """Probe so many lists, or keep so many candidates; list `refine` candidates for each one requested."""
         self.effort, self.refine = effort, refine or self.refine
         name = KINDS[self.kind].effort
         self.parameters |= {name: effort, "refine": self.refine}

@@ -34,7 +34,7 @@ def origin(bundle_manifest: Path, catalogue: Catalogue) -> str:
     return fingerprint_of([sha256_of(bundle_manifest), len(catalogue.item), int(catalogue.item.sum(dtype=np.int64))])
 
 
-class Stored:
+class IndexFile:
     """One index file and its record.
 
     Args:
@@ -47,8 +47,8 @@ class Stored:
         self.record_path = path.with_name(path.name + ".json")
 
     @classmethod
-    def beside(cls, bundle: Path, kind: str, made_from: str) -> Stored:
-        """The place for an index in the run folder of a bundle."""
+    def for_bundle(cls, bundle: Path, kind: str, made_from: str) -> IndexFile:
+        """The file of an index in the run folder of a bundle."""
         return cls(bundle.absolute().parent / FOLDER / f"{kind}-{made_from[:16]}.faiss", made_from)
 
     def record(self) -> dict[str, Any]:
@@ -104,13 +104,13 @@ class Stored:
         record |= {"space": index.space, "build_seconds": index.build_seconds, "parameters": index.parameters}
         write_json(self.record_path, record | extra)
 
-    def tuned(self, wanted: float) -> dict[str, Any] | None:
-        """What tuning for a fidelity found: `effort`, `refine`, `curve`, `test`; None where it was not done.
+    def tuned(self, fidelity: float) -> dict[str, Any] | None:
+        """Result of tuning for a fidelity: `effort`, `refine`, `curve`, `test`; None where it was not done.
 
         Raises:
             InputError: the record does not hold what was written.
         """
-        result = self.record().get("tuned", {}).get(str(wanted))
+        result = self.record().get("tuned", {}).get(str(fidelity))
         if not isinstance(result, dict) or set(result.get("test", ())) != {entry.name for entry in fields(Fidelity)}:
             return None  # by another version
         numbers = [result.get("effort"), result.get("refine"), result["test"]["queries"]]
@@ -120,11 +120,11 @@ class Stored:
             raise InputError("numbers in the index record", self.record_path, HINT)
         return result
 
-    def remember(self, wanted: float, index: Index, curve: list[dict[str, Any]], test: Fidelity) -> dict[str, Any]:
-        """Keep what tuning found, and return it."""
+    def save_tuning(self, fidelity: float, index: Index, curve: list[dict[str, Any]], test: Fidelity) -> dict[str, Any]:
+        """Save the result of tuning, and return it."""
         record = self.record()
         result = {"effort": index.effort, "refine": index.refine, "curve": curve, "test": asdict(test)}
         if record:
-            record.setdefault("tuned", {})[str(wanted)] = result
+            record.setdefault("tuned", {})[str(fidelity)] = result
             write_json(self.record_path, record)
         return result

@@ -17,7 +17,7 @@ from retrieval.bundle import Bundle, open_bundle
 from retrieval.config import RetrievalConfig
 from retrieval.queries import Queries
 from retrieval.search.index import Catalogue, Index, build_index, choose_kind, norms
-from retrieval.search.index_file import Stored, origin
+from retrieval.search.index_file import IndexFile, origin
 from retrieval.search.tuning import FIDELITY_K, ExactReference, Fidelity, compare_spaces, measure, tune
 from retrieval.transitions import read_transitions
 
@@ -65,16 +65,16 @@ def prepare_index(
 def tuned_index(
     kind: str, bundle: Bundle, dataset: Dataset, catalogue: Catalogue, config: RetrievalConfig
 ) -> tuple[Index, dict[str, Any], dict[str, Any]]:
-    """An index with the effort that valid queries need, what tuning found, and its record.
+    """An index with the effort that valid queries need, the result of tuning, and its record.
 
     The effort for a refit model is that which the model before it needs, which alone has valid queries. An index
-    is kept with what tuning found, so that the next evaluation of the bundle only searches.
+    is saved with the result of tuning, so that the next evaluation of the bundle only searches.
     """
-    stored = place_of(bundle, catalogue, config, kind)
-    index, record = stored.load(catalogue), stored.record()
+    index_file = index_file_of(bundle, catalogue, config, kind)
+    index, record = index_file.load(catalogue), index_file.record()
     if index and index.kind != kind:
-        raise InputError(f"an index of kind {kind}", f"{index.kind} in {stored.path}", "name another index_file")
-    known = stored.tuned(config.fidelity) if index else None
+        raise InputError(f"an index of kind {kind}", f"{index.kind} in {index_file.path}", "name another index_file")
+    known = index_file.tuned(config.fidelity) if index else None
     if index and known:
         index.set_effort(known["effort"], known["refine"])
         return index, known, record
@@ -86,11 +86,13 @@ def tuned_index(
         index = build_index(kind, catalogue, max(spaces, key=lambda space: spaces[space]))
         norm = np.quantile(norms(catalogue.vector), (0, 0.5, 0.99, 1)).tolist()
         record = {"spaces": spaces, "norms": dict(zip(("least", "median", "p99", "largest"), norm, strict=True))}
-        stored.save(index, record)
+        index_file.save(index, record)
     tuning = index if selected is bundle else build_index(kind, tuned_on, index.space)
     curve = [{**effort, **asdict(result)} for effort, result in tune(tuning, valid, config.fidelity)]
     index.set_effort(tuning.effort or 1, tuning.refine)
-    known = stored.remember(config.fidelity, index, curve, measure(index, exact_reference(bundle, "test", catalogue)))
+    known = index_file.save_tuning(
+        config.fidelity, index, curve, measure(index, exact_reference(bundle, "test", catalogue))
+    )
     return index, known, record
 
 
@@ -116,12 +118,12 @@ def kind_of(bundle: Bundle, catalogue: Catalogue, config: RetrievalConfig) -> st
     return choose_kind(config.index, size, bundle.n_queries("test"), dimension, config.memory_gib)
 
 
-def place_of(bundle: Bundle, catalogue: Catalogue, config: RetrievalConfig, kind: str) -> Stored:
+def index_file_of(bundle: Bundle, catalogue: Catalogue, config: RetrievalConfig, kind: str) -> IndexFile:
     """Where the index is kept."""
     made_from = origin(bundle.path / MANIFEST, catalogue)
     if config.index_file:
-        return Stored(Path(config.index_file), made_from)
-    return Stored.beside(bundle.path, kind, made_from)
+        return IndexFile(Path(config.index_file), made_from)
+    return IndexFile.for_bundle(bundle.path, kind, made_from)
 
 
 def valid_bundle(bundle: Bundle) -> Bundle:

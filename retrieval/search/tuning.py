@@ -147,7 +147,7 @@ def measure(index: Index, reference: ExactReference) -> Fidelity:
 
 
 def tune(index: Index, reference: ExactReference, requested: float) -> Iterator[tuple[dict[str, int], Fidelity]]:
-    """Raise the effort until valid queries keep the wanted fidelity; yields what was tried and found.
+    """Raise the effort until valid queries reach the requested fidelity; yields each effort and its fidelity.
 
     Where more effort gains nothing although fidelity is missing, rough scores are to blame: then more candidates are
     scored again. It ends at the latest with all lists probed and all candidates scored.

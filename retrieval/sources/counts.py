@@ -35,7 +35,7 @@ def successor_lists(sessions: TrainSessions, gaps: int, most: int, threads: int 
     size = sessions.n_items + 1
     session, items = sessions.session, sessions.items
     common = math.lcm(*range(1, gaps + 1))
-    weight = np.array([0, *(common // gap for gap in range(1, gaps + 1))], np.int64)  # whole numbers add up exactly
+    weight = np.array([0, *(common // gap for gap in range(1, gaps + 1))], np.int64)  # integers add up exactly
 
     def pairs(gap: int, low: int, high: int) -> npt.NDArray[np.int64]:
         first = items[:-gap]

@@ -65,7 +65,7 @@ class NearSeen:
 class NearSessions:
     """V-SkNN (Ludewig and Jannach 2018): what the most similar train sessions hold.
 
-    A session's similarity is the sum over shared items of their place in the query divided by its
+    A session's similarity is the sum over shared items of their position in the query divided by its
     length, so late clicks count most. The `neighbours` best ones add to each of their items their
     similarity × how late the latest shared click is (1 for the last click, down to 0 ten steps back).
 

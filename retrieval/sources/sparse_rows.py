@@ -14,7 +14,7 @@ CELLS_AT_ONCE = 1 << 21
 
 
 def row_of_entries(matrix: sparse.csr_matrix) -> npt.NDArray[np.int64]:
-    """The row of each stored entry."""
+    """The row of each non-zero entry."""
     return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
 
 
@@ -68,7 +68,7 @@ def largest_of_rows(matrix: sparse.csr_matrix, k: int) -> sparse.csr_matrix:
 
 
 def entries_where(matrix: sparse.csr_matrix, chosen_N: npt.NDArray[np.bool_]) -> sparse.csr_matrix:
-    """Some of the stored entries."""
+    """Some of the non-zero entries."""
     if chosen_N.all():
         return matrix
     indptr = np.concatenate([[0], np.cumsum(chosen_N)])[matrix.indptr]
@@ -78,7 +78,7 @@ def entries_where(matrix: sparse.csr_matrix, chosen_N: npt.NDArray[np.bool_]) ->
 def entries_at(
     matrix: sparse.csr_matrix, row_N: npt.NDArray[np.integer], column_N: npt.NDArray[np.integer]
 ) -> npt.NDArray[np.floating]:
-    """Values of cells, 0 where nothing is stored; columns of `matrix` rise in each row.
+    """Values of cells, 0 where there is no entry; columns of `matrix` rise in each row.
 
     >>> entries_at(sparse.csr_matrix(([5.0, 7.0], [1, 3], [0, 2, 2]), shape=(2, 4)), np.array([0, 1]), np.array([3, 3]))
     array([7., 0.])

@@ -1,1 +1,1 @@
-"""What is timed and measured, not asserted: ratios beside what they are ratios of."""
+"""What is timed and measured, not asserted: ratios and what they are ratios of."""

@@ -1,7 +1,7 @@
 """The learning curve: what more users of the same catalogue give, by `recipe=small` as it stands.
 
 Each size is a twin of its own users over one catalogue, so a figure is compared with the best possible for just
-these users and beside two baselines that need no training: counts of items and of pairs.
+these users, compared with two baselines that need no training: counts of items and of pairs.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def curve() -> None:
     for title, users in SIZES.items():
         data = twin(0.5, users)
         stop = (*STOP, *LAST.get(title, ()))
-        beside = (f"baselines=[{','.join(BASELINES)}]",)
-        runs = [Run(f"curve-{m}", data, ("recipe=small", f"model={m}", *stop), evaluation=beside) for m in MODELS]
+        evaluation = (f"baselines=[{','.join(BASELINES)}]",)
+        runs = [Run(f"curve-{m}", data, ("recipe=small", f"model={m}", *stop), evaluation=evaluation) for m in MODELS]
         actual = execute(runs)
         truth = best_possible(data)
         rows = {name: (result["test"], str(result["best_epoch"])) for (name, _), result in actual.items()}

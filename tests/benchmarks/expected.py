@@ -89,9 +89,9 @@ class Truth:
     def best(self) -> dict[str, float]:
         """The same of the exact probabilities given the history, which no model can outdo but by chance."""
         users, table, out = self.users[:ORACLE_USERS], rows_of(self.twin, 0, self.clicks), {}
-        parts = [score_rows(self.twin, self.clicks, table, users, held_out) for held_out in (1, 0)]
-        row, clicked = (np.concatenate([part[name] for part in parts]) for name in ("row", "clicked"))
-        scores = {name: np.concatenate([part["scores"][name] for part in parts]) for name in parts[0]["scores"]}
+        tables = [score_rows(self.twin, self.clicks, table, users, held_out) for held_out in (1, 0)]
+        row, clicked = (np.concatenate([part[name] for part in tables]) for name in ("row", "clicked"))
+        scores = {name: np.concatenate([part["scores"][name] for part in tables]) for name in tables[0]["scores"]}
         for task in ACTIONS:
             chance = self.chance(task, table["user"][row], table["rank"][row], clicked)
             out[f"{task} | all rows"] = expected_auc(all_rows_score(scores, task), chance)

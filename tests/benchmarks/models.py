@@ -56,7 +56,7 @@ def work() -> Path:
 
 
 def program(name: str, *options: str) -> None:
-    """Run a program on one core; its last words are told where it fails."""
+    """Run a program on one core; prints its last output where it fails."""
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-m", name, *options], env=env, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -157,7 +157,7 @@ def model_runs(data: Path, *, on_twin: bool) -> list[Run]:
         extra = twin_options(options[0]) if on_twin else ()
         for seed in range(3 if name in SEEDED else 1):
             runs.append(Run(name.replace(" ", "-"), data, (*options, *extra), seed))
-    return [replace(runs[0], evaluation=()), *runs[1:]]  # baselines are the same beside every run: once is enough
+    return [replace(runs[0], evaluation=()), *runs[1:]]  # baselines are the same for every run: once is enough
 
 
 def twin_options(model: str) -> tuple[str, ...]:
@@ -183,9 +183,9 @@ def models() -> None:
             cost = f"{first['parameters']['total']:,} | {first['flops_per_example'] / 1e6:.2f}"
             rate = np.mean([r["examples_per_second"] for r in results])
             print(f"| {name} | " + " | ".join(cells) + f" | {cost} | {rate:,.0f} |", flush=True)
-        beside = {name: split["test"] for name, split in actual["gru4rec", 0]["baselines"].items()}
+        baselines = {name: split["test"] for name, split in actual["gru4rec", 0]["baselines"].items()}
         message = (
-            f"{name} {test['hr@20']:.4f}/{test['ndcg@20']:.4f}" for name, test in beside.items() if "hr@20" in test
+            f"{name} {test['hr@20']:.4f}/{test['ndcg@20']:.4f}" for name, test in baselines.items() if "hr@20" in test
         )
         print(f"hr@20/ndcg@20: {', '.join(message)}")
         if truth:
@@ -263,5 +263,5 @@ def matched_hidden() -> int:
         config.network.hidden_size = hidden or config.network.hidden_size
         return sum(p.numel() for p in Recommender(config).parameters())
 
-    wanted = size("hybrid")
-    return min(range(64, 512, 4), key=lambda hidden: abs(size("gru4rec", hidden) - wanted))
+    parameters = size("hybrid")
+    return min(range(64, 512, 4), key=lambda hidden: abs(size("gru4rec", hidden) - parameters))

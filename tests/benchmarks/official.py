@@ -1,4 +1,4 @@
-"""Training beside the official GRU4Rec: the same events, one core each, in turn, by processor time, and both qualities.
+"""Training compared with the official GRU4Rec: the same events, a core each, in turn, by processor time; and quality.
 
 `NEXTCLICK_OFFICIAL` names a checkout of `hidasib/GRU4Rec_PyTorch_Official`, `NEXTCLICK_SEQUENCES` a file of sequences
 (see `tests.benchmarks.sequences`). Cross-entropy at the official settings for it: 100 units, 2,048 negatives.

@@ -14,7 +14,7 @@ METRICS = ("hr@10", "ndcg@10", "hr@20", "ndcg@20")
 
 
 def movielens(seeds: tuple[int, ...] = (0, 1, 2)) -> None:
-    """Test HR and NDCG of `gru4rec` and `hybrid` on MovieLens-100K beside popularity."""
+    """Test HR and NDCG of `gru4rec` and `hybrid` on MovieLens-100K compared with popularity."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         program("etl.movielens", f"output={folder / 'ml.csv'}")

@@ -1,4 +1,4 @@
-"""Rates of the three programs, each beside a limit or a peer measured in the same run."""
+"""Rates of the three programs, each compared with a limit or a peer measured in the same run."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def events_per_second(model: str, n_items: int, tokens: int, length: int) -> tup
     seconds = timed(lambda: train_step.step([batch], next(step)), 3)
     options = train_step.config
     assert isinstance(train_step.model, Recommender)
-    parts = train_step.model.flops(
+    flops = train_step.model.flops(
         candidates=options.train.negatives, embedding_dim=options.network.embedding_dim, clicks=14
     )
     events = int((batch.targets > 0).sum())
-    return events / seconds, 3 * sum(parts.values()) * events / seconds
+    return events / seconds, 3 * sum(flops.values()) * events / seconds
 
 
 def training(small: int = 100_000, full: int = 3_753_436, sessions: int = 512, length: int = 30) -> None:
@@ -99,7 +99,7 @@ def training(small: int = 100_000, full: int = 3_753_436, sessions: int = 512, l
 def workers() -> None:
     """Two workers on two cores against one on one, exchange and reading included, over `NEXTCLICK_LARGE`'s dataset.
 
-    Beside them stand two that exchange nothing: what two cores of this machine can give at all, sharing its memory.
+    They are compared with two that exchange nothing: what two cores of this machine can reach, sharing its memory.
     """
     named = os.environ.get("NEXTCLICK_LARGE", "")
     if ":" not in named:

@@ -20,10 +20,10 @@ from trainer.inference.export import export
 from trainer.run import checkpoint
 from trainer.run.finished_run import open_run
 from trainer.run.folder import RunFolder
-from trainer.task.registry import family_of
+from trainer.task.registry import model_task_of
 
 MODEL = "model=rank_mmoe"
-"""Ranking models see the categories, without which the twin's likes can hardly be told."""
+"""Ranking models see the categories, without which the twin's likes are hard to predict."""
 EVERY_EPOCH = ("train.early_stopping_patience=6", "train.keep_checkpoints=6")
 COMPARED = {
     "separate": "selected by its valid AUC, as joint training is by the mean of its tasks'",
@@ -89,13 +89,13 @@ def of_epochs(run: Run, truth: Truth, task: str) -> list[dict[str, float]]:
     """Expected test AUCs of a task after each epoch whose checkpoint a finished run has kept, in their order."""
     config, dataset = open_run(str(run.folder), None)
     world, actual = World.alone(), []
-    family = family_of(config, dataset, world)
-    train_step = family.train_step(total_steps=1)
+    model_task = model_task_of(config, dataset, world)
+    train_step = model_task.train_step(total_steps=1)
     for path in sorted((run.folder / "checkpoints").glob("step-*")):
         checkpoint.load(path, train_step)
         with TemporaryDirectory() as folder:
             bundle = Path(folder) / "bundle"
             # As of a refit, whose bundle has no valid parts: only the test rows are looked at.
-            export(RunFolder(bundle), family.scorer(train_step), dataset, world, model=family.name, refit=True)
+            export(RunFolder(bundle), model_task.scorer(train_step), dataset, world, model=model_task.name, refit=True)
             actual.append(truth.of_bundle(bundle, dataset, [task]))
     return actual

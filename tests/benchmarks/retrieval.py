@@ -1,4 +1,4 @@
-"""Retrieval over trained vectors of a large catalogue, each figure beside its exact_reference in the same run.
+"""Retrieval over trained vectors of a large catalogue, each figure compared with exact search in the same run.
 
 Name a finished run whose bundle has millions of items, and its dataset, in `NEXTCLICK_LARGE=RUN:DATA`, for instance of
 `python -m etl.twin scenario=qk_video users=500000 items=3753436`.
@@ -30,14 +30,14 @@ from retrieval.config import load
 from retrieval.query_files import Evaluation
 from retrieval.search.exact import search_exact
 from retrieval.search.index import Catalogue, Index, norms
-from retrieval.search.index_file import Stored, origin
+from retrieval.search.index_file import IndexFile, origin
 from retrieval.search.prepare import make_catalogue, prepare_index
 from retrieval.search.tuning import FIDELITY_K, ExactReference, measure
 
 EXACT_HITS, BOUND = 2_000, 0.98
 """Exact hits over which the HR ratio is measured, and what its lower bound shall reach."""
 QUERIES = 100_000
-"""Of which the search's share of the time is told."""
+"""Queries over which the search's share of the time is measured."""
 FIDELITY = 0.99
 MANIFEST = "manifest.json"
 
@@ -100,7 +100,7 @@ def index_rates(run: Path, data: Path, catalogue: Catalogue, softmax: float) -> 
     with tempfile.TemporaryDirectory() as folder:
         again = evaluate(run, data, Path(folder) / "result")
     index = again["metrics"]["index"]
-    kept = Stored.beside(run / "bundle", index["kind"], origin(run / "bundle" / MANIFEST, catalogue))
+    kept = IndexFile.for_bundle(run / "bundle", index["kind"], origin(run / "bundle" / MANIFEST, catalogue))
     size = kept.path.stat().st_size / 2**30
     print(f"{index['kind']} in the {index['space']} space (recall by space {index['spaces']})")
     print(f"built in {index['build_seconds']:.0f} s, {size:.2f} GiB")
@@ -126,7 +126,7 @@ def index_rates(run: Path, data: Path, catalogue: Catalogue, softmax: float) -> 
 def fidelity_over_hits(run: Path, catalogue: Catalogue, index: Index, softmax: float) -> None:
     """HR@20 by effort against exact search, over as many test queries as it takes for enough exact hits.
 
-    The whole curve is told, up to the first effort whose bound is high enough and whose recall is 0.999 or more.
+    The complete curve is printed, up to the first effort whose bound is high enough and whose recall is 0.999 or more.
     """
     bundle = open_bundle(run / "bundle", verify=False)
     sticks, hits = [], 0

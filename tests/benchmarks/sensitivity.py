@@ -1,7 +1,7 @@
 """The study's questions of sensitivity, on MovieLens-100K: session length, embedding size, regularisation, neighbours.
 
 One option at a time is changed around `recipe=small`. Epochs are selected on valid as ever; the test figures are
-told for what they are and choose nothing.
+reported as such and choose nothing.
 """
 
 from __future__ import annotations

@@ -54,9 +54,9 @@ def ray_pods(job: dict) -> list[dict]:
     return [*(group["template"] for group in groups), job["spec"]["submitterPodTemplate"]]
 
 
-def pods(found: dict) -> list[dict]:
-    templates = [v["spec"]["template"] for v in found.values() if v["kind"] == "Job"]
-    for value in found.values():
+def pods(rendered_files: dict) -> list[dict]:
+    templates = [v["spec"]["template"] for v in rendered_files.values() if v["kind"] == "Job"]
+    for value in rendered_files.values():
         if value["kind"] == "RayJob":
             templates += ray_pods(value)
     return templates

@@ -51,7 +51,7 @@ def gain(rank: int) -> float:
 
 
 # Scores of (0, 1) rank items 6 5 4 3 2 1 from 1 to 6; of (1, 0) items 1 2 at 1 2, items 3 and 4 tie at
-# 4 (each has the other beside it), items 5 6 at 5 6. So the test targets of users 2 4 6 8 10 12
+# 4 (each has the other next to it), items 5 6 at 5 6. So the test targets of users 2 4 6 8 10 12
 # (6 2 4 1 2 3) rank 1 5 3 6 5 4, those of users 1 3 5 7 9 11 (5 1 3 6 5 4) rank 5 1 4 6 5 4.
 # Train clicks are 10 10 9 5 2 0: popularity ranks items 1..6 at 2 2 3 4 5 6 (1 and 2 tie), so the
 # targets rank 6 2 4 2 2 3 and 5 2 3 6 5 4.

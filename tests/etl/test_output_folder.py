@@ -155,12 +155,12 @@ def test_a_mount_point_is_filled_and_replaced(tmp_path, kind, monkeypatch):
 def test_impossible_places_are_named_before_any_work(tmp_path):
     (tmp_path / "file").write_text("x")
     with mounted(tmp_path / "locked", "-t", "tmpfs", "-o", "ro", "tmpfs") as locked:
-        for place in (tmp_path / "file", tmp_path / "file" / "out", tmp_path / ("n" * 250), locked / "out", locked):
+        for path in (tmp_path / "file", tmp_path / "file" / "out", tmp_path / ("n" * 250), locked / "out", locked):
             with pytest.raises(InputError, match="expected an output folder"):
-                make(place, "1")
-        for place in (tmp_path, tmp_path / "file" / "out", tmp_path / ("n" * 256), locked / "out"):
+                make(path, "1")
+        for path in (tmp_path, tmp_path / "file" / "out", tmp_path / ("n" * 256), locked / "out"):
             with pytest.raises(InputError, match="expected an output file"):
-                write_file(place, "x")
+                write_file(path, "x")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "locked"]
 
 

@@ -49,8 +49,8 @@ SPELLINGS = {
 }
 
 
-@pytest.mark.parametrize("beside", ["", "9,9,1.0\n"])
-def test_equal_rows_are_equal_however_they_are_written_and_whatever_stands_beside_them(tmp_path, beside):
+@pytest.mark.parametrize("extra", ["", "9,9,1.0\n"])
+def test_equal_rows_are_equal_however_they_are_written_and_whatever_stands_beside_them(tmp_path, extra):
     lines = []
     for item in range(1, 6):
         for user, click, category, score in SPELLINGS.values():
@@ -58,11 +58,11 @@ def test_equal_rows_are_equal_however_they_are_written_and_whatever_stands_besid
             values |= {"category_second": category, "item_score1": score, "read": r"\N", "read_time": "-0"}
             lines.append([values[name] for name in ARTICLE])
         lines.append([{"read": "0"}.get(name, value) for name, value in zip(ARTICLE, lines[-1], strict=True)])
-    made = Made(tmp_path, csv_text(ARTICLE, lines) + beside, "scenario=qk_article", "protocol.dedupe=exact", FEW)
+    made = Made(tmp_path, csv_text(ARTICLE, lines) + extra, "scenario=qk_article", "protocol.dedupe=exact", FEW)
     (session,) = made.sessions.values()
     assert session["n_clicks"] == 2 * 5  # a read of null and one of 0 are two values
     assert {row["category"] for row in made.dataset.items().to_pylist()} == {"5"}
-    assert made.statistics["rows_quarantined"] == ({"wrong number of columns": 1} if beside else {})
+    assert made.statistics["rows_quarantined"] == ({"wrong number of columns": 1} if extra else {})
 
 
 def test_the_benchmarks_protocol_drops_unclicked_rows_before_it_counts_users(tmp_path):

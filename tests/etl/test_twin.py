@@ -32,8 +32,10 @@ def test_rows_have_the_published_and_scanned_shares(scenario):
         total, expected = (table[task].sum() if task in table else 0), published.total(task) * scale
         assert abs(total - expected) <= max(0.12 * expected, 4 * np.sqrt(expected)), task
         if total:
-            share, wanted = table[task][~clicked].sum() / total, scanned.unclicked.get(task, 0.0)
-            assert abs(share - wanted) <= max(0.02, 4 * np.sqrt(wanted * (1 - wanted) / total)), task
+            share, expected_share = table[task][~clicked].sum() / total, scanned.unclicked.get(task, 0.0)
+            assert abs(share - expected_share) <= max(
+                0.02, 4 * np.sqrt(expected_share * (1 - expected_share) / total)
+            ), task
     if published.exposures > published.clicks:
         assert (table["watching_times"][~clicked] >= 1).mean() == pytest.approx(0.57, abs=0.01)
     else:

@@ -23,7 +23,7 @@ from tests.support.browser import WIDTHS, opened
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
-    """A result of the tiny bundle, in a folder beside its dataset."""
+    """A result of the tiny bundle, in a folder next to its dataset."""
     tiny = tmp_path_factory.mktemp("evaluated") / "tiny"
     shutil.copytree(TINY, tiny)
     options = [f"bundle={tiny / 'bundle'}", f"data={tiny / 'data'}", f"output={tiny / 'a'}", "cutoffs=[1,2,5]"]

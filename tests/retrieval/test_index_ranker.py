@@ -53,8 +53,8 @@ def test_ranks_equal_a_slow_ranking_of_all_candidates(seed, mask_seen):
             if target not in scores or target in seen:
                 assert actual == MISS
             else:
-                wanted = 1 + sum(s >= scores[target] for i, s in scores.items() if i != target and i not in seen)
-                assert min(actual, 6) == min(wanted, 6)
+                expected_rank = 1 + sum(s >= scores[target] for i, s in scores.items() if i != target and i not in seen)
+                assert min(actual, 6) == min(expected_rank, 6)
             best = sorted((i for i in scores if i not in seen), key=lambda i: (-scores[i], i))[:5]
             assert [i for i in listed.tolist() if i] == best
 

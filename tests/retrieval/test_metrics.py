@@ -36,9 +36,9 @@ def test_a_model_that_scores_all_alike_hits_nothing():
 
 
 def test_sums_by_hand():
-    sums = RankingSums([1, 3])
-    sums.add(np.array([1, 2, 4]), np.array([True, False, False]))
-    assert sums.averages() == {
+    totals = RankingSums([1, 3])
+    totals.add(np.array([1, 2, 4]), np.array([True, False, False]))
+    assert totals.averages() == {
         "hr@1": 1 / 3,
         "hr@3": 2 / 3,
         "ndcg@1": 1 / 3,
@@ -46,7 +46,7 @@ def test_sums_by_hand():
         "mrr@1": 1 / 3,
         "mrr@3": (1 + 1 / 2) / 3,
     }
-    assert sums.repeats == 1
+    assert totals.repeats == 1
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(0, 30))
@@ -63,10 +63,10 @@ def test_ndcg_equals_scikit_learn_where_scores_differ():
     rng = np.random.default_rng(0)
     scores = rng.permuted(np.tile(np.arange(40.0), (25, 1)), axis=1)
     target = rng.integers(0, 40, 25)
-    sums = RankingSums([10])
-    sums.add(rank_among(scores, np.tile(np.arange(1, 41), (25, 1)), target + 1, scores[np.arange(25), target]))
+    totals = RankingSums([10])
+    totals.add(rank_among(scores, np.tile(np.arange(1, 41), (25, 1)), target + 1, scores[np.arange(25), target]))
     relevance = np.eye(40)[target]
-    assert sums.averages()["ndcg@10"] == pytest.approx(ndcg_score(relevance, scores, k=10), abs=1e-12)
+    assert totals.averages()["ndcg@10"] == pytest.approx(ndcg_score(relevance, scores, k=10), abs=1e-12)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1), st.sampled_from([0.1, 0.5, 0.5, 0.9])), max_size=40))

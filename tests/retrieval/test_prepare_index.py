@@ -1,4 +1,4 @@
-"""Indexes that are tuned, kept beside a bundle and used again; broken records of them."""
+"""Indexes that are tuned, saved next to a bundle and reused; broken records of them."""
 
 from __future__ import annotations
 

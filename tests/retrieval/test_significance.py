@@ -16,9 +16,9 @@ from retrieval.metrics.significance import compare, gains, holm, interval
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=60))
 def test_gains_average_to_the_metrics(ranks):
-    rank, sums = np.array(ranks), RankingSums([5, 20])
-    sums.add(rank)
-    for name, value in sums.averages().items():
+    rank, totals = np.array(ranks), RankingSums([5, 20])
+    totals.add(rank)
+    for name, value in totals.averages().items():
         assert gains(rank, name).mean() == pytest.approx(value, abs=1e-12)
 
 

@@ -63,7 +63,7 @@ def slow_sequential_rules(train: dict[int, list[int]], user: int, seen: list[int
 
 
 def slow_repeats(train: dict[int, list[int]], user: int, seen: list[int]) -> dict[int, float]:
-    return {item: 1 / (len(seen) - place) for place, item in enumerate(seen)}
+    return {item: 1 / (len(seen) - position) for position, item in enumerate(seen)}
 
 
 def slow_item_knn(train: dict[int, list[int]], user: int, seen: list[int]) -> dict[int, float]:
@@ -82,13 +82,13 @@ def slow_item_knn(train: dict[int, list[int]], user: int, seen: list[int]) -> di
 
 
 def slow_v_sknn(train: dict[int, list[int]], user: int, seen: list[int]) -> dict[int, float]:
-    place = {item: number for number, item in enumerate(seen, 1)}  # the later of two clicks
+    position = {item: number for number, item in enumerate(seen, 1)}  # the later of two clicks
     similar = []
     for other, history in train.items():
         shared = set(seen) & set(history)
         if other != user and shared:
-            similarity = sum(np.float32(place[i] / len(seen)) for i in shared)
-            steps_back = len(seen) - max(place[i] for i in shared)
+            similarity = sum(np.float32(position[i] / len(seen)) for i in shared)
+            steps_back = len(seen) - max(position[i] for i in shared)
             similar.append((similarity, other, max(1 - steps_back / 10, 1e-9)))
     similar.sort(key=lambda entry: (-entry[0], entry[1]))
     actual = defaultdict(float)

@@ -93,7 +93,7 @@ def test_lists_and_ranks_are_those_of_a_full_sort(seed, kind):
 
 
 def test_equal_scores_count_against_the_target_and_are_listed_by_rising_id():
-    """Weights of one term alone, whole numbers: equal sums are equal to the bit."""
+    """Weights of one term alone, integers: equal sums are equal to the bit."""
     catalogue, queries, _ = problem(0)
     queries = replace(
         queries, vector=np.zeros_like(queries.vector), transition_weight=np.zeros((QUERIES, 2), np.float32)

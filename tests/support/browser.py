@@ -20,8 +20,8 @@ class Opened:
 
     Attributes:
         errors: messages of the console, and uncaught errors.
-        requests: addresses asked for beside the page itself.
-        width: of the whole page, in pixels.
+        requests: addresses requested in addition to the page itself.
+        width: of the page, in pixels.
         charts: widths of the drawings.
         smallest: height of the smallest text in a drawing, in pixels.
         violations: rules of accessibility (axe-core) that the page breaks.

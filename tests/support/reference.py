@@ -104,7 +104,8 @@ def sessionize(texts: list[str], options: Options) -> Expected:
             lost["before_first"] += session["before_first"]
             lost["after_test"] += session["after_test"]
             places += [
-                (row["item_id"], place <= len(session["clicks"]) - 2) for place, row in enumerate(session["clicks"], 1)
+                (row["item_id"], position <= len(session["clicks"]) - 2)
+                for position, row in enumerate(session["clicks"], 1)
             ]
     expected.items = item_table(kept_rows, places)
     for session in expected.sessions.values():
@@ -147,7 +148,7 @@ def cut(rows: list[dict[str, Any]], options: Options) -> dict[str, Any] | None:
     return {
         "clicks": kept,
         "before_first": first,
-        "after_test": sum(place == len(kept) for _, place in shown),
+        "after_test": sum(position == len(kept) for _, position in shown),
         "rows": [row for row, _ in shown],
         "lists": {
             "items": [row["item_id"] for row in kept],
@@ -155,7 +156,7 @@ def cut(rows: list[dict[str, Any]], options: Options) -> dict[str, Any] | None:
             "watching_times": [row["watching_times"] or 0 for row in kept],
             "n_clicks": len(clicks),
             "exposure_items": [row["item_id"] for row, _ in listed],
-            "exposure_position": [place for _, place in listed],
+            "exposure_position": [position for _, position in listed],
             "exposure_feedback": [row["bits"] | (128 if row["click"] else 0) for row, _ in listed],
         },
     }

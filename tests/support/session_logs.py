@@ -142,6 +142,6 @@ def check(dataset: Dataset, expected: Expected) -> None:
     assert sessions == expected.sessions
     assert max(sizes) - min(sizes) <= 1
     actual = json.loads(dataset.file("statistics.json").read_text())
-    for part, wanted in (("raw", expected.raw), ("kept", expected.kept)):
-        assert {name: actual[part][name] for name in wanted} == wanted
+    for part, values in (("raw", expected.raw), ("kept", expected.kept)):
+        assert {name: actual[part][name] for name in values} == values
     assert dataset.manifest.counts["sessions"] == len(expected.sessions)

@@ -18,9 +18,9 @@ def test_the_aucs_of_training_are_those_of_the_bundle(fifty, tmp_path, model):
     options = [f"bundle={run / 'bundle'}", f"data={fifty.path}", f"output={result}", "blend=none"]
     assert evaluate(options) == 0
     trained = json.loads((run / "summary.json").read_text())["valid"]
-    found = json.loads((result / "metrics.json").read_text())["valid"]
+    actual = json.loads((result / "metrics.json").read_text())["valid"]
     names = [name for name in trained if name.startswith("auc/")]
     assert {"auc/click", "auc/like"} <= set(names)
     assert trained["auc/click"] is not None
     for name in names:
-        assert found[name] == (trained[name] and pytest.approx(trained[name], abs=1e-6)), name  # null with one class
+        assert actual[name] == (trained[name] and pytest.approx(trained[name], abs=1e-6)), name  # null with one class

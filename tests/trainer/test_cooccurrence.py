@@ -17,7 +17,7 @@ from trainer.__main__ import main
 from trainer.config import TrainerConfig
 from trainer.distributed.world import World
 from trainer.option_groups import ModelOptions, TrainOptions
-from trainer.task.registry import family_of
+from trainer.task.registry import model_task_of
 from trainer.training.cooccurrence import counted_clicks, factors, near_clicks, positive_pmi, start_vectors
 from trainer.training.objective import INPUT, ITEM
 
@@ -110,9 +110,9 @@ def begun(dataset, holdout: int) -> dict[str, np.ndarray]:
     network = ModelOptions(embedding_dim=8, hidden_size=8, tie_embeddings=False)
     train = TrainOptions(ppmi_start=0.7)
     config = TrainerConfig(data="", output="", model="gru4rec", tasks=["next"], network=network, train=train)
-    family = family_of(config, dataset, World.alone())
-    train_step = family.train_step(1)
-    family.begin(train_step, holdout)
+    model_task = model_task_of(config, dataset, World.alone())
+    train_step = model_task.train_step(1)
+    model_task.begin(train_step, holdout)
     return {name: train_step.tables[name].vector.numpy() for name in (ITEM, INPUT)}
 
 

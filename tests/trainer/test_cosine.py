@@ -13,7 +13,7 @@ from trainer.data.batch import BatchOptions, train_batch
 from trainer.data.reader import SessionReader
 from trainer.distributed.world import World
 from trainer.option_groups import ModelOptions
-from trainer.task.registry import family_of
+from trainer.task.registry import model_task_of
 from trainer.training.objective import ITEM
 
 SIZES = {"embedding_dim": 8, "hidden_size": 8, "positions": 30, "embedding_dropout": 0.0, "state_dropout": 0.0}
@@ -23,8 +23,8 @@ SIZES = {"embedding_dim": 8, "hidden_size": 8, "positions": 30, "embedding_dropo
 def test_loss_and_exported_vectors_score_by_the_cosine_over_the_temperature(fifty, model):
     network = ModelOptions(cosine_temperature=0.2, tower=8, **SIZES)
     config = TrainerConfig(data="", output="", model=model, tasks=["next"], loss="softmax", network=network)
-    family = family_of(config, fifty, World.alone())
-    train_step = family.train_step(1)
+    model_task = model_task_of(config, fifty, World.alone())
+    train_step = model_task.train_step(1)
     table = train_step.tables[ITEM]
     table.bias[1:] = 0.1 * torch.randn(len(table.bias) - 1)
     reader = SessionReader(fifty, exposures=False, holdout=2)
@@ -35,7 +35,7 @@ def test_loss_and_exported_vectors_score_by_the_cosine_over_the_temperature(fift
     rows = {ITEM: table.rows(torch.unique(objective.lookup_ids(batch, candidates)[ITEM]))}
     actual = objective(batch, rows, candidates).loss[0]
 
-    scorer, after = family.scorer(train_step), np.arange(1, 4)[None].repeat(len(sessions), 0)
+    scorer, after = model_task.scorer(train_step), np.arange(1, 4)[None].repeat(len(sessions), 0)
     states = scorer.states(sessions, after)
     queries, items = scorer.queries(states.flatten(0, 1)), scorer.item_vectors()
     assert torch.allclose(queries[:, :-1].norm(dim=1), torch.tensor(5.0))

@@ -86,9 +86,9 @@ def test_resuming_anywhere_with_other_workers_reads_the_rest_once(fifty, worlds)
 
 def test_shares_cover_a_batch_and_differ_by_one_session_at_most():
     batch = np.arange(10)
-    parts = [share(batch, rank, 3) for rank in range(3)]
-    assert sorted(np.concatenate(parts).tolist()) == batch.tolist()
-    assert {len(p) for p in parts} <= {3, 4}
+    shares = [share(batch, rank, 3) for rank in range(3)]
+    assert sorted(np.concatenate(shares).tolist()) == batch.tolist()
+    assert {len(p) for p in shares} <= {3, 4}
 
 
 def all_rows(dataset) -> list[dict]:
@@ -116,13 +116,13 @@ def test_a_batch_holds_what_a_slow_reading_of_the_sessions_says(fifty, holdout, 
         shown = zip(row["exposure_items"], row["exposure_position"], row["exposure_feedback"], strict=True)
         if not exposures:
             shown = [
-                (item, place, bits | 128)
-                for place, (item, bits) in enumerate(zip(row["items"], row["feedback"], strict=True))
+                (item, position, bits | 128)
+                for position, (item, bits) in enumerate(zip(row["items"], row["feedback"], strict=True))
             ]
         wanted_rows += [
-            (number * width + place - 1, item, float(bits >> 7 & 1), float(bits & 1))
-            for item, place, bits in shown
-            if 1 <= place <= last_state
+            (number * width + position - 1, item, float(bits >> 7 & 1), float(bits & 1))
+            for item, position, bits in shown
+            if 1 <= position <= last_state
         ]
     actual = zip(batch.row_state.tolist(), batch.row_item.tolist(), *batch.row_label.t().tolist(), strict=True)
     assert list(actual) == wanted_rows
@@ -164,12 +164,12 @@ def test_sampled_rows_are_the_same_however_a_batch_is_shared(fifty):
             for i, j in zip(batch.row_state.tolist(), batch.row_item.tolist(), strict=True)
         }
 
-    whole = rows(sessions, 1)
+    rows_once = rows(sessions, 1)
     halves = [rows(sessions.take(np.arange(len(sessions))[r::2]), 1) for r in range(2)]
-    assert halves[0] | halves[1] == whole
-    assert whole != rows(sessions, 2)
+    assert halves[0] | halves[1] == rows_once
+    assert rows_once != rows(sessions, 2)
     everything = feedback_rows(sessions, exposures=True)
-    assert len(whole) <= 4 * 50 < len(everything.item)
+    assert len(rows_once) <= 4 * 50 < len(everything.item)
 
 
 def test_sampled_prefixes_are_some_of_all_targets_with_their_rows_alone(fifty):
@@ -192,9 +192,9 @@ def test_skipped_items_are_those_shown_with_a_target_and_not_clicked(fifty, limi
     width, expected = batch.items.shape[1], {}
     for number, row in enumerate(all_rows(fifty)):
         shown = zip(row["exposure_items"], row["exposure_position"], row["exposure_feedback"], strict=True)
-        for item, place, bits in shown:
-            if 1 <= place <= len(row["items"]) - 3 and not bits & 128:
-                expected.setdefault(number * width + place - 1, []).append(item)
+        for item, position, bits in shown:
+            if 1 <= position <= len(row["items"]) - 3 and not bits & 128:
+                expected.setdefault(number * width + position - 1, []).append(item)
     actual = {}
     for state, item, slot in zip(batch.skipped_state, batch.skipped_item, batch.skipped_slot, strict=True):
         assert int(slot) == len(actual.setdefault(int(state), []))
@@ -248,7 +248,7 @@ def test_prefetch_hands_on_elements_and_errors():
 
 
 def test_a_validation_sample_is_spread_over_many_row_groups():
-    """Users with neighbouring ids are alike in real data: a few groups taken whole would not stand for all."""
+    """Users with neighbouring ids are alike in real data: a few complete groups would not represent all."""
     reader = SimpleNamespace(groups=range(400), dataset=SimpleNamespace(manifest=SimpleNamespace(fingerprint="f" * 64)))
     counts = np.full(400, 1_000)
     groups, _ = sample_groups(reader, counts, 10_000)

@@ -83,12 +83,12 @@ def srgnn_by_graph(encoder: SRGNNEncoder, items: list[int], vector_of: dict[int,
             candidate = np.tanh(w_o @ a + b_o + p["from_reset.weight"] @ (r * v[i]))
             after[i] = (1 - z) * v[i] + z * candidate
         v = after
-    last, whole = v[nodes.index(items[-1])], np.zeros(v.shape[1])
+    last, attended = v[nodes.index(items[-1])], np.zeros(v.shape[1])
     for item in items:
         own = v[nodes.index(item)]
         asked = p["attend_last.weight"] @ last + p["attend_last.bias"] + p["attend_node.weight"] @ own
-        whole += (p["attention.weight"] @ sigmoid(asked)) * own
-    return p["join.weight"] @ np.concatenate([last, whole])
+        attended += (p["attention.weight"] @ sigmoid(asked)) * own
+    return p["join.weight"] @ np.concatenate([last, attended])
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -186,11 +186,11 @@ def test_nextitnet_equals_convolutions_position_by_position():
             weight, bias = convolution.convolution.weight, convolution.convolution.bias
             dilation = convolution.convolution.dilation[0]
             out = []
-            for place in range(7):
+            for position in range(7):
                 total = bias.clone()
                 for back, kernel in zip((2 * dilation, dilation, 0), weight.unbind(2), strict=True):
-                    if place >= back:
-                        total = total + kernel @ inner[place - back]
+                    if position >= back:
+                        total = total + kernel @ inner[position - back]
                 out.append(torch.relu(norm(total)))
             inner = out
         state = [before + added for before, added in zip(state, inner, strict=True)]

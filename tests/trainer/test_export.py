@@ -66,9 +66,9 @@ def test_queries_are_those_of_the_bundle(fifty, tmp_path, options):
     query = np.load(tmp_path / "query.npy")
     assert query.shape == (len(expected), manifest["dimension"])
     assert query == pytest.approx(np.array([expected[user] for user in sessions.user_id.tolist()]), abs=1e-5)
-    found = pq.read_table(output / "items.parquet")
-    assert found["item_id"].to_pylist() == fifty.items(["item_id"])["item_id"].to_pylist()
-    assert found["vector"].equals(pq.read_table(run / "bundle" / "items.parquet")["vector"])
+    vectors = pq.read_table(output / "items.parquet")
+    assert vectors["item_id"].to_pylist() == fifty.items(["item_id"])["item_id"].to_pylist()
+    assert vectors["vector"].equals(pq.read_table(run / "bundle" / "items.parquet")["vector"])
     assert manifest["reads_actions"] == ("network.past_actions=true" in options)
 
 

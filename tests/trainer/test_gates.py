@@ -58,11 +58,11 @@ def test_without_the_options_gates_and_experts_have_the_parameters_of_the_paper(
 
 
 def test_a_gates_load_is_its_mean_weight_and_how_often_each_expert_leads():
-    sums = FeedbackSums([])
+    feedback = FeedbackSums([])
     weight = np.array([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.6, 0.2, 0.2], [0.2, 0.5, 0.3]])
     for part in (weight[:1], weight[1:]):
-        sums.add_gates({"like": part})
-    actual = sums.merged(World.alone(), {})
+        feedback.add_gates({"like": part})
+    actual = feedback.merged(World.alone(), {})
     assert actual.gates["like"] == pytest.approx(weight.mean(0))
     assert actual.leads["like"] == [0.5, 0.5, 0.0]
     assert actual.entropy["like"] == pytest.approx(-(weight * np.log(weight)).sum(1).mean())

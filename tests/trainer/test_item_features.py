@@ -64,13 +64,13 @@ def test_a_vector_is_the_items_own_and_those_of_its_features():
     expected = torch.tensor([[101.1, 202.1], [10.2, 20.2], [0.0, 0.0]])
     assert torch.allclose(features.vectors(tables, "item", ids), expected)
     assert torch.equal(ItemFeatures.none().vectors(tables, "item", ids), tables["item"].vector[1:])
-    wanted = features.with_values({"item": ids, "user": ids})
-    assert {name: sorted(set(actual.tolist())) for name, actual in wanted.items()} == {
+    ids_of = features.with_values({"item": ids, "user": ids})
+    assert {name: sorted(set(actual.tolist())) for name, actual in ids_of.items()} == {
         "item": [1, 2, 3],
         "user": [1, 2, 3],
         "item_features": [0, 1, 2, 3],
     }
-    rows = {name: tables[name].rows(torch.unique(wanted[name])) for name in ("item", "item_features")}
+    rows = {name: tables[name].rows(torch.unique(ids_of[name])) for name in ("item", "item_features")}
     actual = features.join(rows)["item"].vector
     assert torch.allclose(actual, expected)
     actual.sum().backward()

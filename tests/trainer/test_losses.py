@@ -90,15 +90,15 @@ def test_the_expected_sampled_gradient_nears_the_full_one_as_samples_grow():
         total = torch.zeros_like(expected)
         for step in range(200):
             drawn = sampler.draw(k, seed=1, step=step)
-            place = torch.from_numpy(drawn - 1)
+            index = torch.from_numpy(drawn - 1)
             correction = -torch.from_numpy(sampler.log_q(drawn)) - np.log(k)
             loss = fused_sum(
                 softmax_kernel,
                 query,
                 vector[target],
                 bias[target],
-                vector[place],
-                bias[place] + correction,
+                vector[index],
+                bias[index] + correction,
                 target + 1,
                 torch.from_numpy(drawn),
             )

@@ -1,4 +1,4 @@
-"""Heads, rankers and the whole recommender against the papers' formulas in numpy, one example at a time."""
+"""Heads, rankers and the recommender against the papers' formulas in numpy, one example at a time."""
 
 from __future__ import annotations
 
@@ -148,13 +148,13 @@ def test_padding_batch_composition_and_order_change_no_state(encoder, head):
     def states(items, profile):
         return model.states(items, table[items], profile, every_place(items)).view(*items.shape, -1)
 
-    whole = states(items, profile)
-    assert torch.allclose(whole[2, :4], states(items[2:3, :4], profile[2:3])[0], atol=1e-5)
+    together = states(items, profile)
+    assert torch.allclose(together[2, :4], states(items[2:3, :4], profile[2:3])[0], atol=1e-5)
     order = torch.tensor([3, 1, 4, 0, 2])
-    assert torch.allclose(whole[order], states(items[order], profile), atol=1e-5)
+    assert torch.allclose(together[order], states(items[order], profile), atol=1e-5)
     task_representations, alone = (
-        model.task_representations(whole.flatten(0, 1)),
-        model.task_representations(whole[2, :3]),
+        model.task_representations(together.flatten(0, 1)),
+        model.task_representations(together[2, :3]),
     )
     for task in TASKS:
         assert torch.allclose(task_representations[task].view(5, 9, -1)[2, :3], alone[task], atol=1e-5)
@@ -192,12 +192,12 @@ def test_feedback_towers_begin_at_the_rate_of_their_task():
 
 
 def test_flops_count_two_for_each_weight_and_candidate():
-    parts = Recommender(config()).flops(candidates=100, embedding_dim=6, clicks=7)
-    assert parts["encoder gru4rec"] == 2 * 3 * (5 * 6 + 5 * 5)
-    assert parts["head"] == 2 * (3 * (5 * 6 + 5 * 6 + 6 * 6) + 3 * 5 * 3)
-    assert parts["next tower"] == 2 * (6 * 4 + 4 * 6)
-    assert parts["feedback towers"] == 2 * 2 * (18 * 4 + 4)
-    assert parts["next scores"] == 2 * 100 * 6
+    flops = Recommender(config()).flops(candidates=100, embedding_dim=6, clicks=7)
+    assert flops["encoder gru4rec"] == 2 * 3 * (5 * 6 + 5 * 5)
+    assert flops["head"] == 2 * (3 * (5 * 6 + 5 * 6 + 6 * 6) + 3 * 5 * 3)
+    assert flops["next tower"] == 2 * (6 * 4 + 4 * 6)
+    assert flops["feedback towers"] == 2 * 2 * (18 * 4 + 4)
+    assert flops["next scores"] == 2 * 100 * 6
 
 
 def test_flops_are_those_that_torch_counts():
@@ -208,7 +208,7 @@ def test_flops_are_those_that_torch_counts():
     with FlopCounterMode(display=False) as counter:
         state = model.states(items, torch.randn(1, 8, 6), torch.zeros(1, 2, dtype=torch.long), every_place(items))
         model.query(model.task_representations(state)["next"])
-    parts = model.flops(candidates=0, embedding_dim=6, clicks=0)  # the counter does not look into attention
+    flops = model.flops(candidates=0, embedding_dim=6, clicks=0)  # the counter does not look into attention
     mixing = len(TASKS) * 2 * (4 + 1) * 6  # shares × outputs, which the count by weights leaves out
-    message = 8 * (parts["encoder sasrec"] + parts["head"] + parts["next tower"] + mixing)
+    message = 8 * (flops["encoder sasrec"] + flops["head"] + flops["next tower"] + mixing)
     assert counter.get_total_flops() == message

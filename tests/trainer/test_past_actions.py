@@ -23,7 +23,7 @@ from trainer.inference.export import score_sessions
 from trainer.models.past_actions import PastActions
 from trainer.models.recommender import Recommender
 from trainer.option_groups import ModelOptions
-from trainer.task.registry import family_of
+from trainer.task.registry import model_task_of
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +34,10 @@ def sessions(fifty):
 
 def flipped(sessions, back: int):
     """The same sessions with other outcomes of the click `back` from the end (1 = the last), and of its row."""
-    place = sessions.items.offset[1:] - back
+    position = sessions.items.offset[1:] - back
     feedback, entered = sessions.feedback.values.copy(), sessions.watching_times.values.copy()
-    feedback[place] ^= 31
-    entered[place] += 1
+    feedback[position] ^= 31
+    entered[position] += 1
     shown = sessions.exposure_items
     block = sessions.items.lengths[shown.row] - back
     own = (sessions.exposure_position.values == block) & (sessions.exposure_feedback.values >= 128)
@@ -55,8 +55,8 @@ def scorer_of(dataset, encoder):
     network = ModelOptions(embedding_dim=8, hidden_size=8, tower=8, positions=64, past_actions=True)
     tasks = ["next", "click", "like"]
     config = TrainerConfig(data="", output="", model="hybrid", tasks=tasks, network=network, encoder=encoder)
-    family = family_of(config, dataset, World.alone())
-    scorer = family.scorer(family.train_step(1))
+    model_task = model_task_of(config, dataset, World.alone())
+    scorer = model_task.scorer(model_task.train_step(1))
     torch.nn.init.normal_(scorer.model.past_actions.weight)
     return scorer
 
@@ -104,7 +104,7 @@ def after_test(sessions) -> set[int]:
     return set(sessions.user_id[shown.row[late]].tolist())
 
 
-def changed_states(encoder: str, items: list[int], place: int) -> list[bool]:
+def changed_states(encoder: str, items: list[int], position: int) -> list[bool]:
     """Which states other actions of the click at a place change."""
     network = ModelOptions(embedding_dim=8, hidden_size=8, positions=9, past_actions=True)
     model = Recommender(TrainerConfig(data="", output="", model=encoder, tasks=["next"], network=network)).eval()
@@ -112,7 +112,7 @@ def changed_states(encoder: str, items: list[int], place: int) -> list[bool]:
     table, item = torch.randn(20, 8), torch.tensor([items])
     actions = torch.randint(0, 128, item.shape)
     other = actions.clone()
-    other[0, place] ^= 31
+    other[0, position] ^= 31
     needed, profile = torch.arange(len(items)), torch.zeros(1, 2, dtype=torch.long)
     states = [model.states(item, table[item], profile, needed, options) for options in (actions, other)]
     return ((states[0] - states[1]).abs().amax(1) > 1e-6).tolist()
@@ -120,8 +120,8 @@ def changed_states(encoder: str, items: list[int], place: int) -> list[bool]:
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_an_action_changes_the_states_from_its_click_on_and_none_before(encoder):
-    for place in range(9):
-        assert changed_states(encoder, list(range(1, 10)), place) == [at >= place for at in range(9)]
+    for position in range(9):
+        assert changed_states(encoder, list(range(1, 10)), position) == [at >= position for at in range(9)]
 
 
 def test_a_node_of_the_session_graph_reads_the_latest_click_on_its_item():
@@ -137,15 +137,15 @@ def test_a_code_holds_bits_and_how_often_and_a_vector_their_sum(fifty, sessions)
     torch.nn.init.normal_(layer.weight)
     vectors, met = layer(torch.from_numpy(codes)).detach(), set()
     for row in range(len(sessions)):
-        for place in range(int(visible.max())):
+        for position in range(int(visible.max())):
             expected = torch.zeros(4)
-            if place < visible[row]:
-                at = sessions.items.offset[row] + place
+            if position < visible[row]:
+                at = sessions.items.offset[row] + position
                 expected = sum((layer.weight[b] for b in range(5) if bits.values[at] >> b & 1), expected)
                 often = min(int(entered.values[at]), 3)
                 expected = expected + (layer.weight[4 + often] if often else 0)
                 met.add((int(bits.values[at]), often))
-            assert torch.allclose(vectors[row, place], expected, atol=1e-6)
+            assert torch.allclose(vectors[row, position], expected, atol=1e-6)
     assert len(met) > 10
     options = {"holdout": 2, "tasks": ["like"], "exposures": True, "rows_per_session": 9, "salt": 0}
     assert np.array_equal(train_batch(sessions, BatchOptions(**options, actions=True)).actions.numpy(), codes)

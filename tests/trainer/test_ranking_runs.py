@@ -84,8 +84,8 @@ def test_session_models_refuse_rows_and_a_refit_exports_no_valid_rows(ctr, tmp_p
     assert main([f"data={ctr.path}", f"output={tmp_path / 'no'}", "model=hybrid", *SMALL]) == 2
     assert "error: expected a dataset of sessions, got rows of scenario ctr" in capfd.readouterr().err
     folder = run(ctr, tmp_path / "run", "model=rank_single", "tasks=[click]", "train.refit=true")
-    parts = {part for part in open_bundle(folder / "bundle").files_by_kind if "-" in part}
-    assert parts == {"feedback-test"}
+    kinds = {part for part in open_bundle(folder / "bundle").files_by_kind if "-" in part}
+    assert kinds == {"feedback-test"}
     assert "feedback-valid" in open_bundle(folder / "bundle-selected").files_by_kind
 
 
@@ -93,7 +93,7 @@ def test_session_models_refuse_rows_and_a_refit_exports_no_valid_rows(ctr, tmp_p
 def test_ranking_models_train_on_the_blocks_of_sessions_and_resume_to_the_bit(fifty, tmp_path, model, monkeypatch):
     import trainer.training.step
 
-    whole = run(fifty, tmp_path / "whole", f"model={model}")
+    complete = run(fifty, tmp_path / "whole", f"model={model}")
     taken, step = 0, trainer.training.step.TrainStep.step
 
     class Killed(BaseException):
@@ -111,15 +111,15 @@ def test_ranking_models_train_on_the_blocks_of_sessions_and_resume_to_the_bit(fi
         run(fifty, tmp_path / "cut", f"model={model}")
     monkeypatch.undo()
     cut = run(fifty, tmp_path / "cut", f"model={model}")
-    bundles = [open_bundle(folder / "bundle") for folder in (whole, cut)]
+    bundles = [open_bundle(folder / "bundle") for folder in (complete, cut)]
     assert [f.sha256 for f in bundles[0].manifest.files] == [f.sha256 for f in bundles[1].manifest.files]
     assert not bundles[0].has_vectors
     sessions = [r for f in fifty.session_files for r in pq.read_table(fifty.file(f.path)).to_pylist()]
     shown = sum(p >= len(s["items"]) - 1 for s in sessions for p in s["exposure_position"])
-    summary = json.loads((whole / "summary.json").read_text())
+    summary = json.loads((complete / "summary.json").read_text())
     assert [bundles[0].feedback("test", task).num_rows for task in summary["tasks"]] == [shown] * len(summary["tasks"])
     assert set(summary["parameters"]) == {"item", "user", "networks", "total"}
-    assert result(fifty, whole)["test"]["rows/like"] == shown
+    assert result(fifty, complete)["test"]["rows/like"] == shown
 
 
 def test_rates_are_the_shares_of_positives_among_train_rows(fifty, capfd):
@@ -127,8 +127,8 @@ def test_rates_are_the_shares_of_positives_among_train_rows(fifty, capfd):
     bits = [
         bits
         for s in sessions
-        for place, bits in zip(s["exposure_position"], s["exposure_feedback"], strict=True)
-        if 1 <= place <= len(s["items"]) - 3
+        for position, bits in zip(s["exposure_position"], s["exposure_feedback"], strict=True)
+        if 1 <= position <= len(s["items"]) - 3
     ]
     actual = train_rates(fifty, ["click", "like"], exposures=True)
     assert actual == {

@@ -1,4 +1,4 @@
-"""Whole runs: what a run folder holds, a refit, what a test click may not change."""
+"""Complete runs: what a run folder holds, a refit, what a test click may not change."""
 
 from __future__ import annotations
 

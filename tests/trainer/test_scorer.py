@@ -19,7 +19,7 @@ from trainer.distributed.world import World
 from trainer.inference.export import score_sessions
 from trainer.inference.validation import exact_ranks, seen_pairs
 from trainer.option_groups import ModelOptions
-from trainer.task.registry import family_of
+from trainer.task.registry import model_task_of
 
 TASKS = ["click", "like"]
 MODELS = [
@@ -39,8 +39,8 @@ def untrained(dataset, changes):
     tasks = TASKS if changes["model"].startswith("rank") else ["next", *TASKS]
     network = ModelOptions(embedding_dim=8, hidden_size=8, tower=8, positions=64)
     config = TrainerConfig(data="", output="", tasks=tasks, network=network, **changes)
-    family = family_of(config, dataset, World.alone())
-    return config, family.scorer(family.train_step(1))
+    model_task = model_task_of(config, dataset, World.alone())
+    return config, model_task.scorer(model_task.train_step(1))
 
 
 def score(dataset, sessions, changes) -> dict[tuple[int, int, int, int], float]:

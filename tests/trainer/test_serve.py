@@ -81,9 +81,9 @@ def test_answers_are_those_of_the_evaluation_to_the_bit(fifty, served, tmp_path,
         some = asked[begin : begin + at_once]
         actual = recommender.recommend(some, recommender.most)
         for row, request in enumerate(some):
-            wanted, listed = batch[request.user_id], actual.items[row] > 0
-            assert actual.items[row][listed].tolist() == wanted["items"]
-            assert np.array_equal(actual.scores[row][listed], np.array(wanted["scores"], np.float32))
+            expected, listed = batch[request.user_id], actual.items[row] > 0
+            assert actual.items[row][listed].tolist() == expected["items"]
+            assert np.array_equal(actual.scores[row][listed], np.array(expected["scores"], np.float32))
 
 
 def test_probabilities_are_those_of_the_bundle(fifty, served):

@@ -1,4 +1,4 @@
-"""`trainer.show` against numbers worked out beside it."""
+"""`trainer.show` against numbers worked out independently."""
 
 from __future__ import annotations
 

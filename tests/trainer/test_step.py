@@ -24,7 +24,7 @@ from trainer.distributed.world import World
 from trainer.models.embedding_table import SparseTable
 from trainer.option_groups import ModelOptions, TrainOptions
 from trainer.run.checkpoint import all_tensors
-from trainer.task.registry import family_of
+from trainer.task.registry import model_task_of
 from trainer.task.sessions import first_biases
 from trainer.training.objective import ITEM, Balance, Candidates, LossSums
 from trainer.training.optimizers import Adagrad, AdamW
@@ -44,7 +44,7 @@ def config(data, network=None, train=None, **changes) -> TrainerConfig:
 
 
 def make_stepper(settings: TrainerConfig, dataset, world: World) -> TrainStep:
-    return family_of(settings, dataset, world).train_step(total_steps=10)
+    return model_task_of(settings, dataset, world).train_step(total_steps=10)
 
 
 def some_batch(dataset, tasks=TASKS[1:], rows=slice(None)):
@@ -55,14 +55,14 @@ def some_batch(dataset, tasks=TASKS[1:], rows=slice(None)):
 
 def ten_steps(settings: TrainerConfig, world: World, steps: int = 10) -> TrainStep:
     dataset = open_dataset(settings.data)
-    family = family_of(settings, dataset, world)
-    train_step, reader = family.train_step(steps), family.reader(2)
+    model_task = model_task_of(settings, dataset, world)
+    train_step, reader = model_task.train_step(steps), model_task.reader(2)
     train_step.model.train()
     taken = 0
     while taken < steps:
         order = Order(reader.group_rows, 0, taken, dataset.manifest.fingerprint, 128, 64)
         batches = reader.epoch(
-            order, family.collate(2, 1), start=0, global_rank=world.global_rank, world_size=world.size
+            order, model_task.collate(2, 1), start=0, global_rank=world.global_rank, world_size=world.size
         )
         for batch in batches:
             if taken == steps:
@@ -341,10 +341,10 @@ def test_learned_uncertainty_weighs_tasks_by_its_formula():
 @pytest.mark.parametrize("changes", [{}, {"train": {"balance": "uncertainty"}}, {"model": "rank_esmm"}], ids=str)
 def test_a_step_in_parts_is_the_step_of_the_whole(fifty, changes):
     settings = config(fifty.path, **changes)
-    family = family_of(settings, fifty, World.alone())
-    reader, collate = family.reader(2), family.collate(2, 1)
+    model_task = model_task_of(settings, fifty, World.alone())
+    reader, collate = model_task.reader(2), model_task.collate(2, 1)
     window, rows = reader.read(np.array([0])), np.arange(9)
-    whole, parts = (family.train_step(10) for _ in range(2))
+    whole, parts = (model_task.train_step(10) for _ in range(2))
     for step in range(3):
         whole.step([collate(window, rows, rows)], step)
         parts.step([collate(window, share(rows, part, 4), rows) for part in range(4)], step)

@@ -1,4 +1,4 @@
-"""Counted transitions in the score of a trained model: how their weights are found, and what a run does with them."""
+"""Counted transitions in the score of a trained model: how their weights are fitted, and what a run does with them."""
 
 from __future__ import annotations
 

@@ -100,20 +100,20 @@ def test_wrong_options_are_one_line_and_leave_nothing(fifty, tmp_path, capfd, wr
 
 def test_a_trial_reports_what_is_done_and_ends_alone_where_its_setting_is_wrong(fifty, tmp_path):
     options = [f"data={fifty.path}", f"output={tmp_path / 'trial'}", "model=gru4rec", *SMALL, "train.epochs=2"]
-    trial, told = Trial(0, tmp_path / "trial", {}, options), []
-    trial.run(told.append)
-    assert [metrics["epoch"] for metrics in told] == [1, 2]
+    trial, reported = Trial(0, tmp_path / "trial", {}, options), []
+    trial.run(reported.append)
+    assert [metrics["epoch"] for metrics in reported] == [1, 2]
     assert trial.state == "finished"
-    assert trial.ended()["valid"]["ndcg@20"] == max(metrics["ndcg@20"] for metrics in told)
+    assert trial.ended()["valid"]["ndcg@20"] == max(metrics["ndcg@20"] for metrics in reported)
     assert not (tmp_path / "trial" / "bundle").exists()
     again = []
     trial.run(again.append)
-    assert [m["ndcg@20"] for m in again] == [m["ndcg@20"] for m in told]
+    assert [m["ndcg@20"] for m in again] == [m["ndcg@20"] for m in reported]
     # The run of a finished trial is a run: the trainer makes its bundle without training again.
     assert train(options) == 0
     assert (tmp_path / "trial" / "bundle" / "manifest.json").is_file()
     wild = Trial(1, tmp_path / "wild", {}, [*options, f"output={tmp_path / 'wild'}", "train.learning_rate=1e30"])
-    wild.run(told.append)
+    wild.run(reported.append)
     assert wild.state == "failed"
     assert not (tmp_path / "wild" / "checkpoints").exists()
 

@@ -28,7 +28,7 @@ class FeedbackRows:
         position: int64 `[F]`, kept clicks before the row; state `position - 1` of the session scores it.
         item: int64 `[F]`, the candidate.
         feedback: int16 `[F]`, outcome bits, bit 7 = clicked. Labels only, never a feature.
-        place: int64 `[F]`, the row's place among all rows of its session.
+        place: int64 `[F]`, the row's index among all rows of its session.
     """
 
     session: Int

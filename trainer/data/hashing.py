@@ -9,7 +9,7 @@ from trainer.data.order import Int
 
 
 def cumcount(group_R: Int) -> Int:
-    """Each row's place in its group, from 0; the rows of a group stand together."""
+    """Each row's index in its group, from 0; the rows of a group stand together."""
     begin = np.flatnonzero(np.diff(group_R, prepend=-1))
     return np.arange(len(group_R)) - np.repeat(begin, np.diff(np.append(begin, len(group_R))))
 
@@ -22,7 +22,7 @@ def sample_per_group(user_R: Int, group_R: Int, place_R: Int, limit: int, salt: 
     Args:
         user_R: user of each row.
         group_R: group of each row; the rows of a group stand together, groups rise.
-        place_R: the row's place in its session, whatever the batch.
+        place_R: the row's index in its session, whatever the batch.
         limit: rows of a group to keep.
         salt: changes the sample.
     """

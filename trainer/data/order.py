@@ -27,7 +27,7 @@ class Order:
         seed, epoch: of the run.
         fingerprint: of the dataset.
         batch_tokens: target clicks of a global batch.
-        shuffle_buffer_sessions: rows shuffled together; whole row groups, at least one.
+        shuffle_buffer_sessions: rows shuffled together; complete row groups, at least one.
     """
 
     group_rows: Int

@@ -47,5 +47,5 @@ class Ragged:
 
     @property
     def place(self) -> Int:
-        """Each value's place in its list, from 0."""
+        """Each value's index in its list, from 0."""
         return np.arange(len(self.values)) - np.repeat(self.offset[:-1], self.lengths)

@@ -34,7 +34,7 @@ class FlatRows:
         history: int64 `[F, L]`, the last clicks before the row, oldest first; 0 where there are fewer.
         profile: int64 `[F, 2]`, gender and age.
         feedback: int16 `[F]`, outcome bits, bit 7 = clicked. Labels only.
-        split: `[F]`, place in `SPLITS`.
+        split: `[F]`, index in `SPLITS`.
     """
 
     user_id: Int

@@ -21,8 +21,8 @@ from trainer.distributed.world import World
 from trainer.export import ExportConfig
 from trainer.inference.scorer import SessionScorer
 from trainer.run.finished_run import load_exported, open_run
-from trainer.task.registry import family_of
-from trainer.task.sessions import SessionFamily
+from trainer.task.registry import model_task_of
+from trainer.task.sessions import SessionTask
 from trainer.training.objective import INPUT, ITEM
 
 ENCODER, ITEMS = "encoder.pt2", "items.parquet"
@@ -79,18 +79,18 @@ def export_encoder(options: ExportConfig) -> None:
     if config.ranks:
         raise InputError("the run of a session model", config.model, "ranking models have no encoder")
     run = local_path(options.run)
-    family = family_of(config, dataset, World.alone())
-    assert isinstance(family, SessionFamily)
-    train_step = family.train_step(total_steps=1)
-    load_exported(run, config, family, train_step)
-    scorer = family.scorer(train_step)
+    model_task = model_task_of(config, dataset, World.alone())
+    assert isinstance(model_task, SessionTask)
+    train_step = model_task.train_step(total_steps=1)
+    load_exported(run, config, model_task, train_step)
+    scorer = model_task.scorer(train_step)
     program = trace(Encoder(scorer), dataset)
     with published(options.output, EXPORT, overwrite=options.overwrite, inputs=read) as folder:
         torch.export.save(program, str(folder / ENCODER))
         table = pq.read_table(run / "bundle" / ITEMS)
         ids = dataset.items(["item", "item_id"])
         pq.write_table(table.append_column("item_id", ids["item_id"]), folder / ITEMS, compression="zstd")
-        write_manifest(folder, scorer, dataset, family.name)
+        write_manifest(folder, scorer, dataset, model_task.name)
 
 
 def trace(encoder: Encoder, dataset: Dataset) -> torch.export.ExportedProgram:

@@ -166,7 +166,7 @@ def score_sessions(
     Args:
         sessions: at least three clicks each.
         scorer: the trained model; a ranking model has no queries.
-        splits: of `HELD_OUT`; `test` needs `next` beside it.
+        splits: of `HELD_OUT`; `test` needs `next` too.
         exposures: whether feedback rows are what was shown, or the kept clicks alone.
     """
     if isinstance(scorer, RankScorer):

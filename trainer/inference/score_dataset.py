@@ -15,7 +15,7 @@ from trainer.distributed.world import World, set_threads
 from trainer.inference.export import export
 from trainer.run.finished_run import load_exported, open_run
 from trainer.run.folder import RunFolder
-from trainer.task.registry import family_of
+from trainer.task.registry import model_task_of
 
 BUNDLE = Kind("a bundle", MANIFEST, lambda data: listed_files(data, {"dataset", "refit", "n_items"}, MANIFEST))
 
@@ -36,11 +36,11 @@ def score_dataset(options: ApplyConfig) -> None:
     config, trained_on = open_run(options.run, options.trained_on)
     dataset = open_dataset(options.data)
     check(config, trained_on, dataset)
-    family = family_of(config, trained_on, world)
-    train_step = family.train_step(total_steps=1)
-    load_exported(local_path(options.run), config, family, train_step)
+    model_task = model_task_of(config, trained_on, world)
+    train_step = model_task.train_step(total_steps=1)
+    load_exported(local_path(options.run), config, model_task, train_step)
     with published(options.output, BUNDLE, overwrite=options.overwrite, inputs=read) as folder:
-        export(RunFolder(folder), family.scorer(train_step), dataset, world, model=family.name, refit=False)
+        export(RunFolder(folder), model_task.scorer(train_step), dataset, world, model=model_task.name, refit=False)
 
 
 def check(config: TrainerConfig, trained_on: Dataset, dataset: Dataset) -> None:

@@ -32,7 +32,7 @@ class SessionScorer:
         model: the networks.
         tables: vectors of items, and of the encoder's clicks where these are others.
         device: where both are.
-        by_cosine: items are found by direction alone (loss `embedding`).
+        by_cosine: items are searched by direction alone (loss `embedding`).
         term: the sparse term of the scores; None for a model without.
     """
 

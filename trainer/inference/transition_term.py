@@ -1,4 +1,4 @@
-"""Weights of the counted transitions in a trained model's scores, found on valid sessions.
+"""Weights of the counted transitions in a trained model's scores, fitted on valid sessions.
 
 Trained together with the vectors these weights come out too small: vectors know the clicks that they were trained on,
 so counts seem to add little. Sessions' valid clicks are new to both.
@@ -29,7 +29,7 @@ from trainer.data.reader import Sessions
 from trainer.task.sessions import WEIGHTS
 
 FIT_SESSIONS = 5_000
-"""Valid sessions, over all workers, that the weights are found on."""
+"""Valid sessions, over all workers, that the weights are fitted on."""
 NEAREST = 100
 """Items that compete with those of the counts: the best by inner product."""
 ITERATIONS = 40
@@ -44,8 +44,8 @@ class TransitionTerm:
 
     Attributes:
         transitions: counted on the clicks that the model was trained on.
-        everyone: float64 `[T]`, found on all valid sessions: for test and next.
-        folds: float64 `[FOLDS, T]`, found without the users of each fold: for their valid queries.
+        everyone: float64 `[T]`, fitted on all valid sessions: for test and next.
+        folds: float64 `[FOLDS, T]`, fitted without the users of each fold: for their valid queries.
     """
 
     transitions: Transitions
@@ -74,7 +74,7 @@ class TransitionTerm:
 
 
 def count(dataset: Dataset, run: Path, holdout: int) -> Transitions:
-    """The transitions of the clicks that are trained on, stored with the run's other counts."""
+    """The transitions of the clicks that are trained on, saved with the run's other counts."""
     return open_transitions(dataset, run / FOLDER, holdout, torch.get_num_threads())
 
 
@@ -190,7 +190,7 @@ def find_weights(pool: Pool) -> tuple[Weights, Weights]:
 def minimise(pool: Pool, chosen_Q: npt.NDArray[np.bool_]) -> Weights:
     """The weights with the least mean −log softmax of the targets among the candidates of the chosen queries.
 
-    The scores' scale (inner products of a model need not be logits) is found too; weights are in units of the scores.
+    The scores' scale (inner products of a model need not be logits) is fitted too; weights are in units of the scores.
     """
     has_target = np.zeros(len(chosen_Q), bool)
     has_target[pool.query[pool.is_target]] = True

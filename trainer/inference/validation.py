@@ -39,7 +39,7 @@ def sample_groups(reader: Reader[Any], counts: Int, n: int) -> tuple[Int, np.ran
     Args:
         reader: of the dataset.
         counts: int64, samples to validate on of each row group.
-        n: wanted.
+        n: number of samples.
     """
     rng = np.random.default_rng(int(reader.dataset.manifest.fingerprint[:15], 16))
     groups: list[int] = []
@@ -69,7 +69,7 @@ def valid_rows(reader: RowReader, n: int, world: World) -> FlatRows:
 
 @dataclass
 class Validation:
-    """What one validation found.
+    """Result of one validation.
 
     Attributes:
         metrics: `hr@k`, `ndcg@k`, `mrr@k`, `auc/<task>`, `auc` (the mean over tasks), None where undefined.
@@ -109,7 +109,7 @@ class FeedbackSums:
             self.gates[task] = self.gates.get(task, 0.0) + totals
 
     def merged(self, world: World, metrics: dict[str, float | None]) -> Validation:
-        """The validation over all workers, with AUCs beside the given metrics."""
+        """The validation over all workers, with AUCs added to `metrics`."""
         for task in self.labels:
             pairs = world.gather((np.concatenate([*self.labels[task], []]), np.concatenate([*self.scores[task], []])))
             metrics[f"auc/{task}"] = auc(*(np.concatenate(side) for side in zip(*pairs, strict=True)))

@@ -47,7 +47,7 @@ class SparseTable:
     gradient is added (as in DLRM), so its state is 1 / D of the table; else one for each value.
 
     Args:
-        n: rows beside the padding.
+        n: rows without the padding.
         dimension: D.
         generator: draws the vectors.
         device: where all of it lies.

@@ -38,7 +38,7 @@ class GRUEncoder(nn.Module):
 
 
 def drop_clicks(click_BTD: torch.Tensor, share: float, *, training: bool) -> torch.Tensor:
-    """Drop whole clicks at random in training, the others scaled up.
+    """Drop clicks at random in training, the others scaled up.
 
     This is the official GRU4Rec's embedding dropout, and what Tan et al. 2016 call item dropout.
     """

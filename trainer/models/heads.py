@@ -28,7 +28,7 @@ class Layout:
 
     @property
     def size(self) -> int:
-        """Width of the whole state."""
+        """Width of the concatenated state."""
         return sum(self.encoders) + self.shared
 
     def view(self, state_NS: torch.Tensor, encoder: int) -> torch.Tensor:

@@ -17,7 +17,7 @@ class ItemFeatures(nn.Module):
 
     An item without a train click has no own vector: its features alone say where it lies, since the random vector that
     it began with says nothing (as in DropoutNet, Volkovs et al. 2017, where the own part is dropped at random). The
-    vectors of values are a table beside that of the items. Row 0, an unknown value, stays zero.
+    vectors of values are a table of their own. Row 0, an unknown value, stays zero.
 
     Args:
         codes_IC: int64 `[n_items + 1, C]`, row of each feature's value, 0 = unknown.

@@ -20,7 +20,7 @@ class CausalConvolution(nn.Module):
         self.convolution = nn.Conv1d(size, size, KERNEL, dilation=dilation)
 
     def forward(self, state_BHT: torch.Tensor) -> torch.Tensor:
-        """`[B, H, T]`, place t from places up to t."""
+        """`[B, H, T]`, position t from positions up to t."""
         return self.convolution(nn.functional.pad(state_BHT, (self.before, 0)))
 
 
@@ -37,7 +37,7 @@ class Block(nn.Module):
         """The next block's states `[B, T, H]`."""
         inner = state_BTH
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            # Normalised over the units of one place: over the places a state would see later clicks.
+            # Normalised over the units of one position: over the positions a state would see later clicks.
             inner = torch.relu(norm(convolution(inner.transpose(1, 2)).transpose(1, 2)))
         return state_BTH + self.dropout(inner)
 
@@ -70,5 +70,5 @@ class NextItNetEncoder(nn.Module):
         return self.last(state_BTH.flatten(0, 1)[needed_N])
 
     def flops(self, clicks: int) -> int:
-        """Multiply-adds × 2 of one state's forward pass; every place is convolved once for all later states."""
+        """Multiply-adds × 2 of one state's forward pass; every position is convolved once for all later states."""
         return 2 * sum(p.numel() for p in self.parameters() if p.dim() > 1)

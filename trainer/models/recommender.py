@@ -137,7 +137,7 @@ class Recommender(nn.Module):
             items_BT: int64, clicks padded with 0 on the right.
             click_BTD: their vectors.
             profile_B2: codes of gender and age.
-            needed_N: int64, places in the flattened `[B * T]` of the clicks after which a state is wanted.
+            needed_N: int64, places in the flattened `[B * T]` of the clicks after which a state is needed.
             actions_BT: int64, codes of what was done with the clicks, for models that read it.
         """
         if self.past_actions is not None and actions_BT is not None:

@@ -26,7 +26,7 @@ class Attention(nn.Module):
         self.bias_by_distance = nn.Parameter(torch.zeros(heads, distances)) if distances else None
 
     def forward(self, state_BTH: torch.Tensor) -> torch.Tensor:
-        """What each place gathers from itself and those before, `[B, T, H]`."""
+        """What each position gathers from itself and those before, `[B, T, H]`."""
         b, t, h = state_BTH.shape
         projected = self.project(state_BTH).view(b, t, 3, self.heads, h // self.heads)
         query, key, value = projected.permute(2, 0, 3, 1, 4)

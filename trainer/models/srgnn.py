@@ -21,13 +21,13 @@ CHUNK_EDGES = 1 << 24
 
 @dataclass(frozen=True)
 class SessionGraphs:
-    """Dense session graphs; the node of an item stands at the place of the item's first click.
+    """Dense session graphs; the node of an item has the index of the item's first click.
 
     Attributes:
         session: int64 `[G]`, the session of each graph.
         clicks: float32 `[G, T]`, clicks on each node; 0 where there is no node.
         last: int64 `[G]`, node of the last click.
-        latest: int64 `[G, T]`, place of the latest click on each node.
+        latest: int64 `[G, T]`, position of the latest click on each node.
         outgoing, incoming: float32 `[G, T, T]`, weight of the edge from row to column, and of the
             edge from column to row: occurrences divided by the out- or in-degree of the row's node.
     """
@@ -67,7 +67,7 @@ def session_graphs(items_BT: torch.Tensor, needed_G: torch.Tensor) -> SessionGra
 
 
 def first_places(items_BT: torch.Tensor) -> torch.Tensor:
-    """Place of the first click on the same item of the session, int64 `[B, T]`, without comparing all pairs.
+    """Position of the first click on the same item of the session, int64 `[B, T]`, without comparing all pairs.
 
     >>> first_places(torch.tensor([[7, 3, 7, 3, 9]])).tolist()
     [[0, 1, 0, 1, 4]]

@@ -65,7 +65,7 @@ class Writer:
 
     Args:
         folder: of the checkpoints.
-        keep: latest ones kept beside the best.
+        keep: number of latest ones to retain in addition to the best.
         after: called once a checkpoint is written.
     """
 

@@ -11,7 +11,7 @@ from trainer.config import ENCODERS, HEADS, MODELS, TrainerConfig, from_plain
 from trainer.prepare import CONFIG, read_config
 from trainer.run import checkpoint
 from trainer.run.folder import SUMMARY, is_finished
-from trainer.task.base import Family
+from trainer.task.base import ModelTask
 from trainer.training.step import TrainStep
 
 
@@ -47,9 +47,9 @@ def load_selected(run: Path, train_step: TrainStep) -> None:
     checkpoint.load_best(folder, checkpoint.read_progress(newest).best_step, train_step)
 
 
-def load_exported(run: Path, config: TrainerConfig, family: Family, train_step: TrainStep) -> None:
+def load_exported(run: Path, config: TrainerConfig, model_task: ModelTask, train_step: TrainStep) -> None:
     """Put the parameters that `RUN/bundle` was exported with, of a refit run the refit's, into a fresh train_step."""
-    family.load_term(run, REFIT_HOLDOUT if config.train.refit else TRAIN_HOLDOUT)
+    model_task.load_term(run, REFIT_HOLDOUT if config.train.refit else TRAIN_HOLDOUT)
     refit = checkpoint.latest(run / "checkpoints-refit") if config.train.refit else None
     if refit:
         checkpoint.load(refit, train_step)

@@ -28,7 +28,7 @@ class RunLog:
     Args:
         run: the run folder.
         step: global step at which the phase goes on.
-        refit: whether the phase is the refit, whose steps count from 0 beside those of the selection.
+        refit: whether the phase is the refit, whose steps count from 0 independently of the selection's.
     """
 
     def __init__(self, run: Path, step: int, *, refit: bool) -> None:

@@ -66,7 +66,7 @@ class StopWatch:
         self.pause = LOOK_SECONDS * (5 if run.mirror else 1)
 
     def __call__(self, step: int) -> bool:
-        """Whether to stop after `step`, counted over the whole run."""
+        """Whether to stop after `step`, counted from the start of the run."""
         if step % AGREE_STEPS:
             return False
         asked = False

@@ -33,7 +33,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Server:
-    """Handlers over one recommender; requests are computed one after another, in a thread beside the event loop."""
+    """Handlers over one recommender; requests are computed one after another, in a thread outside the event loop."""
 
     def __init__(self, recommender: Recommender) -> None:
         self.recommender = recommender

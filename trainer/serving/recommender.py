@@ -35,8 +35,8 @@ from trainer.distributed.world import World
 from trainer.inference.scorer import SessionScorer
 from trainer.run.finished_run import load_exported, open_run
 from trainer.serve import ServeConfig
-from trainer.task.registry import family_of
-from trainer.task.sessions import SessionFamily
+from trainer.task.registry import model_task_of
+from trainer.task.sessions import SessionTask
 
 MOST_SESSIONS = 1_000
 """Sessions of one request."""
@@ -172,18 +172,18 @@ class Recommender:
         if config.threads:
             torch.set_num_threads(config.threads)
         evaluation = reopen(options)
-        family = family_of(run_config, dataset, World.alone())
-        assert isinstance(family, SessionFamily)
-        train_step = family.train_step(total_steps=1)
-        load_exported(run, run_config, family, train_step)
+        model_task = model_task_of(run_config, dataset, World.alone())
+        assert isinstance(model_task, SessionTask)
+        train_step = model_task.train_step(total_steps=1)
+        load_exported(run, run_config, model_task, train_step)
         titles = config.titles or options.titles
         return cls(
             dataset,
-            family.scorer(train_step),
+            model_task.scorer(train_step),
             evaluation,
             evaluation.blend(result),
             read_titles(absolute(titles)) if titles else {},
-            family.name,
+            model_task.name,
         )
 
     @property

@@ -24,10 +24,10 @@ class Collate(Protocol):
     """Makes batches of a window's samples."""
 
     def __call__(self, window: Any, mine: Int, step: Int, /) -> Any:
-        """A batch from the rows of this worker's share; those of the whole step are given beside them."""
+        """A batch from the rows of this worker's share; `step` are the rows of the global batch."""
 
 
-class Family(Protocol):
+class ModelTask(Protocol):
     """What the loop asks of a kind of model; `unit` is what its progress counts, clicks or rows."""
 
     unit: str
@@ -57,7 +57,7 @@ class Family(Protocol):
         """Find what is added to the scores of a trained model, and leave it in the run."""
 
     def load_term(self, run: Path, holdout: int) -> None:
-        """What a run found to add, with counts of other clicks than those that are held out."""
+        """What a run fitted to add, with counts of other clicks than those that are held out."""
 
     @property
     def name(self) -> str:

@@ -24,7 +24,7 @@ from trainer.training.objective import ITEM, USER, RankObjective
 from trainer.training.step import TrainStep
 
 
-class RankFamily:
+class RankingTask:
     """Ranking models, over the blocks of sessions or over the rows of scenario `ctr`."""
 
     unit = "rows"

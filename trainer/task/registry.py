@@ -5,11 +5,11 @@ from __future__ import annotations
 from etl.dataset import Dataset
 from trainer.config import TrainerConfig
 from trainer.distributed.world import World
-from trainer.task.base import Family
-from trainer.task.ranking import RankFamily
-from trainer.task.sessions import SessionFamily
+from trainer.task.base import ModelTask
+from trainer.task.ranking import RankingTask
+from trainer.task.sessions import SessionTask
 
 
-def family_of(config: TrainerConfig, dataset: Dataset, world: World) -> Family:
-    """The family of a configuration's model."""
-    return RankFamily(config, dataset, world) if config.ranks else SessionFamily(config, dataset, world)
+def model_task_of(config: TrainerConfig, dataset: Dataset, world: World) -> ModelTask:
+    """Session or ranking task of a configuration's model."""
+    return RankingTask(config, dataset, world) if config.ranks else SessionTask(config, dataset, world)

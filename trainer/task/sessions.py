@@ -35,7 +35,7 @@ WEIGHTS = "transition_weights.json"
 """File of a run with the weights of its counted transitions."""
 
 
-class SessionFamily:
+class SessionTask:
     """Session models: an encoder alone, or the hybrid."""
 
     unit = "clicks"
@@ -147,7 +147,7 @@ class SessionFamily:
     def fit_term(self, train_step: TrainStep, sample: Sessions, run: Path) -> None:
         """Find the weights of the counted transitions on valid sessions, for a model that has them.
 
-        Each fold's valid sessions are ranked with weights found on the others. Weights that do not raise NDCG@20 are 0.
+        Each fold's valid sessions use weights fitted on the others. Weights that do not raise NDCG@20 are 0.
         """
         if not self.config.network.transitions:
             return
@@ -168,7 +168,7 @@ class SessionFamily:
             self.term.write(run)
 
     def pools(self, train_step: TrainStep, sessions: Sessions, transitions: Transitions) -> list[Pool]:
-        """What the weights are found on, of this worker's valid sessions."""
+        """What the weights are fitted on: this worker's valid sessions."""
         from trainer.inference.transition_term import contexts, make_pool
 
         scorer, out = self.scorer(train_step), []
@@ -186,7 +186,7 @@ class SessionFamily:
         return out
 
     def load_term(self, run: Path, holdout: int) -> None:
-        """The counted transitions of clicks that were trained on, with the weights that a run found."""
+        """The counted transitions of clicks that were trained on, with the weights that a run fitted."""
         if self.config.network.transitions and (run / WEIGHTS).is_file():
             from trainer.inference.transition_term import TransitionTerm, count
 

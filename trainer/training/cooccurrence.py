@@ -78,7 +78,7 @@ def counted_clicks(dataset: Dataset, holdout: int) -> tuple[Int, Int]:
 
 def near_clicks(session_N: Int, item_N: Int, n_items: int) -> tuple[Int, Floats]:
     """Entries of the symmetric matrix of Σ 1 / distance over pairs of clicks within the window in one session."""
-    common = math.lcm(*range(1, WINDOW + 1))  # whole numbers add up exactly in any order
+    common = math.lcm(*range(1, WINDOW + 1))  # integers add up exactly in any order
     keys, weights = [], []
     for gap in range(1, WINDOW + 1):
         near = np.flatnonzero(session_N[:-gap] == session_N[gap:])

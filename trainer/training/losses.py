@@ -177,7 +177,7 @@ def fused_sum(
 
 
 def accidental_hits(target_N: torch.Tensor, candidate_K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pairs (example, candidate place) with the same id, found by sorting instead of `[N × K]` comparisons."""
+    """Pairs (example, candidate index) with the same id, by sorting instead of `[N × K]` comparisons."""
     ordered, index = torch.sort(candidate_K)
     low = torch.searchsorted(ordered, target_N)
     count = torch.searchsorted(ordered, target_N, right=True) - low

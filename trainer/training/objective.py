@@ -156,7 +156,7 @@ class SessionObjective(nn.Module):
         needed = torch.nonzero(used).squeeze(1)
         state = model.states(batch.items, click_BTD, batch.profile, needed, batch.actions)
         task_representations = model.task_representations(state)
-        compact = torch.cumsum(used, 0) - 1  # place in the flattened sessions → row of `state`
+        compact = torch.cumsum(used, 0) - 1  # index in the flattened sessions → row of `state`
         target = batch.targets.flatten()[used]
         loss_sums = [self._next(model.query(task_representations["next"]), target, item, candidates, batch, compact)]
         row_state, item_FD = compact[batch.row_state], item.vectors(batch.row_item)
@@ -238,7 +238,7 @@ class SessionObjective(nn.Module):
 
 
 class RankObjective(nn.Module):
-    """Feedback of given rows."""
+    """Feedback loss of rows."""
 
     def __init__(self, config: TrainerConfig, model: Ranker) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ class Adagrad:
 
     Args:
         parameters: to update; those without a gradient are left alone.
-        learning_rate: of a step, unless it is given another.
+        learning_rate: of a step, unless the call overrides it.
         weight_decay: × the parameter, added to its gradient.
         eps: added to the root of the accumulator.
     """
@@ -50,7 +50,7 @@ class AdamW:
 
     Args:
         parameters: to update; those without a gradient are left alone.
-        learning_rate: of a step, unless it is given another.
+        learning_rate: of a step, unless the call overrides it.
         weight_decay: × learning rate, the share of a parameter that a step takes away.
     """
 

@@ -34,7 +34,7 @@ RESERVED = ("data", "output", "model", "resume", "train.epochs", "train.refit", 
 
 
 def search(config: TuneOptions) -> str:
-    """Run all trials that have not ended, write table, page and best setting, and say what was found.
+    """Run all trials that have not ended, write table, page and best setting, and print the best one.
 
     Raises:
         InputError: wrong options, or a folder of another search.

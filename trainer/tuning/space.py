@@ -107,7 +107,7 @@ def default_space(model: str) -> Space:
 
 
 def first_settings(model: str) -> list[Setting]:
-    """Settings that are tried before any is sampled: the recipe as it is, and one that others found good."""
+    """Settings that are tried before any is sampled: the recipe as it is, and one that is good on other data."""
     return [{}] if model in RANK_HEADS or model in ("sasrec", "nextitnet") else [{}, OFFICIAL]
 
 
