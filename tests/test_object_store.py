@@ -32,7 +32,7 @@ from trainer.config import load
 from trainer.distributed.world import World
 from trainer.loop import train
 from trainer.prepare import prepare
-from trainer.run.folder import RunFolder
+from trainer.run.object_store import RunFolder
 
 HOME = f"s3://{BUCKET}"
 

@@ -10,8 +10,9 @@ from trainer.config import TrainerConfig
 from trainer.distributed.world import World
 from trainer.loop import train
 from trainer.prepare import prepare
-from trainer.run.folder import SUMMARY, RunFolder
+from trainer.run.folder import SUMMARY
 from trainer.run.metrics_log import progress_bar
+from trainer.run.object_store import RunFolder
 from trainer.run.signals import INTERRUPTED, STATUS, Stopped, on_sigterm
 from trainer.training.step import NotFiniteError
 

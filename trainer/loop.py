@@ -25,8 +25,8 @@ from trainer.distributed.world import World, keep_freed_memory, set_threads
 from trainer.inference.export import export
 from trainer.run import checkpoint
 from trainer.run.checkpoint import Progress
-from trainer.run.folder import RunFolder
 from trainer.run.metrics_log import Meter, RunLog
+from trainer.run.object_store import RunFolder
 from trainer.run.profiling import Profiler
 from trainer.run.signals import Stopped, StopWatch
 from trainer.summary import parameter_counts, write_diagnostics, write_summary

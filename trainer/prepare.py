@@ -21,7 +21,8 @@ from trainer.data.item_features import check_columns, feature_codes
 from trainer.data.ranking_rows import ROW_COLUMNS, flat_rows
 from trainer.data.reader import Sessions, session_columns
 from trainer.distributed.worker_count import choose_workers
-from trainer.run.folder import RunFolder, is_finished
+from trainer.run.folder import is_finished
+from trainer.run.object_store import RunFolder
 
 CONFIG = "config.yaml"
 VOCABULARY = "item_features.json"

@@ -27,7 +27,8 @@ from trainer.config import TrainerConfig, from_plain
 from trainer.distributed.world import World
 from trainer.loop import train
 from trainer.ray_environment import environment, of_own_ray
-from trainer.run.folder import RunFolder, is_finished
+from trainer.run.folder import is_finished
+from trainer.run.object_store import RunFolder
 from trainer.run.signals import Stopped, interrupted_plainly, on_sigterm
 from trainer.training.step import NotFiniteError
 

@@ -45,19 +45,19 @@ class Users:
 
     def select_rows(self, keep: protocol.Mask) -> Users:
         """The same users with some of their rows; `clicks` and `rows` are counted anew."""
-        kept = np.concatenate([[0], np.cumsum(keep)])[self.offset]
+        new_offset = np.concatenate([[0], np.cumsum(keep)])[self.offset]
         users = Users(
             self.user_id,
             self.clicks,
-            np.diff(kept),
+            np.diff(new_offset),
             self.gender,
             self.age,
-            kept,
+            new_offset,
             self.item[keep],
             self.packed[keep],
             self.watching[keep],
         )
-        _, users.clicks = protocol.clicks_through(users.clicked, kept)
+        _, users.clicks = protocol.clicks_through(users.clicked, new_offset)
         return users
 
     def select_users(self, keep: protocol.Mask) -> Users:

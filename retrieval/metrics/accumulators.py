@@ -78,9 +78,9 @@ def deciles(train_clicks: Int) -> npt.NDArray[np.int8]:
 
 def segments(queries: Queries, clicks_after: int, facts: SegmentAttributes) -> Segments:
     """Kind and name of each segment that queries fall into, and which do `[Q]`."""
-    kept = queries.n_seen + clicks_after
+    length = queries.n_seen + clicks_after
     for low, high in LENGTHS:
-        yield "session_length", f"{low}-{high}" if high else f"{low}+", (kept >= low) & (kept <= (high or kept))
+        yield "session_length", f"{low}-{high}" if high else f"{low}+", (length >= low) & (length <= (high or length))
     decile = facts.decile[queries.target]
     for number in range(1, DECILES + 1):
         yield "target_popularity", str(number), decile == number

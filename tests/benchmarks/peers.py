@@ -73,9 +73,9 @@ def polars_clicks(log: Path, output: Path) -> None:
     pl, rows = scan(log)
     feedback = (pl.col("like") + 2 * pl.col("share") + 4 * pl.col("follow")).cast(pl.Int8)
     clicks = rows.filter(pl.col("click") == 1).with_columns(feedback.alias("feedback"))
-    kept = ("item_id", "feedback", "watching_times")
+    columns = ("item_id", "feedback", "watching_times")
     sessions = clicks.group_by("user_id").agg(
-        pl.len().alias("n_clicks"), *(pl.col(c).tail(30) for c in kept), pl.last("gender"), pl.last("age")
+        pl.len().alias("n_clicks"), *(pl.col(c).tail(30) for c in columns), pl.last("gender"), pl.last("age")
     )
     sessions.filter(pl.col("n_clicks") >= 10).collect(engine="streaming").write_parquet(output)
 
@@ -91,9 +91,9 @@ def polars_exposures(log: Path, output: Path) -> None:
     inside = (pl.col("k") >= pl.col("n") - 29) & (pl.col("k") >= 1)
     before_test = (pl.col("k") < pl.col("n")) | (pl.col("click") == 1)
     position = pl.col("k") - pl.col("click") - (pl.col("n") - pl.min_horizontal("n", 30))
-    kept = rows.filter((pl.col("n") >= 10) & inside & before_test).with_columns(position.cast(pl.Int16).alias("p"))
+    result = rows.filter((pl.col("n") >= 10) & inside & before_test).with_columns(position.cast(pl.Int16).alias("p"))
     clicked = pl.col("click") == 1
-    sessions = kept.group_by("user_id").agg(
+    sessions = result.group_by("user_id").agg(
         pl.first("n"), pl.col("item_id").filter(clicked).alias("items"), "item_id", "p", "feedback"
     )
     sessions.collect(engine="streaming").write_parquet(output)
@@ -110,13 +110,13 @@ def spark_sql(spark, log: Path, output: Path) -> None:
     click = f.struct(f.monotonically_increasing_id().alias("place"), "item_id", bits, "watching_times")
     clicks = rows.where("click = 1").select("user_id", click.alias("c"))
     sessions = clicks.groupBy("user_id").agg(f.sort_array(f.collect_list("c")).alias("c")).where(f.size("c") >= 10)
-    kept = sessions.select(
+    result = sessions.select(
         "user_id",
         f.size("c").alias("n_clicks"),
         f.slice("c", f.greatest(f.lit(1), f.size("c") - 29), f.lit(30)).alias("c"),
     )
     names = ("item_id", "feedback", "watching_times")
-    kept.select("user_id", "n_clicks", *(f.col(f"c.{n}") for n in names)).write.mode("overwrite").parquet(str(output))
+    result.select("user_id", "n_clicks", *(f.col(f"c.{n}") for n in names)).write.mode("overwrite").parquet(str(output))
 
 
 def same_sessions(folder: Path) -> None:

@@ -19,7 +19,7 @@ from trainer.distributed.world import World
 from trainer.inference.export import export
 from trainer.run import checkpoint
 from trainer.run.finished_run import open_run
-from trainer.run.folder import RunFolder
+from trainer.run.object_store import RunFolder
 from trainer.task.registry import model_task_of
 
 MODEL = "model=rank_mmoe"

@@ -100,8 +100,8 @@ def index_rates(run: Path, data: Path, catalogue: Catalogue, softmax: float) -> 
     with tempfile.TemporaryDirectory() as folder:
         again = evaluate(run, data, Path(folder) / "result")
     index = again["metrics"]["index"]
-    kept = IndexFile.for_bundle(run / "bundle", index["kind"], origin(run / "bundle" / MANIFEST, catalogue))
-    size = kept.path.stat().st_size / 2**30
+    index_file = IndexFile.for_bundle(run / "bundle", index["kind"], origin(run / "bundle" / MANIFEST, catalogue))
+    size = index_file.path.stat().st_size / 2**30
     print(f"{index['kind']} in the {index['space']} space (recall by space {index['spaces']})")
     print(f"built in {index['build_seconds']:.0f} s, {size:.2f} GiB")
     for tried in index["tuned_on_valid"]:
@@ -118,7 +118,7 @@ def index_rates(run: Path, data: Path, catalogue: Catalogue, softmax: float) -> 
     print(f"search: {searched / total:.0%} of the whole; {share:.0%} of what {QUERIES:,} queries would take")
     print(f"memory over the run (GiB at each tenth): {' '.join(f'{m / 2**30:.2f}' for m in again['memory'])}")
     print(f"test HR@20 {split['hr@20']:.4f}, popularity {popular['hr@20']:.4f}", flush=True)
-    actual = kept.load(catalogue)
+    actual = index_file.load(catalogue)
     assert actual is not None
     fidelity_over_hits(run, catalogue, actual, softmax)
 
@@ -160,9 +160,9 @@ def timed(options: list[str]) -> None:
     spent = {"parts": 0.0, "search": 0.0, "queries": 0.0}
 
     def wrapped(work: Callable[..., Any], name: str) -> Callable[..., Any]:
-        def call(*given: Any, **named: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
             begin = time.perf_counter()
-            out = work(*given, **named)
+            out = work(*arguments, **named)
             spent[name] += time.perf_counter() - begin
             return out
 

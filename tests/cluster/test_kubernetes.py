@@ -34,7 +34,7 @@ def entrypoint_of(*options: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("given", "settled"),
+    ("command_line", "settled"),
     [
         ([], ([2, 8], True, 8)),
         (["kubernetes.gpus=0", "kubernetes.workers=[3,3]", "kubernetes.cpus=4"], (3, False, 4)),
@@ -42,9 +42,9 @@ def entrypoint_of(*options: str) -> str:
         (["options=data=d output=r model=hybrid ray.workers=1 ray.use_gpu=false"], (1, False, 8)),
     ],
 )
-def test_workers_gpus_and_cores_of_training_follow_from_the_manifest(given, settled):
+def test_workers_gpus_and_cores_of_training_follow_from_the_manifest(command_line, settled):
     """Read back by the trainer itself; what the user gives wins."""
-    python, module, program, *options = shlex.split(entrypoint_of(*given))
+    python, module, program, *options = shlex.split(entrypoint_of(*command_line))
     assert (python, module, program) == ("python", "-m", "trainer")
     ray = trainer_options([o for o in options if not o.startswith("ray.workers")]).ray
     (workers,) = (yaml.safe_load(o.partition("=")[2]) for o in options if o.startswith("ray.workers"))

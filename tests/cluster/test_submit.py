@@ -82,14 +82,14 @@ def test_a_pipeline_goes_to_ray_with_its_own_options_alone():
     assert line == "python -m cluster pipeline=demo pipeline.work=/shared/w pipeline.on_ray=true"
 
 
-@pytest.mark.parametrize("given", ["etl", "pipeline"])
-def test_sparks_workers_get_the_interpreter_that_was_named_for_them(given, monkeypatch):
+@pytest.mark.parametrize("program", ["etl", "pipeline"])
+def test_sparks_workers_get_the_interpreter_that_was_named_for_them(program, monkeypatch):
     seen = []
     monkeypatch.setenv("PYSPARK_PYTHON", "before")
     monkeypatch.setattr(submitting, "require_master", lambda master: seen.clear())
     monkeypatch.setattr(submitting, "run", lambda _, env: seen.append(env["PYSPARK_PYTHON"]) or 0)
     monkeypatch.setattr(submitting, "run_pipeline", lambda _: seen.append(os.environ["PYSPARK_PYTHON"]))
-    options = [f"submit={given}", "target=standalone", "address=spark://h:7077", "python=/opt/env/bin/python"]
+    options = [f"submit={program}", "target=standalone", "address=spark://h:7077", "python=/opt/env/bin/python"]
     assert submitting.submit(load(options), options) == 0
     assert seen == ["/opt/env/bin/python"]
 

@@ -182,7 +182,7 @@ def test_lists_and_quotes(value, found):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("option", "message"),
     [
         ("+new=1", "a known option, got +new"),
         ("++shards=3", "did you mean shards?"),
@@ -199,9 +199,9 @@ def test_lists_and_quotes(value, found):
         ("protocol=[study]", "the name of a preset for protocol"),
     ],
 )
-def test_what_hydra_would_take_or_choke_on_is_refused_in_plain_words(given, message):
+def test_what_hydra_would_take_or_choke_on_is_refused_in_plain_words(option, message):
     with pytest.raises(InputError) as raised:
-        load(["input=a", "output=b", "scenario=qb_video", given])
+        load(["input=a", "output=b", "scenario=qb_video", option])
     assert message in f"expected {raised.value.expected}, got {raised.value.got} ({raised.value.hint})"
 
 

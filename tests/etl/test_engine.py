@@ -61,7 +61,7 @@ def test_one_process_two_processes_and_spark_give_the_same_bytes(spark, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("given", "uri", "size", "local"),
+    ("changes", "uri", "size", "local"),
     [
         ({}, "log.csv", LOCAL_BYTES, True),
         ({}, "log.csv", LOCAL_BYTES + 1, False),
@@ -72,8 +72,8 @@ def test_one_process_two_processes_and_spark_give_the_same_bytes(spark, tmp_path
         ({"spark": SparkOptions(driver_memory="4g")}, "log.csv", 1, False),
     ],
 )
-def test_auto_takes_spark_for_large_logs_and_whoever_sets_it_up(given, uri, size, local, monkeypatch):
-    config = EtlConfig(input=uri, output="out", scenario="qb_video", **given)
+def test_auto_takes_spark_for_large_logs_and_whoever_sets_it_up(changes, uri, size, local, monkeypatch):
+    config = EtlConfig(input=uri, output="out", scenario="qb_video", **changes)
     splits = [Split(0, LogFile(uri, size, (), 0, size, "gzip" if uri.endswith(".gz") else None), 0, size)]
     assert runs_locally(config, splits) is local
     monkeypatch.setenv("PYSPARK_GATEWAY_PORT", "1")  # started by spark-submit

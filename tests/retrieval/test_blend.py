@@ -113,10 +113,10 @@ def test_ranks_and_lists_of_a_blend_equal_a_slow_ranking_with_ties_against(seed)
                 assert score[q, : len(best)].tolist() == [mine[i] for i in best]
 
 
-def weights(given):
+def weights(values):
     from retrieval.blend.learned import Weights
 
-    return Weights(given)
+    return Weights(values)
 
 
 def signal(rng, queries, strength):

@@ -22,7 +22,7 @@ from tests.support.bundles import flip, rewrite_items, run, with_vector
 def test_an_index_is_kept_and_used_again_with_what_tuning_found(tiny, kind, monkeypatch):
     first = run(tiny, "a", f"index={kind}")
 
-    def never(*given):
+    def never(*arguments):
         raise AssertionError("built again")
 
     monkeypatch.setattr("retrieval.search.prepare.build_index", never)

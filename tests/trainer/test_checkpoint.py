@@ -59,9 +59,9 @@ def test_a_checkpoint_is_of_the_step_it_names_though_training_went_on(fifty, und
     """A slow disk: every write ends after further steps have changed the parameters."""
     write = trainer.run.checkpoint.write
 
-    def slow(*given, **more):
+    def slow(*arguments, **more):
         time.sleep(0.2)
-        write(*given, **more)
+        write(*arguments, **more)
 
     monkeypatch.setattr(trainer.run.checkpoint, "write", slow)
     assert main(options(fifty, tmp_path / "run")) == 0

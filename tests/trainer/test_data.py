@@ -175,11 +175,11 @@ def test_sampled_rows_are_the_same_however_a_batch_is_shared(fifty):
 def test_sampled_prefixes_are_some_of_all_targets_with_their_rows_alone(fifty):
     sessions = all_sessions(fifty)
     everything, some = (train_batch(sessions, batch_options(prefixes=k, salt=7)) for k in (0, 3))
-    kept = some.targets != 0
-    assert torch.equal(some.targets[kept], everything.targets[kept])
-    assert (kept.sum(1) == (everything.targets != 0).sum(1).clamp(max=3)).all()
+    has_target_BT = some.targets != 0
+    assert torch.equal(some.targets[has_target_BT], everything.targets[has_target_BT])
+    assert (has_target_BT.sum(1) == (everything.targets != 0).sum(1).clamp(max=3)).all()
     assert torch.equal(some.items, everything.items)
-    has_target = kept.flatten()[everything.row_state]
+    has_target = has_target_BT.flatten()[everything.row_state]
     assert torch.equal(some.row_state, everything.row_state[has_target])
     assert torch.equal(some.row_item, everything.row_item[has_target])
     other = train_batch(sessions, batch_options(prefixes=3, salt=8))

@@ -27,9 +27,9 @@ class Nothing:
 
 sys.meta_path.insert(0, Nothing())
 import numpy as np, torch
-given = np.load(sys.argv[2])
+batch = np.load(sys.argv[2])
 encoder = torch.export.load(sys.argv[1]).module()
-inputs = [torch.from_numpy(given[name]) for name in ("items", "lengths", "profile", "actions")]
+inputs = [torch.from_numpy(batch[name]) for name in ("items", "lengths", "profile", "actions")]
 with torch.no_grad():
     found = [encoder(*(x[i : i + 7] for x in inputs)).numpy() for i in range(0, len(inputs[0]), 7)]
     np.save(sys.argv[3], np.concatenate(found))
@@ -58,8 +58,8 @@ def test_queries_are_those_of_the_bundle(fifty, tmp_path, options):
         items[row, : len(clicks)] = clicks
     lengths = sessions.items.lengths
     actions = action_codes(sessions, lengths, length)
-    np.savez(tmp_path / "given.npz", items=items, lengths=lengths, profile=sessions.profile, actions=actions)
-    command = [sys.executable, "-c", LOADER, output / "encoder.pt2", tmp_path / "given.npz", tmp_path / "query.npy"]
+    np.savez(tmp_path / "batch.npz", items=items, lengths=lengths, profile=sessions.profile, actions=actions)
+    command = [sys.executable, "-c", LOADER, output / "encoder.pt2", tmp_path / "batch.npz", tmp_path / "query.npy"]
     subprocess.run([str(word) for word in command], check=True, cwd=tmp_path)
     bundle = pq.read_table(run / "bundle" / "queries-next").to_pylist()
     expected = {row["user_id"]: row["vector"] for row in bundle}

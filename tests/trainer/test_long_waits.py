@@ -26,9 +26,9 @@ SLOW_SECONDS = 2 * STEP_SECONDS
 
 
 def after_a_pause(function, seconds: float):
-    def slow(*given, **more):
+    def slow(*arguments, **more):
         time.sleep(seconds)
-        return function(*given, **more)
+        return function(*arguments, **more)
 
     return slow
 

@@ -69,15 +69,15 @@ def test_wrong_options_end_with_one_plain_line_and_nothing_written(fifty, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "given",
+    "more",
     [
         ["train.task_weights={like: 0.5,click: 2}", "train.positive_rates={share: 0.25}"],
         ["train.task_weights.like=0.5", "train.task_weights.click=2", "train.positive_rates.share=0.25"],
     ],
 )
 @pytest.mark.parametrize(("model", "recipes"), [("gru4rec", {}), ("hybrid", {"share": 0.3, "follow": 0.3})])
-def test_values_by_task_are_read_whole_or_one_by_one(model, recipes, given):
-    train = with_recipe(["data=d", "output=o", f"model={model}", *given], n_items=10).train
+def test_values_by_task_are_read_whole_or_one_by_one(model, recipes, more):
+    train = with_recipe(["data=d", "output=o", f"model={model}", *more], n_items=10).train
     assert train.task_weights == {"like": 0.5, "click": 2.0} | recipes
     assert train.positive_rates == {"share": 0.25}
 

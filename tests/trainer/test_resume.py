@@ -77,12 +77,12 @@ def test_sigterm_saves_and_the_same_command_goes_on(fifty, undisturbed, tmp_path
 
 
 def test_ctrl_c_says_so_and_exits_130_though_a_handler_would_leave_with_0(fifty, tmp_path, monkeypatch, capfd):
-    def quiet(*given):
+    def quiet(*arguments):
         signal.signal(signal.SIGINT, lambda *_: sys.exit(0))  # as Ray's handler does
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(5)
 
-    def interrupted(*given):
+    def interrupted(*arguments):
         with trainer.run.signals.interrupted_plainly():
             quiet()
 

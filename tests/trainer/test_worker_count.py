@@ -29,14 +29,14 @@ def test_workers_follow_from_the_size_of_the_work(batch_targets, clicks, cores, 
     assert worker_count(batch_targets, clicks, cores, elsewhere=elsewhere) == workers
 
 
-@pytest.mark.parametrize(("given", "taken"), [("auto", 0), ("1", 1), ("[1,2]", [1, 2])])
-def test_auto_says_what_it_takes_and_a_number_is_obeyed(fifty, tmp_path, monkeypatch, capsys, given, taken):
+@pytest.mark.parametrize(("requested", "taken"), [("auto", 0), ("1", 1), ("[1,2]", [1, 2])])
+def test_auto_says_what_it_takes_and_a_number_is_obeyed(fifty, tmp_path, monkeypatch, capsys, requested, taken):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     line = [o for o in options(fifty, tmp_path) if not o.startswith("ray.")]
-    config = load([*line, f"ray.workers={given}"])
+    config = load([*line, f"ray.workers={requested}"])
     choose_workers(config, fifty)
     assert config.ray.workers == taken
     assert from_plain(config.plain()).ray.workers == taken
-    message = "ray.workers=auto: this process alone for 64 targets a step\n" if given == "auto" else ""
+    message = "ray.workers=auto: this process alone for 64 targets a step\n" if requested == "auto" else ""
     assert capsys.readouterr().out == message

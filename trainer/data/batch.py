@@ -166,8 +166,8 @@ def train_batch(sessions: Sessions, options: BatchOptions, positives: Int | None
     targets = pad(shifted, visible, width)
     if options.prefixes:
         row, place = np.nonzero(targets)
-        kept = sample_per_group(sessions.user_id[row], row, place, options.prefixes, options.salt)
-        targets[row[~kept], place[~kept]] = PADDING
+        sampled = sample_per_group(sessions.user_id[row], row, place, options.prefixes, options.salt)
+        targets[row[~sampled], place[~sampled]] = PADDING
     rows = None
     if options.tasks and len(sessions):
         rows = feedback_rows(sessions, exposures=options.exposures)
@@ -204,8 +204,8 @@ def _skipped(sessions: Sessions, visible: Int, targets_BT: Int, options: BatchOp
     rows = feedback_rows(sessions, exposures=True)
     rows = rows.select(((rows.feedback & CLICKED) == 0) & _has_target(rows, visible, targets_BT))
     state = rows.session * targets_BT.shape[1] + rows.position - 1
-    kept = sample_per_group(sessions.user_id[rows.session], state, rows.place, options.skipped, options.salt + 1)
-    return {"skipped_state": state[kept], "skipped_item": rows.item[kept], "skipped_slot": cumcount(state[kept])}
+    chosen = sample_per_group(sessions.user_id[rows.session], state, rows.place, options.skipped, options.salt + 1)
+    return {"skipped_state": state[chosen], "skipped_item": rows.item[chosen], "skipped_slot": cumcount(state[chosen])}
 
 
 def make_batch(items_BT: Int, targets_BT: Int, profile_B2: Int, rows: FeedbackRows | None, tasks: list[str]) -> Batch:

@@ -201,8 +201,8 @@ class SessionReader(Reader[Sessions]):
 
     def _read_targets(self, group: int) -> Int:
         clicks = self.read_columns([group], ["n_clicks"])["n_clicks"].to_numpy()
-        kept = np.minimum(clicks, self.dataset.manifest.max_clicks).astype(np.int64)
-        targets = np.maximum(kept - 1 - self.holdout, 0)
+        lengths = np.minimum(clicks, self.dataset.manifest.max_clicks).astype(np.int64)
+        targets = np.maximum(lengths - 1 - self.holdout, 0)
         return np.minimum(targets, self.prefixes) if self.prefixes else targets
 
     def read(self, groups: Int) -> Sessions:

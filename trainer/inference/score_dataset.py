@@ -14,7 +14,7 @@ from trainer.config import TrainerConfig
 from trainer.distributed.world import World, set_threads
 from trainer.inference.export import export
 from trainer.run.finished_run import load_exported, open_run
-from trainer.run.folder import RunFolder
+from trainer.run.object_store import RunFolder
 from trainer.task.registry import model_task_of
 
 BUNDLE = Kind("a bundle", MANIFEST, lambda data: listed_files(data, {"dataset", "refit", "n_items"}, MANIFEST))

@@ -84,10 +84,10 @@ class _Layer(torch.autograd.Function):
         of_step = (by_state, by_state.unsqueeze(2), factor, by_gates, flat.view(t, b, 3 * h), update)
         steps = list(zip(*(values.unbind() for values in of_step), strict=True))
         for i in range(t - 1, -1, -1):
-            own, wide, known, out, gates, kept = steps[i]
+            own, wide, known, out, gates, keep = steps[i]
             torch.mul(wide, known, out=out)
             if i:
-                steps[i - 1][0].addcmul_(own, kept).addmm_(gates, weight_hh)
+                steps[i - 1][0].addcmul_(own, keep).addmm_(gates, weight_hh)
         by_weight_hh, by_bias_hh = flat.t() @ state[:-1].reshape(t * b, h), flat.sum(0)
         by_gates[:, :, 2] = by_state * by_new
         by_weight_ih, by_bias_ih = flat.t() @ x_TBD.flatten(0, 1), flat.sum(0)

@@ -11,7 +11,7 @@ from types import FrameType
 import torch
 
 from trainer.distributed.world import World
-from trainer.run.folder import RunFolder
+from trainer.run.object_store import RunFolder
 
 STOP = ".stop"
 STATUS = 128 + signal.SIGTERM

@@ -69,9 +69,9 @@ def counted_clicks(dataset: Dataset, holdout: int) -> tuple[Int, Int]:
     sessions, items, before = [], [], 0
     for entry in dataset.session_files:
         clicks = Ragged.of(pq.read_table(dataset.file(entry.path), columns=["items"])["items"])
-        kept = clicks.place < np.repeat(clicks.lengths - holdout, clicks.lengths)
-        sessions.append(clicks.row[kept] + before)
-        items.append(clicks.values[kept].astype(np.int64))
+        is_train = clicks.place < np.repeat(clicks.lengths - holdout, clicks.lengths)
+        sessions.append(clicks.row[is_train] + before)
+        items.append(clicks.values[is_train].astype(np.int64))
         before += len(clicks.lengths)
     return np.concatenate(sessions), np.concatenate(items)
 
