@@ -177,6 +177,7 @@ def fit(
 
 
 def _ended(config: TrainerConfig, phase: Phase, progress: Progress) -> bool:
+    """Whether all epochs are trained, or early stopping ends the phase."""
     stop_early = phase.validates and progress.worse_epochs >= config.train.early_stopping_patience
     return progress.sample == 0 and (progress.epoch >= phase.epochs or stop_early)
 

@@ -1,4 +1,7 @@
-"""File locks: one program at a time in an output folder."""
+"""File locks: one program at a time in an output folder.
+
+`filelock` would leave its lock file after release; next to an output nothing may be left.
+"""
 
 from __future__ import annotations
 
