@@ -20,7 +20,7 @@ from trainer.__main__ import main
 from trainer.config import TrainerConfig
 from trainer.distributed.world import World
 from trainer.option_groups import ModelOptions, TrainOptions
-from trainer.task.registry import family_of
+from trainer.task.registry import model_task_of
 from trainer.training import cooccurrence
 from trainer.training.objective import INPUT, ITEM
 
@@ -35,9 +35,9 @@ def begun(data: str, world: World) -> dict[str, torch.Tensor]:
     network = ModelOptions(embedding_dim=8, hidden_size=8, tie_embeddings=False)
     train = TrainOptions(ppmi_start=0.7)
     config = TrainerConfig(data=data, output="", model="gru4rec", tasks=["next"], network=network, train=train)
-    family = family_of(config, open_dataset(data), world)
-    train_step = family.train_step(1)
-    family.begin(train_step, 2)
+    model_task = model_task_of(config, open_dataset(data), world)
+    train_step = model_task.train_step(1)
+    model_task.begin(train_step, 2)
     return {name: train_step.tables[name].vector for name in (ITEM, INPUT)}
 
 
