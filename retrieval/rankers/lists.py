@@ -8,6 +8,11 @@ import numpy.typing as npt
 from etl.runtime.lookup import lookup
 from retrieval.queries import Queries
 
+SLOTS = 32
+"""Slots of a hash table for each value that stands in it."""
+LEAST_HASHED = 4_096
+"""Values from which a table is worth it."""
+
 
 def seen_pairs(queries: Queries) -> npt.NDArray[np.int64]:
     """`query << 32 | item` of all seen clicks, rising."""
@@ -16,8 +21,28 @@ def seen_pairs(queries: Queries) -> npt.NDArray[np.int64]:
 
 
 def is_among(value_N: npt.NDArray[np.int64], rising_M: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Which values stand in `rising_M`; faster than `np.isin` where that is the shorter one and sorted."""
-    return lookup(rising_M, value_N)[1]
+    """Which values stand in `rising_M`.
+
+    Few do where many are asked: a table by hash leaves these out, and the rest is looked up.
+    """
+    if not len(rising_M):
+        return np.zeros(value_N.shape, bool)
+    if value_N.size < LEAST_HASHED:
+        return lookup(rising_M, value_N)[1]
+    bits = int(SLOTS * len(rising_M)).bit_length()
+    table = np.zeros(1 << bits, bool)
+    table[_slot(rising_M, bits)] = True
+    out = table[_slot(value_N, bits)]
+    out[out] = lookup(rising_M, value_N[out])[1]
+    return out
+
+
+def _slot(value_N: npt.NDArray[np.int64], bits: int) -> npt.NDArray[np.int64]:
+    """Multiplicative hash (Knuth 1973) into `2**bits` slots."""
+    mixed = value_N.astype(np.uint64)
+    mixed *= np.uint64(0x9E3779B97F4A7C15)
+    mixed >>= np.uint64(64 - bits)
+    return mixed.view(np.int64)
 
 
 def seen_among(queries: Queries, listed_QK: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:

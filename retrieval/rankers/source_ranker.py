@@ -35,12 +35,13 @@ class SourceRanker:
         """Ranks of the targets, ties against them, and the `k` best candidates of each query, 0 where fewer."""
         tiles = np.split(np.arange(len(queries)), np.arange(QUERIES_AT_ONCE, len(queries), QUERIES_AT_ONCE))
         with ThreadPoolExecutor(faiss.omp_get_max_threads()) as pool:
-            tiles_ranked = list(pool.map(lambda rows: self._rank(queries.take(rows), k, mask_seen=mask_seen), tiles))
-        return np.concatenate([rank for rank, _ in tiles_ranked]), np.concatenate([lists for _, lists in tiles_ranked])
+            parts = list(pool.map(lambda rows: self.tile(queries.take(rows), k, mask_seen=mask_seen), tiles))
+        return np.concatenate([rank for rank, _ in parts]), np.concatenate([lists for _, lists in parts])
 
-    def _rank(
+    def tile(
         self, queries: Queries, k: int, *, mask_seen: bool
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
+        """As `rank`, in one piece."""
         scored = self.scores(queries)
         query = np.repeat(np.arange(len(queries)), np.diff(scored.indptr))
         item, score = scored.indices.astype(np.int64), scored.data

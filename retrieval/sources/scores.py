@@ -10,12 +10,12 @@ import numpy.typing as npt
 from scipy import sparse
 
 from retrieval.queries import Queries
-from retrieval.rankers.lists import is_among
 from retrieval.rankers.popularity import CategoryPopularity, Popularity
 from retrieval.sources.sessions import TrainSessions, rows_of_users
 from retrieval.sources.sparse_rows import (
-    largest_of_rows,
-    latest_clicks,
+    entries_at,
+    kth_largest_count,
+    places_of_largest,
     row_of_entries,
     sampled_rows,
     seen_matrix,
@@ -28,6 +28,12 @@ SESSIONS_PER_ITEM = 1_000
 """Train sessions that V-SkNN looks at for a seen item: a sample where it has more."""
 DECAY_STEPS = 10
 """V-SkNN: a click so many steps back weighs nothing any more."""
+LONGEST_TOGETHER = 180
+"""Clicks of a query up to which the sum of its places × 2^DECAY_STEPS is exact in float32."""
+STEP_OF_BITS = np.maximum(1.0 - (DECAY_STEPS - np.frexp(np.arange(1 << DECAY_STEPS))[1]) / DECAY_STEPS, 1e-9).astype(
+    np.float32
+)
+"""V-SkNN: weight of the latest shared click, by the bits of all that are shared; the last click has the highest bit."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +71,9 @@ class NearSeen:
 class NearSessions:
     """V-SkNN (Ludewig and Jannach 2018): what the most similar train sessions hold.
 
-    A session's similarity is the sum over shared items of their position in the query divided by its
-    length, so late clicks count most. The `neighbours` best ones add to each of their items their
-    similarity × how late the latest shared click is (1 for the last click, down to 0 ten steps back).
+    A session's similarity is the sum over shared items of their place in the query divided by its
+    length, so late clicks count most. The `neighbours` best ones, ties by the lower row, add to each of their
+    items their similarity × how late the latest shared click is (1 for the last click, down to 0 ten steps back).
 
     Attributes:
         user_id: int64 `[S]`, rising, of the train sessions.
@@ -90,38 +96,31 @@ class NearSessions:
 
     def __call__(self, queries: Queries) -> sparse.csr_matrix:
         """Score a batch; a query's own session holds what it asks for and has no say."""
+        place = np.arange(len(queries.seen)) - np.repeat(queries.seen_offset[:-1], queries.n_seen) + 1
+        back = np.repeat(queries.n_seen, queries.n_seen) - place
+        bit = np.where(back < DECAY_STEPS, 1 << np.maximum(DECAY_STEPS - 1 - back, 0), 0)
+        # Places are whole numbers and each click has a bit of its own, so one float32 sum holds both exactly.
+        together = int(queries.n_seen.max(initial=0)) <= LONGEST_TOGETHER
+        value = (place << DECAY_STEPS) + bit if together else place
         n_items = self.has.shape[1] - 1
-        position = np.arange(len(queries.seen)) - np.repeat(queries.seen_offset[:-1], queries.n_seen)
-        length = np.repeat(queries.n_seen, queries.n_seen)
-        late = seen_matrix(queries, (position + 1) / length, n_items)
-        similarity = without_own((late @ self.of_item).tocsr(), rows_of_users(self.user_id, queries.user_id))
-        best = largest_of_rows(similarity, self.neighbours)
-        step = np.maximum(1.0 - (length - 1 - position) / DECAY_STEPS, 1e-9).astype(np.float32)
-        best.data *= self._latest_shared(queries, step, best)
-        return (best @ self.has).tocsr()
-
-    def _latest_shared(
-        self, queries: Queries, step_N: npt.NDArray[np.float32], best_QS: sparse.csr_matrix
-    ) -> npt.NDArray[np.float32]:
-        """For each (query, session) entry the largest step value of an item that they share."""
-        query, last = latest_clicks(queries)
-        pair, value = query << 32 | queries.seen[last], step_N[last]
-        begin = self.has.indptr[best_QS.indices].astype(np.int64)
-        count = self.has.indptr[best_QS.indices + 1] - begin
-        offset = np.cumsum(count) - count
-        entry = np.arange(count.sum()) + np.repeat(begin - offset, count)
-        key = np.repeat(row_of_entries(best_QS) << 32, count) | self.has.indices[entry]
-        shared = np.flatnonzero(is_among(key, pair))
-        steps = np.zeros(len(key), np.float32)
-        steps[shared] = value[np.searchsorted(pair, key[shared])]
-        return np.maximum.reduceat(steps, offset) if len(offset) else steps
-
-
-def without_own(weight_QS: sparse.csr_matrix, own_Q: npt.NDArray[np.int64]) -> sparse.csr_matrix:
-    """Session weights without each query's own session; changes its argument."""
-    weight_QS.data[weight_QS.indices == own_Q[row_of_entries(weight_QS)]] = 0.0
-    weight_QS.eliminate_zeros()
-    return weight_QS
+        shared = (seen_matrix(queries, value, n_items) @ self.of_item).tocsr()
+        places = shared.data.astype(np.int32) >> (DECAY_STEPS if together else 0)
+        own = rows_of_users(self.user_id, queries.user_id).astype(shared.indices.dtype)
+        places[shared.indices == np.repeat(own, np.diff(shared.indptr))] = 0
+        least = np.maximum(kth_largest_count(places, shared.indptr, self.neighbours), 1)
+        best = places_of_largest(places, shared.indices, shared.indptr, self.neighbours, least)
+        query = np.searchsorted(shared.indptr, best, side="right") - 1
+        session = shared.indices[best]
+        if together:
+            bits = shared.data[best].astype(np.int32) & ((1 << DECAY_STEPS) - 1)
+        else:
+            recent = (seen_matrix(queries, bit, n_items) @ self.of_item).tocsr()
+            recent.sort_indices()
+            bits = entries_at(recent, query, session).astype(np.int32)
+        weight = (places[best] / queries.n_seen[query]).astype(np.float32) * STEP_OF_BITS[bits]
+        indptr = np.concatenate([[0], np.cumsum(np.bincount(query, minlength=len(queries)))])
+        weights = sparse.csr_matrix((weight, session, indptr), shape=(len(queries), len(self.user_id)))
+        return (weights @ self.has).tocsr()
 
 
 def last_item(n_items: int) -> Scores:

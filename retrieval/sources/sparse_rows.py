@@ -51,17 +51,60 @@ def kth_largest(value_N: npt.NDArray[np.floating], indptr: npt.NDArray[np.intege
     return out
 
 
+def kth_largest_count(
+    count_N: npt.NDArray[np.integer], indptr: npt.NDArray[np.integer], k: int
+) -> npt.NDArray[np.int64]:
+    """The `k`-th largest of each row's whole numbers from 0 on; less for rows of at most `k`, which keep all.
+
+    Small numbers are counted, which takes a fifth of the time of partitioning.
+
+    >>> kth_largest_count(np.array([5, 1, 3, 2]), np.array([0, 3, 4]), 2).tolist()
+    [3, 0]
+    """
+    n_rows, most = len(indptr) - 1, int(count_N.max(initial=0)) + 1
+    if n_rows * most > CELLS_AT_ONCE:
+        least = kth_largest(count_N.astype(np.float64), indptr, k)
+        return np.maximum(least, 0).astype(np.int64)  # rows of k values keep all of them
+    cell = np.repeat(np.arange(n_rows) * most, np.diff(indptr)) + count_N
+    times = np.bincount(cell, minlength=n_rows * most).reshape(n_rows, most)
+    at_least = np.cumsum(times[:, ::-1], axis=1)[:, ::-1]  # entries of so much or more
+    return np.maximum(np.sum(at_least >= k, axis=1) - 1, 0)
+
+
+def places_of_largest(
+    value_N: npt.NDArray[np.number],
+    column_N: npt.NDArray[np.integer],
+    indptr: npt.NDArray[np.integer],
+    k: int,
+    least_R: npt.NDArray[np.number],
+) -> npt.NDArray[np.int64]:
+    """Rising places of the `k` largest entries of each row, ties by the lower column.
+
+    Args:
+        value_N, column_N, indptr: of the rows.
+        k: entries of a row at most.
+        least_R: the `k`-th largest value of each row, or what an entry must reach where it has fewer.
+    """
+    near = np.flatnonzero(value_N >= np.repeat(least_R, np.diff(indptr)))
+    row = np.searchsorted(near, indptr).astype(np.int64)  # where each row begins among them
+    count = np.diff(row)
+    if count.max(initial=0) <= k:
+        return near
+    row = np.repeat(np.arange(len(count)), count)
+    is_tied = value_N[near] == least_R[row]
+    left = k - np.bincount(row[~is_tied], minlength=len(count))
+    tied = np.flatnonzero(is_tied & (count > k)[row])
+    tied = tied[np.argsort(row[tied] << 32 | column_N[near[tied]], kind="stable")]
+    beyond = tied[position_in_row(row[tied], len(count)) >= left[row[tied]]]
+    return np.delete(near, beyond)
+
+
 def largest_of_rows(matrix: sparse.csr_matrix, k: int) -> sparse.csr_matrix:
     """The `k` largest entries of each row, ties by the lower column; columns rise."""
     if np.diff(matrix.indptr).max(initial=0) > k:
-        row = row_of_entries(matrix)
-        least = kth_largest(matrix.data, matrix.indptr, k)[row]
-        chosen = matrix.data > least
-        left = k - np.bincount(row[chosen], minlength=matrix.shape[0])
-        tied = np.flatnonzero(matrix.data == least)
-        tied = tied[np.lexsort((matrix.indices[tied], row[tied]))]
-        chosen[tied[position_in_row(row[tied], matrix.shape[0]) < left[row[tied]]]] = True
-        indptr = np.concatenate([[0], np.cumsum(np.bincount(row[chosen], minlength=matrix.shape[0]))])
+        least = kth_largest(matrix.data, matrix.indptr, k)
+        chosen = places_of_largest(matrix.data, matrix.indices, matrix.indptr, k, least)
+        indptr = np.searchsorted(chosen, matrix.indptr)
         matrix = sparse.csr_matrix((matrix.data[chosen], matrix.indices[chosen], indptr), shape=matrix.shape)
     matrix.sort_indices()
     return matrix
@@ -111,7 +154,7 @@ def latest_clicks(queries: Queries) -> tuple[npt.NDArray[np.int64], npt.NDArray[
     return query[last], last
 
 
-def seen_matrix(queries: Queries, value_N: npt.NDArray[np.floating], n_items: int) -> sparse.csr_matrix:
+def seen_matrix(queries: Queries, value_N: npt.NDArray[np.number], n_items: int) -> sparse.csr_matrix:
     """Values of the seen clicks `[Q, n_items + 1]`; of an item seen twice the later one's."""
     query, last = latest_clicks(queries)
     indptr = np.concatenate([[0], np.cumsum(np.bincount(query, minlength=len(queries)))])

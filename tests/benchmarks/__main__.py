@@ -21,11 +21,13 @@ from tests.benchmarks import (
     sensitivity,
     sequences,
     smoothness,
+    sources,
 )
 
 BENCHMARKS = {
     "train": rates.training,
     "search": rates.search,
+    "sources": sources.sources,
     "etl": peers.sessionizing,
     "movielens": quality.movielens,
 }

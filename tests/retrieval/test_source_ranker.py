@@ -6,6 +6,7 @@ import itertools
 import math
 from collections import Counter, defaultdict
 from fractions import Fraction
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from hypothesis import strategies as st
 
 from retrieval.metrics.ranking import MISS
 from retrieval.queries import Queries
+from retrieval.rankers.lists import is_among
 from retrieval.rankers.popularity import CategoryPopularity, Popularity
 from retrieval.rankers.source_ranker import SourceRanker
 from retrieval.sources import scores as source_scores
+from retrieval.sources import sparse_rows
 from retrieval.sources.counts import cosine_lists, successor_lists
 from retrieval.sources.scores import AfterLast, NearSeen, NearSessions, last_item, repeats
 from retrieval.sources.sessions import TrainSessions, rows_of_users
@@ -87,14 +90,14 @@ def slow_v_sknn(train: dict[int, list[int]], user: int, seen: list[int]) -> dict
     for other, history in train.items():
         shared = set(seen) & set(history)
         if other != user and shared:
-            similarity = sum(np.float32(position[i] / len(seen)) for i in shared)
+            similarity = sum(Fraction(position[i], len(seen)) for i in shared)
             steps_back = len(seen) - max(position[i] for i in shared)
             similar.append((similarity, other, max(1 - steps_back / 10, 1e-9)))
     similar.sort(key=lambda entry: (-entry[0], entry[1]))
     actual = defaultdict(float)
     for similarity, other, late in similar[:NEIGHBOURS]:
         for item in set(train[other]):
-            actual[item] += similarity * late
+            actual[item] += float(similarity) * late
     return actual
 
 
@@ -174,6 +177,56 @@ def test_category_popularity_equals_a_full_sort(mask_seen, data):
         assert rank[row] == expected
         best = sorted(usable, key=lambda c: (not key[c][0], -popular[c], c))[:k]
         assert lists[row].tolist() == best + [0] * (k - len(best))
+
+
+@given(
+    histories=st.lists(sequences, min_size=1, max_size=8),
+    asked=st.lists(st.lists(st.integers(1, N_ITEMS), min_size=1, max_size=30), min_size=1, max_size=4),
+)
+@settings(deadline=None, max_examples=40)
+def test_sessions_near_a_long_query_are_those_near_a_short_one(histories, asked):
+    """Beyond `LONGEST_TOGETHER` clicks, places and latest shared clicks are added up apart."""
+    queries = queries_of(asked, [999] * len(asked), [1] * len(asked))
+    near = NearSessions.of(train_sessions(histories), NEIGHBOURS)
+    together = near(queries).toarray()
+    with mock.patch.object(source_scores, "LONGEST_TOGETHER", 0):
+        assert np.array_equal(near(queries).toarray(), together)
+
+
+def test_places_of_the_longest_query_together_add_up_exactly():
+    n, step = source_scores.LONGEST_TOGETHER, 1 << source_scores.DECAY_STEPS
+    values = [place * step + (step >> 1 >> n - place) for place in range(1, n + 1)]
+    total = np.float32(0)
+    for value in values:
+        total += np.float32(value)
+    assert int(total) == sum(values) < 1 << 24
+
+
+@given(rows=st.lists(st.lists(st.integers(0, 9), max_size=12), min_size=1, max_size=5), k=st.integers(1, 6))
+@pytest.mark.parametrize("cells", [0, 1 << 21])
+def test_the_largest_of_a_row_equal_a_full_sort(cells, rows, k):
+    value = np.array([v for row in rows for v in row], np.int32)
+    column = np.array([c for row in rows for c in range(len(row), 0, -1)], np.int32)
+    indptr = np.cumsum([0, *map(len, rows)])
+    with mock.patch.object(sparse_rows, "CELLS_AT_ONCE", cells):
+        least = sparse_rows.kth_largest_count(value, indptr, k)
+    for row, value_of_kth in zip(rows, least.tolist(), strict=True):
+        assert value_of_kth == sorted(row)[-k] if len(row) > k else value_of_kth <= min(row, default=0)
+    actual = sparse_rows.places_of_largest(value, column, indptr, k, least).tolist()
+    expected = []
+    for begin, end in itertools.pairwise(indptr.tolist()):
+        best = sorted(range(begin, end), key=lambda i: (-value[i], column[i]))[:k]
+        expected += sorted(best)
+    assert actual == expected
+
+
+@pytest.mark.parametrize("n", [0, 3, 5_000, 300_000])
+def test_values_among_others_equal_isin(n):
+    rng = np.random.default_rng(n)
+    value, rising = rng.integers(0, 1 << 40, n), np.sort(rng.integers(0, 1 << 40, 900))
+    value[::7] = rng.choice(rising, len(value[::7]))
+    assert np.array_equal(is_among(value, rising), np.isin(value, rising))
+    assert not is_among(value, rising[:0]).any()
 
 
 def test_popular_items_are_looked_at_in_a_sample_that_estimates_the_whole(monkeypatch):
