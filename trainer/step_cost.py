@@ -25,6 +25,7 @@ from etl.dataset import TRAIN_HOLDOUT, open_dataset
 from trainer.config import TrainerConfig, from_plain
 from trainer.data.order import Order
 from trainer.data.prefetch import Prefetch
+from trainer.distributed.row_exchange import sum_by_sender
 from trainer.distributed.world import World
 from trainer.models.embedding_table import SparseTable
 from trainer.plan import PlanConfig
@@ -309,14 +310,17 @@ def _distinct(ids: dict[str, torch.Tensor]) -> int:
 
 def measure_merging(table: SparseTable) -> tuple[float, float]:
     """Seconds a row for what an owner does with rows of others (place, order, add), and for taking rows over."""
-    ids = torch.randint(1, len(table.vector), (MERGED_ROWS,), generator=torch.Generator().manual_seed(0))
+    random = torch.Generator().manual_seed(0)
+    drawn = [torch.randint(1, len(table.vector), (MERGED_ROWS // 2,), generator=random).unique() for _ in range(2)]
+    ids, received = torch.cat(drawn), [len(part) for part in drawn]
     state = table.state_rows(ids)
     begin = time.perf_counter()
     for _ in range(MERGE_TRIES):
         owned, place = torch.unique(ids, return_inverse=True)
-        torch.zeros(len(owned), state.shape[1]).index_put_((place,), state[place], accumulate=True)
+        sum_by_sender(place, state, received, len(owned))
     middle = time.perf_counter()
     for _ in range(MERGE_TRIES):
         table.put_state_rows(ids, state)
-    row = MERGE_TRIES * MERGED_ROWS
-    return (middle - begin) / row, (time.perf_counter() - middle) / row
+    end = time.perf_counter()
+    n_rows = MERGE_TRIES * len(ids)
+    return (middle - begin) / n_rows, (end - middle) / n_rows

@@ -11,10 +11,9 @@ import torch
 import torch.distributed as dist
 
 from tests.support.workers import run_workers
-from trainer.distributed.row_exchange import RowExchange
+from trainer.distributed.row_exchange import RowExchange, sum_by_sender
 from trainer.distributed.world import World
 
-pytestmark = pytest.mark.cluster
 SHARED = {"item": [2, 3, 9, 40], "user": []}
 WIDTHS = {"item": 3, "user": 1}
 OWN = {
@@ -49,6 +48,7 @@ def worker(rank: int, size: int, folder: Path) -> None:
     os._exit(0)
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize("size", [2, 3])
 def test_sums_lie_at_their_owners_and_come_back_to_who_reads_them_and_to_all(tmp_path, size):
     run_workers(worker, (size, tmp_path), nprocs=size)
@@ -68,3 +68,19 @@ def test_sums_lie_at_their_owners_and_come_back_to_who_reads_them_and_to_all(tmp
             assert sorted(ids[name].tolist()) == sorted(expected)
             for row, total in zip(ids[name].tolist(), rows[name].numpy(), strict=True):
                 assert total == pytest.approx(expected[row])
+
+
+def test_sums_are_added_by_sender_whatever_the_number_of_threads():
+    random = torch.Generator().manual_seed(0)
+    place = torch.cat([torch.randperm(2_000, generator=random)[:1_500] for _ in range(20)])
+    rows = torch.randn(len(place), 16, generator=random)
+    expected = torch.zeros(2_000, 16)
+    for at, row in zip(place.tolist(), rows, strict=True):
+        expected[at] += row
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            assert torch.equal(sum_by_sender(place, rows, [1_500] * 20, 2_000), expected)
+    finally:
+        torch.set_num_threads(before)

@@ -93,8 +93,7 @@ class RowExchange:
         sent, received = self._splits()
         result = {}
         for (name, route), rows in zip(self.routes.items(), self._exchanged(parts, sent, received), strict=True):
-            total = rows.new_zeros(len(route.owned), rows.shape[1])
-            result[name] = total.index_put_((route.place,), rows, accumulate=True)
+            result[name] = sum_by_sender(route.place, rows, route.received, len(route.owned))
         return result
 
     def from_owners(self, values: Tensors) -> Tensors:
@@ -168,6 +167,23 @@ class RowExchange:
         result = data.new_empty(sum(received))
         dist.all_to_all_single(result, data, received, sent, group=self.group)
         return result
+
+
+def sum_by_sender(place: torch.Tensor, rows: torch.Tensor, received: list[int], n_owned: int) -> torch.Tensor:
+    """Sums of received rows `[n_owned, C]`, added one sender after another.
+
+    With several threads `index_put_(accumulate=True)` adds in any order, so that its sums differ from call to call.
+
+    Args:
+        place: int64, row of the result that each received row adds to; those of one sender are distinct.
+        rows: received rows, by sender.
+        received: rows of each sender.
+        n_owned: rows of the result.
+    """
+    total = rows.new_zeros(n_owned, rows.shape[1])
+    for at, part in zip(place.split(received), rows.split(received), strict=True):
+        total[at] += part
+    return total
 
 
 def _route(

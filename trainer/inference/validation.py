@@ -215,8 +215,7 @@ def exact_ranks(
     own = (query_QD * scorer.item_vectors(target_Q)).sum(1)
     added = None
     if term_QI is not None:
-        added = _entries(term_QI, candidate_C)
-        query, column, value = (part.to(own.device) for part in added)
+        query, column, value = added = tuple(part.to(own.device) for part in _entries(term_QI, candidate_C))
         is_target = column == row[query]
         own.index_add_(0, query[is_target], value[is_target])
     rank = torch.ones_like(target_Q)
