@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from retrieval.bundle import open_bundle
 from trainer.run.checkpoint import TENSORS, latest
+from trainer.training.step import TrainStep
 
 SMALL = [
     "network.embedding_dim=8",
@@ -40,3 +45,23 @@ def assert_same_run(a: Path, b: Path) -> None:
         assert torch.equal(tensor, right[name]), name
     bundles = [open_bundle(run / "bundle").manifest for run in (a, b)]
     assert [f.sha256 for f in bundles[0].files] == [f.sha256 for f in bundles[1].files]
+
+
+class Killed(BaseException):
+    """What no run catches."""
+
+
+@contextmanager
+def killed_at_step(number: int) -> Iterator[None]:
+    """Kill the training inside, which must not end, at the `number`-th step that it takes."""
+    taken, step = 0, TrainStep.step
+
+    def counted(self, *arguments):
+        nonlocal taken
+        taken += 1
+        if taken == number:
+            raise Killed
+        return step(self, *arguments)
+
+    with mock.patch.object(TrainStep, "step", counted), pytest.raises(Killed):
+        yield

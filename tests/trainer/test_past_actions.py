@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-import trainer.loop
 from etl.dataset import Dataset
 from retrieval.bundle import open_bundle
 from tests.support.engine import build, write_log
-from tests.support.runs import SMALL, assert_same_run
+from tests.support.runs import SMALL, assert_same_run, killed_at_step
 from trainer.__main__ import main
 from trainer.config import ENCODERS, TrainerConfig
 from trainer.data.batch import BatchOptions, action_codes, feedback_rows, train_batch
@@ -196,27 +195,12 @@ def valid_hits_at_1(run) -> float:
     return float(np.concatenate(hits).mean())
 
 
-class Killed(BaseException):
-    pass
-
-
-def test_a_killed_run_with_actions_and_features_ends_with_the_bits_of_an_undisturbed_one(fifty, tmp_path, monkeypatch):
+def test_a_killed_run_with_actions_and_features_ends_with_the_bits_of_an_undisturbed_one(fifty, tmp_path):
     more = ["model=hybrid", "train.epochs=2", "network.past_actions=true", "network.item_features=[category]"]
     options = [f"data={fifty.path}", *SMALL, *more]
     assert main([*options, f"output={tmp_path / 'a'}"]) == 0
-    step, taken = trainer.loop.TrainStep.step, 0
-
-    def killed(self, batch, number):
-        nonlocal taken
-        taken += 1
-        if taken == 19:
-            raise Killed
-        return step(self, batch, number)
-
-    monkeypatch.setattr(trainer.loop.TrainStep, "step", killed)
-    with pytest.raises(Killed):
+    with killed_at_step(19):
         main([*options, f"output={tmp_path / 'b'}"])
-    monkeypatch.undo()
     assert main([*options, f"output={tmp_path / 'b'}"]) == 0
     assert_same_run(tmp_path / "a", tmp_path / "b")
 

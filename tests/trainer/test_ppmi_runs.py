@@ -9,11 +9,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-import trainer.loop
 import trainer.task.sessions
 from etl.dataset import open_dataset
 from etl.runtime.errors import InputError
-from tests.support.runs import assert_same_run, options
+from tests.support.runs import assert_same_run, killed_at_step, options
 from tests.support.workers import run_workers
 from tests.trainer.test_step import free_port
 from trainer.__main__ import main
@@ -68,10 +67,6 @@ def test_two_and_three_workers_begin_with_the_bits_of_one(fifty, tmp_path):
             assert all(torch.equal(one[name], other[name]) for name in one), (size, rank)
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.mark.parametrize(("refit", "at", "counts_again"), [("false", 8, False), ("true", 30, True)])
 def test_a_killed_run_goes_on_to_the_same_bits_and_counts_for_a_phase_once(
     fifty, tmp_path, monkeypatch, refit, at, counts_again
@@ -79,21 +74,10 @@ def test_a_killed_run_goes_on_to_the_same_bits_and_counts_for_a_phase_once(
     """Killed in the first epoch; and, with a refit, in the second, after which the refit alone counts."""
     more = (START, f"train.refit={refit}", "train.epochs=2")
     assert main(options(fifty, tmp_path / "calm", *more)) == 0
-    taken, step, start = 0, trainer.loop.TrainStep.step, trainer.task.sessions.start_vectors
-
-    def killed(self, batch, number):
-        nonlocal taken
-        taken += 1
-        if taken == at:
-            raise Killed
-        return step(self, batch, number)
-
-    monkeypatch.setattr(trainer.loop.TrainStep, "step", killed)
-    with pytest.raises(Killed):
+    with killed_at_step(at):
         main(options(fifty, tmp_path / "run", *more))
-    monkeypatch.undo()
     assert not (tmp_path / "run" / "summary.json").exists()
-    holdouts = []
+    holdouts, start = [], trainer.task.sessions.start_vectors
 
     def counted(dataset, holdout, dimension, seed):
         holdouts.append(holdout)

@@ -15,6 +15,7 @@ from etl.logs.tenrec import HISTORY, VIDEO
 from retrieval.bundle import open_bundle
 from retrieval.config import load
 from retrieval.evaluate import evaluate
+from tests.support.runs import killed_at_step
 from trainer.__main__ import main
 from trainer.config import RANK_HEADS
 from trainer.prepare import train_rates
@@ -90,26 +91,10 @@ def test_session_models_refuse_rows_and_a_refit_exports_no_valid_rows(ctr, tmp_p
 
 
 @pytest.mark.parametrize("model", ["rank_esmm", "rank_ple"])
-def test_ranking_models_train_on_the_blocks_of_sessions_and_resume_to_the_bit(fifty, tmp_path, model, monkeypatch):
-    import trainer.training.step
-
+def test_ranking_models_train_on_the_blocks_of_sessions_and_resume_to_the_bit(fifty, tmp_path, model):
     complete = run(fifty, tmp_path / "whole", f"model={model}")
-    taken, step = 0, trainer.training.step.TrainStep.step
-
-    class Killed(BaseException):
-        pass
-
-    def killed(self, batch, number):
-        nonlocal taken
-        taken += 1
-        if taken == 30:
-            raise Killed
-        return step(self, batch, number)
-
-    monkeypatch.setattr(trainer.training.step.TrainStep, "step", killed)
-    with pytest.raises(Killed):
+    with killed_at_step(30):
         run(fifty, tmp_path / "cut", f"model={model}")
-    monkeypatch.undo()
     cut = run(fifty, tmp_path / "cut", f"model={model}")
     bundles = [open_bundle(folder / "bundle") for folder in (complete, cut)]
     assert [f.sha256 for f in bundles[0].manifest.files] == [f.sha256 for f in bundles[1].manifest.files]

@@ -15,7 +15,7 @@ import trainer.loop
 import trainer.run.checkpoint
 import trainer.run.signals
 from tests.support.engine import build, write_log
-from tests.support.runs import assert_same_run, options
+from tests.support.runs import assert_same_run, killed_at_step, options
 from trainer.__main__ import main
 from trainer.run.checkpoint import TENSORS, latest
 
@@ -27,28 +27,10 @@ def test_running_a_finished_run_again_changes_nothing(fifty, undisturbed, capfd)
     assert {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.name != "config.yaml"} == before
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("at", [3, 8, 26, 41])
-def test_a_run_killed_at_any_step_ends_with_the_bits_of_an_undisturbed_one(
-    fifty, undisturbed, tmp_path, at, monkeypatch
-):
-    taken = 0
-    step = trainer.loop.TrainStep.step
-
-    def killed(self, batch, number):
-        nonlocal taken
-        taken += 1
-        if taken == at:
-            raise Killed
-        return step(self, batch, number)
-
-    monkeypatch.setattr(trainer.loop.TrainStep, "step", killed)
-    with pytest.raises(Killed):
+def test_a_run_killed_at_any_step_ends_with_the_bits_of_an_undisturbed_one(fifty, undisturbed, tmp_path, at):
+    with killed_at_step(at):
         main(options(fifty, tmp_path / "run"))
-    monkeypatch.undo()
     assert not (tmp_path / "run" / "summary.json").exists()
     assert main(options(fifty, tmp_path / "run")) == 0
     assert_same_run(undisturbed, tmp_path / "run")
