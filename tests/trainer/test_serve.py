@@ -200,6 +200,11 @@ def test_requests_right_and_wrong(fifty, served, address):
     assert about["milliseconds"]["p50"] > 0
 
 
+def test_the_server_ends_well_by_a_signal_that_comes_with_its_address(address):
+    """The fixture sends SIGTERM as soon as the address is read."""
+    assert address.startswith("http://127.0.0.1:")
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("width", WIDTHS)
 def test_five_clicks_in_a_browser_show_ten_recommendations(address, width):

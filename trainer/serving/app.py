@@ -174,10 +174,10 @@ async def _serve(server: Server, port: int) -> None:
         await runner.cleanup()
         raise InputError(f"a free port, port={port}", error.strerror or error, "name another one, or port=0") from None
     bound = runner.addresses[0][1]
-    print(f"serving {server.recommender.name} at http://{HOST}:{bound} (Ctrl-C ends it)", flush=True)
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ended.set)
+    print(f"serving {server.recommender.name} at http://{HOST}:{bound} (Ctrl-C ends it)", flush=True)
     await ended.wait()
     await runner.cleanup()
