@@ -209,6 +209,7 @@ def check(config: TrainerConfig) -> None:
         got = config.network.task_embedding_dim
         raise InputError("network.task_embedding_dim=0 but for the hybrid", got, "its feedback towers read them")
     _check_scores(config)
+    _check_table(config)
     _check_machine(config)
 
 
@@ -222,6 +223,28 @@ def _check_scores(config: TrainerConfig) -> None:
     if config.train.hard_negatives and (config.ranks or config.loss in ("softmax", "embedding")):
         got, hint = config.model if config.ranks else f"loss={config.loss}", "write loss=sampled_softmax, say"
         raise InputError("a loss with sampled negatives for train.hard_negatives", got, hint)
+
+
+def _check_table(config: TrainerConfig) -> None:
+    """Raise `InputError` where `train.table=sharded` meets an option that reads all vectors on one worker."""
+    if config.train.table != "sharded":
+        return
+    replicated = "or keep train.table=replicated"
+    if config.ranks:
+        got, hint = f"train.table=sharded with model={config.model}", "ranking models have a replicated one"
+        raise InputError("train.table=replicated for ranking models", got, hint)
+    if config.loss == "softmax":
+        hint = f"it scores all items in each step; write loss=sampled_softmax, {replicated}"
+        raise InputError("a loss with sampled negatives for train.table=sharded", "loss=softmax", hint)
+    if config.network.transitions:
+        hint = f"its weights are fitted on all scores; leave it out, {replicated}"
+        raise InputError("network.transitions=false for train.table=sharded", True, hint)
+    if config.train.ppmi_start:
+        hint = f"recipe=small sets it, and one worker counts it for all items; write train.ppmi_start=0, {replicated}"
+        raise InputError("train.ppmi_start=0 for train.table=sharded", config.train.ppmi_start, hint)
+    if "://" in config.output:
+        hint = f"workers write their rows to a folder that they share; name a path, {replicated}"
+        raise InputError("an output on a shared file system for train.table=sharded", config.output, hint)
 
 
 def _check_machine(config: TrainerConfig) -> None:

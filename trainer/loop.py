@@ -163,7 +163,7 @@ def fit(
             _update_best(progress, values, config.select_by)
         if log:
             log.write(progress.step, progress.epoch, "valid", values)
-            writer.save(train_step, progress)
+        writer.save(train_step, progress)
         world.barrier()
         on_epoch({"epoch": progress.epoch, **{k: v for k, v in values.items() if v is not None}})
     if log:
@@ -184,7 +184,7 @@ def _ended(config: TrainerConfig, phase: Phase, progress: Progress) -> bool:
 
 @dataclass
 class Training:
-    """What the epochs of a phase work on; `log` and what it leads to are the first worker's alone."""
+    """What the epochs of a phase work on; `log` is the first worker's alone."""
 
     config: TrainerConfig
     run: RunFolder
@@ -246,8 +246,7 @@ class Training:
 
     def _save(self, meter: Meter) -> None:
         self.progress.seconds += meter.lap()
-        if self.log:
-            self.writer.save(self.train_step, self.progress)
+        self.writer.save(self.train_step, self.progress)
         self.train_step.world.barrier()  # the first worker may wait for the checkpoint before this one
 
     def _log_epoch(self, values: dict[str, Any]) -> None:

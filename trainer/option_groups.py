@@ -10,6 +10,7 @@ OPTIMIZERS = ("adagrad", "adamw")
 TABLE_OPTIMIZERS = ("rowwise_adagrad", "adagrad")
 SCHEDULES = ("constant", "cosine")
 BALANCES = ("fixed", "uncertainty")
+TABLES = ("replicated", "sharded")
 PRECISIONS = ("float32", "bfloat16")
 BLOCKS = ("sasrec", "ligr")
 
@@ -93,6 +94,12 @@ class TrainOptions:
     table_optimizer: str = option("rowwise_adagrad", "optimizer of the embedding tables", choices=TABLE_OPTIMIZERS)
     weight_decay: float = option(
         0.0, "weight decay of the networks, decoupled with adamw, else added to the gradient", at_least=0
+    )
+    table: str = option(
+        "replicated",
+        "item table: replicated = complete on each worker; sharded = each worker holds the rows that it owns, for "
+        "tables that outgrow a worker (session models with sampled losses)",
+        choices=TABLES,
     )
     ppmi_start: float = option(
         0.0,

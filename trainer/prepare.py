@@ -31,7 +31,7 @@ RATE_ROWS = 1_000_000
 LEAST_CLICKS = TRAIN_HOLDOUT + 2
 """Kept clicks of a session that is trained on: one to start from and one to predict, before those held out."""
 MAY_CHANGE = ("ray.", "train.epochs", "resume", "data", "output")
-"""Options that a resumed run may change; `data` since it is compared by content."""
+"""Options that a resumed run may change, by how they begin; `data` since it is compared by content."""
 
 
 def prepare(options: Sequence[str], asked: TrainerConfig | None = None) -> tuple[TrainerConfig, bool]:
@@ -122,7 +122,7 @@ def _compare(before: Any, now: dict[str, Any], *, resume: str) -> None:
         raise InputError("a fresh output folder with resume=never", "a run", "give another output, or resume=auto")
     old, new = _flat(before), _flat(now)
     for name in sorted(old.keys() | new.keys()):
-        if name.startswith(MAY_CHANGE) and name != "dataset":
+        if name == "train.table" or (name.startswith(MAY_CHANGE) and name != "dataset"):
             continue
         if old.get(name) != new.get(name):
             raise InputError(f"{name}={old.get(name)} as the run began with", new.get(name), hint)

@@ -17,7 +17,8 @@ from trainer.data.ranking_rows import block_rows
 from trainer.data.reader import SessionReader
 from trainer.distributed.world import World
 from trainer.inference.export import score_sessions
-from trainer.inference.validation import exact_ranks, seen_pairs
+from trainer.inference.target_ranks import exact_ranks, rank_request
+from trainer.inference.validation import seen_pairs
 from trainer.option_groups import ModelOptions
 from trainer.task.registry import model_task_of
 
@@ -122,7 +123,7 @@ def test_scores_follow_from_what_came_before_the_block_alone(fifty, sessions, ch
 @pytest.mark.parametrize("chunk", [1, 40, 1 << 24])
 def test_validation_ranks_equal_the_evaluations_rules_with_ties_nan_and_masks(chunk, monkeypatch):
     """Against counting: other candidates that are not lower; seen ones left out; a NaN, or a seen target, is a miss."""
-    monkeypatch.setattr("trainer.inference.validation.CHUNK_SCORES", chunk)
+    monkeypatch.setattr("trainer.inference.target_ranks.CHUNK_SCORES", chunk)
     rng = np.random.default_rng(0)
     vector = torch.from_numpy(rng.integers(-1, 2, (21, 3)).astype(np.float32))
     vector[5], vector[9, 0] = torch.nan, -torch.inf
@@ -131,13 +132,9 @@ def test_validation_ranks_equal_the_evaluations_rules_with_ties_nan_and_masks(ch
     seen = np.stack([rng.integers(0, 60, 90), rng.integers(1, 21, 90)])
     scorer = SimpleNamespace(item_vectors=lambda items: vector[items])
     for pairs in (seen, None):
-        actual = exact_ranks(
-            scorer,
-            query,
-            torch.from_numpy(candidates),
-            torch.from_numpy(target),
-            None if pairs is None else torch.from_numpy(pairs),
-        )
+        masked_pairs = None if pairs is None else torch.from_numpy(pairs)
+        request = rank_request(scorer, query, torch.from_numpy(target), masked_pairs)
+        actual = exact_ranks(scorer, request, torch.from_numpy(candidates))
         for q in range(60):
             masked = set() if pairs is None else set(seen[1, seen[0] == q].tolist())
             scores = {c: float(vector[c] @ query[q]) for c in candidates.tolist()}

@@ -21,8 +21,8 @@ from tests.support.engine import build, write_log
 from tests.support.runs import SMALL, assert_same_run
 from trainer.__main__ import main
 from trainer.apply import main as apply
+from trainer.inference.target_ranks import exact_ranks, rank_request
 from trainer.inference.transition_term import Pool, find_weights, make_pool, minimise
-from trainer.inference.validation import exact_ranks
 from trainer.show import main as show
 
 OPTIONS = [*SMALL, "network.transitions=true", "train.valid_sessions=50"]
@@ -111,7 +111,8 @@ def test_validation_ranks_by_inner_product_and_term():
     term = transitions.scores(rng.integers(0, 10, (20, 12)), rng.random((20, 2)))
     scorer = SimpleNamespace(item_vectors=lambda item: vector[item - 1])
     target = rng.choice(candidates, 20)
-    actual = exact_ranks(scorer, query, torch.from_numpy(candidates), torch.from_numpy(target), None, term)
+    request = rank_request(scorer, query, torch.from_numpy(target), None, term)
+    actual = exact_ranks(scorer, request, torch.from_numpy(candidates))
     score = (query @ vector.t()).numpy() + term.toarray()[:, 1:]
     for q, goal in enumerate(target):
         others = [item for item in candidates if item != goal]

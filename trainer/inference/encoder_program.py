@@ -45,7 +45,7 @@ class Encoder(nn.Module):
         self.model = copy.deepcopy(scorer.model).eval()
         del self.model.item_features  # they are in the vectors already, and torch cannot save its empty tables
         name = INPUT if INPUT in scorer.tables else ITEM
-        every = torch.arange(len(scorer.tables[name].vector), device=scorer.device)
+        every = torch.arange(scorer.tables[name].n_rows, device=scorer.device)
         vectors = scorer.model.item_features.vectors(scorer.tables, name, every)
         self.register_buffer("clicked", vectors.detach().clone())
 

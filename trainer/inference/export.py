@@ -75,6 +75,7 @@ def export(
                 from retrieval.transitions import write_transitions
 
                 write_transitions(building / TRANSITIONS, scorer.term.transitions)
+    _finish(scorer)
     world.barrier()
     splits = [split for split in HELD_OUT if not (refit and split == "valid")]
     schemas, mine = _schemas(scorer, splits), list[str]()
@@ -82,6 +83,7 @@ def export(
         if number % world.size == world.global_rank:
             tables = _score_file(dataset.file(entry.path), scorer, splits, exposures=dataset.shows_exposures)
             mine += _write_tables(building, number, schemas, tables)
+    _finish(scorer)
     if not world.is_first:
         shared.send(*mine)
     world.barrier()
@@ -100,6 +102,12 @@ def export(
     world.barrier()
 
 
+def _finish(scorer: SessionScorer | RankScorer) -> None:
+    """Answer other workers that still need vectors of a sharded table."""
+    if isinstance(scorer, SessionScorer):
+        scorer.finish()
+
+
 def _dimension(scorer: SessionScorer | RankScorer) -> int:
     return scorer.dimension if isinstance(scorer, SessionScorer) else 0
 
@@ -112,7 +120,7 @@ def _terms(scorer: SessionScorer | RankScorer) -> int:
 
 def _write_items(path: Path, scorer: SessionScorer) -> None:
     """Write `items.parquet` in blocks, so that no second copy of a large table is needed."""
-    n, schema = len(scorer.tables[ITEM].vector) - 1, items_schema(scorer.dimension)
+    n, schema = scorer.tables[ITEM].n_rows - 1, items_schema(scorer.dimension)
     with pq.ParquetWriter(path, schema) as writer:
         for begin in range(1, n + 1, ITEMS_PER_BATCH):
             item = torch.arange(begin, min(begin + ITEMS_PER_BATCH, n + 1))

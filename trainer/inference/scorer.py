@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,8 @@ from trainer.data.batch import FeedbackRows, action_codes, make_batch, pad
 from trainer.data.order import Int
 from trainer.data.ranking_rows import FlatRows, rank_batch
 from trainer.data.reader import Sessions
-from trainer.models.embedding_table import SparseTable
+from trainer.distributed.row_lookup import RowLookup
+from trainer.models.embedding_table import ReadTable
 from trainer.models.ranker import Ranker
 from trainer.models.recommender import Recommender
 from trainer.training.objective import INPUT, ITEM, TASKS, USER
@@ -34,13 +36,24 @@ class SessionScorer:
         device: where both are.
         by_cosine: items are searched by direction alone (loss `embedding`).
         term: the sparse term of the scores; None for a model without.
+        lookup: what brings the rows of sharded tables, of which `tables` are then; None where all rows are here.
     """
 
     model: Recommender
-    tables: dict[str, SparseTable]
+    tables: Mapping[str, ReadTable]
     device: torch.device
     by_cosine: bool = False
     term: TransitionTerm | None = None
+    lookup: RowLookup | None = None
+
+    def finish(self) -> None:
+        """This worker needs no vectors for now: answer the others until they need none either."""
+        if self.lookup:
+            self.lookup.finish()
+
+    def of_own_rows(self) -> SessionScorer:
+        """The same that reads nothing but the rows that this worker owns, without the others."""
+        return replace(self, tables=self.lookup.shards, lookup=None) if self.lookup else self
 
     @torch.inference_mode()
     def states(self, sessions: Sessions, after_BQ: Int) -> torch.Tensor:
@@ -71,13 +84,13 @@ class SessionScorer:
     @property
     def dimension(self) -> int:
         """Length of the exported vectors: the table's and the bias."""
-        return self.tables[ITEM].vector.shape[1] + 1
+        return self.tables[ITEM].dimension + 1
 
     def item_vectors(self, item_C: torch.Tensor | None = None) -> torch.Tensor:
         """Vectors of items with the bias as the last element, `[C, D + 1]`; of all items 1..n_items by default."""
-        bias = self.tables[ITEM].bias
-        chosen = torch.arange(1, len(bias), device=self.device) if item_C is None else item_C
-        vector, bias = self.model.searched(self.model.item_features.vectors(self.tables, ITEM, chosen)), bias[chosen]
+        chosen = torch.arange(1, self.tables[ITEM].n_rows, device=self.device) if item_C is None else item_C
+        vector, bias = self.model.item_features.read(self.tables, ITEM, chosen)
+        vector = self.model.searched(vector)
         if self.by_cosine:
             vector, bias = torch.nn.functional.normalize(vector, dim=1), torch.zeros_like(bias)
         return torch.cat([vector, bias[:, None]], dim=1)
@@ -88,7 +101,7 @@ class SessionScorer:
         session, item = (torch.from_numpy(values).to(self.device) for values in (rows.session, rows.item))
         task_representations = self.model.task_representations(state_BS)
         vector = self.model.item_features.vectors(self.tables, ITEM, item)
-        own = self.tables[TASKS].vector[item] if self.model.own_dim else None
+        own = self.tables[TASKS].read(item)[0] if self.model.own_dim else None
         return {
             task: torch.sigmoid(self.model.feedback_logits(task, task_representations[task], session, vector, own))
             .cpu()
@@ -114,7 +127,7 @@ class RankScorer:
     """
 
     model: Ranker
-    tables: dict[str, SparseTable]
+    tables: Mapping[str, ReadTable]
     users: Int
     device: torch.device
 
@@ -124,7 +137,7 @@ class RankScorer:
         self.model.eval()
         batch = rank_batch(rows, self.users, self.model.feedback_tasks).to(self.device)
         return self.model.features(
-            self.tables[USER].vector[batch.user],
+            self.tables[USER].read(batch.user)[0],
             self.model.item_features.vectors(self.tables, ITEM, batch.item),
             self.model.item_features.vectors(self.tables, ITEM, batch.history),
             batch.item,

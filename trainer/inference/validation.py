@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from etl.dataset import SPLITS, TRAIN_HOLDOUT, feedback_labels
 from retrieval.metrics.feedback import auc
-from retrieval.metrics.ranking import MISS, RankingSums
+from retrieval.metrics.ranking import RankingSums
 from trainer.config import VALID_CUTOFFS
 from trainer.data.batch import feedback_rows
 from trainer.data.order import Int
@@ -18,13 +18,10 @@ from trainer.data.ranking_rows import FlatRows, RowReader
 from trainer.data.reader import Reader, SessionReader, Sessions
 from trainer.distributed.world import World
 from trainer.inference.scorer import RankScorer, Scores, SessionScorer
-
-if TYPE_CHECKING:
-    from scipy import sparse
+from trainer.inference.target_ranks import exact_ranks, rank_request, ranks_by_owners
 
 SESSIONS_PER_BATCH = 1024
 ROWS_PER_BATCH = 16_384
-CHUNK_SCORES = 1 << 24
 SPREAD = 8
 """A validation sample is drawn from the row groups of so many times as many samples."""
 
@@ -144,7 +141,7 @@ def validate_sessions(
         mask_seen: whether the clicks that a query sees are no candidates.
     """
     ranking, feedback = RankingSums(VALID_CUTOFFS), FeedbackSums(scorer.model.feedback_tasks)
-    candidates = torch.from_numpy(candidate_C.astype(np.int64)).to(scorer.device)
+    candidates, requests = torch.from_numpy(candidate_C.astype(np.int64)).to(scorer.device), []
     for begin in range(0, len(sample), SESSIONS_PER_BATCH):
         sessions = sample.take(np.arange(begin, min(begin + SESSIONS_PER_BATCH, len(sample))))
         visible = sessions.items.lengths - TRAIN_HOLDOUT
@@ -153,12 +150,16 @@ def validate_sessions(
         seen = seen_pairs(sessions, visible) if mask_seen else None
         targets = torch.from_numpy(target.astype(np.int64))
         term = None if scorer.term is None else scorer.term.scores(sessions, visible, "valid")
-        ranking.add(exact_ranks(scorer, scorer.queries(state), candidates, targets, seen, term))
+        requests.append(rank_request(scorer, scorer.queries(state), targets, seen, term))
         feedback.add_gates(scorer.gates(state))
         if scorer.model.feedback_tasks:
             rows = feedback_rows(sessions, exposures=exposures)
             rows = rows.select(rows.position == visible[rows.session])
             feedback.add_rows(rows.feedback, scorer.feedback(state, rows))
+    scorer.finish()
+    by_owners = ranks_by_owners(scorer, requests, candidates, world) if scorer.lookup else None
+    for ranks in by_owners or (exact_ranks(scorer, request, candidates) for request in requests):
+        ranking.add(ranks)
     total = RankingSums(VALID_CUTOFFS)
     for other in world.gather(ranking):
         total.merge(other)
@@ -187,64 +188,3 @@ def seen_pairs(sessions: Sessions, visible_B: Int) -> torch.Tensor:
     items = sessions.items
     is_visible = items.place < np.repeat(visible_B, items.lengths)
     return torch.from_numpy(np.stack([items.row[is_visible], items.values[is_visible].astype(np.int64)]))
-
-
-@torch.inference_mode()
-def exact_ranks(
-    scorer: SessionScorer,
-    query_QD: torch.Tensor,
-    candidate_C: torch.Tensor,
-    target_Q: torch.Tensor,
-    seen_2P: torch.Tensor | None = None,
-    term_QI: sparse.csr_matrix | None = None,
-) -> Int:
-    """Rank of each target among all candidates, int64 `[Q]`; ties and NaN count against it.
-
-    Candidates are gathered and multiplied a block at a time: a copy of a large catalogue would double the memory.
-
-    Args:
-        scorer: gives the candidates' vectors.
-        query_QD: queries.
-        candidate_C: dense ids of the candidates, rising.
-        target_Q: dense ids of the targets, all of them candidates.
-        seen_2P: query and item of pairs that are no candidates; a target among them is a miss.
-        term_QI: what is added to the scores of some items.
-    """
-    target_Q = target_Q.to(query_QD.device)
-    row = torch.searchsorted(candidate_C, target_Q)
-    own = (query_QD * scorer.item_vectors(target_Q)).sum(1)
-    added = None
-    if term_QI is not None:
-        query, column, value = added = tuple(part.to(own.device) for part in _entries(term_QI, candidate_C))
-        is_target = column == row[query]
-        own.index_add_(0, query[is_target], value[is_target])
-    rank = torch.ones_like(target_Q)
-    query, item = torch.zeros_like(target_Q[:0]).expand(2, 0) if seen_2P is None else seen_2P.to(query_QD.device)
-    rank[query[item == target_Q[query]]] = MISS // 2  # leaves room for what is counted on top
-    index = torch.searchsorted(candidate_C, item)
-    known = candidate_C[index.clamp(max=len(candidate_C) - 1)] == item
-    step = max(1, CHUNK_SCORES // max(len(query_QD), 1))
-    for begin in range(0, len(candidate_C), step):
-        score = query_QD @ scorer.item_vectors(candidate_C[begin : begin + step]).t()
-        if added is not None:
-            chosen = (added[1] >= begin) & (added[1] < begin + step)
-            cell = (added[0][chosen], added[1][chosen] - begin)
-            score.index_put_(cell, added[2][chosen], accumulate=True)
-        inside = (row >= begin) & (row < begin + step)
-        # The same product in another shape may differ in its last bit: the target is left out by id.
-        score[inside, row[inside] - begin] = -torch.inf
-        masked = known & (index >= begin) & (index < begin + step)
-        score[query[masked], index[masked] - begin] = -torch.inf
-        rank += (~(score < own[:, None])).sum(1)
-    rank[~torch.isfinite(own)] = MISS
-    return rank.cpu().numpy()
-
-
-def _entries(term_QI: sparse.csr_matrix, candidate_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Query, index among the candidates and value of the term's entries."""
-    query_E = np.repeat(np.arange(term_QI.shape[0]), np.diff(term_QI.indptr))
-    arrays = (query_E, term_QI.indices.astype(np.int64), term_QI.data.astype(np.float32))
-    query, item, value = (torch.from_numpy(values).to(candidate_C.device) for values in arrays)
-    column = torch.searchsorted(candidate_C, item).clamp(max=len(candidate_C) - 1)
-    known = candidate_C[column] == item
-    return query[known], column[known], value[known]

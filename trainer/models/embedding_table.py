@@ -3,10 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from etl.dataset import PADDING
+
+DRAWN_ROWS = 65_536
+"""Rows that are drawn at a time; a multiple of 16, since torch draws normal numbers by sixteens."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Every `size`-th row of a table, from row `rank` on: what one of `size` owners holds.
+
+    >>> Shard(1, 3).ids(8).tolist()
+    [1, 4, 7]
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def ids(self, n: int) -> torch.Tensor:
+        """The shard's rows of a table of `n` rows, int64."""
+        return torch.arange(self.rank, max(self.rank, n), self.size)
+
+    def local(self, ids: torch.Tensor) -> torch.Tensor:
+        """Where rows of the shard stand in it."""
+        return ids if self.size == 1 else ids // self.size
+
+
+WHOLE = Shard()
 
 
 @dataclass(frozen=True)
@@ -40,8 +67,20 @@ class Rows:
         return torch.cat([vector, bias[:, None]], dim=1)
 
 
+class ReadTable(Protocol):
+    """Where a model that is applied reads vectors from: a table, or the owners of its shards."""
+
+    n_rows: int
+    dimension: int
+
+    def read(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vectors `[..., D]` and biases `[...]` of ids `[...]`; the biases of a table without any are empty."""
+
+
 class SparseTable:
     """Vectors `[n + 1, D]` and biases of n items or users; row 0 is padding and stays zero.
+
+    Of a shard only its rows are here. All methods take rows by their number in the complete table.
 
     The optimiser is Adagrad. Row-wise it has one accumulator a row, to which the mean square of the row's
     gradient is added (as in DLRM), so its state is 1 / D of the table; else one for each value.
@@ -53,9 +92,13 @@ class SparseTable:
         device: where all of it lies.
         bias: whether rows have a bias.
         rowwise: one accumulator a row.
+        shard: the rows to hold; their first vectors are those of the complete table.
 
     Attributes:
         rate: what the step's learning rate is multiplied with for this table.
+        n_rows: n + 1, rows of the complete table.
+        dimension: D.
+        has_bias: whether rows have a bias.
     """
 
     def __init__(
@@ -67,14 +110,22 @@ class SparseTable:
         device: torch.device,
         bias: bool = True,
         rowwise: bool = True,
+        shard: Shard = WHOLE,
     ) -> None:
-        self.rate = 1.0
-        vector = torch.empty(n + 1, dimension).normal_(0.0, dimension**-0.5 * 0.5, generator=generator)
-        vector[PADDING] = 0.0
-        self.vector = vector.to(device)
-        self.vector_state = torch.zeros((n + 1,) if rowwise else (n + 1, dimension), device=device)
-        biases = n + 1 if bias else 0
+        self.rate, self.shard = 1.0, shard
+        self.n_rows, self.dimension, self.has_bias = n + 1, dimension, bias
+        self.vector = drawn_rows(n + 1, dimension, generator, shard).to(device)
+        here = len(self.vector)
+        self.vector_state = torch.zeros((here,) if rowwise else (here, dimension), device=device)
+        biases = here if bias else 0
         self.bias, self.bias_state = torch.zeros(biases, device=device), torch.zeros(biases, device=device)
+        self._pad()
+
+    def _pad(self) -> None:
+        """Set the padding row, which owner 0 has as its first, to zero."""
+        if self.shard.rank == PADDING:
+            self.vector[PADDING] = 0.0
+            self.bias[PADDING : PADDING + 1] = 0.0
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All state, by name, for a checkpoint."""
@@ -86,29 +137,46 @@ class SparseTable:
         }
 
     def parameters(self) -> int:
-        """How many numbers are learned."""
-        return self.vector.numel() + self.bias.numel()
+        """How many numbers are learned, those of other shards too."""
+        return self.n_rows * (self.dimension + self.has_bias)
 
-    def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take over the state of a checkpoint."""
-        for name, tensor in self.tensors().items():
-            tensor.copy_(tensors[name])
+    def start_biases(self, bias_N: torch.Tensor) -> None:
+        """Biases of items 1..n to begin with."""
+        own = self.shard.ids(self.n_rows)
+        own = own[own != PADDING]
+        self.bias[self.shard.local(own)] = bias_N[own - 1].to(self.bias.device, self.bias.dtype)
 
     def state_rows(self, ids: torch.Tensor) -> torch.Tensor:
         """All state of distinct rows side by side, float32 `[U, S]`."""
+        ids = self.shard.local(ids)
         return torch.cat([t[ids].view(len(ids), t[0].numel()) for t in self.tensors().values() if t.numel()], dim=1)
 
     def put_state_rows(self, ids: torch.Tensor, state_US: torch.Tensor) -> None:
         """Take over what `state_rows` gave on another worker."""
         tensors = [t for t in self.tensors().values() if t.numel()]
-        widths = [t[0].numel() for t in tensors]
+        widths, ids = [t[0].numel() for t in tensors], self.shard.local(ids)
         for tensor, part in zip(tensors, state_US.split(widths, dim=1), strict=True):
             tensor[ids] = part.view(len(ids), *tensor.shape[1:])
 
+    def read(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vectors `[..., D]` and biases `[...]` of ids `[...]`; the biases of a table without any are empty."""
+        ids = self.shard.local(ids)
+        return self.vector[ids], self.bias[ids] if self.has_bias else self.bias
+
+    def values(self, ids: torch.Tensor) -> torch.Tensor:
+        """Vectors of rows with the bias as the last element, `[U, D + 1]`; `[U, D]` without bias."""
+        vector, bias = self.read(ids)
+        return torch.cat([vector, bias[:, None]], dim=1) if self.has_bias else vector
+
     def rows(self, ids: torch.Tensor) -> Rows:
         """Copies of distinct rows that gradients can flow into."""
-        bias = self.bias[ids] if self.bias.numel() else self.bias
-        return Rows(ids, self.vector[ids].requires_grad_(), bias.clone().requires_grad_())
+        vector, bias = self.read(ids)
+        return Rows(ids, vector.requires_grad_(), bias.clone().requires_grad_())
+
+    def rows_of(self, ids: torch.Tensor, values: torch.Tensor) -> Rows:
+        """Rows that gradients can flow into, from the `values` that their owners sent."""
+        vector, bias = values[:, : self.dimension], values[:, self.dimension :].flatten()
+        return Rows(ids, vector.clone().requires_grad_(), bias.clone().requires_grad_())
 
     @torch.no_grad()
     def update(
@@ -123,7 +191,7 @@ class SparseTable:
             decay: × the vector, added to its gradient.
             eps: added to the root of the accumulator.
         """
-        size = self.vector.shape[1]
+        size, ids = self.dimension, self.shard.local(ids)
         vector_gradient = gradient[:, :size]
         if decay:
             vector_gradient = vector_gradient + decay * self.vector[ids]
@@ -132,10 +200,25 @@ class SparseTable:
         self.vector_state[ids] = state
         root = state.sqrt() + eps
         self.vector[ids] -= learning_rate * vector_gradient / (root[:, None] if root.dim() == 1 else root)
-        self.vector[PADDING] = 0.0
-        if self.bias.numel():
+        if self.has_bias:
             bias_gradient = gradient[:, size]
             state = self.bias_state[ids] + bias_gradient.square()
             self.bias_state[ids] = state
             self.bias[ids] -= learning_rate * bias_gradient / (state.sqrt() + eps)
-            self.bias[PADDING] = 0.0
+        self._pad()
+
+
+def drawn_rows(n_rows: int, dimension: int, generator: torch.Generator, shard: Shard) -> torch.Tensor:
+    """The shard's rows `[R, D]` of a table of normal numbers, to the bit those of the table drawn at once.
+
+    Every owner draws the complete table, `DRAWN_ROWS` rows at a time, and keeps its own.
+    """
+    result = torch.empty(len(range(shard.rank, n_rows, shard.size)), dimension)
+    last = max(0, n_rows - 16)  # a draw of fewer than 16 numbers takes others
+    begins = [begin for begin in range(0, n_rows, DRAWN_ROWS) if begin <= last]
+    for begin, end in zip(begins, [*begins[1:], n_rows], strict=True):
+        rows = torch.empty(end - begin, dimension).normal_(0.0, dimension**-0.5 * 0.5, generator=generator)
+        own = rows[(shard.rank - begin) % shard.size :: shard.size]
+        first = -(-(begin - shard.rank) // shard.size) if begin > shard.rank else 0
+        result[first : first + len(own)] = own
+    return result

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
 from trainer.data.order import Int
-from trainer.models.embedding_table import Rows, SparseTable
+from trainer.models.embedding_table import ReadTable, Rows
 
 
 class ItemFeatures(nn.Module):
@@ -54,9 +54,14 @@ class ItemFeatures(nn.Module):
             joined[name] = Rows(own.ids, own.vector * self.known[own.ids] + of_values, own.bias)
         return joined
 
-    def vectors(self, tables: dict[str, SparseTable], name: str, ids: torch.Tensor) -> torch.Tensor:
+    def vectors(self, tables: Mapping[str, ReadTable], name: str, ids: torch.Tensor) -> torch.Tensor:
         """Vectors `[..., D]` of items `[...]` in a table, with those of their features."""
-        own = tables[name].vector[ids]
+        return self.read(tables, name, ids)[0]
+
+    def read(self, tables: Mapping[str, ReadTable], name: str, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vectors `[..., D]` of items `[...]` in a table, with those of their features, and biases `[...]`."""
+        own, bias = tables[name].read(ids)
         if name not in self.table_of:
-            return own
-        return own * self.known[ids] + tables[self.table_of[name]].vector[self.codes[ids]].sum(-2)
+            return own, bias
+        of_values, _ = tables[self.table_of[name]].read(self.codes[ids])
+        return own * self.known[ids] + of_values.sum(-2), bias

@@ -1,4 +1,8 @@
-"""Checkpoints: complete or absent, without pickles, the last few and the best kept."""
+"""Checkpoints: complete or absent, without pickles, the last few and the best kept.
+
+One of a run with a sharded table has a file of each worker next to that of the networks. Rows have their number in the
+complete table, so that any number of workers reads it, and a run with a replicated table too.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +18,17 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from etl.runtime.errors import InputError
-from etl.runtime.files import atomic_folder, sha256_of
+from etl.runtime.files import atomic_folder, sha256_of, sync_to_disk
+from trainer.models.embedding_table import DRAWN_ROWS, WHOLE, Shard, SparseTable
 from trainer.training.step import TrainStep
 
 STATE = "state.json"
 TENSORS = "tensors.safetensors"
+SHARD = "table-{:05d}.safetensors"
+"""File of a worker's rows, in a run with a sharded table."""
 
 
 @dataclass
@@ -61,7 +68,9 @@ class Progress:
 
 
 class Writer:
-    """Writes checkpoints in a thread while training goes on, one at a time.
+    """Writes checkpoints in a thread while training goes on, one at a time; all workers call it.
+
+    Of a sharded table every worker writes its own rows before training goes on, without a copy of them.
 
     Args:
         folder: of the checkpoints.
@@ -77,6 +86,11 @@ class Writer:
     def save(self, train_step: TrainStep, progress: Progress) -> None:
         """Copy the state of a run and write it in the background, once the checkpoint before is written."""
         self.wait()
+        if train_step.sharded:
+            write_sharded(self.folder, train_step, progress, keep=self.keep)
+            return
+        if not train_step.world.is_first:
+            return
         tensors, now = {name: t.clone() for name, t in all_tensors(train_step).items()}, replace(progress)
         self.thread = threading.Thread(target=self._write, args=(tensors, now))
         self.thread.start()
@@ -95,9 +109,17 @@ class Writer:
         error, self.thread, self.error = self.error, None, None
         if error is None:
             return
-        if os.strerror(errno.ENOSPC) not in str(error):
+        if not _is_full_disk(error):
             raise error
-        print("warning: no room on the disk for a checkpoint; the one before is kept", file=sys.stderr, flush=True)
+        _warn_of_full_disk()
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    return os.strerror(errno.ENOSPC) in str(error)
+
+
+def _warn_of_full_disk() -> None:
+    print("warning: no room on the disk for a checkpoint; the one before is kept", file=sys.stderr, flush=True)
 
 
 def write(folder: Path, tensors: dict[str, torch.Tensor], progress: Progress, *, keep: int) -> None:
@@ -107,6 +129,48 @@ def write(folder: Path, tensors: dict[str, torch.Tensor], progress: Progress, *,
         state = {"progress": asdict(progress), "sha256": sha256_of(writing / TENSORS)}
         (writing / STATE).write_text(json.dumps(state))
     _prune(folder, progress, keep)
+
+
+def write_sharded(folder: Path, train_step: TrainStep, progress: Progress, *, keep: int) -> None:
+    """The same by all workers together, each with the rows that it owns; the first one adds the rest and the state.
+
+    Raises:
+        OSError: on the worker whose disk fails, after all have ended; a full one costs a warning.
+    """
+    world, path = train_step.world, folder / f"step-{progress.step:09d}"
+    writing = path.with_name(f".{path.name}.writing")
+    if world.is_first:
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir(parents=True)
+    world.barrier()
+    name, error, sha256 = SHARD.format(world.global_rank), None, ""
+    try:
+        save_file(table_tensors(train_step), writing / name)
+        sync_to_disk(writing / name)
+        sha256 = sha256_of(writing / name)
+        if world.is_first:
+            save_file(network_tensors(train_step), writing / TENSORS)
+            sync_to_disk(writing / TENSORS)
+    except (OSError, SafetensorError) as raised:
+        error = raised
+    shards = world.gather(sha256)
+    if world.is_first and all(shards) and error is None:
+        try:
+            state = {"progress": asdict(progress), "sha256": sha256_of(writing / TENSORS), "shards": shards}
+            (writing / STATE).write_text(json.dumps(state))
+            sync_to_disk(writing / STATE)
+            shutil.rmtree(path, ignore_errors=True)
+            writing.rename(path)
+            sync_to_disk(folder)
+        except OSError as raised:
+            error = raised
+    if world.is_first:
+        _prune(folder, progress, keep)  # what was not completed goes too
+    failed = any(world.gather(error is not None))
+    if error is not None and not _is_full_disk(error):
+        raise error
+    if failed and world.is_first:
+        _warn_of_full_disk()
 
 
 def _prune(folder: Path, progress: Progress, keep: int) -> None:
@@ -134,10 +198,13 @@ def problem_of(path: Path) -> str | None:
     try:
         state = json.loads((path / STATE).read_text())
         Progress(**state["progress"])
-        if sha256_of(path / TENSORS) != state["sha256"]:
-            return "its tensors are not those that were written"
-        with safe_open(path / TENSORS, "pt"):  # checks that the header fits the file
-            return None
+        shards = {SHARD.format(rank): sha256 for rank, sha256 in enumerate(state.get("shards", ()))}
+        for name, sha256 in {TENSORS: state["sha256"], **shards}.items():
+            if sha256_of(path / name) != sha256:
+                return "its tensors are not those that were written"
+            with safe_open(path / name, "pt"):  # checks that the header fits the file
+                pass
+        return None
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         return str(error)
 
@@ -162,10 +229,13 @@ def load(path: Path, train_step: TrainStep) -> Progress:
     Raises:
         InputError: it is of a model of other sizes.
     """
-    tensors = load_file(path / TENSORS)
     try:
-        _load_tensors(train_step, tensors)
-    except (KeyError, RuntimeError) as error:
+        with torch.no_grad():
+            _load_networks(train_step, path / TENSORS)
+            for name, table in train_step.tables.items():
+                for shard, file in _sources(path):
+                    _load_rows(table, f"table.{name}.", shard, file)
+    except (KeyError, RuntimeError, SafetensorError) as error:
         problem = str(error).splitlines()[0]
         raise InputError(f"a checkpoint of this model in {path}", problem, "was config.yaml edited?") from None
     return read_progress(path)
@@ -177,26 +247,57 @@ def read_progress(path: Path) -> Progress:
 
 
 def all_tensors(train_step: TrainStep) -> dict[str, torch.Tensor]:
-    """Networks, tables and optimiser state, by name."""
+    """Networks, tables (of a sharded one the rows that are here) and optimiser state, by name."""
+    return network_tensors(train_step) | table_tensors(train_step)
+
+
+def table_tensors(train_step: TrainStep) -> dict[str, torch.Tensor]:
+    """Tables and their optimiser state, by name."""
+    tables = train_step.tables.items()
+    tensors = {f"table.{table}.{name}": t for table, result in tables for name, t in result.tensors().items()}
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def network_tensors(train_step: TrainStep) -> dict[str, torch.Tensor]:
+    """Networks and their optimiser state, by name."""
     tensors = {f"network.{name}": p.detach() for name, p in train_step.objective.named_parameters()}
-    for table, result in train_step.tables.items():
-        tensors |= {f"table.{table}.{name}": t for name, t in result.tensors().items()}
     for name, parameter in train_step.objective.named_parameters():
         for key, value in train_step.optimizer.state[parameter].items():
             tensors[f"optimizer.{name}.{key}"] = value
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
-@torch.no_grad()
-def _load_tensors(train_step: TrainStep, tensors: dict[str, torch.Tensor]) -> None:
-    for table, result in train_step.tables.items():
-        result.load(_under(f"table.{table}.", tensors))
-    for name, parameter in train_step.objective.named_parameters():
-        parameter.copy_(tensors[f"network.{name}"])
-        state = _under(f"optimizer.{name}.", tensors)
-        for key, value in train_step.optimizer.state[parameter].items():
-            value.copy_(state[key])
+def _load_networks(train_step: TrainStep, path: Path) -> None:
+    with safe_open(path, "pt") as file:
+        for name, parameter in train_step.objective.named_parameters():
+            parameter.copy_(file.get_tensor(f"network.{name}"))
+            for key, value in train_step.optimizer.state[parameter].items():
+                value.copy_(file.get_tensor(f"optimizer.{name}.{key}"))
 
 
-def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
+def _sources(path: Path) -> list[tuple[Shard, Path]]:
+    """Files of a checkpoint with the rows of tables that are in each."""
+    shards = len(json.loads((path / STATE).read_text()).get("shards", ()))
+    files = [(Shard(rank, shards), path / SHARD.format(rank)) for rank in range(shards)]
+    return files or [(WHOLE, path / TENSORS)]
+
+
+def _load_rows(table: SparseTable, prefix: str, source: Shard, path: Path) -> None:
+    """Take over the rows of a file that the table holds, a block at a time.
+
+    Raises:
+        RuntimeError: the file is of a table of other sizes.
+    """
+    held = source.ids(table.n_rows)
+    with safe_open(path, "pt") as file:
+        for name, tensor in table.tensors().items():
+            rows = file.get_slice(prefix + name)
+            expected = [len(held) if table.has_bias or not name.startswith("bias") else 0, *tensor.shape[1:]]
+            if rows.get_shape() != expected:
+                raise RuntimeError(f"{prefix}{name} of shape {rows.get_shape()}, expected {expected}")
+            for begin in range(0, expected[0], DRAWN_ROWS):
+                ids = held[begin : begin + DRAWN_ROWS]
+                here = ids % table.shard.size == table.shard.rank
+                if here.any():
+                    part = rows[begin : begin + len(ids)][here]
+                    tensor[table.shard.local(ids[here])] = part.to(tensor.device)

@@ -15,7 +15,7 @@ from trainer.data.reader import Reader
 from trainer.distributed.world import World
 from trainer.inference.scorer import RankScorer, SessionScorer
 from trainer.inference.validation import Validation
-from trainer.models.embedding_table import SparseTable
+from trainer.models.embedding_table import WHOLE, Shard, SparseTable
 from trainer.models.item_features import ItemFeatures
 from trainer.training.step import TrainStep
 
@@ -89,7 +89,7 @@ def feature_tables(config: TrainerConfig, features: ItemFeatures, world: World) 
 def make_table(
     config: TrainerConfig, n: int, world: World, *, number: int, bias: bool, dimension: int | None = None
 ) -> SparseTable:
-    """A table of `n` rows; `number` sets it apart from the run's other tables."""
+    """A table of `n` rows, or this worker's shard; `number` sets it apart from the run's other tables."""
     generator = torch.Generator().manual_seed(config.seed + number * 1_000_003)
     return SparseTable(
         n,
@@ -98,4 +98,5 @@ def make_table(
         device=world.device,
         bias=bias,
         rowwise=config.train.table_optimizer == "rowwise_adagrad",
+        shard=Shard(world.global_rank, world.size) if config.train.table == "sharded" else WHOLE,
     )

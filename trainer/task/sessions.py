@@ -18,6 +18,7 @@ from trainer.config import TrainerConfig
 from trainer.data.batch import Batch, BatchOptions, targets_of, train_batch
 from trainer.data.order import Int
 from trainer.data.reader import Reader, SessionReader, Sessions
+from trainer.distributed.row_lookup import RowLookup
 from trainer.distributed.world import World
 from trainer.inference.scorer import SessionScorer
 from trainer.inference.validation import SESSIONS_PER_BATCH, Validation, seen_pairs, valid_sessions, validate_sessions
@@ -71,7 +72,7 @@ class SessionTask:
         model = Recommender(config, features)
         tables = {ITEM: make_table(config, n_items, self.world, number=0, bias=True)}
         train_clicks = self.dataset.items(["train_clicks"])["train_clicks"].to_numpy()
-        tables[ITEM].bias[1:] = first_biases(config, train_clicks)
+        tables[ITEM].start_biases(first_biases(config, train_clicks))
         if not config.network.tie_embeddings:
             tables[INPUT] = make_table(config, n_items, self.world, number=1, bias=False)
         if model.own_dim:
@@ -131,8 +132,11 @@ class SessionTask:
     def scorer(self, train_step: TrainStep) -> SessionScorer:
         """The model applied."""
         assert isinstance(train_step.model, Recommender)
-        by_cosine = self.config.loss == "embedding"
-        return SessionScorer(train_step.model, train_step.tables, self.world.device, by_cosine, self.term)
+        by_cosine, lookup = self.config.loss == "embedding", None
+        if train_step.sharded:
+            lookup = RowLookup(train_step.tables, self.world)
+        tables = lookup.tables if lookup else train_step.tables
+        return SessionScorer(train_step.model, tables, self.world.device, by_cosine, self.term, lookup)
 
     def validate(self, train_step: TrainStep, sample: Sessions) -> Validation:
         """Full ranking of the valid targets, and feedback of the valid blocks."""

@@ -15,7 +15,7 @@ from etl.runtime.errors import InputError
 from trainer.config import TrainerConfig
 from trainer.distributed.row_exchange import RowExchange
 from trainer.distributed.world import World
-from trainer.models.embedding_table import SparseTable
+from trainer.models.embedding_table import Rows, SparseTable
 from trainer.option_groups import TrainOptions
 from trainer.training.objective import RankObjective, SessionObjective
 from trainer.training.optimizers import Adagrad, AdamW
@@ -53,9 +53,12 @@ class TrainStep:
     Args:
         config: of the run.
         objective: gives the losses; its parameters are the networks.
-        tables: sparse tables by name.
+        tables: sparse tables by name, or this worker's shards of them.
         total_steps: steps of the phase, for the schedule.
         world: the workers.
+
+    Attributes:
+        sharded: whether each worker holds the rows that it owns alone.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class TrainStep:
     ) -> None:
         self.config, self.objective, self.tables, self.world = config, objective.to(world.device), tables, world
         self.total_steps = total_steps
+        self.sharded = config.train.table == "sharded" and world.size > 1
         self.model, self.tasks = objective.model, objective.tasks
         self.forward: nn.Module = DistributedDataParallel(objective) if world.size > 1 else objective
         self.optimizer = make_optimizer(config.train, objective.parameters())
@@ -101,7 +105,7 @@ class TrainStep:
             shared = {name: torch.unique(common) for name, common in objective.shared(candidates).items()}
             exchange = RowExchange(ids, shared, weights, self.world)
             weights = exchange.extra
-        rows = {name: self.tables[name].rows(rows_read) for name, rows_read in ids.items()}
+        rows = self._rows(ids, exchange)
         self.objective.zero_grad(set_to_none=True)
         losses = torch.zeros_like(weights)
         for number, batch in enumerate(parts, 1):
@@ -125,9 +129,16 @@ class TrainStep:
                 f"{parts[0].describe()}); try a lower train.learning_rate"
             )
         self._update(gradients, float(norm), step)
-        if exchange:
+        if exchange and not self.sharded:
             self._spread(exchange, counts)
         return losses, weights
+
+    def _rows(self, ids: dict[str, torch.Tensor], exchange: RowExchange | None) -> dict[str, Rows]:
+        """Rows that the step reads, by table: of this worker's copy, or from their owners."""
+        if exchange is None or not self.sharded:
+            return {name: self.tables[name].rows(rows_read) for name, rows_read in ids.items()}
+        values = exchange.from_owners({name: self.tables[name].values(own) for name, own in exchange.owned.items()})
+        return {name: self.tables[name].rows_of(rows_read, values[name]) for name, rows_read in ids.items()}
 
     def _summed(
         self, exchange: RowExchange, gradients: dict[str, Gradient], losses: torch.Tensor
