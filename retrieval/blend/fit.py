@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -34,9 +34,29 @@ def learn_blend(
         cutoff: of the NDCG that is maximised.
         threads: of LightGBM.
     """
-    pool, context, users, n_queries = _hits(pools, facts, queries)
-    if not len(users):
-        return None
+    hits = collect_hits(pools, facts, queries)
+    return fit_blend(hits, cutoff, threads) if len(hits.user_id) else None
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Queries whose target is in their pool, of `n_queries` in all.
+
+    Attributes:
+        pool, context: of the candidates of these queries.
+        user_id: int64, of each of these queries.
+        n_queries: with those whose target is in no pool.
+    """
+
+    pool: Pool
+    context: Context
+    user_id: npt.NDArray[np.int64]
+    n_queries: int
+
+
+def fit_blend(hits: Hits, cutoff: int, threads: int) -> Learned:
+    """Temperature, weights and re-ranker, of all users and without each fold's."""
+    pool, context, users, n_queries = hits.pool, hits.context, hits.user_id, hits.n_queries
     temperature = _best_temperature(pool) if MODEL in pool.names else 1.0
     pool = at_temperature(pool, temperature)
     fold, names = fold_of(users), pool.names
@@ -46,7 +66,7 @@ def learn_blend(
     trees = []
     for each in range(FOLDS):
         train, test = _of(pool, context, fold != each), _of(pool, context, fold == each)
-        result = find_weights(train[0], cutoff, max(1, n_queries - n_queries // FOLDS), names)
+        result = find_weights(train[0], cutoff, names)
         weights.append(result)
         gains["sum"][fold == each] = gain_of(test[0].ahead(summed(test[0], result)), cutoff)
         text, count = _learn_reranker(train, result, threads)
@@ -58,18 +78,12 @@ def learn_blend(
     complete = len(trees) == FOLDS and len(rows) == FOLDS
     total = {kind: float(gain.sum()) / n_queries for kind, gain in gains.items()}
     kind = "reranker" if complete and total["reranker"] > total["sum"] else "sum"
-    everyone = find_weights(pool, cutoff, n_queries, names)
+    everyone = find_weights(pool, cutoff, names)
     text = None
     if complete:
         text, _ = _learn_reranker((pool, context), everyone, threads, max(1, round(float(np.mean(trees)))))
     single = {name: gain_of(pool.ahead(summed(pool, unit)), cutoff) for name, unit in _units(names)}
     alone = {name: float(gain.sum()) / n_queries for name, gain in single.items()}
-    best = max(alone, key=lambda name: alone[name])
-    if alone[best] >= max(total["sum"], total["reranker"] if complete else 0.0):
-        # Users that nothing was learned from are ranked no better than by one source: then that source it is.
-        kind, text, texts = "sum", None, [None] * FOLDS
-        everyone = np.eye(len(names))[names.index(best)]
-        weights = [everyone] * FOLDS
     selection = {
         "queries": n_queries,
         "in_pool": len(users),
@@ -80,10 +94,8 @@ def learn_blend(
     return Learned(list(names), temperature, kind, Weights(_named(names, everyone), text), folds, selection)
 
 
-def _hits(
-    pools: Pools, facts: SegmentAttributes, queries: Iterable[Queries]
-) -> tuple[Pool, Context, npt.NDArray[np.int64], int]:
-    """Pools and context of the queries whose target is in their pool, the users, and how many queries there were."""
+def collect_hits(pools: Pools, facts: SegmentAttributes, queries: Iterable[Queries]) -> Hits:
+    """The queries whose target is in their pool."""
     parts: list[Pool] = []
     contexts: list[Context] = []
     users, n_queries, begin = [np.zeros(0, np.int64)], 0, 0
@@ -100,9 +112,9 @@ def _hits(
             users.append(tile.user_id[hit])
             begin += int(hit.sum())
     if not parts:
-        return _joined([], begin), {}, users[0], 0
+        return Hits(_joined([], begin), {}, users[0], 0)
     context = {name: np.concatenate([part[name] for part in contexts]) for name in contexts[0]}
-    return _joined(parts, begin), context, np.concatenate(users), n_queries
+    return Hits(_joined(parts, begin), context, np.concatenate(users), n_queries)
 
 
 def _joined(parts: list[Pool], n_queries: int) -> Pool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +12,12 @@ from retrieval.blend.pool import Pool
 STEPS = (0.03, 0.1, 0.2, 0.35, 0.6, 1.0, 1.7, 3.0)
 """Weights of a source that are tried, as multiples of all others' together."""
 ROUNDS = 2
-LEAST_T = 2.0
-"""A source joins where its gain is so many standard errors: less is what chance gives a useless one."""
+SAMPLES = 10
+"""Bootstrap samples of the queries whose weights are averaged."""
 TIE = np.float32(1e-6)
 """What popularity adds: it orders what the sources score alike."""
+Weight = npt.NDArray[np.float64]
+Gain = npt.NDArray[np.float64]
 
 
 def summed(pool: Pool, weight_S: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
@@ -28,80 +29,94 @@ def summed(pool: Pool, weight_S: npt.NDArray[np.floating]) -> npt.NDArray[np.flo
     return score
 
 
-def gain_of(rank_Q: npt.NDArray[np.int64], cutoff: int) -> npt.NDArray[np.float64]:
+def gain_of(rank_Q: npt.NDArray[np.int64], cutoff: int) -> Gain:
     """NDCG@cutoff of each query; rank 0 stands for a target that is not in the pool."""
     hit = (rank_Q > 0) & (rank_Q <= cutoff)
     return np.where(hit, 1.0 / np.log2(np.maximum(rank_Q, 1) + 1.0), 0.0)
 
 
-@dataclass
-class _Search:
-    """Queries whose target is in the pool; of `n_queries` in all."""
+def find_weights(pool: Pool, cutoff: int, names: Sequence[str]) -> Weight:
+    """Weights `[S]` that sum to 1: the mean over bootstrap samples of the queries (Breiman 1996) of each one's best.
 
-    pool: Pool
-    cutoff: int
-    n_queries: int
+    Of a thousand queries the best weights are mostly chance; what bootstrap samples have in common is not. Where the
+    best single source gains more on these queries than the mean does, it has all the weight.
 
-    def gain(self, score: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        return gain_of(self.pool.ahead(score), self.cutoff)
-
-    def t(self, difference_Q: npt.NDArray[np.float64]) -> float:
-        """Mean gain over its standard error, over all queries; those outside gain nothing."""
-        mean = float(difference_Q.sum()) / self.n_queries
-        variance = float((difference_Q**2).sum()) / self.n_queries - mean**2
-        return mean / np.sqrt(max(variance, 1e-30) / self.n_queries)
-
-
-def find_weights(pool: Pool, cutoff: int, n_queries: int, names: Sequence[str]) -> npt.NDArray[np.float64]:
-    """Weights `[S]` that sum to 1 and whose NDCG@cutoff on these queries is at least that of the best single source.
-
-    It begins with the best source alone; the others join one after another, at the weight that gains most, where that
-    is more than chance; weights are then tried again, and a source that is not missed is dropped.
+    Args:
+        pool: of queries whose target is in it.
+        cutoff: of the NDCG that is maximised.
+        names: sources that may have a weight; one without scores gets none.
     """
-    search = _Search(pool, cutoff, n_queries)
-    tie, share = TIE * pool.popularity, pool.share
-    allowed = [row for row, name in enumerate(pool.names) if name in names]
-    alone = {row: search.gain(tie + share[row]) for row in allowed}
-    weight = np.zeros(len(pool.names))
-    first = max(alone, key=lambda row: alone[row].sum())
-    weight[first], best = 1.0, alone[first]
-    for _ in range(ROUNDS):
-        before = weight
-        for row in sorted(allowed, key=lambda row: -alone[row].sum()):
-            weight, best = _best_step(search, weight, best, row)
-        if np.array_equal(weight, before):
-            break
-    return _pruned(search, weight, best, np.sum(alone[first]))
+    search = _Search(pool, cutoff)
+    rng = np.random.default_rng(0)
+    allowed = [row for row, name in enumerate(pool.names) if name in names and pool.share[row].any()]
+    even = np.full(pool.n_queries, 1 / pool.n_queries)
+    samples = [search.weights(rng.multinomial(pool.n_queries, even), allowed) for _ in range(SAMPLES)]
+    mean = np.mean(samples, axis=0)
+    mean = search.pruned(mean, np.ones(pool.n_queries))
+    units = np.eye(len(pool.names))[allowed]
+    return max([mean, *units], key=lambda weight: float(search.gain(weight).sum()))
 
 
-def _best_step(
-    search: _Search, weight: npt.NDArray[np.float64], best: npt.NDArray[np.float64], row: int
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Weights and gains with the best weight of one source beside the others'."""
-    others = weight.copy()
-    others[row] = 0.0
-    if not others.any():
-        return weight, best
-    others /= others.sum()
-    base = summed(search.pool, others)
-    tried = [(step, search.gain(base + np.float32(step) * search.pool.share[row])) for step in STEPS]
-    step, gain = max(tried, key=lambda pair: pair[1].sum())
-    if gain.sum() <= best.sum() or (not weight[row] and search.t(gain - best) < LEAST_T):
-        return weight, best
-    others[row] = step
-    return others / others.sum(), gain
+def _without(weight: Weight, row: int) -> Weight:
+    """The other weights, which sum to 1 again."""
+    others = np.where(np.arange(len(weight)) == row, 0.0, weight)
+    return np.asarray(others / others.sum())
 
 
-def _pruned(
-    search: _Search, weight: npt.NDArray[np.float64], best: npt.NDArray[np.float64], least: float
-) -> npt.NDArray[np.float64]:
-    """Drop sources without which the gain is no less than chance explains, and never less than the best source's."""
-    for row in np.argsort(weight):
-        others = weight.copy()
-        others[row] = 0.0
-        if not weight[row] or not others.any():
-            continue
-        gain = search.gain(summed(search.pool, others / others.sum()))
-        if search.t(best - gain) < 1.0 and gain.sum() >= least:
-            weight, best = others / others.sum(), gain
-    return weight
+class _Search:
+    """Coordinate search over queries whose target is in the pool."""
+
+    def __init__(self, pool: Pool, cutoff: int) -> None:
+        target = np.flatnonzero(pool.is_target)[pool.query]
+        self.ahead = pool.share - pool.share[:, target]
+        """How much each candidate's share is above its query's target, float32 `[S, N]`."""
+        self.tie = TIE * (pool.popularity - pool.popularity[target])
+        self.begin = np.searchsorted(pool.query, np.arange(pool.n_queries))
+        self.cutoff = cutoff
+        self.known: dict[bytes, Gain] = {}
+
+    def gain(self, weight: Weight) -> Gain:
+        """NDCG of each query; samples of the queries ask for the same weights again and again."""
+        key = weight.tobytes()
+        if key not in self.known:
+            used = np.flatnonzero(weight)
+            above = self.tie + weight[used].astype(np.float32) @ self.ahead[used]
+            # Ties count against the target, which is one of those that are not below itself.
+            self.known[key] = gain_of(np.add.reduceat(above >= 0, self.begin, dtype=np.int64), self.cutoff)
+        return self.known[key]
+
+    def weights(self, times_Q: npt.NDArray[np.number], allowed: Sequence[int]) -> Weight:
+        """The weights for a sample that has each query so many times.
+
+        It begins with the best source alone; the others join one after another, at the weight that gains most; weights
+        are then tried again.
+        """
+        unit = np.eye(len(self.ahead))
+        alone = {row: float(times_Q @ self.gain(unit[row])) for row in allowed}
+        order = sorted(allowed, key=lambda row: -alone[row])
+        weight = unit[order[0]]
+        for _ in range(ROUNDS):
+            before = weight
+            for row in order:
+                weight = self._best_step(weight, row, times_Q)
+            if np.array_equal(weight, before):
+                break
+        return self.pruned(weight, times_Q)
+
+    def _best_step(self, weight: Weight, row: int, times_Q: npt.NDArray[np.number]) -> Weight:
+        """Weights with the best weight of one source beside the others'."""
+        if weight[row] == 1:
+            return weight
+        others, unit = _without(weight, row), np.eye(len(weight))[row]
+        tried = [(others + step * unit) / (1 + step) for step in STEPS]
+        best = max(tried, key=lambda each: float(times_Q @ self.gain(each)))
+        return best if times_Q @ (self.gain(best) - self.gain(weight)) > 0 else weight
+
+    def pruned(self, weight: Weight, times_Q: npt.NDArray[np.number]) -> Weight:
+        """Without the sources without which nothing is lost, the smallest first."""
+        for row in np.argsort(weight):
+            if 0 < weight[row] < 1:
+                others = _without(weight, row)
+                if times_Q @ (self.gain(others) - self.gain(weight)) >= 0:
+                    weight = others
+        return weight

@@ -33,18 +33,25 @@ def successor_lists(sessions: TrainSessions, gaps: int, most: int, threads: int 
     if not 1 <= gaps < 1 << GAP_BITS:
         raise ValueError(f"expected gaps in 1..{(1 << GAP_BITS) - 1}, got {gaps}")
     size = sessions.n_items + 1
-    session, items = sessions.session, sessions.items
+    items, end_of = sessions.items, sessions.offset[1:]
     common = math.lcm(*range(1, gaps + 1))
     weight = np.array([0, *(common // gap for gap in range(1, gaps + 1))], np.int64)  # integers add up exactly
+    clicks = np.bincount(items, minlength=size)
+    begin_of = np.concatenate([[0], np.cumsum(clicks)])
+    order = np.argsort(items, kind="stable").astype(np.min_scalar_type(len(items)))  # clicks by item
 
-    def pairs(gap: int, low: int, high: int) -> npt.NDArray[np.int64]:
-        first = items[:-gap]
-        chosen = np.flatnonzero((first >= low) & (first < high) & (session[:-gap] == session[gap:]))
-        key = (first[chosen].astype(np.int64) - low) * size + items[gap:][chosen]
-        return key << GAP_BITS | gap
+    def pairs(low: int, high: int) -> npt.NDArray[np.int64]:
+        first = order[begin_of[low] : begin_of[high]].astype(np.int64)
+        end = end_of[np.searchsorted(end_of, first, side="right")]
+        row = (items[first].astype(np.int64) - low) * size
+        keys = []
+        for gap in range(1, gaps + 1):
+            inside = first + gap < end
+            keys.append((row[inside] + items[first[inside] + gap]) << GAP_BITS | gap)
+        return np.concatenate(keys)
 
     def counted(low: int, high: int) -> sparse.csr_matrix:
-        key = np.sort(np.concatenate([pairs(gap, low, high) for gap in range(1, gaps + 1)]))
+        key = np.sort(pairs(low, high))
         pair = key >> GAP_BITS
         begin = np.flatnonzero(np.diff(pair, prepend=-1))
         score = np.add.reduceat(weight[key & ((1 << GAP_BITS) - 1)], begin) if len(key) else np.zeros(0)
@@ -58,8 +65,7 @@ def successor_lists(sessions: TrainSessions, gaps: int, most: int, threads: int 
             ((result.data / common).astype(np.float32), result.indices, result.indptr), shape=result.shape
         )
 
-    work = np.bincount(items, minlength=size) * gaps
-    return in_ranges(counted, work, threads)
+    return in_ranges(counted, clicks * gaps, threads)
 
 
 def cosine_lists(sessions: TrainSessions, most: int, threads: int = 1) -> sparse.csr_matrix:
