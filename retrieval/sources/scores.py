@@ -73,8 +73,8 @@ class NearSessions:
 
     A session's similarity is the sum over shared items of their place in the query divided by its
     length, so late clicks count most. The `neighbours` best ones, ties by the lower row, add to each of their
-    items their similarity × how late the latest shared click is (1 for the last click, down to 0 ten steps back). An item
-    with more than `SESSIONS_PER_ITEM` sessions is shared with a sample of them only.
+    items their similarity × how late the latest shared click is (1 for the last click, down to 0 ten steps back). Of
+    an item with more than `SESSIONS_PER_ITEM` sessions a sample shares it.
 
     Attributes:
         user_id: int64 `[S]`, rising, of the train sessions.
