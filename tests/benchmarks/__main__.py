@@ -10,6 +10,7 @@ from importlib.metadata import version
 from tests.benchmarks import (
     ablation,
     curve,
+    losses,
     models,
     official,
     peers,
@@ -40,6 +41,7 @@ LONG = {
     "ablation": ablation.ablation,
     "sensitivity": sensitivity.sensitivity,
     "recipes": recipes.recipes,
+    "losses": losses.losses,
     "sequences": sequences.sequences,
     "retrieval": retrieval.large,
     "workers": rates.workers,

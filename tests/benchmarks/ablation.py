@@ -33,13 +33,13 @@ TWIN_USERS, TWIN_ITEMS = 5_000, 19_761
 """A tenth of QB-video and more: a variant takes a minute or two."""
 
 
-def log_sessions(path: Path) -> Path:
-    """The dataset of a log by the protocol of published sequences."""
-    folder = work() / path.name.split(".")[0]
+def log_sessions(path: Path, *protocol: str) -> Path:
+    """The dataset of a log by the protocol of published sequences, or with further options of it."""
+    folder = work() / "-".join([path.name.split(".")[0], *(option.replace("=", "-") for option in protocol)])
     if not (folder / "data" / "manifest.json").exists():
         folder.mkdir(exist_ok=True)
         options = (f"input={path}", f"output={folder / 'data'}", "scenario=qb_video", "overwrite=true", *PROTOCOL)
-        program("etl", *options)
+        program("etl", *options, *protocol)
     return folder / "data"
 
 
