@@ -13,7 +13,7 @@ from omegaconf import MISSING
 from etl.runtime.errors import InputError
 from etl.runtime.option_checks import check_values
 from etl.runtime.options import group, option, read_options
-from trainer.option_groups import ModelOptions, TrainOptions
+from trainer.option_groups import AutoOptions, ModelOptions, TrainOptions
 
 ENCODERS = {
     "gru4rec": "trainer.models.gru4rec.GRUEncoder",
@@ -33,7 +33,8 @@ RANK_HEADS = {
 MODELS = (*ENCODERS, "hybrid", *RANK_HEADS)
 HEADS = ("mmoe", "shared_bottom", "ple", "single")
 LOSSES = ("softmax", "sampled_softmax", "gbce", "bpr", "top1", "bpr_max", "embedding")
-RECIPES = ("auto", "small", "medium", "large")
+RECIPES = ("auto", "small", "small_softmax", "small_dropout", "medium", "large")
+"""A recipe is named by the catalogue size that it is for, and further where there is another for that size."""
 FEEDBACK_TASKS = ("click", "like", "share", "follow")
 TASKS = ("next", *FEEDBACK_TASKS)
 VALID_CUTOFFS = [10, 20]
@@ -72,9 +73,11 @@ class TrainerConfig:
     loss: str = option("sampled_softmax", "loss of the next item (recipe=small, medium: bpr_max)", choices=LOSSES)
     recipe: str = option(
         "auto",
-        "tested defaults by catalogue size: small up to 100,000 items, medium up to 300,000, large",
+        "tested defaults by catalogue size: small up to 100,000 items, medium up to 300,000, large; where a size has "
+        "several, auto tries them on valid (auto.targets)",
         choices=RECIPES,
     )
+    auto: AutoOptions = group(AutoOptions)
     network: ModelOptions = group(ModelOptions)
     train: TrainOptions = group(TrainOptions)
     ray: RayOptions = group(RayOptions)
@@ -93,6 +96,11 @@ class TrainerConfig:
         if self.model == "hybrid":
             return [self.encoder] if isinstance(self.encoder, str) else list(self.encoder)
         return [] if self.ranks else [self.model]
+
+    @property
+    def recipe_model(self) -> str:
+        """What recipes call the model."""
+        return "rank" if self.ranks else self.model
 
     @property
     def select_by(self) -> str:
@@ -129,7 +137,7 @@ def load(options: Sequence[str]) -> TrainerConfig:
 
 def from_plain(values: dict[str, Any]) -> TrainerConfig:
     """The configuration whose `plain()` these values are."""
-    nested = {"network": ModelOptions, "train": TrainOptions, "ray": RayOptions}
+    nested = {"auto": AutoOptions, "network": ModelOptions, "train": TrainOptions, "ray": RayOptions}
     return TrainerConfig(**{name: nested[name](**v) if name in nested else v for name, v in values.items()})
 
 
@@ -140,16 +148,14 @@ def with_recipe(options: Sequence[str], n_items: int, asked: TrainerConfig | Non
 
     Args:
         options: the command line.
-        n_items: size of the catalogue, which `recipe=auto` goes by.
+        n_items: size of the catalogue, which `recipe=auto` goes by; it takes the size's first recipe here.
         asked: what `load(options)` returned, if it has been called: composing it again takes a tenth of a second.
     """
     config = asked or load(options)
-    size = config.recipe
-    if size == "auto":
-        size = "small" if n_items <= SMALL_CATALOGUE else "medium" if n_items <= MEDIUM_CATALOGUE else "large"
-    model = "rank" if config.ranks else config.model
-    config = read_options(TrainerConfig, "trainer.conf", options, [f"+recipes@_global_={recipe_file(size, model)}"])
-    config.recipe = size
+    recipe = catalogue_size(n_items) if config.recipe == "auto" else config.recipe
+    preset = f"+recipes@_global_={recipe_file(recipe, config.recipe_model)}"
+    config = read_options(TrainerConfig, "trainer.conf", options, [preset])
+    config.recipe = recipe
     explicit = {option.partition("=")[0] for option in options}
     if config.network.item_features and config.train.ppmi_start and "train.ppmi_start" not in explicit:
         _begin_at_random(config, explicit)
@@ -164,15 +170,35 @@ def with_recipe(options: Sequence[str], n_items: int, asked: TrainerConfig | Non
     return config
 
 
-def recipe_file(size: str, model: str) -> str:
-    """Name of the recipe for a catalogue's size, or of the model's next smaller one where it has none of that size.
+def catalogue_size(n_items: int) -> str:
+    """The recipe that is first for a catalogue of so many items."""
+    return "small" if n_items <= SMALL_CATALOGUE else "medium" if n_items <= MEDIUM_CATALOGUE else "large"
 
-    >>> recipe_file("medium", "gru4rec")
-    'medium_gru4rec'
+
+def recipes_to_try(config: TrainerConfig, n_items: int) -> list[str]:
+    """What `recipe=auto` chooses from: `auto.candidates`, else the recipes that the model has for the catalogue's size.
+
+    With item features that is the size's first: valid clicks say little of the unclicked items that features are for.
     """
-    sizes = RECIPES[RECIPES.index(size) : 0 : -1]
-    names = [f"{size}_{model}" for size in sizes]
-    return next((name for name in names if (files("trainer.conf.recipes") / f"{name}.yaml").is_file()), names[-1])
+    size = catalogue_size(n_items)
+    if config.auto.candidates or config.network.item_features:
+        return config.auto.candidates or [size]
+    return [size, *(n for n in RECIPES if n.startswith(f"{size}_") and _has_file(n, config.recipe_model))]
+
+
+def recipe_file(recipe: str, model: str) -> str:
+    """Name of the file of a recipe, or where the model has none, of that of the size or of the next smaller one.
+
+    >>> recipe_file("medium", "gru4rec"), recipe_file("small_softmax", "nextitnet")
+    ('medium_gru4rec', 'small_nextitnet')
+    """
+    sizes = ("large", "medium", "small")
+    names = [recipe, *sizes[sizes.index(recipe.partition("_")[0]) :]]
+    return f"{next((name for name in names if _has_file(name, model)), names[-1])}_{model}"
+
+
+def _has_file(recipe: str, model: str) -> bool:
+    return (files("trainer.conf.recipes") / f"{recipe}_{model}.yaml").is_file()
 
 
 def _begin_at_random(config: TrainerConfig, explicit: set[str]) -> None:
@@ -188,6 +214,9 @@ def _begin_at_random(config: TrainerConfig, explicit: set[str]) -> None:
 def check(config: TrainerConfig) -> None:
     """Raise `InputError` where a value is out of its range."""
     check_values(config)
+    known = [name for name in RECIPES if name != "auto"]
+    if set(config.auto.candidates) - set(known):
+        raise InputError(f"auto.candidates of {', '.join(known)}", config.auto.candidates, "name recipes")
     _check_tasks(config)
     if config.model == "hybrid":
         options = config.encoders if isinstance(config.encoder, str | list) else [config.encoder]

@@ -6,6 +6,7 @@ import sys
 
 from etl.runtime.errors import InputError
 from etl.runtime.locks import locked
+from etl.runtime.object_store import local_path
 from trainer.config import TrainerConfig
 from trainer.distributed.world import World
 from trainer.loop import train
@@ -15,6 +16,7 @@ from trainer.run.metrics_log import progress_bar
 from trainer.run.object_store import RunFolder
 from trainer.run.signals import INTERRUPTED, STATUS, Stopped, on_sigterm
 from trainer.training.step import NotFiniteError
+from trainer.tuning.auto import settle_recipe
 
 
 def launch(options: list[str], asked: TrainerConfig) -> None:
@@ -28,32 +30,38 @@ def launch(options: list[str], asked: TrainerConfig) -> None:
         InputError: what the user must fix.
         SystemExit: the run was stopped and has saved its state.
     """
-    config, finished = prepare(options, asked)
-    folder = RunFolder.of(config.output)
-    run = folder.path
-    if not finished:
-        with locked(run), progress_bar(run):
-            try:
-                if config.ray.workers:
-                    from trainer.ray_train import run_with_ray
-
-                    run_with_ray(config)
-                else:
-                    with on_sigterm(folder):
-                        train(config, World.alone())
-            except Stopped as stopped:
-                print(stopped, file=sys.stderr, flush=True)
-                raise SystemExit(STATUS) from None
-            except KeyboardInterrupt:
-                print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
-                raise SystemExit(INTERRUPTED) from None
-            except NotFiniteError as error:
-                raise error.as_input_error() from None
-            except OSError as error:
-                if error.errno != errno.ENOSPC:
-                    raise
-                raise InputError(f"room on the disk of {run}", "a full disk", "free some and run again") from None
-    summary = json.loads((run / SUMMARY).read_text())
+    try:
+        options, asked = settle_recipe(options, asked)
+        config, finished = prepare(options, asked)
+        if not finished:
+            _train(config)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr, flush=True)
+        raise SystemExit(STATUS) from None
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+        raise SystemExit(INTERRUPTED) from None
+    except NotFiniteError as error:
+        raise error.as_input_error() from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        where = local_path(asked.output)
+        raise InputError(f"room on the disk of {where}", "a full disk", "free some and run again") from None
+    summary = json.loads((local_path(config.output) / SUMMARY).read_text())
     valid = "  ".join(f"{name} {value:.4f}" for name, value in summary["valid"].items() if value is not None)
     state = "already finished" if finished else f"{summary['examples_per_second']:,.0f} events/s"
     print(f"best epoch {summary['best_epoch']}: valid {valid} ({state}): {config.output}")
+
+
+def _train(config: TrainerConfig) -> None:
+    """Train in this process, or with Ray's workers."""
+    folder = RunFolder.of(config.output)
+    with locked(folder.path), progress_bar(folder.path):
+        if config.ray.workers:
+            from trainer.ray_train import run_with_ray
+
+            run_with_ray(config)
+        else:
+            with on_sigterm(folder):
+                train(config, World.alone())

@@ -16,6 +16,21 @@ BLOCKS = ("sasrec", "ligr")
 
 
 @dataclass
+class AutoOptions:
+    """How `recipe=auto` chooses among the recipes of a catalogue size."""
+
+    targets: int = option(
+        200_000,
+        "target clicks for which recipe=auto trains each of several recipes before the one that is best on valid is "
+        "trained, in whole epochs, from two to half of train.epochs; 0 takes the first",
+        at_least=0,
+    )
+    candidates: list[str] = option(
+        [], "recipes that recipe=auto tries, as [small,medium]; [] = those that the model has for the catalogue's size"
+    )
+
+
+@dataclass
 class ModelOptions:
     """Sizes of the networks."""
 

@@ -25,12 +25,14 @@ from trainer.run.folder import is_finished
 from trainer.run.object_store import RunFolder
 
 CONFIG = "config.yaml"
+RECIPE_CHOICE, RECIPE_TRIALS = "recipe_choice.json", ".recipes"
+"""What `recipe=auto` tried and took, and the folder of its trials; both are there before the configuration."""
 VOCABULARY = "item_features.json"
 """By column the row of each value among the vectors of features, for whoever wants the vector of a new item."""
 RATE_ROWS = 1_000_000
 LEAST_CLICKS = TRAIN_HOLDOUT + 2
 """Kept clicks of a session that is trained on: one to start from and one to predict, before those held out."""
-MAY_CHANGE = ("ray.", "train.epochs", "resume", "data", "output")
+MAY_CHANGE = ("ray.", "auto.", "train.epochs", "resume", "data", "output")
 """Options that a resumed run may change, by how they begin; `data` since it is compared by content."""
 
 
@@ -56,10 +58,8 @@ def prepare(options: Sequence[str], asked: TrainerConfig | None = None) -> tuple
         more_epochs = config.train.epochs > before["train"]["epochs"]
         if is_finished(output) and not more_epochs:
             return config, True
-    elif output.absolute().is_relative_to(dataset.path.absolute()):
-        raise InputError("an output outside the dataset", output, "name another output")
-    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError("a fresh output folder, or a run to resume", output, "give another output")
+    else:
+        check_output(output, dataset)
     output.mkdir(parents=True, exist_ok=True)
     choose_workers(config, dataset)
     with atomic_file(path) as file:
@@ -68,6 +68,15 @@ def prepare(options: Sequence[str], asked: TrainerConfig | None = None) -> tuple
         write_json(output / VOCABULARY, feature_codes(dataset, config.network.item_features)[1])
     run.send(CONFIG)
     return config, False
+
+
+def check_output(output: Path, dataset: Dataset) -> None:
+    """Raise `InputError` where a new run cannot be written: inside the dataset, or where something else is."""
+    if output.absolute().is_relative_to(dataset.path.absolute()):
+        raise InputError("an output outside the dataset", output, "name another output")
+    ours = (RECIPE_CHOICE, RECIPE_TRIALS)
+    if output.exists() and (not output.is_dir() or any(path.name not in ours for path in output.iterdir())):
+        raise InputError("a fresh output folder, or a run to resume", output, "give another output")
 
 
 def read_config(path: Path) -> dict[str, Any]:

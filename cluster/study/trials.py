@@ -28,6 +28,8 @@ FAILED = "failed.json"
 """Left in a trial's folder by a program that refused it; it is not tried again."""
 REFUSED = 2
 """Exit status of a program whose input or options are wrong."""
+FIXED = ("ray.workers=0", "auto.targets=0")
+"""All runs train in one process, and by the first recipe of the catalogue's size: variants differ in what they name."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Trial:
     @property
     def commands(self) -> list[list[str]]:
         """Training and evaluation, arguments after `python -m`."""
-        options = [f"data={self.data.path}", f"output={self.run}", f"seed={self.seed}", "ray.workers=0", *self.trainer]
+        options = [f"data={self.data.path}", f"output={self.run}", f"seed={self.seed}", *FIXED, *self.trainer]
         evaluation = [f"bundle={self.run / 'bundle'}", f"data={self.data.path}", f"output={self.result}"]
         return [["trainer", *options], ["retrieval", *evaluation, "overwrite=true", "threads=1", *self.retrieval]]
 

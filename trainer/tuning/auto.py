@@ -1,0 +1,116 @@
+"""`recipe=auto` where a catalogue size has several recipes: each is tried for some epochs, and valid decides."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+
+from etl.dataset import TRAIN_HOLDOUT, Dataset, open_dataset
+from etl.runtime.errors import InputError
+from etl.runtime.files import write_json
+from etl.runtime.locks import locked
+from trainer.config import TrainerConfig, load, recipes_to_try, with_recipe
+from trainer.prepare import CONFIG, RECIPE_CHOICE, RECIPE_TRIALS, check_output, prepare, read_config
+from trainer.run.metrics_log import progress_bar
+from trainer.run.object_store import RunFolder
+from trainer.run.signals import on_sigterm
+from trainer.tuning.trial import FINISHED, Trial
+
+ALONE = ("ray.workers=0", "ray.use_gpu=false", "train.precision=float32", "train.profile=false")
+"""Trials are trained by the starting process, whatever workers the run has."""
+
+
+def settle_recipe(options: Sequence[str], asked: TrainerConfig) -> tuple[list[str], TrainerConfig]:
+    """The options with the recipe that `recipe=auto` takes, and what `trainer.config.load` makes of them.
+
+    A run that has begun keeps its recipe. Otherwise recipes are tried one after another in a folder inside the run,
+    where the same command goes on if it is killed. What they reached is written to `RUN/recipe_choice.json`.
+
+    Args:
+        options: the command line.
+        asked: what `load(options)` returned.
+
+    Raises:
+        InputError: options, dataset or output that the user must fix.
+        Stopped: SIGTERM came; a checkpoint is written.
+    """
+    if asked.recipe != "auto":
+        return list(options), asked
+    run = RunFolder.of(asked.output)
+    run.pull(checkpoints=False)
+    if (run.path / CONFIG).is_file():
+        recipe = read_config(run.path / CONFIG).get("recipe", "auto")
+    else:
+        dataset = open_dataset(asked.data, verify=False)
+        n_items = dataset.manifest.n_items
+        candidates = _candidates(options, asked, n_items)
+        recipe, config = candidates[0], with_recipe([*options, f"recipe={candidates[0]}"], n_items)
+        epochs = trial_epochs(config, dataset)
+        if len(candidates) > 1 and epochs:
+            check_output(run.path, dataset)
+            recipe = _choose(options, config, candidates, epochs, run)
+    settled = [*options, f"recipe={recipe}"]
+    return settled, load(settled)
+
+
+def _candidates(options: Sequence[str], asked: TrainerConfig, n_items: int) -> list[str]:
+    """The recipes to try: those that take the options, and have the loss if one is given; else the first alone."""
+    names = recipes_to_try(asked, n_items)
+    others = [option for option in options if not option.startswith("loss=")]
+
+    def fits(name: str) -> bool:
+        try:
+            own = with_recipe([*others, f"recipe={name}"], n_items).loss
+            return with_recipe([*options, f"recipe={name}"], n_items).loss == own
+        except InputError:  # an option that does not go with this recipe's loss, say
+            return False
+
+    return [name for name in names if fits(name)] or names[:1]
+
+
+def trial_epochs(config: TrainerConfig, dataset: Dataset) -> int:
+    """Epochs of a trial: enough for `auto.targets`, from two to half of the run's; 0 where that leaves none.
+
+    On few clicks more epochs are needed before the recipe shows that is best in the end.
+    """
+    counts = dataset.manifest.counts
+    targets = max(1, counts.get("clicks", 0) - (1 + TRAIN_HOLDOUT) * counts.get("sessions", 0))
+    least, most = 2, config.train.epochs // 2
+    return min(max(least, -(-config.auto.targets // targets)), most) if config.auto.targets and most >= least else 0
+
+
+def _choose(options: Sequence[str], config: TrainerConfig, candidates: list[str], epochs: int, run: RunFolder) -> str:
+    """Try the recipes, write down what they reached, and return the best; of equals the first."""
+    metric, trials = config.select_by, list[Trial]()
+    with locked(run.path):
+        for number, recipe in enumerate(candidates):
+            folder = run.path / RECIPE_TRIALS / recipe
+            fixed = [f"recipe={recipe}", f"output={folder}", f"train.epochs={epochs}", *ALONE]
+            trials.append(Trial(number, folder, {"recipe": recipe}, [*options, *fixed]))
+            prepare(trials[-1].options)  # refuses other options than a killed trial began with
+        for trial in trials:
+            _run(trial, epochs)
+        rows = [{**trial.setting, **trial.ended()} for trial in trials]
+        scores = [row.get("valid", {}).get(metric) or 0.0 for row in rows]
+        best = candidates[scores.index(max(scores))]
+        choice = {"recipe": best, "metric": metric, "epochs": epochs, "seed": config.seed, "tried": rows}
+        write_json(run.path / RECIPE_CHOICE, choice)
+        run.send(RECIPE_CHOICE)
+    for trial in trials:
+        shutil.rmtree(trial.folder / "checkpoints", ignore_errors=True)
+    reached = ", ".join(
+        f"{row['recipe']} {score:.4f}" if row["state"] == FINISHED else f"{row['recipe']} {row['state']}"
+        for row, score in zip(rows, scores, strict=True)
+    )
+    print(f"recipe=auto: {best} (valid {metric} after {epochs} epochs: {reached})", flush=True)
+    return best
+
+
+def _run(trial: Trial, epochs: int) -> None:
+    """Train what is left of a trial."""
+    if trial.ended():
+        return
+    print(f"recipe=auto: trying {trial.setting['recipe']} for {epochs} epochs", file=sys.stderr, flush=True)
+    with progress_bar(trial.folder), on_sigterm(RunFolder(trial.folder)):
+        trial.run(lambda _: None)
