@@ -109,19 +109,18 @@ def count_ahead(scorer: SessionScorer, request: RankRequest, candidate_C: torch.
 
 
 def ranks_by_owners(
-    scorer: SessionScorer, requests: list[RankRequest], candidate_C: torch.Tensor, world: World
+    scorer: SessionScorer, requests: list[RankRequest], own_candidate_C: torch.Tensor, world: World
 ) -> Iterator[Int]:
     """The ranks of this worker's requests; every worker counts among the candidates whose rows it owns.
 
     Queries go to the vectors, since these are many more. To be called by all workers together.
     """
     device, local = scorer.device, scorer.of_own_rows()
-    own_candidates = candidate_C[candidate_C % world.size == world.global_rank]
     for number in range(max(world.gather(len(requests)))):
         mine = requests[number] if number < len(requests) else None
         sent = None if mine is None else [t.cpu() for t in (mine.query_QD, mine.own_Q, mine.target_Q, mine.seen_2P)]
         asked = [RankRequest(*(t.to(device) for t in other)) for other in world.gather(sent) if other is not None]
-        counts = world.gather([count_ahead(local, other, own_candidates).cpu() for other in asked])
+        counts = world.gather([count_ahead(local, other, own_candidate_C).cpu() for other in asked])
         if mine is not None:
             # Workers without a request have the highest ranks.
             ahead = torch.stack([of_worker[world.global_rank] for of_worker in counts]).sum(0)

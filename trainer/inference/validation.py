@@ -135,7 +135,7 @@ def validate_sessions(
     Args:
         scorer: the model.
         sample: this worker's sessions.
-        candidate_C: dense ids of the candidates.
+        candidate_C: dense ids of the candidates, of a sharded table those whose rows this worker owns.
         world: the workers, over which sums and counts are added.
         exposures: whether the rows are what was shown.
         mask_seen: whether the clicks that a query sees are no candidates.

@@ -98,5 +98,10 @@ def make_table(
         device=world.device,
         bias=bias,
         rowwise=config.train.table_optimizer == "rowwise_adagrad",
-        shard=Shard(world.global_rank, world.size) if config.train.table == "sharded" else WHOLE,
+        shard=shard_of(config, world),
     )
+
+
+def shard_of(config: TrainerConfig, world: World) -> Shard:
+    """The rows of each table that this worker holds."""
+    return Shard(world.global_rank, world.size) if config.train.table == "sharded" else WHOLE

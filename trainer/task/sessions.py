@@ -23,7 +23,7 @@ from trainer.distributed.world import World
 from trainer.inference.scorer import SessionScorer
 from trainer.inference.validation import SESSIONS_PER_BATCH, Validation, seen_pairs, valid_sessions, validate_sessions
 from trainer.models.recommender import Recommender
-from trainer.task.base import Collate, feature_tables, make_item_features, make_table
+from trainer.task.base import Collate, feature_tables, make_item_features, make_table, shard_of
 from trainer.training.cooccurrence import start_vectors
 from trainer.training.objective import INPUT, ITEM, TASKS, SessionObjective
 from trainer.training.step import TrainStep
@@ -145,8 +145,10 @@ class SessionTask:
 
     @cached_property
     def candidates(self) -> Int:
-        """Dense ids of the items with a click, which targets are ranked among."""
-        return np.flatnonzero(self.dataset.items(["clicks"])["clicks"].to_numpy() > 0) + 1
+        """Dense ids of the items with a click, which targets are ranked among; those that this worker ranks."""
+        candidates = np.flatnonzero(self.dataset.items(["clicks"])["clicks"].to_numpy() > 0) + 1
+        shard = shard_of(self.config, self.world)
+        return candidates if shard.size == 1 else candidates[candidates % shard.size == shard.rank]
 
     def fit_term(self, train_step: TrainStep, sample: Sessions, run: Path) -> None:
         """Find the weights of the counted transitions on valid sessions, for a model that has them.
