@@ -10,7 +10,7 @@ from etl.runtime.errors import InputError
 from etl.runtime.options import option, run_program
 from trainer.config import TrainerConfig, load
 
-OWN = ("workers", "network_gbit", "latency_us", "cores", "measured_steps")
+OWN = ("workers", "items", "network_gbit", "latency_us", "cores", "measured_steps")
 
 
 @dataclass
@@ -19,6 +19,7 @@ class PlanConfig(TrainerConfig):
 
     output: str = option("plan", "not written")
     workers: int = option(8, "workers to plan for")
+    items: int = option(0, "items to plan the memory of tables for; 0 = the dataset's")
     network_gbit: float = option(10.0, "speed of the network between them, in Gbit/s")
     latency_us: float = option(50.0, "time of a small message between two workers, in microseconds")
     cores: int = option(1, "cores of a worker")

@@ -27,10 +27,10 @@ from trainer.data.order import Order
 from trainer.data.prefetch import Prefetch
 from trainer.distributed.row_exchange import sum_by_sender
 from trainer.distributed.world import World
-from trainer.models.embedding_table import SparseTable
+from trainer.memory_plan import MemoryPlan
+from trainer.models.embedding_table import DRAWN_ROWS, WHOLE, SparseTable, drawn_rows
 from trainer.plan import PlanConfig
 from trainer.task.registry import model_task_of
-from trainer.training.step import TrainStep
 
 WARM_STEPS = 3
 PLANNED = (8, 64, 512)
@@ -54,6 +54,8 @@ class Measured:
         row_bytes: of a row's gradient.
         state_bytes: of a row with its optimiser state.
         sum_seconds, put_seconds: for a row that an owner adds up, and one that is taken over from its owner.
+        take_seconds: for a row of a sharded table that is read from its owner.
+        draw_seconds: for a number of a table's first vectors.
         dense_bytes: of the networks' gradients.
         resident: bytes of the process.
     """
@@ -66,6 +68,8 @@ class Measured:
     state_bytes: float
     sum_seconds: float
     put_seconds: float
+    take_seconds: float
+    draw_seconds: float
     dense_bytes: float
     resident: int
 
@@ -104,6 +108,7 @@ class StepModel:
 
     small: Measured
     large: Measured
+    sharded: bool = False
 
     def compute(self, targets: float) -> float:
         """Seconds that one worker takes for its share of a step."""
@@ -123,8 +128,12 @@ class StepModel:
             return Cost(self.compute(share), 0.0, 0.0, 0.0, 0.0)
         own, union = self.own_rows(share), self.own_rows(targets) + self.large.shared_rows
         read = own + self.large.shared_rows
-        merge = read * self.large.sum_seconds + union * self.large.put_seconds
-        received = received_bytes(self.large, own, union, workers)
+        if self.sharded:
+            merge = read * (self.large.sum_seconds + self.large.take_seconds)
+            received = sharded_bytes(self.large, own, workers)
+        else:
+            merge = read * self.large.sum_seconds + union * self.large.put_seconds
+            received = received_bytes(self.large, own, union, workers)
         network, latency = received / link.bandwidth, messages(workers) * link.latency
         return Cost(self.compute(share), merge, network, latency, received)
 
@@ -144,11 +153,17 @@ def received_bytes(found: Measured, own: float, union: float, workers: int) -> f
     return others * (gradients + union * (found.state_bytes + ID_BYTES) + 2 * found.dense_bytes)
 
 
+def sharded_bytes(found: Measured, own: float, workers: int) -> float:
+    """The same of a sharded table: ids of the rows that it owns, the rows that it reads, gradients of those it owns."""
+    rows = own * (2 * found.row_bytes + ID_BYTES) + found.shared_rows * 2 * found.row_bytes
+    return (workers - 1) / workers * (rows + 2 * found.dense_bytes)
+
+
 def messages(workers: int) -> int:
     """Messages that a worker waits for one after another in a step.
 
     Three all-to-alls (counts, ids, gradients), two all-reduces, which go round a ring twice (networks; losses, norm and
-    counts), and an all-gather.
+    counts), and an all-gather, or of a sharded table an all-to-all (rows).
     """
     return (3 + 2 * 2 + 1) * (workers - 1)
 
@@ -159,12 +174,14 @@ def plan(options: PlanConfig, config: TrainerConfig) -> list[str]:
     model_task, batch = model_task_of(config, dataset, World.alone()), config.train.batch_tokens
     steps = -(-model_task.reader(TRAIN_HOLDOUT).total_targets() // batch)
     share = max(1, batch // max(options.workers, 8))
-    model = StepModel(*(measure(config, options, 1, tokens)[0][0] for tokens in (share, batch)))
+    small, large = (measure(config, options, 1, tokens)[0][0] for tokens in (share, batch))
+    model = StepModel(small, large, sharded=config.train.table == "sharded")
     pair, here = measure(config, options, 2, batch)
     checked = model.cost(model.large.targets, 2, here).seconds
     actual = max(m.seconds for m in pair)
     link = Link(options.latency_us / 1e6, options.network_gbit / 8 * 1e9)
-    memory = memory_parts(config, model_task.train_step(1), model.large)
+    memory = MemoryPlan.of(config, model_task.train_step(1), model.large.resident, dataset.manifest.n_items)
+    items = options.items or dataset.manifest.n_items
     lines = [
         f"{config.model}: {dataset.manifest.counts.get('sessions', 0):,} sessions, {dataset.manifest.n_items:,} items",
         f"measured here: one worker with {options.cores} core(s), {options.measured_steps} steps of "
@@ -173,13 +190,13 @@ def plan(options: PlanConfig, config: TrainerConfig) -> list[str]:
         f"planned: {options.latency_us:,.0f} us, {options.network_gbit:,.1f} Gbit/s",
         f"check: two workers here take {actual:.4f} s, by this plan {checked:.4f} s ({checked / actual - 1:+.0%})",
         "",
-        *(f"{name:<44}{value:>16}" for name, value in memory),
+        *(f"{name:<44}{value:>16}" for name, value in memory.lines(items, options.workers, model.large.draw_seconds)),
         "",
         f"{'target clicks of a step (train.batch_tokens)':<44}{batch:>16,}",
         f"{'steps an epoch':<44}{steps:>16,}",
         "",
         f"{'workers':>7}{'compute':>10}{'merge':>10}{'network':>10}{'latency':>10}{'s a step':>10}{'MB in':>8}"
-        f"{'events/s':>12}{'efficiency':>12}{'h an epoch':>12}",
+        f"{'events/s':>12}{'efficiency':>12}{'h an epoch':>12}{'GiB each':>10}",
     ]
     for workers in sorted({1, *PLANNED, options.workers}):
         cost = model.cost(batch, workers, link)
@@ -187,6 +204,7 @@ def plan(options: PlanConfig, config: TrainerConfig) -> list[str]:
         lines.append(
             f"{workers:>7}{parts}{cost.received / 1e6:>8.2f}{batch / cost.seconds:>12,.0f}"
             f"{model.efficiency(batch, workers, link):>12.1%}{steps * cost.seconds / 3600:>12.3f}"
+            f"{memory.bytes(items, workers) / 2**30:>10.2f}"
         )
     return [*lines, "", efficient_batch(model, batch, options.workers, link)]
 
@@ -199,27 +217,6 @@ def efficient_batch(model: StepModel, batch: int, workers: int, link: Link) -> s
             return f"{workers} workers are {EFFICIENT:.0%} efficient from about {tokens:,} target clicks a step on"
     limit = model.efficiency(batch << MOST_DOUBLINGS, workers, link)
     return f"{workers} workers are at most {limit:.0%} efficient, with however many target clicks a step"
-
-
-def memory_parts(config: TrainerConfig, train_step: TrainStep, found: Measured) -> list[tuple[str, str]]:
-    """Parameters and memory of a worker, by part."""
-    parts, known = [], 0
-    for name, table in train_step.tables.items():
-        tensors = table.tensors()
-        for what, names in (("table", ("vector", "bias")), ("optimiser state", ("vector_state", "bias_state"))):
-            size = sum(tensors[n].numel() * tensors[n].element_size() for n in names)
-            known += size
-            parts.append((f"{name} {what}", f"{size / 2**20:,.0f} MiB"))
-    networks = sum(p.numel() for p in train_step.model.parameters())
-    states = 2 if config.train.optimizer == "adagrad" else 3
-    known += 4 * networks * (1 + states)
-    parts.append(("networks with gradients and optimiser", f"{4 * networks * (1 + states) / 2**20:,.1f} MiB"))
-    rest = max(0, found.resident - known)
-    parts.append(("sessions read ahead, batches, libraries", f"{rest / 2**20:,.0f} MiB"))
-    parts.append(("memory of a worker (measured)", f"{found.resident / 2**20:,.0f} MiB"))
-    parts.append(("… the first one, while it copies a checkpoint", f"{(found.resident + known) / 2**20:,.0f} MiB"))
-    total = sum(table.parameters() for table in train_step.tables.values()) + networks
-    return [("parameters", f"{total:,}"), *parts]
 
 
 def measure(config: TrainerConfig, options: PlanConfig, workers: int, tokens: int) -> tuple[list[Measured], Link]:
@@ -299,6 +296,8 @@ def steps_of(config: TrainerConfig, world: World, steps: int) -> Measured:
         state_bytes=4 * table.state_rows(torch.zeros(1, dtype=torch.int64)).shape[1],
         sum_seconds=merging[0],
         put_seconds=merging[1],
+        take_seconds=merging[2],
+        draw_seconds=measure_drawing(table.dimension),
         dense_bytes=sum(p.numel() * 4 for p in train_step.model.parameters()),
         resident=psutil.Process().memory_info().rss,
     )
@@ -308,10 +307,22 @@ def _distinct(ids: dict[str, torch.Tensor]) -> int:
     return sum(len(torch.unique(values)) for values in ids.values())
 
 
-def measure_merging(table: SparseTable) -> tuple[float, float]:
-    """Seconds a row for what an owner does with rows of others (place, order, add), and for taking rows over."""
+def measure_drawing(dimension: int) -> float:
+    """Seconds for each of the normal numbers that a table begins with."""
+    begin = time.perf_counter()
+    drawn_rows(DRAWN_ROWS, dimension, torch.Generator().manual_seed(0), WHOLE)
+    return (time.perf_counter() - begin) / (DRAWN_ROWS * dimension)
+
+
+def measure_merging(table: SparseTable) -> tuple[float, float, float]:
+    """Seconds a row for what an owner does with rows of others (place, order, add), for taking rows over, for reading.
+
+    To read rows of a sharded table their owner looks them up in the order of who asks, and these put them in theirs.
+    """
     random = torch.Generator().manual_seed(0)
-    drawn = [torch.randint(1, len(table.vector), (MERGED_ROWS // 2,), generator=random).unique() for _ in range(2)]
+    shard = table.shard
+    drawn = [torch.randint(1, table.n_rows, (MERGED_ROWS // 2,), generator=random) for _ in range(2)]
+    drawn = [ids[ids % shard.size == shard.rank].unique() for ids in drawn]
     ids, received = torch.cat(drawn), [len(part) for part in drawn]
     state = table.state_rows(ids)
     begin = time.perf_counter()
@@ -322,5 +333,9 @@ def measure_merging(table: SparseTable) -> tuple[float, float]:
     for _ in range(MERGE_TRIES):
         table.put_state_rows(ids, state)
     end = time.perf_counter()
-    n_rows = MERGE_TRIES * len(ids)
-    return (middle - begin) / n_rows, (end - middle) / n_rows
+    for _ in range(MERGE_TRIES):
+        values = table.values(owned)[place]
+        torch.empty_like(values).index_copy_(0, torch.arange(len(ids)), values)
+    read = time.perf_counter()
+    n_rows = MERGE_TRIES * max(1, len(ids))
+    return (middle - begin) / n_rows, (end - middle) / n_rows, (read - end) / n_rows

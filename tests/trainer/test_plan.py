@@ -9,18 +9,25 @@ import pytest
 
 from tests.support.runs import SMALL
 from tests.support.workers import run_workers
+from tests.trainer.test_step import config
 from trainer.__main__ import main as train
+from trainer.distributed.world import World
+from trainer.memory_plan import MemoryPlan
 from trainer.plan import main
-from trainer.step_cost import Link, Measured, StepModel, efficient_batch, messages, received_bytes
+from trainer.step_cost import Link, Measured, StepModel, efficient_batch, messages, received_bytes, sharded_bytes
+from trainer.task.registry import model_task_of
 
 GIVEN = [o for o in SMALL if not o.startswith("ray.")]
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("model", ["gru4rec", "hybrid", "rank_mmoe"])
-def test_a_plan_names_the_steps_and_parameters_that_the_run_then_has(fifty, tmp_path, model, capfd, monkeypatch):
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [("gru4rec", ["train.table=sharded", "train.ppmi_start=0"]), ("hybrid", []), ("rank_mmoe", [])],
+)
+def test_a_plan_names_the_steps_and_parameters_that_the_run_then_has(fifty, tmp_path, model, more, capfd, monkeypatch):
     monkeypatch.setattr("trainer.step_cost.spawn", run_workers)
-    line = [f"data={fifty.path}", f"model={model}", *GIVEN, "train.epochs=1"]
+    line = [f"data={fifty.path}", f"model={model}", *GIVEN, "train.epochs=1", *more]
     assert main([*line, "workers=2", "measured_steps=3"]) == 0
     lines = capfd.readouterr().out.splitlines()
     message = dict(text.rsplit("  ", 1) for text in lines if "  " in text)
@@ -35,6 +42,7 @@ def test_a_plan_names_the_steps_and_parameters_that_the_run_then_has(fifty, tmp_
     for row in rows:
         *parts, seconds = map(float, row[1:6])
         assert sum(parts) == pytest.approx(seconds, abs=3e-4)
+        assert float(row[10]) > 0
         assert float(row[9]) == pytest.approx(int(message["steps an epoch"]) * seconds / 3600, abs=0.001)
 
 
@@ -47,6 +55,8 @@ SMALL_STEP = Measured(
     state_bytes=268,
     sum_seconds=1e-6,
     put_seconds=2e-6,
+    take_seconds=3e-6,
+    draw_seconds=1e-9,
     dense_bytes=4_000,
     resident=0,
 )
@@ -58,6 +68,34 @@ def test_what_workers_exchange_by_hand():
     gradients, states = 70 * 264 + 50 * 260, 180 * 272
     assert received_bytes(SMALL_STEP, 70, 180, 4) == 0.75 * (gradients + states + 2 * 4_000)
     assert (messages(2), messages(64)) == (8, 8 * 63)
+
+
+def test_what_workers_exchange_by_hand_where_the_table_is_sharded():
+    """Ids once, rows to who reads them, gradients back to their owners; no states of updated rows."""
+    assert sharded_bytes(SMALL_STEP, 70, 4) == 0.75 * (70 * 4 + (70 + 50) * 260 + (70 + 50) * 260 + 2 * 4_000)
+    link, sharded = Link(1e-4, 1e6), replace(MODEL, sharded=True)
+    cost = sharded.cost(1600, 4, link)
+    assert cost.merge == pytest.approx((200 + 50) * (1e-6 + 3e-6))
+    assert cost.network == pytest.approx(sharded_bytes(SMALL_STEP, 200, 4) / 1e6)
+    assert cost.latency == MODEL.cost(1600, 4, link).latency
+
+
+def test_memory_of_a_sharded_table_by_hand(fifty):
+    """Rows are shared out, what is counted of all items is not: clicks in 4 bytes, a cumulative share in 8."""
+    settings = config(fifty.path, model="gru4rec", tasks=["next"], train={"table": "sharded"})
+    train_step, n = model_task_of(settings, fifty, World.alone()).train_step(1), fifty.manifest.n_items
+    networks = sum(p.numel() for p in train_step.model.parameters())
+    plan = MemoryPlan.of(settings, train_step, 10**9, n)
+    assert plan.bytes(n, 1) == pytest.approx(10**9)
+    rest = 10**9 - (n + 1) * 4 * (8 + 1 + 2) - 12 * n - 4 * networks * 3
+    items = 1_000_000
+    expected = (items + 1) * 4 * (8 + 1 + 2) / 64 + 12 * items + 4 * networks * 3 + rest
+    assert plan.bytes(items, 64) == pytest.approx(expected)
+    replicated = replace(plan, sharded=False)
+    assert replicated.bytes(items, 64) - expected == pytest.approx(63 / 64 * (items + 1) * 4 * (8 + 1 + 2))
+    lines = dict(plan.lines(items, 64, 1e-6))
+    assert lines["drawing the first vectors, on each worker"] == "8 s"
+    assert lines["a worker's file of a checkpoint"] == "1 MiB"
 
 
 def test_a_steps_cost_follows_from_two_sizes_by_hand():

@@ -1,0 +1,112 @@
+"""Memory of a worker by part, for other numbers of items and workers than those of the measurement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from trainer.config import TrainerConfig
+from trainer.models.embedding_table import SparseTable
+from trainer.training.step import TrainStep
+
+Parts = dict[str, float]
+"""Bytes by name."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What one worker with the complete tables has in memory.
+
+    Attributes:
+        n_items: items of the dataset.
+        sharded: whether workers share the tables.
+        items: bytes of tables with a row an item, and of their optimiser states.
+        others: the same of all other tables.
+        counts: bytes of what each worker has for all items even where tables are sharded: the counts that negatives are
+            drawn by, and codes of features.
+        networks: bytes of the networks with gradients and optimiser.
+        rest: bytes of all else: sessions read ahead, batches, libraries.
+        parameters: of the model with the dataset's items.
+        item_values: numbers that are drawn for each item.
+    """
+
+    n_items: int
+    sharded: bool
+    items: Parts
+    others: Parts
+    counts: float
+    networks: float
+    rest: float
+    parameters: int
+    item_values: int
+
+    @classmethod
+    def of(cls, config: TrainerConfig, train_step: TrainStep, resident: int, n_items: int) -> MemoryPlan:
+        """The plan from a worker that had all rows, with `resident` bytes."""
+        tables = train_step.tables
+        of_items = {name: table for name, table in tables.items() if table.n_rows == n_items + 1}
+        others = {name: table for name, table in tables.items() if name not in of_items}
+        networks = sum(p.numel() for p in train_step.model.parameters())
+        states = 2 if config.train.optimizer == "adagrad" else 3
+        plan = cls(
+            n_items,
+            sharded=config.train.table == "sharded",
+            items=table_bytes(of_items),
+            others=table_bytes(others),
+            counts=count_bytes(train_step),
+            networks=4 * networks * (1 + states),
+            rest=0.0,
+            parameters=sum(table.parameters() for table in tables.values()) + networks,
+            item_values=sum(table.dimension for table in of_items.values()),
+        )
+        return replace(plan, rest=max(0.0, resident - plan.bytes(n_items, 1)))
+
+    def parts(self, items: int, workers: int) -> Parts:
+        """Bytes of one of some workers, by part."""
+        rows = (items + 1) / (self.n_items + 1) / (workers if self.sharded else 1)
+        return {
+            **{name: rows * size for name, size in self.items.items()},
+            **{name: size / (workers if self.sharded else 1) for name, size in self.others.items()},
+            f"counts of all items ({self.counts / self.n_items:,.1f} bytes each)": items / self.n_items * self.counts,
+            "networks with gradients and optimiser": self.networks,
+            "sessions read ahead, batches, libraries": self.rest,
+        }
+
+    def bytes(self, items: int, workers: int) -> float:
+        """Bytes of one of some workers."""
+        return sum(self.parts(items, workers).values())
+
+    def lines(self, items: int, workers: int, draw_seconds: float) -> list[tuple[str, str]]:
+        """Parameters and memory of one of some workers, to print."""
+        parts = self.parts(items, workers)
+        own = sum(size for name, size in parts.items() if name in self.items or name in self.others)
+        lines = [("parameters", f"{self.parameters:,}")] if items == self.n_items else [("items", f"{items:,}")]
+        lines += [(name, f"{size / 2**20:,.1f} MiB") for name, size in parts.items()]
+        lines.append(("memory of a worker", f"{sum(parts.values()) / 2**20:,.0f} MiB"))
+        if self.sharded:
+            lines.append(("a worker's file of a checkpoint", f"{own / 2**20:,.0f} MiB"))
+        else:
+            copied = sum(parts.values()) + own + self.networks
+            lines.append(("… the first one, while it copies a checkpoint", f"{copied / 2**20:,.0f} MiB"))
+        drawn = items * self.item_values * draw_seconds
+        return [*lines, ("drawing the first vectors, on each worker", f"{drawn:,.0f} s")]
+
+
+def table_bytes(tables: dict[str, SparseTable]) -> Parts:
+    """Bytes of tables and of their optimiser states."""
+    result: Parts = {}
+    for name, table in tables.items():
+        tensors = table.tensors()
+        for what, names in (("table", ("vector", "bias")), ("optimiser state", ("vector_state", "bias_state"))):
+            result[f"{name} {what}"] = sum(tensors[n].numel() * tensors[n].element_size() for n in names)
+    return result
+
+
+def count_bytes(train_step: TrainStep) -> int:
+    """Bytes of what a worker has for all items beside their vectors."""
+    sampler = getattr(train_step.objective, "sampler", None)
+    arrays = [array for array in vars(sampler).values() if isinstance(array, np.ndarray)] if sampler else []
+    features = train_step.model.item_features
+    buffers = features.buffers() if features.table_of else ()
+    return sum(array.nbytes for array in arrays) + sum(b.numel() * b.element_size() for b in buffers)
