@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -65,7 +66,7 @@ def successor_lists(sessions: TrainSessions, gaps: int, most: int, threads: int 
             ((result.data / common).astype(np.float32), result.indices, result.indptr), shape=result.shape
         )
 
-    return in_ranges(counted, clicks * gaps, threads)
+    return stacked(in_ranges(counted, clicks * gaps, threads))
 
 
 def cosine_lists(sessions: TrainSessions, most: int, threads: int = 1) -> sparse.csr_matrix:
@@ -74,34 +75,53 @@ def cosine_lists(sessions: TrainSessions, most: int, threads: int = 1) -> sparse
     The cosine of i and j is how many train sessions hold both over √(sessions of i · sessions of j)
     (Sarwar et al. 2001). An item is not its own neighbour.
     """
-    has = sessions.incidence()
-    scale = sparse.diags(1.0 / np.sqrt(np.maximum(np.asarray(has.sum(axis=0)).ravel(), 1.0)), dtype=np.float32)
-    scaled = (has @ scale).tocsr()
+    scaled = sessions.incidence()
+    times = np.bincount(scaled.indices, minlength=scaled.shape[1])
+    scaled.data = (1.0 / np.sqrt(np.maximum(times, 1))).astype(np.float32)[scaled.indices]
     of_item = scaled.T.tocsr()
 
-    def nearest(low: int, high: int) -> sparse.csr_matrix:
-        cosine = (of_item[low:high] @ scaled).tocsr()
-        cosine.data[cosine.indices == low + row_of_entries(cosine)] = 0.0
-        cosine.eliminate_zeros()
-        return largest_of_rows(cosine, most)
-
     length = np.diff(scaled.indptr)
-    work = np.zeros(sessions.n_items + 1, np.int64)
-    np.add.at(work, has.indices, np.repeat(length, length))
-    return in_ranges(nearest, work, threads)
+    work = np.bincount(scaled.indices, np.repeat(length, length), scaled.shape[1])
+    blocks = in_ranges(partial(_nearest, of_item, scaled, most), work, threads)
+    del scaled, of_item, work  # they are as large as the lists, which are copied next
+    return stacked(blocks)
+
+
+def _nearest(
+    of_item: sparse.csr_matrix, scaled: sparse.csr_matrix, most: int, low: int, high: int
+) -> sparse.csr_matrix:
+    cosine = (of_item[low:high] @ scaled).tocsr()
+    cosine.data[cosine.indices == low + row_of_entries(cosine)] = 0.0
+    cosine.eliminate_zeros()
+    return largest_of_rows(cosine, most)
 
 
 def in_ranges(
-    build: Callable[[int, int], sparse.csr_matrix], work_I: npt.NDArray[np.integer], threads: int
-) -> sparse.csr_matrix:
+    build: Callable[[int, int], sparse.csr_matrix], work_I: npt.NDArray[np.number], threads: int
+) -> list[sparse.csr_matrix]:
     """The rows that `build(low, high)` makes, for ranges of items of about equal work, `threads` at a time."""
     bounds = ranges_of(work_I, PAIRS_AT_ONCE)
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        blocks = list(pool.map(build, bounds[:-1], bounds[1:]))
-    return sparse.vstack(blocks, format="csr")
+        return list(pool.map(build, bounds[:-1], bounds[1:]))
 
 
-def ranges_of(work_I: npt.NDArray[np.integer], most: int) -> Sequence[int]:
+def stacked(blocks: list[sparse.csr_matrix]) -> sparse.csr_matrix:
+    """The blocks below each other. They are emptied on the way: `vstack` would hold everything twice.
+
+    >>> stacked([sparse.csr_matrix([[0.0, 2.0]]), sparse.csr_matrix([[1.0, 0.0], [0.0, 3.0]])]).toarray().tolist()
+    [[0.0, 2.0], [1.0, 0.0], [0.0, 3.0]]
+    """
+    columns = blocks[0].shape[1]
+    length = np.concatenate([np.diff(block.indptr) for block in blocks])
+    indptr = np.concatenate([[0], np.cumsum(length, dtype=np.int64)])
+    data = np.concatenate([block.data for block in blocks])
+    for block in blocks:
+        block.data = np.zeros(0, block.dtype)
+    indices = np.concatenate([block.indices for block in blocks])
+    return sparse.csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, columns))
+
+
+def ranges_of(work_I: npt.NDArray[np.number], most: int) -> Sequence[int]:
     """Bounds of ranges whose work is at most `most`, or of one item that has more.
 
     >>> ranges_of(np.array([3, 3, 9, 1, 1]), 6)
