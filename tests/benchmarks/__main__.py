@@ -10,8 +10,8 @@ from importlib.metadata import version
 from tests.benchmarks import (
     ablation,
     curve,
-    losses,
     large_blend,
+    losses,
     models,
     official,
     peers,
