@@ -224,3 +224,16 @@ def test_a_later_click_or_padding_changes_no_state_of_sasrecs_options(changes):
     before, after = (encoder(items, each, every_place(items)).view(2, 7, -1) for each in (clicks, changed))
     assert torch.allclose(before[:, :4], after[:, :4], atol=1e-6)
     assert not torch.allclose(before[:, 4:], after[:, 4:], atol=1e-3)
+
+
+@pytest.mark.parametrize("changes", [{}, {"attention_block": "ligr"}, {"relative_positions": True}], ids=str)
+def test_a_session_alone_has_the_state_of_sasrec_that_it_has_in_a_batch_to_the_bit(changes):
+    torch.manual_seed(0)
+    sizes = {"embedding_dim": 32, "hidden_size": 32, "positions": 40, "layers": 2}
+    encoder = build_encoder("sasrec", options(**sizes, **changes)).eval()
+    clicks, items = torch.randn(20, 40, 32), torch.ones(20, 40, dtype=torch.long)
+    with torch.inference_mode():
+        together = encoder(items, clicks, every_place(items)).view(20, 40, 32)
+        for session, n in enumerate(range(2, 40, 2)):
+            alone = encoder(items[:1, :n], clicks[session : session + 1, :n], torch.arange(n))
+            assert torch.equal(alone, together[session, :n])

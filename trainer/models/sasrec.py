@@ -7,6 +7,13 @@ from torch import nn
 
 from trainer.option_groups import ModelOptions
 
+LENGTH_STEP = 16
+"""Outside of training, sessions are padded to a multiple of so many clicks.
+
+PyTorch's attention on CPU adds up in another order at other lengths. A session alone must have the state, to the bit,
+that it has in a batch with longer ones: the server answers what the evaluation wrote.
+"""
+
 
 class Attention(nn.Module):
     """Self-attention to the clicks so far.
@@ -47,7 +54,7 @@ def causal_bias(bias_AD: torch.Tensor, t: int) -> torch.Tensor:
     """
     position = torch.arange(t, device=bias_AD.device)
     distance = position[:, None] - position
-    return bias_AD[:, distance.clamp(min=0)].masked_fill(distance < 0, -torch.inf)
+    return bias_AD[:, distance.clamp(0, bias_AD.shape[1] - 1)].masked_fill(distance < 0, -torch.inf)
 
 
 class Block(nn.Module):
@@ -123,9 +130,12 @@ class SASRecEncoder(nn.Module):
         if self.position is not None:
             state_BTH = state_BTH + self.position(torch.arange(items_BT.shape[1], device=items_BT.device))
         state_BTH = self.dropout(state_BTH)
+        t = state_BTH.shape[1]
+        if not self.training:
+            state_BTH = nn.functional.pad(state_BTH, (0, 0, 0, -t % LENGTH_STEP))
         for block in self.blocks:
             state_BTH = block(state_BTH)
-        return self.last(state_BTH.flatten(0, 1)[needed_N])
+        return self.last(state_BTH[:, :t].flatten(0, 1)[needed_N])
 
     def flops(self, clicks: int) -> int:
         """Multiply-adds × 2 of one state's forward pass, looking back at `clicks` clicks in each layer."""
