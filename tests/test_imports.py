@@ -76,6 +76,7 @@ LIGHT = (
     "trainer.tune",
     "retrieval.__main__",
     "retrieval.compare",
+    "retrieval.average",
     "etl.__main__",
     "etl.movielens",
     "etl.kuairand",

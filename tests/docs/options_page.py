@@ -27,6 +27,7 @@ PROGRAMS = {
     "trainer.tune": "trainer.tune",
     "retrieval": "retrieval.__main__",
     "retrieval.compare": "retrieval.compare",
+    "retrieval.average": "retrieval.average",
     "cluster": "cluster.__main__",
     "cluster.evaluate": "cluster.evaluate",
 }

@@ -1,0 +1,111 @@
+"""The mean of two models' normalised scores, against scores normalised one query at a time."""
+
+from __future__ import annotations
+
+import shutil
+from statistics import fmean, pstdev
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from retrieval.__main__ import main as evaluate
+from retrieval.average import main
+from retrieval.bundle import (
+    ITEMS,
+    TRANSITIONS,
+    finish_bundle,
+    items_schema,
+    open_bundle,
+    queries_schema,
+    vectors_array,
+)
+from retrieval.mean_bundle import queries_by_user, scaled_queries, vectors_of
+from tests.data import TINY
+
+
+def other_model(path, *, dimension=5, drop_user=False):
+    """The tiny bundle with vectors of another length drawn at random; its query files' rows turned round."""
+    shutil.copytree(TINY / "bundle", path)
+    shutil.rmtree(path / TRANSITIONS, ignore_errors=True)
+    manifest, rng = open_bundle(TINY / "bundle").manifest, np.random.default_rng(3)
+    for file in [path / ITEMS, *path.glob("queries-*/*.parquet")]:
+        table = pq.read_table(file)
+        vector = 3 * rng.normal(size=(len(table), dimension)) + 1
+        is_items = file.name == ITEMS
+        schema = (items_schema if is_items else queries_schema)(dimension)
+        place = table.schema.get_field_index("vector")
+        table = table.set_column(place, schema.field("vector"), vectors_array(vector)).select(schema.names)
+        if not is_items:
+            table = table.take(np.arange(len(table) - drop_user)[::-1])
+        pq.write_table(table.cast(schema), file)
+    finish_bundle(
+        path, dataset=manifest.dataset, refit=False, n_items=manifest.n_items, dimension=dimension, model="other"
+    )
+    return path
+
+
+def slow_scores(bundle, split):
+    """Normalised scores by user: `[user][item]`."""
+    items = bundle.item_vectors().astype(float).tolist()
+    table = queries_by_user(bundle, split)
+    out = {}
+    for user, query in zip(table["user_id"].to_pylist(), table["vector"].to_pylist(), strict=True):
+        score = [sum(a * b for a, b in zip(query, item, strict=True)) for item in items]
+        mean, deviation = fmean(score), pstdev(score)
+        out[user] = [(s - mean) / deviation for s in score]
+    return out
+
+
+def test_scores_are_the_mean_of_normalised_ones(tmp_path):
+    second, output = other_model(tmp_path / "second"), tmp_path / "mean"
+    assert main([f"bundles=[{TINY / 'bundle'},{second}]", f"output={output}"]) == 0
+    mean = open_bundle(output)
+    for split in ("valid", "test", "next"):
+        sides = [slow_scores(open_bundle(path), split) for path in (TINY / "bundle", second)]
+        table = queries_by_user(mean, split)
+        actual = vectors_of(table) @ mean.item_vectors().T
+        expected = [np.mean([side[user] for side in sides], axis=0) for user in table["user_id"].to_pylist()]
+        np.testing.assert_allclose(actual, expected, atol=1e-4)
+    options = [
+        f"bundle={output}",
+        f"data={TINY / 'data'}",
+        f"output={tmp_path / 'result'}",
+        "blend=none",
+        "cutoffs=[1,2,5]",
+    ]
+    assert evaluate(options) == 0
+
+
+def test_a_query_that_scores_all_alike_says_nothing():
+    covariance = np.diag([4.0, 0.0])
+    actual = scaled_queries(np.array([[3, 7], [0, 5]], np.float32), covariance)
+    np.testing.assert_allclose(actual, [[0.5, 7 / 6], [0, 0]])
+
+
+def test_what_cannot_be_averaged_is_refused(tmp_path, capsys):
+    fewer = other_model(tmp_path / "fewer", drop_user=True)
+    own, output = TINY / "bundle", tmp_path / "mean"
+    for options, said in (
+        ([f"bundles=[{own}]", f"output={output}"], "two bundles or more"),
+        ([f"bundles=[{own},{own}]", f"output={tmp_path}"], "an output that does not exist"),
+        ([f"bundles=[{own},{own}]", "output=s3://b/c"], "a path for output"),
+        ([f"bundles=[{own},{fewer}]", f"output={output}"], "with the same valid queries"),
+    ):
+        assert main(options) == 2
+        assert said in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_bundles_of_two_datasets_are_refused(tmp_path, capsys):
+    second = other_model(tmp_path / "second")
+    finish_bundle(second, dataset="another", refit=False, n_items=12, dimension=5, model="other")
+    assert main([f"bundles=[{TINY / 'bundle'},{second}]", f"output={tmp_path / 'mean'}"]) == 2
+    assert "bundles of one dataset" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scale", [0.01, 100.0])
+def test_the_scale_of_a_model_does_not_matter(scale):
+    query, covariance = np.array([[1.0, -2.0]], np.float32), np.array([[2.0, 0.3], [0.3, 1.0]])
+    expected = scaled_queries(query, covariance)
+    np.testing.assert_allclose(scaled_queries((scale * query).astype(np.float32), covariance), expected, rtol=1e-5)
