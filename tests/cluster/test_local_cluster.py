@@ -12,11 +12,15 @@ from pathlib import Path
 from subprocess import Popen
 
 import psutil
+import pyarrow.parquet as pq
 import pyspark
 import pytest
 
 from cluster.__main__ import main
 from etl.engines.java import OLDEST_JAVA, java_version
+from retrieval.config import load
+from retrieval.evaluate import evaluate
+from tests.retrieval.test_query_files import without_times
 from tests.support.logs import generated_log
 from tests.support.runs import SMALL
 
@@ -45,6 +49,21 @@ def assert_spark_takes_nothing_without_the_secret(processes: list[dict]) -> None
             request = urllib.request.Request(url, json.dumps(SUBMISSION).encode(), {"Content-Type": "application/json"})
             with pytest.raises((OSError, http.client.HTTPException)):
                 urllib.request.urlopen(request, timeout=20)
+
+
+def assert_result_of_one_process(result: Path, options: list[str], alone: Path) -> None:
+    """The blend of Ray tasks is that of one process to the bit, in ranks, lists and scores."""
+
+    def untimed(metrics: dict) -> dict:
+        blend = {name: value for name, value in metrics["blend"].items() if name != "milliseconds"}
+        return without_times(metrics) | {"blend": without_times(blend)}
+
+    evaluate(load([*options, f"output={alone}"]))
+    actual, expected = (json.loads((each / "metrics.json").read_text()) for each in (result, alone))
+    assert actual["blend"]["kind"] in ("sum", "reranker")
+    assert untimed(actual) == untimed(expected)
+    for name in ("ranks.parquet", "topk.parquet"):
+        assert pq.read_table(result / name).equals(pq.read_table(alone / name))
 
 
 @pytest.mark.cluster
@@ -80,6 +99,7 @@ def test_a_cluster_on_this_machine_takes_all_programs_and_ends_with_what_it_star
         assert submitted("train", "ray", message["ray"], train).wait(300) == 0
         evaluation = f"bundle={run / 'bundle'} data={data} output={tmp_path / 'result'}"
         assert submitted("evaluate", "ray", message["ray"], evaluation).wait(300) == 0
+        assert_result_of_one_process(tmp_path / "result", evaluation.split()[:2], tmp_path / "alone")
         assert stranger.wait(300) not in (0, None)
         assert not (tmp_path / "strange").exists()
         secret = (tmp_path / "c" / "spark" / "spark-defaults.conf").read_text().split("secret ")[1].split()[0]
