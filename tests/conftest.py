@@ -23,6 +23,10 @@ from tests.support.logs import generated_log
 # Models of tests are tiny: threads would wait for one another, and four times as long where a core is busy elsewhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Tests are of the CPU wherever they run; those of a GPU (`-m gpu`) by `python -m tests.benchmarks gpu`, which says so.
+if not os.environ.get("NEXTCLICK_GPU"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 # Hundreds of datasets of a few rows are written and removed again: on a disk that takes longer than making them.
 MEMORY = Path("/dev/shm")
 if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 << 30:

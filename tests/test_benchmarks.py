@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
 
 from etl.twin.rows import rows_of
 from etl.twin.simulate import make_twin
+from tests.benchmarks import gpu
 from tests.benchmarks.expected import Truth, expected_auc
 
 
@@ -53,3 +55,21 @@ def test_exact_probabilities_rank_between_chance_and_all_that_is_hidden():
     for task in ("like", "share", "follow"):
         chance = truth.chance(task, truth.users, truth.clicks.rank[last], np.ones(len(last), bool))
         assert 0.6 < best[f"{task} | given click"] < expected_auc(chance, chance)
+
+
+def test_without_a_gpu_the_benchmark_of_one_says_so_and_measures_the_cpu(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gpu, "matrix_peak", lambda device, precision: 4e12)
+    monkeypatch.setattr(gpu, "events_per_second", lambda model, *_: (10.0, 1e12) if model == "hybrid" else (40.0, 2e12))
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    try:
+        gpu.gpu()
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("no GPU")
+    assert [line.split(" | ")[3:] for line in lines[5:]] == [
+        ["gru4rec", "40", "2.000", "4.00", "50.0%", "1.0 × |"],
+        ["hybrid", "10", "1.000", "4.00", "25.0%", "1.0 × |"],
+    ]

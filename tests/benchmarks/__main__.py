@@ -10,6 +10,7 @@ from importlib.metadata import version
 from tests.benchmarks import (
     ablation,
     curve,
+    gpu,
     large_blend,
     losses,
     models,
@@ -34,6 +35,7 @@ BENCHMARKS = {
     "movielens": quality.movielens,
 }
 LONG = {
+    "gpu": gpu.gpu,
     "models": models.models,
     "relatedness": relatedness.relatedness,
     "ladder": models.ladder,
@@ -49,7 +51,7 @@ LONG = {
     "workers": rates.workers,
     "official": official.official,
 }
-"""Benchmarks that train for an hour or more each: run by name only."""
+"""Benchmarks that train for an hour or more each, and `gpu`, ten minutes on a machine with one: run by name only."""
 
 
 def main(names: list[str]) -> int:

@@ -17,6 +17,7 @@ from trainer.data.batch import Batch
 from trainer.distributed.world import World
 from trainer.models.embedding_table import SparseTable
 from trainer.models.recommender import Recommender
+from trainer.option_groups import TrainOptions
 from trainer.plan import PlanConfig
 from trainer.prepare import resolve_config
 from trainer.step_cost import measure, steps_of
@@ -42,24 +43,37 @@ STEPS = 15
 SIZES = {"gru4rec": ["next"], "hybrid": ["next", "click", "like", "share", "follow"]}
 
 
-def make_step(model: str, n_items: int, tokens: int, length: int) -> tuple[TrainStep, Batch]:
+CPU = torch.device("cpu")
+
+
+def make_step(
+    model: str, n_items: int, tokens: int, length: int, device: torch.device = CPU, precision: str = "float32"
+) -> tuple[TrainStep, Batch]:
     """A train_step of a model with a batch of sessions of one length."""
     clicks = np.random.default_rng(0).zipf(1.5, n_items).clip(max=10**6)
-    config = TrainerConfig(data="", output="", model=model, tasks=SIZES[model])
+    options = TrainOptions(precision=precision)
+    config = TrainerConfig(data="", output="", model=model, tasks=SIZES[model], train=options)
     table = SparseTable(
-        n_items, config.network.embedding_dim, generator=torch.Generator().manual_seed(0), device=torch.device("cpu")
+        n_items, config.network.embedding_dim, generator=torch.Generator().manual_seed(0), device=device
     )
     objective = SessionObjective(config, Recommender(config), clicks)
-    train_step = TrainStep(config, objective, {ITEM: table}, 1, World.alone())
+    train_step = TrainStep(config, objective, {ITEM: table}, 1, World(0, 1, device))
     train_step.model.train()
     return train_step, random_batch(tokens, length, n_items, len(config.tasks) - 1)
 
 
-def events_per_second(model: str, n_items: int, tokens: int, length: int) -> tuple[float, float]:
-    """Target clicks and FLOPs a second of training steps."""
-    train_step, batch = make_step(model, n_items, tokens, length)
+def events_per_second(
+    model: str, n_items: int, tokens: int, length: int, device: torch.device = CPU, precision: str = "float32"
+) -> tuple[float, float]:
+    """Target clicks and FLOPs a second of training steps, their batches on the way to the device included."""
+    train_step, batch = make_step(model, n_items, tokens, length, device, precision)
     step = iter(range(10**9))
-    seconds = timed(lambda: train_step.step([batch], next(step)), 3)
+
+    def work() -> None:
+        train_step.step([batch], next(step))
+        finish(device)
+
+    seconds = timed(work, 3)
     options = train_step.config
     assert isinstance(train_step.model, Recommender)
     flops = train_step.model.flops(
@@ -67,6 +81,12 @@ def events_per_second(model: str, n_items: int, tokens: int, length: int) -> tup
     )
     events = int((batch.targets > 0).sum())
     return events / seconds, 3 * sum(flops.values()) * events / seconds
+
+
+def finish(device: torch.device) -> None:
+    """Wait for what a device has been told to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def training(small: int = 100_000, full: int = 3_753_436, sessions: int = 512, length: int = 30) -> None:
@@ -130,7 +150,7 @@ def independent(config: TrainerConfig, cores: list[int]) -> list[float]:
 def _pinned(config: TrainerConfig, core: int) -> float:
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
-    actual = steps_of(config, World(0, 1, torch.device("cpu")), STEPS)
+    actual = steps_of(config, World(0, 1, CPU), STEPS)
     return actual.targets / actual.seconds
 
 

@@ -31,11 +31,13 @@ def gru_by_steps(gru: torch.nn.GRU, x_TD: np.ndarray, layer: int = 0) -> np.ndar
     return np.array(states)
 
 
-def test_gru_equals_a_step_by_step_numpy_version():
+def test_gru_equals_a_step_by_step_numpy_version(device):
     torch.manual_seed(0)
     encoder = GRUEncoder(options(layers=2)).eval()
     clicks, items = torch.randn(4, 7, 6), torch.ones(4, 7, dtype=torch.long)
-    actual = encoder(items, clicks, every_place(items)).detach().numpy().reshape(4, 7, 5)
+    moved = (t.to(device) for t in (items, clicks, every_place(items)))
+    actual = encoder.to(device)(*moved).detach().cpu().numpy().reshape(4, 7, 5)
+    encoder.cpu()
     for session in range(4):
         first = gru_by_steps(encoder.gru, clicks[session].double().numpy())
         assert actual[session] == pytest.approx(gru_by_steps(encoder.gru, first, layer=1), abs=1e-6)

@@ -13,18 +13,19 @@ from trainer.training.losses import accidental_hits, fused_sum, softmax_kernel
 from trainer.training.negatives import NegativeSampler
 
 
-def random_problem(seed, n=7, items=12, dimension=4):
+def random_problem(seed, n=7, items=12, dimension=4, device="cpu"):
     generator = torch.Generator().manual_seed(seed)
     query, vector = torch.randn(n, dimension, generator=generator), torch.randn(items, dimension, generator=generator)
     bias, target = torch.randn(items, generator=generator), torch.randint(0, items, (n,), generator=generator)
-    return [t.requires_grad_() if t.is_floating_point() else t for t in (query, vector, bias, target)]
+    tensors = [t.to(device) for t in (query, vector, bias, target)]
+    return [t.requires_grad_() if t.is_floating_point() else t for t in tensors]
 
 
 @pytest.mark.parametrize("chunk", [1, 25, 1 << 22])
-def test_with_all_items_it_is_torchs_cross_entropy_with_its_gradients(chunk, monkeypatch):
+def test_with_all_items_it_is_torchs_cross_entropy_with_its_gradients(chunk, device, monkeypatch):
     monkeypatch.setattr(losses, "CHUNK_SCORES", chunk)
-    query, vector, bias, target = random_problem(0)
-    ids = torch.arange(len(vector))
+    query, vector, bias, target = random_problem(0, device=device)
+    ids = torch.arange(len(vector), device=device)
     ours = fused_sum(softmax_kernel, query, vector[target], bias[target], vector, bias, target, ids)
     actual = torch.autograd.grad(ours * 0.7, (query, vector, bias))
     theirs = torch.nn.functional.cross_entropy(query @ vector.t() + bias, target, reduction="sum")
@@ -188,10 +189,10 @@ KERNELS = {
 
 @pytest.mark.parametrize("name", list(KERNELS))
 @pytest.mark.parametrize("chunk", [1, 30, 1 << 20])
-def test_fused_losses_and_their_gradients_are_torchs_of_the_whole_score_matrix(name, chunk, monkeypatch):
+def test_fused_losses_and_their_gradients_are_torchs_of_the_whole_score_matrix(name, chunk, device, monkeypatch):
     monkeypatch.setattr(losses, "CHUNK_SCORES", chunk)
-    query, vector, bias, target = random_problem(5)
-    ids = torch.tensor([0, 3, 3, 7, 11, 2, 9])
+    query, vector, bias, target = random_problem(5, device=device)
+    ids = torch.tensor([0, 3, 3, 7, 11, 2, 9], device=device)
     options = (query, vector[target], bias[target], vector[ids], bias[ids], target, ids)
     actual = fused_sum(KERNELS[name], *options)
     own = (query * vector[target]).sum(1) + bias[target]

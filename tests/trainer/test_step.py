@@ -164,9 +164,9 @@ TRAINED = [
 
 
 @pytest.mark.parametrize("changes", TRAINED, ids=str)
-def test_every_parameter_of_every_model_gets_gradient_and_changes(fifty, changes):
-    settings = config(fifty.path, **changes)
-    before, after = make_stepper(settings, fifty, World.alone()), ten_steps(settings, World.alone(), steps=1)
+def test_every_parameter_of_every_model_gets_gradient_and_changes(fifty, changes, device):
+    settings, world = config(fifty.path, **changes), World(0, 1, device)
+    before, after = make_stepper(settings, fifty, world), ten_steps(settings, world, steps=1)
     names = dict(before.objective.named_parameters())
     optimized = {id(p) for p in after.optimizer.parameters}
     for name, parameter in after.objective.named_parameters():
@@ -185,14 +185,14 @@ def test_the_hybrids_gates_and_experts_are_parameters(fifty):
     assert sum("experts" in name for name in names) == 4 * 3
 
 
-def test_a_step_touches_only_the_rows_of_its_batch_and_negatives(fifty):
-    settings = config(fifty.path)
+def test_a_step_touches_only_the_rows_of_its_batch_and_negatives(fifty, device):
+    settings, world = config(fifty.path), World(0, 1, device)
     settings.train.negatives = 2
     settings.train.batch_tokens = 8
-    before = make_stepper(settings, fifty, World.alone())
+    before = make_stepper(settings, fifty, world)
     batch = some_batch(fifty, tasks=[], rows=slice(1))
     settings.tasks = ["next"]
-    train_step = make_stepper(settings, fifty, World.alone())
+    train_step = make_stepper(settings, fifty, world)
     train_step.step([batch], 0)
     negatives = train_step.objective.candidates(batch, 0).ids.tolist()
     touched = {*batch.items.flatten().tolist(), *batch.targets.flatten().tolist(), *negatives} - {0}
@@ -203,16 +203,16 @@ def test_a_step_touches_only_the_rows_of_its_batch_and_negatives(fifty):
 
 
 @pytest.mark.parametrize("loss", ["sampled_softmax", "bpr_max"])
-def test_negatives_drawn_twice_are_scored_once_and_weigh_twice(fifty, loss):
+def test_negatives_drawn_twice_are_scored_once_and_weigh_twice(fifty, loss, device):
     """32 draws from few items: the loss and every gradient are those of scoring each draw by itself."""
-    train_step = make_stepper(config(fifty.path, loss=loss, tasks=["next"]), fifty, World.alone())
-    batch, objective, actual = some_batch(fifty, tasks=[]), train_step.objective, []
+    train_step = make_stepper(config(fifty.path, loss=loss, tasks=["next"]), fifty, World(0, 1, device))
+    batch, objective, actual = some_batch(fifty, tasks=[]).to(device), train_step.objective, []
     merged = objective.candidates(batch, 3)
-    drawn = torch.from_numpy(objective.sampler.draw(32, seed=0, step=3))
+    drawn = torch.from_numpy(objective.sampler.draw(32, seed=0, step=3)).to(device)
     assert len(merged.ids) < len(drawn)
     each = merged.log_copies[torch.searchsorted(merged.ids, drawn)]
     correction = merged.correction[torch.searchsorted(merged.ids, drawn)] - each * (loss == "sampled_softmax")
-    for candidates in (merged, Candidates(drawn, correction, torch.zeros(32))):
+    for candidates in (merged, Candidates(drawn, correction, torch.zeros(32, device=device))):
         train_step.model.zero_grad()
         rows = {ITEM: train_step.tables[ITEM].rows(torch.unique(objective.lookup_ids(batch, candidates)[ITEM]))}
         total = objective(batch, rows, candidates).loss[0]
@@ -233,10 +233,11 @@ def test_a_part_of_the_logq_correction_is_taken_from_the_scores(fifty, logq):
         assert correction == pytest.approx(np.log((drawn == item).sum()) - logq * np.log(expected), abs=1e-5)
 
 
-def test_clipping_shrinks_all_gradients_by_one_factor(fifty):
+def test_clipping_shrinks_all_gradients_by_one_factor(fifty, device):
     """AdaGrad forgets the scale of a first gradient, so its accumulators tell: they hold the squares."""
     train_steps = [
-        ten_steps(config(fifty.path, train={"max_grad_norm": clip}), World.alone(), steps=1) for clip in (0.0, 0.05)
+        ten_steps(config(fifty.path, train={"max_grad_norm": clip}), World(0, 1, device), steps=1)
+        for clip in (0.0, 0.05)
     ]
     free, clipped = (
         [
@@ -263,9 +264,9 @@ def test_learned_uncertainty_weighs_tasks_by_its_formula():
 
 
 @pytest.mark.parametrize("changes", [{}, {"train": {"balance": "uncertainty"}}, {"model": "rank_esmm"}], ids=str)
-def test_a_step_in_parts_is_the_step_of_the_whole(fifty, changes):
+def test_a_step_in_parts_is_the_step_of_the_whole(fifty, changes, device):
     settings = config(fifty.path, **changes)
-    model_task = model_task_of(settings, fifty, World.alone())
+    model_task = model_task_of(settings, fifty, World(0, 1, device))
     reader, collate = model_task.reader(2), model_task.collate(2, 1)
     window, rows = reader.read(np.array([0])), np.arange(9)
     whole, parts = (model_task.train_step(10) for _ in range(2))
@@ -276,8 +277,8 @@ def test_a_step_in_parts_is_the_step_of_the_whole(fifty, changes):
         assert torch.allclose(value, state_of(parts)[name], atol=1e-5), name
 
 
-def test_a_step_that_is_not_finite_updates_nothing_and_names_itself(fifty):
-    train_step = ten_steps(config(fifty.path), World.alone(), steps=1)
+def test_a_step_that_is_not_finite_updates_nothing_and_names_itself(fifty, device):
+    train_step = ten_steps(config(fifty.path), World(0, 1, device), steps=1)
     with torch.no_grad():
         train_step.tables[ITEM].vector[3] = torch.nan
     before = state_of(train_step)
