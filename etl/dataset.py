@@ -41,6 +41,9 @@ PADDING = 0
 FEEDBACK_BIT = {"like": 0, "share": 1, "follow": 2, "read": 3, "favorite": 4, "click": 7}
 """Bit of each action in `feedback` and `exposure_feedback` (`click` only in the latter)."""
 CLICKED = 1 << FEEDBACK_BIT["click"]
+PASSIVE = "passive"
+"""Label of a row that was clicked and got no other action: one of the two readings of negative feedback."""
+FEEDBACK_LABELS = (*FEEDBACK_BIT, PASSIVE)
 
 UNKNOWN = -1
 """`gender` and `age` of a user without a value."""
@@ -276,5 +279,7 @@ def describe_file(folder: Path, name: str, rows: int) -> DataFile:
 
 
 def feedback_labels(feedback: Any, task: str) -> Any:
-    """0/1 labels of `task` from feedback bits (any integer array)."""
+    """0/1 labels of `task`, one of `FEEDBACK_LABELS`, from feedback bits (any integer array, clicked in bit 7)."""
+    if task == PASSIVE:
+        return (feedback == CLICKED).astype(feedback.dtype)
     return (feedback >> FEEDBACK_BIT[task]) & 1

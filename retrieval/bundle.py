@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from etl.dataset import FEEDBACK_BIT, DataFile, check_files, check_schema, describe_file, read_manifest
+from etl.dataset import FEEDBACK_LABELS, DataFile, check_files, check_schema, describe_file, read_manifest
 from etl.runtime.dataset_folder import MANIFEST
 from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
@@ -176,9 +176,9 @@ class Bundle:
         names: dict[str, None] = {}
         for part in self.files_by_kind.get(f"feedback-{split}", []):
             names |= dict.fromkeys(pq.read_table(self.path / part.path, columns=["task"])["task"].unique().to_pylist())
-        unknown = [name for name in names if name not in FEEDBACK_BIT]
+        unknown = [name for name in names if name not in FEEDBACK_LABELS]
         if unknown:
-            raise InputError(f"feedback tasks of {', '.join(FEEDBACK_BIT)}", unknown[0], HINT)
+            raise InputError(f"feedback tasks of {', '.join(FEEDBACK_LABELS)}", unknown[0], HINT)
         return list(names)
 
     def feedback(self, split: str, task: str) -> pa.Table:

@@ -37,6 +37,7 @@ RECIPES = ("auto", "small", "small_softmax", "small_dropout", "medium", "large")
 """A recipe is named by the catalogue size that it is for, and further where there is another for that size."""
 FEEDBACK_TASKS = ("click", "like", "share", "follow")
 TASKS = ("next", *FEEDBACK_TASKS)
+TASKS_AT_CHOICE = (*TASKS, "passive")
 VALID_CUTOFFS = [10, 20]
 SMALL_CATALOGUE, MEDIUM_CATALOGUE = 100_000, 300_000
 """`recipe=auto` takes `small` and `medium` up to so many items."""
@@ -69,7 +70,10 @@ class TrainerConfig:
     seed: int = option(0, "random seed", at_least=0, below=2**63)
     encoder: Any = option("gru4rec", f"session encoder of the hybrid, or a list of them: {', '.join(ENCODERS)}")
     head: str = option("mmoe", "multi-task head of the hybrid", choices=HEADS)
-    tasks: list[str] = option(list(TASKS), "task heads to train (hybrid; ranking models without next)")
+    tasks: list[str] = option(
+        list(TASKS),
+        "task heads to train (hybrid; ranking models without next); further passive = clicked without another action",
+    )
     loss: str = option("sampled_softmax", "loss of the next item (recipe=small, medium: bpr_max)", choices=LOSSES)
     recipe: str = option(
         "auto",
@@ -307,8 +311,8 @@ def _check_tasks(config: TrainerConfig) -> None:
     metrics += [] if config.ranks else [f"{name}@{k}" for name in ("ndcg", "hr", "mrr") for k in VALID_CUTOFFS]
     if config.select_by not in metrics:
         raise InputError(f"train.select_by of {', '.join(metrics)}", config.select_by, "name a metric of the model")
-    if set(tasks) - set(TASKS) or len(set(tasks)) != len(tasks):
-        raise InputError(f"tasks of {', '.join(TASKS)}, each once", tasks, "write tasks=[next,click]")
+    if set(tasks) - set(TASKS_AT_CHOICE) or len(set(tasks)) != len(tasks):
+        raise InputError(f"tasks of {', '.join(TASKS_AT_CHOICE)}, each once", tasks, "write tasks=[next,click]")
     if not config.ranks and "next" not in tasks:
         raise InputError("next among the tasks of a session model", tasks, "write tasks=[next,click]")
     if config.ranks and not feedback:
@@ -321,8 +325,8 @@ def _check_tasks(config: TrainerConfig) -> None:
 def _check_by_task(config: TrainerConfig) -> None:
     for name in ("train.task_weights", "train.positive_rates"):
         for task, value in _value(config, name).items():
-            if task not in TASKS:
-                raise InputError(f"{name} of {', '.join(TASKS)}", task, "name a task")
+            if task not in TASKS_AT_CHOICE:
+                raise InputError(f"{name} of {', '.join(TASKS_AT_CHOICE)}", task, "name a task")
             if not 0 <= value < float("inf"):
                 raise InputError(f"{name}.{task} of at least 0", value, "0 is the least")
             if name == "train.positive_rates" and value > 1:

@@ -140,12 +140,13 @@ NEGATIVE_FEEDBACK = Experiment(
     "negative-feedback",
     "What is it worth to know what was shown and not clicked?",
     "The hybrid by its recipe, which trains its feedback tasks on all rows shown; on clicks alone; and with items that "
-    "were shown and skipped among the negatives of the next click.",
+    "were shown and skipped among the negatives of the next click; and with a task for clicks without another action.",
     (
         HYBRID,
         model("hybrid", "train.exposures=false", label="hybrid, clicks alone"),
         model("hybrid", "train.skipped_negatives=2", label="hybrid, skipped items as negatives"),
         model("hybrid", "tasks=[next,like,share,follow]", label="hybrid without the task click"),
+        model("hybrid", "tasks=[next,click,like,share,follow,passive]", label="hybrid with the task passive"),
     ),
     metrics=("hr@20", "ndcg@20", "hr@10", "ndcg@10", *FEEDBACK),
     unclicked=True,

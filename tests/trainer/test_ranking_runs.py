@@ -124,6 +124,26 @@ def test_rates_are_the_shares_of_positives_among_train_rows(fifty, capfd):
     assert "task click is dropped: only one class" in capfd.readouterr().err
 
 
+def test_passive_rows_are_those_clicked_without_another_action(fifty, tmp_path):
+    expected = {"valid": 0, "test": 0}
+    for entry in fifty.session_files:
+        for row in pq.read_table(fifty.file(entry.path)).to_pylist():
+            for split, back in (("valid", 2), ("test", 1)):
+                rows = zip(row["exposure_position"], row["exposure_feedback"], strict=True)
+                blocks = (len(row["items"]) - back, len(row["items"]) if split == "test" else -1)
+                expected[split] += sum(bits == 1 << 7 for place, bits in rows if place in blocks)
+    options = ["model=hybrid", "tasks=[next,click,passive]", *SMALL, f"output={tmp_path / 'run'}"]
+    assert main([f"data={fifty.path}", *options]) == 0
+    for split, passive in expected.items():
+        table = pq.read_table(tmp_path / "run" / "bundle" / f"feedback-{split}").to_pandas()
+        labels = {task: rows["label"].to_numpy() for task, rows in table.groupby("task", sort=False)}
+        assert labels["passive"].sum() == passive > 3
+        assert 0 < (labels["click"] > labels["passive"]).sum() == labels["click"].sum() - passive
+    result = tmp_path / "result"
+    options = [f"bundle={tmp_path / 'run' / 'bundle'}", f"data={fifty.path}", f"output={result}", "blend=none"]
+    assert 0 <= evaluate(load([*options, "cutoffs=[5]"]))["test"]["auc/passive"] <= 1
+
+
 def test_progress_counts_rows_and_ends_at_all_of_them(fifty, tmp_path, monkeypatch):
     """Rows are met as sessions come: the total is what so many rows in so many sessions make of all sessions."""
     message = []
