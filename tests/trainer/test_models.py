@@ -13,6 +13,7 @@ from trainer.config import ENCODERS, RANK_HEADS
 from trainer.models.heads import HEADS, PLE, Layout, MMoE
 from trainer.models.ranker import Ranker, product_logit
 from trainer.models.recommender import Recommender
+from trainer.models.sasrec import LENGTH_STEP
 
 MODELS = [*ENCODERS, ["gru4rec", "srgnn"], ["sasrec", "gru4rec", "srgnn"]]
 
@@ -203,12 +204,14 @@ def test_flops_count_two_for_each_weight_and_candidate():
 def test_flops_are_those_that_torch_counts():
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = Recommender(config(options(levels=1), encoder="sasrec", head="ple")).eval()
-    items = torch.ones(1, 8, dtype=torch.long)
+    model = Recommender(config(options(levels=1, positions=LENGTH_STEP), encoder="sasrec", head="ple")).eval()
+    items = torch.ones(1, LENGTH_STEP, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
-        state = model.states(items, torch.randn(1, 8, 6), torch.zeros(1, 2, dtype=torch.long), every_place(items))
+        state = model.states(
+            items, torch.randn(1, LENGTH_STEP, 6), torch.zeros(1, 2, dtype=torch.long), every_place(items)
+        )
         model.query(model.task_representations(state)["next"])
     flops = model.flops(candidates=0, embedding_dim=6, clicks=0)  # the counter does not look into attention
     mixing = len(TASKS) * 2 * (4 + 1) * 6  # shares × outputs, which the count by weights leaves out
-    message = 8 * (flops["encoder sasrec"] + flops["head"] + flops["next tower"] + mixing)
+    message = LENGTH_STEP * (flops["encoder sasrec"] + flops["head"] + flops["next tower"] + mixing)
     assert counter.get_total_flops() == message
