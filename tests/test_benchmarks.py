@@ -9,6 +9,7 @@ from etl.twin.rows import rows_of
 from etl.twin.simulate import make_twin
 from tests.benchmarks import gpu
 from tests.benchmarks.expected import Truth, expected_auc
+from tests.benchmarks.reading import Window
 
 
 @pytest.mark.parametrize("levels", [3, 1_000])
@@ -73,3 +74,12 @@ def test_without_a_gpu_the_benchmark_of_one_says_so_and_measures_the_cpu(monkeyp
         ["gru4rec", "40", "2.000", "4.00", "50.0%", "1.0 × |"],
         ["hybrid", "10", "1.000", "4.00", "25.0%", "1.0 × |"],
     ]
+
+
+def test_the_share_of_decoding_in_a_step_by_hand():
+    """A window of 20 ms in ten steps is 2 ms a step; 64 workers wait for 8 × 63 messages."""
+    window = Window(groups=2, sessions=900, steps=10, decode=0.02, cut=0.01, step={1: 0.095, 64: 0.005})
+    assert window.decode_share(64) == pytest.approx(2 / (2 + 1 + 5))
+    assert window.decode_share(64, latency=1e-4) == pytest.approx(2 / (2 + 1 + 5 + 50.4))
+    # All but decoding takes 96 ms on one worker: the 38 ms that are 19 times 2 ms on this many.
+    assert window.earliest() == pytest.approx(96 / 38)

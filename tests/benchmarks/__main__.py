@@ -18,6 +18,7 @@ from tests.benchmarks import (
     peers,
     quality,
     rates,
+    reading,
     recipes,
     relatedness,
     retrieval,
@@ -43,6 +44,7 @@ LONG = {
     "smoothness": smoothness.smoothness,
     "ablation": ablation.ablation,
     "sensitivity": sensitivity.sensitivity,
+    "reading": reading.reading,
     "recipes": recipes.recipes,
     "losses": losses.losses,
     "sequences": sequences.sequences,
@@ -51,7 +53,7 @@ LONG = {
     "workers": rates.workers,
     "official": official.official,
 }
-"""Benchmarks that train for an hour or more each, and `gpu`, ten minutes on a machine with one: run by name only."""
+"""Run by name only: an hour of training or more each, but `reading` (minutes) and `gpu` (ten, where there is one)."""
 
 
 def main(names: list[str]) -> int:
