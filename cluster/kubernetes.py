@@ -117,7 +117,7 @@ def ray_job(config: ClusterConfig, options: list[str]) -> dict[str, Any]:
 
 
 def evaluation_job(config: ClusterConfig) -> dict[str, Any]:
-    """Evaluation on one machine as a Job; killed, it goes on with the parts that are left."""
+    """Evaluation on one machine as a Job; killed, it resumes with the parts that are left."""
     values = config.kubernetes
     command = literal(["python", "-m", "retrieval", *shlex.split(config.options)])
     resources = {"cpu": str(values.cpus), "memory": f"{values.memory_gib}Gi"}

@@ -69,7 +69,7 @@ def has_titles(log: Path) -> bool:
 
 
 def training(options: PipelineOptions, work: Path, data: Path, name: str, model_options: list[str]) -> Step:
-    """The step that trains a model; killed, it goes on from its latest checkpoint."""
+    """The step that trains a model; killed, it resumes from its latest checkpoint."""
     run = work / name
     command = ["trainer", f"data={data}", f"output={run}", *options.trainer.split(), *model_options]
     return Step(f"train {name}", command, run, [sha256_of(data / MANIFEST)], is_finished, resumes=True)

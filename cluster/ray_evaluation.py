@@ -23,7 +23,7 @@ TASK_RETRIES = 10
 """Times that a part is begun anew because its machine was lost."""
 
 _opened: dict[str, Evaluation] = {}
-"""This worker's evaluation, kept between its tasks."""
+"""This worker's evaluation, cached between its tasks."""
 
 
 def make_part(config: RetrievalConfig, part: Part, folder: Path) -> InputError | None:

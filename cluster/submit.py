@@ -111,7 +111,7 @@ def submit_ray(config: ClusterConfig, options: list[str]) -> int:
     """A job of a Ray cluster, followed to its end.
 
     Its token is read from RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN. A job that was lost with its head is submitted again
-    by the same command: training goes on from its checkpoint, an evaluation with the parts that are left.
+    by the same command: training resumes from its checkpoint, an evaluation with the parts that are left.
 
     Raises:
         InputError: the cluster refuses the token, or cannot be reached.

@@ -26,7 +26,7 @@ MIN_CLICKS_LIMIT = 3
 
 @dataclass
 class Protocol:
-    """Which rows, items, users and clicks are kept; see `etl/protocol.py` for the order."""
+    """Which rows, items, users and clicks are retained; see `etl/protocol.py` for the order."""
 
     name: str = option("study", "name of the preset")
     first_rows: int | None = option(None, "read the first N data rows only", at_least=1)

@@ -29,10 +29,10 @@ SESSIONS_FOLDER = "sessions"
 ROWS_FOLDER = "rows"
 SPLITS = ("train", "valid", "test")
 HELD_OUT = {"valid": 2, "test": 1, "next": 0}
-"""The split rule: kept clicks at the end of a session that the query of a split does not see. A session's last click is
-the test target, the one before it the valid target; `next` sees all."""
+"""The split rule: retained clicks at the end of a session that the query of a split does not see. The last click is the
+test target, the one before it the valid target; `next` sees all."""
 TRAIN_HOLDOUT, REFIT_HOLDOUT = HELD_OUT["valid"], HELD_OUT["test"]
-"""Kept clicks at the end of a session that nothing is trained on or counted over; a refit trains on valid's too."""
+"""Retained clicks at the end of a session that nothing is trained on or counted over; a refit trains on valid's too."""
 QUARANTINE_FOLDER = "quarantine"
 
 PADDING = 0

@@ -39,7 +39,7 @@ td:first-child,th:first-child{text-align:left}svg{width:100%;min-width:34rem;hei
 
 
 def watched(dataset: Dataset) -> tuple[Array, Array]:
-    """How often each item with a kept click was clicked, and watched (sum of `watching_times`); int64 `[items]`."""
+    """How often each item with a retained click was clicked, and watched (sum of `watching_times`); int64 `[items]`."""
     clicks, times = (np.zeros(dataset.manifest.n_items + 1, np.int64) for _ in range(2))
     for entry in dataset.session_files:
         table = pq.read_table(dataset.file(entry.path), columns=["items", "watching_times"])

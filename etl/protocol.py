@@ -109,17 +109,17 @@ class Cut:
 
     Attributes:
         user_U: users with enough clicks.
-        row_N: rows of those users from the first kept click on.
-        position_N: kept clicks before the row, `kept_U` after the last; meaningful where `row_N` holds.
+        row_N: rows of those users from the first retained click on.
+        position_N: retained clicks before the row, `retained_U` after the last; meaningful where `row_N` holds.
         clicks_U: clicks of each user before truncation.
-        kept_U: clicks that are kept.
+        retained_U: clicks that are retained.
     """
 
     user_U: Mask
     row_N: Mask
     position_N: Int
     clicks_U: Int
-    kept_U: Int
+    retained_U: Int
 
 
 def cut(clicked_N: Mask, offset_U1: Int, clicks_U: Int, *, min_clicks: int, max_clicks: int) -> Cut:
@@ -130,14 +130,14 @@ def cut(clicked_N: Mask, offset_U1: Int, clicks_U: Int, *, min_clicks: int, max_
         offset_U1: rows of each user.
         clicks_U: each user's clicks, also those of rows that were cut before.
 
-    The rows before the first kept click are dropped. A user whose rows have clicks 0, 1, 0, 1, 0 and
+    The rows before the first retained click are dropped. A user whose rows have clicks 0, 1, 0, 1, 0 and
     `max_clicks=30` keeps all but the first, at positions 0, 1, 1, 2.
     """
     rows_U = np.diff(offset_U1)
     through_N, present_U = clicks_through(clicked_N, offset_U1)
-    kept_U = np.minimum(present_U, max_clicks)
+    retained_U = np.minimum(present_U, max_clicks)
     user_U = clicks_U >= min_clicks
     before_N = through_N - clicked_N  # clicks before the row
-    position_N = before_N - np.repeat(present_U - kept_U, rows_U)
+    position_N = before_N - np.repeat(present_U - retained_U, rows_U)
     inside = (position_N >= 1) | ((position_N == 0) & clicked_N)
-    return Cut(user_U, inside & np.repeat(user_U, rows_U), position_N, clicks_U, kept_U)
+    return Cut(user_U, inside & np.repeat(user_U, rows_U), position_N, clicks_U, retained_U)

@@ -132,8 +132,8 @@ def table(
     """One column of the table; null where the log has no such column, or the count has no meaning.
 
     Args:
-        counts: of `count_rows`; of kept rows also `before_first` (rows of kept users before the first kept click)
-            and `after_test` (rows after the last one).
+        counts: of `count_rows`; of retained rows also `before_first` (rows of retained users before their first
+            retained click) and `after_test` (rows after the last one).
         columns: of the log.
         per_user: `(clicks, users)` rows.
         per_item: `(clicks, items)` rows.

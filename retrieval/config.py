@@ -48,7 +48,7 @@ class RetrievalConfig:
     mask_seen: Any = option(
         "auto", "exclude seen items from the candidates; auto = true if targets do not repeat", choices=MASKS
     )
-    candidates: str = option("clicked", "candidate items; clicked = items with a kept click", choices=CANDIDATES)
+    candidates: str = option("clicked", "candidate items; clicked = items with a retained click", choices=CANDIDATES)
     cutoffs: list[int] = option([5, 10, 20], "cutoffs of the ranking metrics")
     baselines: list[str] = option(
         list(BASELINES), f"in addition to the model: {', '.join(BASELINES)}; the first always"

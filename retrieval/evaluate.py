@@ -44,7 +44,7 @@ REOPENED_BY = (
 def evaluate(config: RetrievalConfig, run_parts: RunParts = run_in_process) -> dict[str, Any]:
     """Make the result folder `config.output`, atomically, and return its metrics.
 
-    The queries are ranked in parts, a file each; a killed evaluation goes on with those that are left.
+    The queries are ranked in parts, a file each; a killed evaluation resumes with those that are left.
 
     Args:
         config: what to evaluate, and how.
@@ -159,7 +159,7 @@ def reopen(config: RetrievalConfig) -> Evaluation:
     """The evaluation that another process has prepared: its index is loaded with the effort that tuning chose.
 
     Raises:
-        InputError: that process kept no index where this one can read it.
+        InputError: that process saved no index where this one can read it.
     """
     dataset, bundle = open_inputs(config, verify=False)
     catalogue = make_catalogue(bundle, dataset, config)

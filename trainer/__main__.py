@@ -8,7 +8,7 @@ from trainer.config import TrainerConfig, load
 
 
 def job(options: list[str]) -> None:
-    """Train, or go on training, the run that the options describe."""
+    """Train, or resume training, the run that the options describe."""
     asked = load(options)
     from trainer.launch import launch  # torch takes seconds to import: --help and wrong options need none of it
 

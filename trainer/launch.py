@@ -20,7 +20,7 @@ from trainer.tuning.auto import settle_recipe
 
 
 def launch(options: list[str], asked: TrainerConfig) -> None:
-    """Train, or go on training, the run that the options describe, and print its best epoch.
+    """Train, or resume training, the run that the options describe, and print its best epoch.
 
     Args:
         options: the command line.
@@ -39,7 +39,7 @@ def launch(options: list[str], asked: TrainerConfig) -> None:
         print(stopped, file=sys.stderr, flush=True)
         raise SystemExit(STATUS) from None
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr, flush=True)
         raise SystemExit(INTERRUPTED) from None
     except NotFiniteError as error:
         raise error.as_input_error() from None

@@ -219,7 +219,7 @@ class Training:
                 if self.log:
                     self.log.close()
                 train_step.world.barrier()
-                raise Stopped(f"stopped after step {progress.step}; the same command goes on from there")
+                raise Stopped(f"stopped after step {progress.step}; the same command resumes from there")
         profiler.finish()
         progress.seconds += meter.lap()
         self._log_epoch(meter.values(progress, source.waited))
@@ -261,7 +261,7 @@ class Training:
 def _batches(
     config: TrainerConfig, model_task: ModelTask, reader: Reader[Any], progress: Progress, phase: Phase, world: World
 ) -> Prefetch[GlobalBatch[list[Any]]]:
-    """This worker's batches of the epoch under way, in `accumulate` parts each, read ahead in a thread."""
+    """This worker's batches of the epoch under way, `accumulate` micro-batches a step, read ahead in a thread."""
     options = config.train
     order = Order(
         reader.group_rows,

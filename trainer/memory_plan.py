@@ -10,7 +10,7 @@ from trainer.config import TrainerConfig
 from trainer.models.embedding_table import SparseTable
 from trainer.training.step import TrainStep
 
-Parts = dict[str, float]
+BytesByName = dict[str, float]
 """Bytes by name."""
 
 
@@ -33,8 +33,8 @@ class MemoryPlan:
 
     n_items: int
     sharded: bool
-    items: Parts
-    others: Parts
+    items: BytesByName
+    others: BytesByName
     counts: float
     networks: float
     rest: float
@@ -62,8 +62,8 @@ class MemoryPlan:
         )
         return replace(plan, rest=max(0.0, resident - plan.bytes(n_items, 1)))
 
-    def parts(self, items: int, workers: int) -> Parts:
-        """Bytes of one of some workers, by part."""
+    def breakdown(self, items: int, workers: int) -> BytesByName:
+        """Bytes of each component on one of `workers` workers."""
         rows = (items + 1) / (self.n_items + 1) / (workers if self.sharded else 1)
         return {
             **{name: rows * size for name, size in self.items.items()},
@@ -74,28 +74,28 @@ class MemoryPlan:
         }
 
     def bytes(self, items: int, workers: int) -> float:
-        """Bytes of one of some workers."""
-        return sum(self.parts(items, workers).values())
+        """Bytes of all components on one of `workers` workers."""
+        return sum(self.breakdown(items, workers).values())
 
     def lines(self, items: int, workers: int, draw_seconds: float) -> list[tuple[str, str]]:
-        """Parameters and memory of one of some workers, to print."""
-        parts = self.parts(items, workers)
-        own = sum(size for name, size in parts.items() if name in self.items or name in self.others)
+        """Parameters and memory of one of `workers` workers, as printed."""
+        breakdown = self.breakdown(items, workers)
+        own = sum(size for name, size in breakdown.items() if name in self.items or name in self.others)
         lines = [("parameters", f"{self.parameters:,}")] if items == self.n_items else [("items", f"{items:,}")]
-        lines += [(name, f"{size / 2**20:,.1f} MiB") for name, size in parts.items()]
-        lines.append(("memory of a worker", f"{sum(parts.values()) / 2**20:,.0f} MiB"))
+        lines += [(name, f"{size / 2**20:,.1f} MiB") for name, size in breakdown.items()]
+        lines.append(("memory of a worker", f"{sum(breakdown.values()) / 2**20:,.0f} MiB"))
         if self.sharded:
             lines.append(("a worker's file of a checkpoint", f"{own / 2**20:,.0f} MiB"))
         else:
-            copied = sum(parts.values()) + own + self.networks
+            copied = sum(breakdown.values()) + own + self.networks
             lines.append(("… the first one, while it copies a checkpoint", f"{copied / 2**20:,.0f} MiB"))
         drawn = items * self.item_values * draw_seconds
         return [*lines, ("drawing the first vectors, on each worker", f"{drawn:,.0f} s")]
 
 
-def table_bytes(tables: dict[str, SparseTable]) -> Parts:
+def table_bytes(tables: dict[str, SparseTable]) -> BytesByName:
     """Bytes of tables and of their optimiser states."""
-    result: Parts = {}
+    result: BytesByName = {}
     for name, table in tables.items():
         tensors = table.tensors()
         for what, names in (("table", ("vector", "bias")), ("optimiser state", ("vector_state", "bias_state"))):
@@ -104,7 +104,7 @@ def table_bytes(tables: dict[str, SparseTable]) -> Parts:
 
 
 def count_bytes(train_step: TrainStep) -> int:
-    """Bytes of what a worker has for all items beside their vectors."""
+    """Bytes of what a worker has for all items besides their vectors."""
     sampler = getattr(train_step.objective, "sampler", None)
     arrays = [array for array in vars(sampler).values() if isinstance(array, np.ndarray)] if sampler else []
     features = train_step.model.item_features

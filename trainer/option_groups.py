@@ -22,7 +22,7 @@ class AutoOptions:
     targets: int = option(
         200_000,
         "target clicks for which recipe=auto trains each of several recipes before the one that is best on valid is "
-        "trained, in whole epochs, from two to half of train.epochs; 0 takes the first",
+        "trained, in full epochs, from two to half of train.epochs; 0 takes the first",
         at_least=0,
     )
     candidates: list[str] = option(

@@ -31,7 +31,7 @@ VOCABULARY = "item_features.json"
 """By column the row of each value among the vectors of features, for whoever wants the vector of a new item."""
 RATE_ROWS = 1_000_000
 LEAST_CLICKS = TRAIN_HOLDOUT + 2
-"""Kept clicks of a session that is trained on: one to start from and one to predict, before those held out."""
+"""Retained clicks of a session that is trained on: one to start from and one to predict, before those held out."""
 MAY_CHANGE = ("ray.", "auto.", "train.epochs", "resume", "data", "output")
 """Options that a resumed run may change, by how they begin; `data` since it is compared by content."""
 
@@ -125,7 +125,7 @@ def resolve_config(options: Sequence[str], asked: TrainerConfig | None = None) -
 
 
 def _compare(before: Any, now: dict[str, Any], *, resume: str) -> None:
-    """Raise `InputError` where a run cannot go on with another configuration or dataset."""
+    """Raise `InputError` where a run cannot resume with another configuration or dataset."""
     hint = "give another output, or the options of before"
     if resume == "never":
         raise InputError("a fresh output folder with resume=never", "a run", "give another output, or resume=auto")
@@ -175,7 +175,7 @@ def _check_targets(dataset: Dataset) -> None:
         if longest >= LEAST_CLICKS:
             return
     hint = "the last two clicks of each are held out; make the dataset from longer sessions"
-    raise InputError(f"a session of at least {LEAST_CLICKS} kept clicks to train on", f"at most {longest}", hint)
+    raise InputError(f"a session of at least {LEAST_CLICKS} retained clicks to train on", f"at most {longest}", hint)
 
 
 def train_rates(dataset: Dataset, tasks: list[str], *, exposures: bool) -> dict[str, float]:

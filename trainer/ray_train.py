@@ -44,7 +44,7 @@ FAILED = ".failed.json"
 def run_with_ray(config: TrainerConfig) -> None:
     """Train on Ray workers: of the cluster that RAY_ADDRESS names, else of one started here.
 
-    A worker that dies makes Ray start the group again; it goes on from our own latest checkpoint.
+    A worker that dies makes Ray start the group again; it resumes from our own latest checkpoint.
 
     Raises:
         InputError: no room on the disk, losses that are not finite, a cluster that cannot be reached or has too few
@@ -177,7 +177,7 @@ def _run(config: TrainerConfig, workers: Any) -> None:
         with suppress(FileNotFoundError):
             raise InputError(**json.loads(read_file(f"{config.output.rstrip('/')}/{FAILED}")))
         if not is_finished(run.path):
-            raise Stopped("stopped; the same command goes on from the checkpoint that was left")
+            raise Stopped("stopped; the same command resumes from the checkpoint that was left")
     except (TrainingFailedError, RayActorError) as error:
         raise _explained(error, config) from None
     finally:
@@ -191,7 +191,7 @@ def _explained(error: Exception, config: TrainerConfig) -> Exception:
         return InputError(f"room on the disk of {local_path(config.output)}", "a full disk", "free some and run again")
     if isinstance(error, RayActorError):  # the controller, which starts all workers
         cause = str(error).strip().splitlines()[0]
-        again = "run again: it goes on from the latest checkpoint"
+        again = "run again: it resumes from the latest checkpoint"
         return InputError("Ray Train's controller to stay alive", cause, again)
     if not isinstance(error, ControllerError):
         return error

@@ -28,7 +28,7 @@ from trainer.data.prefetch import Prefetch
 from trainer.distributed.row_exchange import sum_by_sender
 from trainer.distributed.world import World
 from trainer.memory_plan import MemoryPlan
-from trainer.models.embedding_table import DRAWN_ROWS, WHOLE, SparseTable, drawn_rows
+from trainer.models.embedding_table import DRAWN_ROWS, FULL_TABLE, SparseTable, drawn_rows
 from trainer.plan import PlanConfig
 from trainer.task.registry import model_task_of
 
@@ -44,7 +44,7 @@ MERGED_ROWS, MERGE_TRIES = 8192, 5
 
 @dataclass(frozen=True)
 class Measured:
-    """What one worker of a measurement found; rows are those of all tables together.
+    """Measurements of one worker; rows are those of all tables together.
 
     Attributes:
         seconds: of a step, the mean.
@@ -116,7 +116,7 @@ class StepModel:
         return max(0.0, self.large.seconds - by_target * (self.large.targets - targets))
 
     def own_rows(self, targets: float) -> float:
-        """Distinct rows of a share of a step beside the shared ones."""
+        """Distinct rows of a share of a step, without the shared ones."""
         growth = math.log(max(1.0, self.large.own_rows) / max(1.0, self.small.own_rows))
         power = growth / math.log(self.large.targets / self.small.targets)
         return self.large.own_rows * float((targets / self.large.targets) ** min(1.0, max(0.0, power)))
@@ -142,21 +142,21 @@ class StepModel:
         return self.compute(targets) / (workers * self.cost(targets, workers, link).seconds)
 
 
-def received_bytes(found: Measured, own: float, union: float, workers: int) -> float:
+def received_bytes(measured: Measured, own: float, union: float, workers: int) -> float:
     """Bytes that a worker receives in a step.
 
     Ids and gradients of the rows it owns, then all rows that the step changed with their state; the networks' gradients
     go round a ring twice.
     """
     others = (workers - 1) / workers
-    gradients = own * (found.row_bytes + ID_BYTES) + found.shared_rows * found.row_bytes
-    return others * (gradients + union * (found.state_bytes + ID_BYTES) + 2 * found.dense_bytes)
+    gradients = own * (measured.row_bytes + ID_BYTES) + measured.shared_rows * measured.row_bytes
+    return others * (gradients + union * (measured.state_bytes + ID_BYTES) + 2 * measured.dense_bytes)
 
 
-def sharded_bytes(found: Measured, own: float, workers: int) -> float:
+def sharded_bytes(measured: Measured, own: float, workers: int) -> float:
     """The same of a sharded table: ids of the rows that it owns, the rows that it reads, gradients of those it owns."""
-    rows = own * (2 * found.row_bytes + ID_BYTES) + found.shared_rows * 2 * found.row_bytes
-    return (workers - 1) / workers * (rows + 2 * found.dense_bytes)
+    rows = own * (2 * measured.row_bytes + ID_BYTES) + measured.shared_rows * 2 * measured.row_bytes
+    return (workers - 1) / workers * (rows + 2 * measured.dense_bytes)
 
 
 def messages(workers: int) -> int:
@@ -200,9 +200,9 @@ def plan(options: PlanConfig, config: TrainerConfig) -> list[str]:
     ]
     for workers in sorted({1, *PLANNED, options.workers}):
         cost = model.cost(batch, workers, link)
-        parts = "".join(f"{s:>10.4f}" for s in (cost.compute, cost.merge, cost.network, cost.latency, cost.seconds))
+        columns = "".join(f"{s:>10.4f}" for s in (cost.compute, cost.merge, cost.network, cost.latency, cost.seconds))
         lines.append(
-            f"{workers:>7}{parts}{cost.received / 1e6:>8.2f}{batch / cost.seconds:>12,.0f}"
+            f"{workers:>7}{columns}{cost.received / 1e6:>8.2f}{batch / cost.seconds:>12,.0f}"
             f"{model.efficiency(batch, workers, link):>12.1%}{steps * cost.seconds / 3600:>12.3f}"
             f"{memory.bytes(items, workers) / 2**30:>10.2f}"
         )
@@ -225,8 +225,8 @@ def measure(config: TrainerConfig, options: PlanConfig, workers: int, tokens: in
     with tempfile.TemporaryDirectory() as folder:
         arguments = (workers, small.plain(), options.measured_steps, options.cores, folder)
         spawn(_work, arguments, nprocs=workers)
-        found = [json.loads((Path(folder) / str(rank)).read_text()) for rank in range(workers)]
-    return [Measured(**steps) for steps, _ in found], Link(**found[0][1])
+        measured = [json.loads((Path(folder) / str(rank)).read_text()) for rank in range(workers)]
+    return [Measured(**steps) for steps, _ in measured], Link(**measured[0][1])
 
 
 def _work(rank: int, size: int, settings: dict[str, Any], steps: int, cores: int, folder: str) -> None:
@@ -310,12 +310,12 @@ def _distinct(ids: dict[str, torch.Tensor]) -> int:
 def measure_drawing(dimension: int) -> float:
     """Seconds for each of the normal numbers that a table begins with."""
     begin = time.perf_counter()
-    drawn_rows(DRAWN_ROWS, dimension, torch.Generator().manual_seed(0), WHOLE)
+    drawn_rows(DRAWN_ROWS, dimension, torch.Generator().manual_seed(0), FULL_TABLE)
     return (time.perf_counter() - begin) / (DRAWN_ROWS * dimension)
 
 
 def measure_merging(table: SparseTable) -> tuple[float, float, float]:
-    """Seconds a row for what an owner does with rows of others (place, order, add), for taking rows over, for reading.
+    """Seconds a row for what an owner does with rows of others (index, order, add), for taking rows over, for reading.
 
     To read rows of a sharded table their owner looks them up in the order of who asks, and these put them in theirs.
     """
@@ -327,14 +327,14 @@ def measure_merging(table: SparseTable) -> tuple[float, float, float]:
     state = table.state_rows(ids)
     begin = time.perf_counter()
     for _ in range(MERGE_TRIES):
-        owned, place = torch.unique(ids, return_inverse=True)
-        sum_by_sender(place, state, received, len(owned))
+        owned, owned_index = torch.unique(ids, return_inverse=True)
+        sum_by_sender(owned_index, state, received, len(owned))
     middle = time.perf_counter()
     for _ in range(MERGE_TRIES):
         table.put_state_rows(ids, state)
     end = time.perf_counter()
     for _ in range(MERGE_TRIES):
-        values = table.values(owned)[place]
+        values = table.values(owned)[owned_index]
         torch.empty_like(values).index_copy_(0, torch.arange(len(ids)), values)
     read = time.perf_counter()
     n_rows = MERGE_TRIES * max(1, len(ids))

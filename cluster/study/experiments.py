@@ -201,7 +201,7 @@ LENGTHS = (5, 10, 20, 30)
 SESSION_LENGTH = Experiment(
     "session-length",
     "How many clicks of a session are needed?",
-    "The last 5 to 30 clicks of each user are kept. The target is always the user's last click, so the queries stay.",
+    "The last 5 to 30 clicks of each user are retained. The target is always the last click, so the queries stay.",
     tuple(
         Variant(f"{name}, last {length} clicks", (f"model={name}",), protocol=(f"protocol.max_clicks={length}",))
         for name in ("gru4rec", "hybrid")

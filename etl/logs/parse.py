@@ -56,7 +56,7 @@ _TEXT = pa.dictionary(pa.int32(), pa.string())
 class Parser:
     r"""Parses lines of files with one header into typed columns, and names the rows it cannot.
 
-    An empty field and `\N` are null; a whole number may be written ` 1`, `01`, `1.0` or `"1"`, a flag also `True`.
+    An empty field and `\N` are null; an integer may be written ` 1`, `01`, `1.0` or `"1"`, a flag also `True`.
 
     Columns of the result: `user_id`, `item_id` int64 and not null; `click` and the scenario's actions
     0 or 1, where null of an action other than the click reads as 0; `watching_times` (null = 0),
@@ -212,12 +212,12 @@ class Parser:
     def _judge_id(self, name: str, value: str) -> tuple[str, str]:
         if value in _NULLS:
             return f"{name} is not set", value
-        whole = _WHOLE.fullmatch(value)
-        if not whole or (whole[1] and whole[2] != "0"):
-            return f"{name} is not a non-negative whole number", value
-        if len(whole[2]) > _LONGEST_NUMBER or int(whole[2]) > _ID_LIMITS[1]:
+        match = _WHOLE.fullmatch(value)
+        if not match or (match[1] and match[2] != "0"):
+            return f"{name} is not a non-negative integer", value
+        if len(match[2]) > _LONGEST_NUMBER or int(match[2]) > _ID_LIMITS[1]:
             return f"{name} exceeds 2^63 - 1", value
-        return "", whole[2]
+        return "", match[2]
 
     def _judge_number(self, name: str, value: str) -> tuple[str, str]:
         if value in _NULLS:
@@ -226,7 +226,7 @@ class Parser:
         low, high = self._limits(name)
         if number is not None and low <= number <= high:
             return "", str(number)
-        return f"{name} is not " + ("0 or 1" if name in self.flags else f"a whole number in {low}..{high}"), value
+        return f"{name} is not " + ("0 or 1" if name in self.flags else f"an integer in {low}..{high}"), value
 
 
 def _whole_number(text: str) -> int | None:
@@ -254,7 +254,7 @@ def _whole_numbers(column: pa.ChunkedArray, *, flag: bool) -> pa.Array:
     """Integers from dictionary-encoded text; few distinct ones, so each is looked at once.
 
     Raises:
-        _InDoubtError: a text that is no whole number.
+        _InDoubtError: a text that is no integer.
     """
     encoded = column.unify_dictionaries().combine_chunks()
     numbers: list[int | None] = []
@@ -273,7 +273,7 @@ def _whole_ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Integers from texts like `150.0`.
 
     Raises:
-        pa.ArrowInvalid: a text that is no whole number.
+        pa.ArrowInvalid: a text that is no integer.
     """
     text = pc.replace_substring_regex(pc.utf8_trim(column, characters=" \t"), r"^(-?\d+)\.0*$", r"\1")
     return text.cast(pa.int64())

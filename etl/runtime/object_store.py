@@ -138,7 +138,7 @@ class Mirror:
             return None
 
     def pull(self, requested: Callable[[str], bool] = lambda _: True) -> None:
-        """Make the folder here that of the store, as far as its files are requested; a killed copy goes on."""
+        """Make the folder here that of the store, as far as its files are requested; a killed copy resumes."""
         folder = self.folder
         listed = {name: stamp for name, stamp in self.listing().items() if requested(name)}
         result = here(folder)

@@ -170,7 +170,7 @@ def _plain_value(name: str, value: str, kind: str) -> str:
 
 def _expected(kind: str) -> str:
     base = kind.removesuffix(" | None")
-    words = {"int": "a whole number", "float": "a number", "bool": "true or false", "list[int]": "a list like [1,2]"}
+    words = {"int": "an integer", "float": "a number", "bool": "true or false", "list[int]": "a list like [1,2]"}
     return words.get(base, base)
 
 
@@ -201,7 +201,7 @@ def _plain(error: Exception, schema: type[Any]) -> InputError:
 def _ill_typed(key: str, match: re.Match[str] | None, text: str) -> InputError:
     if match is None:
         return InputError(f"a valid value of {key}", text.strip().splitlines()[-1], "--help lists types")
-    words = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "bool": "true or false"}
+    words = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false", "bool": "true or false"}
     expected = words.get(match.group(2), match.group(2))
     return InputError(f"{expected} for {key}", repr(match.group(1)), f"write {key}=VALUE of that type")
 

@@ -18,7 +18,7 @@ from etl.stages.task_files import Job, read_records, write_array, write_record, 
 
 @dataclass
 class Users:
-    """Whole users of a partition, sorted by id, with their rows in time order.
+    """Complete users of a partition, sorted by id, with their rows in time order.
 
     Attributes:
         user_id: int64 `[U]`.
@@ -228,17 +228,17 @@ def cut_users(job: Job, partition: int, users: Users) -> int:
         }
     )
     write_work_table(job.work("cut", partition, "parquet"), table)
-    kept_N = np.repeat(cut.kept_U, np.diff(users.offset))[row]
+    retained_N = np.repeat(cut.retained_U, np.diff(users.offset))[row]
     # A click's position from 1: positions 1..n-2 are train, n-1 valid, n test.
-    train = click & (position + 1 <= kept_N - 2)
+    train = click & (position + 1 <= retained_N - 2)
     write_items(job, partition, item, category, click, train)
     counts = statistics.count_rows(feedback, job.scenario.actions, users.watching[row])
     counts["before_first"] = int(users.rows[cut.user_U].sum()) - len(item)
-    counts["after_test"] = int(np.count_nonzero(position == kept_N))
+    counts["after_test"] = int(np.count_nonzero(position == retained_N))
     record = {
         "sessions": n_sessions,
         "counts": counts,
-        "clicks_per_user": statistics.histogram(cut.kept_U[cut.user_U]),
+        "clicks_per_user": statistics.histogram(cut.retained_U[cut.user_U]),
     }
     write_record(job.work("cut", partition, "json"), record)
     return n_sessions

@@ -86,10 +86,10 @@ def _sample(job: Job, split: Split) -> int:
         is_known = seen.known_rows(item)
         row = _sampled(clicked, is_known, rng)
         user, index = statistics.distinct(table["user_id"].to_numpy())
-        in_all, kept, kept_clicks = (
+        in_all, n_rows, n_clicks = (
             np.bincount(index[rows], minlength=len(user)) for rows in (clicked, row, row[clicked[row]])
         )
-        users.append(np.stack([user, in_all, kept, kept_clicks], axis=1))
+        users.append(np.stack([user, in_all, n_rows, n_clicks], axis=1))
         category = seen.category_codes(table["category"].combine_chunks()) + 1
         history = np.stack([table[name].to_numpy()[row] for name in job.scenario.history], axis=1)
         if seen.known is not None:  # items that the other dataset lacks leave a gap in the history
@@ -145,12 +145,12 @@ def _count_users(job: Job) -> None:
     """Leave the counts of users where the statistics look for them."""
     paths = sorted(job.work_folder("rows_of_users").glob("[0-9]*.npy"))
     users = statistics.sum_by_id((np.load(path) for path in paths), 3)
-    kept = users[users[:, 2] > 0]
+    retained = users[users[:, 2] > 0]
     write_array(job.work("raw_clicks_per_user", 0, "npy"), np.array(statistics.histogram(users[:, 1])))
     counts: dict[str, int] = {}
     for record in read_records(job.work_folder("kept")):
         counts = {name: counts.get(name, 0) + value for name, value in record["counts"].items()}
-    summary = {"sessions": len(kept), "counts": counts, "clicks_per_user": statistics.histogram(kept[:, 3])}
+    summary = {"sessions": len(retained), "counts": counts, "clicks_per_user": statistics.histogram(retained[:, 3])}
     write_record(job.work("cut", 0, "json"), summary)
 
 

@@ -1,4 +1,4 @@
-"""The item table: counts and category of every kept item, and the dense ids."""
+"""The item table: counts and category of every retained item, and the dense ids."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COUNTS = ("train_clicks", "clicks", "exposures")
 
 
 def number_items(job: Job, known: pa.Table | None) -> pa.Table:
-    """Count the kept items over all partitions and give them dense ids.
+    """Count the retained items over all partitions and give them dense ids.
 
     Dense ids run from 1 by falling train clicks, ties by raw id; with `known` (the item table of
     another dataset) its ids are kept, items without a row here count 0.
@@ -63,7 +63,7 @@ def _write_lookup(job: Job, item_id: Array, item: Array) -> None:
 
 
 def read_lookup(job: Job) -> Callable[[Array], Array]:
-    """The function from kept raw ids to dense ids that `number_items` left."""
+    """The function from retained raw ids to dense ids that `number_items` left."""
     table = job.work("dense_by_id", 0, "npy")
     if table.exists():
         return np.load(table, mmap_mode="r").__getitem__

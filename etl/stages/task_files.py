@@ -62,7 +62,7 @@ class Job:
 
     @property
     def needs_unclicked(self) -> bool:
-        """Whether unclicked rows are kept, or count as rows of their user in `protocol.first_users`."""
+        """Whether unclicked rows are retained, or count as rows of their user in `protocol.first_users`."""
         return not self.clicked_only and (self.exposures or self.first_users is not None)
 
     @property

@@ -62,7 +62,7 @@ class Scanned:
     """What public scans of a real log's rows say, in addition to its totals.
 
     Attributes:
-        resumed_blocks: times that a user's rows go on after rows of other users.
+        resumed_blocks: times that a user's rows continue after rows of other users.
         unclicked: share of an action's rows that were not clicked, by action. Of QK-video's likes between 37 and 57 %
             are, and 5.77 M of its rows have an action and no click; QB-video's shares are those of its first 500,000
             rows.

@@ -1,4 +1,4 @@
-"""What is known of a candidate beside the sources' scores: the session, its popularity, repeats, categories."""
+"""Features of a candidate besides the sources' scores: session length, popularity, repeats, categories."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SegmentAttributes:
     successors: sparse.csr_matrix | None
 
     def counted(self, from_N: npt.NDArray[np.integer], to_N: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
-        """How often each transition was counted; 0 for those that are not among an item's kept successors."""
+        """How often each transition was counted; 0 for those that are not among an item's retained successors."""
         if self.successors is None or not len(from_N):
             return np.zeros(len(from_N), np.float32)
         return np.asarray(self.successors[from_N, to_N], np.float32).ravel()
@@ -52,10 +52,10 @@ class SegmentAttributes:
             "clicks": self.popularity.clicks_of(pool.item),
         }
         query, seen_at = latest_clicks(queries)
-        pair, wanted = query << 32 | queries.seen[seen_at], pool.query << 32 | pool.item
-        place = np.minimum(np.searchsorted(pair, wanted), len(pair) - 1)
-        repeated = pair[place] == wanted
-        out["clicks since seen"] = np.where(repeated, end[pool.query] - seen_at[place], 0)
+        pair, requested = query << 32 | queries.seen[seen_at], pool.query << 32 | pool.item
+        index = np.minimum(np.searchsorted(pair, requested), len(pair) - 1)
+        repeated = pair[index] == requested
+        out["clicks since seen"] = np.where(repeated, end[pool.query] - seen_at[index], 0)
         if self.category.any():
             out |= self._categories(pool, queries, last)
         return out
@@ -64,7 +64,7 @@ class SegmentAttributes:
         query = np.repeat(np.arange(len(queries)), queries.n_seen)
         pair, times = np.unique(query << 32 | self.category[queries.seen], return_counts=True)
         mine = self.category[pool.item]
-        wanted = pool.query << 32 | mine
-        place = np.minimum(np.searchsorted(pair, wanted), len(pair) - 1)
-        share = np.where(pair[place] == wanted, times[place], 0) / queries.n_seen[pool.query]
+        requested = pool.query << 32 | mine
+        index = np.minimum(np.searchsorted(pair, requested), len(pair) - 1)
+        share = np.where(pair[index] == requested, times[index], 0) / queries.n_seen[pool.query]
         return {"category share": share, "category of the last": (self.category[last_Q][pool.query] == mine) * 1.0}

@@ -31,8 +31,8 @@ def put_blend(blend: dict[str, Any], name: str, split: str, metrics: dict[str, A
     elif not source:
         blend.setdefault(kind, {})[split] = ranks_of(metrics)
     else:
-        place = "sources" if kind == "source" else "drop_one"
-        blend.setdefault(place, {}).setdefault(source, {})[split] = ranks_of(metrics)
+        section = "sources" if kind == "source" else "drop_one"
+        blend.setdefault(section, {}).setdefault(source, {})[split] = ranks_of(metrics)
 
 
 def ranks_of(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def learn_blend(
 
     Args:
         pools: of the model that has valid queries, and of sources that counted no valid click.
-        facts: beside them.
+        facts: session and item attributes, further features of a candidate.
         queries: of valid, a sample.
         cutoff: of the NDCG that is maximised.
         threads: of LightGBM.
@@ -107,8 +107,8 @@ def collect_hits(pools: Pools, facts: SegmentAttributes, queries: Iterable[Queri
             chosen = hit[pool.query]
             contexts.append({name: values[chosen] for name, values in facts.context(pool, tile).items()})
             number = np.cumsum(hit) - 1 + begin
-            kept = pool.take(chosen)
-            parts.append(replace(kept, query=number[kept.query]))
+            selected = pool.take(chosen)
+            parts.append(replace(selected, query=number[selected.query]))
             users.append(tile.user_id[hit])
             begin += int(hit.sum())
     if not parts:
@@ -134,9 +134,9 @@ def _tiles(batch: Queries) -> Iterator[Queries]:
 def _of(pool: Pool, context: Context, chosen_Q: npt.NDArray[np.bool_]) -> tuple[Pool, Context]:
     """Some of the queries, numbered anew."""
     chosen, number = chosen_Q[pool.query], np.cumsum(chosen_Q) - 1
-    kept = pool.take(chosen)
-    kept = replace(kept, query=number[kept.query], n_queries=int(chosen_Q.sum()))
-    return kept, {name: values[chosen] for name, values in context.items()}
+    selected = pool.take(chosen)
+    selected = replace(selected, query=number[selected.query], n_queries=int(chosen_Q.sum()))
+    return selected, {name: values[chosen] for name, values in context.items()}
 
 
 def _named(names: Iterable[str], weight_S: npt.NDArray[np.float64]) -> dict[str, float]:

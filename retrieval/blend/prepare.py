@@ -47,7 +47,7 @@ class OpenedSources:
         names: of the sources.
         counted: the counted ones, and `markov` always.
         index: over the candidates.
-        facts: beside the sources.
+        facts: session and item attributes, further features of a candidate.
     """
 
     names: list[str]
@@ -61,9 +61,9 @@ class OpenedSources:
     ) -> OpenedSources:
         """Open the sources, which count all clicks but the last `held_out` of each session."""
         popular = Popularity.of(dataset, index.catalogue.item)
-        wanted = [name for name in COUNTED if name in names or name == "markov"]
+        requested = [name for name in COUNTED if name in names or name == "markov"]
         options = source_options(config, held_out)
-        counted = open_counted(wanted, dataset, sources_folder(bundle), options, search_threads())
+        counted = open_counted(requested, dataset, sources_folder(bundle), options, search_threads())
         markov = counted["markov"]
         successors = markov.lists if isinstance(markov, AfterLast) else None
         return cls(names, counted, index, SegmentAttributes(popular, dataset.category_codes(), successors))
@@ -97,7 +97,7 @@ def prepare_blend(
         selected: the bundle with valid queries: of a refit model, the one before the refit.
         index: over the selected bundle's candidates.
         config: of the evaluation, `mask_seen` decided.
-        folder: of the parts.
+        folder: of the part files.
 
     Raises:
         InputError: sources were named, but there is nothing to learn from.

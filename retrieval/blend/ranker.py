@@ -34,7 +34,7 @@ class BlendRanker:
         learned: weights and re-rankers.
         pools: of the candidates that targets are ranked among.
         unseen: pools without seen items, which are recommended from.
-        facts: beside them.
+        facts: session and item attributes, further features of a candidate.
         deepest: largest cutoff.
         threads: batches at a time.
     """
@@ -48,11 +48,11 @@ class BlendRanker:
 
     @property
     def names(self) -> list[str]:
-        """The blend, and what is next to it."""
-        return [BLEND, *self.beside]
+        """The blend and its variants."""
+        return [BLEND, *self.variants]
 
     @property
-    def beside(self) -> list[str]:
+    def variants(self) -> list[str]:
         """Variants: both kinds, each source alone, the sum without each source that has a weight."""
         kinds = ["sum", "reranker"] if self.learned.everyone.reranker else ["sum"]
         out = [f"{BLEND}-{kind}" for kind in kinds] + [f"{BLEND}-source-{name}" for name in self.learned.names]

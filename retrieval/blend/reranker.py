@@ -54,7 +54,7 @@ def features(
     Args:
         pool: the candidates.
         sum_N: their weighted sum.
-        context: what is known of each candidate beside the sources' scores `[N]`, by name.
+        context: features of each candidate besides the sources' scores `[N]`, by name.
     """
     columns: dict[str, npt.NDArray[np.floating]] = {"sum": sum_N, "popularity": pool.popularity}
     for row, name in enumerate(pool.names):
@@ -82,7 +82,7 @@ def learn(
     import lightgbm as lgb  # imports half of scikit-learn: only where it is needed
 
     has_target = np.bincount(pool.query[pool.is_target], minlength=pool.n_queries) > 0
-    # Whole queries are held back: every fifth of those that teach.
+    # All rows of every fifth training query are held out.
     held = has_target & (np.cumsum(has_target) % HELD_BACK == 0) if rounds is None else np.zeros_like(has_target)
 
     def data(query_Q: npt.NDArray[np.bool_], reference: Any = None) -> Any:

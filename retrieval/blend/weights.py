@@ -104,7 +104,7 @@ class _Search:
         return self.pruned(weight, times_Q)
 
     def _best_step(self, weight: Weight, row: int, times_Q: npt.NDArray[np.number]) -> Weight:
-        """Weights with the best weight of one source beside the others'."""
+        """Weights with the best weight of one source, the others' fixed."""
         if weight[row] == 1:
             return weight
         others, unit = _without(weight, row), np.eye(len(weight))[row]

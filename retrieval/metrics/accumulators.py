@@ -22,7 +22,7 @@ from retrieval.metrics.ranking import Int, RankingSums, gini
 from retrieval.queries import Queries
 
 LENGTHS = ((3, 4), (5, 9), (10, 14), (15, 29), (30, None))
-"""Kept clicks of a session, both ends in; the last one is open."""
+"""Retained clicks of a session, both ends in; the last one is open."""
 DECILES = 10
 Segments = Iterable[tuple[str, str, npt.NDArray[np.bool_]]]
 """Kind and name of each segment that queries fall into, and which do `[Q]`."""
@@ -127,8 +127,8 @@ class RankingResult:
     def write(self, path: Path) -> None:
         """Write to `path.json` and `path.npz`; floats keep all their bits."""
         # Of millions of items a part lists thousands: all of them are not gone through.
-        place = np.unique(np.concatenate(self.touched)) if self.touched else np.zeros(0, np.int64)
-        np.savez(path.with_suffix(".npz"), place=place, times=self.shown.ravel()[place])
+        touched = np.unique(np.concatenate(self.touched)) if self.touched else np.zeros(0, np.int64)
+        np.savez(path.with_suffix(".npz"), place=touched, times=self.shown.ravel()[touched])
         record = {"total": self.total.plain(), "seconds": self.seconds}
         record["segments"] = [[*key, result.plain()] for key, result in self.segments.items()]
         write_json(path.with_suffix(".json"), record)

@@ -78,7 +78,7 @@ def item_rates(dataset: Dataset, tasks: Sequence[str]) -> dict[str, npt.NDArray[
     """Share of positives among what was shown of each item in train, by task: float32 `[n_items + 1]`.
 
     Towards the rate over all items, as if `RATE_ROWS` rows more of each item had shown that. Without exposures, the
-    kept clicks are the rows. Rows of scenario `ctr` give none.
+    retained clicks are the rows. Rows of scenario `ctr` give none.
     """
     size = dataset.manifest.n_items + 1
     rows, positives = np.zeros(size), {task: np.zeros(size) for task in tasks}
@@ -103,13 +103,13 @@ def item_rates(dataset: Dataset, tasks: Sequence[str]) -> dict[str, npt.NDArray[
 def _train_rows(table: pa.Table, *, shown: bool) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]:
     """Item and outcome bits of the rows of train blocks (positions 1..n-3)."""
     lists = {name: table[name].combine_chunks() for name in table.column_names}
-    kept = np.diff(lists["items"].offsets.to_numpy())
+    n_clicks = np.diff(lists["items"].offsets.to_numpy())
     if not shown:
-        place = np.arange(kept.sum()) - np.repeat(np.cumsum(kept) - kept, kept)
-        train = (place > 0) & (place < np.repeat(kept - TRAIN_HOLDOUT, kept))
+        index = np.arange(n_clicks.sum()) - np.repeat(np.cumsum(n_clicks) - n_clicks, n_clicks)
+        train = (index > 0) & (index < np.repeat(n_clicks - TRAIN_HOLDOUT, n_clicks))
         feedback = lists["feedback"].flatten().to_numpy().astype(np.int16) | CLICKED
         return lists["items"].flatten().to_numpy()[train], feedback[train]
-    last = np.repeat(kept - TRAIN_HOLDOUT, np.diff(lists["exposure_items"].offsets.to_numpy()))
+    last = np.repeat(n_clicks - TRAIN_HOLDOUT, np.diff(lists["exposure_items"].offsets.to_numpy()))
     position = lists["exposure_position"].flatten().to_numpy()
     train = (position > 0) & (position < last)
     return tuple(lists[name].flatten().to_numpy()[train] for name in ("exposure_items", "exposure_feedback"))
@@ -138,7 +138,7 @@ class CategoryPopularity:
         """Ranks of the targets, ties against them, and the `k` best candidates of each query, 0 where fewer."""
         mine = self.category[queries.seen[queries.seen_offset[1:] - 1]]
         lists = self._lists(queries, mine, k, mask_seen=mask_seen)
-        whole = self.popularity.ranks(queries, mask_seen=mask_seen)
+        overall = self.popularity.ranks(queries, mask_seen=mask_seen)
         own = self.popularity.clicks_of(queries.target)
         size = self.end[mine] - self.begin[mine]
         at_least = np.searchsorted(self.key, self._key(mine, np.maximum(own, 0)), side="right") - self.begin[mine]
@@ -150,8 +150,8 @@ class CategoryPopularity:
             size = size - np.bincount(query[near], minlength=len(queries))
             at_least -= np.bincount(query[near & (clicks >= own[query])], minlength=len(queries))
         # In the category by its clicks; else behind the whole category, then among the others.
-        rank = np.where(self.category[queries.target] == mine, at_least, whole - at_least + size)
-        rank[whole == MISS] = MISS
+        rank = np.where(self.category[queries.target] == mine, at_least, overall - at_least + size)
+        rank[overall == MISS] = MISS
         return rank.astype(np.int64), lists
 
     def listed(
@@ -159,9 +159,9 @@ class CategoryPopularity:
     ) -> npt.NDArray[np.integer]:
         """The `k` most clicked candidates of one category for each query `[Q, k]`, 0 where there are fewer."""
         deep = k + (int(queries.n_seen.max(initial=0)) if mask_seen else 0)
-        place = self.begin[mine_Q][:, None] + np.arange(deep)
-        inside = place < self.end[mine_Q][:, None]
-        near = np.where(inside, self.best_first[np.where(inside, place, 0)], 0).astype(np.int64)
+        index = self.begin[mine_Q][:, None] + np.arange(deep)
+        inside = index < self.end[mine_Q][:, None]
+        near = np.where(inside, self.best_first[np.where(inside, index, 0)], 0).astype(np.int64)
         if mask_seen:
             near[seen_among(queries, near)] = 0
         return first_listed(near, k)

@@ -50,8 +50,8 @@ def figures(result: dict[str, Any], dataset: Dataset, diagnostics: dict[str, Any
     length, count = session_lengths(dataset)
     yield (
         "Session length",
-        charts.histogram(length, count, "kept clicks", "sessions"),
-        (f"At most {dataset.manifest.max_clicks} clicks of a user are kept."),
+        charts.histogram(length, count, "retained clicks", "sessions"),
+        (f"At most {dataset.manifest.max_clicks} clicks of a user are retained."),
     )
     clicks = dataset.items(["train_clicks"])["train_clicks"].to_numpy()
     yield (
@@ -62,7 +62,7 @@ def figures(result: dict[str, Any], dataset: Dataset, diagnostics: dict[str, Any
 
 
 SEGMENTS = (
-    ("session_length", "session length", "kept clicks of the session", "Sessions"),
+    ("session_length", "session length", "retained clicks of the session", "Sessions"),
     (
         "target_popularity",
         "popularity of the target",
@@ -108,7 +108,7 @@ def _trust_figures(result: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
 
 
 def session_lengths(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Kept clicks of the sessions: distinct values and how many sessions have each."""
+    """Retained clicks of the sessions: distinct values and how many sessions have each."""
     total = np.zeros(dataset.manifest.max_clicks + 1, np.int64)
     for entry in dataset.session_files:
         clicks = pq.read_table(dataset.file(entry.path), columns=["n_clicks"])["n_clicks"].to_numpy()

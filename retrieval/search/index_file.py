@@ -1,4 +1,4 @@
-"""Indexes kept on disk with what they were made from and how they were tuned, mapped into memory and used again."""
+"""Index files with their inputs' hashes and tuning results, memory-mapped and reused."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class IndexFile:
             with atomic_file(self.path) as file:
                 faiss.write_index(index.faiss_index, str(file))
         except (OSError, RuntimeError) as error:
-            print(f"warning: the index is not kept: {error}", file=sys.stderr, flush=True)
+            print(f"warning: the index is not saved: {error}", file=sys.stderr, flush=True)
             return
         record: dict[str, Any] = {"made_from": self.made_from, "sha256": sha256_of(self.path), "kind": index.kind}
         record |= {"space": index.space, "build_seconds": index.build_seconds, "parameters": index.parameters}

@@ -119,7 +119,7 @@ def kind_of(bundle: Bundle, catalogue: Catalogue, config: RetrievalConfig) -> st
 
 
 def index_file_of(bundle: Bundle, catalogue: Catalogue, config: RetrievalConfig, kind: str) -> IndexFile:
-    """Where the index is kept."""
+    """Path of the index file."""
     made_from = origin(bundle.path / MANIFEST, catalogue)
     if config.index_file:
         return IndexFile(Path(config.index_file), made_from)

@@ -29,7 +29,7 @@ def successor_lists(sessions: TrainSessions, gaps: int, most: int, threads: int 
 
     The score of b after a is the sum of 1/gap over all clicks on b that come `gap` clicks after one on a in the same
     session (sequential rules, Ludewig and Jannach 2018; with `gaps=1` the counts of a first-order Markov chain). The
-    `most` best of each item are kept.
+    `most` best of each item are retained.
     """
     if not 1 <= gaps < 1 << GAP_BITS:
         raise ValueError(f"expected gaps in 1..{(1 << GAP_BITS) - 1}, got {gaps}")

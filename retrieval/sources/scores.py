@@ -71,7 +71,7 @@ class NearSeen:
 class NearSessions:
     """V-SkNN (Ludewig and Jannach 2018): what the most similar train sessions hold.
 
-    A session's similarity is the sum over shared items of their place in the query divided by its
+    A session's similarity is the sum over shared items of their position in the query divided by its
     length, so late clicks count most. The `neighbours` best ones, ties by the lower row, add to each of their
     items their similarity × how late the latest shared click is (1 for the last click, down to 0 ten steps back). Of
     an item with more than `SESSIONS_PER_ITEM` sessions a sample shares it.
@@ -97,12 +97,12 @@ class NearSessions:
 
     def __call__(self, queries: Queries) -> sparse.csr_matrix:
         """Score a batch; a query's own session holds what it asks for and has no say."""
-        place = np.arange(len(queries.seen)) - np.repeat(queries.seen_offset[:-1], queries.n_seen) + 1
-        back = np.repeat(queries.n_seen, queries.n_seen) - place
+        position = np.arange(len(queries.seen)) - np.repeat(queries.seen_offset[:-1], queries.n_seen) + 1
+        back = np.repeat(queries.n_seen, queries.n_seen) - position
         bit = np.where(back < DECAY_STEPS, 1 << np.maximum(DECAY_STEPS - 1 - back, 0), 0)
-        # Places are whole numbers and each click has a bit of its own, so one float32 sum holds both exactly.
+        # Positions are integers and each click has a bit of its own, so one float32 sum holds both exactly.
         together = int(queries.n_seen.max(initial=0)) <= LONGEST_TOGETHER
-        value = (place << DECAY_STEPS) + bit if together else place
+        value = (position << DECAY_STEPS) + bit if together else position
         n_items = self.has.shape[1] - 1
         shared = (seen_matrix(queries, value, n_items) @ self.of_item).tocsr()
         places = shared.data.astype(np.int32) >> (DECAY_STEPS if together else 0)

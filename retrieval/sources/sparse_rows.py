@@ -54,7 +54,7 @@ def kth_largest(value_N: npt.NDArray[np.floating], indptr: npt.NDArray[np.intege
 def kth_largest_count(
     count_N: npt.NDArray[np.integer], indptr: npt.NDArray[np.integer], k: int
 ) -> npt.NDArray[np.int64]:
-    """The `k`-th largest of each row's whole numbers from 0 on; less for rows of at most `k`, which keep all.
+    """The `k`-th largest of each row's non-negative integers; less for rows of at most `k`, which keep all.
 
     Small numbers are counted, which takes a fifth of the time of partitioning.
 

@@ -34,7 +34,7 @@ class SourceOptions:
 
     Attributes:
         held_out: clicks at the end of each session that are not counted.
-        rules_per_item: successors that are kept of an item.
+        rules_per_item: retained successors of an item.
         gaps: clicks that a successor may come later.
         neighbours: items that ItemKNN, and sessions that V-SkNN goes by.
     """

@@ -50,7 +50,7 @@ def sensitivity(seeds: tuple[int, ...] = (0, 1)) -> None:
             arguments = (name_of(model, "recipe=small"), movielens(length), ("recipe=small", f"model={model}"))
             runs = [Run(*arguments, seed) for seed in seeds]
             results[f"last {length} clicks"] = list(execute(runs).values())
-        table(f"{model}, MovieLens-100K by the clicks that are kept", results)
+        table(f"{model}, MovieLens-100K by retained clicks", results)
     neighbours(Run(name_of("gru4rec", "recipe=small"), movielens(), (), seeds[0]))
 
 

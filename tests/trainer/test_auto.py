@@ -143,7 +143,7 @@ def test_sigterm_while_recipes_are_tried_saves_and_the_same_command_goes_on(
     with pytest.raises(SystemExit) as left:
         main(options(fifty, tmp_path / "run", "train.checkpoint_steps=1000"))
     assert left.value.code == 143
-    assert "the same command goes on from there\n" in capfd.readouterr().err
+    assert "the same command resumes from there\n" in capfd.readouterr().err
     assert not (tmp_path / "run" / "config.yaml").exists()
     monkeypatch.undo()
     assert main(options(fifty, tmp_path / "run", "train.checkpoint_steps=1000")) == 0

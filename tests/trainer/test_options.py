@@ -135,9 +135,9 @@ def dataset_of(folder: Path, sessions: list[list[int]]) -> Dataset:
         (
             [[i, i + 1, i + 2] for i in range(20)],
             "gru4rec",
-            "a session of at least 4 kept clicks to train on, got at most 3",
+            "a session of at least 4 retained clicks to train on, got at most 3",
         ),
-        ([[i, i + 1, i + 2] for i in range(20)], "rank_mmoe", "a session of at least 4 kept clicks"),
+        ([[i, i + 1, i + 2] for i in range(20)], "rank_mmoe", "a session of at least 4 retained clicks"),
     ],
 )
 def test_a_log_without_anything_to_learn_from_is_refused_in_plain_words(tmp_path, sessions, model, words, capfd):

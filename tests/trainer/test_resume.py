@@ -51,7 +51,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(fifty, undisturbed, tmp_path
     with pytest.raises(SystemExit) as left:
         main(options(fifty, tmp_path / "run", "train.checkpoint_steps=1000"))
     assert left.value.code == 143
-    assert "stopped after step 16; the same command goes on from there\n" in capfd.readouterr().err
+    assert "stopped after step 16; the same command resumes from there\n" in capfd.readouterr().err
     assert latest(tmp_path / "run" / "checkpoints").name == "step-000000016"
     monkeypatch.undo()
     assert main(options(fifty, tmp_path / "run", "train.checkpoint_steps=1000")) == 0
@@ -73,7 +73,7 @@ def test_ctrl_c_says_so_and_exits_130_though_a_handler_would_leave_with_0(fifty,
     with pytest.raises(SystemExit) as left:
         main(options(fifty, tmp_path / "run"))
     assert left.value.code == 130
-    assert "interrupted; the same command goes on from the last checkpoint\n" in capfd.readouterr().err
+    assert "interrupted; the same command resumes from the last checkpoint\n" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before
 
 

@@ -25,17 +25,17 @@ class FeedbackRows:
 
     Attributes:
         session: int64 `[F]`, row of the batch.
-        position: int64 `[F]`, kept clicks before the row; state `position - 1` of the session scores it.
+        position: int64 `[F]`, retained clicks before the row; state `position - 1` of the session scores it.
         item: int64 `[F]`, the candidate.
         feedback: int16 `[F]`, outcome bits, bit 7 = clicked. Labels only, never a feature.
-        place: int64 `[F]`, the row's index among all rows of its session.
+        index_in_session: int64 `[F]`, the row's index among all rows of its session.
     """
 
     session: Int
     position: Int
     item: Int
     feedback: npt.NDArray[np.int16]
-    place: Int
+    index_in_session: Int
 
     def select(self, keep: npt.NDArray[np.bool_]) -> FeedbackRows:
         """Some of the rows."""
@@ -92,8 +92,8 @@ class Batch:
 def pad(lists: Ragged, length_N: Int, width: int) -> Int:
     """The first `length_N[i]` values of each list in a matrix `[N, width]`, padded with 0 on the right."""
     out = np.full((len(length_N), width), PADDING, np.int64)
-    keep = lists.place < np.repeat(length_N, lists.lengths)
-    out[lists.row[keep], lists.place[keep]] = lists.values[keep]
+    keep = lists.index_in_row < np.repeat(length_N, lists.lengths)
+    out[lists.row[keep], lists.index_in_row[keep]] = lists.values[keep]
     return out
 
 
@@ -109,17 +109,17 @@ def action_codes(sessions: Sessions, length_N: Int, width: int) -> Int:
 
 
 def feedback_rows(sessions: Sessions, *, exposures: bool) -> FeedbackRows:
-    """All feedback rows of sessions: what was shown, or without exposures the kept clicks alone."""
+    """All feedback rows of sessions: what was shown, or without exposures the retained clicks alone."""
     if exposures:
         shown = sessions.exposure_items
         position = sessions.exposure_position.values.astype(np.int64)
         item, feedback = shown.values.astype(np.int64), sessions.exposure_feedback.values
-        rows = FeedbackRows(shown.row, position, item, feedback, shown.place)
+        rows = FeedbackRows(shown.row, position, item, feedback, shown.index_in_row)
         return rows.select(position > 0)
     clicks = sessions.items
     feedback = sessions.feedback.values.astype(np.int16) | CLICKED
-    rows = FeedbackRows(clicks.row, clicks.place, clicks.values.astype(np.int64), feedback, clicks.place)
-    return rows.select(clicks.place > 0)
+    rows = FeedbackRows(clicks.row, clicks.index_in_row, clicks.values.astype(np.int64), feedback, clicks.index_in_row)
+    return rows.select(clicks.index_in_row > 0)
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class BatchOptions:
     Attributes:
         holdout: clicks at the end of a session that are not trained on.
         tasks: feedback tasks, the columns of `row_label`.
-        exposures: whether rows are what was shown, or the kept clicks alone.
+        exposures: whether rows are what was shown, or the retained clicks alone.
         rows_per_session: feedback rows of a session at most, sampled.
         salt: changes the samples, the same on every worker.
         prefixes: target clicks of a session at most, sampled; 0 = all.
@@ -165,15 +165,17 @@ def train_batch(sessions: Sessions, options: BatchOptions, positives: Int | None
     shifted = Ragged(sessions.items.offset, np.append(sessions.items.values[1:], PADDING))
     targets = pad(shifted, visible, width)
     if options.prefixes:
-        row, place = np.nonzero(targets)
-        sampled = sample_per_group(sessions.user_id[row], row, place, options.prefixes, options.salt)
-        targets[row[~sampled], place[~sampled]] = PADDING
+        row, index = np.nonzero(targets)
+        sampled = sample_per_group(sessions.user_id[row], row, index, options.prefixes, options.salt)
+        targets[row[~sampled], index[~sampled]] = PADDING
     rows = None
     if options.tasks and len(sessions):
         rows = feedback_rows(sessions, exposures=options.exposures)
         rows = rows.select(_has_target(rows, visible, targets))
         user = sessions.user_id[rows.session]
-        rows = rows.select(sample_per_group(user, rows.session, rows.place, options.rows_per_session, options.salt))
+        rows = rows.select(
+            sample_per_group(user, rows.session, rows.index_in_session, options.rows_per_session, options.salt)
+        )
     more = _skipped(sessions, visible, targets, options) if options.skipped and len(sessions) else {}
     if options.actions:
         more["actions"] = action_codes(sessions, visible, width)
@@ -190,7 +192,7 @@ def train_batch(sessions: Sessions, options: BatchOptions, positives: Int | None
 def targets_of(sessions: Sessions, holdout: int) -> Int:
     """All target clicks of sessions, one after another."""
     items = sessions.items
-    trained = (items.place > 0) & (items.place < np.repeat(items.lengths - holdout, items.lengths))
+    trained = (items.index_in_row > 0) & (items.index_in_row < np.repeat(items.lengths - holdout, items.lengths))
     return items.values[trained].astype(np.int64)
 
 
@@ -204,7 +206,9 @@ def _skipped(sessions: Sessions, visible: Int, targets_BT: Int, options: BatchOp
     rows = feedback_rows(sessions, exposures=True)
     rows = rows.select(((rows.feedback & CLICKED) == 0) & _has_target(rows, visible, targets_BT))
     state = rows.session * targets_BT.shape[1] + rows.position - 1
-    chosen = sample_per_group(sessions.user_id[rows.session], state, rows.place, options.skipped, options.salt + 1)
+    chosen = sample_per_group(
+        sessions.user_id[rows.session], state, rows.index_in_session, options.skipped, options.salt + 1
+    )
     return {"skipped_state": state[chosen], "skipped_item": rows.item[chosen], "skipped_slot": cumcount(state[chosen])}
 
 

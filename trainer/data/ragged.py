@@ -37,8 +37,8 @@ class Ragged:
         """Some of the lists, in the order of `row_N`."""
         lengths = self.lengths[row_N]
         offset = np.concatenate([[0], np.cumsum(lengths)])
-        place = np.arange(offset[-1]) + np.repeat(self.offset[row_N] - offset[:-1], lengths)
-        return Ragged(offset, self.values[place])
+        index = np.arange(offset[-1]) + np.repeat(self.offset[row_N] - offset[:-1], lengths)
+        return Ragged(offset, self.values[index])
 
     @property
     def row(self) -> Int:
@@ -46,6 +46,6 @@ class Ragged:
         return np.repeat(np.arange(len(self.offset) - 1), self.lengths)
 
     @property
-    def place(self) -> Int:
+    def index_in_row(self) -> Int:
         """Each value's index in its list, from 0."""
         return np.arange(len(self.values)) - np.repeat(self.offset[:-1], self.lengths)

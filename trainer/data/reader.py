@@ -40,7 +40,7 @@ class Sessions:
 
     Attributes:
         user_id: int64 `[N]`.
-        items: kept clicks as dense ids, oldest first.
+        items: retained clicks as dense ids, oldest first.
         feedback: bits parallel to `items`.
         watching_times: how often each click was entered; empty lists where it was not read.
         n_clicks: int32 `[N]`, clicks before truncation.

@@ -24,14 +24,14 @@ class Route:
         order: int64 `[U]`, places of this worker's rows, by owner; of each owner those that all share come first.
         sent: rows for each owner, W numbers.
         owned: int64, distinct rows that are owned here and read by any worker, rising.
-        place: int64, where each received row stands among `owned`; rows come by the rank of their sender.
+        owned_index: int64, where each received row stands among `owned`; rows come by the rank of their sender.
         received: rows of each worker, W numbers.
     """
 
     order: torch.Tensor
     sent: list[int]
     owned: torch.Tensor
-    place: torch.Tensor
+    owned_index: torch.Tensor
     received: list[int]
 
 
@@ -41,8 +41,8 @@ class RowExchange:
     Rows that every worker reads (the shared negatives) carry no ids: each owner knows them.
 
     Args:
-        wanted: distinct ids by table that this worker reads, int64, rising; the same tables on all workers.
-        shared: distinct ids by table that all workers read, int64, rising, contained in `wanted`.
+        requested: distinct ids by table that this worker reads, int64, rising; the same tables on all workers.
+        shared: distinct ids by table that all workers read, int64, rising, contained in `requested`.
         extra: float64 `[K]`, small numbers to sum over workers on the way.
         world: the workers, more than one.
         group: process group of the exchange; None = the step's.
@@ -50,16 +50,16 @@ class RowExchange:
 
     def __init__(
         self,
-        wanted: Tensors,
+        requested: Tensors,
         shared: Tensors,
         extra: torch.Tensor,
         world: World,
         group: dist.ProcessGroup | None = None,
     ) -> None:
         self.world, self.group = world, group
-        size, names = world.size, list(wanted)
-        common = {n: shared.get(n, wanted[n][:0]) for n in names}
-        own = {n: wanted[n][~torch.isin(wanted[n], common[n], assume_unique=True)] for n in names}
+        size, names = world.size, list(requested)
+        common = {n: shared.get(n, requested[n][:0]) for n in names}
+        own = {n: requested[n][~torch.isin(requested[n], common[n], assume_unique=True)] for n in names}
         own_order = {n: torch.argsort(own[n] % size, stable=True) for n in names}
         counts = torch.stack([torch.bincount(own[n] % size, minlength=size) for n in names], dim=1)
         head = torch.cat([counts.double(), extra.double().expand(size, -1)], dim=1)
@@ -70,7 +70,7 @@ class RowExchange:
         self.routes = {}
         for number, name in enumerate(names):
             self.routes[name] = _route(
-                wanted[name],
+                requested[name],
                 common[name],
                 own[name][own_order[name]],
                 [row[number] for row in sent],
@@ -89,19 +89,19 @@ class RowExchange:
 
         An owner adds in the order of ranks, so that a run repeats to the bit.
         """
-        parts = [values[name][route.order] for name, route in self.routes.items()]
+        tensors = [values[name][route.order] for name, route in self.routes.items()]
         sent, received = self._splits()
         result = {}
-        for (name, route), rows in zip(self.routes.items(), self._exchanged(parts, sent, received), strict=True):
-            result[name] = sum_by_sender(route.place, rows, route.received, len(route.owned))
+        for (name, route), rows in zip(self.routes.items(), self._exchanged(tensors, sent, received), strict=True):
+            result[name] = sum_by_sender(route.owned_index, rows, route.received, len(route.owned))
         return result
 
     def from_owners(self, values: Tensors) -> Tensors:
         """Rows `[U, C]` that this worker reads, by table, from their owners' `[owned, C]`."""
         sent, received = self._splits()
-        parts = [values[name][route.place] for name, route in self.routes.items()]
+        tensors = [values[name][route.owned_index] for name, route in self.routes.items()]
         result = {}
-        for (name, route), rows in zip(self.routes.items(), self._exchanged(parts, received, sent), strict=True):
+        for (name, route), rows in zip(self.routes.items(), self._exchanged(tensors, received, sent), strict=True):
             result[name] = torch.empty_like(rows).index_copy_(0, route.order, rows)
         return result
 
@@ -117,10 +117,10 @@ class RowExchange:
         """
         kind = next(iter(values.values())).dtype
         id_kind = torch.int32 if kind == torch.float32 else torch.int64  # as wide, so that ids travel as they are
-        parts = []
+        tensors = []
         for name, route in self.routes.items():
-            parts += [route.owned.to(id_kind).view(kind), values[name].flatten()]
-        mine, widths = torch.cat(parts), [values[name].shape[1] for name in self.routes]
+            tensors += [route.owned.to(id_kind).view(kind), values[name].flatten()]
+        mine, widths = torch.cat(tensors), [values[name].shape[1] for name in self.routes]
         lengths = [sum(n * (1 + width) for n, width in zip(counts, widths, strict=True)) for counts in counts_WT]
         longest = max(lengths)
         everything = mine.new_empty(self.world.size * longest)
@@ -134,8 +134,8 @@ class RowExchange:
                 ids[name].append(pieces[2 * number])
                 rows[name].append(pieces[2 * number + 1].view(-1, widths[number]))
         return (
-            {name: torch.cat(parts).view(id_kind).long() for name, parts in ids.items()},
-            {name: torch.cat(parts) for name, parts in rows.items()},
+            {name: torch.cat(tensors).view(id_kind).long() for name, tensors in ids.items()},
+            {name: torch.cat(tensors) for name, tensors in rows.items()},
         )
 
     def _splits(self) -> tuple[list[list[int]], list[list[int]]]:
@@ -169,25 +169,25 @@ class RowExchange:
         return result
 
 
-def sum_by_sender(place: torch.Tensor, rows: torch.Tensor, received: list[int], n_owned: int) -> torch.Tensor:
+def sum_by_sender(owned_index: torch.Tensor, rows: torch.Tensor, received: list[int], n_owned: int) -> torch.Tensor:
     """Sums of received rows `[n_owned, C]`, added one sender after another.
 
     With several threads `index_put_(accumulate=True)` adds in any order, so that its sums differ from call to call.
 
     Args:
-        place: int64, row of the result that each received row adds to; those of one sender are distinct.
+        owned_index: int64, row of the result that each received row adds to; those of one sender are distinct.
         rows: received rows, by sender.
         received: rows of each sender.
         n_owned: rows of the result.
     """
     total = rows.new_zeros(n_owned, rows.shape[1])
-    for at, part in zip(place.split(received), rows.split(received), strict=True):
+    for at, part in zip(owned_index.split(received), rows.split(received), strict=True):
         total[at] += part
     return total
 
 
 def _route(
-    wanted: torch.Tensor,
+    requested: torch.Tensor,
     shared: torch.Tensor,
     own: torch.Tensor,
     sent: list[int],
@@ -198,11 +198,11 @@ def _route(
     """The route of a table's rows.
 
     Args:
-        wanted: ids that this worker reads, rising.
+        requested: ids that this worker reads, rising.
         shared: ids that all read, rising.
-        own: the others of `wanted`, by owner.
+        own: the others of `requested`, by owner.
         sent: how many of these go to each owner.
-        came: ids that others read of this owner beside the shared ones, by their ranks.
+        came: ids that others read of this owner, without the shared ones, by their ranks.
         received: how many of these come from each.
         world: the workers.
     """
@@ -210,11 +210,11 @@ def _route(
     mine = of_owner[world.global_rank]
     asked = torch.cat([part for pair in zip(of_owner, own.split(sent), strict=True) for part in pair])
     ids = torch.cat([part for rows in came.split(received) for part in (mine, rows)])
-    owned, place = torch.unique(ids, return_inverse=True)
+    owned, owned_index = torch.unique(ids, return_inverse=True)
     return Route(
-        order=torch.searchsorted(wanted, asked),
+        order=torch.searchsorted(requested, asked),
         sent=[n + len(part) for n, part in zip(sent, of_owner, strict=True)],
         owned=owned,
-        place=place,
+        owned_index=owned_index,
         received=[n + len(mine) for n in received],
     )

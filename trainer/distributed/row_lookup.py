@@ -35,9 +35,9 @@ class RowLookup:
 
     def _round(self, asked: Tensors, *, asking: bool) -> tuple[Tensors, bool]:
         """Rows of the ids asked by table, and whether any worker asked."""
-        wanted = {name: asked.get(name, torch.zeros(0, dtype=torch.int64)) for name in self.shards}
+        requested = {name: asked.get(name, torch.zeros(0, dtype=torch.int64)) for name in self.shards}
         count = torch.tensor([asking], dtype=torch.float64)
-        exchange = RowExchange(wanted, {}, count, self.world, self.world.waits)  # a gloo group: on the CPU
+        exchange = RowExchange(requested, {}, count, self.world, self.world.waits)  # a gloo group: on the CPU
         own = {name: self.shards[name].values(ids).cpu() for name, ids in exchange.owned.items()}
         return exchange.from_owners(own), bool(exchange.extra[0] > 0)
 
@@ -56,7 +56,7 @@ class RemoteTable:
 
     def read(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Vectors `[..., D]` and biases `[...]` of ids `[...]`; the biases of a table without any are empty."""
-        distinct, place = torch.unique(ids, return_inverse=True)
-        rows = torch.nn.functional.embedding(place, self.lookup.values(self.name, distinct))
+        distinct, index = torch.unique(ids, return_inverse=True)
+        rows = torch.nn.functional.embedding(index, self.lookup.values(self.name, distinct))
         vector, bias = rows[..., : self.dimension], rows[..., self.dimension :]
         return vector, bias[..., 0] if bias.shape[-1] else bias.flatten()

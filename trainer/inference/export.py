@@ -175,7 +175,7 @@ def score_sessions(
         sessions: at least three clicks each.
         scorer: the trained model; a ranking model has no queries.
         splits: of `HELD_OUT`; `test` needs `next` too.
-        exposures: whether feedback rows are what was shown, or the kept clicks alone.
+        exposures: whether feedback rows are what was shown, or the retained clicks alone.
     """
     if isinstance(scorer, RankScorer):
         yield from _rank_blocks(sessions, scorer, splits, exposures=exposures)
@@ -234,7 +234,7 @@ def _feedback(split: str, user_F: Int, item_F: Int, feedback_F: Any, scores: Sco
 
 def _queries(sessions: Sessions, visible: Any, target: Any, vectors: Any, transition_weight: Any) -> pa.Table:
     items = sessions.items
-    keep = items.place < np.repeat(visible, items.lengths)
+    keep = items.index_in_row < np.repeat(visible, items.lengths)
     seen = Ragged(np.concatenate([[0], np.cumsum(visible)]), items.values[keep])
     columns = [
         pa.array(sessions.user_id),

@@ -69,8 +69,8 @@ class TransitionTerm:
     @classmethod
     def read(cls, run: Path, transitions: Transitions) -> TransitionTerm:
         """The weights that `write` left."""
-        stored = json.loads((run / WEIGHTS).read_text())
-        return cls(transitions, np.array(stored["everyone"]), np.array(stored["folds"]))
+        saved = json.loads((run / WEIGHTS).read_text())
+        return cls(transitions, np.array(saved["everyone"]), np.array(saved["folds"]))
 
 
 def count(dataset: Dataset, run: Path, holdout: int) -> Transitions:

@@ -31,7 +31,7 @@ def sample_groups(reader: Reader[Any], counts: Int, n: int) -> tuple[Int, np.ran
 
     Row groups are drawn first, so that a small sample of a large dataset reads few of them. A row group holds
     users with neighbouring ids, who are alike in real data: the sample takes a part of many groups, never
-    a few groups whole.
+    a few complete groups.
 
     Args:
         reader: of the dataset.
@@ -186,5 +186,5 @@ def validate_rows(scorer: RankScorer, rows: FlatRows, world: World) -> Validatio
 def seen_pairs(sessions: Sessions, visible_B: Int) -> torch.Tensor:
     """Session and item of every click that a query sees, int64 `[2, P]`."""
     items = sessions.items
-    is_visible = items.place < np.repeat(visible_B, items.lengths)
+    is_visible = items.index_in_row < np.repeat(visible_B, items.lengths)
     return torch.from_numpy(np.stack([items.row[is_visible], items.values[is_visible].astype(np.int64)]))

@@ -33,7 +33,7 @@ class Shard:
         return ids if self.size == 1 else ids // self.size
 
 
-WHOLE = Shard()
+FULL_TABLE = Shard()
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class Rows:
     vector: torch.Tensor
     bias: torch.Tensor
 
-    def place(self, ids: torch.Tensor) -> torch.Tensor:
-        """Where ids stand among the rows, in the shape of `ids`."""
+    def local_index(self, ids: torch.Tensor) -> torch.Tensor:
+        """Row index of each id, in the shape of `ids`."""
         return torch.searchsorted(self.ids, ids)
 
     def vectors(self, ids: torch.Tensor) -> torch.Tensor:
         """Vectors of ids, `[..., D]`."""
-        return torch.nn.functional.embedding(self.place(ids), self.vector)
+        return torch.nn.functional.embedding(self.local_index(ids), self.vector)
 
     def gradient(self) -> torch.Tensor:
         """Gradients `[U, D + 1]` of vector and bias side by side; `[U, D]` without bias."""
@@ -110,7 +110,7 @@ class SparseTable:
         device: torch.device,
         bias: bool = True,
         rowwise: bool = True,
-        shard: Shard = WHOLE,
+        shard: Shard = FULL_TABLE,
     ) -> None:
         self.rate, self.shard = 1.0, shard
         self.n_rows, self.dimension, self.has_bias = n + 1, dimension, bias

@@ -112,7 +112,7 @@ class SRGNNEncoder(nn.Module):
         at_once = max(1, CHUNK_EDGES // items_BT.shape[1] ** 2)
         if len(needed_N) <= at_once:
             return self.dropout(self._states(items_BT, click_BTD, needed_N))
-        # Backward makes the graphs of a part again: those of long sessions, kept at once, would grow with the cube.
+        # Backward makes the graphs of a part again: those of long sessions, all in memory, would grow with the cube.
         chunks = [
             checkpoint(self._states, items_BT, click_BTD, part, use_reentrant=False) for part in needed_N.split(at_once)
         ]

@@ -1,4 +1,4 @@
-"""Checkpoints: complete or absent, without pickles, the last few and the best kept.
+"""Checkpoints: complete or absent, without pickles, retention of the last few and the best.
 
 One of a run with a sharded table has a file of each worker next to that of the networks. Rows have their number in the
 complete table, so that any number of workers reads it, and a run with a replicated table too.
@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from etl.runtime.errors import InputError
 from etl.runtime.files import atomic_folder, sha256_of, sync_to_disk
-from trainer.models.embedding_table import DRAWN_ROWS, WHOLE, Shard, SparseTable
+from trainer.models.embedding_table import DRAWN_ROWS, FULL_TABLE, Shard, SparseTable
 from trainer.training.step import TrainStep
 
 STATE = "state.json"
@@ -279,7 +279,7 @@ def _sources(path: Path) -> list[tuple[Shard, Path]]:
     """Files of a checkpoint with the rows of tables that are in each."""
     shards = len(json.loads((path / STATE).read_text()).get("shards", ()))
     files = [(Shard(rank, shards), path / SHARD.format(rank)) for rank in range(shards)]
-    return files or [(WHOLE, path / TENSORS)]
+    return files or [(FULL_TABLE, path / TENSORS)]
 
 
 def _load_rows(table: SparseTable, prefix: str, source: Shard, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a run says while it goes on: metrics.jsonl, TensorBoard, and how far it is."""
+"""The metrics log of a run: metrics.jsonl, TensorBoard and the progress line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RunLog:
 
     Args:
         run: the run folder.
-        step: global step at which the phase goes on.
+        step: global step at which the phase starts or resumes.
         refit: whether the phase is the refit, whose steps count from 0 independently of the selection's.
     """
 

@@ -15,7 +15,7 @@ from trainer.data.reader import Reader
 from trainer.distributed.world import World
 from trainer.inference.scorer import RankScorer, SessionScorer
 from trainer.inference.validation import Validation
-from trainer.models.embedding_table import WHOLE, Shard, SparseTable
+from trainer.models.embedding_table import FULL_TABLE, Shard, SparseTable
 from trainer.models.item_features import ItemFeatures
 from trainer.training.step import TrainStep
 
@@ -104,4 +104,4 @@ def make_table(
 
 def shard_of(config: TrainerConfig, world: World) -> Shard:
     """The rows of each table that this worker holds."""
-    return Shard(world.global_rank, world.size) if config.train.table == "sharded" else WHOLE
+    return Shard(world.global_rank, world.size) if config.train.table == "sharded" else FULL_TABLE

@@ -72,7 +72,7 @@ class RankingTask:
             sessions = window.take(mine)
             rows = feedback_rows(sessions, exposures=self.trains_on_shown)
             rows = rows.select(rows.position < sessions.items.lengths[rows.session] - holdout)
-            sampled = sample_per_group(sessions.user_id[rows.session], rows.session, rows.place, limit, salt)
+            sampled = sample_per_group(sessions.user_id[rows.session], rows.session, rows.index_in_session, limit, salt)
             return rank_batch(block_rows(sessions, rows.select(sampled)), self.users, tasks)
 
         return collate

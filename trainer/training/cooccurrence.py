@@ -69,7 +69,7 @@ def counted_clicks(dataset: Dataset, holdout: int) -> tuple[Int, Int]:
     sessions, items, before = [], [], 0
     for entry in dataset.session_files:
         clicks = Ragged.of(pq.read_table(dataset.file(entry.path), columns=["items"])["items"])
-        is_train = clicks.place < np.repeat(clicks.lengths - holdout, clicks.lengths)
+        is_train = clicks.index_in_row < np.repeat(clicks.lengths - holdout, clicks.lengths)
         sessions.append(clicks.row[is_train] + before)
         items.append(clicks.values[is_train].astype(np.int64))
         before += len(clicks.lengths)

@@ -100,7 +100,7 @@ class _Fused(torch.autograd.Function):
     """Losses of each target against shared candidates, summed, in bounded memory.
 
     The gradient is worked out chunk by chunk while the scores are at hand, so that the `[N × K]`
-    matrix is never kept; the result being one number, backward only scales it.
+    matrix is never stored; the result being one number, backward only scales it.
     """
 
     @staticmethod

@@ -19,7 +19,7 @@ class NegativeSampler:
         train_clicks: int64 `[n_items]`, of items 1..n_items.
         popularity_exponent: power of the train clicks (0 = uniform, 1 = popularity).
         uniform_share: share drawn from all items alike, so that items without train clicks are pushed down too.
-        clicked_only: items without a train click are no negatives. Their features alone place them, and these may not
+        clicked_only: items without a train click are no negatives. Only their features place them, and these may not
             learn that nobody clicked what nobody could.
     """
 

@@ -134,7 +134,7 @@ class SessionObjective(nn.Module):
         return self.model.item_features.with_values({ITEM: torch.cat(scored), INPUT: clicks, **own})
 
     def shared(self, candidates: Candidates) -> dict[str, torch.Tensor]:
-        """Ids by table that `wanted` holds on every worker: those of the candidates."""
+        """Ids by table that every worker looks up: those of the candidates."""
         none = candidates.ids[:0]
         tied = self.config.network.tie_embeddings
         return self.model.item_features.with_values({ITEM: candidates.ids} | ({} if tied else {INPUT: none}))
@@ -178,7 +178,7 @@ class SessionObjective(nn.Module):
         batch: Batch,
         compact: torch.Tensor,
     ) -> torch.Tensor:
-        positive, index = item.place(target_N), item.place(candidates.ids)
+        positive, index = item.local_index(target_N), item.local_index(candidates.ids)
         positive_ND = self.model.searched(nn.functional.embedding(positive, item.vector))
         positive_bias_N = item.bias[positive]
         if self.config.loss == "embedding":
@@ -214,7 +214,7 @@ class SessionObjective(nn.Module):
         self, query_ND: torch.Tensor, target_N: torch.Tensor, item: Rows, batch: Batch, compact: torch.Tensor
     ) -> torch.Tensor:
         """Scores `[N, H]` of what was shown with each target and not clicked."""
-        row, index = compact[batch.skipped_state], item.place(batch.skipped_item)
+        row, index = compact[batch.skipped_state], item.local_index(batch.skipped_item)
         vector_SD = self.model.searched(nn.functional.embedding(index, item.vector))
         score = (query_ND[row] * vector_SD).sum(1) + item.bias[index]
         score = score.masked_fill(batch.skipped_item == target_N[row], losses.HIT)

@@ -78,11 +78,11 @@ class TrainStep:
         half = config.train.precision == "bfloat16"
         self.autocast = torch.autocast(world.device.type, torch.bfloat16) if half else nullcontext()
 
-    def step(self, parts: Sequence[Any], step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(self, micro_batches: Sequence[Any], step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Update all parameters with a global batch of which this worker holds a share.
 
         Args:
-            parts: the share in batches that follow each other through the networks, so that one of them
+            micro_batches: the share in batches that follow each other through the networks, so that one of them
                 at a time needs memory; the update is that of all together. As many on every worker.
             step: number of the step.
 
@@ -94,12 +94,12 @@ class TrainStep:
         """
         # Dropout follows from (seed, step, worker) alone: a resumed run needs no generator's state.
         self._seed(hash((self.config.seed, step, self.world.global_rank)) & 0x7FFF_FFFF_FFFF_FFFF)
-        parts = [batch.to(self.world.device) for batch in parts]
+        micro_batches = [batch.to(self.world.device) for batch in micro_batches]
         objective: Any = self.objective  # batches and candidates are of the kind that it takes
-        weights = torch.stack([objective.weights(batch) for batch in parts]).sum(0)
-        candidates = objective.candidates(parts[0], step)
-        wanted = [objective.lookup_ids(batch, candidates) for batch in parts]
-        ids = {name: torch.unique(torch.cat([part[name] for part in wanted])) for name in wanted[0]}
+        weights = torch.stack([objective.weights(batch) for batch in micro_batches]).sum(0)
+        candidates = objective.candidates(micro_batches[0], step)
+        requested = [objective.lookup_ids(batch, candidates) for batch in micro_batches]
+        ids = {name: torch.unique(torch.cat([by_table[name] for by_table in requested])) for name in requested[0]}
         exchange = None
         if self.world.size > 1:
             shared = {name: torch.unique(common) for name, common in objective.shared(candidates).items()}
@@ -108,11 +108,13 @@ class TrainStep:
         rows = self._rows(ids, exchange)
         self.objective.zero_grad(set_to_none=True)
         losses = torch.zeros_like(weights)
-        for number, batch in enumerate(parts, 1):
-            with self._no_sync_until_last(number < len(parts)):
+        for number, batch in enumerate(micro_batches, 1):
+            with self._no_sync_until_last(number < len(micro_batches)):
                 with self.autocast:
                     sums = self.forward(batch, rows, candidates)
-                loss = self.objective.balance.total(sums, weights.clamp(min=1e-12), self.world.size * len(parts))
+                loss = self.objective.balance.total(
+                    sums, weights.clamp(min=1e-12), self.world.size * len(micro_batches)
+                )
                 # DDP averages dense gradients over workers: × size makes them the sum that one worker would have.
                 loss.mul(self.world.size).backward()
             losses += sums.loss.detach()
@@ -126,7 +128,7 @@ class TrainStep:
         if not bool(torch.isfinite(losses.sum() + norm)):
             raise NotFiniteError(
                 f"loss or gradient is not finite at step {step} (losses {losses.tolist()}, "
-                f"{parts[0].describe()}); try a lower train.learning_rate"
+                f"{micro_batches[0].describe()}); try a lower train.learning_rate"
             )
         self._update(gradients, float(norm), step)
         if exchange and not self.sharded:

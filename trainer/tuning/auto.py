@@ -25,7 +25,7 @@ def settle_recipe(options: Sequence[str], asked: TrainerConfig) -> tuple[list[st
     """The options with the recipe that `recipe=auto` takes, and what `trainer.config.load` makes of them.
 
     A run that has begun keeps its recipe. Otherwise recipes are tried one after another in a folder inside the run,
-    where the same command goes on if it is killed. What they reached is written to `RUN/recipe_choice.json`.
+    where the same command resumes if it is killed. What they reached is written to `RUN/recipe_choice.json`.
 
     Args:
         options: the command line.
