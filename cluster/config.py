@@ -1,4 +1,4 @@
-"""Options of `python -m cluster`, checked once at the start."""
+"""Options of `python -m cluster` and their validation."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def load(options: Sequence[str]) -> ClusterConfig:
         if value is not None and value not in choices:
             raise InputError(f"{name} one of {', '.join(choices)}", value, f"choose {name}={choices[0]}")
     if config.submit and config.action:
-        raise InputError("submit=… or action=…", "both", "give one of them")
+        raise InputError("submit=… or action=…", "both", "set one of them")
     if config.submit and config.target not in TARGETS_OF[config.submit]:
         fit = ", ".join(TARGETS_OF[config.submit])
         raise InputError(f"target of {fit} for submit={config.submit}", config.target, "choose one of these")
@@ -166,7 +166,7 @@ def load(options: Sequence[str]) -> ClusterConfig:
     if needs and not config.address:
         raise InputError("address=…", "none", f"name the {config.target} cluster; action=up starts one here")
     if config.local.nodes < 1:
-        raise InputError("local.nodes of at least 1", config.local.nodes, "try 2")
+        raise InputError("local.nodes of at least 1", config.local.nodes, "the minimum is 1")
     _check_kubernetes(config)
     _check_study(config.study)
     if config.pipeline.name != "study" and not any(run.strip() for run in config.pipeline.models):
@@ -177,7 +177,7 @@ def load(options: Sequence[str]) -> ClusterConfig:
 def _check_study(study: StudyOptions) -> None:
     for name, least in (("seeds", 1), ("parallel", 0)):
         if getattr(study, name) < least:
-            raise InputError(f"study.{name} of at least {least}", getattr(study, name), f"{least} is the fewest")
+            raise InputError(f"study.{name} of at least {least}", getattr(study, name), f"{least} is the minimum")
     for entry in study.generated:
         if not re.fullmatch(r"\w+ \d+ \d+", entry):
             raise InputError("study.generated=[SCENARIO USERS ITEMS,…]", entry, "write 'qb_video 34240 130637'")
@@ -194,7 +194,7 @@ def _check_kubernetes(config: ClusterConfig) -> None:
         raise InputError("kubernetes.workers=[least,most]", values.workers, "write [2,8]")
     for name, least in (("gpus", 0), ("cpus", 1), ("memory_gib", 1)):
         if getattr(values, name) < least:
-            raise InputError(f"kubernetes.{name} of at least {least}", getattr(values, name), f"{least} is the fewest")
+            raise InputError(f"kubernetes.{name} of at least {least}", getattr(values, name), f"{least} is the minimum")
     for label in values.node_selector.split():
         if not re.fullmatch(r"[^=]+=[^=]*", label):
             raise InputError("kubernetes.node_selector of NAME=VALUE …", label, "write zone=a disk=ssd")

@@ -1,4 +1,4 @@
-"""Calls of kubectl and spark-submit, and jobs of an earlier submit that stand in the way."""
+"""Calls of kubectl and spark-submit, and the check for running jobs of the same name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run(command: list[str], env: dict[str, str] | None = None) -> None:
     """
     done = subprocess.run(command, env=os.environ | (env or {}), check=False)
     if done.returncode:
-        raise InputError(f"{command[0]} to end well", f"exit status {done.returncode}", "see what it says above")
+        raise InputError(f"{command[0]} to succeed", f"exit status {done.returncode}", "see its output above")
 
 
 def remove_ended(job: dict[str, Any]) -> None:
@@ -36,7 +36,7 @@ def remove_ended(job: dict[str, Any]) -> None:
     ask = ["kubectl", "get", object_name, f"--namespace={namespace}", "--ignore-not-found", "--output=json"]
     done = subprocess.run(ask, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise InputError(f"an answer to {shlex.join(ask)}", f"exit status {done.returncode}", "see what it says above")
+        raise InputError(f"an answer to {shlex.join(ask)}", f"exit status {done.returncode}", "see its output above")
     if not done.stdout.strip():
         return
     if not has_ended(json.loads(done.stdout)):

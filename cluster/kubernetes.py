@@ -1,4 +1,4 @@
-"""Kubernetes manifests from typed values: training as a RayJob, evaluation as a Job, who may talk to whom.
+"""Kubernetes manifests from typed values: training as a RayJob, evaluation as a Job, network policies.
 
 They are written to a folder, and `python -m cluster submit=… target=kubernetes` applies them where there is a kubectl.
 Sessions go through `spark-submit --master k8s://…` with the same image.

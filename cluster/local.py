@@ -106,7 +106,7 @@ class Starter:
         deadline = time.monotonic() + START_SECONDS
         while ready not in log.read_text(errors="replace"):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise InputError(f"{name} to start", f"what {log} says", "fix it and run action=up again")
+                raise InputError(f"{name} to start", f"an error in {log}", "fix it and run action=up again")
             time.sleep(0.1)
 
 

@@ -1,4 +1,4 @@
-"""The chain on one page: log → dataset → run → result, each step a process of its own."""
+"""The pipeline: log → dataset → run → result, each step a process of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pods of the manifests: what Pod Security's level "restricted" asks for, shared storage, where they may run."""
+"""Pod specifications: Pod Security level "restricted", shared volumes, node selectors and tolerations."""
 
 from __future__ import annotations
 

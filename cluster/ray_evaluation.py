@@ -1,4 +1,4 @@
-"""Evaluation as Ray tasks, a file of queries each.
+"""Distributed evaluation: one Ray task per part of the queries.
 
 The index is prepared once and mapped by each worker; Ray starts a lost task again on another machine. The result is
 that of one process: the same parts are added up in the same order.

@@ -1,4 +1,4 @@
-"""Running one step of a pipeline: as a process of its own, once, and not again while it is complete."""
+"""Runs a step of a pipeline as a process, and skips it if its output is complete."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def run_step(step: Step, records: Path) -> None:
     status, peak = _run([sys.executable, "-m", *step.command])
     seconds = time.monotonic() - begin
     if status:
-        raise InputError(f"step {step.name} to end well", f"exit status {status}", "fix what it says above, run again")
+        raise InputError(f"step {step.name} to succeed", f"exit status {status}", "fix the error above and run again")
     measured = {"seconds": round(seconds, 1), "peak_bytes": peak}
     write_json(record, {"key": step.key, "command": step.command, "done": True, **measured})
     print(f"{step.name}: {seconds:.0f} s, {peak / 2**30:.1f} GiB at most", flush=True)

@@ -1,4 +1,4 @@
-"""One way to submit: a program's options go to this machine, to a Spark cluster or to a Ray cluster.
+"""Job submission: runs a program on this machine, on a Spark cluster or on a Ray cluster.
 
 The plain commands do the same and are in `docs/cluster.md`; this adds packaging, environment, logs and exit status.
 """
@@ -153,7 +153,7 @@ def refused(config: ClusterConfig, error: Exception) -> InputError:
     if any(word in text.lower() for word in words):
         hint = "set RAY_AUTH_TOKEN_PATH to the cluster's file"
         return InputError(f"a token that {config.address} accepts", text[:300], hint)
-    return InputError(f"a Ray cluster at {config.address}", text[:200], "start it, or give its dashboard's address")
+    return InputError(f"a Ray cluster at {config.address}", text[:200], "start it, or correct address=…")
 
 
 def follow(client: Any, identity: str) -> int:

@@ -1,4 +1,4 @@
-"""Options of `python -m etl`, checked once at the start."""
+"""Options of `python -m etl` and their validation."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _check_spark(spark: SparkOptions) -> None:
             continue
         result = re.fullmatch(r"(\d+)([kmgt])b?", text.lower())
         if not result or int(result[1]) << UNITS[result[2]] < LEAST_SPARK_MEMORY:
-            raise InputError(f"spark.{name} of at least 512m", text, "write 4g, say")
+            raise InputError(f"spark.{name} of at least 512m", text, "for example 4g")
 
 
 def protocol_record(config: EtlConfig, shards: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The dataset folder: its schema, its manifest, and how a reader checks them.
+"""The dataset folder: schema, manifest, split rule, and validation by readers.
 
 Whoever reads or writes a dataset imports this module and nothing else of `etl`; it needs only the
 standard library, numpy and pyarrow.
@@ -184,7 +184,7 @@ def open_dataset(path: str | Path, *, verify: bool = True) -> Dataset:
     """
     folder = fetched(path, last_file=MANIFEST)
     hint = "run python -m etl again"
-    raw = read_manifest(folder, kind="a dataset", hint="give the folder that python -m etl wrote")
+    raw = read_manifest(folder, kind="a dataset", hint="set it to a folder written by python -m etl")
     version = raw.get("schema_version")
     if version != SCHEMA_VERSION:
         raise InputError(f"dataset schema_version {SCHEMA_VERSION}", version, hint)

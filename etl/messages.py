@@ -1,4 +1,4 @@
-"""What the sessions job says: what came out, what was lost on the way, and why there is no session."""
+"""Messages of the sessions job: summary, quarantined and dropped rows, and why there are no sessions."""
 
 from __future__ import annotations
 

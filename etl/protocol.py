@@ -1,4 +1,4 @@
-"""Which rows, users and clicks a session keeps, and where its exposures stand: arithmetic only.
+"""The session protocol: which rows, users and clicks are retained, and the positions of exposures (pure functions).
 
 Rows are grouped by user and in time order inside each user. Shapes: N rows, U users, `offset_U1`
 int64 `[U + 1]` with user u's rows at `offset_U1[u]:offset_U1[u + 1]`.

@@ -1,4 +1,4 @@
-"""The job on one page: CSV logs → a dataset folder of sessions."""
+"""The sessions job: CSV logs → a dataset folder of sessions."""
 
 from __future__ import annotations
 

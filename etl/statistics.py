@@ -1,4 +1,4 @@
-"""The study's table of a log: users, items, actions, exposures, and how clicks are spread."""
+"""Statistics of a log: users, items, actions, exposures, and the distribution of clicks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What counted transitions could tell about a dataset's next clicks: diagnostics before any model is trained."""
+"""Diagnostics of a dataset before training: how well counted transitions predict the next click."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m retrieval.average`: bundles of several session models → one whose scores are the mean of theirs."""
+"""`python -m retrieval.average`: an ensemble of session models as one bundle, by the mean of their scores."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ def open_bundle(path: str | Path, *, dataset: str | None = None, verify: bool = 
         raise InputError(
             f"a bundle of dataset {dataset[:12]}…",
             f"one of {manifest.dataset[:12]}…",
-            "give the data it was trained on",
+            "set data to the dataset it was trained on",
         )
     check_files(folder, manifest.files, verify=verify, hint=HINT)
     if manifest.dimension and ITEMS not in {entry.path for entry in manifest.files}:

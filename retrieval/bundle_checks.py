@@ -1,4 +1,4 @@
-"""What must hold of the rows of a bundle beyond their schema; whatever does not is an `InputError`."""
+"""Validation of a bundle's rows beyond their schema; violations raise `InputError`."""
 
 from __future__ import annotations
 

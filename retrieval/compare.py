@@ -1,4 +1,4 @@
-"""`python -m retrieval.compare`: several results over the same queries → who is better, and how sure that is."""
+"""`python -m retrieval.compare`: compares results over the same queries, with confidence intervals."""
 
 from __future__ import annotations
 

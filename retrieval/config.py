@@ -1,4 +1,4 @@
-"""Options of `python -m retrieval`, checked once at the start."""
+"""Options of `python -m retrieval` and their validation."""
 
 from __future__ import annotations
 

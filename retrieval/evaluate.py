@@ -1,4 +1,4 @@
-"""The evaluation on one page: a bundle → metrics, recommendations and a report."""
+"""The evaluation: a bundle → metrics, recommendations (`topk.parquet`) and a report."""
 
 from __future__ import annotations
 

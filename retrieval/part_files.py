@@ -1,4 +1,4 @@
-"""What a part of an evaluation writes: ranks and sums of every ranker, or recommendations."""
+"""Files of a part of an evaluation: ranks and metric sums of every ranker, or recommendations."""
 
 from __future__ import annotations
 

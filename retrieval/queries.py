@@ -1,4 +1,4 @@
-"""A batch of queries: who asks, what they have seen, their vectors, and the item that came next."""
+"""A batch of queries: users, seen items, query vectors and targets."""
 
 from __future__ import annotations
 

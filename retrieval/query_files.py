@@ -1,4 +1,4 @@
-"""An evaluation in parts: some files of queries each, ranked here or elsewhere, once."""
+"""The parts of an evaluation: groups of query files, each ranked once, locally or as a remote task."""
 
 from __future__ import annotations
 

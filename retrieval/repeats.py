@@ -1,4 +1,4 @@
-"""Whether sessions repeat their items, which decides whether seen items are candidates (`mask_seen=auto`)."""
+"""Detects whether targets repeat seen items, which decides `mask_seen=auto`."""
 
 from __future__ import annotations
 

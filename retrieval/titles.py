@@ -1,4 +1,4 @@
-"""Titles of items, for people who read a report: a CSV or TSV file next to the log."""
+"""Item titles for reports, from a CSV or TSV file."""
 
 from __future__ import annotations
 

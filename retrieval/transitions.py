@@ -1,4 +1,4 @@
-"""The sparse term of a model's score: what was counted between an item and the last clicks, in train.
+"""Counted transitions (item to item) as a sparse term of a model's score.
 
 A model with transitions scores item i after the clicks x_1 (the last), x_2, … by
 

@@ -1,4 +1,4 @@
-"""Options of `python -m trainer`, checked once at the start."""
+"""Options of `python -m trainer` and their validation."""
 
 from __future__ import annotations
 
@@ -225,10 +225,10 @@ def check(config: TrainerConfig) -> None:
     if config.model == "hybrid":
         options = config.encoders if isinstance(config.encoder, str | list) else [config.encoder]
         if not options or len(set(options)) != len(options) or set(options) - set(ENCODERS):
-            raise InputError(f"encoder of {', '.join(ENCODERS)}", config.encoder, "write encoder=[gru4rec,srgnn], say")
+            raise InputError(f"encoder of {', '.join(ENCODERS)}", config.encoder, "for example encoder=[gru4rec,srgnn]")
     if "sasrec" in config.encoders and config.network.hidden_size % config.network.attention_heads:
         heads = config.network.attention_heads
-        raise InputError("network.attention_heads that divides network.hidden_size", heads, "1 always does")
+        raise InputError("network.attention_heads that divides network.hidden_size", heads, "1 is always valid")
     if not config.network.dilations or min(config.network.dilations) < 1:
         raise InputError("network.dilations of at least 1", config.network.dilations, "write network.dilations=[1,4]")
     features = config.network.item_features
@@ -254,7 +254,7 @@ def _check_scores(config: TrainerConfig) -> None:
     if config.ranks and config.train.ppmi_start:
         raise InputError("train.ppmi_start=0 for ranking models", config.train.ppmi_start, "session models read it")
     if config.train.hard_negatives and (config.ranks or config.loss in ("softmax", "embedding")):
-        got, hint = config.model if config.ranks else f"loss={config.loss}", "write loss=sampled_softmax, say"
+        got, hint = config.model if config.ranks else f"loss={config.loss}", "for example loss=sampled_softmax"
         raise InputError("a loss with sampled negatives for train.hard_negatives", got, hint)
 
 
@@ -285,10 +285,10 @@ def _check_machine(config: TrainerConfig) -> None:
     ends = options if isinstance(options, list) else [options]
     if not all(isinstance(n, int) and not isinstance(n, bool) for n in ends) or len(ends) not in (1, 2):
         raise InputError(
-            "ray.workers=auto, ray.workers=N or ray.workers=[min,max]", options, "write ray.workers=2, say"
+            "ray.workers=auto, ray.workers=N or ray.workers=[min,max]", options, "for example ray.workers=2"
         )
     if ends[0] < 0 or ends[-1] < ends[0] or (isinstance(options, list) and ends[0] < 1):
-        raise InputError("ray.workers of 0 or more, or [min,max] from 1 on", options, "write ray.workers=[1,2], say")
+        raise InputError("ray.workers of 0 or more, or [min,max] from 1 on", options, "for example ray.workers=[1,2]")
     if config.ray.cores < 1:
         raise InputError("ray.cores of at least 1", config.ray.cores, "1 is the default")
     cores = os.cpu_count() or 1
@@ -328,7 +328,7 @@ def _check_by_task(config: TrainerConfig) -> None:
             if task not in TASKS_AT_CHOICE:
                 raise InputError(f"{name} of {', '.join(TASKS_AT_CHOICE)}", task, "name a task")
             if not 0 <= value < float("inf"):
-                raise InputError(f"{name}.{task} of at least 0", value, "0 is the least")
+                raise InputError(f"{name}.{task} of at least 0", value, "0 is the minimum")
             if name == "train.positive_rates" and value > 1:
                 raise InputError(f"{name}.{task} of at most 1", value, "a rate is a share of rows")
 

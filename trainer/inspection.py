@@ -1,4 +1,4 @@
-"""A trained model in plain text: its parts, its gates, an item's neighbours, a session's recommendations."""
+"""A trained model in plain text: parameter counts, gates, an item's neighbours, a session's recommendations."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def inspect(options: ShowConfig) -> list[str]:
     """
     config, dataset = open_run(options.run, options.data)
     if not 1 <= options.item <= dataset.manifest.n_items:
-        raise InputError(f"item in 1..{dataset.manifest.n_items}", options.item, "give a dense id of items.parquet")
+        raise InputError(f"item in 1..{dataset.manifest.n_items}", options.item, "choose a dense id of items.parquet")
     if options.k < 1:
-        raise InputError("k of at least 1", options.k, "try 10")
+        raise InputError("k of at least 1", options.k, "the minimum is 1")
     model_task = model_task_of(config, dataset, World.alone())
     train_step = model_task.train_step(total_steps=1)
     load_selected(local_path(options.run), train_step)
@@ -131,4 +131,4 @@ def find_session(model_task: SessionTask, user: int | None) -> Sessions:
         row = np.flatnonzero(users == user) if user is not None else np.arange(min(len(users), 1))
         if len(row):
             return reader.read(np.array([group])).take(row)
-    raise InputError("a user with a session", user, "give a raw id of the dataset")
+    raise InputError("a user with a session", user, "choose a raw user id of the dataset")

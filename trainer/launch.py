@@ -1,4 +1,4 @@
-"""From a checked command line to a finished run: in this process, or with Ray's workers."""
+"""Launches a training run: in this process, or on Ray's workers."""
 
 import errno
 import json
@@ -47,7 +47,7 @@ def launch(options: list[str], asked: TrainerConfig) -> None:
         if error.errno != errno.ENOSPC:
             raise
         where = local_path(asked.output)
-        raise InputError(f"room on the disk of {where}", "a full disk", "free some and run again") from None
+        raise InputError(f"room on the disk of {where}", "a full disk", "free space, run again") from None
     summary = json.loads((local_path(config.output) / SUMMARY).read_text())
     valid = "  ".join(f"{name} {value:.4f}" for name, value in summary["valid"].items() if value is not None)
     state = "already finished" if finished else f"{summary['examples_per_second']:,.0f} events/s"

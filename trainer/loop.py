@@ -1,4 +1,4 @@
-"""The run on one page: resume; while epochs remain: train, validate, keep the best; export."""
+"""The training loop: resume; while epochs remain: train, validate, save the best, stop early; export."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory of a worker by part, for other numbers of items and workers than those of the measurement."""
+"""Memory of a worker by component, extrapolated to other numbers of items and workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m trainer.plan data=DIR model=hybrid workers=64 …`: what an epoch takes, from steps measured here."""
+"""`python -m trainer.plan data=DIR model=hybrid workers=64 …`: estimated time and memory of an epoch on N workers."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def job(options: list[str]) -> None:
         try:
             setattr(asked, name, kind(text))
         except ValueError:
-            raise InputError(f"a number for {name}", repr(text), f"write {name}=8, say") from None
+            raise InputError(f"a number for {name}", repr(text), f"for example {name}=8") from None
         if not 0 < getattr(asked, name) < float("inf"):
-            raise InputError(f"{name} above 0", text, "1 always does")
+            raise InputError(f"{name} above 0", text, "1 is always valid")
     arguments = [o for o in options if o.partition("=")[0] not in OWN]
     if not any(o.startswith("output=") for o in arguments):
         arguments.append("output=plan")

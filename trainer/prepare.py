@@ -1,4 +1,4 @@
-"""Before any worker starts: check data and options, resolve the configuration, refuse what differs."""
+"""Preparation before workers start: checks data and options, resolves the configuration, validates a resume."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def check_output(output: Path, dataset: Dataset) -> None:
         raise InputError("an output outside the dataset", output, "name another output")
     ours = (RECIPE_CHOICE, RECIPE_TRIALS)
     if output.exists() and (not output.is_dir() or any(path.name not in ours for path in output.iterdir())):
-        raise InputError("a fresh output folder, or a run to resume", output, "give another output")
+        raise InputError("a fresh output folder, or a run to resume", output, "choose another output")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def read_config(path: Path) -> dict[str, Any]:
         problem = "something else"
     except (OSError, ValueError, yaml.YAMLError) as error:
         problem = str(error).splitlines()[0]
-    raise InputError(f"the configuration of a run in {path}", problem, "give the folder of a run, or another output")
+    raise InputError(f"the configuration of a run in {path}", problem, "choose the folder of a run, or another output")
 
 
 def resolve_config(options: Sequence[str], asked: TrainerConfig | None = None) -> tuple[TrainerConfig, Dataset]:
@@ -126,9 +126,9 @@ def resolve_config(options: Sequence[str], asked: TrainerConfig | None = None) -
 
 def _compare(before: Any, now: dict[str, Any], *, resume: str) -> None:
     """Raise `InputError` where a run cannot resume with another configuration or dataset."""
-    hint = "give another output, or the options of before"
+    hint = "choose another output, or the options that the run began with"
     if resume == "never":
-        raise InputError("a fresh output folder with resume=never", "a run", "give another output, or resume=auto")
+        raise InputError("a fresh output folder with resume=never", "a run", "choose another output, or resume=auto")
     old, new = _flat(before), _flat(now)
     for name in sorted(old.keys() | new.keys()):
         if name == "train.table" or (name.startswith(MAY_CHANGE) and name != "dataset"):

@@ -1,4 +1,4 @@
-"""Environment variables for Ray: set for a block, and the token that a Ray of our own and its clients share."""
+"""Environment variables for Ray, and the authentication token of a local Ray cluster and its clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ray Train around the loop: the only file that knows Ray."""
+"""Ray Train: the training loop on Ray's workers, fault tolerance and elasticity."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def _run(config: TrainerConfig, workers: Any) -> None:
 def _explained(error: Exception, config: TrainerConfig) -> Exception:
     """What ended Ray Train, as something that the user can fix; the error itself where it is a bug."""
     if isinstance(error, TrainingFailedError) and os.strerror(errno.ENOSPC) in str(error):
-        return InputError(f"room on the disk of {local_path(config.output)}", "a full disk", "free some and run again")
+        return InputError(f"room on the disk of {local_path(config.output)}", "a full disk", "free space, run again")
     if isinstance(error, RayActorError):  # the controller, which starts all workers
         cause = str(error).strip().splitlines()[0]
         again = "run again: it resumes from the latest checkpoint"

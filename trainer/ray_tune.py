@@ -1,4 +1,4 @@
-"""Ray Tune around the trials of a search: placement on a cluster's cores, and early stopping."""
+"""Ray Tune: trials of a search on a cluster's cores, and early stopping of trials."""
 
 from __future__ import annotations
 

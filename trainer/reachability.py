@@ -1,4 +1,4 @@
-"""Whether the workers of a run reach one another: gloo and NCCL would wait for minutes and not say who is missing.
+"""Checks that the workers of a run reach one another, before gloo or NCCL would wait minutes without naming a host.
 
 Each worker opens a port; then each connects to one worker of every other host. Knows no Ray.
 """

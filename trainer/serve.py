@@ -1,4 +1,4 @@
-"""`python -m trainer.serve run=RUN result=RESULT`: recommendations on request, as a page to try and as JSON."""
+"""`python -m trainer.serve run=RUN result=RESULT`: HTTP recommendations, a demo page and a JSON API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m trainer.show run=RUN`: what a trained model is made of, and what it has learned, in plain text."""
+"""`python -m trainer.show run=RUN`: prints a trained model: parameters, gates, neighbours, recommendations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an epoch takes with some number of workers, from steps measured here.
+"""Cost model of a training step with N workers, from steps measured on this machine.
 
 One worker takes steps of two sizes: that of the run, and the share of one of many workers. What merging rows costs is
 measured too; what workers send is worked out, and its time from the network's speed and latency. Two workers on this

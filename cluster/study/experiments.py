@@ -1,4 +1,4 @@
-"""The experiments of the study: each a question, variants of models, and what they are compared by.
+"""The experiments of the study: question, model variants and comparison metrics of each.
 
 An experiment is data: adding one means adding an entry to `EXPERIMENTS`.
 """

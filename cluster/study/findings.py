@@ -1,4 +1,4 @@
-"""Results of the trials: one row a variant and seed, differences to the reference, and the sentences made from them."""
+"""Results of the trials: a row per variant and seed, differences to the reference, and the sentences made from them."""
 
 from __future__ import annotations
 

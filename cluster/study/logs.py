@@ -1,4 +1,4 @@
-"""The logs of a study, and the datasets that its variants need, each made once."""
+"""The logs of a study, and the datasets that its variants need."""
 
 from __future__ import annotations
 

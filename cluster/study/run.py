@@ -1,4 +1,4 @@
-"""The study from options to its site: datasets, trials, one table, pages."""
+"""Runs a study: datasets, trials, results table, pages."""
 
 from __future__ import annotations
 

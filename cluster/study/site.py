@@ -1,4 +1,4 @@
-"""The study's site: a first page with the answer, a page an experiment, each figure's numbers as CSV."""
+"""The study's static site: an index page with the answer, a page per experiment, the numbers of each figure as CSV."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trials: a variant on a dataset with a seed, trained and evaluated once, whoever asks for it."""
+"""Trials: a variant on a dataset with a seed, trained and evaluated once and shared between experiments."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Trial:
                 return
             if status:
                 got = f"exit status {status}: {last_words}"
-                raise InputError(f"python -m {' '.join(command)} to end well", got, "run the study again: it continues")
+                raise InputError(f"python -m {' '.join(command)} to succeed", got, "run the study again: it resumes")
 
     @cached_property
     def summary(self) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Where the tasks of the sessions job run: in local processes or on Spark."""
+"""Execution engines of the sessions job: local processes or Spark."""

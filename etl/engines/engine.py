@@ -1,4 +1,4 @@
-"""Where the job's tasks run: in this process and a few workers, or on Spark.
+"""The engine interface: runs the job's tasks in local processes or on Spark.
 
 The tasks and the numbers of their parts are the same in both, so the dataset has the same bytes.
 """

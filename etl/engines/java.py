@@ -1,4 +1,4 @@
-"""The Java that Spark starts: where it is, and whether it is new enough."""
+"""Finds the Java that Spark starts, and checks its version."""
 
 from __future__ import annotations
 

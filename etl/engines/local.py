@@ -1,4 +1,4 @@
-"""The job without Spark: its tasks in this process, or in a few worker processes."""
+"""The local engine: tasks in this process, or in a pool of worker processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The job on Spark: starting it with its Java, memory and Python, and its tasks."""
+"""The Spark engine: session start-up (Java, memory, Python) and tasks."""
 
 from __future__ import annotations
 

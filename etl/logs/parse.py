@@ -1,4 +1,4 @@
-"""Parsing lines of a log into typed columns, and naming the rows that cannot be used.
+"""Parsing lines of a log into typed columns, and the reasons why rows are quarantined.
 
 A block is parsed at once by Arrow. Only where Arrow, or a check of the values, objects, the block
 is halved until the few lines in doubt are left, and those are judged one by one with a reason.

@@ -1,4 +1,4 @@
-"""One pass over a log that counts what public scans of the real Tenrec files report, to hold the two side by side."""
+"""One pass over a log for the counts that public analyses of the real Tenrec files report, for comparison."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Byte ranges of logs: how a log is cut into tasks and read in blocks."""
+"""Byte ranges of logs: splitting into tasks, and reading in blocks."""
 
 from __future__ import annotations
 

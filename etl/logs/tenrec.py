@@ -1,4 +1,4 @@
-"""Tenrec's CSV files: headers by scenario, where the files are, and the byte splits of them."""
+"""Tenrec's CSV format: headers by scenario, input files, and their byte ranges."""
 
 from __future__ import annotations
 
@@ -126,11 +126,11 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd", 
 _FOREIGN = {
     b"PK\x03\x04": ("a zip archive", "unpack it"),
     b"\xfd7zXZ": ("an xz file", "unpack it"),
-    b"PAR1": ("a Parquet file", "give the CSV file"),
+    b"PAR1": ("a Parquet file", "set input to the CSV file"),
     b"\xff\xfe": ("UTF-16 text", "save it as UTF-8"),
     b"\xfe\xff": ("UTF-16 text", "save it as UTF-8"),
-    b"{": ("JSON", "give the CSV file"),
-    b"[": ("JSON", "give the CSV file"),
+    b"{": ("JSON", "set input to the CSV file"),
+    b"[": ("JSON", "set input to the CSV file"),
 }
 
 

@@ -1,1 +1,1 @@
-"""What every program stands on: errors, options, output folders, object stores, progress."""
+"""Shared runtime of all programs: errors, options, output folders, object stores, progress."""

@@ -1,4 +1,4 @@
-"""Names of files in a dataset folder, and whether a folder is one. Imports nothing heavy."""
+"""File names of a dataset folder, and the test for a complete one. Imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""File locks: one program at a time in an output folder.
+"""File locks: one writer at a time per output folder.
 
 `filelock` would leave its lock file after release; next to an output nothing may be left.
 """

@@ -1,4 +1,4 @@
-"""Looking values up in a sorted array."""
+"""Lookup of values in a sorted array."""
 
 from __future__ import annotations
 

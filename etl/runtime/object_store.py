@@ -1,4 +1,4 @@
-"""Folders in object stores (`s3://bucket/…`), worked on as copies here.
+"""Folders in object stores (`s3://bucket/…`), mirrored in a local folder.
 
 Files are mapped into memory, moved by renaming and locked, and an object store does none of these. So datasets, bundles
 and runs that lie in one are read from a copy in the cache folder, and what is made is made here and then sent.
@@ -262,7 +262,7 @@ def fetched(path: str | Path, *, last_file: str = "manifest.json") -> Path:
         return Path(path)
     if not mirror.has(last_file):
         raise InputError(
-            f"a complete folder with {last_file}", mirror.uri, "give the folder that the program before made"
+            f"a complete folder with {last_file}", mirror.uri, "set it to the finished output of the preceding program"
         )
     mirror.folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(mirror.folder, wait_seconds=WAIT_SECONDS):
@@ -306,7 +306,7 @@ def refuse_output(output: str, kind: Kind, *, overwrite: bool, inputs: Iterable[
         return
     for name in inputs:
         if f"{name}/".startswith(f"{mirror.uri}/"):
-            raise InputError(f"inputs outside the output {output}", name, "give another output")
+            raise InputError(f"inputs outside the output {output}", name, "choose another output")
     if listed := mirror.listing():
         if not overwrite:
             raise InputError("an output folder that does not exist yet", output, "add overwrite=true")
@@ -314,5 +314,5 @@ def refuse_output(output: str, kind: Kind, *, overwrite: bool, inputs: Iterable[
         # One that was being sent when its program was killed lies complete here.
         files = kind.listed(mirror.folder) if data is None else kind.files(data)
         if files is None:
-            raise InputError(f"{kind.name} to overwrite, an output of this program", output, "give another output")
+            raise InputError(f"{kind.name} to overwrite, an output of this program", output, "choose another output")
         refuse_unlisted(output, listed.keys() - files)

@@ -1,4 +1,4 @@
-"""Bounds and choices of options: they stand in `option(…)`, are printed by `--help` and checked here."""
+"""Bounds and choices of options: declared in `option(…)`, printed by `--help`, checked here."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Bounds:
         """A number at the bound that `value` is beyond."""
         low, high = (self.above if self.at_least is None else self.at_least), self.at_most
         if high is not None and value > high:
-            return f"{high} is the most"
+            return f"{high} is the maximum"
         if self.at_least is not None and not value >= self.at_least:
-            return f"{self.at_least} is the least"
+            return f"{self.at_least} is the minimum"
         return f"{self}" if low is None else f"a number {self}"
 
     def __str__(self) -> str:
@@ -67,6 +67,6 @@ def check_values(config: Any, section: str = "") -> None:
         elif value is None and (field.default is None or not choices):
             continue
         elif choices and value not in choices:
-            raise InputError(f"{name} one of {', '.join(map(str, choices))}", value, f"choose {name}={choices[0]}, say")
+            raise InputError(f"{name} one of {', '.join(map(str, choices))}", value, f"for example {name}={choices[0]}")
         elif bounds is not None and not bounds.hold(value):
             raise InputError(f"{name} of {bounds}", value, bounds.nearest(value))

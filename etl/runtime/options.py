@@ -1,4 +1,4 @@
-"""How each program starts: options → one typed configuration → exit status.
+"""Command lines: `key=value` options → one typed configuration → exit status.
 
 Hydra composes the options (`key=value`, groups, defaults) against dataclasses; whatever a user can
 get wrong ends as one `error: expected …, got … (hint)` line and exit status 2.
@@ -93,7 +93,7 @@ def read_options(schema: type[Config], module: str, options: Sequence[str], pres
     for name, _ in _fields(schema):
         number = functools.reduce(getattr, name.split("."), config)
         if isinstance(number, int) and not -(2**63) <= number < 2**63:
-            raise InputError(f"{name} below 2^63", number, "give a smaller number")
+            raise InputError(f"{name} below 2^63", number, "the maximum is 2^63 - 1")
     return config
 
 
@@ -275,6 +275,6 @@ def _file_error(error: OSError) -> InputError:
     """What the system said about a file or the network, as one line."""
     hint = f"{TRACEBACK} shows where"
     if error.errno == errno.ENOSPC:
-        return InputError("room on the disk", str(error), f"free some; {hint}")
+        return InputError("room on the disk", str(error), f"free disk space; {hint}")
     got = " ".join(str(error).split()) or type(error).__name__
     return InputError("files and network that work", got, f"check that; {hint}")

@@ -1,4 +1,4 @@
-"""Output folders that are complete or absent, and the one kind of error a user can cause.
+"""Atomic output folders: complete or absent, written under a lock.
 
 A folder is built next to its final path and moved there by one rename, so a reader never meets half
 of one, and a run that is killed leaves the old output as it was.
@@ -86,7 +86,7 @@ def staged(output: Path, kind: Kind, *, overwrite: bool, inputs: Iterable[str] =
         except BaseException as error:
             shutil.rmtree(building, ignore_errors=True)
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                hint = "free some, or write to another disk; nothing was left of this attempt"
+                hint = "free disk space, or write to another disk; this attempt left no files"
                 raise InputError(f"room on the disk of {output.parent}", "a full disk", hint) from None
             raise
 
@@ -116,10 +116,10 @@ def refuse_existing(output: Path, kind: Kind, *, overwrite: bool, inputs: Iterab
         return
     listed = kind.listed(output)
     if not overwrite:
-        hint = "add overwrite=true" if listed is not None else "give another output"
+        hint = "add overwrite=true" if listed is not None else "choose another output"
         raise InputError("an output folder that does not exist yet", output, hint)
     if listed is None:
-        raise InputError(f"{kind.name} to overwrite, an output of this program", output, "give another output")
+        raise InputError(f"{kind.name} to overwrite, an output of this program", output, "choose another output")
     refuse_unlisted(output, _files(output) - listed)
 
 
@@ -128,7 +128,7 @@ def refuse_unlisted(output: object, unlisted: set[str]) -> None:
     if unlisted:
         names = ", ".join(sorted(unlisted)[:3])
         more = f" and {len(unlisted) - 3:,} more" if len(unlisted) > 3 else ""
-        raise InputError(f"no files of others in {output}", f"{names}{more}", "move them, or give another output")
+        raise InputError(f"no files of others in {output}", f"{names}{more}", "move them, or choose another output")
 
 
 def refuse_inputs(output: Path, inputs: Iterable[str]) -> None:
@@ -136,12 +136,12 @@ def refuse_inputs(output: Path, inputs: Iterable[str]) -> None:
     for name in inputs:
         path = Path(name).resolve()
         if "://" not in name and (path == output or output in path.parents):
-            raise InputError(f"inputs outside the output {output}", name, "give another output")
+            raise InputError(f"inputs outside the output {output}", name, "choose another output")
 
 
 def _refuse_place(output: Path) -> None:
     if output.exists() and not output.is_dir():
-        raise InputError("an output folder", f"the file {output}", "give another output")
+        raise InputError("an output folder", f"the file {output}", "choose another output")
     nearest = next(path for path in (output, *output.parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         what = "a folder that cannot be written" if nearest.is_dir() else "a file"

@@ -1,4 +1,4 @@
-"""Where an output is built: hidden siblings, mount points, errors of the file system."""
+"""Paths of outputs while they are written: hidden siblings, mount points, file system errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from etl.runtime.errors import InputError
 
-OTHER_OUTPUT = "give another output, or check the folder and its permissions"
+OTHER_OUTPUT = "choose another output, or check the folder and its permissions"
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""One line that says how far a long job is, the same in all programs."""
+"""The progress line of long jobs."""
 
 from __future__ import annotations
 

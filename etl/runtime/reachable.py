@@ -1,4 +1,4 @@
-"""Whether a server accepts connections, asked before a program that would wait for it for minutes."""
+"""Checks that a server accepts connections, before a client would wait minutes for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Second stage: a partition's users are put together and cut to what their sessions keep."""
+"""Second stage: assembles the rows of each user of a partition and applies the session protocol."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scenario `ctr`: flat rows with a history each, for ranking models, instead of sessions.
+"""Scenario `ctr`: flat rows, each with a history, for ranking models, instead of sessions.
 
 As in the benchmark's multi-task set-up: every clicked row, two sampled unclicked rows for each, and a
 random split by row. Both follow from the seed and the row's index in the log, not from the cluster.

@@ -1,4 +1,4 @@
-"""How far the sessions job is, read from the files that its tasks leave."""
+"""Progress of the sessions job, from the files that its tasks have written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""First stage: each split is reduced to the rows that its users' sessions may need.
+"""First stage: reads a byte range of the log and filters the rows that sessions may need.
 
 Work per row decides the cost of the job, so rows are reduced here, before the shuffle, and travel
 through Spark as two binary values for each partition of users: a copy of bytes instead of a

@@ -1,1 +1,1 @@
-"""A Tenrec-shaped log from a known process, so that one can say how good a model could be."""
+"""Synthetic logs of Tenrec's shape from a known process, so that the best possible scores are known."""

@@ -1,4 +1,4 @@
-"""`python -m etl.twin output=FILE.csv scenario=qk_video users=N seed=S`: a log with a known truth."""
+"""`python -m etl.twin output=FILE.csv scenario=qk_video users=N seed=S`: a synthetic log with known ground truth."""
 
 from __future__ import annotations
 

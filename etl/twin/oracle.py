@@ -1,4 +1,4 @@
-"""How good a model could be: expected scores of the exact distribution under `protocol=study`.
+"""Scores of an oracle: expected metrics of the exact distribution under `protocol=study`.
 
 The oracle knows the process and every click of a user since the first, not the hidden taste. A model that
 sees the last thirty clicks knows less, so these figures bound what any model can reach.

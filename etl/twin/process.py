@@ -1,4 +1,4 @@
-"""The process behind a twin: what is clicked next, and what follows a click. Arithmetic only.
+"""The generating process of a twin: next clicks and feedback (pure functions).
 
 Items are numbered by popularity rank 0..M-1; their hidden topic is `rank % TOPICS`. Inside a topic items fall into
 neighbourhoods of about `NEIGHBOURHOOD` items of every popularity. Successor lists, item qualities and tastes'

@@ -1,4 +1,4 @@
-"""What is known of the four real logs: published totals, and what public scans of their rows say."""
+"""Published statistics of the four real logs."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Several sources joined into one ranking, by weights or a re-ranker that were learned on valid queries."""
+"""Several sources joined into one ranking, by weights or a re-ranker fitted on valid queries."""

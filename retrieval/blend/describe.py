@@ -1,4 +1,4 @@
-"""What `metrics.json` and the report say of a blend."""
+"""The entries of a blend in `metrics.json` and the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a blend learned, on disk: weights and re-rankers, for all users and for each fold that was left out."""
+"""A fitted blend on disk: weights and re-rankers, for all users and for each cross-fitting fold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The union of the sources' candidates for a batch of queries, with every source's score of each."""
+"""Candidate pools: the union of the sources' candidates for a batch of queries, with every source's score of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From options to a blend: which sources, learned where, opened for ranking."""
+"""Prepares a blend from options: chooses its sources, fits or loads it, opens it for ranking."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranking a batch of queries by a learned blend and by what it consists of."""
+"""Ranks a batch of queries by a fitted blend and by its variants (single sources, leave-one-out)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The blend on a result's page: each source alone, joined by a sum and by a re-ranker, and what each source adds."""
+"""The blend's section of the report: single sources, weighted sum and re-ranker, and the gain of each source."""
 
 from __future__ import annotations
 

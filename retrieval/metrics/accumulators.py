@@ -1,4 +1,4 @@
-"""What an evaluation adds up: sums and counts over queries, overall, by segment and by recommended item.
+"""Accumulators of an evaluation: sums and counts over queries, overall, by segment and by recommended item.
 
 All of it can be written, read and merged, so that parts of the queries may be ranked anywhere and in any order.
 """

@@ -1,4 +1,4 @@
-"""Ranks and what is averaged over them: arithmetic only.
+"""Ranks and ranking metrics (HR, NDCG, MRR; pure functions).
 
 Every metric is a sum and a count, so that parts of the queries can be added up exactly. The tie rule
 is the strict one: the rank of a target is 1 + the number of *other* candidates whose score is not

@@ -1,4 +1,4 @@
-"""How sure a metric, or the difference of two, is over users: arithmetic on ranks only.
+"""Confidence intervals and significance tests over users (pure functions of ranks).
 
 A user has one query, so resampling users is resampling ranks. What a query adds to a metric depends on
 its rank alone, so a resample is one multinomial draw over the few values that occur, whatever the number

@@ -1,4 +1,4 @@
-"""Ranking the targets of a batch of queries, by the model and by each baseline."""
+"""Ranks the targets of a batch of queries by the model's vectors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lists of items for a batch of queries: which were seen, and the first that are left."""
+"""Item lists for a batch of queries: seen items, and the first unseen ones."""
 
 from __future__ import annotations
 

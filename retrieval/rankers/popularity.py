@@ -1,4 +1,4 @@
-"""Recommenders without training, which every learned model has to beat."""
+"""Popularity baselines: overall and by category."""
 
 from __future__ import annotations
 

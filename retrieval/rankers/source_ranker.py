@@ -1,4 +1,4 @@
-"""Ranks and lists by a source; what it gives no score is ordered by popularity, behind all that it scores."""
+"""Ranks and lists by a source; items without a score follow in order of popularity."""
 
 from __future__ import annotations
 

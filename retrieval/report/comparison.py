@@ -1,4 +1,4 @@
-"""Several results over the same queries: who is better, and how sure that is.
+"""The comparison page of several results over the same queries.
 
 Every ranker of every result is compared with the first result's model on the test queries.
 """

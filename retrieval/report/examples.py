@@ -1,4 +1,4 @@
-"""Sessions of a result's page: what was clicked, what was recommended, and the item that was clicked next."""
+"""Example sessions of the report: clicks, recommendations and the next click."""
 
 from __future__ import annotations
 

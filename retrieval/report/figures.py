@@ -1,4 +1,4 @@
-"""The figures of a result's page: title, SVG and note of each."""
+"""The figures of the report: title, SVG and note of each."""
 
 from __future__ import annotations
 

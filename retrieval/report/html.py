@@ -1,4 +1,4 @@
-"""The frame and the tables of every page: light and dark, phone and desktop; nothing is loaded from elsewhere."""
+"""Page frame and tables of every HTML page: self-contained, light and dark, responsive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One self-contained page about one result: its metrics, what they are compared with, and how far to trust them."""
+"""The report of a result: metrics, baselines and confidence intervals on one self-contained page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verdict on top of a result's page: sentences made from its numbers, so that they cannot disagree with them."""
+"""The summary on top of the report: sentences generated from its numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exact maximum-inner-product search in bounded memory: the exact_reference for every index."""
+"""Exact maximum-inner-product search in bounded memory: the reference for every index."""
 
 from __future__ import annotations
 

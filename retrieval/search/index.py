@@ -1,4 +1,4 @@
-"""Nearest-neighbour indexes over the candidates' vectors: kinds, effort, and what each keeps of exact search."""
+"""Nearest-neighbour indexes (FAISS) over the candidates' vectors: kinds, search effort, fidelity to exact search."""
 
 from __future__ import annotations
 

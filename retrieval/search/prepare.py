@@ -37,7 +37,7 @@ def make_catalogue(bundle: Bundle, dataset: Dataset, config: RetrievalConfig) ->
     if config.candidates == "clicked":
         item = item[dataset.items(["clicks"])["clicks"].to_numpy() > 0]
     if config.deepest > len(item):
-        raise InputError(f"cutoffs up to the {len(item)} candidates", config.deepest, "give smaller cutoffs")
+        raise InputError(f"cutoffs up to the {len(item)} candidates", config.deepest, "choose smaller cutoffs")
     return Catalogue(item, np.ascontiguousarray(vectors[item - 1]), read_transitions(bundle))
 
 

@@ -1,4 +1,4 @@
-"""Search effort that reaches a fidelity, measured against exact search."""
+"""Tuning of the search effort to reach a fidelity, measured against exact search."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each source scores for a batch of queries."""
+"""Scores of each counted source for a batch of queries."""
 
 from __future__ import annotations
 

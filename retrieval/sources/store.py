@@ -1,4 +1,4 @@
-"""Counted sources on disk: built once, with what they were made from and a hash of each file, mapped into memory."""
+"""Counted sources on disk: built once, with their inputs' fingerprints and a hash per file, memory-mapped."""
 
 from __future__ import annotations
 

@@ -33,15 +33,15 @@ class Outer:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("kind", "c", "expected kind one of a, b, got c (choose kind=a, say)"),
+        ("kind", "c", "expected kind one of a, b, got c (for example kind=a)"),
         ("mask", None, "expected mask one of auto, True, False"),
         ("rate", 0.0, "expected rate of above 0, got 0.0"),
         ("rate", float("nan"), "expected rate of above 0, got nan"),
         ("rate", float("inf"), "expected rate of above 0, got inf"),
         ("inner.share", 1.0, "expected inner.share of at least 0 and below 1, got 1.0"),
-        ("inner.share", -0.1, "expected inner.share of at least 0 and below 1, got -0.1 (0 is the least)"),
-        ("inner.size", 0, "expected inner.size of at least 1 and at most 9, got 0 (1 is the least)"),
-        ("inner.size", 10, "expected inner.size of at least 1 and at most 9, got 10 (9 is the most)"),
+        ("inner.share", -0.1, "expected inner.share of at least 0 and below 1, got -0.1 (0 is the minimum)"),
+        ("inner.size", 0, "expected inner.size of at least 1 and at most 9, got 0 (1 is the minimum)"),
+        ("inner.size", 10, "expected inner.size of at least 1 and at most 9, got 10 (9 is the maximum)"),
     ],
 )
 def test_a_value_beyond_its_bounds_is_named_with_them(field, value, message):

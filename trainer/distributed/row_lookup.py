@@ -1,4 +1,4 @@
-"""Reading rows that lie at their owners, outside of steps: whoever needs some asks, and all answer."""
+"""Collective lookup of table rows at their owners, outside of training steps."""
 
 from __future__ import annotations
 

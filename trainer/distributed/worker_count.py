@@ -1,4 +1,4 @@
-"""`ray.workers=auto`: as many workers as the size of the work is worth."""
+"""`ray.workers=auto`: the number of workers from the size of the work."""
 
 from __future__ import annotations
 

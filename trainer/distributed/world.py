@@ -1,4 +1,4 @@
-"""Who works together: derived once, handed down."""
+"""Rank, world size, device and collectives of a worker."""
 
 from __future__ import annotations
 

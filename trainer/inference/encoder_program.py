@@ -1,4 +1,4 @@
-"""The encoder of a finished run as a program that needs torch alone: clicks in, query vectors out."""
+"""The encoder of a finished run as a torch.export program: clicks in, query vectors out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing the bundle: each worker exports its share of the data files, the first one finishes it."""
+"""Bundle export: each worker exports its share of the data files, the first one finishes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bundle of another dataset, scored with a trained run."""
+"""Scores another dataset with a trained run and writes a bundle."""
 
 from __future__ import annotations
 

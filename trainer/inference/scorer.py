@@ -1,4 +1,4 @@
-"""A trained model applied to sessions or rows: queries, item vectors, feedback scores."""
+"""Inference of a trained model on sessions or rows: query vectors, item vectors, feedback scores."""
 
 from __future__ import annotations
 

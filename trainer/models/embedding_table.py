@@ -1,4 +1,4 @@
-"""Vectors of items or users with their optimiser state, updated row by row."""
+"""Embedding tables of items or users with their optimiser state, updated row by row."""
 
 from __future__ import annotations
 

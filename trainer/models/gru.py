@@ -1,4 +1,4 @@
-"""A GRU layer over complete sessions for training on a CPU, with the gradient worked out by hand.
+"""A GRU layer over complete sessions for training on a CPU, with a hand-written backward pass.
 
 torch's own goes click by click through some twenty operations that autograd records one by one. Here all that does not
 wait for the state before is one product over all clicks, in both directions.

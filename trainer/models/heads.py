@@ -1,4 +1,4 @@
-"""Heads: how the tasks share a state.
+"""Multi-task heads: shared bottom, MMoE, PLE, single.
 
 Every head maps a state `[N, S]` to one mix `m_k` `[N, D]` for each task k. The state holds the states of
 one or several encoders side by side, and what all of them share (the profile) after them.

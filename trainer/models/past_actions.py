@@ -1,4 +1,4 @@
-"""What the user did with past clicks, embedded and added to their vectors."""
+"""Embeddings of feedback on past clicks, added to the clicks' vectors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A finished run opened again: its configuration, its dataset, the parameters that were selected."""
+"""Opens a finished run: configuration, dataset, parameters of the selected epoch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def open_run(folder: str, data: str | None) -> tuple[TrainerConfig, Dataset]:
     """
     run = fetched(folder, last_file=SUMMARY)
     if not is_finished(run):
-        raise InputError(f"a finished run with {SUMMARY}", run, "give the folder that python -m trainer wrote")
+        raise InputError(f"a finished run with {SUMMARY}", run, "set run to a folder written by python -m trainer")
     settled = read_config(run / CONFIG)
     fingerprint = settled.pop("dataset", "")
     try:
@@ -34,7 +34,7 @@ def open_run(folder: str, data: str | None) -> tuple[TrainerConfig, Dataset]:
         raise InputError("a run of this version", error, "train it again") from None
     dataset = open_dataset(data or config.data, verify=False)
     if dataset.manifest.fingerprint != fingerprint:
-        raise InputError(f"dataset {fingerprint[:12]}", dataset.manifest.fingerprint[:12], "give data=DIR")
+        raise InputError(f"dataset {fingerprint[:12]}", dataset.manifest.fingerprint[:12], "set data to that one")
     return config, dataset
 
 

@@ -1,4 +1,4 @@
-"""The record of a finished run, and whether a run is finished. Imports nothing heavy."""
+"""The record of a finished run, and the test for one. Imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's folder that is local or in an object store: what each machine has of it, and when it is sent."""
+"""`RunFolder`: a run folder that is local or in an object store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the steps of a run go, by torch's profiler."""
+"""Profiling of training steps with torch's profiler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SIGTERM to the started process: every worker stops after the same step, and a checkpoint is left."""
+"""Signal handling: on SIGTERM every worker stops after the same step and a checkpoint is saved."""
 
 from __future__ import annotations
 

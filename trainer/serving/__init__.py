@@ -1,1 +1,1 @@
-"""Recommendations on request: the encoder, the index and the blend of a finished evaluation behind HTTP."""
+"""HTTP serving: the encoder, the index and the blend of a finished evaluation."""

@@ -1,4 +1,4 @@
-"""The HTTP server: a page to try, `POST /recommend` and what the page asks for."""
+"""The HTTP server: the demo page, its endpoints, and `POST /recommend`."""
 
 from __future__ import annotations
 

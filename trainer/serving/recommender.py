@@ -1,4 +1,4 @@
-"""Sessions in, recommendations out: encoder, index and blend of a finished evaluation, opened once."""
+"""The recommender behind the server: sessions in, recommendations out."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is learned: sessions (next item and feedback) or ranking rows."""
+"""Model tasks: session models (next item and feedback) and ranking models (rows)."""

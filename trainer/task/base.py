@@ -1,4 +1,4 @@
-"""What session and ranking models have in common for the training run."""
+"""The interface of a model task, shared by session and ranking models."""
 
 from __future__ import annotations
 

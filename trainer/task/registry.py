@@ -1,4 +1,4 @@
-"""What differs between session models and ranking models: what they read, collate, validate and export."""
+"""Chooses the model task of a model: session or ranking."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Item vectors to begin with: factors of how often items are clicked near one another in train.
+"""Initial item vectors: factors of the PPMI matrix of items' co-occurrence in train.
 
 The matrix of positive pointwise mutual information (PPMI) with smoothed contexts is factorised by a truncated
 eigendecomposition (Levy and Goldberg 2014; Levy et al. 2015), which is what word2vec does in the limit. The matrix

@@ -1,4 +1,4 @@
-"""Drawing negatives: train popularity to a power, mixed with uniform."""
+"""Negative sampling: train popularity to a power, mixed with uniform."""
 
 from __future__ import annotations
 

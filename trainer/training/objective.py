@@ -1,4 +1,4 @@
-"""What a step minimises: loss sums by task, of session models and of ranking models."""
+"""Training objectives: loss sums by task, of session models and of ranking models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One training step: unique rows → loss → gradients of all workers → update."""
+"""One training step: rows of the tables → loss → all-reduced gradients → gradient clipping → update."""
 
 from __future__ import annotations
 

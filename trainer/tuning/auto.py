@@ -1,4 +1,4 @@
-"""`recipe=auto` where a catalogue size has several recipes: each is tried for some epochs, and valid decides."""
+"""`recipe=auto`: where a catalogue size has several recipes, tries each for some epochs and selects on valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of a search: the spread of its trials, each option against the metric, and the table."""
+"""The page of a search: distribution of its trials, each option against the metric, and the table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A search from options to its table: trials of known and of random settings, judged on valid."""
+"""A hyperparameter search: trials of known and of random settings, compared on valid."""
 
 from __future__ import annotations
 
@@ -92,17 +92,17 @@ def _remember(folder: Path, config: TuneOptions, space: Any) -> None:
     path = folder / SEARCH
     if not path.is_file():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError("a fresh output folder, or a search to continue", folder, "give another output")
+            raise InputError("a fresh output folder, or a search to continue", folder, "choose another output")
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
         return
     try:
         before = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"the options of a search in {path}", error, "give another output") from None
+        raise InputError(f"the options of a search in {path}", error, "choose another output") from None
     for name in record:
         if before.get(name) != json.loads(json.dumps(record[name])):
-            hint = "give another output, or the options of before"
+            hint = "choose another output, or the options that the search began with"
             raise InputError(f"{name}={before.get(name)} as the search began with", record[name], hint)
 
 

@@ -1,4 +1,4 @@
-"""Search spaces: which options are varied, how, and the settings that are tried first."""
+"""Search spaces: varied options, their distributions, and the settings that are tried first."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def read_space(path: str) -> Space:
     Raises:
         InputError: the file cannot be read, or has something else.
     """
-    hint = "write train.learning_rate: {log_uniform: [0.01, 0.2]}, say"
+    hint = "for example train.learning_rate: {log_uniform: [0.01, 0.2]}"
     try:
         result = yaml.safe_load(Path(path).read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:

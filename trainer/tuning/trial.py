@@ -1,4 +1,4 @@
-"""One trial: a run folder that is trained and judged on valid, without a bundle."""
+"""One trial: a training run compared on valid, without a bundle."""
 
 from __future__ import annotations
 

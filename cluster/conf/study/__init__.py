@@ -1,1 +1,1 @@
-"""Pipelines."""
+"""Study presets."""
