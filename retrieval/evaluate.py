@@ -99,7 +99,7 @@ def evaluate(config: RetrievalConfig, run_parts: RunParts = run_in_process) -> d
 
 
 def collect(evaluation: Evaluation, parts: Path, folder: Path, result: dict[str, Any]) -> None:
-    """Put the parts' results into the result's metrics and files."""
+    """Merge the parts: metrics, `ranks.parquet`, and the recommendations in `topk.parquet`."""
     names: dict[str, list[str]] = {"ranks": [], "topk": []}
     for part in evaluation.parts():
         names["topk" if part.split == "next" else "ranks"].append(part.name)

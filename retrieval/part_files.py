@@ -103,7 +103,7 @@ def _transitions(queries: Queries, blend: BlendRanker | None) -> Segments:
 
 
 def recommend_part(evaluation: Evaluation, part: Part, folder: Path, blend: BlendRanker | None) -> None:
-    """The best unseen candidates after all retained clicks, by the blend where there is one."""
+    """Write the recommendations of a part: the best unseen candidates after all clicks, by the blend if any."""
     k = evaluation.config.deepest
     with pq.ParquetWriter(folder / "topk.parquet", TOPK_SCHEMA, compression="zstd") as writer:
         for queries in evaluation.batches(part):

@@ -21,7 +21,8 @@ ENCODERS = {
     "sasrec": "trainer.models.sasrec.SASRecEncoder",
     "nextitnet": "trainer.models.nextitnet.NextItNetEncoder",
 }
-"""Session encoders and their classes, which are imported where a model is built: this module does without torch."""
+"""Registry of session encoders: to add an encoder, name its class here (`docs/extending.md`). Classes are imported
+where a model is built: this module does without torch."""
 RANK_HEADS = {
     "rank_single": "single",
     "rank_shared_bottom": "shared_bottom",

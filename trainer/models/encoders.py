@@ -1,4 +1,4 @@
-"""Session encoders by name."""
+"""Builds session encoders by name; `docs/extending.md` shows how to add an encoder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Encoder(Protocol):
     """What a session encoder, a module built from `ModelOptions`, has."""
 
     def __call__(self, items_BT: torch.Tensor, click_BTD: torch.Tensor, needed_N: torch.Tensor) -> torch.Tensor:
-        """States `[N, H]` after the clicks at places `needed_N` of the flattened `[B * T]`.
+        """States `[N, H]` after the clicks at positions `needed_N` of the flattened `[B * T]`.
 
         Args:
             items_BT: int64, clicks padded with 0 on the right.

@@ -69,7 +69,7 @@ class NegativeSampler:
         return (np.flatnonzero(self.clicks) if self.clicked_only else np.arange(len(self.clicks))) + 1
 
     def draw(self, n: int, *, seed: int, step: int) -> npt.NDArray[np.int64]:
-        """`n` dense ids, with replacement: the same on every worker for the same step."""
+        """Sample `n` dense ids, with replacement: the same on every worker for the same step."""
         uniform = np.random.default_rng([seed, step, 0x6E65]).random(n)
         return np.searchsorted(self.cumulative, uniform, side="right").astype(np.int64) + 1
 

@@ -105,7 +105,7 @@ class SessionObjective(nn.Module):
         )
 
     def candidates(self, batch: Batch, step: int) -> Candidates:
-        """All items, or this step's negatives."""
+        """All items, or the negatives sampled for this step."""
         device, loss = batch.items.device, self.config.loss
         if loss in ("embedding", "softmax"):
             ids = torch.from_numpy(self.sampler.items if loss == "softmax" else np.zeros(0, np.int64)).to(device)

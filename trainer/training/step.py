@@ -47,6 +47,15 @@ def make_optimizer(options: TrainOptions, parameters: Iterable[nn.Parameter]) ->
     return kind(parameters, options.network_learning_rate or options.learning_rate, weight_decay=options.weight_decay)
 
 
+def clipping_factor(norm: float, max_norm: float) -> float:
+    """Gradient clipping: the factor that scales gradients of a global norm down to a maximum norm; 0 = off.
+
+    >>> clipping_factor(4.0, 1.0), clipping_factor(0.5, 1.0), clipping_factor(4.0, 0.0)
+    (0.25, 1.0, 1.0)
+    """
+    return min(1.0, max_norm / max(norm, 1e-12)) if max_norm else 1.0
+
+
 class TrainStep:
     """Holds what a step changes: the networks, the tables and the networks' optimiser.
 
@@ -176,17 +185,17 @@ class TrainStep:
             torch.cuda.manual_seed(seed)
 
     def _no_sync_until_last(self, stay: bool) -> AbstractContextManager[None]:
-        """Whether dense gradients stay on this worker for now, to be exchanged with those of a later part."""
+        """Suspend the all-reduce of dense gradients until the last micro-batch of a step."""
         return self.forward.no_sync() if stay and isinstance(self.forward, DistributedDataParallel) else nullcontext()
 
     def _norm(self, gradients: list[torch.Tensor]) -> torch.Tensor:
-        """Norm of all gradients together; NaN or infinite where one of them is."""
+        """Global norm of all gradients; NaN or infinite where one of them is."""
         dense = [p.grad for p in self.objective.parameters() if p.grad is not None]
         return torch.stack([g.norm() for g in (*dense, *gradients)]).norm() if dense or gradients else torch.zeros(())
 
     def _update(self, gradients: dict[str, Gradient], norm: float, step: int) -> None:
         options = self.config.train
-        shrink = min(1.0, options.max_grad_norm / max(norm, 1e-12)) if options.max_grad_norm else 1.0
+        shrink = clipping_factor(norm, options.max_grad_norm)
         if shrink < 1.0:
             for parameter in self.objective.parameters():
                 if parameter.grad is not None:
