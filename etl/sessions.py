@@ -180,7 +180,6 @@ def finish(config: EtlConfig, job: Job, files: list[LogFile], items: pa.Table, s
     (folder / QUARANTINE).parent.mkdir()
     lines = [json.dumps(row) for split in splits for row in split["sample"]]
     (folder / QUARANTINE).write_text("".join(line + "\n" for line in lines))
-    kept = statistics["kept"]
     entries = [
         *shards,
         describe_file(folder, ITEMS, len(items)),
@@ -191,26 +190,36 @@ def finish(config: EtlConfig, job: Job, files: list[LogFile], items: pa.Table, s
         Source(f.name, f.bytes, fingerprint_of([s["fingerprint"] for s in splits if s["file"] == f.uri])) for f in files
     ]
     protocol = protocol_record(config, len(shards))
-    manifest = Manifest(
-        scenario=config.scenario,
-        protocol=protocol,
-        source=source,
-        fingerprint=fingerprint_of(
-            [SCHEMA_VERSION, config.scenario, protocol, [dataclasses.asdict(e) for e in entries]]
-        ),
-        counts={
-            "sessions": kept["users"],
-            "items": len(items),
-            "clicks": kept["clicks"],
-            "exposures": kept["exposures"],
-            "rows_read": statistics["rows_read"],
-        },
-        files=entries,
-    )
+    manifest = make_manifest(config.scenario, protocol, source, statistics, entries)
     for leftover in ("_work", "_spark"):
         shutil.rmtree(folder / leftover, ignore_errors=True)
     write_json(folder / MANIFEST, manifest.to_json())
     return manifest
+
+
+def make_manifest(
+    scenario: str,
+    protocol: dict[str, Any],
+    source: list[Source],
+    statistics: dict[str, Any],
+    files: list[DataFile],
+) -> Manifest:
+    """The manifest of a dataset, with the fingerprint of its protocol and files."""
+    kept = statistics["kept"]
+    return Manifest(
+        scenario=scenario,
+        protocol=protocol,
+        source=source,
+        fingerprint=fingerprint_of([SCHEMA_VERSION, scenario, protocol, [dataclasses.asdict(f) for f in files]]),
+        counts={
+            "sessions": kept["users"],
+            "items": kept["items"],
+            "clicks": kept["clicks"],
+            "exposures": kept["exposures"],
+            "rows_read": statistics["rows_read"],
+        },
+        files=files,
+    )
 
 
 def make_statistics(job: Job, files: list[LogFile], splits: list[dict[str, Any]], items: pa.Table) -> dict[str, Any]:

@@ -74,18 +74,7 @@ def evaluate(config: RetrievalConfig, run_parts: RunParts = run_in_process) -> d
                 print(f"mask_seen={str(config.mask_seen).lower()}: {repeats}", file=sys.stderr, flush=True)
         for name, metrics in feedback.items():
             result[name] |= metrics
-        result |= {
-            "ties": "against",
-            "mask_seen": config.mask_seen,
-            "candidates": config.candidates,
-            "fidelity": config.fidelity,
-            "cutoffs": config.cutoffs,
-            "model": bundle.manifest.model,
-            "refit": bundle.manifest.refit,
-            "dataset": dataset.manifest.fingerprint,
-            "bundle": sha256_of(bundle.path / MANIFEST),
-            "options": {name: getattr(config, name) for name in REOPENED_BY},
-        }
+        result |= provenance(config, dataset, bundle)
         result = {name: value for name, value in result.items() if value != {} or name == "baselines"}
         run = {name: read_run_file(bundle, f"{name}.json") for name in ("summary", "diagnostics")}
         examples = examples_of(evaluation, parts, titles) if bundle.has_vectors else []
@@ -96,6 +85,22 @@ def evaluate(config: RetrievalConfig, run_parts: RunParts = run_in_process) -> d
     if bundle.has_vectors:
         shutil.rmtree(parts.parent, ignore_errors=True)
     return result
+
+
+def provenance(config: RetrievalConfig, dataset: Dataset, bundle: Bundle) -> dict[str, Any]:
+    """What a result was made from and how, for `metrics.json`."""
+    return {
+        "ties": "against",
+        "mask_seen": config.mask_seen,
+        "candidates": config.candidates,
+        "fidelity": config.fidelity,
+        "cutoffs": config.cutoffs,
+        "model": bundle.manifest.model,
+        "refit": bundle.manifest.refit,
+        "dataset": dataset.manifest.fingerprint,
+        "bundle": sha256_of(bundle.path / MANIFEST),
+        "options": {name: getattr(config, name) for name in REOPENED_BY},
+    }
 
 
 def collect(evaluation: Evaluation, parts: Path, folder: Path, result: dict[str, Any]) -> None:

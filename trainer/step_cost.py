@@ -11,6 +11,7 @@ import json
 import math
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,11 @@ from trainer.memory_plan import MemoryPlan
 from trainer.models.embedding_table import DRAWN_ROWS, FULL_TABLE, SparseTable, drawn_rows
 from trainer.plan import PlanConfig
 from trainer.task.registry import model_task_of
+from trainer.training.step import TrainStep
 
 WARM_STEPS = 3
 PLANNED = (8, 64, 512)
-"""Workers that each plan tells about."""
+"""Numbers of workers in each plan."""
 EFFICIENT = 0.6
 MOST_DOUBLINGS = 12
 ID_BYTES = 4
@@ -270,8 +272,29 @@ def steps_of(config: TrainerConfig, world: World, steps: int) -> Measured:
     batches = reader.epoch(
         order, model_task.collate(TRAIN_HOLDOUT, 1), start=0, global_rank=world.global_rank, world_size=world.size
     )
+    seconds, targets, rows, shared = _timed_steps(train_step, Prefetch(batches), steps)
+    table = max(train_step.tables.values(), key=lambda table: table.vector.numel())
+    merging = measure_merging(table)
+    return Measured(
+        seconds=seconds,
+        targets=targets,
+        own_rows=rows,
+        shared_rows=shared,
+        row_bytes=4 * (table.vector.shape[1] + bool(table.bias.numel())),
+        state_bytes=4 * table.state_rows(torch.zeros(1, dtype=torch.int64)).shape[1],
+        sum_seconds=merging[0],
+        put_seconds=merging[1],
+        take_seconds=merging[2],
+        draw_seconds=measure_drawing(table.dimension),
+        dense_bytes=sum(p.numel() * 4 for p in train_step.model.parameters()),
+        resident=psutil.Process().memory_info().rss,
+    )
+
+
+def _timed_steps(train_step: TrainStep, batches: Iterable[Any], steps: int) -> tuple[float, float, float, float]:
+    """Seconds of a step after the warm-up; means of its targets, of rows that it reads and of shared rows."""
     rows, shared, targets, begin, taken = [], [], [], time.perf_counter(), 0
-    for batch in Prefetch(batches):
+    for batch in batches:
         if taken == WARM_STEPS:
             begin = time.perf_counter()
         objective: Any = train_step.objective
@@ -285,22 +308,7 @@ def steps_of(config: TrainerConfig, world: World, steps: int) -> Measured:
         if taken == WARM_STEPS + steps:
             break
     seconds = (time.perf_counter() - begin) / max(1, taken - WARM_STEPS)
-    table = max(train_step.tables.values(), key=lambda table: table.vector.numel())
-    merging = measure_merging(table)
-    return Measured(
-        seconds=seconds,
-        targets=float(np.mean(targets)),
-        own_rows=float(np.mean(rows)),
-        shared_rows=float(np.mean(shared)),
-        row_bytes=4 * (table.vector.shape[1] + bool(table.bias.numel())),
-        state_bytes=4 * table.state_rows(torch.zeros(1, dtype=torch.int64)).shape[1],
-        sum_seconds=merging[0],
-        put_seconds=merging[1],
-        take_seconds=merging[2],
-        draw_seconds=measure_drawing(table.dimension),
-        dense_bytes=sum(p.numel() * 4 for p in train_step.model.parameters()),
-        resident=psutil.Process().memory_info().rss,
-    )
+    return seconds, float(np.mean(targets)), float(np.mean(rows)), float(np.mean(shared))
 
 
 def _distinct(ids: dict[str, torch.Tensor]) -> int:

@@ -14,7 +14,16 @@ from retrieval.report import charts
 
 def figures(result: dict[str, Any], dataset: Dataset, diagnostics: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
     """Title, SVG and note of each figure."""
-    curves = diagnostics.get("curves", {})
+    yield from _training_figures(diagnostics.get("curves", {}))
+    yield from _segment_figures(result)
+    yield from _trust_figures(result)
+    if diagnostics.get("gates"):
+        yield _gate_figure(diagnostics["gates"])
+    yield from _dataset_figures(dataset)
+
+
+def _training_figures(curves: dict[str, list[tuple[int, float]]]) -> Iterable[tuple[str, str, str]]:
+    """Validation metrics and training losses by epoch, as far as there are any."""
     losses = {n.removeprefix("train/loss/"): v for n, v in curves.items() if n.startswith("train/loss/")}
     ranking = {
         n.removeprefix("valid/").replace("hr", "HR").replace("ndcg", "NDCG"): v
@@ -35,18 +44,22 @@ def figures(result: dict[str, Any], dataset: Dataset, diagnostics: dict[str, Any
             charts.curves(shares, "share of the first epoch's"),
             f"Mean over the epoch, by task; in the last epoch {last} nats.",
         )
-    yield from _segment_figures(result)
-    yield from _trust_figures(result)
-    gates = diagnostics.get("gates")
-    if gates:
-        tasks, weights = list(gates["mean_weight"]), np.array(list(gates["mean_weight"].values()))
-        most = np.log(weights.shape[1])
-        rows = [f"{task} ({gates['entropy_nats'][task] / most:.0%})" if most else task for task in tasks]
-        yield (
-            "Gates",
-            charts.heat_map(rows, weights, "expert"),
-            "Mean share of each expert in a task's mix; in brackets the gate's entropy as a share of an even gate's.",
-        )
+
+
+def _gate_figure(gates: dict[str, Any]) -> tuple[str, str, str]:
+    """Weights of the experts by task, and how even each gate is."""
+    tasks, weights = list(gates["mean_weight"]), np.array(list(gates["mean_weight"].values()))
+    most = np.log(weights.shape[1])
+    rows = [f"{task} ({gates['entropy_nats'][task] / most:.0%})" if most else task for task in tasks]
+    return (
+        "Gates",
+        charts.heat_map(rows, weights, "expert"),
+        "Mean share of each expert in a task's mix; in brackets the gate's entropy as a share of an even gate's.",
+    )
+
+
+def _dataset_figures(dataset: Dataset) -> Iterable[tuple[str, str, str]]:
+    """Lengths of the sessions, and clicks by item."""
     length, count = session_lengths(dataset)
     yield (
         "Session length",

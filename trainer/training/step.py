@@ -115,18 +115,7 @@ class TrainStep:
             exchange = RowExchange(ids, shared, weights, self.world)
             weights = exchange.extra
         rows = self._rows(ids, exchange)
-        self.objective.zero_grad(set_to_none=True)
-        losses = torch.zeros_like(weights)
-        for number, batch in enumerate(micro_batches, 1):
-            with self._no_sync_until_last(number < len(micro_batches)):
-                with self.autocast:
-                    sums = self.forward(batch, rows, candidates)
-                loss = self.objective.balance.total(
-                    sums, weights.clamp(min=1e-12), self.world.size * len(micro_batches)
-                )
-                # DDP averages dense gradients over workers: × size makes them the sum that one worker would have.
-                loss.mul(self.world.size).backward()
-            losses += sums.loss.detach()
+        losses = self._forward_backward(micro_batches, rows, candidates, weights)
         gradients = {name: (ids[name], result.gradient()) for name, result in rows.items()}
         if exchange is None:
             norm = self._norm([gradient for _, gradient in gradients.values()])
@@ -143,6 +132,30 @@ class TrainStep:
         if exchange and not self.sharded:
             self._spread(exchange, counts)
         return losses, weights
+
+    def _forward_backward(
+        self, micro_batches: Sequence[Any], rows: dict[str, Rows], candidates: Any, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Accumulate the gradients of the micro-batches; their loss sums on this worker `[tasks]`.
+
+        Args:
+            micro_batches: this worker's share of the step.
+            rows: of the tables, leaves of the graph.
+            candidates: of the step.
+            weights: example weights over all workers `[tasks]`.
+        """
+        self.objective.zero_grad(set_to_none=True)
+        losses = torch.zeros_like(weights)
+        for number, batch in enumerate(micro_batches, 1):
+            with self._no_sync_until_last(number < len(micro_batches)):
+                with self.autocast:
+                    sums = self.forward(batch, rows, candidates)
+                n_shares = self.world.size * len(micro_batches)
+                loss = self.objective.balance.total(sums, weights.clamp(min=1e-12), n_shares)
+                # DDP averages dense gradients over workers: × size makes them the sum that one worker would have.
+                loss.mul(self.world.size).backward()
+            losses += sums.loss.detach()
+        return losses
 
     def _rows(self, ids: dict[str, torch.Tensor], exchange: RowExchange | None) -> dict[str, Rows]:
         """Rows that the step reads, by table: of this worker's copy, or from their owners."""
