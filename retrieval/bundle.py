@@ -75,7 +75,7 @@ class BundleManifest:
 
     Attributes:
         dataset: fingerprint of the dataset the bundle was made from.
-        refit: whether the model saw the valid clicks, so that there are no valid parts.
+        refit: whether the model saw the valid clicks, so that there are no valid files.
         dimension: length of the vectors; 0 for a bundle of feedback parts only.
         model: name of the model, for the reader of a report.
         transition_terms: counted terms that take part in the score; 0 = none.
@@ -232,7 +232,7 @@ def open_bundle(path: str | Path, *, dataset: str | None = None, verify: bool = 
     if len(files.get(TRANSITIONS, [])) != manifest.transition_terms:
         raise InputError(f"{manifest.transition_terms} files of transitions", len(files.get(TRANSITIONS, [])), HINT)
     if manifest.refit and {"queries-valid", "feedback-valid"} & set(files):
-        raise InputError("no valid parts in a refit bundle", "valid parts", HINT)
+        raise InputError("no valid files in a refit bundle", "valid files", HINT)
     bundle = Bundle(folder, manifest, files, str(path))
     for split in QUERY_SPLITS if verify else ():
         check_users(split, [folder / part.path for part in files.get(f"queries-{split}", [])])

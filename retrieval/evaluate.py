@@ -66,10 +66,10 @@ def evaluate(config: RetrievalConfig, run_parts: RunParts = run_in_process) -> d
         if bundle.has_vectors:
             catalogue = make_catalogue(bundle, dataset, config)
             index, result["index"] = prepare_index(bundle, dataset, catalogue, config)
-            evaluation, parts = Evaluation(config, dataset, bundle, index), parts_folder(config, bundle)
-            learn(evaluation, parts)
-            run_parts(evaluation, evaluation.parts(), parts)
-            collect(evaluation, parts, folder, result)
+            evaluation, work_folder = Evaluation(config, dataset, bundle, index), parts_folder(config, bundle)
+            learn(evaluation, work_folder)
+            run_parts(evaluation, evaluation.parts(), work_folder)
+            collect(evaluation, work_folder, folder, result)
             if repeats:
                 print(f"mask_seen={str(config.mask_seen).lower()}: {repeats}", file=sys.stderr, flush=True)
         for name, metrics in feedback.items():
@@ -77,13 +77,13 @@ def evaluate(config: RetrievalConfig, run_parts: RunParts = run_in_process) -> d
         result |= provenance(config, dataset, bundle)
         result = {name: value for name, value in result.items() if value != {} or name == "baselines"}
         run = {name: read_run_file(bundle, f"{name}.json") for name in ("summary", "diagnostics")}
-        examples = examples_of(evaluation, parts, titles) if bundle.has_vectors else []
+        examples = examples_of(evaluation, work_folder, titles) if bundle.has_vectors else []
         ranks = read_ranks(folder / RANKS) if bundle.has_vectors else None
         result["verdict"] = write_report(folder / REPORT, result, dataset, run, ranks, examples)
         result["files"] = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         write_json(folder / METRICS, result)
     if bundle.has_vectors:
-        shutil.rmtree(parts.parent, ignore_errors=True)
+        shutil.rmtree(work_folder.parent, ignore_errors=True)
     return result
 
 
@@ -103,19 +103,19 @@ def provenance(config: RetrievalConfig, dataset: Dataset, bundle: Bundle) -> dic
     }
 
 
-def collect(evaluation: Evaluation, parts: Path, folder: Path, result: dict[str, Any]) -> None:
+def collect(evaluation: Evaluation, work_folder: Path, folder: Path, result: dict[str, Any]) -> None:
     """Merge the parts: metrics, `ranks.parquet`, and the recommendations in `topk.parquet`."""
     names: dict[str, list[str]] = {"ranks": [], "topk": []}
     for part in evaluation.parts():
         names["topk" if part.split == "next" else "ranks"].append(part.name)
-    join((parts / name / RANKS for name in names["ranks"]), folder / RANKS, RankWriter.SCHEMA)
-    join((parts / name / TOPK for name in names["topk"]), folder / TOPK, TOPK_SCHEMA)
-    blend = evaluation.blend(parts)
+    join((work_folder / name / RANKS for name in names["ranks"]), folder / RANKS, RankWriter.SCHEMA)
+    join((work_folder / name / TOPK for name in names["topk"]), folder / TOPK, TOPK_SCHEMA)
+    blend = evaluation.blend(work_folder)
     result["blend"] = {} if blend is None else describe_blend(blend.learned)
     if blend:
         blend.learned.write(folder)
     for split in CLICKS_AFTER_QUERY:
-        for name, metrics in evaluation.merged(parts, split).items():
+        for name, metrics in evaluation.merged(work_folder, split).items():
             if name == MODEL:
                 result[split] |= metrics
             elif name.startswith(BLEND):
@@ -124,10 +124,10 @@ def collect(evaluation: Evaluation, parts: Path, folder: Path, result: dict[str,
                 result["baselines"].setdefault(name, {})[split] = metrics
 
     if blend:
-        result["blend"]["milliseconds"] = milliseconds(evaluation, parts)
+        result["blend"]["milliseconds"] = milliseconds(evaluation, work_folder)
 
 
-def learn(evaluation: Evaluation, parts: Path) -> None:
+def learn(evaluation: Evaluation, work_folder: Path) -> None:
     """Learn the blend into the folder of the parts, unless it is there."""
     config, bundle = evaluation.config, evaluation.bundle
     if config.blend == "none" or (
@@ -138,15 +138,15 @@ def learn(evaluation: Evaluation, parts: Path) -> None:
     index = evaluation.index
     if selected is not bundle:  # exact: it is searched once, for a sample
         index = build_index("flat", make_catalogue(selected, evaluation.dataset, config))
-    prepare_blend(evaluation.dataset, selected, index, config, parts)
+    prepare_blend(evaluation.dataset, selected, index, config, work_folder)
 
 
-def milliseconds(evaluation: Evaluation, parts: Path) -> dict[str, float]:
+def milliseconds(evaluation: Evaluation, work_folder: Path) -> dict[str, float]:
     """Milliseconds a ranked query of each source and of what joins them, added up over threads."""
     ranked = [part for part in evaluation.parts() if part.split != "next" and part.rows]
     total: dict[str, float] = {}
     for part in ranked:
-        for name, seconds in json.loads((parts / part.name / SECONDS).read_text()).items():
+        for name, seconds in json.loads((work_folder / part.name / SECONDS).read_text()).items():
             total[name] = total.get(name, 0.0) + seconds
     queries = max(sum(part.rows for part in ranked), 1)
     return {name: 1e3 * seconds / queries for name, seconds in total.items()}

@@ -38,14 +38,14 @@ def inspect(options: ShowConfig) -> list[str]:
     train_step = model_task.train_step(total_steps=1)
     load_selected(local_path(options.run), train_step)
     model_task.load_term(local_path(options.run), TRAIN_HOLDOUT)
-    lines = [*parts(config, dataset, train_step), "", *gates(local_path(options.run)), ""]
+    lines = [*parameter_counts(config, dataset, train_step), "", *gates(local_path(options.run)), ""]
     lines += neighbours(dataset, train_step, options.item, options.k)
     if isinstance(model_task, SessionTask):
         lines += ["", *recommendations(model_task, dataset, train_step, options)]
     return lines
 
 
-def parts(config: TrainerConfig, dataset: Dataset, train_step: TrainStep) -> list[str]:
+def parameter_counts(config: TrainerConfig, dataset: Dataset, train_step: TrainStep) -> list[str]:
     """Parameters and FLOPs by part of the model."""
     result = {f"{name} table": table.parameters() for name, table in train_step.tables.items()}
     result |= train_step.model.part_parameters()

@@ -79,7 +79,7 @@ def _write_file(path: Path, text: str) -> None:
 def _first_page(experiments: dict[str, list[Any]], results: dict[tuple[str, str], Any]) -> str:
     logs = list(dict.fromkeys(log for _, log in results))
     said = "".join(_multi_task(results, logs))
-    parts = [f'<section class="verdict"><h2>Does multi-task learning help?</h2>{said}</section>']
+    sections = [f'<section class="verdict"><h2>Does multi-task learning help?</h2>{said}</section>']
     links = []
     for name, entries in experiments.items():
         experiment = entries[0][0]
@@ -89,12 +89,12 @@ def _first_page(experiments: dict[str, list[Any]], results: dict[tuple[str, str]
         )
         link = f'<a href="{name}.html">{escape(experiment.question)}</a>'
         links.append(f"<section><h2>{link}</h2><p>{said}</p></section>")
-    parts += links
-    parts.append(
+    sections += links
+    sections.append(
         f'<section><h2>More</h2><p><a href="trials.html">All trials</a>, failed ones too. <a href="tables.md">All '
         f"tables as Markdown</a>.</p><p>{NO_STAR}</p></section>"
     )
-    return "".join(parts)
+    return "".join(sections)
 
 
 def _multi_task(results: dict[tuple[str, str], Any], logs: Sequence[str]) -> Iterator[str]:
@@ -154,9 +154,9 @@ def _cost(cells: Sequence[Cell]) -> Iterator[str]:
 
 def _experiment_page(entries: Sequence[tuple[Experiment, Log, list[Cell], Estimates]]) -> str:
     experiment = entries[0][0]
-    parts = [f"<section><h2>Set-up</h2><p>{escape(experiment.setup)}</p></section>"]
-    parts += [_log_section(*entry) for entry in entries]
-    return "".join(parts)
+    sections = [f"<section><h2>Set-up</h2><p>{escape(experiment.setup)}</p></section>"]
+    sections += [_log_section(*entry) for entry in entries]
+    return "".join(sections)
 
 
 def _log_section(experiment: Experiment, log: Log, cells: Sequence[Cell], estimates: Estimates) -> str:

@@ -80,17 +80,17 @@ class Pool:
         indptr = np.concatenate([[0], np.cumsum(np.bincount(self.query, minlength=self.n_queries))])
         near = np.flatnonzero(score_N >= kth_largest(score_N, indptr, k)[self.query])
         order = near[np.lexsort((self.item[near], -score_N[near], self.query[near]))]
-        place = position_in_row(self.query[order], self.n_queries)
-        order, place = order[place < k], place[place < k]
+        index = position_in_row(self.query[order], self.n_queries)
+        order, index = order[index < k], index[index < k]
         item, score = np.zeros((self.n_queries, k), np.int64), np.full((self.n_queries, k), -np.inf, score_N.dtype)
-        item[self.query[order], place], score[self.query[order], place] = self.item[order], score_N[order]
+        item[self.query[order], index], score[self.query[order], index] = self.item[order], score_N[order]
         return item, score
 
     def ranks_of(self, item_QK: npt.NDArray[np.int64]) -> Floats:
         """Ranks of listed items in each source `[S, Q, K]`; NaN where a source does not list the item."""
         pair = np.arange(self.n_queries)[:, None] << 32 | item_QK
-        place, inside = _places(self.query << 32 | self.item, pair)
-        rank = self.rank[:, place]
+        index, inside = _find(self.query << 32 | self.item, pair)
+        rank = self.rank[:, index]
         return np.where(inside & (rank < NOT_LISTED), rank, np.float32(np.nan))
 
 
@@ -140,8 +140,8 @@ class Pools:
                 share[row] = softmax_of_rows(raw[row] / np.float32(self.temperature), query, len(queries))
                 self.seconds[name] += perf_counter() - begin
             else:
-                place, inside = _places(key, _pairs(scores))
-                raw[row, place[inside]] = scores.data[inside]
+                index, inside = _find(key, _pairs(scores))
+                raw[row, index[inside]] = scores.data[inside]
                 total = np.maximum(np.bincount(row_of_entries(scores), scores.data, len(queries)), 1e-30)
                 share[row] = raw[row] / total.astype(np.float32)[query]
         clicks = self.popularity.clicks_of(item) / max(int(self.popularity.clicks.max(initial=0)), 1)
@@ -166,9 +166,9 @@ class Pools:
         search = search_unseen if self.mask_seen else search_items
         _, listed = search(self.index, queries, min(CANDIDATES, len(self.index.catalogue.item)))
         inside = listed > 0
-        place = np.cumsum(inside, axis=1)
+        index = np.cumsum(inside, axis=1)
         indptr = np.concatenate([[0], np.cumsum(inside.sum(axis=1))])
-        score = (1.0 / place[inside]).astype(np.float32)
+        score = (1.0 / index[inside]).astype(np.float32)
         return sparse.csr_matrix((score, listed[inside], indptr), shape=(len(queries), self.popularity.n_items + 1))
 
 
@@ -200,10 +200,10 @@ def _pairs(scores: sparse.csr_matrix) -> npt.NDArray[np.int64]:
     return row_of_entries(scores) << 32 | scores.indices.astype(np.int64)
 
 
-def _places(key: npt.NDArray[np.int64], pair: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray]:
+def _find(key: npt.NDArray[np.int64], pair: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray]:
     """Where each pair stands in `key`, and whether it does."""
-    place = np.minimum(np.searchsorted(key, pair), len(key) - 1)
-    return place, key[place] == pair
+    index = np.minimum(np.searchsorted(key, pair), len(key) - 1)
+    return index, key[index] == pair
 
 
 def _ranks(best: sparse.csr_matrix) -> Floats:

@@ -36,9 +36,9 @@ class Example:
     rank: int
 
 
-def examples_of(evaluation: Evaluation, parts: Path, titles: Titles) -> list[Example]:
+def examples_of(evaluation: Evaluation, work_folder: Path, titles: Titles) -> list[Example]:
     """Evenly spread test queries, ranked by the blend where there is one; items by title, else by raw id."""
-    blend, out = evaluation.blend(parts), []
+    blend, out = evaluation.blend(work_folder), []
     for queries in evaluation.bundle.sample_queries("test", EXAMPLES):
         ranker = evaluation.rankers[MODEL]
         _, listed = blend.rank(queries, "test", variants=False)[BLEND] if blend else ranker(queries)

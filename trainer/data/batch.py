@@ -197,8 +197,8 @@ def targets_of(sessions: Sessions, holdout: int) -> Int:
 
 
 def _has_target(rows: FeedbackRows, visible: Int, targets_BT: Int) -> npt.NDArray[np.bool_]:
-    place = np.minimum(rows.position, visible[rows.session]) - 1
-    return (rows.position <= visible[rows.session]) & (targets_BT[rows.session, place] != PADDING)
+    state = np.minimum(rows.position, visible[rows.session]) - 1
+    return (rows.position <= visible[rows.session]) & (targets_BT[rows.session, state] != PADDING)
 
 
 def _skipped(sessions: Sessions, visible: Int, targets_BT: Int, options: BatchOptions) -> dict[str, Int]:

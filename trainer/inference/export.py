@@ -61,7 +61,7 @@ def export(
         dataset: sessions or rows to export.
         world: the workers.
         model: name for the manifest.
-        refit: the model saw the valid clicks, so valid parts are left out.
+        refit: the model saw the valid clicks, so valid files are left out.
     """
     shared = output.with_name(f".{output.path.name}.building")
     building = shared.path

@@ -23,7 +23,7 @@ BUNDLE = Kind("a bundle", MANIFEST, lambda data: listed_files(data, {"dataset", 
 def score_dataset(options: ApplyConfig) -> None:
     """Write the bundle of another dataset.
 
-    A refit run scores with the refit's parameters. Valid parts are written in any case: whether the run was trained on
+    A refit run scores with the refit's parameters. Valid files are written in any case: whether the run was trained on
     these clicks only the user can know.
 
     Raises:
