@@ -85,7 +85,10 @@ def test_values_by_task_are_read_whole_or_one_by_one(model, recipes, more):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ("train.task_weights={jump: 1}", "expected train.task_weights of next, click, like, share, follow, passive, got jump"),
+        (
+            "train.task_weights={jump: 1}",
+            "expected train.task_weights of next, click, like, share, follow, passive, got jump",
+        ),
         ("train.task_weights.like=-1", "expected train.task_weights.like of at least 0, got -1.0"),
         ("train.positive_rates.like=often", "expected a number for train.positive_rates.like, got 'often'"),
     ],
