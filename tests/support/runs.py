@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from retrieval.bundle import open_bundle
+from trainer.run import signals
 from trainer.run.checkpoint import TENSORS, latest
 from trainer.training.step import TrainStep
 
@@ -65,3 +68,19 @@ def killed_at_step(number: int) -> Iterator[None]:
 
     with mock.patch.object(TrainStep, "step", counted), pytest.raises(Killed):
         yield
+
+
+@contextmanager
+def terminated_at_step(number: int) -> Iterator[None]:
+    """Send SIGTERM to the training inside at its step of that number; it must leave with status 143."""
+    step = TrainStep.step
+
+    def asked(self, batch, now):
+        if now == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, now)
+
+    patches = mock.patch.object(TrainStep, "step", asked), mock.patch.object(signals, "LOOK_SECONDS", 0.0)
+    with patches[0], patches[1], pytest.raises(SystemExit) as left:
+        yield
+    assert left.value.code == 143

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import yaml
 
-import trainer.loop
-import trainer.run.signals
-from tests.support.runs import SMALL, assert_same_run, killed_at_step
+from tests.support.runs import SMALL, assert_same_run, killed_at_step, terminated_at_step
 from trainer.__main__ import main
 from trainer.config import SMALL_CATALOGUE, load, recipes_to_try
 from trainer.training.step import TrainStep
@@ -128,24 +124,11 @@ def test_a_run_killed_at_any_step_of_its_trials_ends_with_the_bits_of_an_undistu
         assert [line["epoch"] for line in lines if line["name"] == "ndcg@20"] == [1, 2]
 
 
-def test_sigterm_while_recipes_are_tried_saves_and_the_same_command_goes_on(
-    fifty, chosen, tmp_path, monkeypatch, capfd
-):
-    step = trainer.loop.TrainStep.step
-
-    def asked(self, batch, number):
-        if number == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, batch, number)
-
-    monkeypatch.setattr(trainer.loop.TrainStep, "step", asked)
-    monkeypatch.setattr(trainer.run.signals, "LOOK_SECONDS", 0.0)
-    with pytest.raises(SystemExit) as left:
+def test_sigterm_while_recipes_are_tried_saves_and_the_same_command_goes_on(fifty, chosen, tmp_path, capfd):
+    with terminated_at_step(3):
         main(options(fifty, tmp_path / "run", "train.checkpoint_steps=1000"))
-    assert left.value.code == 143
     assert "the same command resumes from there\n" in capfd.readouterr().err
     assert not (tmp_path / "run" / "config.yaml").exists()
-    monkeypatch.undo()
     assert main(options(fifty, tmp_path / "run", "train.checkpoint_steps=1000")) == 0
     assert choice_of(tmp_path / "run")["recipe"] == choice_of(chosen)["recipe"]
     assert_same_run(chosen, tmp_path / "run")

@@ -15,7 +15,7 @@ import trainer.loop
 import trainer.run.checkpoint
 import trainer.run.signals
 from tests.support.engine import build, write_log
-from tests.support.runs import assert_same_run, killed_at_step, options
+from tests.support.runs import assert_same_run, killed_at_step, options, terminated_at_step
 from trainer.__main__ import main
 from trainer.run.checkpoint import TENSORS, latest
 
@@ -38,22 +38,11 @@ def test_a_run_killed_at_any_step_ends_with_the_bits_of_an_undisturbed_one(fifty
     assert [line["epoch"] for line in lines if line["name"] == "ndcg@20"] == [1, 2, 3]
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(fifty, undisturbed, tmp_path, monkeypatch, capfd):
-    step = trainer.loop.TrainStep.step
-
-    def asked(self, batch, number):
-        if number == 12:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, batch, number)
-
-    monkeypatch.setattr(trainer.loop.TrainStep, "step", asked)
-    monkeypatch.setattr(trainer.run.signals, "LOOK_SECONDS", 0.0)
-    with pytest.raises(SystemExit) as left:
+def test_sigterm_saves_and_the_same_command_goes_on(fifty, undisturbed, tmp_path, capfd):
+    with terminated_at_step(12):
         main(options(fifty, tmp_path / "run", "train.checkpoint_steps=1000"))
-    assert left.value.code == 143
     assert "stopped after step 16; the same command resumes from there\n" in capfd.readouterr().err
     assert latest(tmp_path / "run" / "checkpoints").name == "step-000000016"
-    monkeypatch.undo()
     assert main(options(fifty, tmp_path / "run", "train.checkpoint_steps=1000")) == 0
     assert_same_run(undisturbed, tmp_path / "run")
 
