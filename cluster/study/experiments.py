@@ -23,16 +23,35 @@ class Variant:
         trainer: options of `python -m trainer`.
         retrieval: further options of `python -m retrieval`.
         protocol: options of `python -m etl` that replace the dataset's own.
+        scenario: of `python -m etl`, where it is not the log's.
         log: options of the generated log that replace the study's own; generated logs only.
         ranker: whose ranks in the result are judged: the model, `blend` or a baseline.
+        members: earlier variants of the experiment, on the same data, whose scores are averaged; nothing is trained.
     """
 
     name: str
-    trainer: tuple[str, ...]
+    trainer: tuple[str, ...] = ()
     retrieval: tuple[str, ...] = ("blend=none", "baselines=[popularity]")
     protocol: tuple[str, ...] = ()
+    scenario: str = ""
     log: tuple[str, ...] = ()
     ranker: str = "model"
+    members: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Published:
+    """Figures of others' code and protocol, which stand next to a table and are compared with nothing.
+
+    Attributes:
+        source: who measured them, and how.
+        log: scenario of the logs that they are shown with.
+        rows: metrics of each model.
+    """
+
+    source: str
+    log: str
+    rows: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +67,9 @@ class Experiment:
         pairs: variant → what it is compared with.
         generated: needs a generated log.
         unclicked: needs rows that were shown and not clicked.
+        flat_rows: needs scenario `ctr`, rows without sessions; all others need sessions.
         seeds: at most; None for the study's.
+        published: figures of other protocols.
     """
 
     name: str
@@ -59,7 +80,9 @@ class Experiment:
     pairs: Mapping[str, str] = field(default_factory=dict)
     generated: bool = False
     unclicked: bool = False
+    flat_rows: bool = False
     seeds: int | None = None
+    published: tuple[Published, ...] = ()
 
 
 def model(name: str, *options: str, label: str = "") -> Variant:
@@ -154,12 +177,18 @@ NEGATIVE_FEEDBACK = Experiment(
 SEVERAL_ENCODERS = Experiment(
     "several-encoders",
     "Are several session models in one better than one?",
-    "The hybrid over two encoders, whose experts are divided evenly, against the hybrid over either alone.",
+    "The hybrid over two encoders, whose experts are divided evenly, against the hybrid over either alone, against the "
+    "mean of the normalised scores of these two, and against the blend of gru4rec with the counted sources. A mean "
+    "costs what its members cost together.",
     (
         HYBRID,
         model("hybrid", "encoder=srgnn", "train.prefixes=8", label="hybrid over srgnn"),
+        model("hybrid", "encoder=sasrec", label="hybrid over sasrec"),
         model("hybrid", "encoder=[gru4rec,srgnn]", "train.prefixes=8", label="hybrid over gru4rec and srgnn"),
         model("hybrid", "encoder=[gru4rec,sasrec]", label="hybrid over gru4rec and sasrec"),
+        Variant("mean of hybrid and hybrid over srgnn", members=("hybrid", "hybrid over srgnn")),
+        Variant("mean of hybrid and hybrid over sasrec", members=("hybrid", "hybrid over sasrec")),
+        of_gru4rec("blend", "blend of gru4rec and counts"),
     ),
     metrics=("hr@20", "ndcg@20", "hr@10", "ndcg@10"),
 )
@@ -262,6 +291,56 @@ BENCHMARK_SESSIONS = Experiment(
         Variant(f"{name}, benchmark's sessions", (f"model={name}",), protocol=("protocol=tenrec_code",))
         for name in ("gru4rec", "srgnn", "sasrec", "nextitnet", "hybrid")
     ),
+    published=(
+        Published(
+            "Tenrec's paper, table 3: QK-video, a million users, its own models and tuning, targets ranked in batches",
+            "qk_video",
+            {
+                "GRU4Rec": {"hr@20": 0.04882, "ndcg@20": 0.0192},
+                "NextItNet": {"hr@20": 0.05112, "ndcg@20": 0.0199},
+                "SASRec": {"hr@20": 0.05017, "ndcg@20": 0.0194},
+                "BERT4Rec": {"hr@20": 0.04902, "ndcg@20": 0.0185},
+            },
+        ),
+    ),
+)
+MERLIN = (
+    ("separate networks", 0.7824, 0.9201, 0.8131, 0.8599),
+    ("MMoE", 0.7826, 0.9217, 0.8396, 0.8804),
+    ("PLE", 0.7820, 0.9218, 0.8411, 0.8795),
+)
+BENCHMARK_ROWS = Experiment(
+    "benchmark-rows",
+    "What do the benchmark's multi-task rows show?",
+    "The rows of the Tenrec benchmark's click-through file (scenario=ctr): each clicked row with two unclicked ones, "
+    "ten history items, a random split by row. A user's rows are in train and in test, so these AUCs are no forecast.",
+    tuple(
+        Variant(f"{name}, benchmark's rows", (f"model={name}",), scenario="ctr", log=("history=true",))
+        for name in ("rank_single", "rank_shared_bottom", "rank_mmoe", "rank_esmm", "rank_ple")
+    ),
+    metrics=(*(f"auc/{task}" for task in ("click", "like", "share", "follow")), *GAUC),
+    flat_rows=True,
+    published=(
+        Published(
+            "Tenrec's paper, table 4; the gates of its code are never trained",
+            "ctr",
+            {
+                "a network per task": {"auc/click": 0.7957, "auc/like": 0.9160},
+                "ESMM": {"auc/click": 0.7940, "auc/like": 0.9110},
+                "MMoE": {"auc/click": 0.7900, "auc/like": 0.9020},
+                "PLE": {"auc/click": 0.7822, "auc/like": 0.9103},
+            },
+        ),
+        Published(
+            "NVIDIA Merlin's quick start: ten million rows of QK-video, users and items with 30 rows or more, 200 "
+            "trials a model",
+            "ctr",
+            {
+                name: dict(zip(("auc/click", "auc/like", "auc/share", "auc/follow"), values, strict=True))
+                for name, *values in MERLIN
+            },
+        ),
+    ),
 )
 CORRELATIONS = (0.0, 0.5, 1.0)
 RELATEDNESS = Experiment(
@@ -291,6 +370,7 @@ EXPERIMENTS = (
     COLD_START,
     FIRST_ROWS,
     BENCHMARK_SESSIONS,
+    BENCHMARK_ROWS,
     RELATEDNESS,
 )
 """In the order of the site."""

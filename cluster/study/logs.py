@@ -20,6 +20,7 @@ TENREC_FILES = {
     "qk_article": "QK-article.csv",
     "qb_video": "QB-video.csv",
     "qb_article": "QB-article.csv",
+    "ctr": "ctr_data_1M.csv",
 }
 
 
@@ -38,6 +39,11 @@ class Log:
     scenario: str
     path: Path
     command: tuple[str, ...] = ()
+
+    @property
+    def has_flat_rows(self) -> bool:
+        """Whether it is, or can be generated as, rows of scenario `ctr`."""
+        return self.scenario == "ctr" or (self.is_generated and self.scenario.endswith("video"))
 
     @property
     def is_generated(self) -> bool:
@@ -105,10 +111,12 @@ class Data:
     Attributes:
         log: that it was made from.
         path: of the folder.
+        scenario: that it was read by.
     """
 
     log: Log
     path: Path
+    scenario: str
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -138,7 +146,7 @@ def make_data(options: StudyOptions, log: Log, variant: Variant) -> Data:
         run_step(step, work / "steps")
     arguments = [*shlex.split(options.etl), *variant.protocol]
     name = f"{log.path.stem}-{fingerprint_of([str(log.path), arguments])[:8]}"
-    path = work / "data" / name
-    command = ["etl", f"input={log.path}", f"output={path}", f"scenario={log.scenario}", "overwrite=true", *arguments]
+    path, scenario = work / "data" / name, variant.scenario or log.scenario
+    command = ["etl", f"input={log.path}", f"output={path}", f"scenario={scenario}", "overwrite=true", *arguments]
     run_step(Step(f"data {name}", command, path, [file_fingerprint(log.path)], is_dataset), work / "steps")
-    return Data(log, path)
+    return Data(log, path, scenario)

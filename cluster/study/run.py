@@ -64,25 +64,30 @@ def chosen(options: StudyOptions) -> list[Experiment]:
 
 def cells_of(options: StudyOptions, log: Log, experiment: Experiment) -> list[Cell]:
     """What an experiment asks of a log, its datasets made; none where the log cannot answer it."""
-    if experiment.generated and not log.is_generated:
+    fits = log.has_flat_rows if experiment.flat_rows else log.scenario != "ctr"
+    if not fits or (experiment.generated and not log.is_generated):
         return []
     seeds = min(options.seeds, experiment.seeds or options.seeds)
     made: dict[tuple[Any, ...], Data] = {}
-    cells = []
+    cells: list[Cell] = []
     for variant in experiment.variants:
         key = (variant.protocol, variant.log)
         if key not in made:
             made[key] = make_data(options, log, variant)
             if experiment.unclicked and not made[key].skipped:
                 return []
-        cells += [cell_of(options, made[key], experiment, variant, seed) for seed in range(seeds)]
+        for seed in range(seeds):
+            members = [cell.trial for name in variant.members for cell in cells if cell.is_of(name, seed)]
+            cells.append(cell_of(options, made[key], experiment, variant, seed, tuple(members)))
     return cells
 
 
-def cell_of(options: StudyOptions, data: Data, experiment: Experiment, variant: Variant, seed: int) -> Cell:
+def cell_of(
+    options: StudyOptions, data: Data, experiment: Experiment, variant: Variant, seed: int, members: tuple[Trial, ...]
+) -> Cell:
     """A variant with its trial. What the study gives to all runs comes first, so that a variant's options win."""
-    trainer = (*shlex.split(options.trainer), *variant.trainer)
-    trial = Trial(Path(options.work).absolute(), data, trainer, variant.retrieval, seed)
+    trainer = (*shlex.split(options.trainer), *variant.trainer) if not members else ()
+    trial = Trial(Path(options.work).absolute(), data, trainer, variant.retrieval, seed, members)
     return Cell(experiment, data, variant, trial)
 
 

@@ -16,7 +16,7 @@ from cluster.study.logs import Log
 from cluster.study.trials import Cell
 from etl.runtime.output_file import new_file
 from retrieval.report.charts import forest, named_points
-from retrieval.report.html import PAGE, html_table
+from retrieval.report.html import PAGE, html_table, number
 
 WIRING = (
     "MovieLens-100K shows the wiring: every rating is a click, a share is also a like, and nothing is shown without a "
@@ -178,11 +178,27 @@ def _log_section(experiment: Experiment, log: Log, cells: Sequence[Cell], estima
         f'<p class="soft">Test, mean ± standard deviation over seeds; in brackets the share of the best possible. '
         f"Differences: {_tests(metric)} {escape(note)}</p>"
         + "".join(f'<p class="soft">Failed: {escape(text)}</p>' for text in failed)
+        + "".join(_published_table(*each, experiment.name) for each in _published(experiment, cells))
         + _figures(experiment, metric, cells, estimates)
         + f'<p class="soft"><a href="{_csv_name(experiment, log)}">The numbers as CSV</a></p>'
         + _commands(cells)
         + "</section>"
     )
+
+
+def _published(experiment: Experiment, cells: Sequence[Cell]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """Of others' figures that belong next to these logs: source, header, rows."""
+    scenarios = {cell.data.scenario for cell in cells}
+    for published in experiment.published:
+        if published.log in scenarios:
+            names = list(dict.fromkeys(name for values in published.rows.values() for name in values))
+            rows = [[model, *(number(values.get(n)) for n in names)] for model, values in published.rows.items()]
+            yield published.source, ["published, another protocol", *map(label, names)], rows
+
+
+def _published_table(source: str, header: list[str], rows: list[list[str]], name: str) -> str:
+    table = html_table(header, [(row, False) for row in rows], ["soft"] * len(header), f"{name}, published: {source}")
+    return f'<p class="soft">Not comparable: {escape(source)}.</p>{table}'
 
 
 def _tests(metric: str) -> str:
@@ -270,7 +286,7 @@ def _csv(experiment: Experiment, cells: Sequence[Cell], estimates: Estimates) ->
 
 def _markdown(entries: Sequence[tuple[Experiment, Log, list[Cell], Estimates]]) -> str:
     lines = [f"## {entries[0][0].question}", ""]
-    for experiment, log, _, estimates in entries:
+    for experiment, log, cells, estimates in entries:
         shown = [
             m for m in experiment.metrics if any(estimates[v.name, m].mean is not None for v in experiment.variants)
         ]
@@ -283,6 +299,9 @@ def _markdown(entries: Sequence[tuple[Experiment, Log, list[Cell], Estimates]]) 
         for variant in experiment.variants:
             lines.append(f"| {variant.name} | {' | '.join(_cell(estimates, variant.name, m) for m in shown)} |")
         lines += ["", answer(experiment, _main_metric(experiment, estimates), estimates), ""]
+        for source, header, rows in _published(experiment, cells):
+            lines += [f"Not comparable: {source}.", "", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+            lines += [*(f"| {' | '.join(row)} |" for row in rows), ""]
     return "\n".join(lines)
 
 

@@ -1,4 +1,7 @@
-"""Trials: a variant on a dataset with a seed, trained and evaluated once and shared between experiments."""
+"""Trials: a variant on a dataset with a seed, trained and evaluated once and shared between experiments.
+
+A trial with members trains nothing: it averages the scores of their models.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +45,7 @@ class Trial:
         trainer: options of `python -m trainer`, the study's and the variant's.
         retrieval: options of `python -m retrieval`.
         seed: of the training.
+        members: trials whose models' scores are averaged; there are no options of the trainer then.
     """
 
     work: Path
@@ -49,10 +53,14 @@ class Trial:
     trainer: tuple[str, ...]
     retrieval: tuple[str, ...]
     seed: int
+    members: tuple[Trial, ...] = ()
 
     @cached_property
     def run(self) -> Path:
         """The run folder: one for equal options, data and seed."""
+        if self.members:
+            key = fingerprint_of([member.run.name for member in self.members])[:8]
+            return self.work / "runs" / f"mean-{key}-seed-{self.seed}"
         key = fingerprint_of([str(self.data.path), list(self.trainer)])[:8]
         named = re.sub(r"[^a-z0-9]+", "-", self.trainer[-1] if len(self.trainer) == 1 else self.model)
         return self.work / "runs" / f"{named.removeprefix('model-')}-{key}-seed-{self.seed}"
@@ -69,10 +77,14 @@ class Trial:
 
     @property
     def commands(self) -> list[list[str]]:
-        """Training and evaluation, arguments after `python -m`."""
+        """Training (of a mean, averaging) and evaluation, arguments after `python -m`."""
         options = [f"data={self.data.path}", f"output={self.run}", f"seed={self.seed}", *FIXED, *self.trainer]
         evaluation = [f"bundle={self.run / 'bundle'}", f"data={self.data.path}", f"output={self.result}"]
-        return [["trainer", *options], ["retrieval", *evaluation, "overwrite=true", "threads=1", *self.retrieval]]
+        first = ["trainer", *options]
+        if self.members:
+            bundles = ",".join(str(member.run / "bundle") for member in self.members)
+            first = ["retrieval.average", f"bundles=[{bundles}]", f"output={self.run / 'bundle'}"]
+        return [first, ["retrieval", *evaluation, "overwrite=true", "threads=1", *self.retrieval]]
 
     @property
     def failure(self) -> str:
@@ -85,7 +97,11 @@ class Trial:
     @property
     def is_done(self) -> bool:
         """Whether there is nothing left to run."""
-        return bool(self.failure) or (is_finished(self.run) and is_result(self.result))
+        return bool(self.failure) or (self._has_bundle and is_result(self.result))
+
+    @property
+    def _has_bundle(self) -> bool:
+        return (self.run / "bundle").exists() if self.members else is_finished(self.run)
 
     def execute(self) -> None:
         """Train and evaluate what is not done; a program that refuses its options ends this trial alone.
@@ -93,19 +109,39 @@ class Trial:
         Raises:
             InputError: a program ended otherwise than well, with its last words.
         """
-        for command in () if self.is_done else self.commands:
+        commands = [] if self.is_done else self.commands
+        if self.members and self._has_bundle:
+            commands = commands[1:]
+        failed = [member.failure for member in self.members if member.failure]
+        if failed:
+            self._fail(f"a member failed: {failed[0]}", [])
+            return
+        for command in commands:
             status, last_words = run_program(command, self.work / "output" / f"{self.run.name}.log")
             if status == REFUSED:
-                self.run.mkdir(parents=True, exist_ok=True)
-                write_json(self.run / FAILED, {"error": last_words, "command": command})
+                self._fail(last_words, command)
                 return
             if status:
                 got = f"exit status {status}: {last_words}"
                 raise InputError(f"python -m {' '.join(command)} to succeed", got, "run the study again: it resumes")
 
+    def _fail(self, error: str, command: list[str]) -> None:
+        self.run.mkdir(parents=True, exist_ok=True)
+        write_json(self.run / FAILED, {"error": error, "command": command})
+
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """What the training run says of itself."""
+        """What the training run says of itself; of a mean, its members' costs together."""
+        if self.members:
+            parts = [member.summary for member in self.members]
+            return {
+                "valid": {},
+                "parameters": {"total": sum(part["parameters"]["total"] for part in parts)},
+                "flops_per_example": sum(part["flops_per_example"] for part in parts),
+                "examples_per_second": 1 / sum(1 / part["examples_per_second"] for part in parts),
+                "seconds": sum(part["seconds"] for part in parts),
+                "best_epoch": None,
+            }
         return dict(json.loads((self.run / "summary.json").read_text()))
 
     @cached_property
@@ -145,9 +181,13 @@ class Cell:
     variant: Variant
     trial: Trial
 
+    def is_of(self, variant: str, seed: int) -> bool:
+        """Whether it is of this variant and seed."""
+        return (self.variant.name, self.trial.seed) == (variant, seed)
+
 
 def execute(trials: Sequence[Trial], parallel: int, title: str) -> None:
-    """Run all trials that are not done, some at a time.
+    """Run all trials that are not done, some at a time; those with members after all others.
 
     Raises:
         InputError: of the first program that ended otherwise than well; those under way are finished first.
@@ -166,17 +206,19 @@ def execute(trials: Sequence[Trial], parallel: int, title: str) -> None:
         for trial in job:
             one(trial)
 
-    # Trials of one run share a folder: they are one job, so that no two processes train it.
-    jobs: dict[Path, list[Trial]] = {}
-    for trial in left:
-        jobs.setdefault(trial.run, []).append(trial)
     with ThreadPoolExecutor(parallel or os.cpu_count() or 1) as pool:
-        futures: list[Future[None]] = [pool.submit(several, job) for job in jobs.values()]
-        try:
-            for future in futures:
-                future.result()
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
+        for with_members in (False, True):
+            # Trials of one run share a folder: they are one job, so that no two processes train it.
+            jobs: dict[Path, list[Trial]] = {}
+            for trial in left:
+                if bool(trial.members) == with_members:
+                    jobs.setdefault(trial.run, []).append(trial)
+            futures: list[Future[None]] = [pool.submit(several, job) for job in jobs.values()]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                raise
     line.close()

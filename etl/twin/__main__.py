@@ -10,6 +10,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
+from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
 from etl.runtime.option_checks import check_values
 from etl.runtime.options import option, read_options, run_program
@@ -21,7 +22,7 @@ from etl.twin.published import FEWEST_ITEMS, PUBLISHED
 class TwinConfig:
     """Options of `python -m etl.twin`."""
 
-    output: str = option(MISSING, "CSV file to write (.gz compresses it); FILE.truth.json is next to it")
+    output: str = option(MISSING, "CSV file to write (.gz compresses it), with FILE.truth.json next to it")
     scenario: str = option(MISSING, "log to generate", choices=tuple(PUBLISHED))
     users: int = option(MISSING, "number of users; all other sizes follow", at_least=1)
     items: int | None = option(
@@ -38,6 +39,7 @@ class TwinConfig:
     blocks: float | None = option(
         None, "mean number of contiguous blocks of a user's rows; default: the real log's", at_least=1, at_most=1_000
     )
+    history: bool = option(False, "write scenario ctr: rows with their user's first ten clicks, and no truth")
     seed: int = option(0, "random seed; the same seed gives the same bytes", at_least=0)
 
 
@@ -45,6 +47,8 @@ def job(options: list[str]) -> None:
     """Write the twin that the options describe, and its truth."""
     config = read_options(TwinConfig, "etl.conf.twin", options)
     check_values(config)
+    if config.history and not config.scenario.endswith("video"):
+        raise InputError("a video log for history=true", config.scenario, "choose scenario=qk_video")
     from etl.twin.oracle import truth
     from etl.twin.simulate import make_twin
     from etl.twin.write import write
@@ -62,9 +66,10 @@ def job(options: list[str]) -> None:
             blocks=config.blocks,
             seed=config.seed,
         )
-        rows = write(twin, stream, scratch=output)
-    with new_file(f"{output}.truth.json") as file:
-        write_json(file, truth(twin))
+        rows = write(twin, stream, scratch=output, history=config.history)
+    if not config.history:  # the truth is of sessions
+        with new_file(f"{output}.truth.json") as file:
+            write_json(file, truth(twin))
     seconds = time.monotonic() - begin
     print(f"{rows:,} rows of {twin.users:,} users in {seconds:.0f} s ({rows / seconds:,.0f} rows/s): {output}")
 

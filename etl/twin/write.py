@@ -24,6 +24,7 @@ import pyarrow.csv as pa_csv
 from etl.logs.tenrec import SCENARIOS
 from etl.protocol import Int
 from etl.twin.columns import columns
+from etl.twin.history import with_history
 from etl.twin.published import PUBLISHED
 from etl.twin.rows import rows_of
 from etl.twin.simulate import USERS_PER_CHUNK, Twin
@@ -33,13 +34,14 @@ USERS_PER_WINDOW = 10_000
 """Users whose blocks alternate: the first 100,000 rows of QK-video hold some 8,000 users."""
 
 
-def write(twin: Twin, stream: IO[bytes], scratch: Path) -> int:
+def write(twin: Twin, stream: IO[bytes], scratch: Path, *, history: bool = False) -> int:
     """Write the log: the same bytes for the same twin, however many cores there are.
 
     Args:
         twin: what is written.
         stream: where to.
         scratch: path next to which temporary files are written, which take nine tenths of the log.
+        history: write scenario `ctr`.
 
     Returns:
         The number of rows.
@@ -51,10 +53,12 @@ def write(twin: Twin, stream: IO[bytes], scratch: Path) -> int:
         for name in names:
             stack.callback(name.unlink, missing_ok=True)
         streams = [stream, *(stack.enter_context(name.open("wb")) for name in names)]
-        streams[0].write((",".join(SCENARIOS[twin.scenario].columns) + "\n").encode())
+        header = SCENARIOS["ctr" if history else twin.scenario].columns
+        streams[0].write((",".join(header) + "\n").encode())
         # One chunk is not worth starting processes for.
         pool = stack.enter_context(_workers()) if len(chunks) > 1 else None
-        for count, texts in _in_order(pool, twin, chunks) if pool else [_chunk_csv(twin, 0)]:
+        jobs = [(twin, chunk, history) for chunk in chunks]
+        for count, texts in _in_order(pool, jobs) if pool else [_chunk_csv(*jobs[0])]:
             for segment, text in zip(streams, texts, strict=True):
                 segment.write(text)
             rows += count
@@ -108,22 +112,25 @@ def _workers() -> Any:
     return multiprocessing.get_context("spawn").Pool(os.cpu_count())
 
 
-def _in_order(pool: Any, twin: Twin, chunks: range) -> Iterator[tuple[int, list[bytes]]]:
+def _in_order(pool: Any, jobs: list[tuple[Twin, int, bool]]) -> Iterator[tuple[int, list[bytes]]]:
     """Chunks in order, a few made ahead: memory does not grow where the disk is slower than the cores."""
     ahead: deque[Any] = deque()
-    for chunk in chunks:
-        ahead.append(pool.apply_async(_chunk_csv, (twin, chunk)))
+    for job in jobs:
+        ahead.append(pool.apply_async(_chunk_csv, job))
         if len(ahead) > 2 * (os.cpu_count() or 1):
             yield ahead.popleft().get()
     while ahead:
         yield ahead.popleft().get()
 
 
-def _chunk_csv(twin: Twin, chunk: int) -> tuple[int, list[bytes]]:
+def _chunk_csv(twin: Twin, chunk: int, history: bool) -> tuple[int, list[bytes]]:
     """A chunk's number of rows, and its CSV for each segment."""
     rows = rows_of(twin, chunk)
     table = pa.table(columns(twin, chunk, rows), names=list(SCENARIOS[twin.scenario].columns))
-    order, ends = interleaved(twin, chunk, rows["user"])
+    user = rows["user"]
+    if history:
+        table, user = with_history(table, user, rows["position"])
+    order, ends = interleaved(twin, chunk, user)
     if segments(twin) > 1:
         table = table.take(pa.array(order))
     texts = []

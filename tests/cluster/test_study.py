@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,13 +25,20 @@ from cluster.config import StudyOptions, load
 from cluster.study import findings
 from cluster.study.experiments import EXPERIMENTS, Experiment, Variant, reference
 from cluster.study.findings import Estimate, answer, estimates_of
-from cluster.study.logs import logs_of
+from cluster.study.logs import Data, Log, logs_of
 from cluster.study.run import cells_of, chosen
+from cluster.study.site import _published
+from cluster.study.trials import Trial, execute
 from etl.config import load as load_etl
+from etl.dataset import open_dataset
 from etl.runtime.errors import InputError
+from retrieval.bundle import open_bundle
 from retrieval.config import load as load_retrieval
 from retrieval.metrics.significance import gains, signed_rank
+from tests.data import TINY
+from tests.etl.test_ctr_rows import ctr_log
 from tests.support.browser import CHROMIUM, opened
+from tests.support.bundles import other_model
 from tests.support.engine import write_log
 from tests.support.logs import generated_log
 from tests.support.runs import SMALL
@@ -41,10 +51,14 @@ def test_declarations_name_variants_and_options_that_exist(experiment):
     assert len(set(names)) == len(names)
     assert set(experiment.pairs) <= set(names)
     assert set(experiment.pairs.values()) - {""} <= set(names)
-    for variant in experiment.variants:
-        load_trainer(["data=d", "output=o", *variant.trainer])
+    for position, variant in enumerate(experiment.variants):
+        assert set(variant.members) <= set(names[:position])
+        assert bool(variant.members) != bool(variant.trainer)
+        if variant.trainer:
+            load_trainer(["data=d", "output=o", *variant.trainer])
         load_retrieval(["bundle=b", "data=d", "output=o", *variant.retrieval])
-        load_etl(["input=l", "output=o", "scenario=qb_video", *variant.protocol])
+        load_etl(["input=l", "output=o", f"scenario={variant.scenario or 'qb_video'}", *variant.protocol])
+        assert experiment.flat_rows == (variant.scenario == "ctr")
 
 
 def test_names_of_experiments_are_pages():
@@ -195,3 +209,108 @@ def test_negative_feedback_is_asked_of_logs_that_show_it(tmp_path, unclicked):
     options = StudyOptions(work=str(tmp_path / "study"), logs=[f"qb_video:{log}"], seeds=1)
     (experiment,) = chosen(StudyOptions(experiments=["negative-feedback"]))
     assert bool(cells_of(options, logs_of(options)[0], experiment)) == unclicked
+
+
+@pytest.fixture
+def members(tmp_path):
+    """Two finished trials without training: the tiny bundle, and one that scores by other vectors."""
+    data = Data(Log("tiny", "qb_video", tmp_path / "log.csv"), TINY / "data", "qb_video")
+    made = tuple(
+        Trial(tmp_path, data, (f"model={name}",), ("blend=none", "baselines=[]", "cutoffs=[1,2]"), 0)
+        for name in ("gru4rec", "sasrec")
+    )
+    shutil.copytree(TINY / "bundle", made[0].run / "bundle")
+    other_model(made[1].run / "bundle")
+    for number, trial in enumerate(made, 1):
+        summary = {
+            "valid": {"ndcg@20": 0.1},
+            "parameters": {"total": 100 * number},
+            "flops_per_example": 10 * number,
+            "examples_per_second": 300.0 * number,
+            "seconds": 2.0 * number,
+        }
+        (trial.run / "summary.json").write_text(json.dumps(summary))
+    return made
+
+
+def test_a_mean_is_made_of_its_members_and_costs_what_they_cost_together(members):
+    mean = replace(members[0], trainer=(), members=members)
+    assert not mean.is_done
+    mean.execute()
+    assert mean.is_done
+    assert mean.failure == ""
+    vectors = [open_bundle(trial.run / "bundle").manifest.dimension for trial in (*members, mean)]
+    assert vectors[2] == vectors[0] + vectors[1]
+    # A query of one then the other costs 1/300 + 1/600 seconds.
+    assert mean.summary["examples_per_second"] == pytest.approx(200)
+    assert (mean.summary["seconds"], mean.summary["flops_per_example"]) == (6.0, 30)
+    assert mean.summary["parameters"]["total"] == 300
+    assert 0 <= mean.metrics["test"]["hr@2"] <= 1
+    # Killed between averaging and evaluation: the bundle stays and is evaluated.
+    before = (mean.run / "bundle" / "manifest.json").stat().st_mtime_ns
+    shutil.rmtree(mean.result)
+    again = replace(mean)
+    again.execute()
+    assert again.is_done
+    assert (mean.run / "bundle" / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_a_mean_of_a_failed_member_fails_and_says_so(members):
+    (members[1].run / "failed.json").write_text(json.dumps({"error": "no rows", "command": []}))
+    mean = replace(members[0], trainer=(), members=members)
+    mean.execute()
+    assert mean.is_done
+    assert mean.failure == "a member failed: no rows"
+
+
+def test_means_are_run_after_all_others_and_know_their_members(tmp_path, monkeypatch):
+    log = generated_log(tmp_path / "log.csv", users=20, items=40, seed=1)
+    options = StudyOptions(work=str(tmp_path / "study"), logs=[f"qb_video:{log}"], seeds=2)
+    (experiment,) = chosen(StudyOptions(experiments=["several-encoders"]))
+    found = cells_of(options, logs_of(options)[0], experiment)
+    means = [cell for cell in found if cell.variant.members]
+    for cell in means:
+        by_name = {(c.variant.name, c.trial.seed): c.trial for c in found}
+        assert cell.trial.members == tuple(by_name[name, cell.trial.seed] for name in cell.variant.members)
+    assert len({cell.trial.run for cell in means}) == len(means) == 4
+    order = []
+    monkeypatch.setattr(Trial, "execute", lambda self: order.append(bool(self.members)))
+    execute([cell.trial for cell in reversed(found)], 1, "study")
+    assert order == sorted(order)
+
+
+def test_flat_rows_answer_their_own_experiment_and_no_other(tmp_path):
+    rows, sessions = chosen(StudyOptions(experiments=["benchmark-rows", "cold-start"]))
+    log = ctr_log(tmp_path / "ctr_data_1M.csv", rows=300, seed=1)
+    options = StudyOptions(work=str(tmp_path / "study"), seeds=1, name="tenrec", input=str(tmp_path))
+    (found,) = logs_of(options)
+    assert (found.name, found.scenario, found.path) == ("ctr_data_1M", "ctr", log)
+    assert len(cells_of(options, found, rows)) == len(rows.variants)
+    assert cells_of(options, found, sessions) == []
+    # A generated log gives both; a user's log of sessions has no history columns.
+    options = StudyOptions(work=str(tmp_path / "twin"), seeds=1, generated=["qb_video 60 2000"])
+    (generated,) = logs_of(options)
+    cells = cells_of(options, generated, rows)
+    assert {cell.data.scenario for cell in cells} == {"ctr"}
+    assert open_dataset(cells[0].data.path).row_files
+    assert cells[0].data.best_possible == {}  # the truth is of sessions
+    assert cells_of(options, generated, sessions)[0].data.scenario == "qb_video"
+    own = generated_log(tmp_path / "log.csv", users=20, items=40, seed=1)
+    options = StudyOptions(work=str(tmp_path / "own"), logs=[f"qb_video:{own}"], seeds=1)
+    assert cells_of(options, logs_of(options)[0], rows) == []
+
+
+def test_published_figures_stand_next_to_logs_of_their_scenario_alone(tmp_path):
+    rows, sessions = chosen(StudyOptions(experiments=["benchmark-rows", "tenrec-code"]))
+
+    def sources(experiment, scenario):
+        cell = SimpleNamespace(data=SimpleNamespace(scenario=scenario))
+        return [(source, header, rows) for source, header, rows in _published(experiment, [cell])]
+
+    assert sources(rows, "qb_video") == sources(sessions, "qb_video") == []
+    (_, header, lines), (source, _, merlin) = sources(rows, "ctr")
+    assert header[1:] == ["AUC click", "AUC like"]
+    assert ["MMoE", "0.7900", "0.9020"] in lines
+    assert "Merlin" in source
+    assert ["MMoE", "0.7826", "0.9217", "0.8396", "0.8804"] in merlin
+    assert ["SASRec", "0.0502", "0.0194"] in sources(sessions, "qk_video")[0][2]

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.csv as pa_csv
 import pytest
 
+from etl.logs.tenrec import SCENARIOS
 from etl.twin.__main__ import main
 from etl.twin.columns import columns
 from etl.twin.process import TASKS, TOPICS
@@ -201,3 +202,32 @@ def test_the_job_counts_what_the_twin_drew_in_every_scenario(tmp_path, scenario)
     clicks = np.bincount(drawn["user"][drawn["click"] == 1], minlength=300)
     assert dataset.manifest.counts["sessions"] == (clicks >= 10).sum()
     assert dataset.manifest.counts["clicks"] == np.minimum(clicks[clicks >= 10], 30).sum()
+
+
+@pytest.mark.parametrize("blocks", [1, 6])
+def test_history_is_the_first_ten_clicks_and_their_rows_are_gone(tmp_path, blocks):
+    options = ["scenario=qk_video", "users=300", "items=2000", f"blocks={blocks}", "seed=3"]
+    assert main([f"output={tmp_path / 'log.csv'}", *options]) == 0
+    assert main([f"output={tmp_path / 'ctr.csv'}", *options, "history=true"]) == 0
+    assert not (tmp_path / "ctr.csv.truth.json").exists()
+    by_user: dict[str, list[list[str]]] = {}
+    for line in (tmp_path / "log.csv").read_text().splitlines()[1:]:
+        by_user.setdefault(line.split(",")[0], []).append(line.split(","))
+    expected = {}
+    for user, rows in by_user.items():
+        first = [row[1] for row in rows if row[2] == "1"][:10]
+        padded = first + ["0"] * (10 - len(first))
+        expected[user] = [row + padded for row in rows if row[1] not in first]
+    lines = [line.split(",") for line in (tmp_path / "ctr.csv").read_text().splitlines()]
+    assert lines[0] == [*SCENARIOS["ctr"].columns]
+    actual: dict[str, list[list[str]]] = {}
+    for row in lines[1:]:
+        actual.setdefault(row[0], []).append(row)
+    assert actual == {user: rows for user, rows in expected.items() if rows}
+    assert any("0" in rows[0][10:] for rows in actual.values())
+
+
+def test_articles_have_no_history(tmp_path, capfd):
+    options = [f"output={tmp_path / 'log.csv'}", "scenario=qb_article", "users=20", "history=true"]
+    assert main(options) == 2
+    assert "expected a video log for history=true, got qb_article" in capfd.readouterr().err

@@ -2,47 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 from statistics import fmean, pstdev
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from retrieval.__main__ import main as evaluate
 from retrieval.average import main
 from retrieval.bundle import (
-    ITEMS,
-    TRANSITIONS,
     finish_bundle,
-    items_schema,
     open_bundle,
-    queries_schema,
-    vectors_array,
 )
 from retrieval.mean_bundle import queries_by_user, scaled_queries, vectors_of
 from tests.data import TINY
-
-
-def other_model(path, *, dimension=5, drop_user=False):
-    """The tiny bundle with vectors of another length drawn at random; its query files' rows turned round."""
-    shutil.copytree(TINY / "bundle", path)
-    shutil.rmtree(path / TRANSITIONS, ignore_errors=True)
-    manifest, rng = open_bundle(TINY / "bundle").manifest, np.random.default_rng(3)
-    for file in [path / ITEMS, *path.glob("queries-*/*.parquet")]:
-        table = pq.read_table(file)
-        vector = 3 * rng.normal(size=(len(table), dimension)) + 1
-        is_items = file.name == ITEMS
-        schema = (items_schema if is_items else queries_schema)(dimension)
-        place = table.schema.get_field_index("vector")
-        table = table.set_column(place, schema.field("vector"), vectors_array(vector)).select(schema.names)
-        if not is_items:
-            table = table.take(np.arange(len(table) - drop_user)[::-1])
-        pq.write_table(table.cast(schema), file)
-    finish_bundle(
-        path, dataset=manifest.dataset, refit=False, n_items=manifest.n_items, dimension=dimension, model="other"
-    )
-    return path
+from tests.support.bundles import other_model
 
 
 def slow_scores(bundle, split):

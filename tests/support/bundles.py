@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 
+import numpy as np
 import pyarrow.parquet as pq
 
-from retrieval.bundle import MANIFEST, finish_bundle, vectors_array
+from retrieval.bundle import (
+    ITEMS,
+    MANIFEST,
+    TRANSITIONS,
+    finish_bundle,
+    items_schema,
+    open_bundle,
+    queries_schema,
+    vectors_array,
+)
 from retrieval.config import load
 from retrieval.evaluate import evaluate
+from tests.data import TINY
 
 
 def run(tiny, name="out", *options):
@@ -37,3 +49,24 @@ def flip(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
+
+
+def other_model(path, *, dimension=5, drop_user=False):
+    """The tiny bundle with vectors of another length drawn at random; its query files' rows turned round."""
+    shutil.copytree(TINY / "bundle", path)
+    shutil.rmtree(path / TRANSITIONS, ignore_errors=True)
+    manifest, rng = open_bundle(TINY / "bundle").manifest, np.random.default_rng(3)
+    for file in [path / ITEMS, *path.glob("queries-*/*.parquet")]:
+        table = pq.read_table(file)
+        vector = 3 * rng.normal(size=(len(table), dimension)) + 1
+        is_items = file.name == ITEMS
+        schema = (items_schema if is_items else queries_schema)(dimension)
+        place = table.schema.get_field_index("vector")
+        table = table.set_column(place, schema.field("vector"), vectors_array(vector)).select(schema.names)
+        if not is_items:
+            table = table.take(np.arange(len(table) - drop_user)[::-1])
+        pq.write_table(table.cast(schema), file)
+    finish_bundle(
+        path, dataset=manifest.dataset, refit=False, n_items=manifest.n_items, dimension=dimension, model="other"
+    )
+    return path
