@@ -66,7 +66,7 @@ def successor_lists(sessions: TrainSessions, gaps: int, most: int, threads: int 
             ((result.data / common).astype(np.float32), result.indices, result.indptr), shape=result.shape
         )
 
-    return stacked(in_ranges(counted, clicks * gaps, threads))
+    return in_ranges(counted, clicks * gaps, most, threads)
 
 
 def cosine_lists(sessions: TrainSessions, most: int, threads: int = 1) -> sparse.csr_matrix:
@@ -82,9 +82,7 @@ def cosine_lists(sessions: TrainSessions, most: int, threads: int = 1) -> sparse
 
     length = np.diff(scaled.indptr)
     work = np.bincount(scaled.indices, np.repeat(length, length), scaled.shape[1])
-    blocks = in_ranges(partial(_nearest, of_item, scaled, most), work, threads)
-    del scaled, of_item, work  # they are as large as the lists, which are copied next
-    return stacked(blocks)
+    return in_ranges(partial(_nearest, of_item, scaled, most), work, most, threads)
 
 
 def _nearest(
@@ -97,28 +95,27 @@ def _nearest(
 
 
 def in_ranges(
-    build: Callable[[int, int], sparse.csr_matrix], work_I: npt.NDArray[np.number], threads: int
-) -> list[sparse.csr_matrix]:
-    """The rows that `build(low, high)` makes, for ranges of items of about equal work, `threads` at a time."""
-    bounds = ranges_of(work_I, PAIRS_AT_ONCE)
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        return list(pool.map(build, bounds[:-1], bounds[1:]))
+    build: Callable[[int, int], sparse.csr_matrix], work_I: npt.NDArray[np.number], most: int, threads: int
+) -> sparse.csr_matrix:
+    """The lists that `build(low, high)` makes of ranges of items of about equal work, below each other.
 
-
-def stacked(blocks: list[sparse.csr_matrix]) -> sparse.csr_matrix:
-    """The blocks below each other. They are emptied on the way: `vstack` would hold everything twice.
-
-    >>> stacked([sparse.csr_matrix([[0.0, 2.0]]), sparse.csr_matrix([[1.0, 0.0], [0.0, 3.0]])]).toarray().tolist()
-    [[0.0, 2.0], [1.0, 0.0], [0.0, 3.0]]
+    Args:
+        build: float32 lists of the items from `low` to before `high`, over all items.
+        work_I: pairs that each item takes; its list is no longer.
+        most: items of a list.
+        threads: ranges at a time.
     """
-    columns = blocks[0].shape[1]
-    length = np.concatenate([np.diff(block.indptr) for block in blocks])
-    indptr = np.concatenate([[0], np.cumsum(length, dtype=np.int64)])
-    data = np.concatenate([block.data for block in blocks])
-    for block in blocks:
-        block.data = np.zeros(0, block.dtype)
-    indices = np.concatenate([block.indices for block in blocks])
-    return sparse.csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, columns))
+    bounds, size = ranges_of(work_I, PAIRS_AT_ONCE), len(work_I)
+    # Room for the longest lists: memory that is never written to is never taken, and no list is held twice.
+    room = int(np.minimum(work_I, most).sum())
+    score, item, lengths, end = np.empty(room, np.float32), np.empty(room, np.int32), [], 0
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        for block in pool.map(build, bounds[:-1], bounds[1:]):
+            begin, end = end, end + block.nnz
+            score[begin:end], item[begin:end] = block.data, block.indices
+            lengths.append(np.diff(block.indptr))
+    offset = np.concatenate([[0], np.cumsum(np.concatenate(lengths), dtype=np.int64)])
+    return sparse.csr_matrix((score[:end], item[:end], offset), shape=(size, size))
 
 
 def ranges_of(work_I: npt.NDArray[np.number], most: int) -> Sequence[int]:
