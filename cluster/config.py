@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from etl.runtime.errors import InputError
 from etl.runtime.options import group, option, read_options
 
-SUBMITS = ("etl", "train", "evaluate", "pipeline")
+SUBMITS = ("etl", "train", "tune", "evaluate", "pipeline")
 TARGETS = ("local", "standalone", "ray", "kubernetes")
 ACTIONS = ("up", "down", "status")
 TARGETS_OF = {
     "etl": ("local", "standalone", "kubernetes"),
     "train": ("local", "ray", "kubernetes"),
+    "tune": ("local", "ray"),
     "evaluate": ("local", "ray", "kubernetes"),
     "pipeline": ("local", "standalone", "ray", "kubernetes"),
 }

@@ -26,7 +26,7 @@ from etl.runtime.reachable import require_master
 from trainer.ray_environment import environment, token_header
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = {"etl": "etl", "train": "trainer", "evaluate": "retrieval", "pipeline": "cluster"}
+MODULES = {"etl": "etl", "train": "trainer", "tune": "trainer.tune", "evaluate": "retrieval", "pipeline": "cluster"}
 POLL_SECONDS = 1.0
 UNREACHABLE_SECONDS = 120.0
 """The head of a Ray cluster may be away for so long before following a job ends."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -18,6 +20,7 @@ from tests.retrieval.test_query_files import split_files, without_times
 from tests.support.hosts import ip, kill_family
 from tests.support.readme_cluster import TRAINING
 from tests.support.runs import assert_same_run
+from trainer.__main__ import main as train
 from trainer.run.checkpoint import latest
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -170,3 +173,30 @@ def test_the_head_killed_and_a_resubmission_resumes(cluster, pipeline, given_up)
     cluster.start(1, 2, 3, programs=("ray",))
     finish(cluster.submit("train", training(pipeline, run)))
     assert_same_run(pipeline.run, run)
+
+
+def test_one_search_runs_its_trials_on_two_hosts(cluster, pipeline, tmp_path):
+    shared = [option for option in TRAINING if not option.startswith("train.epochs")]
+    search = tmp_path / "search"
+    options = [f"data={pipeline.data}", f"output={search}", "model=gru4rec", "trials=6", "epochs=2", "scheduler=none"]
+    # A trial takes all cores of its host, so that none has two.
+    process = cluster.submit("tune", [*options, "cores=2", shlex.quote(f"options={shlex.join(shared)}")])
+    seen = set[int]()
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(process.communicate)
+        while not reading.done():
+            seen |= {host for host in (2, 3) if cluster.hosts.run(host, "ray::ImplicitFunc")}
+            time.sleep(0.2)
+    out, _ = reading.result()
+    assert process.returncode == 0, out[-4000:]
+    assert seen == {2, 3}
+    table = pq.read_table(search / "trials.parquet").to_pylist()
+    assert sorted(row["trial"] for row in table) == list(range(6))
+    assert {row["state"] for row in table} == {"finished"}
+    # The best one again, by the line that the search printed, on this machine.
+    best = table[0]
+    line = shlex.split(out.strip().splitlines()[-1])[3:]
+    assert train([option.replace("output=RUN", f"output={tmp_path / 'run'}") for option in line]) == 0
+    again = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert again["best_epoch"] == best["best_epoch"]
+    assert again["valid"]["ndcg@20"] == pytest.approx(best["valid/ndcg@20"], abs=1e-6)
