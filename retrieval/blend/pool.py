@@ -12,7 +12,7 @@ from scipy import sparse
 
 from retrieval.queries import Queries
 from retrieval.rankers.index_ranker import search_items, search_unseen, transition_term
-from retrieval.rankers.lists import is_among, seen_pairs
+from retrieval.rankers.lists import is_among, matches, seen_pairs
 from retrieval.rankers.popularity import Popularity
 from retrieval.rankers.registry import MODEL
 from retrieval.search.index import Catalogue, Index
@@ -117,6 +117,8 @@ class Pools:
         self.sources, self.index, self.popularity = dict(sources), index, popularity
         self.mask_seen, self.temperature = mask_seen, temperature
         self.seconds = dict.fromkeys(self.sources, 0.0)
+        self.is_candidate = np.zeros(popularity.n_items + 1, bool)
+        self.is_candidate[: len(popularity.clicks)] = popularity.clicks >= 0
 
     def of(self, queries: Queries) -> Pool:
         """The pool of a batch."""
@@ -140,8 +142,8 @@ class Pools:
                 share[row] = softmax_of_rows(raw[row] / np.float32(self.temperature), query, len(queries))
                 self.seconds[name] += perf_counter() - begin
             else:
-                index, inside = _find(key, _pairs(scores))
-                raw[row, index[inside]] = scores.data[inside]
+                entry, index = matches(_pairs(scores), key)
+                raw[row, index] = scores.data[entry]
                 total = np.maximum(np.bincount(row_of_entries(scores), scores.data, len(queries)), 1e-30)
                 share[row] = raw[row] / total.astype(np.float32)[query]
         clicks = self.popularity.clicks_of(item) / max(int(self.popularity.clicks.max(initial=0)), 1)
@@ -154,7 +156,7 @@ class Pools:
         begin = perf_counter()
         scores = self._listed(queries) if source is None else source(queries)
         row = row_of_entries(scores)
-        usable = (scores.data > 0) & (self.popularity.clicks_of(scores.indices) >= 0)
+        usable = (scores.data > 0) & self.is_candidate[scores.indices]
         if self.mask_seen and source is not None:
             usable &= ~is_among(row << 32 | scores.indices, seen)
         scores = entries_where(scores, usable)
@@ -207,9 +209,12 @@ def _find(key: npt.NDArray[np.int64], pair: npt.NDArray[np.int64]) -> tuple[npt.
 
 
 def _ranks(best: sparse.csr_matrix) -> Floats:
-    """Rank of each entry in its row, equal scores by rising item."""
-    row = row_of_entries(best)
-    order = np.lexsort((best.indices, -best.data, row))
-    rank = np.empty(best.nnz, np.float32)
-    rank[order] = 1 + position_in_row(row[order], best.shape[0])
-    return rank
+    """Rank of each entry in its row, equal scores by rising item; the items of a row rise."""
+    row, width = row_of_entries(best), int(np.diff(best.indptr).max(initial=0))
+    column = position_in_row(row, best.shape[0])
+    cells = np.full((best.shape[0], width), -np.inf, best.dtype)
+    cells[row, column] = best.data
+    order = np.argsort(-cells, axis=1, kind="stable")
+    rank = np.empty(cells.shape, np.float32)
+    np.put_along_axis(rank, order, np.arange(1, width + 1, dtype=np.float32)[None, :], axis=1)
+    return np.asarray(rank[row, column])

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from etl.runtime.lookup import lookup
 from retrieval.queries import Queries
 
-SLOTS = 32
+SLOTS = 8
 """Slots of a hash table for each value that stands in it."""
 LEAST_HASHED = 4_096
 """Values from which a table is worth it."""
@@ -21,20 +21,27 @@ def seen_pairs(queries: Queries) -> npt.NDArray[np.int64]:
 
 
 def is_among(value_N: npt.NDArray[np.int64], rising_M: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Which values stand in `rising_M`.
+    """Which values stand in `rising_M`; `value_N` may have any shape."""
+    out = np.zeros(value_N.size, bool)
+    out[matches(value_N.ravel(), rising_M)[0]] = True
+    return out.reshape(value_N.shape)
 
-    Few do where many are asked: a table by hash leaves these out, and the rest is looked up.
+
+def matches(
+    value_N: npt.NDArray[np.int64], rising_M: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The indices of the values that stand in `rising_M`, and the index there of each.
+
+    Few do where many are asked: a table by hash leaves most others out, and the rest is looked up.
     """
-    if not len(rising_M):
-        return np.zeros(value_N.shape, bool)
-    if value_N.size < LEAST_HASHED:
-        return lookup(rising_M, value_N)[1]
-    bits = int(SLOTS * len(rising_M)).bit_length()
-    table = np.zeros(1 << bits, bool)
-    table[_slot(rising_M, bits)] = True
-    out = table[_slot(value_N, bits)]
-    out[out] = lookup(rising_M, value_N[out])[1]
-    return out
+    near = np.arange(len(value_N))
+    if len(value_N) >= LEAST_HASHED and len(rising_M):
+        bits = int(SLOTS * len(rising_M)).bit_length()
+        table = np.zeros(1 << bits, bool)
+        table[_slot(rising_M, bits)] = True
+        near = np.flatnonzero(table[_slot(value_N, bits)])
+    index, match = lookup(rising_M, value_N[near])
+    return near[match], index[match]
 
 
 def _slot(value_N: npt.NDArray[np.int64], bits: int) -> npt.NDArray[np.int64]:
