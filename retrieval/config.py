@@ -18,7 +18,16 @@ CANDIDATES = ("clicked", "all")
 THREADS_PER_CORE = 4
 """More threads only wait for each other, and FAISS dies of thousands."""
 MASKS = ("auto", True, False)
-BASELINES = ("popularity", "category_popularity", "last_item", "markov", "sequential_rules", "item_knn", "v_sknn")
+BASELINES = (
+    "popularity",
+    "category_popularity",
+    "last_item",
+    "markov",
+    "sequential_rules",
+    "item_knn",
+    "v_sknn",
+    "stan",
+)
 MOST_GAPS = 20
 SOURCES = (
     "model",
@@ -26,6 +35,7 @@ SOURCES = (
     "markov",
     "item_knn",
     "v_sknn",
+    "stan",
     "popularity",
     "category_popularity",
     "repeats",
@@ -54,7 +64,7 @@ class RetrievalConfig:
         list(BASELINES), f"in addition to the model: {', '.join(BASELINES)}; the first always"
     )
     blend: Any = option("auto", f"sources joined into one ranking: auto, none, or a list of {', '.join(SOURCES)}")
-    neighbours: int = option(100, "nearest sessions of v_sknn, and nearest items of item_knn", at_least=1)
+    neighbours: int = option(100, "nearest sessions of v_sknn and stan, and nearest items of item_knn", at_least=1)
     rules_per_item: int = option(100, "successors of an item that markov and sequential_rules retain", at_least=1)
     rules_gaps: int = option(
         10, "largest distance in clicks of a successor in sequential_rules", at_least=1, at_most=MOST_GAPS

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 NEXT = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@5", "mrr@10", "mrr@20")
 FEEDBACK = tuple(f"auc/{task}{of}" for task in ("click", "like", "share", "follow") for of in ("", "_given_click"))
 GAUC = tuple(f"gauc/{task}" for task in ("click", "like", "share", "follow"))
-EVERY_BASELINE = ("popularity", "last_item", "markov", "sequential_rules", "item_knn", "v_sknn")
+EVERY_BASELINE = ("popularity", "last_item", "markov", "sequential_rules", "item_knn", "v_sknn", "stan")
 
 
 @dataclass(frozen=True)

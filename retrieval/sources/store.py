@@ -21,9 +21,10 @@ from etl.runtime.files import atomic_file, fingerprint_of, sha256_of, write_json
 from retrieval.sources.counts import cosine_lists, successor_lists
 from retrieval.sources.scores import AfterLast, NearSeen, NearSessions, Scores
 from retrieval.sources.sessions import TrainSessions
+from retrieval.sources.stan import Stan
 
 FOLDER = "indexes"
-VERSION = 1
+VERSION = 2
 """Of what the files mean."""
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -53,11 +54,13 @@ class Counted:
         options: names of the options that it depends on.
         build: arrays from sessions, options and threads.
         open: scores from arrays and options.
+        stored: name of the stored arrays, where several sources share them; by default the source's own.
     """
 
     options: tuple[str, ...]
     build: Callable[[TrainSessions, SourceOptions, int], Arrays]
     open: Callable[[Arrays, SourceOptions], Scores]
+    stored: str = ""
 
 
 def _arrays(matrix: sparse.csr_matrix) -> Arrays:
@@ -72,20 +75,30 @@ def _lists(arrays: Arrays) -> sparse.csr_matrix:
 def _session_arrays(sessions: TrainSessions, options: SourceOptions, threads: int) -> Arrays:
     result = NearSessions.of(sessions, options.neighbours)
     arrays = {"user_id": result.user_id, "item": result.has.indices, "offset": result.has.indptr}
-    return arrays | {"session": result.of_item.indices, "session_offset": result.of_item.indptr}
+    arrays |= {"session": result.of_item.indices, "session_offset": result.of_item.indptr}
+    return arrays | {"click": sessions.items, "click_offset": sessions.offset}
+
+
+def _ones(arrays: Arrays, columns: str, offset: str, n_columns: int) -> sparse.csr_matrix:
+    """1 at stored columns."""
+    ones = np.ones(len(arrays[columns]), np.float32)
+    return sparse.csr_matrix((ones, arrays[columns], arrays[offset]), shape=(len(arrays[offset]) - 1, n_columns))
 
 
 def _near_sessions(arrays: Arrays, options: SourceOptions) -> Scores:
-    shape = (len(arrays["offset"]) - 1, len(arrays["session_offset"]) - 1)
-    ones = np.ones(max(len(arrays["item"]), len(arrays["session"])), np.float32)  # one array for both
-    has = (ones[: len(arrays["item"])], arrays["item"], arrays["offset"])
-    of_item = (ones[: len(arrays["session"])], arrays["session"], arrays["session_offset"])
-    return NearSessions(
-        arrays["user_id"],
-        sparse.csr_matrix(has, shape=shape),
-        sparse.csr_matrix(of_item, shape=shape[::-1]),
-        options.neighbours,
-    )
+    has = _ones(arrays, "item", "offset", len(arrays["session_offset"]) - 1)
+    of_item = _ones(arrays, "session", "session_offset", has.shape[0])
+    return NearSessions(arrays["user_id"], has, of_item, options.neighbours)
+
+
+def _stan(arrays: Arrays, options: SourceOptions) -> Scores:
+    of_item = _ones(arrays, "session", "session_offset", len(arrays["offset"]) - 1)
+    sessions = TrainSessions(arrays["user_id"], arrays["click_offset"], arrays["click"], of_item.shape[0] - 1)
+    return Stan.of(sessions, of_item, options.neighbours)
+
+
+SESSIONS = "sessions"
+"""Stored arrays of all sources that search near sessions."""
 
 
 COUNTED: Mapping[str, Counted] = {
@@ -104,7 +117,8 @@ COUNTED: Mapping[str, Counted] = {
         lambda s, o, threads: _arrays(cosine_lists(s, o.neighbours, threads)),
         lambda arrays, _: NearSeen(_lists(arrays)),
     ),
-    "v_sknn": Counted(("neighbours",), _session_arrays, _near_sessions),
+    "v_sknn": Counted((), _session_arrays, _near_sessions, SESSIONS),
+    "stan": Counted((), _session_arrays, _stan, SESSIONS),
 }
 
 
@@ -159,16 +173,19 @@ def open_counted(
 ) -> dict[str, Scores]:
     """Counted sources by name, from the folder or built and stored there."""
     sessions = cache(lambda: TrainSessions.of(dataset, options.held_out))
-    opened = {}
+    stored: dict[str, Arrays] = {}
     for name in names:
         source = COUNTED[name]
+        file = source.stored or name
+        if file in stored:
+            continue
         parameters = {key: value for key, value in asdict(options).items() if key in ("held_out", *source.options)}
-        made_from = fingerprint_of([VERSION, dataset.manifest.fingerprint, name, parameters])
-        files = SourceFiles(folder, name, made_from)
+        made_from = fingerprint_of([VERSION, dataset.manifest.fingerprint, file, parameters])
+        files = SourceFiles(folder, file, made_from)
         arrays = files.load()
         if arrays is None:
             begin = time.perf_counter()
             arrays = source.build(sessions(), options, threads)
             files.save(arrays, {**parameters, "build_seconds": time.perf_counter() - begin})
-        opened[name] = source.open(arrays, options)
-    return opened
+        stored[file] = arrays
+    return {name: COUNTED[name].open(stored[COUNTED[name].stored or name], options) for name in names}

@@ -46,10 +46,11 @@ def large_blend() -> None:
     print(f"| part | build s | peak GiB | queries/s, {threads} cores |\n|---|---|---|---|")
     popular = Popularity(np.arange(1, ITEMS + 1), clicks, ITEMS)
     with tempfile.TemporaryDirectory(dir=os.environ.get("NEXTCLICK_BENCH")) as folder:
-        for name in COUNTED:
+        for name, counted_source in COUNTED.items():
+            files = files_of(Path(folder), name)
             with watched() as spent:
-                files = SourceFiles(Path(folder), name, name)
-                files.save(COUNTED[name].build(sessions, OPTIONS, threads), {})
+                if files.load() is None:  # others may have stored what it reads
+                    files.save(counted_source.build(sessions, OPTIONS, threads), {})
             source = opened(Path(folder), name)
             rate = per_second(source, queries, threads)
             print(f"| {name} | {spent['seconds']:.0f} | {spent['gib']:.1f} | {rate:,.0f} |", flush=True)
@@ -102,9 +103,15 @@ def with_vectors(queries: Queries) -> Queries:
     return Queries(q.user_id, q.target, q.seen_offset, q.seen, q.n_clicks, vector)
 
 
+def files_of(folder: Path, name: str) -> SourceFiles:
+    """The files that a source reads."""
+    stored = COUNTED[name].stored or name
+    return SourceFiles(folder, stored, stored)
+
+
 def opened(folder: Path, name: str) -> Scores:
     """A source over its files, mapped into memory."""
-    arrays = SourceFiles(folder, name, name).load()
+    arrays = files_of(folder, name).load()
     assert arrays is not None
     return COUNTED[name].open(arrays, OPTIONS)
 

@@ -6,7 +6,7 @@ import json
 
 from tests.benchmarks.models import SMOOTHNESS, Run, best_possible, cell, execute, twin
 
-BASELINES = ("popularity", "markov", "sequential_rules", "item_knn", "v_sknn")
+BASELINES = ("popularity", "markov", "sequential_rules", "item_knn", "v_sknn", "stan")
 METRICS = ("hr@10", "hr@20", "ndcg@20")
 
 

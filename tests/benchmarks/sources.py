@@ -19,6 +19,7 @@ from retrieval.sources.counts import cosine_lists, successor_lists
 from retrieval.sources.scores import DECAY_STEPS, AfterLast, NearSeen, NearSessions, Scores, repeats
 from retrieval.sources.sessions import TrainSessions, rows_of_users
 from retrieval.sources.sparse_rows import largest_of_rows, latest_clicks, row_of_entries, seen_matrix
+from retrieval.sources.stan import Stan
 
 ITEMS, SESSIONS, CLICKS = 100_000, 100_000, 17
 ZIPF = 0.8
@@ -69,6 +70,7 @@ def sources() -> None:
         "sequential_rules": lambda: AfterLast(successor_lists(sessions, GAPS, 100, threads)),
         "item_knn": lambda: NearSeen(cosine_lists(sessions, NEIGHBOURS, threads)),
         "v_sknn": lambda: NearSessions.of(sessions, NEIGHBOURS),
+        "stan": lambda: Stan.of(sessions, NearSessions.of(sessions, NEIGHBOURS).of_item, NEIGHBOURS),
     }
     seconds = {"repeats": 0.0}
     for name, make in makers.items():

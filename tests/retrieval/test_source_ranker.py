@@ -19,7 +19,7 @@ from retrieval.rankers.lists import is_among
 from retrieval.rankers.popularity import CategoryPopularity, Popularity
 from retrieval.rankers.source_ranker import SourceRanker
 from retrieval.sources import scores as source_scores
-from retrieval.sources import sparse_rows
+from retrieval.sources import sparse_rows, stan
 from retrieval.sources.counts import cosine_lists, successor_lists
 from retrieval.sources.scores import AfterLast, NearSeen, NearSessions, last_item, repeats
 from retrieval.sources.sessions import TrainSessions, rows_of_users
@@ -101,6 +101,29 @@ def slow_v_sknn(train: dict[int, list[int]], user: int, seen: list[int]) -> dict
     return actual
 
 
+def slow_stan(train: dict[int, list[int]], user: int, seen: list[int]) -> dict[int, float]:
+    back = {item: len(seen) - number for number, item in enumerate(seen, 1)}  # the later of two clicks
+    times = Counter(item for history in train.values() for item in history)
+    idf = {item: np.float32(np.log1p(len(train) / max(times[item], 1))) for item in seen}
+    similar = []
+    for other, history in train.items():
+        shared = set(seen) & set(history)
+        if other != user and shared:
+            similarity = np.float32(0)
+            for item in sorted(shared):  # float32, in one order: ties are ties
+                similarity += np.float32(np.exp(-back[item] / stan.RECENCY) * idf[item])
+            similar.append((similarity, other, min(shared, key=lambda item: back[item])))
+    similar.sort(key=lambda entry: (-entry[0], entry[1]))
+    actual = defaultdict(float)
+    for similarity, other, latest in similar[:NEIGHBOURS]:
+        history = train[other]
+        at = len(history) - 1 - history[::-1].index(latest)
+        for position, item in enumerate(history):
+            decay = math.exp(-abs(position - at) / stan.NEARNESS) * (stan.BEFORE if position < at else 1.0)
+            actual[item] += float(similarity) * max(1 - back[latest] / 10, 1e-9) * decay
+    return actual
+
+
 def slow_last_item(train: dict[int, list[int]], user: int, seen: list[int]) -> dict[int, float]:
     return {seen[-1]: 1.0}
 
@@ -112,6 +135,10 @@ METHODS = {
     "sequential_rules": (lambda sessions: AfterLast(successor_lists(sessions, GAPS, RULES)), slow_sequential_rules),
     "item_knn": (lambda sessions: NearSeen(cosine_lists(sessions, NEIGHBOURS)), slow_item_knn),
     "v_sknn": (lambda sessions: NearSessions.of(sessions, NEIGHBOURS), slow_v_sknn),
+    "stan": (
+        lambda sessions: stan.Stan.of(sessions, NearSessions.of(sessions, NEIGHBOURS).of_item, NEIGHBOURS),
+        slow_stan,
+    ),
 }
 
 
@@ -255,7 +282,7 @@ def test_train_sessions_hold_no_click_of_valid_or_test(fifty):
     assert rows_of_users(sessions.user_id, np.array([1, 50, 999])).tolist() == [0, 49, -1]
 
 
-@pytest.mark.parametrize("order", itertools.permutations(("markov", "sequential_rules", "item_knn", "v_sknn")))
+@pytest.mark.parametrize("order", itertools.permutations(("markov", "sequential_rules", "item_knn", "v_sknn", "stan")))
 def test_no_baseline_changes_what_another_reads(order):
     """Every order in full, so every subset in every order as a beginning of one: each equals itself alone."""
     histories = [[1, 2, 2, 3, 1], [2, 2, 4], [4, 1, 2, 1], [5, 5, 5, 2], [3, 4, 2, 4]]  # repeats, which scipy adds up
