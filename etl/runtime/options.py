@@ -20,6 +20,7 @@ from typing import Any, TypeVar, cast
 
 from etl.runtime.errors import InputError
 from etl.runtime.option_checks import Bounds, described
+from etl.runtime.option_files import expand_files
 
 Config = TypeVar("Config")
 TRACEBACK, TRACEBACK_VARIABLE = "--traceback", "NEXTCLICK_TRACEBACK"
@@ -225,7 +226,7 @@ def _fields(schema: type[Any], prefix: str = "") -> list[tuple[str, dataclasses.
 
 def usage(program: str, schema: type[Any]) -> str:
     """The help text: each option with its default and meaning."""
-    lines = [f"usage: python -m {program} key=value … [{TRACEBACK}]", ""]
+    lines = [f"usage: python -m {program} [@FILE.yaml] key=value … [{TRACEBACK}]", ""]
     for name, entry in _fields(schema):
         factory = entry.default_factory
         default = factory() if factory is not dataclasses.MISSING else entry.default
@@ -254,7 +255,7 @@ def run_program(
         print(usage(program, schema))
         return 0
     try:
-        job(options)
+        job(expand_files(options))
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from etl.runtime.errors import InputError
+from etl.runtime.option_files import expand_files
 from tests.support.runs import SMALL
 from trainer.__main__ import main as train
 from trainer.config import MODELS, load
@@ -151,6 +152,8 @@ def test_a_killed_search_continues_and_takes_more_trials(fifty, tmp_path, capfd)
     assert values == sorted(values, reverse=True)
     assert f"best {values[0]:.4f}" in text
     best = yaml.safe_load((folder / "best.yaml").read_text())
+    again = load(expand_files([f"@{folder / 'best.yaml'}", "data=d", "output=o"]))
+    assert (again.model, again.train.epochs) == ("gru4rec", 3)
     assert {name: best[name] for name in ("train.learning_rate", "network.layers") if name in best} == {
         name: rows[0][name] for name in ("train.learning_rate", "network.layers") if rows[0][name] is not None
     }

@@ -1,0 +1,59 @@
+"""Options in a file: `@FILE` on a command line stands for the options of a YAML map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from etl.runtime.errors import InputError
+
+PREFIX = "@"
+
+
+def expand_files(options: Sequence[str]) -> list[str]:
+    """The options with each `@FILE` replaced by those of the file; what comes later on the command line wins.
+
+    Raises:
+        InputError: a file that cannot be read, or that is no map of options.
+    """
+    out: list[str] = []
+    for entry in options:
+        out += _of_file(entry.removeprefix(PREFIX)) if entry.startswith(PREFIX) else [entry]
+    return out
+
+
+def _of_file(path: str) -> list[str]:
+    import yaml  # not needed for --help
+
+    try:
+        values = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        got = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise InputError(
+            "a readable YAML file of options", f"{path}: {got}", "write @FILE, for example @best.yaml"
+        ) from None
+    if not isinstance(values, dict):
+        raise InputError("a YAML map of options", f"{path}: {type(values).__name__}", "write lines like model: gru4rec")
+    return list(_flat(values))
+
+
+def _flat(values: dict[Any, Any], prefix: str = "") -> Iterator[str]:
+    """`key=value` of a map, nested names joined by dots."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}={_text(value)}"
+
+
+def _text(value: Any) -> str:
+    """A value as a command line has it.
+
+    >>> _text(True), _text(None), _text([5, 10]), _text("a=b"), _text(1e-05)
+    ('true', 'null', '[5,10]', 'a=b', '1e-05')
+    """
+    if isinstance(value, list):
+        return f"[{','.join(map(_text, value))}]"
+    words = {True: "true", False: "false", None: "null"}
+    return words[value] if isinstance(value, bool) or value is None else str(value)
