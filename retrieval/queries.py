@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,13 @@ class Queries:
         index = np.arange(offset[-1]) + np.repeat(self.seen_offset[row_N] - offset[:-1], n_seen)
         rows = {name: getattr(self, name)[row_N] for name in ("user_id", "target", "n_clicks", *VECTORS)}
         return Queries(seen_offset=offset, seen=self.seen[index], **rows)
+
+    def latest(self, n: int) -> Queries:
+        """The same with only the last `n` of the clicks that each query saw."""
+        n_seen = np.minimum(self.n_seen, n)
+        offset = np.concatenate([[0], np.cumsum(n_seen)])
+        index = np.arange(offset[-1]) + np.repeat(self.seen_offset[1:] - offset[1:], n_seen)
+        return replace(self, seen_offset=offset, seen=self.seen[index])
 
     @classmethod
     def joined(cls, batches: Sequence[Queries]) -> Queries:

@@ -115,7 +115,9 @@ def in_ranges(
             score[begin:end], item[begin:end] = block.data, block.indices
             lengths.append(np.diff(block.indptr))
     offset = np.concatenate([[0], np.cumsum(np.concatenate(lengths), dtype=np.int64)])
-    return sparse.csr_matrix((score[:end], item[:end], offset), shape=(size, size))
+    for array in (score, item):
+        array.resize(end, refcheck=False)  # in place: scipy copies a short view of a long array
+    return sparse.csr_matrix((score, item, offset), shape=(size, size))
 
 
 def ranges_of(work_I: npt.NDArray[np.number], most: int) -> Sequence[int]:

@@ -13,26 +13,31 @@ from retrieval.rankers.lists import matches
 from retrieval.sources.sessions import TrainSessions, rows_of_users
 from retrieval.sources.sparse_rows import entries_where, largest_of_rows, latest_clicks, row_of_entries, seen_matrix
 
+CLICKS = 10
+"""Last clicks of the query that sessions are compared with."""
 RECENCY = 3.0
 """Clicks of the query over which a shared click's weight falls to 1/e."""
 NEARNESS = 8.0
 """Clicks over which the weight of what a session holds falls to 1/e, on either side of the shared click."""
 BEFORE = 0.3
 """What came before the shared click counts so much less than what came after it."""
-DECAY_STEPS = 10
-"""A latest shared click so many steps back leaves its session next to no weight, as in V-SkNN."""
-LEAST = 1e-9
+LONGEST = 1_000
+"""Clicks of a session at most (`protocol.max_clicks`)."""
+_DISTANCE = np.arange(-LONGEST, LONGEST + 1)
+DECAY = (np.exp(-np.abs(_DISTANCE) / NEARNESS) * np.where(_DISTANCE < 0, BEFORE, 1.0)).astype(np.float32)
+"""Weight by distance from the shared click, from `-LONGEST` on."""
 
 
 @dataclass(frozen=True)
 class Stan:
     """Sessions near a query in order (STAN, Garg et al. 2019, without its term for the time between sessions).
 
-    A train session's similarity is the sum over the items that it shares with the query of idf × e^(-steps back in the
-    query / `RECENCY`); idf as in VSTAN (Ludewig et al. 2021). Each click of the `neighbours` most similar ones, ties by
-    the lower row, adds to its item the similarity × how late the latest shared click is (1 for the last click, down to
-    0 ten steps back) × e^(-its distance from that click in the session / `NEARNESS`). Clicks before it count `BEFORE`
-    times that: a soft form of the sequential filter of SF-SKNN (Ludewig and Jannach 2018).
+    A train session's similarity is the sum over the items that it shares with the query's last `CLICKS` clicks of idf ×
+    e^(-steps back in the query / `RECENCY`); idf as in VSTAN (Ludewig et al. 2021). Each click of the `neighbours` most
+    similar ones, ties by the lower row, adds to its item the similarity × how late the latest shared click is (1 for
+    the last click, 1 / `CLICKS` for the first of them) × e^(-its distance from that click in the session / `NEARNESS`).
+    Clicks before it count `BEFORE` times that: a soft form of the sequential filter of SF-SKNN (Ludewig and Jannach
+    2018).
 
     The constants were chosen on valid clicks of Toys, LastFM, MovieLens-100K, Diginetica, Tmall and a generated log.
 
@@ -57,34 +62,32 @@ class Stan:
 
     def __call__(self, queries: Queries) -> sparse.csr_matrix:
         """Score a batch; a query's own session holds what it asks for and has no say."""
-        end = np.repeat(queries.seen_offset[1:], queries.n_seen)
-        back = end - 1 - np.arange(len(queries.seen))
+        queries = queries.latest(CLICKS)
+        back = np.repeat(queries.seen_offset[1:], queries.n_seen) - 1 - np.arange(len(queries.seen))
         near = self._near_sessions(queries, back)
         query, session = row_of_entries(near), near.indices
 
         # The clicks of the near sessions, a pair of query and session after the other.
         offset = self.sessions.offset
-        length = offset[session + 1] - offset[session]
+        begin, length = offset[session], offset[session + 1] - offset[session]
         indptr = np.concatenate([[0], np.cumsum(length)])
-        pair = np.repeat(np.arange(len(session)), length)
-        position = np.arange(indptr[-1]) - np.repeat(indptr[:-1], length)
-        item = self.sessions.items[np.repeat(offset[session], length) + position]
+        index = np.arange(indptr[-1]) - np.repeat(indptr[:-1] - begin, length)
+        item = self.sessions.items[index]
 
         of_query, latest = latest_clicks(queries)
-        shared, which = matches(query[pair] << 32 | item, of_query << 32 | queries.seen[latest])
-        least = np.full(len(session), len(back), np.int64)
-        np.minimum.at(least, pair[shared], back[latest[which]])
-        is_latest = back[latest[which]] == least[pair[shared]]
+        click, which = matches(np.repeat(query << 32, length) | item, of_query << 32 | queries.seen[latest])
+        pair, step = np.searchsorted(indptr, click, side="right") - 1, back[latest[which]]
+        least = np.full(len(session), CLICKS, np.int64)
+        np.minimum.at(least, pair, step)
+        is_latest = step == least[pair]
         at = np.zeros(len(session), np.int64)
-        np.maximum.at(at, pair[shared[is_latest]], position[shared[is_latest]])
+        np.maximum.at(at, pair[is_latest], index[click[is_latest]])
 
-        distance = position - at[pair]
-        decay = np.exp(-np.abs(distance) / NEARNESS) * np.where(distance < 0, BEFORE, 1.0)
-        weight = near.data * np.maximum(1.0 - least / DECAY_STEPS, LEAST)
-        clicks = sparse.csr_matrix((decay.astype(np.float32), item, indptr), shape=(len(session), len(self.idf)))
+        decay = DECAY[index - np.repeat(at - LONGEST, length)]
+        weight = (near.data * (1.0 - least / CLICKS)).astype(np.float32)
+        clicks = sparse.csr_matrix((decay, item, indptr), shape=(len(session), len(self.idf)))
         shape = (len(queries), len(session))
-        weights = sparse.csr_matrix((weight.astype(np.float32), np.arange(len(session)), near.indptr), shape=shape)
-        return (weights @ clicks).tocsr()
+        return (sparse.csr_matrix((weight, np.arange(len(session)), near.indptr), shape=shape) @ clicks).tocsr()
 
     def _near_sessions(self, queries: Queries, back_N: npt.NDArray[np.int64]) -> sparse.csr_matrix:
         """Similarities of the nearest sessions `[Q, S]`."""

@@ -102,6 +102,7 @@ def slow_v_sknn(train: dict[int, list[int]], user: int, seen: list[int]) -> dict
 
 
 def slow_stan(train: dict[int, list[int]], user: int, seen: list[int]) -> dict[int, float]:
+    seen = seen[-stan.CLICKS :]
     back = {item: len(seen) - number for number, item in enumerate(seen, 1)}  # the later of two clicks
     times = Counter(item for history in train.values() for item in history)
     idf = {item: np.float32(np.log1p(len(train) / max(times[item], 1))) for item in seen}
@@ -120,7 +121,7 @@ def slow_stan(train: dict[int, list[int]], user: int, seen: list[int]) -> dict[i
         at = len(history) - 1 - history[::-1].index(latest)
         for position, item in enumerate(history):
             decay = math.exp(-abs(position - at) / stan.NEARNESS) * (stan.BEFORE if position < at else 1.0)
-            actual[item] += float(similarity) * max(1 - back[latest] / 10, 1e-9) * decay
+            actual[item] += float(similarity) * (1 - back[latest] / stan.CLICKS) * decay
     return actual
 
 
@@ -297,3 +298,25 @@ def test_no_baseline_changes_what_another_reads(order):
     for array in (shared.items, shared.offset, shared.user_id):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 9
+
+
+numbers = st.one_of(st.integers(0, 5).map(float), st.floats(-(2.0**126), 2.0**126, width=32), st.just(-math.inf))
+rows_of_values = st.lists(st.lists(numbers, max_size=40), min_size=1, max_size=6)
+
+
+@given(rows=rows_of_values, k=st.integers(1, 4), levels=st.integers(2, 20))
+@settings(deadline=None, max_examples=300)
+def test_the_kth_largest_by_levels_is_that_of_a_sort(rows, k, levels):
+    value = np.array([v for row in rows for v in row], np.float32)
+    indptr = np.cumsum([0, *map(len, rows)])
+    expected = [np.sort(np.float32(row))[-k] if len(row) > k else -math.inf for row in rows]
+    for many in (0, 10**9):  # always by levels, and never
+        with mock.patch.multiple(sparse_rows, LEVELS=levels, MANY=many):
+            assert sparse_rows.kth_largest(value, indptr, k).tolist() == [float(v) for v in expected]
+
+
+@given(histories=st.lists(sequences, min_size=1, max_size=4), n=st.integers(1, 8))
+def test_latest_clicks_of_queries_are_the_last_ones(histories, n):
+    queries = queries_of(histories, list(range(len(histories))), [1] * len(histories)).latest(n)
+    parts = np.split(queries.seen, queries.seen_offset[1:-1])
+    assert [part.tolist() for part in parts] == [history[-n:] for history in histories]
