@@ -38,7 +38,10 @@ def run_study(options: StudyOptions) -> str:
     logs = logs_of(options)
     work.mkdir(parents=True, exist_ok=True)
     with locked(work / "study", wait_seconds=WAIT_SECONDS):
-        cells = [cell for log in logs for experiment in experiments for cell in cells_of(options, log, experiment)]
+        cells = []
+        for log in logs:
+            made: Datasets = {}
+            cells += [cell for experiment in experiments for cell in cells_of(options, log, experiment, made)]
         trials = list({(cell.trial.run, cell.trial.result): cell.trial for cell in cells}.values())
         execute(trials, options.parallel, f"study {options.name}")
         rows = [row_of(cell) for cell in cells]
@@ -62,20 +65,23 @@ def chosen(options: StudyOptions) -> list[Experiment]:
     return [known[name] for name in options.experiments or known]
 
 
-def cells_of(options: StudyOptions, log: Log, experiment: Experiment) -> list[Cell]:
+Datasets = dict[tuple[Any, ...], Data]
+"""Datasets of a log by what makes them differ."""
+
+
+def cells_of(options: StudyOptions, log: Log, experiment: Experiment, made: Datasets) -> list[Cell]:
     """What an experiment asks of a log, its datasets made; none where the log cannot answer it."""
     fits = log.has_flat_rows if experiment.flat_rows else log.scenario != "ctr"
     if not fits or (experiment.generated and not log.is_generated):
         return []
     seeds = min(options.seeds, experiment.seeds or options.seeds)
-    made: dict[tuple[Any, ...], Data] = {}
     cells: list[Cell] = []
     for variant in experiment.variants:
-        key = (variant.protocol, variant.log)
+        key = (variant.protocol, variant.scenario, variant.log)
         if key not in made:
             made[key] = make_data(options, log, variant)
-            if experiment.unclicked and not made[key].skipped:
-                return []
+        if experiment.unclicked and not made[key].skipped:
+            return []
         for seed in range(seeds):
             members = [cell.trial for name in variant.members for cell in cells if cell.is_of(name, seed)]
             cells.append(cell_of(options, made[key], experiment, variant, seed, tuple(members)))

@@ -32,7 +32,7 @@ def learn_blend(
         facts: session and item attributes, further features of a candidate.
         queries: of valid, a sample.
         cutoff: of the NDCG that is maximised.
-        threads: of LightGBM.
+        threads: of the search for weights and of LightGBM; what is learned does not depend on it.
     """
     hits = collect_hits(pools, facts, queries)
     return fit_blend(hits, cutoff, threads) if len(hits.user_id) else None
@@ -66,7 +66,7 @@ def fit_blend(hits: Hits, cutoff: int, threads: int) -> Learned:
     trees = []
     for each in range(FOLDS):
         train, test = _of(pool, context, fold != each), _of(pool, context, fold == each)
-        result = find_weights(train[0], cutoff, names)
+        result = find_weights(train[0], cutoff, names, threads)
         weights.append(result)
         gains["sum"][fold == each] = gain_of(test[0].ahead(summed(test[0], result)), cutoff)
         text, count = _learn_reranker(train, result, threads)
@@ -78,7 +78,7 @@ def fit_blend(hits: Hits, cutoff: int, threads: int) -> Learned:
     complete = len(trees) == FOLDS and len(rows) == FOLDS
     total = {kind: float(gain.sum()) / n_queries for kind, gain in gains.items()}
     kind = "reranker" if complete and total["reranker"] > total["sum"] else "sum"
-    everyone = find_weights(pool, cutoff, names)
+    everyone = find_weights(pool, cutoff, names, threads)
     text = None
     if complete:
         text, _ = _learn_reranker((pool, context), everyone, threads, max(1, round(float(np.mean(trees)))))

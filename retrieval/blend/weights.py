@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,7 @@ def gain_of(rank_Q: npt.NDArray[np.int64], cutoff: int) -> Gain:
     return np.where(hit, 1.0 / np.log2(np.maximum(rank_Q, 1) + 1.0), 0.0)
 
 
-def find_weights(pool: Pool, cutoff: int, names: Sequence[str]) -> Weight:
+def find_weights(pool: Pool, cutoff: int, names: Sequence[str], threads: int = 1) -> Weight:
     """Weights `[S]` that sum to 1: the mean over bootstrap samples of the queries (Breiman 1996) of each one's best.
 
     Of a thousand queries the best weights are mostly chance; what bootstrap samples have in common is not. Where the
@@ -45,12 +46,15 @@ def find_weights(pool: Pool, cutoff: int, names: Sequence[str]) -> Weight:
         pool: of queries whose target is in it.
         cutoff: of the NDCG that is maximised.
         names: sources that may have a weight; one without scores gets none.
+        threads: samples at a time; the weights do not depend on it.
     """
     search = _Search(pool, cutoff)
     rng = np.random.default_rng(0)
     allowed = [row for row, name in enumerate(pool.names) if name in names and pool.share[row].any()]
     even = np.full(pool.n_queries, 1 / pool.n_queries)
-    samples = [search.weights(rng.multinomial(pool.n_queries, even), allowed) for _ in range(SAMPLES)]
+    drawn = [rng.multinomial(pool.n_queries, even) for _ in range(SAMPLES)]
+    with ThreadPoolExecutor(threads) as executor:
+        samples = list(executor.map(lambda times: search.weights(times, allowed), drawn))
     mean = np.mean(samples, axis=0)
     mean = search.pruned(mean, np.ones(pool.n_queries))
     units = np.eye(len(pool.names))[allowed]
@@ -79,8 +83,7 @@ class _Search:
         """NDCG of each query; samples of the queries ask for the same weights again and again."""
         key = weight.tobytes()
         if key not in self.known:
-            used = np.flatnonzero(weight)
-            above = self.tie + weight[used].astype(np.float32) @ self.ahead[used]
+            above = self.tie + weight.astype(np.float32) @ self.ahead
             # Ties count against the target, which is one of those that are not below itself.
             self.known[key] = gain_of(np.add.reduceat(above >= 0, self.begin, dtype=np.int64), self.cutoff)
         return self.known[key]

@@ -208,7 +208,7 @@ def test_negative_feedback_is_asked_of_logs_that_show_it(tmp_path, unclicked):
     log = write_log(tmp_path / "log.csv", rows)
     options = StudyOptions(work=str(tmp_path / "study"), logs=[f"qb_video:{log}"], seeds=1)
     (experiment,) = chosen(StudyOptions(experiments=["negative-feedback"]))
-    assert bool(cells_of(options, logs_of(options)[0], experiment)) == unclicked
+    assert bool(cells_of(options, logs_of(options)[0], experiment, {})) == unclicked
 
 
 @pytest.fixture
@@ -267,7 +267,7 @@ def test_means_are_run_after_all_others_and_know_their_members(tmp_path, monkeyp
     log = generated_log(tmp_path / "log.csv", users=20, items=40, seed=1)
     options = StudyOptions(work=str(tmp_path / "study"), logs=[f"qb_video:{log}"], seeds=2)
     (experiment,) = chosen(StudyOptions(experiments=["several-encoders"]))
-    found = cells_of(options, logs_of(options)[0], experiment)
+    found = cells_of(options, logs_of(options)[0], experiment, {})
     means = [cell for cell in found if cell.variant.members]
     for cell in means:
         by_name = {(c.variant.name, c.trial.seed): c.trial for c in found}
@@ -285,19 +285,19 @@ def test_flat_rows_answer_their_own_experiment_and_no_other(tmp_path):
     options = StudyOptions(work=str(tmp_path / "study"), seeds=1, name="tenrec", input=str(tmp_path))
     (found,) = logs_of(options)
     assert (found.name, found.scenario, found.path) == ("ctr_data_1M", "ctr", log)
-    assert len(cells_of(options, found, rows)) == len(rows.variants)
-    assert cells_of(options, found, sessions) == []
+    assert len(cells_of(options, found, rows, {})) == len(rows.variants)
+    assert cells_of(options, found, sessions, {}) == []
     # A generated log gives both; a user's log of sessions has no history columns.
     options = StudyOptions(work=str(tmp_path / "twin"), seeds=1, generated=["qb_video 60 2000"])
     (generated,) = logs_of(options)
-    cells = cells_of(options, generated, rows)
+    cells = cells_of(options, generated, rows, {})
     assert {cell.data.scenario for cell in cells} == {"ctr"}
     assert open_dataset(cells[0].data.path).row_files
     assert cells[0].data.best_possible == {}  # the truth is of sessions
-    assert cells_of(options, generated, sessions)[0].data.scenario == "qb_video"
+    assert cells_of(options, generated, sessions, {})[0].data.scenario == "qb_video"
     own = generated_log(tmp_path / "log.csv", users=20, items=40, seed=1)
     options = StudyOptions(work=str(tmp_path / "own"), logs=[f"qb_video:{own}"], seeds=1)
-    assert cells_of(options, logs_of(options)[0], rows) == []
+    assert cells_of(options, logs_of(options)[0], rows, {}) == []
 
 
 def test_published_figures_stand_next_to_logs_of_their_scenario_alone(tmp_path):

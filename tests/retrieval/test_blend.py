@@ -144,6 +144,7 @@ def test_weights_never_lose_to_a_source_and_a_useless_one_gets_none(seed):
     pool = pools.of(queries)
     gain = lambda w: gain_of(pool.ahead(summed(pool, w)), 10).mean()  # noqa: E731
     actual = find_weights(pool, 10, pool.names)
+    assert np.array_equal(actual, find_weights(pool, 10, pool.names, threads=3))
     assert actual.sum() == pytest.approx(1.0)
     assert gain(actual) >= max(gain(unit) for unit in np.eye(4))
     assert actual[2] < 0.05  # what chance gives
