@@ -196,23 +196,24 @@ def answer(experiment: Experiment, metric: str, estimates: Estimates) -> str:
     if not means:
         return ""
     top = max(means, key=lambda name: means[name])
-    groups: dict[str, list[str]] = {}
+    groups: dict[tuple[int, str], list[str]] = {}
     for variant in experiment.variants:
         estimate, against = estimates[variant.name, metric], reference(experiment, variant)
         if estimate.difference is None or against is None:
             continue
         if is_sure(estimate):
-            title = "Better" if estimate.difference > 0 else "Worse"
-            text = f"{variant.name} against {against} {with_interval(estimate)}"
+            kind, text = int(estimate.difference < 0), f"{variant.name} {with_interval(estimate)}"
         elif estimate.p is not None:
-            title, text = "No difference beyond chance", f"{variant.name} against {against}"
+            kind, text = 2, variant.name
         else:
-            title, text = "Not tested", f"{variant.name} against {against} {estimate.difference:+.4f}"
-        groups.setdefault(title, []).append(text)
+            kind, text = 3, f"{variant.name} {estimate.difference:+.4f}"
+        groups.setdefault((kind, against), []).append(text)
     said = [
-        f"{title}: {'; '.join(group)}" for title, group in sorted(groups.items(), key=lambda pair: ORDER.index(pair[0]))
+        f"{BEGINNINGS[kind]} {against}: {(', ' if kind == 2 else '; ').join(group)}"
+        for (kind, against), group in sorted(groups.items(), key=lambda entry: entry[0][0])
     ]
     return ". ".join([f"{label(metric)} is highest for {top} ({means[top]:.4f})", *said]) + "."
 
 
-ORDER = ("Better", "Worse", "No difference beyond chance", "Not tested")
+BEGINNINGS = ("Better than", "Worse than", "No difference beyond chance from", "Not tested against")
+"""Of the sentences on variants with the same reference, in this order."""

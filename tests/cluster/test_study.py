@@ -137,15 +137,15 @@ def test_sentences_come_from_the_numbers():
     sure, unsure = Estimate(0.3, None, 0.1, 0.05, 0.15, 0.001), Estimate(0.21, None, 0.01, -0.1, 0.1, 0.6)
     base = {("a", "hr@20"): Estimate(0.2)}
     assert answer(EXPERIMENT, "hr@20", base | {("b", "hr@20"): sure}) == (
-        "HR@20 is highest for b (0.3000). Better: b against a +0.1000 [+0.0500, +0.1500], p 0.001."
+        "HR@20 is highest for b (0.3000). Better than a: b +0.1000 [+0.0500, +0.1500], p 0.001."
     )
     assert answer(EXPERIMENT, "hr@20", base | {("b", "hr@20"): unsure}) == (
-        "HR@20 is highest for b (0.2100). No difference beyond chance: b against a."
+        "HR@20 is highest for b (0.2100). No difference beyond chance from a: b."
     )
     worse = Estimate(0.1, None, -0.1, -0.15, -0.05, 0.001)
-    assert "a (0.2000). Worse: b against a -0.1000" in answer(EXPERIMENT, "hr@20", base | {("b", "hr@20"): worse})
+    assert "a (0.2000). Worse than a: b -0.1000" in answer(EXPERIMENT, "hr@20", base | {("b", "hr@20"): worse})
     single = Estimate(0.1, None, -0.1)
-    assert "Not tested: b against a -0.1000" in answer(EXPERIMENT, "hr@20", base | {("b", "hr@20"): single})
+    assert "Not tested against a: b -0.1000" in answer(EXPERIMENT, "hr@20", base | {("b", "hr@20"): single})
     assert reference(EXPERIMENT, EXPERIMENT.variants[0]) is None
 
 
