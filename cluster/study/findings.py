@@ -209,7 +209,7 @@ def answer(experiment: Experiment, metric: str, estimates: Estimates) -> str:
             kind, text = 3, f"{variant.name} {estimate.difference:+.4f}"
         groups.setdefault((kind, against), []).append(text)
     said = [
-        f"{BEGINNINGS[kind]} {against}: {(', ' if kind == 2 else '; ').join(group)}"
+        f"{BEGINNINGS[kind]} {against}: {'; '.join(group)}"
         for (kind, against), group in sorted(groups.items(), key=lambda entry: entry[0][0])
     ]
     return ". ".join([f"{label(metric)} is highest for {top} ({means[top]:.4f})", *said]) + "."
