@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from cluster.study.experiments import BY_COST, LADDER, MULTI_TASK, Experiment, reference
-from cluster.study.findings import Estimates, answer, estimates_of, is_sure, label, with_interval
+from cluster.study.findings import Estimates, answer, estimates_of, is_sure, label, test_metrics, with_interval
 from cluster.study.logs import Log
 from cluster.study.trials import Cell
 from etl.runtime.output_file import new_file
@@ -176,7 +176,7 @@ def _log_section(experiment: Experiment, log: Log, cells: Sequence[Cell], estima
         f"<section><h2>{escape(log.name)}</h2><p>{escape(answer(experiment, metric, estimates))}</p>"
         f"{html_table(header, lines, label=f'{experiment.name} on {log.name}')}"
         f'<p class="soft">Test, mean ± standard deviation over seeds; in brackets the share of the best possible. '
-        f"Differences: {_tests(metric)} {escape(note)}</p>"
+        f"Differences: {_tests(metric)} {escape(positives(shown, cells))} {escape(note)}</p>"
         + "".join(f'<p class="soft">Failed: {escape(text)}</p>' for text in failed)
         + "".join(_published_table(*each, experiment.name) for each in _published(experiment, cells))
         + _figures(experiment, metric, cells, estimates)
@@ -199,6 +199,18 @@ def _published(experiment: Experiment, cells: Sequence[Cell]) -> Iterator[tuple[
 def _published_table(source: str, header: list[str], rows: list[list[str]], name: str) -> str:
     table = html_table(header, [(row, False) for row in rows], ["soft"] * len(header), f"{name}, published: {source}")
     return f'<p class="soft">Not comparable: {escape(source)}.</p>{table}'
+
+
+def positives(shown: Sequence[str], cells: Sequence[Cell]) -> str:
+    """How many positives the AUCs of a table rest on, and what chance does to them; empty without AUCs."""
+    tests = [test_metrics(cell) for cell in cells]
+    tasks = dict.fromkeys(m.removeprefix("auc/") for m in shown if m.startswith("auc/") and "given" not in m)
+    counts = {task: next((t[f"positives/{task}"] for t in tests if t.get(f"positives/{task}")), 0) for task in tasks}
+    if not counts:
+        return ""
+    said = ", ".join(f"{task} {count:,}" for task, count in counts.items())
+    # Of a score that knows nothing, with many negatives (Mann and Whitney 1947).
+    return f"Positives in test: {said}; an AUC's standard error is about 0.29 / √positives."
 
 
 def _tests(metric: str) -> str:

@@ -27,7 +27,7 @@ from cluster.study.experiments import EXPERIMENTS, Experiment, Variant, referenc
 from cluster.study.findings import Estimate, answer, estimates_of
 from cluster.study.logs import Data, Log, logs_of
 from cluster.study.run import cells_of, chosen
-from cluster.study.site import _published
+from cluster.study.site import _published, positives
 from cluster.study.trials import Trial, execute
 from etl.config import load as load_etl
 from etl.dataset import open_dataset
@@ -314,3 +314,15 @@ def test_published_figures_stand_next_to_logs_of_their_scenario_alone(tmp_path):
     assert "Merlin" in source
     assert ["MMoE", "0.7826", "0.9217", "0.8396", "0.8804"] in merlin
     assert ["SASRec", "0.0502", "0.0194"] in sources(sessions, "qk_video")[0][2]
+
+
+def test_tables_of_aucs_say_how_many_positives_they_rest_on(monkeypatch):
+    tests = [{}, {"auc/like": 0.5, "positives/like": 1234, "positives/share": 9}]
+    monkeypatch.setattr("cluster.study.site.test_metrics", lambda cell: cell)
+    said = positives(["hr@20", "auc/like", "auc/like_given_click", "auc/share"], tests)
+    assert said.startswith("Positives in test: like 1,234, share 9; an AUC's standard error is about 0.29")
+    assert positives(["hr@20"], tests) == ""
+    # 0.29: the spread of the AUC of scores by chance, 60 positives among many rows.
+    rng = np.random.default_rng(0)
+    aucs = [(rng.random(60)[:, None] > rng.random(2_000)).mean() for _ in range(400)]
+    assert np.std(aucs) == pytest.approx(0.289 / 60**0.5, rel=0.1)
