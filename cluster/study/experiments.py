@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from cluster.study.published import ROWS_PUBLISHED, SESSIONS_PUBLISHED, Published
+
 NEXT = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@5", "mrr@10", "mrr@20")
 FEEDBACK = tuple(f"auc/{task}{of}" for task in ("click", "like", "share", "follow") for of in ("", "_given_click"))
 GAUC = tuple(f"gauc/{task}" for task in ("click", "like", "share", "follow"))
@@ -37,21 +39,6 @@ class Variant:
     log: tuple[str, ...] = ()
     ranker: str = "model"
     members: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Published:
-    """Figures of others' code and protocol, which stand next to a table and are compared with nothing.
-
-    Attributes:
-        source: who measured them, and how.
-        log: scenario of the logs that they are shown with.
-        rows: metrics of each model.
-    """
-
-    source: str
-    log: str
-    rows: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -291,23 +278,7 @@ BENCHMARK_SESSIONS = Experiment(
         Variant(f"{name}, benchmark's sessions", (f"model={name}",), protocol=("protocol=tenrec_code",))
         for name in ("gru4rec", "srgnn", "sasrec", "nextitnet", "hybrid")
     ),
-    published=(
-        Published(
-            "Tenrec's paper, table 3: QK-video, a million users, its own models and tuning, targets ranked in batches",
-            "qk_video",
-            {
-                "GRU4Rec": {"hr@20": 0.04882, "ndcg@20": 0.0192},
-                "NextItNet": {"hr@20": 0.05112, "ndcg@20": 0.0199},
-                "SASRec": {"hr@20": 0.05017, "ndcg@20": 0.0194},
-                "BERT4Rec": {"hr@20": 0.04902, "ndcg@20": 0.0185},
-            },
-        ),
-    ),
-)
-MERLIN = (
-    ("separate networks", 0.7824, 0.9201, 0.8131, 0.8599),
-    ("MMoE", 0.7826, 0.9217, 0.8396, 0.8804),
-    ("PLE", 0.7820, 0.9218, 0.8411, 0.8795),
+    published=SESSIONS_PUBLISHED,
 )
 BENCHMARK_ROWS = Experiment(
     "benchmark-rows",
@@ -320,27 +291,7 @@ BENCHMARK_ROWS = Experiment(
     ),
     metrics=(*(f"auc/{task}" for task in ("click", "like", "share", "follow")), *GAUC),
     flat_rows=True,
-    published=(
-        Published(
-            "Tenrec's paper, table 4; the gates of its code are never trained",
-            "ctr",
-            {
-                "a network per task": {"auc/click": 0.7957, "auc/like": 0.9160},
-                "ESMM": {"auc/click": 0.7940, "auc/like": 0.9110},
-                "MMoE": {"auc/click": 0.7900, "auc/like": 0.9020},
-                "PLE": {"auc/click": 0.7822, "auc/like": 0.9103},
-            },
-        ),
-        Published(
-            "NVIDIA Merlin's quick start: ten million rows of QK-video, users and items with 30 rows or more, 200 "
-            "trials a model",
-            "ctr",
-            {
-                name: dict(zip(("auc/click", "auc/like", "auc/share", "auc/follow"), values, strict=True))
-                for name, *values in MERLIN
-            },
-        ),
-    ),
+    published=ROWS_PUBLISHED,
 )
 CORRELATIONS = (0.0, 0.5, 1.0)
 RELATEDNESS = Experiment(
