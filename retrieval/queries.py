@@ -15,6 +15,19 @@ from retrieval.bundle_checks import HINT, check_finite, check_nulls
 VECTORS = ("vector", "transition_weight")
 
 
+def runs(
+    begin_R: npt.NDArray[np.integer], length_R: npt.NDArray[np.integer]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where each run of indices begins among all `[R + 1]`, and the indices of all runs one after another.
+
+    >>> offset, index = runs(np.array([7, 2]), np.array([1, 3]))
+    >>> offset.tolist(), index.tolist()
+    ([0, 1, 4], [7, 2, 3, 4])
+    """
+    offset = np.concatenate([[0], np.cumsum(length_R)])
+    return offset, np.arange(offset[-1]) + np.repeat(begin_R - offset[:-1], length_R)
+
+
 @dataclass(frozen=True)
 class Queries:
     """A batch of Q queries.
@@ -46,17 +59,14 @@ class Queries:
 
     def take(self, row_N: npt.NDArray[np.integer]) -> Queries:
         """Some of the queries, in the order of `row_N`."""
-        n_seen = self.n_seen[row_N]
-        offset = np.concatenate([[0], np.cumsum(n_seen)])
-        index = np.arange(offset[-1]) + np.repeat(self.seen_offset[row_N] - offset[:-1], n_seen)
+        offset, index = runs(self.seen_offset[row_N], self.n_seen[row_N])
         rows = {name: getattr(self, name)[row_N] for name in ("user_id", "target", "n_clicks", *VECTORS)}
         return Queries(seen_offset=offset, seen=self.seen[index], **rows)
 
     def latest(self, n: int) -> Queries:
         """The same with only the last `n` of the clicks that each query saw."""
         n_seen = np.minimum(self.n_seen, n)
-        offset = np.concatenate([[0], np.cumsum(n_seen)])
-        index = np.arange(offset[-1]) + np.repeat(self.seen_offset[1:] - offset[1:], n_seen)
+        offset, index = runs(self.seen_offset[1:] - n_seen, n_seen)
         return replace(self, seen_offset=offset, seen=self.seen[index])
 
     @classmethod

@@ -196,21 +196,22 @@ def answer(experiment: Experiment, metric: str, estimates: Estimates) -> str:
     if not means:
         return ""
     top = max(means, key=lambda name: means[name])
-    groups: dict[tuple[int, str], list[str]] = {}
+    groups: dict[tuple[str, str], list[str]] = {}
     for variant in experiment.variants:
         estimate, against = estimates[variant.name, metric], reference(experiment, variant)
         if estimate.difference is None or against is None:
             continue
         if is_sure(estimate):
-            kind, text = int(estimate.difference < 0), f"{variant.name} {with_interval(estimate)}"
+            beginning = "Better than" if estimate.difference > 0 else "Worse than"
+            text = f"{variant.name} {with_interval(estimate)}"
         elif estimate.p is not None:
-            kind, text = 2, variant.name
+            beginning, text = "No difference beyond chance from", variant.name
         else:
-            kind, text = 3, f"{variant.name} {estimate.difference:+.4f}"
-        groups.setdefault((kind, against), []).append(text)
+            beginning, text = "Not tested against", f"{variant.name} {estimate.difference:+.4f}"
+        groups.setdefault((beginning, against), []).append(text)
     said = [
-        f"{BEGINNINGS[kind]} {against}: {'; '.join(group)}"
-        for (kind, against), group in sorted(groups.items(), key=lambda entry: entry[0][0])
+        f"{beginning} {against}: {'; '.join(group)}"
+        for (beginning, against), group in sorted(groups.items(), key=lambda entry: BEGINNINGS.index(entry[0][0]))
     ]
     return ". ".join([f"{label(metric)} is highest for {top} ({means[top]:.4f})", *said]) + "."
 

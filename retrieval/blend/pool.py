@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from etl.runtime.lookup import lookup
 from retrieval.queries import Queries
 from retrieval.rankers.index_ranker import search_items, search_unseen, transition_term
 from retrieval.rankers.lists import is_among, matches, seen_pairs
@@ -89,7 +90,7 @@ class Pool:
     def ranks_of(self, item_QK: npt.NDArray[np.int64]) -> Floats:
         """Ranks of listed items in each source `[S, Q, K]`; NaN where a source does not list the item."""
         pair = np.arange(self.n_queries)[:, None] << 32 | item_QK
-        index, inside = _find(self.query << 32 | self.item, pair)
+        index, inside = lookup(self.query << 32 | self.item, pair)
         rank = self.rank[:, index]
         return np.where(inside & (rank < NOT_LISTED), rank, np.float32(np.nan))
 
@@ -200,12 +201,6 @@ def softmax_of_rows(score_N: Floats, query_N: npt.NDArray[np.int64], n_queries: 
 
 def _pairs(scores: sparse.csr_matrix) -> npt.NDArray[np.int64]:
     return row_of_entries(scores) << 32 | scores.indices.astype(np.int64)
-
-
-def _find(key: npt.NDArray[np.int64], pair: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray]:
-    """Where each pair stands in `key`, and whether it does."""
-    index = np.minimum(np.searchsorted(key, pair), len(key) - 1)
-    return index, key[index] == pair
 
 
 def _ranks(best: sparse.csr_matrix) -> Floats:

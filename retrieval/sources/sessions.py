@@ -11,6 +11,7 @@ from scipy import sparse
 
 from etl.dataset import TRAIN_HOLDOUT, Dataset
 from etl.runtime.lookup import lookup
+from retrieval.queries import runs
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,7 @@ class TrainSessions:
             lengths.append(np.maximum(clicks - held_out, 0))
         user, length = np.concatenate(users), np.concatenate(lengths).astype(np.int64)
         order = np.argsort(user, kind="stable")
-        begin = np.cumsum(length) - length
-        offset = np.concatenate([[0], np.cumsum(length[order])])
-        source = np.arange(offset[-1]) + np.repeat(begin[order] - offset[:-1], length[order])
+        offset, source = runs((np.cumsum(length) - length)[order], length[order])
         return cls(user[order], offset, np.concatenate(items)[source], dataset.manifest.n_items)
 
     @property

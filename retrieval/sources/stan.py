@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from retrieval.queries import Queries
+from retrieval.queries import Queries, runs
 from retrieval.rankers.lists import matches
 from retrieval.sources.sessions import TrainSessions, rows_of_users
 from retrieval.sources.sparse_rows import entries_where, largest_of_rows, latest_clicks, row_of_entries, seen_matrix
@@ -69,9 +69,8 @@ class Stan:
 
         # The clicks of the near sessions, a pair of query and session after the other.
         offset = self.sessions.offset
-        begin, length = offset[session], offset[session + 1] - offset[session]
-        indptr = np.concatenate([[0], np.cumsum(length)])
-        index = np.arange(indptr[-1]) - np.repeat(indptr[:-1] - begin, length)
+        length = offset[session + 1] - offset[session]
+        indptr, index = runs(offset[session], length)
         item = self.sessions.items[index]
 
         of_query, latest = latest_clicks(queries)

@@ -81,7 +81,9 @@ def _session_arrays(sessions: TrainSessions, options: SourceOptions, threads: in
 
 def _ones(arrays: Arrays, columns: str, offset: str, n_columns: int) -> sparse.csr_matrix:
     """1 at stored columns."""
-    ones = np.ones(len(arrays[columns]), np.float32)
+    if ONES not in arrays:  # one array for all matrices of all sources that share these
+        arrays[ONES] = np.ones(max(len(arrays["item"]), len(arrays["session"])), np.float32)
+    ones = arrays[ONES][: len(arrays[columns])]
     return sparse.csr_matrix((ones, arrays[columns], arrays[offset]), shape=(len(arrays[offset]) - 1, n_columns))
 
 
@@ -97,8 +99,8 @@ def _stan(arrays: Arrays, options: SourceOptions) -> Scores:
     return Stan.of(sessions, of_item, options.neighbours)
 
 
-SESSIONS = "sessions"
-"""Stored arrays of all sources that search near sessions."""
+SESSIONS, ONES = "sessions", "ones"
+"""Stored arrays of all sources that search near sessions, and the one among them that is not stored but made."""
 
 
 COUNTED: Mapping[str, Counted] = {
@@ -120,6 +122,11 @@ COUNTED: Mapping[str, Counted] = {
     "v_sknn": Counted((), _session_arrays, _near_sessions, SESSIONS),
     "stan": Counted((), _session_arrays, _stan, SESSIONS),
 }
+
+
+def stored_name(name: str) -> str:
+    """Name of the stored arrays of a source."""
+    return COUNTED[name].stored or name
 
 
 class SourceFiles:
@@ -175,8 +182,7 @@ def open_counted(
     sessions = cache(lambda: TrainSessions.of(dataset, options.held_out))
     stored: dict[str, Arrays] = {}
     for name in names:
-        source = COUNTED[name]
-        file = source.stored or name
+        source, file = COUNTED[name], stored_name(name)
         if file in stored:
             continue
         parameters = {key: value for key, value in asdict(options).items() if key in ("held_out", *source.options)}
@@ -188,4 +194,4 @@ def open_counted(
             arrays = source.build(sessions(), options, threads)
             files.save(arrays, {**parameters, "build_seconds": time.perf_counter() - begin})
         stored[file] = arrays
-    return {name: COUNTED[name].open(stored[COUNTED[name].stored or name], options) for name in names}
+    return {name: COUNTED[name].open(stored[stored_name(name)], options) for name in names}

@@ -27,7 +27,7 @@ from retrieval.rankers.registry import MODEL
 from retrieval.search.index import Catalogue, build_index
 from retrieval.sources.scores import AfterLast, Scores, popularity
 from retrieval.sources.sessions import TrainSessions
-from retrieval.sources.store import COUNTED, SourceFiles, SourceOptions
+from retrieval.sources.store import COUNTED, SourceFiles, SourceOptions, stored_name
 from tests.benchmarks.sources import ZIPF, per_second, queries_of
 
 ITEMS, SESSIONS, CLICKS = 3_753_436, 3_200_000, 28
@@ -105,8 +105,7 @@ def with_vectors(queries: Queries) -> Queries:
 
 def files_of(folder: Path, name: str) -> SourceFiles:
     """The files that a source reads."""
-    stored = COUNTED[name].stored or name
-    return SourceFiles(folder, stored, stored)
+    return SourceFiles(folder, stored_name(name), stored_name(name))
 
 
 def opened(folder: Path, name: str) -> Scores:

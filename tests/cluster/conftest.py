@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,11 +55,5 @@ def pipeline(cluster, tmp_path_factory) -> Pipeline:
     line = re.sub(r"(pipeline\.etl=\S+)", r"'\1 shards=3'", line)
     line += f" pipeline.input={log} pipeline.scenario=qb_video pipeline.models=[hybrid]"
     process = cluster.popen(["sh", "-ec", cluster.on_every_host() + line])
-    trained_on = set[int]()
-    with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(process.communicate)
-        while not reading.done():
-            trained_on |= {host for host in (2, 3) if cluster.hosts.run(host, "RayTrainWorker")}
-            time.sleep(0.5)
-    output, _ = reading.result()
-    return Pipeline(cluster.shared / "work", process.returncode, output, frozenset(trained_on))
+    output, trained_on = cluster.watched(process, "RayTrainWorker")
+    return Pipeline(cluster.shared / "work", process.returncode, output, trained_on)

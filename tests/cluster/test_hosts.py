@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -181,13 +180,7 @@ def test_one_search_runs_its_trials_on_two_hosts(cluster, pipeline, tmp_path):
     options = [f"data={pipeline.data}", f"output={search}", "model=gru4rec", "trials=6", "epochs=2", "scheduler=none"]
     # A trial takes all cores of its host, so that none has two.
     process = cluster.submit("tune", [*options, "cores=2", shlex.quote(f"options={shlex.join(shared)}")])
-    seen = set[int]()
-    with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(process.communicate)
-        while not reading.done():
-            seen |= {host for host in (2, 3) if cluster.hosts.run(host, "ray::ImplicitFunc")}
-            time.sleep(0.2)
-    out, _ = reading.result()
+    out, seen = cluster.watched(process, "ray::ImplicitFunc")
     assert process.returncode == 0, out[-4000:]
     assert seen == {2, 3}
     table = pq.read_table(search / "trials.parquet").to_pylist()

@@ -9,10 +9,7 @@ import pytest
 
 from retrieval.__main__ import main as evaluate
 from retrieval.average import main
-from retrieval.bundle import (
-    finish_bundle,
-    open_bundle,
-)
+from retrieval.bundle import finish_bundle, open_bundle
 from retrieval.mean_bundle import queries_by_user, scaled_queries, vectors_of
 from tests.data import TINY
 from tests.support.bundles import other_model

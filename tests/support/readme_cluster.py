@@ -7,7 +7,9 @@ import os
 import re
 import subprocess
 import sys
+import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.support.hosts import BUSY, Hosts, Started, kill_family
@@ -131,6 +133,16 @@ class ReadmeCluster:
         line = [sys.executable, "-m", "cluster", f"submit={what}", "target=ray", f"address={self.ray}"]
         line += [f"python={python}", "interface=eth0", f"options={' '.join(options)}"]
         return self.popen(line, **env)
+
+    def watched(self, process: subprocess.Popen, program: str) -> tuple[str, frozenset[int]]:
+        """Follow a process to its end: its output, and which of hosts 2 and 3 ran a program meanwhile."""
+        seen = set[int]()
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(process.communicate)
+            while not reading.done():
+                seen |= {host for host in (2, 3) if self.hosts.run(host, program)}
+                time.sleep(0.2)
+        return reading.result()[0], frozenset(seen)
 
     def popen(self, line: list[str], host: int | None = None, **env: str) -> subprocess.Popen:
         """A command of this machine, or of a host, with the cluster's keys."""
