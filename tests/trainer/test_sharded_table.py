@@ -106,11 +106,11 @@ def assert_alike(one: Path, other: Path, atol: float = 1e-5) -> None:
         queries = [list(bundle.queries(split)) for bundle in bundles]
         for part, expected_part in zip(*queries, strict=True):
             assert np.array_equal(part.user_id, expected_part.user_id)
-            np.testing.assert_allclose(part.vector, expected_part.vector, atol=atol)
+            np.testing.assert_allclose(part.vector, expected_part.vector, rtol=0, atol=atol)
     for split, task in (("valid", "like"), ("test", "like")) if bundles[1].feedback_tasks("valid") else ():
         scores = [bundle.feedback(split, task) for bundle in bundles]
         assert scores[0].drop(["score"]).equals(scores[1].drop(["score"]))
-        np.testing.assert_allclose(*(table["score"].to_numpy() for table in scores), atol=atol)
+        np.testing.assert_allclose(*(table["score"].to_numpy() for table in scores), rtol=0, atol=atol)
     summaries = [json.loads((path / "summary.json").read_text()) for path in (one, other)]
     assert summaries[0]["parameters"] == summaries[1]["parameters"]
     assert summaries[0]["best_epoch"] == summaries[1]["best_epoch"]
@@ -284,6 +284,7 @@ def test_workers_that_ask_for_different_things_get_them_and_the_others_answer(tm
         for number, (name, (vector, bias)) in enumerate(found):
             ids, table = torch.tensor([[5, 0, 7], [number, 5, rank]]), small_table(name, Shard())
             assert torch.equal(vector, table.vector[ids])
+            assert vector.is_contiguous()  # as a table's, whose products with it have other last bits where it is not
             assert torch.equal(bias, table.bias[ids] if name == "item" else torch.zeros(0))
 
 

@@ -55,8 +55,11 @@ class RemoteTable:
         self.n_rows, self.dimension = lookup.shards[name].n_rows, lookup.shards[name].dimension
 
     def read(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Vectors `[..., D]` and biases `[...]` of ids `[...]`; the biases of a table without any are empty."""
+        """Vectors `[..., D]` and biases `[...]` of ids `[...]`; the biases of a table without any are empty.
+
+        The vectors are contiguous as those of a table are: products of a slice of wider rows round differently.
+        """
         distinct, index = torch.unique(ids, return_inverse=True)
         rows = torch.nn.functional.embedding(index, self.lookup.values(self.name, distinct))
-        vector, bias = rows[..., : self.dimension], rows[..., self.dimension :]
+        vector, bias = rows[..., : self.dimension].contiguous(), rows[..., self.dimension :]
         return vector, bias[..., 0] if bias.shape[-1] else bias.flatten()
