@@ -28,7 +28,7 @@ class PipelineOptions:
 
     name: str = option("demo", "name of the preset")
     work: str = option("runs/demo", "folder for the outputs of all steps")
-    input: str | None = option(None, "log to read; MovieLens-100K where none is named")
+    input: str | None = option(None, "log to read; pipeline=demo alone has one of its own, MovieLens-100K")
     scenario: str = option("qb_video", "scenario of the log")
     etl: str = option("", "further options of python -m etl, separated by spaces")
     models: list[str] = option([], "runs to train: 'NAME', which stands for model=NAME, or 'NAME option=value …'")
@@ -172,6 +172,8 @@ def load(options: Sequence[str]) -> ClusterConfig:
     _check_study(config.study)
     if config.pipeline.name != "study" and not any(run.strip() for run in config.pipeline.models):
         raise InputError("pipeline.models with at least one run", "none", "choose pipeline=demo")
+    if config.pipeline.name not in ("demo", "study") and config.pipeline.input is None:
+        raise InputError(f"pipeline.input=FILE for pipeline={config.pipeline.name}", "none", "name the log")
     return config
 
 

@@ -70,6 +70,12 @@ class EtlConfig:
         None, "number of session files; default: one for each 4,096 sessions, 1 to 64", at_least=1
     )
     items_from: str | None = option(None, "dataset whose item ids are used; other items are dropped")
+    users_from: Any = option(
+        None, "log, glob or URI, or a list of these: keep only rows of users who are in it, whatever it shows of them"
+    )
+    unclicked_per_click: int | None = option(
+        2, "scenario ctr: unclicked rows sampled for each clicked one; null = all rows", at_least=0
+    )
     strict: bool = option(False, "stop at the first malformed row")
     overwrite: bool = option(False, "replace an existing dataset once the new one is complete")
     seed: int = option(0, "random seed of the sampled rows and of the split (scenario ctr)", at_least=0)
@@ -85,7 +91,22 @@ class EtlConfig:
     @property
     def inputs(self) -> list[str]:
         """The inputs as a list of paths, globs and URIs."""
-        return [self.input] if isinstance(self.input, str) else list(self.input)
+        return _as_list(self.input)
+
+    @property
+    def user_logs(self) -> list[str]:
+        """The logs whose users are kept, as a list of paths, globs and URIs; empty = all users are."""
+        return _as_list(self.users_from or [])
+
+
+def _as_list(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _are_paths(value: Any) -> bool:
+    """Whether a value is a path, or a list of some."""
+    paths = value if isinstance(value, list) else [value]
+    return bool(paths) and all(isinstance(path, str) for path in paths)
 
 
 def load(options: Sequence[str]) -> EtlConfig:
@@ -95,12 +116,10 @@ def load(options: Sequence[str]) -> EtlConfig:
         InputError: an option is unknown, missing, ill-typed or out of its range.
     """
     config = read_options(EtlConfig, "etl.conf", options)
-    arguments = config.input
-    if not (
-        isinstance(arguments, str)
-        or (isinstance(arguments, list) and arguments and all(isinstance(i, str) for i in arguments))
-    ):
-        raise InputError("input=FILE or input=[FILE,…]", repr(arguments), "name at least one CSV file")
+    for name in ("input", "users_from"):
+        value = getattr(config, name)
+        if not (_are_paths(value) or (name == "users_from" and value is None)):
+            raise InputError(f"{name}=FILE or {name}=[FILE,…]", repr(value), "name at least one CSV file")
     check_values(config)
     if config.engine == "local" and config.spark != SparkOptions():
         raise InputError("no option of spark with engine=local", "one", "leave out engine=local, or spark.…")
@@ -122,11 +141,19 @@ def _check_spark(spark: SparkOptions) -> None:
             raise InputError(f"spark.{name} of at least 512m", text, "for example 4g")
 
 
-def protocol_record(config: EtlConfig, shards: int) -> dict[str, Any]:
-    """All that decides which sessions come out of the same rows, and in how many files, for the manifest."""
+def protocol_record(config: EtlConfig, shards: int, users: str | None) -> dict[str, Any]:
+    """All that decides which sessions come out of the same rows, and in how many files, for the manifest.
+
+    Args:
+        config: of the job.
+        shards: how many files.
+        users: fingerprint of the users of `users_from`.
+    """
+    of_rows = {"seed": config.seed, "unclicked_per_click": config.unclicked_per_click}
     return {
         **dataclasses.asdict(config.protocol),
         "exposures": config.exposures,
         "shards": shards,
-        **({"seed": config.seed} if config.scenario == "ctr" else {}),
+        **({"users_from": users} if users else {}),
+        **(of_rows if config.scenario == "ctr" else {}),
     }

@@ -33,6 +33,8 @@ def refuse_empty(job: Job) -> None:
         got.append(f"{reasons.total():,} rows could not be read: {_listed(reasons)}")
     if unknown := sum(split["unknown"] for split in splits):
         got.append(f"{unknown:,} rows are of items that items_from lacks")
+    if others := sum(split["of_other_users"] for split in splits):
+        got.append(f"{others:,} rows are of users that users_from lacks")
     if job.scenario.history:
         raise InputError("a clicked row", "; ".join(got), "check the column click")
     expected = f"a user with protocol.min_clicks={job.min_clicks} clicks that the protocol keeps"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import time
@@ -29,6 +30,7 @@ from etl.dataset import (
 )
 from etl.engines.engine import Engine, log_bytes, open_engine, runs_locally
 from etl.logs import tenrec
+from etl.logs.distinct_ids import distinct_users
 from etl.logs.splits import LogFile, Split, first_rows, make_splits
 from etl.messages import QUARANTINE, refuse_empty, summary, warnings
 from etl.runtime.dataset_folder import DATASET, ITEMS, MANIFEST
@@ -74,11 +76,14 @@ def build(config: EtlConfig) -> Manifest:
         files = first_rows(files, config.protocol.first_rows)
     known = open_dataset(config.items_from).items() if config.items_from else None
     splits = make_splits(files, config.split_bytes)
-    read = [*(file.uri for file in files), *filter(None, [config.items_from])]
+    users = distinct_users(config.user_logs) if config.user_logs else None
+    read = [*(file.uri for file in files), *config.user_logs, *filter(None, [config.items_from])]
     with published(config.output, DATASET, overwrite=config.overwrite, inputs=read) as folder:
         job = make_job(config, folder, log_bytes(splits))
         if known is not None:
             write_array(job.work("known_items", 0, "npy"), np.sort(known["item_id"].to_numpy()))
+        if users is not None:
+            write_array(job.work("known_users", 0, "npy"), users)
         starting = None if runs_locally(config, splits) else "starting Spark"
         with reporting(job, splits, starting) as stage, open_engine(config, job, splits) as engine:
             stage.started()
@@ -89,7 +94,8 @@ def build(config: EtlConfig) -> Manifest:
                 refuse_empty(job)
                 items = number_items(job, known)
                 shards = write_sessions(engine, job, sessions, config.shards)
-        return finish(config, job, files, items, shards)
+        fingerprint = None if users is None else hashlib.sha256(users.astype("<i8").tobytes()).hexdigest()
+        return finish(config, job, files, items, shards, fingerprint)
 
 
 def make_job(config: EtlConfig, folder: Path, log_bytes: int) -> Job:
@@ -112,6 +118,8 @@ def make_job(config: EtlConfig, folder: Path, log_bytes: int) -> Job:
         max_clicks=protocol.max_clicks,
         exposures=config.exposures,
         known_items=config.items_from is not None,
+        known_users=config.users_from is not None,
+        unclicked_per_click=config.unclicked_per_click,
         strict=config.strict,
         seed=config.seed,
     )
@@ -168,8 +176,10 @@ def write_shard(job: Job, shards: list[Pieces], shard: int) -> dict[str, Any]:
     return dataclasses.asdict(describe_file(Path(job.folder), name, len(table)))
 
 
-def finish(config: EtlConfig, job: Job, files: list[LogFile], items: pa.Table, shards: list[DataFile]) -> Manifest:
-    """Write item table, statistics, quarantine and, last, the manifest."""
+def finish(
+    config: EtlConfig, job: Job, files: list[LogFile], items: pa.Table, shards: list[DataFile], users: str | None
+) -> Manifest:
+    """Write item table, statistics, quarantine and, last, the manifest; `users` is as in `protocol_record`."""
     folder = Path(job.folder)
     pq.write_table(items, folder / ITEMS, compression="zstd")
     splits = read_records(job.work_folder("splits"))
@@ -189,7 +199,7 @@ def finish(config: EtlConfig, job: Job, files: list[LogFile], items: pa.Table, s
     source = [
         Source(f.name, f.bytes, fingerprint_of([s["fingerprint"] for s in splits if s["file"] == f.uri])) for f in files
     ]
-    protocol = protocol_record(config, len(shards))
+    protocol = protocol_record(config, len(shards), users)
     manifest = make_manifest(config.scenario, protocol, source, statistics, entries)
     for leftover in ("_work", "_spark"):
         shutil.rmtree(folder / leftover, ignore_errors=True)
@@ -227,6 +237,7 @@ def make_statistics(job: Job, files: list[LogFile], splits: list[dict[str, Any]]
     columns = set(job.scenario.columns) & {name for file in files for name in file.columns}
     raw: Counter[str] = sum((Counter(split["counts"]) for split in splits), Counter())
     reasons: Counter[str] = sum((Counter(split["reasons"]) for split in splits), Counter())
+    of_other_users = sum(split["of_other_users"] for split in splits)
     raw_items = raw_clicks_per_item(job)
     raw_users = np.concatenate([np.load(p) for p in sorted(job.work_folder("raw_clicks_per_user").glob("*.npy"))])
     cuts = read_records(job.work_folder("cut"))
@@ -253,8 +264,9 @@ def make_statistics(job: Job, files: list[LogFile], splits: list[dict[str, Any]]
             per_user=kept_users,
             per_item=clicks,
         ),
-        "rows_read": raw["exposures"] + sum(reasons.values()),
+        "rows_read": raw["exposures"] + of_other_users + sum(reasons.values()),
         "rows_quarantined": dict(sorted(reasons.items())),
+        "rows_of_other_users": of_other_users,
         "rows_of_unknown_items": sum(split["unknown"] for split in splits),
         "absent_columns": tenrec.absent_columns(files, job.scenario),
     }

@@ -80,6 +80,7 @@ LIGHT = (
     "etl.__main__",
     "etl.movielens",
     "etl.kuairand",
+    "etl.merlin",
     "etl.describe",
     "etl.twin.__main__",
     "etl.overlap",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cluster.study.published import ROWS_PUBLISHED, SESSIONS_PUBLISHED, Published
+from cluster.study.published import MERLIN_PUBLISHED, ROWS_PUBLISHED, SESSIONS_PUBLISHED, Published
 
 NEXT = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@5", "mrr@10", "mrr@20")
 FEEDBACK = tuple(f"auc/{task}{of}" for task in ("click", "like", "share", "follow") for of in ("", "_given_click"))
@@ -27,6 +27,8 @@ class Variant:
         protocol: options of `python -m etl` that replace the dataset's own.
         scenario: of `python -m etl`, where it is not the log's.
         log: options of the generated log that replace the study's own; generated logs only.
+        converter: program that makes another log of the log, which is read instead.
+        history: read the log's history before it, of the users that both have.
         ranker: whose ranks in the result are judged: the model, `blend` or a baseline.
         members: earlier variants of the experiment, on the same data, whose scores are averaged; nothing is trained.
     """
@@ -37,6 +39,8 @@ class Variant:
     protocol: tuple[str, ...] = ()
     scenario: str = ""
     log: tuple[str, ...] = ()
+    converter: str = ""
+    history: bool = False
     ranker: str = "model"
     members: tuple[str, ...] = ()
 
@@ -257,6 +261,20 @@ COLD_START = Experiment(
     ),
     metrics=("hr@20", "ndcg@20", "hr@10", "ndcg@10"),
 )
+COLD_DATA = Experiment(
+    "cold-data",
+    "Do a user's clicks in another log help where there are few in this one?",
+    "The benchmark's cold start: users of cold_data*.csv, many of whom have one to five clicks on articles and all of "
+    "whom are in QK-video too. Models see this log alone, or QK-video's clicks before it (protocol=cold_start both "
+    "times). Compared are users with three clicks or more in this log; the target is their last one.",
+    tuple(
+        Variant(f"{name}, {label}", (f"model={name}",), protocol=("protocol=cold_start",), history=history)
+        for name in ("gru4rec", "hybrid")
+        for label, history in (("this log alone", False), ("after the other log", True))
+    ),
+    metrics=("hr@20", "ndcg@20", "hr@10", "ndcg@10"),
+    pairs={"hybrid, after the other log": "hybrid, this log alone"},
+)
 FIRST_ROWS = Experiment(
     "first-rows",
     "What do the first 50,000 rows show?",
@@ -293,6 +311,25 @@ BENCHMARK_ROWS = Experiment(
     flat_rows=True,
     published=ROWS_PUBLISHED,
 )
+MERLIN_ROWS = Experiment(
+    "merlin-rows",
+    "What do the rows of NVIDIA Merlin's quick start show?",
+    "Rows that were clicked or have no action, of users with 30 to 150 of them and items with 30, counted in five "
+    "rounds (python -m etl.merlin). The split is 80/10/10 by row; Merlin's is 80/20 of each user's rows.",
+    tuple(
+        Variant(
+            f"{name}, Merlin's rows",
+            (f"model={name}",),
+            protocol=("unclicked_per_click=null",),
+            scenario="ctr",
+            converter="etl.merlin",
+        )
+        for name in ("rank_single", "rank_shared_bottom", "rank_mmoe", "rank_ple")
+    ),
+    metrics=(*(f"auc/{task}" for task in ("click", "like", "share", "follow")), *GAUC),
+    flat_rows=True,
+    published=MERLIN_PUBLISHED,
+)
 CORRELATIONS = (0.0, 0.5, 1.0)
 RELATEDNESS = Experiment(
     "relatedness",
@@ -319,9 +356,11 @@ EXPERIMENTS = (
     SESSION_LENGTH,
     NEIGHBOURS,
     COLD_START,
+    COLD_DATA,
     FIRST_ROWS,
     BENCHMARK_SESSIONS,
     BENCHMARK_ROWS,
+    MERLIN_ROWS,
     RELATEDNESS,
 )
 """In the order of the site."""

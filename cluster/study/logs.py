@@ -22,6 +22,8 @@ TENREC_FILES = {
     "qb_article": "QB-article.csv",
     "ctr": "ctr_data_1M.csv",
 }
+COLD_FILES = ("cold_data.csv", "cold_data_0.3.csv", "cold_data_0.7.csv")
+"""Clicks on articles of users who are in QK-video too; the number is the share of users who are cold."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,14 @@ class Log:
         scenario: of `python -m etl`.
         path: of the CSV file.
         command: what makes it, arguments after `python -m`; empty for a file of the user's.
+        history: log of what the users did before; None for most.
     """
 
     name: str
     scenario: str
     path: Path
     command: tuple[str, ...] = ()
+    history: Path | None = None
 
     @property
     def has_flat_rows(self) -> bool:
@@ -57,6 +61,11 @@ class Log:
         path = self.path.with_name(f"{self.path.stem}-{fingerprint_of(list(options))[:8]}.csv")
         command = tuple(f"output={path}" if option.startswith("output=") else option for option in self.command)
         return Log(self.name, self.scenario, path, (*command, *options))
+
+    def converted(self, program: str, folder: Path) -> Log:
+        """The log that a program makes of this one, of scenario `ctr`, in a folder."""
+        path = folder / f"{self.path.stem}-{program.rpartition('.')[2]}.csv"
+        return Log(self.name, "ctr", path, (program, f"input={self.path}", f"output={path}"))
 
 
 def logs_of(options: StudyOptions) -> list[Log]:
@@ -84,6 +93,9 @@ def logs_of(options: StudyOptions) -> list[Log]:
         folder = _input(options)
         there = [(scenario, folder / name) for scenario, name in TENREC_FILES.items() if (folder / name).is_file()]
         result += [Log(path.stem, scenario, path) for scenario, path in there]
+        history = folder / TENREC_FILES["qk_video"]
+        cold = [folder / name for name in COLD_FILES if history.is_file() and (folder / name).is_file()]
+        result += [Log(path.stem, "qk_video", path, history=history) for path in cold]
     for entry in options.logs:
         scenario, _, path_text = entry.partition(":")
         path = Path(path_text).absolute()
@@ -138,15 +150,30 @@ class Data:
             return {}
 
 
-def make_data(options: StudyOptions, log: Log, variant: Variant) -> Data:
-    """The dataset of a variant, unless it is there."""
+def make_data(options: StudyOptions, log: Log, variant: Variant) -> Data | None:
+    """The dataset of a variant, made unless it is there; None where its converter finds no rows in the log."""
     work, log = Path(options.work).absolute(), log.changed(variant.log if log.is_generated else ())
-    if log.command and not log.path.exists():
-        step = Step(f"log {log.path.stem}", list(log.command), log.path, [], Path.is_file)
-        run_step(step, work / "steps")
+    _make_log(log, work)
+    if variant.converter:
+        log = log.converted(variant.converter, work / "logs")
+        try:
+            _make_log(log, work)
+        except InputError:  # it has said why
+            return None
     arguments = [*shlex.split(options.etl), *variant.protocol]
+    inputs = [log.path]
+    if variant.history and log.history:
+        inputs, arguments = [log.history, log.path], [*arguments, f"users_from={log.path}"]
     name = f"{log.path.stem}-{fingerprint_of([str(log.path), arguments])[:8]}"
     path, scenario = work / "data" / name, variant.scenario or log.scenario
-    command = ["etl", f"input={log.path}", f"output={path}", f"scenario={scenario}", "overwrite=true", *arguments]
-    run_step(Step(f"data {name}", command, path, [file_fingerprint(log.path)], is_dataset), work / "steps")
+    files = ",".join(map(str, inputs))
+    read = f"input=[{files}]" if len(inputs) > 1 else f"input={files}"
+    command = ["etl", read, f"output={path}", f"scenario={scenario}", "overwrite=true", *arguments]
+    run_step(Step(f"data {name}", command, path, list(map(file_fingerprint, inputs)), is_dataset), work / "steps")
     return Data(log, path, scenario)
+
+
+def _make_log(log: Log, work: Path) -> None:
+    """Run the program that makes a log, unless the log is there or is a file of the user's."""
+    if log.command and not log.path.exists():
+        run_step(Step(f"log {log.path.stem}", list(log.command), log.path, [], Path.is_file), work / "steps")

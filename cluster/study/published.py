@@ -49,6 +49,8 @@ ROWS_PUBLISHED = (
             "PLE": {"auc/click": 0.7822, "auc/like": 0.9103},
         },
     ),
+)
+MERLIN_PUBLISHED = (
     Published(
         "NVIDIA Merlin's quick start: ten million rows of QK-video, users and items with 30 rows or more, 200 "
         "trials a model",

@@ -65,26 +65,41 @@ def chosen(options: StudyOptions) -> list[Experiment]:
     return [known[name] for name in options.experiments or known]
 
 
-Datasets = dict[tuple[Any, ...], Data]
-"""Datasets of a log by what makes them differ."""
+Datasets = dict[tuple[Any, ...], Data | None]
+"""Datasets of a log by what makes them differ; None where the log has no rows for it."""
+
+
+def can_answer(log: Log, experiment: Experiment) -> bool:
+    """Whether a log has what an experiment is about."""
+    variants = experiment.variants
+    if log.history or any(variant.history for variant in variants):
+        return log.history is not None and any(variant.history for variant in variants)
+    if any(variant.converter for variant in variants):
+        return log.scenario.endswith("video")
+    if experiment.flat_rows:
+        return log.has_flat_rows
+    return log.scenario != "ctr" and (log.is_generated or not experiment.generated)
 
 
 def cells_of(options: StudyOptions, log: Log, experiment: Experiment, made: Datasets) -> list[Cell]:
     """What an experiment asks of a log, its datasets made; none where the log cannot answer it."""
-    fits = log.has_flat_rows if experiment.flat_rows else log.scenario != "ctr"
-    if not fits or (experiment.generated and not log.is_generated):
+    if not can_answer(log, experiment):
         return []
     seeds = min(options.seeds, experiment.seeds or options.seeds)
     cells: list[Cell] = []
     for variant in experiment.variants:
-        key = (variant.protocol, variant.scenario, variant.log)
+        key = (variant.protocol, variant.scenario, variant.log, variant.converter, variant.history)
         if key not in made:
             made[key] = make_data(options, log, variant)
-        if experiment.unclicked and not made[key].skipped:
+        data = made[key]
+        if data is None:
+            print(f"{experiment.name}: left out, {log.name} has too few of its rows", flush=True)
+            return []
+        if experiment.unclicked and not data.skipped:
             return []
         for seed in range(seeds):
             members = [cell.trial for name in variant.members for cell in cells if cell.is_of(name, seed)]
-            cells.append(cell_of(options, made[key], experiment, variant, seed, tuple(members)))
+            cells.append(cell_of(options, data, experiment, variant, seed, tuple(members)))
     return cells
 
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
 from etl.config import SPLIT_BYTES
 from etl.logs.parse import Parser
 from etl.logs.splits import LogFile, make_splits, read_blocks
-from etl.logs.tenrec import Scenario
+from etl.logs.tenrec import Scenario, open_logs
 from etl.protocol import Int
 
 IDS = Scenario(("user_id", "item_id"), "")
 
 
-def distinct_ids(log: LogFile) -> tuple[dict[str, Int], Counter[str]]:
+def distinct_ids(log: LogFile, columns: Sequence[str] = IDS.columns) -> tuple[dict[str, Int], Counter[str]]:
     """Distinct ids of a log by column, sorted, read a block at a time; and the rows left out, by reason."""
-    seen = {name: np.zeros(0, np.int64) for name in IDS.columns}
+    seen = {name: np.zeros(0, np.int64) for name in columns}
     parser, left_out = Parser(IDS, log), Counter[str]()
     for split in make_splits([log], SPLIT_BYTES):
         for block in read_blocks(split)[0]:
@@ -27,3 +28,13 @@ def distinct_ids(log: LogFile) -> tuple[dict[str, Int], Counter[str]]:
                 for name, ids in seen.items():
                     seen[name] = np.union1d(ids, table[name].to_numpy())
     return seen, left_out
+
+
+def distinct_users(inputs: list[str]) -> Int:
+    """Distinct users of logs, sorted.
+
+    Raises:
+        InputError: logs that cannot be read.
+    """
+    users = [distinct_ids(log, ["user_id"])[0]["user_id"] for log in open_logs(inputs, IDS)]
+    return np.unique(np.concatenate(users))

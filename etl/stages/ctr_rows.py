@@ -1,7 +1,8 @@
 """Scenario `ctr`: flat rows, each with a history, for ranking models, instead of sessions.
 
-As in the benchmark's multi-task set-up: every clicked row, two sampled unclicked rows for each, and a
-random split by row. Both follow from the seed and the row's index in the log, not from the cluster.
+As in the benchmark's multi-task set-up: every clicked row, sampled unclicked rows for each (two, if not
+asked otherwise), and a random split by row. Both follow from the seed and the row's index in the log, not
+from the cluster.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ from etl.stages.task_files import (
     write_work_table,
 )
 
-UNCLICKED_FOR_EACH_CLICK = 2
 TRAIN_SHARE, VALID_SHARE = 0.8, 0.1
 ROWS_PER_GROUP = 65_536
 ROWS_PER_SHARD = 65_536
@@ -84,7 +84,7 @@ def _sample(job: Job, split: Split) -> int:
         clicked = feedback >= CLICKED
         seen.count_rows(job, table, feedback)
         is_known = seen.known_rows(item)
-        row = _sampled(clicked, is_known, rng)
+        row = _sampled(clicked, is_known, job.unclicked_per_click, rng)
         user, index = statistics.distinct(table["user_id"].to_numpy())
         in_all, n_rows, n_clicks = (
             np.bincount(index[rows], minlength=len(user)) for rows in (clicked, row, row[clicked[row]])
@@ -107,11 +107,11 @@ def _sample(job: Job, split: Split) -> int:
     return sum(len(table) for table in tables)
 
 
-def _sampled(clicked: Any, is_known: Any, rng: np.random.Generator) -> Any:
-    """Places of the clicked rows and of two unclicked ones for each (all, where there are fewer), in order."""
+def _sampled(clicked: Any, is_known: Any, unclicked_per_click: int | None, rng: np.random.Generator) -> Any:
+    """Places of the clicked rows and of some unclicked ones for each (all, where there are fewer), in order."""
     useful = np.ones(len(clicked), bool) if is_known is None else is_known
     click, rest = np.flatnonzero(clicked & useful), np.flatnonzero(~clicked & useful)
-    n_unclicked = min(len(rest), UNCLICKED_FOR_EACH_CLICK * len(click))
+    n_unclicked = len(rest) if unclicked_per_click is None else min(len(rest), unclicked_per_click * len(click))
     return np.sort(np.concatenate([click, rng.choice(rest, n_unclicked, replace=False)]))
 
 

@@ -87,8 +87,9 @@ def parsed_blocks(job: Job, split: Split, seen: Seen) -> Iterator[pa.Table]:
                 f"{bad[0].reason} in {bad[0].file} at byte {bad[0].byte_offset}",
                 "fix the file, or run without strict=true to quarantine such rows",
             )
-        if tables:
-            yield pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+        table = seen.of_known_users(pa.concat_tables(tables).unify_dictionaries()) if tables else None
+        if table:
+            yield table.combine_chunks()
     seen.write(job, split, fingerprint())
 
 
@@ -183,13 +184,14 @@ class Seen:
     """What one split counted: it leaves through files, since Spark's accumulators count retries twice."""
 
     def __init__(self, job: Job) -> None:
+        self.users = np.load(job.work("known_users", 0, "npy"), mmap_mode="r") if job.known_users else None
         self.known = np.load(job.work("known_items", 0, "npy"), mmap_mode="r") if job.known_items else None
         self.counts: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.sample: list[BadRow] = []
         self.categories: dict[str, int] = {}
         self.items: list[protocol.Array] = []
-        self.unknown = 0
+        self.unknown = self.of_other_users = 0
 
     def add_bad(self, bad: list[BadRow]) -> None:
         """Count bad rows by reason and keep a sample."""
@@ -217,6 +219,14 @@ class Seen:
         self.unknown += int((~is_known).sum())
         return is_known
 
+    def of_known_users(self, table: pa.Table) -> pa.Table:
+        """The rows whose user `users_from` knows, the others counted."""
+        if self.users is None:
+            return table
+        is_known = lookup(self.users, table["user_id"].to_numpy())[1]
+        self.of_other_users += int((~is_known).sum())
+        return table.filter(pa.array(is_known))
+
     def write(self, job: Job, split: Split, fingerprint: str) -> None:
         """Leave all that was counted for the driver."""
         write_array(job.work("raw_items", split.index, "npy"), statistics.sum_by_id(self.items, 1))
@@ -228,5 +238,6 @@ class Seen:
             "sample": [dataclasses.asdict(row) for row in self.sample],
             "categories": list(self.categories),
             "unknown": self.unknown,
+            "of_other_users": self.of_other_users,
         }
         write_record(job.work("splits", split.index, "json"), record)

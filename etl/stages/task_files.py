@@ -32,7 +32,9 @@ class Job:
         folder: the dataset folder under construction, on storage that all hosts share.
         seed: of the `ctr` scenario's samples.
         partitions: parts into which the users are divided.
-        known_items: whether `known_items.npy` restricts the items (option `items_from`).
+        known_items: whether the work file `known_items` restricts the items (option `items_from`).
+        known_users: whether the work file `known_users` restricts the users (option `users_from`).
+        unclicked_per_click: of the `ctr` scenario's samples; None for all rows.
     """
 
     folder: str
@@ -47,6 +49,8 @@ class Job:
     max_clicks: int
     exposures: bool
     known_items: bool
+    known_users: bool
+    unclicked_per_click: int | None
     strict: bool
     seed: int
 
@@ -113,6 +117,8 @@ def check_rows(job: Job) -> None:
     if not any(split["counts"].get("exposures") for split in splits):
         reasons = {reason for split in splits for reason in split["reasons"]}
         got = f"none usable ({', '.join(sorted(reasons))})" if reasons else "none"
+        if others := sum(split["of_other_users"] for split in splits):
+            got += f"; {others:,} are of users that users_from lacks"
         raise InputError("input with data rows", got, "check the files")
 
 

@@ -105,7 +105,8 @@ def test_changed_options_run_anew_and_keep_the_former_output_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [["pipeline=none"], ["nosuch=1"], ["pipeline.models=[]"], ["pipeline.input=/no/file"]]
+    "wrong",
+    [["pipeline=none"], ["nosuch=1"], ["pipeline.models=[]"], ["pipeline.input=/no/file"], ["pipeline=qk_video"]],
 )
 def test_wrong_options_end_with_a_plain_line(tmp_path, wrong):
     done = subprocess.run(

@@ -16,6 +16,7 @@ PROGRAMS = {
     "etl.twin": "etl.twin.__main__",
     "etl.movielens": "etl.movielens",
     "etl.kuairand": "etl.kuairand",
+    "etl.merlin": "etl.merlin",
     "etl.overlap": "etl.overlap",
     "etl.describe": "etl.describe",
     "trainer": "trainer.__main__",

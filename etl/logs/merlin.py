@@ -1,0 +1,189 @@
+"""Rows of users and items with enough of them, counted in rounds on disk; `etl/merlin.py` says what for.
+
+The log is read once. Rows that may remain are spooled to a file, with the codes of their user and item beside it, so
+that neither the log nor the spool is ever in memory.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+
+from etl.config import SPLIT_BYTES
+from etl.logs.parse import Parser
+from etl.logs.splits import make_splits, read_blocks
+from etl.logs.tenrec import HISTORY, SCENARIOS, VIDEO, open_logs
+from etl.protocol import Int, Mask
+from etl.runtime.errors import InputError
+
+ACTIONS = ("like", "share", "follow")
+COUNTED_ROWS = 1 << 24
+"""Rows whose codes are in memory at once."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many rows a user and an item must have.
+
+    Attributes:
+        min_user_rows: the least of a user.
+        max_user_rows: the most of a user.
+        min_item_rows: the least of an item.
+        rounds: times that users, then items, are counted and dropped.
+    """
+
+    min_user_rows: int = 30
+    max_user_rows: int = 150
+    min_item_rows: int = 30
+    rounds: int = 5
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: rows, and the users and items in them."""
+
+    rows_read: int
+    rows: int
+    users: int
+    items: int
+
+
+def prepare(inputs: list[str], stream: IO[bytes], work: Path, limits: Limits) -> Written:
+    """Write the rows that remain as CSV of scenario `ctr` with empty histories, in the order of the logs.
+
+    A row remains if it was clicked or has no action, and if its user and item do. Malformed rows are left out.
+
+    Args:
+        inputs: video logs.
+        stream: of the CSV file.
+        work: a folder for temporary files, about 25 bytes a row.
+        limits: which users and items remain.
+
+    Raises:
+        InputError: logs that cannot be read, or no row that remains.
+    """
+    with tempfile.TemporaryDirectory(prefix=".merlin-", dir=work) as folder:
+        spool = Path(folder) / "rows.arrow"
+        rows_read, user_id, item_id = _spool(inputs, spool)
+        codes = Path(folder) / "codes"
+        _write_codes(spool, codes, user_id, item_id)
+        user, item = remaining(codes, len(user_id), len(item_id), limits)
+        rows = _write_rows(spool, codes, user, item, stream)
+    if not rows:
+        got = f"none of {rows_read:,} rows"
+        raise InputError("rows of users and items with enough rows", got, "lower min_user_rows and min_item_rows")
+    return Written(rows_read, rows, int(user.sum()), int(item.sum()))
+
+
+def _spool(inputs: list[str], path: Path) -> tuple[int, Int, Int]:
+    """Write the rows that may remain; returns the rows read, and the distinct users and items, ascending."""
+    scenario, rows_read = SCENARIOS["qk_video"], 0
+    distinct: dict[str, list[Int]] = {"user_id": [], "item_id": []}
+    writer = None
+    for log in open_logs(inputs, scenario):
+        parser = Parser(scenario, log)
+        for split in make_splits([log], SPLIT_BYTES):
+            for block in read_blocks(split)[0]:
+                for table in parser.parse(block)[0]:
+                    rows_read += len(table)
+                    table = _candidates(table)
+                    for name, ids in distinct.items():
+                        ids.append(np.unique(table[name].to_numpy()))
+                    if writer is None:
+                        options = pa.ipc.IpcWriteOptions(compression="lz4")
+                        writer = pa.ipc.new_file(path, table.schema, options=options)
+                    writer.write_table(table)
+    if writer is None:
+        raise InputError("input with data rows", "none usable", "check the files")
+    writer.close()
+    user_id, item_id = (np.unique(np.concatenate(ids)) for ids in distinct.values())
+    return rows_read, user_id, item_id
+
+
+def _candidates(table: pa.Table) -> pa.Table:
+    """Rows that were clicked or have no action, the category as text."""
+    flags = {name: table[name].to_numpy() for name in ("click", *ACTIONS)}
+    keep = (flags["click"] == 1) | ~np.any([flags[name] == 1 for name in ACTIONS], axis=0)
+    table = table.filter(pa.array(keep))
+    index = table.schema.get_field_index("category")
+    return table.set_column(index, "category", table["category"].cast(pa.string())).combine_chunks()
+
+
+def _batches(spool: Path) -> Iterator[pa.RecordBatch]:
+    with pa.memory_map(str(spool)) as source, pa.ipc.open_file(source) as reader:
+        for number in range(reader.num_record_batches):
+            yield reader.get_batch(number)
+
+
+def _write_codes(spool: Path, path: Path, user_id: Int, item_id: Int) -> None:
+    """Write int32 pairs: where each row's user and item stand among the distinct ones."""
+    with path.open("wb") as stream:
+        for batch in _batches(spool):
+            user = np.searchsorted(user_id, batch["user_id"].to_numpy())
+            item = np.searchsorted(item_id, batch["item_id"].to_numpy())
+            stream.write(np.stack([user, item], axis=1).astype(np.int32).tobytes())
+
+
+def _pairs(path: Path) -> npt.NDArray[np.int32]:
+    """The file's pairs `[N, 2]`; an empty file cannot be mapped."""
+    values = np.memmap(path, np.int32, mode="r") if path.stat().st_size else np.zeros(0, np.int32)
+    return values.reshape(-1, 2)
+
+
+def remaining(codes: Path, n_users: int, n_items: int, limits: Limits) -> tuple[Mask, Mask]:
+    """Which users and items remain after all rounds, bool `[n_users]` and `[n_items]`.
+
+    In each round users are counted and dropped first, then items by the rows that are left. After the last round a
+    user may have fewer rows than the least again.
+
+    Args:
+        codes: file of int32 pairs (user, item), one for each row.
+        n_users: codes of users are below it.
+        n_items: codes of items are below it.
+        limits: how many rows they must have, and the rounds.
+    """
+    user, item = np.ones(n_users, bool), np.ones(n_items, bool)
+    for _ in range(limits.rounds):
+        rows = _count(codes, user, item, 0)
+        user &= (rows >= limits.min_user_rows) & (rows <= limits.max_user_rows)
+        item &= _count(codes, user, item, 1) >= limits.min_item_rows
+    present = [_count(codes, user, item, column) > 0 for column in (0, 1)]
+    return user & present[0], item & present[1]
+
+
+def _count(codes: Path, user: Mask, item: Mask, column: int) -> Int:
+    """Rows of each user (column 0) or item (column 1), among those whose user and item remain."""
+    counts = np.zeros(len((user, item)[column]), np.int64)
+    pairs = _pairs(codes)
+    for begin in range(0, len(pairs), COUNTED_ROWS):
+        part = np.asarray(pairs[begin : begin + COUNTED_ROWS])
+        part = part[user[part[:, 0]] & item[part[:, 1]]]
+        counts += np.bincount(part[:, column], minlength=len(counts))
+    return counts
+
+
+def _write_rows(spool: Path, codes: Path, user: Mask, item: Mask, stream: IO[bytes]) -> int:
+    """Write the remaining rows as CSV; returns how many."""
+    columns = SCENARIOS["ctr"].columns
+    stream.write((",".join(columns) + "\n").encode())
+    pairs = _pairs(codes)
+    begin = rows = 0
+    for batch in _batches(spool):
+        part = np.asarray(pairs[begin : begin + len(batch)])
+        begin += len(batch)
+        batch = batch.filter(pa.array(user[part[:, 0]] & item[part[:, 1]]))
+        values = {name: batch[name] for name in VIDEO if name in batch.schema.names}
+        values["video_category"] = batch["category"]
+        values |= dict.fromkeys(HISTORY, pa.array(np.zeros(len(batch), np.int8)))
+        table = pa.table([values[name] for name in columns], columns)
+        pa_csv.write_csv(table, stream, pa_csv.WriteOptions(include_header=False))
+        rows += len(batch)
+    return rows
