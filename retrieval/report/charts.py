@@ -14,7 +14,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.transforms import Bbox
 
 INK, SOFT, GRID = "#1f2933", "#616e7c", "#e4e7eb"
 COLORS = ("#1769aa", "#c2571a", "#2f855a", "#7b4fa3", "#8a6d00")
@@ -36,6 +38,10 @@ STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 9,
 }
+DOT, NEAR = 6.0, 10
+"""Points of a dot, and distance in height from which on a line leads from it to its name."""
+OFFSETS = [(dx, sign * dy) for dy in (5, 10, 16, 24, 34, 46, 60) for sign in (1, -1) for dx in (6, -6)]
+"""Where a name may stand, in points from its dot."""
 SIZE = (4.6, 2.9)
 """Inches; drawn near its size on a phone, so that labels stay legible there."""
 
@@ -155,15 +161,53 @@ def forest(rows: Sequence[tuple[str, float, float | None, float | None]], x: str
 def named_points(pairs: Sequence[tuple[str, float, float]], x: str, y: str) -> str:
     """A dot with its name for each (name, x, y); x is logarithmic."""
     with mpl.rc_context(STYLE):
-        figure, axes = _axes(x, y, height=3.6)
-        for name, cost, value in pairs:
-            axes.plot([cost], [value], "o", color=COLORS[0], markersize=5)
-            axes.annotate(name, (cost, value), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        figure, axes = _axes(x, y, height=3.6 if len(pairs) <= 8 else 4.8)
+        axes.plot([cost for _, cost, _ in pairs], [value for *_, value in pairs], "o", color=COLORS[0], markersize=5)
         axes.set_xscale("log")
         axes.margins(x=0.3, y=0.15)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,g}"))
         axes.xaxis.set_minor_formatter(FuncFormatter(lambda v, _: ""))
+        name_dots(axes, pairs)
         return _svg(figure)
+
+
+def name_dots(axes: Axes, pairs: Sequence[tuple[str, float, float]]) -> list[Annotation]:
+    """Write the name of each (name, x, y) near its dot where it covers neither a dot nor another name, if it can.
+
+    Names are placed from the highest dot down, each at the nearest of some offsets that is free; from a distance on a
+    line leads to the dot.
+    """
+    axes.get_figure(root=True).set_dpi(72)  # at which SVG measures texts
+    axes.autoscale_view()
+    dots = axes.transData.transform([(cost, value) for _, cost, value in pairs])
+    taken = [Bbox.from_bounds(x - DOT / 2, y - DOT / 2, DOT, DOT) for x, y in dots]
+    names = []
+    for name, cost, value in sorted(pairs, key=lambda pair: -pair[2]):
+        tried: list[tuple[int, int, Annotation, Bbox]] = []
+        for number, (dx, dy) in enumerate(OFFSETS):
+            text = axes.annotate(
+                name,
+                (cost, value),
+                xytext=(dx, dy),
+                textcoords="offset points",
+                fontsize=8,
+                ha="left" if dx > 0 else "right",
+                va="center",
+                arrowprops={"arrowstyle": "-", "color": SOFT, "linewidth": 0.5} if abs(dy) > NEAR else None,
+            )
+            box = text.get_window_extent()
+            outside = not (axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1)
+            covered = sum(box.overlaps(other) for other in taken) + 2 * outside
+            tried.append((covered, number, text, box))
+            if not covered:
+                break
+        _, _, best, box = min(tried, key=lambda one: one[:2])
+        for *_, text, _ in tried:
+            if text is not best:
+                text.remove()
+        taken.append(box)
+        names.append(best)
+    return names
 
 
 def points(pairs: Sequence[tuple[Any, float]], x: str, y: str) -> str:
