@@ -38,9 +38,18 @@ STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 9,
 }
-DOT, NEAR = 6.0, 10
-"""Points of a dot, and distance in height from which on a line leads from it to its name."""
-OFFSETS = [(dx, sign * dy) for dy in (5, 10, 16, 24, 34, 46, 60) for sign in (1, -1) for dx in (6, -6)]
+DOT, NEAR = 6.0, 24
+"""Points of a dot, and offset from which on a line leads from it to its name."""
+OFFSETS = sorted(
+    (
+        (sign_x * dx, sign_y * dy)
+        for dx in (6, 24, 48)
+        for dy in range(5, 120, 6)
+        for sign_y in (1, -1)
+        for sign_x in (1, -1)
+    ),
+    key=lambda offset: abs(offset[0]) + abs(offset[1]),
+)
 """Where a name may stand, in points from its dot."""
 SIZE = (4.6, 2.9)
 """Inches; drawn near its size on a phone, so that labels stay legible there."""
@@ -55,7 +64,7 @@ def _svg(figure: Any) -> str:
 
 
 def _axes(x: str, y: str, *, height: float = SIZE[1]) -> tuple[Any, Axes]:
-    figure, axes = plt.subplots(figsize=(SIZE[0], height))
+    figure, axes = plt.subplots(figsize=(SIZE[0], height), dpi=72)  # at which SVG measures texts
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     return figure, axes
@@ -177,7 +186,6 @@ def name_dots(axes: Axes, pairs: Sequence[tuple[str, float, float]]) -> list[Ann
     Names are placed from the highest dot down, each at the nearest of some offsets that is free; from a distance on a
     line leads to the dot.
     """
-    axes.get_figure(root=True).set_dpi(72)  # at which SVG measures texts
     axes.autoscale_view()
     dots = axes.transData.transform([(cost, value) for _, cost, value in pairs])
     taken = [Bbox.from_bounds(x - DOT / 2, y - DOT / 2, DOT, DOT) for x, y in dots]
@@ -193,7 +201,7 @@ def name_dots(axes: Axes, pairs: Sequence[tuple[str, float, float]]) -> list[Ann
                 fontsize=8,
                 ha="left" if dx > 0 else "right",
                 va="center",
-                arrowprops={"arrowstyle": "-", "color": SOFT, "linewidth": 0.5} if abs(dy) > NEAR else None,
+                arrowprops={"arrowstyle": "-", "color": SOFT, "linewidth": 0.5} if abs(dx) + abs(dy) > NEAR else None,
             )
             box = text.get_window_extent()
             outside = not (axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1)

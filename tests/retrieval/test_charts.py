@@ -16,7 +16,7 @@ def test_names_of_near_dots_cover_neither_each_other_nor_a_dot(n):
     """Costs and scores as the study has them: several models at nearly the same place."""
     rng = np.random.default_rng(n)
     pairs = [(f"hybrid over model {i}", 10 + rng.random(), 0.2 + 0.002 * rng.random()) for i in range(n)]
-    figure, axes = plt.subplots(figsize=(4.6, 4.8))
+    figure, axes = plt.subplots(figsize=(4.6, 4.8), dpi=72)
     axes.plot([p[1] for p in pairs], [p[2] for p in pairs], "o")
     axes.set_xscale("log")
     axes.margins(x=0.3, y=0.15)
