@@ -20,7 +20,7 @@ from trainer.models.recommender import Recommender
 from trainer.option_groups import TrainOptions
 from trainer.plan import PlanConfig
 from trainer.prepare import resolve_config
-from trainer.step_cost import measure, steps_of
+from trainer.step_measurement import measure, steps_of
 from trainer.training.losses import fused_sum, softmax_kernel
 from trainer.training.objective import ITEM, SessionObjective
 from trainer.training.step import TrainStep

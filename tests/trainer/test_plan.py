@@ -14,7 +14,8 @@ from trainer.__main__ import main as train
 from trainer.distributed.world import World
 from trainer.memory_plan import MemoryPlan
 from trainer.plan import main
-from trainer.step_cost import Link, Measured, StepModel, efficient_batch, messages, received_bytes, sharded_bytes
+from trainer.step_cost import StepModel, efficient_batch, messages, received_bytes, sharded_bytes
+from trainer.step_measurement import Link, Measured
 from trainer.task.registry import model_task_of
 
 GIVEN = [o for o in SMALL if not o.startswith("ray.")]
@@ -26,7 +27,7 @@ GIVEN = [o for o in SMALL if not o.startswith("ray.")]
     [("gru4rec", ["train.table=sharded", "train.ppmi_start=0"]), ("hybrid", []), ("rank_mmoe", [])],
 )
 def test_a_plan_names_the_steps_and_parameters_that_the_run_then_has(fifty, tmp_path, model, more, capfd, monkeypatch):
-    monkeypatch.setattr("trainer.step_cost.spawn", run_workers)
+    monkeypatch.setattr("trainer.step_measurement.spawn", run_workers)
     line = [f"data={fifty.path}", f"model={model}", *GIVEN, "train.epochs=1", *more]
     assert main([*line, "workers=2", "measured_steps=3"]) == 0
     lines = capfd.readouterr().out.splitlines()
