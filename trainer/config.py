@@ -307,6 +307,9 @@ def _has_gpu() -> bool:
 
 
 def _check_tasks(config: TrainerConfig) -> None:
+    if config.train.best_epoch_by_task and config.train.refit:
+        hint = "a refit has one number of epochs for all tasks"
+        raise InputError("train.refit=false for train.best_epoch_by_task", True, hint)
     tasks, feedback = config.tasks, config.feedback_tasks
     metrics = ["auc", *(f"auc/{task}" for task in feedback)] if config.ranks or config.model == "hybrid" else []
     metrics += [] if config.ranks else [f"{name}@{k}" for name in ("ndcg", "hr", "mrr") for k in VALID_CUTOFFS]

@@ -29,6 +29,7 @@ from trainer.run.metrics_log import Meter, RunLog
 from trainer.run.object_store import RunFolder
 from trainer.run.profiling import Profiler
 from trainer.run.signals import Stopped, StopWatch
+from trainer.run.task_epochs import feedback_passes, update_best, with_best_aucs
 from trainer.summary import parameter_counts, write_diagnostics, write_summary
 from trainer.task.base import ModelTask
 from trainer.task.registry import model_task_of
@@ -107,9 +108,12 @@ def _train(
     sample = model_task.sample()
     model_task.fit_term(train_step, sample, run.path)
     result = model_task.validate(train_step, sample)
+    result.metrics = with_best_aucs(result.metrics, progress)
     refit = config.train.refit
+    passes = feedback_passes(progress, select.checkpoints(run.path), model_task, train_step)
     write_bundle = partial(export, dataset=dataset, world=world, model=model_task.name)
-    write_bundle(run.below("bundle-selected" if refit else "bundle"), model_task.scorer(train_step), refit=False)
+    selected = run.below("bundle-selected" if refit else "bundle")
+    write_bundle(selected, model_task.scorer(train_step), refit=False, passes=passes)
     if refit:
         again = Phase("refit", REFIT_HOLDOUT, progress.best_epoch, validates=False)
         train_step, _ = fit(config, model_task, run, world, again, on_epoch)
@@ -161,6 +165,8 @@ def fit(
         if sample is not None:
             values = model_task.validate(train_step, sample).metrics
             _update_best(progress, values, config.select_by)
+            if config.train.best_epoch_by_task:
+                update_best(progress, values)
         if log:
             log.write(progress.step, progress.epoch, "valid", values)
         writer.save(train_step, progress)
@@ -170,7 +176,8 @@ def fit(
         log.close()
     writer.wait()
     world.barrier()
-    if phase.validates and progress.best_step != progress.step:
+    bests = {progress.best_step, *(step for _, step, _ in progress.best_by_task.values())}
+    if phase.validates and bests != {progress.step}:
         run.pull_on_all(world)
         checkpoint.load_best(folder, progress.best_step, train_step)
     return train_step, progress

@@ -178,6 +178,11 @@ class TrainOptions:
     select_by: str | None = option(
         None, "validation metric that selects the best epoch; null = ndcg@20, for ranking models auc (mean over tasks)"
     )
+    best_epoch_by_task: bool = option(
+        False,
+        "score each feedback task with the parameters of the epoch with its own highest valid AUC; keeps a checkpoint "
+        "for each such epoch",
+    )
     early_stopping_patience: int = option(3, "epochs without improvement before early stopping", at_least=1)
     gradient_accumulation_steps: int = option(
         1, "micro-batches that a worker's share of a step is split into, to save memory", at_least=1

@@ -57,6 +57,7 @@ def write_summary(
             "recipe": config.recipe,
             "best_epoch": progress.best_epoch,
             "best_epoch_by_metric": best_epochs(run),
+            "epoch_by_task": {task: epoch for task, (epoch, *_) in progress.best_by_task.items()},
             "epochs": progress.epoch,
             "steps": progress.step,
             "valid": validation.metrics,

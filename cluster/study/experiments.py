@@ -137,6 +137,7 @@ LADDER = Experiment(
         model("hybrid", "head=shared_bottom", label="shared bottom"),
         HYBRID,
         model("hybrid", "network.gate_preference=2", label="hybrid, gates set apart"),
+        model("hybrid", "train.best_epoch_by_task=true", label="hybrid, best epoch of each task"),
         model("hybrid", "network.item_features=[category]", label="hybrid + item features"),
         model("hybrid", "network.past_actions=true", label="hybrid + past actions"),
         model("hybrid", "network.transitions=true", label="hybrid + transitions"),

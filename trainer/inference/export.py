@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,19 @@ Tables = Iterator[tuple[str, pa.Table]]
 """Tables by the folder of the bundle that they belong to."""
 
 
+@dataclass(frozen=True)
+class FeedbackPass:
+    """Feedback tasks that other parameters score than those of the queries.
+
+    Attributes:
+        tasks: names.
+        load: puts these parameters where the others were, on every worker; returns the model applied.
+    """
+
+    tasks: list[str]
+    load: Callable[[], SessionScorer | RankScorer]
+
+
 def export(
     output: RunFolder,
     scorer: SessionScorer | RankScorer,
@@ -51,6 +65,7 @@ def export(
     *,
     model: str,
     refit: bool,
+    passes: Sequence[FeedbackPass] = (),
 ) -> None:
     """Write the bundle folder `output`; it is complete once all workers have done their files.
 
@@ -62,6 +77,7 @@ def export(
         world: the workers.
         model: name for the manifest.
         refit: the model saw the valid clicks, so valid files are left out.
+        passes: feedback tasks that other parameters score; these stay loaded.
     """
     shared = output.with_name(f".{output.path.name}.building")
     building = shared.path
@@ -78,12 +94,14 @@ def export(
     _finish(scorer)
     world.barrier()
     splits = [split for split in HELD_OUT if not (refit and split == "valid")]
-    schemas, mine = _schemas(scorer, splits), list[str]()
-    for number, entry in enumerate(dataset.session_files or dataset.row_files):
-        if number % world.size == world.global_rank:
-            tables = _score_file(dataset.file(entry.path), scorer, splits, exposures=dataset.shows_exposures)
-            mine += _write_tables(building, number, schemas, tables)
-    _finish(scorer)
+    elsewhere = {task for later in passes for task in later.tasks}
+    scorer = replace(scorer, only=set(scorer.model.feedback_tasks) - elsewhere)
+    mine = _score_files(building, scorer, dataset, world, splits, _schemas(scorer, splits), number=0)
+    for number, later in enumerate(passes, 1):
+        world.barrier()  # before parameters change that others may still read
+        scorer = replace(later.load(), only=later.tasks)
+        schemas = {kind: schema for kind, schema in _schemas(scorer, splits).items() if kind.startswith("feedback")}
+        mine += _score_files(building, scorer, dataset, world, splits, schemas, number=number)
     if not world.is_first:
         shared.send(*mine)
     world.barrier()
@@ -100,6 +118,26 @@ def export(
         )
         building.rename(output.path)
     world.barrier()
+
+
+def _score_files(
+    building: Path,
+    scorer: SessionScorer | RankScorer,
+    dataset: Dataset,
+    world: World,
+    splits: list[str],
+    schemas: dict[str, pa.Schema],
+    *,
+    number: int,
+) -> list[str]:
+    """Score this worker's data files; returns the names of the files written, those of pass `number` after others."""
+    files, written = dataset.session_files or dataset.row_files, list[str]()
+    for index, entry in enumerate(files):
+        if index % world.size == world.global_rank:
+            tables = _score_file(dataset.file(entry.path), scorer, splits, exposures=dataset.shows_exposures)
+            written += _write_tables(building, number * len(files) + index, schemas, tables)
+    _finish(scorer)
+    return written
 
 
 def _finish(scorer: SessionScorer | RankScorer) -> None:
@@ -134,7 +172,7 @@ def _schemas(scorer: SessionScorer | RankScorer, splits: list[str]) -> dict[str,
     schemas = {}
     if isinstance(scorer, SessionScorer):
         schemas = {f"queries-{split}": queries_schema(_dimension(scorer), _terms(scorer)) for split in splits}
-    if scorer.model.feedback_tasks:
+    if scorer.feedback_tasks:
         schemas |= {f"feedback-{split}": FEEDBACK_SCHEMA for split in splits if split != "next"}
     return schemas
 
@@ -146,7 +184,8 @@ def _write_tables(folder: Path, number: int, schemas: dict[str, pa.Schema], tabl
         (folder / kind).mkdir(parents=True, exist_ok=True)
         writers[kind] = pq.ParquetWriter(folder / names[kind], schema, compression="zstd")
     for kind, table in tables:
-        writers[kind].write_table(table)
+        if kind in writers:
+            writers[kind].write_table(table)
     for writer in writers.values():
         writer.close()
     return list(names.values())
@@ -183,7 +222,7 @@ def score_sessions(
     n = sessions.items.lengths
     visible = np.stack([n - HELD_OUT[split] for split in splits], axis=1)
     states = scorer.states(sessions, visible)  # one pass: the states of all splits lie on the way to the last click
-    rows = feedback_rows(sessions, exposures=exposures) if scorer.model.feedback_tasks else None
+    rows = feedback_rows(sessions, exposures=exposures) if scorer.feedback_tasks else None
     for column, split in enumerate(splits):
         seen, state = visible[:, column], states[:, column]
         target = np.zeros(len(n), np.int32)

@@ -38,9 +38,17 @@ def score_dataset(options: ApplyConfig) -> None:
     check(config, trained_on, dataset)
     model_task = model_task_of(config, trained_on, world)
     train_step = model_task.train_step(total_steps=1)
-    load_exported(local_path(options.run), config, model_task, train_step)
+    passes = load_exported(local_path(options.run), config, model_task, train_step)
     with published(options.output, BUNDLE, overwrite=options.overwrite, inputs=read) as folder:
-        export(RunFolder(folder), model_task.scorer(train_step), dataset, world, model=model_task.name, refit=False)
+        export(
+            RunFolder(folder),
+            model_task.scorer(train_step),
+            dataset,
+            world,
+            model=model_task.name,
+            refit=False,
+            passes=passes,
+        )
 
 
 def check(config: TrainerConfig, trained_on: Dataset, dataset: Dataset) -> None:

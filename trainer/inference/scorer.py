@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 Scores = dict[str, npt.NDArray[np.float32]]
 
 
+def _chosen(tasks: list[str], only: Collection[str] | None) -> list[str]:
+    return [task for task in tasks if only is None or task in only]
+
+
 @dataclass
 class SessionScorer:
     """Applies a session model; dropout is off.
@@ -37,6 +41,7 @@ class SessionScorer:
         by_cosine: items are searched by direction alone (loss `embedding`).
         term: the sparse term of the scores; None for a model without.
         lookup: what brings the rows of sharded tables, of which `tables` are then; None where all rows are here.
+        only: the feedback tasks to score; None for all.
     """
 
     model: Recommender
@@ -45,6 +50,12 @@ class SessionScorer:
     by_cosine: bool = False
     term: TransitionTerm | None = None
     lookup: RowLookup | None = None
+    only: Collection[str] | None = None
+
+    @property
+    def feedback_tasks(self) -> list[str]:
+        """The feedback tasks that are scored."""
+        return _chosen(self.model.feedback_tasks, self.only)
 
     def finish(self) -> None:
         """This worker needs no vectors for now: answer the others until they need none either."""
@@ -106,7 +117,7 @@ class SessionScorer:
             task: torch.sigmoid(self.model.feedback_logits(task, task_representations[task], session, vector, own))
             .cpu()
             .numpy()
-            for task in self.model.feedback_tasks
+            for task in self.feedback_tasks
         }
 
     @torch.inference_mode()
@@ -124,12 +135,19 @@ class RankScorer:
         tables: vectors of items and users.
         users: int64, all users, rising.
         device: where model and tables are.
+        only: the feedback tasks to score; None for all.
     """
 
     model: Ranker
     tables: Mapping[str, ReadTable]
     users: Int
     device: torch.device
+    only: Collection[str] | None = None
+
+    @property
+    def feedback_tasks(self) -> list[str]:
+        """The feedback tasks that are scored."""
+        return _chosen(self.model.feedback_tasks, self.only)
 
     @torch.inference_mode()
     def features(self, rows: FlatRows) -> torch.Tensor:
@@ -148,7 +166,8 @@ class RankScorer:
     @torch.inference_mode()
     def feedback(self, feature_FS: torch.Tensor) -> Scores:
         """Probability of each feedback task for rows."""
-        return {task: torch.sigmoid(logit).cpu().numpy() for task, logit in self.model.logits(feature_FS).items()}
+        logits = self.model.logits(feature_FS)
+        return {task: torch.sigmoid(logits[task]).cpu().numpy() for task in self.feedback_tasks}
 
     @torch.inference_mode()
     def gates(self, feature_FS: torch.Tensor) -> dict[str, npt.NDArray[np.float64]]:

@@ -42,6 +42,7 @@ class Progress:
         loss_sums, loss_counts: of the epoch under way, by task.
         best_epoch, best_step, best_score: by the selecting valid metric; epoch 0 before the first validation.
         worse_epochs: epochs since then.
+        best_by_task: epoch, step and score of each feedback task's highest valid AUC, with `train.best_epoch_by_task`.
         seconds: spent training, over all starts.
         examples: target clicks trained on.
     """
@@ -55,6 +56,7 @@ class Progress:
     best_step: int = 0
     best_score: float = -1.0
     worse_epochs: int = 0
+    best_by_task: dict[str, tuple[int, int, float]] = field(default_factory=dict)
     seconds: float = 0.0
     examples: int = 0
 
@@ -175,9 +177,10 @@ def write_sharded(folder: Path, train_step: TrainStep, progress: Progress, *, ke
 
 def _prune(folder: Path, progress: Progress, keep: int) -> None:
     result = sorted(folder.glob("step-*"))
-    best = f"step-{progress.best_step:09d}"
+    steps = {progress.best_step, *(step for _, step, _ in progress.best_by_task.values())}
+    best = {f"step-{step:09d}" for step in steps}
     for path in result[:-keep]:
-        if path.name != best:
+        if path.name not in best:
             shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(".step-*.writing"):
         shutil.rmtree(path, ignore_errors=True)

@@ -8,9 +8,12 @@ from etl.dataset import REFIT_HOLDOUT, TRAIN_HOLDOUT, Dataset, open_dataset
 from etl.runtime.errors import InputError
 from etl.runtime.object_store import fetched
 from trainer.config import ENCODERS, HEADS, MODELS, TrainerConfig, from_plain
+from trainer.inference.export import FeedbackPass
 from trainer.prepare import CONFIG, read_config
 from trainer.run import checkpoint
+from trainer.run.checkpoint import Progress
 from trainer.run.folder import SUMMARY, is_finished
+from trainer.run.task_epochs import feedback_passes
 from trainer.task.base import ModelTask
 from trainer.training.step import TrainStep
 
@@ -38,20 +41,31 @@ def open_run(folder: str, data: str | None) -> tuple[TrainerConfig, Dataset]:
     return config, dataset
 
 
-def load_selected(run: Path, train_step: TrainStep) -> None:
-    """Put the parameters of the selected epoch into a freshly made train_step."""
+def load_selected(run: Path, train_step: TrainStep) -> Progress:
+    """Put the parameters of the selected epoch into a freshly made train_step; returns where the run stood at its end.
+
+    Raises:
+        InputError: a checkpoint that is missing or damaged.
+    """
     folder = run / "checkpoints"
     newest = checkpoint.latest(folder)
     if newest is None:
         raise InputError("a complete checkpoint", folder, "train the run again")
-    checkpoint.load_best(folder, checkpoint.read_progress(newest).best_step, train_step)
+    progress = checkpoint.read_progress(newest)
+    checkpoint.load_best(folder, progress.best_step, train_step)
+    return progress
 
 
-def load_exported(run: Path, config: TrainerConfig, model_task: ModelTask, train_step: TrainStep) -> None:
-    """Put the parameters that `RUN/bundle` was exported with, of a refit run the refit's, into a fresh train_step."""
+def load_exported(run: Path, config: TrainerConfig, model_task: ModelTask, train_step: TrainStep) -> list[FeedbackPass]:
+    """Put the parameters that `RUN/bundle` was exported with, of a refit run the refit's, into a fresh train_step.
+
+    Returns:
+        Passes of the export for feedback tasks that other parameters score.
+    """
     model_task.load_term(run, REFIT_HOLDOUT if config.train.refit else TRAIN_HOLDOUT)
     refit = checkpoint.latest(run / "checkpoints-refit") if config.train.refit else None
     if refit:
         checkpoint.load(refit, train_step)
-    else:
-        load_selected(run, train_step)
+        return []
+    progress = load_selected(run, train_step)
+    return feedback_passes(progress, run / "checkpoints", model_task, train_step)
