@@ -47,7 +47,7 @@ def run_on_ray(evaluation: Evaluation, parts: list[Part], folder: Path) -> None:
     """
     task = ray.remote(num_cpus=1, max_retries=TASK_RETRIES)(make_part)
     line, done = ProgressLine(), 0
-    rows = {task.remote(evaluation.config, part, folder): part.rows for part in parts}
+    rows = {task.remote(evaluation.config, part, folder): evaluation.ranked(part) for part in parts}
     waiting, total = list(rows), sum(rows.values())
     while waiting:
         ready, waiting = ray.wait(waiting, timeout=TELL_SECONDS)

@@ -69,6 +69,12 @@ class RetrievalConfig:
     rules_gaps: int = option(
         10, "largest distance in clicks of a successor in sequential_rules", at_least=1, at_most=MOST_GAPS
     )
+    max_queries: int | None = option(
+        None,
+        "maximum number of queries of valid, and of test, that are ranked, evenly spaced; null = all. Recommendations "
+        "are for all queries",
+        at_least=1,
+    )
     baseline_queries: int = option(
         50_000, "maximum number of queries of a split that baselines other than popularity are measured on", at_least=1
     )

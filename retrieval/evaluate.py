@@ -143,12 +143,12 @@ def learn(evaluation: Evaluation, work_folder: Path) -> None:
 
 def milliseconds(evaluation: Evaluation, work_folder: Path) -> dict[str, float]:
     """Milliseconds a ranked query of each source and of what joins them, added up over threads."""
-    ranked = [part for part in evaluation.parts() if part.split != "next" and part.rows]
+    ranked = [part for part in evaluation.parts() if part.split != "next" and evaluation.ranked(part)]
     total: dict[str, float] = {}
     for part in ranked:
         for name, seconds in json.loads((work_folder / part.name / SECONDS).read_text()).items():
             total[name] = total.get(name, 0.0) + seconds
-    queries = max(sum(part.rows for part in ranked), 1)
+    queries = max(sum(map(evaluation.ranked, ranked)), 1)
     return {name: 1e3 * seconds / queries for name, seconds in total.items()}
 
 

@@ -57,23 +57,26 @@ class PartResults:
 
 def rank_part(evaluation: Evaluation, part: Part, folder: Path, blend: BlendRanker | None) -> None:
     """Rank the targets of a part by every ranker."""
-    config = evaluation.config
-    total = sum(entry.rows for entry in evaluation.bundle.files_by_kind[f"queries-{part.split}"])
-    every, begin = -(-total // config.baseline_queries), part.first
+    config, begin = evaluation.config, part.first
+    every = evaluation.ranked_every(part.split)
+    ranked = -(-evaluation.bundle.n_queries(part.split) // every)
+    sampled_every = every * -(-ranked // config.baseline_queries)
     names = [*evaluation.rankers, *(blend.names if blend else ())]
     with RankWriter(folder / "ranks.parquet", config.deepest) as ranks:
         results = PartResults(evaluation, part, names, ranks)
         for queries in evaluation.batches(part):
-            check_targets(queries)
-            sampled = (np.arange(len(queries)) + begin) % every == 0
+            number = np.arange(begin, begin + len(queries))
             begin += len(queries)
+            queries, number = queries.take(np.flatnonzero(number % every == 0)), number[number % every == 0]
+            check_targets(queries)
+            sampled = number % sampled_every == 0
             sample = queries.take(np.flatnonzero(sampled))
             for name, ranker in evaluation.rankers.items():
                 asked = queries if name in ALWAYS_ALL else sample
                 if len(asked):
                     started = perf_counter()
-                    ranked = ranker(asked)
-                    results.add(name, asked, ranked, perf_counter() - started, _transitions(asked, blend))
+                    found = ranker(asked)
+                    results.add(name, asked, found, perf_counter() - started, _transitions(asked, blend))
             if blend:
                 rank_by_blend(blend, results, sample, variants=True)
                 rank_by_blend(blend, results, queries.take(np.flatnonzero(~sampled)), variants=False)

@@ -112,6 +112,16 @@ class Evaluation:
                 first += entry.rows
         return result
 
+    def ranked_every(self, split: str) -> int:
+        """One in so many queries of a split is ranked."""
+        most = self.config.max_queries
+        return 1 if split == "next" or not most else max(1, -(-self.bundle.n_queries(split) // most))
+
+    def ranked(self, part: Part) -> int:
+        """Queries of a part that are ranked: of the split's those whose number is a multiple."""
+        every = self.ranked_every(part.split)
+        return -(-(part.first + part.rows) // every) - -(-part.first // every)
+
     def batches(self, part: Part) -> Iterator[Queries]:
         """The part's queries."""
         entries = self.bundle.files_by_kind[f"queries-{part.split}"]
@@ -156,12 +166,12 @@ RunParts = Callable[[Evaluation, list[Part], Path], None]
 
 def run_in_process(evaluation: Evaluation, parts: list[Part], folder: Path) -> None:
     """Make all parts in this process, telling how far it is."""
-    total, done, line = sum(part.rows for part in parts), 0, ProgressLine()
+    total, done, line = sum(map(evaluation.ranked, parts)), 0, ProgressLine()
     for part in parts:
         if not (folder / part.name / DONE).is_file():
             line.update("evaluating", done, total, "queries")
             evaluation.run(part, folder)
-        done += part.rows
+        done += evaluation.ranked(part)
     line.close()
 
 

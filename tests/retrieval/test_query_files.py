@@ -228,3 +228,29 @@ def test_sampled_queries_are_evenly_spaced_over_all_files(tiny, n):
 
 def test_a_split_without_queries_gives_an_empty_sample(tiny):
     assert open_bundle(tiny / "bundle").sample_queries("validation", 5) == []
+
+
+def rows_of(folder):
+    """Users by ranker and split, and their ranks."""
+    table = pq.read_table(folder / "ranks.parquet").to_pydict()
+    rows = zip(*(table[name] for name in ("ranker", "split", "user_id", "rank")), strict=True)
+    return {(ranker, split, user): rank for ranker, split, user, rank in rows}
+
+
+@pytest.mark.parametrize("most", [1, 4, 5, 7, 12, 1_000])
+def test_evenly_spaced_queries_are_ranked_and_all_are_answered(tiny, most):
+    """In files of three queries each as in one; baselines go by every third of those that are ranked."""
+    evaluate(load(options(tiny, "whole")))
+    _, bundle = query_files.open_inputs(load(options(tiny, "some")))
+    users = {split: np.concatenate([q.user_id for q in bundle.queries(split)]) for split in ("valid", "test")}
+    split_files(tiny)
+    actual = evaluate(load(options(tiny, "some", f"max_queries={most}", "baseline_queries=2")))
+    whole, some = rows_of(tiny / "whole"), rows_of(tiny / "some")
+    for split, everyone in users.items():
+        chosen = everyone[:: -(-len(everyone) // most)]
+        sampled = chosen[:: -(-len(chosen) // 2)]
+        assert actual[split]["queries"] == len(chosen) <= most
+        for ranker, asked in (("model", chosen), ("popularity", chosen), ("markov", sampled)):
+            found = {user: rank for (name, of, user), rank in some.items() if (name, of) == (ranker, split)}
+            assert found == {user: whole[ranker, split, user] for user in asked.tolist()}
+    assert pq.read_table(tiny / "some" / "topk.parquet").equals(pq.read_table(tiny / "whole" / "topk.parquet"))
