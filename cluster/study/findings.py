@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cluster.study.experiments import Experiment, reference
+from cluster.study.experiment import Experiment, reference
 from cluster.study.trials import Cell, Trial
 from retrieval.metrics.significance import gains, holm, interval, matched_ranks, signed_rank
 from retrieval.ranks_file import read_ranks

@@ -10,7 +10,7 @@ from typing import Any
 
 from cluster.config import StudyOptions
 from cluster.steps import Step, file_fingerprint, run_step
-from cluster.study.experiments import Variant
+from cluster.study.experiment import Variant
 from etl.runtime.dataset_folder import is_dataset
 from etl.runtime.errors import InputError
 from etl.runtime.files import fingerprint_of

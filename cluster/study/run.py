@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.config import StudyOptions
-from cluster.study.experiments import EXPERIMENTS, Experiment, Variant
+from cluster.study.experiment import Experiment, Variant
+from cluster.study.experiments import EXPERIMENTS
 from cluster.study.findings import row_of
 from cluster.study.logs import Data, Log, logs_of, make_data
 from cluster.study.site import write_site

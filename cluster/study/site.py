@@ -10,7 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from cluster.study.experiments import BY_COST, LADDER, MULTI_TASK, Experiment, reference
+from cluster.study.experiment import Experiment, reference
+from cluster.study.experiments import BY_COST, LADDER, MULTI_TASK
 from cluster.study.findings import Estimates, answer, estimates_of, is_sure, label, test_metrics, with_interval
 from cluster.study.logs import Log
 from cluster.study.trials import Cell

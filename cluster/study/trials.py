@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.steps import die_with_parent
-from cluster.study.experiments import Experiment, Variant
+from cluster.study.experiment import Experiment, Variant
 from cluster.study.logs import Data
 from etl.runtime.errors import InputError
 from etl.runtime.files import fingerprint_of, write_json

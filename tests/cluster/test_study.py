@@ -23,23 +23,21 @@ import pytest
 
 from cluster.config import StudyOptions, load
 from cluster.study import findings
-from cluster.study.experiments import EXPERIMENTS, Experiment, Variant, reference
+from cluster.study.experiment import Experiment, Variant, reference
+from cluster.study.experiments import EXPERIMENTS
 from cluster.study.findings import Estimate, answer, estimates_of
 from cluster.study.logs import Data, Log, logs_of
 from cluster.study.run import cells_of, chosen
 from cluster.study.site import _published, positives
 from cluster.study.trials import Trial, execute
 from etl.config import load as load_etl
-from etl.dataset import open_dataset
 from etl.runtime.errors import InputError
 from retrieval.bundle import open_bundle
 from retrieval.config import load as load_retrieval
 from retrieval.metrics.significance import gains, signed_rank
 from tests.data import TINY
-from tests.etl.test_ctr_rows import ctr_log
 from tests.support.browser import CHROMIUM, opened
 from tests.support.bundles import other_model
-from tests.support.engine import write_log
 from tests.support.logs import generated_log
 from tests.support.runs import SMALL
 from trainer.config import load as load_trainer
@@ -200,17 +198,6 @@ def test_a_killed_study_continues_and_its_site_says_what_the_table_says(tmp_path
     assert again.stdout.splitlines()[-2:] == done.stdout.splitlines()[-2:]
 
 
-@pytest.mark.parametrize("unclicked", [True, False])
-def test_negative_feedback_is_asked_of_logs_that_show_it(tmp_path, unclicked):
-    rows = [
-        (user, item, int(not unclicked or item % 2), 0, 0, 0, "c", 1, 1, 1) for user in range(3) for item in range(24)
-    ]
-    log = write_log(tmp_path / "log.csv", rows)
-    options = StudyOptions(work=str(tmp_path / "study"), logs=[f"qb_video:{log}"], seeds=1)
-    (experiment,) = chosen(StudyOptions(experiments=["negative-feedback"]))
-    assert bool(cells_of(options, logs_of(options)[0], experiment, {})) == unclicked
-
-
 @pytest.fixture
 def members(tmp_path):
     """Two finished trials without training: the tiny bundle, and one that scores by other vectors."""
@@ -277,73 +264,6 @@ def test_means_are_run_after_all_others_and_know_their_members(tmp_path, monkeyp
     monkeypatch.setattr(Trial, "execute", lambda self: order.append(bool(self.members)))
     execute([cell.trial for cell in reversed(found)], 1, "study")
     assert order == sorted(order)
-
-
-def test_flat_rows_answer_their_own_experiment_and_no_other(tmp_path):
-    rows, sessions = chosen(StudyOptions(experiments=["benchmark-rows", "cold-start"]))
-    log = ctr_log(tmp_path / "ctr_data_1M.csv", rows=300, seed=1)
-    options = StudyOptions(work=str(tmp_path / "study"), seeds=1, name="tenrec", input=str(tmp_path))
-    (found,) = logs_of(options)
-    assert (found.name, found.scenario, found.path) == ("ctr_data_1M", "ctr", log)
-    assert len(cells_of(options, found, rows, {})) == len(rows.variants)
-    assert cells_of(options, found, sessions, {}) == []
-    # A generated log gives both; a user's log of sessions has no history columns.
-    options = StudyOptions(work=str(tmp_path / "twin"), seeds=1, generated=["qb_video 60 2000"])
-    (generated,) = logs_of(options)
-    cells = cells_of(options, generated, rows, {})
-    assert {cell.data.scenario for cell in cells} == {"ctr"}
-    assert open_dataset(cells[0].data.path).row_files
-    assert cells[0].data.best_possible == {}  # the truth is of sessions
-    assert cells_of(options, generated, sessions, {})[0].data.scenario == "qb_video"
-    own = generated_log(tmp_path / "log.csv", users=20, items=40, seed=1)
-    options = StudyOptions(work=str(tmp_path / "own"), logs=[f"qb_video:{own}"], seeds=1)
-    assert cells_of(options, logs_of(options)[0], rows, {}) == []
-
-
-def test_rows_of_merlin_are_made_of_video_logs_with_enough_rows(tmp_path, capfd):
-    (rows,) = chosen(StudyOptions(experiments=["merlin-rows"]))
-    options = StudyOptions(work=str(tmp_path / "twin"), seeds=1, generated=["qb_video 2000 1000"])
-    (log,) = logs_of(options)
-    cells = cells_of(options, log, rows, {})
-    dataset = open_dataset(cells[0].data.path)
-    assert dataset.row_files
-    assert len(cells) == len(rows.variants)
-    with (tmp_path / "twin" / "logs" / "qb_video-merlin.csv").open() as stream:
-        assert dataset.manifest.counts["exposures"] == sum(1 for _ in stream) - 1  # none is sampled away
-    # A log without such rows leaves the experiment out, not the study.
-    own = generated_log(tmp_path / "log.csv", users=20, items=400, seed=1)
-    options = StudyOptions(work=str(tmp_path / "own"), logs=[f"qb_video:{own}"], seeds=1)
-    assert cells_of(options, logs_of(options)[0], rows, {}) == []
-    assert "merlin-rows: left out, log has too few of its rows" in capfd.readouterr().out
-    assert cells_of(options, Log("ctr", "ctr", own), rows, {}) == []
-
-
-def test_cold_start_files_are_read_after_the_clicks_of_the_same_users_in_qk_video(tmp_path):
-    """Five users of the video log; two of them have articles, and one of these enough for a session of their own."""
-    folder = tmp_path / "files"
-    folder.mkdir()
-    rows = [(user, item, 1, 0, 0, 0, "0", 1, 0, 0) for user in range(1, 6) for item in range(1, 9)]
-    write_log(folder / "QK-video.csv", rows)
-    cold = [(2, 901), (4, 901), (4, 902), (4, 903), (4, 904)]
-    lines = "".join(f"{user}.0,{item}.0,1.0,1.0,3.0,0.0\n" for user, item in cold)  # as pandas writes the benchmark's
-    (folder / "cold_data_0.3.csv").write_text(f"user_id,item_id,click,gender,age,like\n{lines}")
-    options = StudyOptions(work=str(tmp_path / "study"), seeds=1, name="tenrec", input=str(folder))
-    video, log = logs_of(options)
-    cold_data, next_click = chosen(StudyOptions(experiments=["cold-data", "cold-start"]))
-    assert (log.name, log.history) == ("cold_data_0.3", folder / "QK-video.csv")
-    assert cells_of(options, log, next_click, {}) == cells_of(options, video, cold_data, {}) == []
-    cells = {cell.variant.name: cell for cell in cells_of(options, log, cold_data, {})}
-    found = {}
-    for name in ("gru4rec, this log alone", "gru4rec, after the other log"):
-        dataset = open_dataset(cells[name].data.path)
-        raw = [None, *dataset.items()["item_id"].to_pylist()]
-        tables = [pq.read_table(dataset.file(entry.path)) for entry in dataset.session_files]
-        both = (zip(t["user_id"].to_pylist(), t["items"].to_pylist(), strict=True) for t in tables)
-        found[name] = {user: [raw[item] for item in items] for pairs in both for user, items in pairs}
-    assert found == {
-        "gru4rec, this log alone": {4: [901, 902, 903, 904]},
-        "gru4rec, after the other log": {2: [*range(1, 9), 901], 4: [*range(1, 9), 901, 902, 903, 904]},
-    }
 
 
 def test_published_figures_stand_next_to_logs_of_their_scenario_alone(tmp_path):
