@@ -24,6 +24,8 @@ from etl.runtime.files import fingerprint_of, write_json
 from etl.runtime.progress import duration
 
 PR_SET_PDEATHSIG = 1
+SHARE = 0.02
+"""Of a core, for sampling memory."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,11 @@ def die_with_parent() -> None:
 
 
 class _PeakMemory(threading.Thread):
-    """Samples the proportional memory (shared pages counted once) of a process and its descendants."""
+    """Samples the proportional memory (shared pages counted once) of a process and its descendants.
+
+    The kernel walks all their pages for it, which takes a tenth of a second for a few GiB: sampling rests long enough
+    to take `SHARE` of a core.
+    """
 
     def __init__(self, pid: int, every: float = 0.5) -> None:
         super().__init__(daemon=True)
@@ -140,14 +146,15 @@ class _PeakMemory(threading.Thread):
 
     def run(self) -> None:
         """Sample until asked to stop."""
-        while not self.stop.wait(self.every):
-            total = 0
+        cost = 0.0
+        while not self.stop.wait(max(self.every, cost / SHARE)):
+            begin, total = time.thread_time(), 0
             with suppress(psutil.Error):
                 for process in [self.process, *self.process.children(recursive=True)]:
                     with suppress(psutil.Error):
                         memory = process.memory_full_info()
                         total += getattr(memory, "pss", memory.rss)
-            self.peak = max(self.peak, total)
+            self.peak, cost = max(self.peak, total), time.thread_time() - begin
 
     def finish(self) -> int:
         """Stop and return the peak in bytes."""

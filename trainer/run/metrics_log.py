@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 PROGRESS = ".progress.json"
 METRICS = "metrics.jsonl"
+RECENT_SECONDS, MARKS = 60.0, 12
+"""Over which the rate is measured that is shown, and how often it is noted in that time."""
 
 
 class RunLog:
@@ -81,6 +84,7 @@ class Meter:
     def __init__(self, unit: str, total: int, epochs: int, done: float) -> None:
         self.unit, self.total, self.epochs, self.done = unit, total, epochs, done
         self.begin = self.last = time.perf_counter()
+        self.marks = deque([(self.begin, done)])
 
     def lap(self) -> float:
         """Seconds since the last lap."""
@@ -90,8 +94,13 @@ class Meter:
 
     def values(self, progress: Progress, waited: float) -> dict[str, Any]:
         """What the progress bar shows; `waited` seconds were spent without a batch."""
-        seconds = max(time.perf_counter() - self.begin, 1e-9)
-        done = progress.loss_counts[0]
+        now, done = time.perf_counter(), progress.loss_counts[0]
+        seconds = max(now - self.begin, 1e-9)
+        if now - self.marks[-1][0] >= RECENT_SECONDS / MARKS:
+            self.marks.append((now, done))
+        while len(self.marks) > MARKS:
+            self.marks.popleft()
+        since, before = self.marks[0]
         return {
             "epoch": progress.epoch + 1,
             "epochs": self.epochs,
@@ -99,6 +108,7 @@ class Meter:
             "total": self.total if self.unit == "clicks" else done * self.total / max(progress.sample, 1),
             "unit": self.unit,
             "rate": (done - self.done) / seconds,
+            "recent_rate": (done - before) / max(now - since, 1e-9),
             "loss": progress.loss_sums[0] / max(done, 1.0),
             "waiting": waited / seconds,
         }
@@ -154,11 +164,11 @@ def valid_lines(run: Path) -> list[str]:
 def epoch_line(values: dict[str, Any]) -> str:
     """How far an epoch is, with its loss and the share of time spent waiting for data.
 
-    >>> values = {"epoch": 1, "epochs": 3, "done": 2500, "total": 10000, "unit": "clicks", "rate": 1250.0}
-    >>> values |= {"loss": 6.12, "waiting": 0.03}
+    >>> values = {"epoch": 1, "epochs": 3, "done": 2500, "total": 10000, "unit": "clicks"}
+    >>> values |= {"recent_rate": 1250.0, "loss": 6.12, "waiting": 0.03}
     >>> epoch_line(values)
     'epoch 1/3: 2,500/10,000 clicks, 1,250 clicks/s, 6 s left, loss 6.120, waiting 3%'
     """
     note = f"loss {values['loss']:.3f}, waiting {values['waiting']:.0%}"
     what = f"epoch {values['epoch']}/{values['epochs']}"
-    return progress_line(what, values["done"], values["total"], values["unit"], values["rate"], note)
+    return progress_line(what, values["done"], values["total"], values["unit"], values["recent_rate"], note)

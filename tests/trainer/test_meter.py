@@ -1,0 +1,27 @@
+"""The rate that a run shows is that of the last minute; the epoch's mean goes into its log."""
+
+from __future__ import annotations
+
+import pytest
+
+from trainer.run import metrics_log
+from trainer.run.checkpoint import Progress
+from trainer.run.metrics_log import Meter
+
+
+def test_the_rate_shown_is_of_the_last_minute(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(metrics_log.time, "perf_counter", lambda: clock[0])
+    progress = Progress(loss_sums=[0.0], loss_counts=[500.0])
+    meter = Meter("clicks", 100_000, 1, done=500)
+    shown = {}
+    for second in range(1, 241):  # ten clicks a second for two minutes, then thirty
+        clock[0] += 1
+        progress.loss_counts = [progress.loss_counts[0] + (10 if second <= 120 else 30)]
+        shown[second] = meter.values(progress, 0.0)
+    assert shown[1]["recent_rate"] == pytest.approx(10)
+    assert shown[120]["recent_rate"] == pytest.approx(10)
+    assert shown[240]["recent_rate"] == pytest.approx(30)
+    assert shown[240]["rate"] == pytest.approx(20)
+    assert 10 < shown[150]["recent_rate"] < 30
+    assert "30 clicks/s" in metrics_log.epoch_line(shown[240])
