@@ -18,19 +18,21 @@ from trainer.config import TrainerConfig
 from trainer.distributed.world import World
 from trainer.option_groups import ModelOptions, TrainOptions
 from trainer.task.registry import model_task_of
-from trainer.training.cooccurrence import counted_clicks, factors, near_clicks, positive_pmi, start_vectors
+from trainer.training.cooccurrence import Matrix, counted_clicks, factors, positive_pmi, start_vectors
 from trainer.training.objective import INPUT, ITEM
 
 Clicks = tuple[np.ndarray, np.ndarray]
 """Session and dense id of clicks, in order."""
 
 
-def dense(entries: tuple[np.ndarray, np.ndarray], n: int) -> np.ndarray:
-    key, value = entries
-    assert (np.diff(key) > 0).all()
-    out = np.zeros(n * n)
-    out[key] = value
-    return out.reshape(n, n)
+def dense(matrix: Matrix) -> np.ndarray:
+    n = len(matrix.offset) - 1
+    row = np.repeat(np.arange(n), np.diff(matrix.offset))
+    assert (np.diff(row * n + matrix.column) > 0).all()
+    assert (matrix.value > 0).all()
+    out = np.zeros((n, n))
+    out[row, matrix.column] = matrix.value
+    return out
 
 
 def slow_ppmi(clicks: Clicks, n: int) -> np.ndarray:
@@ -55,9 +57,11 @@ def slow_ppmi(clicks: Clicks, n: int) -> np.ndarray:
 def test_ppmi_is_that_of_a_loop_over_pairs(fifty):
     n, (session, item) = fifty.manifest.n_items, counted_clicks(fifty, 2)
     few = session[session < 8], item[session < 8]
-    actual, expected = dense(positive_pmi(*near_clicks(*few, n), n), n), slow_ppmi(few, n)
+    actual, expected = positive_pmi(*few, n), slow_ppmi(few, n)
     assert (expected > 0).sum() > 100
-    assert actual == pytest.approx(expected, abs=1e-9)
+    assert dense(actual) == pytest.approx(expected, abs=1e-6)
+    for at_once in (1, 300, 1_000):  # rows by rows
+        assert np.array_equal(dense(positive_pmi(*few, n, at_once)), dense(actual))
 
 
 def test_the_counted_clicks_are_those_of_the_counted_sources(fifty):
@@ -73,7 +77,10 @@ def test_factors_are_those_of_the_eigenvectors_of_the_largest_magnitude():
     basis, _ = np.linalg.qr(rng.normal(size=(60, 60)))
     value = np.array([9.0, -7.0, 5.0, 3.0, *rng.normal(size=56) * 0.1])
     matrix = (basis * value) @ basis.T
-    actual = factors(np.arange(3_600), matrix.ravel(), 60, 4, seed=1).numpy()
+    everything = Matrix(
+        np.arange(61) * 60, np.tile(np.arange(60, dtype=np.int32), 60), matrix.ravel().astype(np.float32)
+    )
+    actual = factors(everything, 4, seed=1).numpy()
     magnitude = (basis[:, :4] * np.abs(value[:4])) @ basis[:, :4].T  # the sign of a factor is free
     assert actual.shape == (60, 4)
     assert actual @ actual.T == pytest.approx(magnitude, abs=1e-3)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import threading
+
 import pytest
 
 from trainer.run import metrics_log
@@ -25,3 +28,11 @@ def test_the_rate_shown_is_of_the_last_minute(monkeypatch):
     assert shown[240]["rate"] == pytest.approx(20)
     assert 10 < shown[150]["recent_rate"] < 30
     assert "30 clicks/s" in metrics_log.epoch_line(shown[240])
+
+
+def test_what_another_version_left_shows_nothing(tmp_path, capfd):
+    (tmp_path / metrics_log.PROGRESS).write_text(json.dumps({"epoch": 1, "epochs": 2, "rate": 3.0}))
+    stop = threading.Event()
+    stop.set()
+    metrics_log._show(tmp_path, stop)
+    assert capfd.readouterr() == ("", "")

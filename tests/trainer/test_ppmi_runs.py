@@ -99,9 +99,11 @@ def test_too_little_memory_is_refused_with_the_need(fifty, tmp_path, monkeypatch
 
 
 def test_the_need_grows_with_clicks_and_items(monkeypatch):
-    """QK-video's 72,066,187 clicks of 3,753,436 items do not fit into 24 GiB; 120,000 clicks fit into one."""
+    """QK-video's 72,066,187 clicks of 3,753,436 items fit into 24 GiB and not into 12; 120,000 clicks fit into one."""
     monkeypatch.setattr(cooccurrence.psutil, "virtual_memory", lambda: SimpleNamespace(available=24 * 2**30))
-    with pytest.raises(InputError, match=r"69\.8 GiB"):
+    cooccurrence.check_memory(72_066_187, 3_753_436, 128)
+    monkeypatch.setattr(cooccurrence.psutil, "virtual_memory", lambda: SimpleNamespace(available=12 * 2**30))
+    with pytest.raises(InputError, match=r"15\.5 GiB"):
         cooccurrence.check_memory(72_066_187, 3_753_436, 128)
     monkeypatch.setattr(cooccurrence.psutil, "virtual_memory", lambda: SimpleNamespace(available=2**30))
     cooccurrence.check_memory(120_000, 11_924, 128)

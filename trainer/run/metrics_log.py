@@ -147,7 +147,7 @@ def _show(run: Path, stop: threading.Event) -> None:
         for epoch in lines[epochs:]:
             line.say(epoch)
         epochs = len(lines)
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, KeyError):  # not there, half there, or left by another version
             line.show(epoch_line(json.loads((run / PROGRESS).read_text())))
     line.close()
 

@@ -2,12 +2,17 @@
 
 The matrix of positive pointwise mutual information (PPMI) with smoothed contexts is factorised by a truncated
 eigendecomposition (Levy and Goldberg 2014; Levy et al. 2015), which is what word2vec does in the limit. The matrix
-`[n_items, n_items]` is held as its entries: keys `row * n_items + column`, rising, and values.
+is counted a range of rows at a time, so that beside it little more than the clicks is in memory.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +32,29 @@ SMOOTHING = 0.75
 OVERSAMPLING, ITERATIONS = 16, 4
 """Of the randomized range finder (Halko et al. 2011)."""
 
-BYTES_A_CLICK, BYTES_A_NUMBER = 800, 32
-"""Peak memory: of counting, for each click; of the factorisation, for each number of a base of its range."""
+COMMON = math.lcm(*range(1, WINDOW + 1))
+"""Times 1 / distance it is a whole number."""
+PAIRS_AT_ONCE = 1 << 24
+BYTES_A_CLICK, BYTES_A_NUMBER, BYTES_A_PAIR = 100, 14, 110
+"""Peak memory: of the matrix, for each click; of the factorisation, for each number of a base of its range; of
+counting, for each pair at once."""
 
 Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A sparse matrix by rows.
+
+    Attributes:
+        offset: int64 `[n + 1]`, where each row begins.
+        column: int32, rising in each row.
+        value: float32.
+    """
+
+    offset: Int
+    column: npt.NDArray[np.int32]
+    value: npt.NDArray[np.float32]
 
 
 def start_vectors(dataset: Dataset, holdout: int, dimension: int, seed: int) -> torch.Tensor:
@@ -50,14 +74,15 @@ def start_vectors(dataset: Dataset, holdout: int, dimension: int, seed: int) -> 
     """
     n = dataset.manifest.n_items
     check_memory(dataset.manifest.counts["clicks"], n, dimension)
-    key, value = positive_pmi(*near_clicks(*counted_clicks(dataset, holdout), n), n)
-    vector = torch.nn.functional.normalize(factors(key, value, n, dimension, seed), dim=1)
-    return torch.nn.functional.pad(vector, (0, dimension - vector.shape[1])).float()
+    matrix = positive_pmi(*counted_clicks(dataset, holdout), n)
+    vector = torch.nn.functional.normalize(factors(matrix, dimension, seed), dim=1)
+    return torch.nn.functional.pad(vector, (0, dimension - vector.shape[1]))
 
 
 def check_memory(clicks: int, n_items: int, dimension: int) -> None:
     """Raise `InputError` where counting and factorising may not fit into this machine's free memory."""
-    needed = BYTES_A_CLICK * clicks + BYTES_A_NUMBER * n_items * min(n_items, dimension + OVERSAMPLING)
+    counting = BYTES_A_CLICK * clicks + BYTES_A_PAIR * min(PAIRS_AT_ONCE, 2 * WINDOW * clicks)
+    needed = counting + BYTES_A_NUMBER * n_items * min(n_items, dimension + OVERSAMPLING)
     free = psutil.virtual_memory().available
     if needed > free:
         what = f"{needed / 2**30:.1f} GiB of free memory for train.ppmi_start"
@@ -76,52 +101,108 @@ def counted_clicks(dataset: Dataset, holdout: int) -> tuple[Int, Int]:
     return np.concatenate(sessions), np.concatenate(items)
 
 
-def near_clicks(session_N: Int, item_N: Int, n_items: int) -> tuple[Int, Floats]:
-    """Entries of the symmetric matrix of Σ 1 / distance over pairs of clicks within the window in one session."""
-    common = math.lcm(*range(1, WINDOW + 1))  # integers add up exactly in any order
-    keys, weights = [], []
+def positive_pmi(session_N: Int, item_N: Int, n_items: int, at_once: int = PAIRS_AT_ONCE) -> Matrix:
+    """The matrix of max(0, log p(i, j) / (p(i) p'(j))) with p' ∝ count^`SMOOTHING`, the mean of both directions.
+
+    Args:
+        session_N: of each click; the clicks of a session stand together.
+        item_N: dense ids, in order.
+        n_items: of the dataset.
+        at_once: pairs whose counts are in memory at a time; the result does not depend on it.
+    """
+    in_session = np.append(np.flatnonzero(np.diff(session_N, prepend=-1)), len(session_N))
+    end_N = np.repeat(in_session[1:], np.diff(in_session)).astype(np.int32)
+    begin_N = np.repeat(in_session[:-1], np.diff(in_session)).astype(np.int32)
+    index_N = (item_N - 1).astype(np.int32)
+    of_item = np.zeros(n_items)
+    clicks = np.bincount(index_N, minlength=n_items)
+    lengths, columns, values = [np.zeros(1, np.int64)], [], []
+    blocks = row_blocks(clicks, max(1, at_once // (2 * WINDOW)))
+    for begin, end in blocks:
+        for _, weight, click in near_clicks(index_N, begin_N, end_N, begin, end):
+            of_item += np.bincount(index_N[click], minlength=n_items) * (weight / COMMON)
+    context = of_item**SMOOTHING
+    with np.errstate(divide="ignore"):
+        log_item, log_context = np.log(of_item), np.log(context / max(context.sum(), 1e-300))
+    for begin, end in blocks:
+        keys, weights = [], []
+        for other, weight, click in near_clicks(index_N, begin_N, end_N, begin, end):
+            keys.append((index_N[click].astype(np.int64) - begin) * n_items + index_N[other])
+            weights.append(np.full(len(click), float(weight)))
+        key, total = sum_by_key(np.concatenate(keys), np.concatenate(weights))
+        row, column = np.divmod(key, n_items)
+        log_count, row = np.log(total / COMMON), row + begin
+        value = np.maximum(log_count - log_item[row] - log_context[column], 0.0)
+        value += np.maximum(log_count - log_item[column] - log_context[row], 0.0)
+        positive = value > 0
+        lengths.append(np.bincount(row[positive] - begin, minlength=end - begin))
+        columns.append(column[positive].astype(np.int32))
+        values.append((value[positive] / 2).astype(np.float32))
+    return Matrix(np.cumsum(np.concatenate(lengths)), joined(columns), joined(values))
+
+
+def joined(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """The parts one after another; each is given up once it is copied, so that little is there twice."""
+    result, end = np.empty(sum(map(len, parts)), parts[0].dtype), 0
+    while parts:
+        part = parts.pop(0)
+        result[end : end + len(part)] = part
+        end += len(part)
+    return result
+
+
+def row_blocks(click_I: Int, at_once: int) -> list[tuple[int, int]]:
+    """Ranges of items with about so many clicks each, or one item.
+
+    >>> row_blocks(np.array([5, 1, 1, 1, 9]), 3)
+    [(0, 1), (1, 4), (4, 5)]
+    """
+    total, bounds = np.cumsum(click_I), [0]
+    while bounds[-1] < len(click_I):
+        before = total[bounds[-1] - 1] if bounds[-1] else 0
+        bounds.append(max(int(np.searchsorted(total, before + at_once, side="right")), bounds[-1] + 1))
+    return list(itertools.pairwise(bounds))
+
+
+def near_clicks(
+    index_N: npt.NDArray[np.int32], begin_N: npt.NDArray[np.int32], end_N: npt.NDArray[np.int32], low: int, high: int
+) -> Iterator[tuple[Int, int, Int]]:
+    """Pairs of clicks within the window in one session, the first of them on an item in `low..high`.
+
+    Yields:
+        The places of the other clicks, `COMMON` / distance, and the places of the first ones.
+    """
+    click = np.flatnonzero((index_N >= low) & (index_N < high))
     for gap in range(1, WINDOW + 1):
-        near = np.flatnonzero(session_N[:-gap] == session_N[gap:])
-        one, other = item_N[near] - 1, item_N[near + gap] - 1
-        keys += [one * n_items + other, other * n_items + one]
-        weights += [np.full(len(near), float(common // gap))] * 2
-    key, total = sum_by_key(np.concatenate(keys), np.concatenate(weights))
-    return key, total / common
+        for other in (click + gap, click - gap):
+            near = (other >= begin_N[click]) & (other < end_N[click])
+            yield other[near], COMMON // gap, click[near]
 
 
 def sum_by_key(key_N: Int, value_N: Floats) -> tuple[Int, Floats]:
-    """Distinct keys, rising, and the sum of the values of each."""
-    order = np.argsort(key_N, kind="stable")
+    """Distinct keys, rising, and the sum of the values of each; whole numbers add up exactly in any order."""
+    order = np.argsort(key_N)
     key = key_N[order]
     first = np.flatnonzero(np.diff(key, prepend=-1))
     return key[first], np.add.reduceat(value_N[order], first) if len(key) else value_N
 
 
-def positive_pmi(key: Int, count: Floats, n_items: int) -> tuple[Int, Floats]:
-    """Entries of max(0, log p(i, j) / (p(i) p'(j))) with p' ∝ count^`SMOOTHING`; the mean of both directions."""
-    row, column = np.divmod(key, n_items)
-    of_item = np.bincount(row, count, minlength=n_items)
-    context = of_item**SMOOTHING
-    pmi = np.log(count * context.sum() / (of_item[row] * context[column]))
-    half = np.maximum(pmi, 0.0) / 2.0
-    transposed = np.argsort(column * n_items + row)  # the same entries, for the counts are symmetric
-    return key, half + half[transposed]
-
-
-def factors(key: Int, value: Floats, n_items: int, rank: int, seed: int) -> torch.Tensor:
-    """U |Λ|^½ of the `rank` largest eigenvalues, by magnitude, of a symmetric matrix: float64 `[n_items, rank]`."""
-    index = np.stack(np.divmod(key, n_items))
-    matrix = torch.sparse_coo_tensor(
-        torch.from_numpy(index), torch.from_numpy(value), (n_items, n_items), check_invariants=False
-    ).coalesce()
-    width = min(n_items, rank + OVERSAMPLING)
-    base = torch.from_numpy(np.random.default_rng(seed).normal(size=(n_items, width)))
+def factors(matrix: Matrix, rank: int, seed: int) -> torch.Tensor:
+    """U |Λ|^½ of the `rank` largest eigenvalues, by magnitude, of a symmetric matrix: float32 `[n_items, rank]`."""
+    n = len(matrix.offset) - 1
+    kind = np.int32 if len(matrix.column) < 2**31 else np.int64
+    offset, column = (torch.from_numpy(part.astype(kind, copy=False)) for part in (matrix.offset, matrix.column))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of torch: that CSR is in beta
+        rows = torch.sparse_csr_tensor(offset, column, torch.from_numpy(matrix.value), size=(n, n))
+    width = min(n, rank + OVERSAMPLING)
+    base = torch.from_numpy(np.random.default_rng(seed).standard_normal((n, width), np.float32))
     for _ in range(ITERATIONS):
-        base, _ = torch.linalg.qr(torch.sparse.mm(matrix, base))
-    eigenvalue, vector = torch.linalg.eigh(base.t() @ torch.sparse.mm(matrix, base))
+        base, _ = torch.linalg.qr(rows @ base)
+    eigenvalue, vector = torch.linalg.eigh((base.t() @ (rows @ base)).double())
     largest = torch.argsort(eigenvalue.abs(), descending=True, stable=True)[:rank]
     magnitude = eigenvalue[largest].abs()
-    magnitude[magnitude < 1e-9 * magnitude.max()] = 0.0  # of a matrix of lower rank: rounding
-    result = (base @ vector[:, largest]) * magnitude.sqrt()
-    result[~torch.from_numpy(np.isin(np.arange(n_items), index[0, value > 0]))] = 0.0
+    magnitude[magnitude < 1e-6 * magnitude.max()] = 0.0  # of a matrix of lower rank: rounding
+    result = base @ (vector[:, largest] * magnitude.sqrt()).float()
+    result[torch.from_numpy(np.diff(matrix.offset) == 0)] = 0.0
     return result
