@@ -24,6 +24,7 @@ from etl.dataset import Dataset
 from etl.runtime.errors import InputError
 from trainer.data.order import Int
 from trainer.data.ragged import Ragged
+from trainer.models.embedding_table import DRAWN_ROWS
 
 WINDOW = 5
 """Largest distance in clicks of a pair; it counts 1 / distance."""
@@ -196,7 +197,9 @@ def factors(matrix: Matrix, rank: int, seed: int) -> torch.Tensor:
         warnings.simplefilter("ignore", UserWarning)  # of torch: that CSR is in beta
         rows = torch.sparse_csr_tensor(offset, column, torch.from_numpy(matrix.value), size=(n, n))
     width = min(n, rank + OVERSAMPLING)
-    base = torch.from_numpy(np.random.default_rng(seed).standard_normal((n, width), np.float32))
+    base, random = torch.empty(n, width), np.random.default_rng(seed)
+    for part in base.split(DRAWN_ROWS):  # drawn in float64, whose numbers are others
+        part.copy_(torch.from_numpy(random.normal(size=part.shape)))
     for _ in range(ITERATIONS):
         base, _ = torch.linalg.qr(rows @ base)
     eigenvalue, vector = torch.linalg.eigh((base.t() @ (rows @ base)).double())
