@@ -116,16 +116,16 @@ def positive_pmi(session_N: Int, item_N: Int, n_items: int, at_once: int = PAIRS
     begin_N = np.repeat(in_session[:-1], np.diff(in_session)).astype(np.int32)
     index_N = (item_N - 1).astype(np.int32)
     of_item = np.zeros(n_items)
-    clicks = np.bincount(index_N, minlength=n_items)
-    lengths, columns, values = [np.zeros(1, np.int64)], [], []
-    blocks = row_blocks(clicks, max(1, at_once // (2 * WINDOW)))
-    for begin, end in blocks:
-        for _, weight, click in near_clicks(index_N, begin_N, end_N, begin, end):
-            of_item += np.bincount(index_N[click], minlength=n_items) * (weight / COMMON)
+    for gap in range(1, WINDOW + 1):
+        near = np.flatnonzero(session_N[:-gap] == session_N[gap:])
+        for place in (near, near + gap):
+            of_item += COMMON // gap * np.bincount(index_N[place], minlength=n_items)
+    of_item /= COMMON
     context = of_item**SMOOTHING
     with np.errstate(divide="ignore"):
         log_item, log_context = np.log(of_item), np.log(context / max(context.sum(), 1e-300))
-    for begin, end in blocks:
+    lengths, columns, values = [np.zeros(1, np.int64)], [], []
+    for begin, end in row_blocks(np.bincount(index_N, minlength=n_items), max(1, at_once // (2 * WINDOW))):
         keys, weights = [], []
         for other, weight, click in near_clicks(index_N, begin_N, end_N, begin, end):
             keys.append((index_N[click].astype(np.int64) - begin) * n_items + index_N[other])
