@@ -20,6 +20,7 @@ DEDUPE = ("none", "exact", "first")
 SPLIT_BYTES = 64 << 20
 """What one task reads of a log by default: the order of sessions follows from it."""
 ENGINES = ("auto", "local", "spark")
+UNCLICKED_PER_CLICK = 2
 MAX_CLICKS_LIMIT = 1_000
 MIN_CLICKS_LIMIT = 3
 
@@ -74,7 +75,7 @@ class EtlConfig:
         None, "log, glob or URI, or a list of these: keep only rows of users who are in it, whatever it shows of them"
     )
     unclicked_per_click: int | None = option(
-        2, "scenario ctr: unclicked rows sampled for each clicked one; null = all rows", at_least=0
+        UNCLICKED_PER_CLICK, "scenario ctr: unclicked rows sampled for each clicked one; null = all rows", at_least=0
     )
     strict: bool = option(False, "stop at the first malformed row")
     overwrite: bool = option(False, "replace an existing dataset once the new one is complete")
@@ -149,7 +150,9 @@ def protocol_record(config: EtlConfig, shards: int, users: str | None) -> dict[s
         shards: how many files.
         users: fingerprint of the users of `users_from`.
     """
-    of_rows = {"seed": config.seed, "unclicked_per_click": config.unclicked_per_click}
+    of_rows: dict[str, Any] = {"seed": config.seed}
+    if config.unclicked_per_click != UNCLICKED_PER_CLICK:  # what every dataset has is not named: fingerprints stay
+        of_rows["unclicked_per_click"] = config.unclicked_per_click
     return {
         **dataclasses.asdict(config.protocol),
         "exposures": config.exposures,

@@ -266,7 +266,8 @@ def make_statistics(job: Job, files: list[LogFile], splits: list[dict[str, Any]]
         ),
         "rows_read": raw["exposures"] + of_other_users + sum(reasons.values()),
         "rows_quarantined": dict(sorted(reasons.items())),
-        "rows_of_other_users": of_other_users,
+        # Only where asked: the file is part of the dataset's fingerprint, from which the order of training follows.
+        **({"rows_of_other_users": of_other_users} if job.known_users else {}),
         "rows_of_unknown_items": sum(split["unknown"] for split in splits),
         "absent_columns": tenrec.absent_columns(files, job.scenario),
     }

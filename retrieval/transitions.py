@@ -37,14 +37,14 @@ COUNTED = {"rules": "sequential_rules", "cosine": "item_knn"}
 """The counted source that a term is made from."""
 PER_ITEM, GAPS = 100, 10
 """Items retained of each item, the best ones; largest distance in clicks of a rule."""
-ROWS_AT_ONCE = 1 << 20
+ROWS_AT_ONCE, ENTRIES_AT_ONCE = 1 << 20, 1 << 22
 
 Int = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Transitions:
-    """The counts by term: float64 `[n_items + 1, n_items + 1]`, columns rising, row 0 empty."""
+    """The counts by term: float32 `[n_items + 1, n_items + 1]`, columns rising, row 0 empty."""
 
     terms: dict[str, sparse.csr_matrix]
 
@@ -57,11 +57,13 @@ class Transitions:
         out = []
         for name, steps in STEPS.items():
             steps = steps[: context_NG.shape[1]]
-            n, size = len(context_NG), self.terms[name].shape[0]
-            weight = np.tile(steps, n)
+            n = len(context_NG)
+            # The rows that are needed in float64: scipy would copy all of them to one type.
+            items, place = np.unique(context_NG[:, : len(steps)], return_inverse=True)
+            rows = self.terms[name][items].astype(np.float64)
             indptr = np.arange(n + 1) * len(steps)
-            clicks = sparse.csr_matrix((weight, context_NG[:, : len(steps)].ravel(), indptr), shape=(n, size))
-            result = (clicks @ self.terms[name]).tocsr()
+            clicks = sparse.csr_matrix((np.tile(steps, n), place.ravel(), indptr), shape=(n, len(items)))
+            result = (clicks @ rows).tocsr()
             result.sort_indices()
             out.append(result)
         return out
@@ -120,8 +122,7 @@ def of_counts(counts: dict[str, sparse.csr_matrix]) -> Transitions:
     """The terms of rules' scores and cosines."""
     terms = {}
     for name, matrix in counts.items():
-        value = np.asarray(matrix.data, np.float64)
-        value = np.log1p(value) if name == "rules" else value
+        value = np.log1p(matrix.data) if name == "rules" else matrix.data
         terms[name] = sparse.csr_matrix((value, matrix.indices, matrix.indptr), shape=matrix.shape)
     return Transitions(terms)
 
@@ -147,20 +148,28 @@ def read_transitions(bundle: Bundle) -> Transitions | None:
     size = bundle.manifest.n_items + 1
     terms = {}
     for entry in bundle.files_by_kind.get(TRANSITIONS, []):
-        table = pq.read_table(bundle.path / entry.path)
-        item, other, value = (table[name].to_numpy() for name in TRANSITIONS_SCHEMA.names)
-        ids = np.concatenate([item, other])
-        if len(ids) and (ids.min() < 1 or ids.max() >= size):
-            raise InputError(f"transitions between items 1..{size - 1}", "another item", HINT)
-        pair = item.astype(np.int64) * size + other
-        if (np.diff(pair) <= 0).any() or not ((value > 0) & np.isfinite(value)).all():
-            raise InputError("transitions in rising order, each once, above 0", entry.path, HINT)
-        offset = np.concatenate([[0], np.cumsum(np.bincount(item, minlength=size))])
-        name = Path(entry.path).stem
-        terms[name] = sparse.csr_matrix((value, other, offset), shape=(size, size))
+        terms[Path(entry.path).stem] = _read_term(bundle.path / entry.path, entry.path, size)
     if terms and set(terms) != set(STEPS):
         raise InputError(f"transitions {', '.join(STEPS)}", ", ".join(terms), HINT)
     return Transitions({name: terms[name] for name in STEPS}) if terms else None
+
+
+def _read_term(path: Path, name: str, size: int) -> sparse.csr_matrix:
+    """The term of a file, in little more memory than its entries take."""
+    with pq.ParquetFile(path) as file:
+        other, value = (np.empty(file.metadata.num_rows, kind) for kind in (np.int32, np.float32))
+        length, last, end = np.zeros(size, np.int64), -1, 0
+        for batch in file.iter_batches(ENTRIES_AT_ONCE, columns=TRANSITIONS_SCHEMA.names):
+            items, others, values = (batch[column].to_numpy() for column in TRANSITIONS_SCHEMA.names)
+            if min(items.min(), others.min()) < 1 or max(items.max(), others.max()) >= size:
+                raise InputError(f"transitions between items 1..{size - 1}", "another item", HINT)
+            pair = items.astype(np.int64) * size + others
+            if pair[0] <= last or (np.diff(pair) <= 0).any() or not ((values > 0) & np.isfinite(values)).all():
+                raise InputError("transitions in rising order, each once, above 0", name, HINT)
+            length += np.bincount(items, minlength=size)
+            begin, end, last = end, end + len(batch), int(pair[-1])
+            other[begin:end], value[begin:end] = others, values
+    return sparse.csr_matrix((value, other, np.concatenate([[0], np.cumsum(length)])), shape=(size, size))
 
 
 def add_to_lists(
