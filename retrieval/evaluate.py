@@ -14,6 +14,7 @@ from etl.runtime.dataset_folder import MANIFEST
 from etl.runtime.errors import InputError
 from etl.runtime.files import sha256_of, write_json
 from etl.runtime.object_store import published, read_file, refuse_output
+from etl.runtime.progress import ProgressLine
 from retrieval.blend.describe import describe_blend, put_blend
 from retrieval.blend.prepare import prepare_blend
 from retrieval.blend.ranker import BLEND
@@ -199,7 +200,9 @@ def evaluate_feedback(bundle: Bundle, dataset: Dataset) -> dict[str, dict[str, A
     tasks = {split: bundle.feedback_tasks(split) for split in ("valid", "test")}
     every = list(dict.fromkeys([*tasks["valid"], *tasks["test"]]))
     rates = item_rates(dataset, every) if every else {}
-    for split, task in ((split, task) for split, names in tasks.items() for task in names):
+    pairs, line = [(split, task) for split, names in tasks.items() for task in names], ProgressLine()
+    for number, (split, task) in enumerate(pairs):
+        line.update(f"feedback of {split}: {task}", number, len(pairs), "tasks")
         rows = bundle.feedback(split, task)
         user, item, clicked, label, score = (
             rows[name].to_numpy() for name in ("user_id", "item", "clicked", "label", "score")
@@ -209,4 +212,5 @@ def evaluate_feedback(bundle: Bundle, dataset: Dataset) -> dict[str, dict[str, A
             result = dict(feedback_metrics(task, user, clicked, label, rates[task][item]))
             aucs = {name: value for name, value in result.items() if "auc/" in name}
             out["baselines"].setdefault("item_rate", {}).setdefault(split, {}).update(aucs)
+    line.close()
     return out
