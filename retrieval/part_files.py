@@ -67,7 +67,9 @@ def rank_part(evaluation: Evaluation, part: Part, folder: Path, blend: BlendRank
         for queries in evaluation.batches(part):
             number = np.arange(begin, begin + len(queries))
             begin += len(queries)
-            queries, number = queries.take(np.flatnonzero(number % every == 0)), number[number % every == 0]
+            if every > 1:
+                row = np.flatnonzero(number % every == 0)
+                queries, number = queries.take(row), number[row]
             check_targets(queries)
             sampled = number % sampled_every == 0
             sample = queries.take(np.flatnonzero(sampled))

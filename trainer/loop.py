@@ -176,8 +176,7 @@ def fit(
         log.close()
     writer.wait()
     world.barrier()
-    bests = {progress.best_step, *(step for _, step, _ in progress.best_by_task.values())}
-    if phase.validates and bests != {progress.step}:
+    if phase.validates and progress.best_steps != {progress.step}:
         run.pull_on_all(world)
         checkpoint.load_best(folder, progress.best_step, train_step)
     return train_step, progress

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from etl.config import SPLIT_BYTES
-from etl.logs.parse import Parser
-from etl.logs.splits import LogFile, make_splits, read_blocks
+from etl.logs.parse import parsed_blocks
+from etl.logs.splits import LogFile
 from etl.logs.tenrec import Scenario, open_logs
 from etl.protocol import Int
 
@@ -19,14 +18,12 @@ IDS = Scenario(("user_id", "item_id"), "")
 def distinct_ids(log: LogFile, columns: Sequence[str] = IDS.columns) -> tuple[dict[str, Int], Counter[str]]:
     """Distinct ids of a log by column, sorted, read a block at a time; and the rows left out, by reason."""
     seen = {name: np.zeros(0, np.int64) for name in columns}
-    parser, left_out = Parser(IDS, log), Counter[str]()
-    for split in make_splits([log], SPLIT_BYTES):
-        for block in read_blocks(split)[0]:
-            tables, bad = parser.parse(block)
-            left_out.update(row.reason for row in bad)
-            for table in tables:
-                for name, ids in seen.items():
-                    seen[name] = np.union1d(ids, table[name].to_numpy())
+    left_out = Counter[str]()
+    for tables, bad in parsed_blocks(log, IDS):
+        left_out.update(row.reason for row in bad)
+        for table in tables:
+            for name, ids in seen.items():
+                seen[name] = np.union1d(ids, table[name].to_numpy())
     return seen, left_out
 
 

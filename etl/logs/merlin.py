@@ -17,9 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from etl.config import SPLIT_BYTES
-from etl.logs.parse import Parser
-from etl.logs.splits import make_splits, read_blocks
+from etl.logs.parse import parsed_blocks
 from etl.logs.tenrec import HISTORY, SCENARIOS, VIDEO, open_logs
 from etl.protocol import Int, Mask
 from etl.runtime.errors import InputError
@@ -40,10 +38,10 @@ class Limits:
         rounds: times that users, then items, are counted and dropped.
     """
 
-    min_user_rows: int = 30
-    max_user_rows: int = 150
-    min_item_rows: int = 30
-    rounds: int = 5
+    min_user_rows: int
+    max_user_rows: int
+    min_item_rows: int
+    rounds: int
 
 
 @dataclass(frozen=True)
@@ -89,18 +87,16 @@ def _spool(inputs: list[str], path: Path) -> tuple[int, Int, Int]:
     distinct: dict[str, list[Int]] = {"user_id": [], "item_id": []}
     writer = None
     for log in open_logs(inputs, scenario):
-        parser = Parser(scenario, log)
-        for split in make_splits([log], SPLIT_BYTES):
-            for block in read_blocks(split)[0]:
-                for table in parser.parse(block)[0]:
-                    rows_read += len(table)
-                    table = _candidates(table)
-                    for name, ids in distinct.items():
-                        ids.append(np.unique(table[name].to_numpy()))
-                    if writer is None:
-                        options = pa.ipc.IpcWriteOptions(compression="lz4")
-                        writer = pa.ipc.new_file(path, table.schema, options=options)
-                    writer.write_table(table)
+        for tables, _ in parsed_blocks(log, scenario):
+            for table in tables:
+                rows_read += len(table)
+                table = _candidates(table)
+                for name, ids in distinct.items():
+                    ids.append(np.unique(table[name].to_numpy()))
+                if writer is None:
+                    options = pa.ipc.IpcWriteOptions(compression="lz4")
+                    writer = pa.ipc.new_file(path, table.schema, options=options)
+                writer.write_table(table)
     if writer is None:
         raise InputError("input with data rows", "none usable", "check the files")
     writer.close()

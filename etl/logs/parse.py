@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
-from etl.logs.splits import Block, LogFile
+from etl.config import SPLIT_BYTES
+from etl.logs.splits import Block, LogFile, make_splits, read_blocks
 from etl.logs.tenrec import NULL, Scenario
 
 FEW_BYTES = 4096
@@ -51,6 +52,14 @@ _INT8 = (-128, 127)
 _LIMITS = {"watching_times": (0, 2**31 - 1), "gender": _INT8, "age": _INT8}
 _ID_LIMITS = (0, 2**63 - 1)
 _TEXT = pa.dictionary(pa.int32(), pa.string())
+
+
+def parsed_blocks(file: LogFile, scenario: Scenario) -> Iterator[tuple[list[pa.Table], list[BadRow]]]:
+    """What `Parser.parse` makes of each block of a file, one after another."""
+    parser = Parser(scenario, file)
+    for split in make_splits([file], SPLIT_BYTES):
+        for block in read_blocks(split)[0]:
+            yield parser.parse(block)
 
 
 class Parser:

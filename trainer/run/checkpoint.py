@@ -60,6 +60,11 @@ class Progress:
     seconds: float = 0.0
     examples: int = 0
 
+    @property
+    def best_steps(self) -> set[int]:
+        """Steps of the epochs that are best for the run, and for each task that keeps its own."""
+        return {self.best_step, *(step for _, step, _ in self.best_by_task.values())}
+
     def advance(self, sample: int, loss_sums: list[float], counts: list[float]) -> None:
         """A step more: samples of the epoch that are done now, the step's loss sums and counts."""
         self.step += 1
@@ -177,8 +182,7 @@ def write_sharded(folder: Path, train_step: TrainStep, progress: Progress, *, ke
 
 def _prune(folder: Path, progress: Progress, keep: int) -> None:
     result = sorted(folder.glob("step-*"))
-    steps = {progress.best_step, *(step for _, step, _ in progress.best_by_task.values())}
-    best = {f"step-{step:09d}" for step in steps}
+    best = {f"step-{step:09d}" for step in progress.best_steps}
     for path in result[:-keep]:
         if path.name not in best:
             shutil.rmtree(path, ignore_errors=True)
