@@ -20,7 +20,7 @@ from retrieval.blend.prepare import prepare_blend
 from retrieval.blend.ranker import BLEND
 from retrieval.bundle import Bundle
 from retrieval.config import RetrievalConfig
-from retrieval.metrics.feedback import feedback_metrics
+from retrieval.metrics.feedback import feedback_aucs, feedback_metrics
 from retrieval.part_files import CLICKS_AFTER_QUERY, SECONDS, TOPK_SCHEMA
 from retrieval.query_files import Evaluation, RunParts, join, open_inputs, parts_folder, run_in_process
 from retrieval.rankers.popularity import item_rates
@@ -209,8 +209,7 @@ def evaluate_feedback(bundle: Bundle, dataset: Dataset) -> dict[str, dict[str, A
         )
         out[split] |= dict(feedback_metrics(task, user, clicked, label, score))
         if task in rates:
-            result = dict(feedback_metrics(task, user, clicked, label, rates[task][item]))
-            aucs = {name: value for name, value in result.items() if "auc/" in name}
+            aucs = feedback_aucs(task, user, clicked, label, rates[task][item])
             out["baselines"].setdefault("item_rate", {}).setdefault(split, {}).update(aucs)
     line.close()
     return out

@@ -39,19 +39,25 @@ def _grouped_auc(
     """AUC of each group (NaN with one class) and its rows, by the rank-sum formula; None is one group.
 
     A score that is NaN counts against the model: lowest for a positive row, highest for a negative one.
+
+    Group, score and label of a row are packed into one 64-bit key: sorting keys takes a sixth of the time of sorting
+    row numbers by two columns (`np.lexsort`), which a full log's 36 million rows of a task are many of.
     """
-    score_N = np.where(np.isnan(score_N), np.where(label_N > 0, -np.inf, np.inf), score_N)
-    order = np.argsort(score_N) if group_N is None else np.lexsort((score_N, group_N))
-    label, score = label_N[order].astype(np.float64), score_N[order]
-    n = len(score)
+    n = len(score_N)
     if n == 0:
         return np.zeros(0), np.zeros(0, np.int64)
-    new_group = np.arange(n) == 0
+    score_N = np.where(np.isnan(score_N), np.where(label_N > 0, -np.inf, np.inf).astype(score_N.dtype), score_N)
+    key = _score_code(score_N)
+    key <<= np.uint64(1)
+    key |= (label_N > 0).astype(np.uint64)
     if group_N is not None:
-        group = group_N[order]
-        new_group[1:] = group[1:] != group[:-1]
-    new_tie = new_group | np.concatenate([[True], score[1:] != score[:-1]])
-    group_start = np.flatnonzero(new_group)
+        key |= _group_code(group_N) << np.uint64(33)
+    key.sort()
+    label = (key & np.uint64(1)).astype(np.float64)
+    key >>= np.uint64(1)
+    new_tie = np.concatenate([[True], key[1:] != key[:-1]])
+    key >>= np.uint64(32)
+    group_start = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]]))
     rows = np.diff(np.append(group_start, n))
     tie_start = np.flatnonzero(new_tie)
     tie_rows = np.diff(np.append(tie_start, n))
@@ -62,6 +68,23 @@ def _grouped_auc(
     with np.errstate(invalid="ignore", divide="ignore"):
         area = (rank_sum - positives * (positives + 1) / 2) / (positives * (rows - positives))
     return np.where((positives > 0) & (positives < rows), area, np.nan), rows
+
+
+def _score_code(score_N: npt.NDArray[np.floating]) -> npt.NDArray[np.uint64]:
+    """Numbers below 2^32 that stand in the order of the scores, equal where those are."""
+    if score_N.dtype != np.float32:
+        return np.unique(score_N, return_inverse=True)[1].astype(np.uint64)
+    # The bits of a float order like integers once the sign is set right; adding 0 makes -0.0 the 0.0 it equals.
+    bits = (score_N + np.float32(0)).view(np.uint32)
+    negative = bits >> np.uint32(31) == 1
+    return np.where(negative, ~bits, bits | np.uint32(1 << 31)).astype(np.uint64)
+
+
+def _group_code(group_N: npt.NDArray[np.integer]) -> npt.NDArray[np.uint64]:
+    """Numbers below 2^31, one for each group, in their order."""
+    if group_N.min() >= 0 and group_N.max() < 1 << 31:
+        return group_N.astype(np.uint64)
+    return np.unique(group_N, return_inverse=True)[1].astype(np.uint64)
 
 
 CALIBRATION_BINS = 10
@@ -98,9 +121,7 @@ def feedback_metrics(
     score_N: npt.NDArray[np.floating],
 ) -> Iterator[tuple[str, Any]]:
     """Every number of one feedback task, as `(name, value)`."""
-    yield f"auc/{task}", auc(label_N, score_N)
-    yield f"auc/{task}_given_click", auc(label_N[clicked_N], score_N[clicked_N])
-    yield f"gauc/{task}", gauc(user_N, label_N, score_N)
+    yield from feedback_aucs(task, user_N, clicked_N, label_N, score_N)
     yield f"rows/{task}", len(label_N)
     yield f"positives/{task}", int(label_N.sum())
     yield f"users/{task}", len(np.unique(user_N))
@@ -108,3 +129,16 @@ def feedback_metrics(
     yield f"log_loss/{task}", curve.pop("log_loss")
     yield f"calibration_error/{task}", curve.pop("error")
     yield f"calibration/{task}", curve
+
+
+def feedback_aucs(
+    task: str,
+    user_N: npt.NDArray[np.integer],
+    clicked_N: Mask,
+    label_N: npt.NDArray[np.integer],
+    score_N: npt.NDArray[np.floating],
+) -> Iterator[tuple[str, float | None]]:
+    """The AUCs among them: over all rows, over clicked ones, and inside each user."""
+    yield f"auc/{task}", auc(label_N, score_N)
+    yield f"auc/{task}_given_click", auc(label_N[clicked_N], score_N[clicked_N])
+    yield f"gauc/{task}", gauc(user_N, label_N, score_N)

@@ -69,10 +69,21 @@ def test_ndcg_equals_scikit_learn_where_scores_differ():
     assert totals.averages()["ndcg@10"] == pytest.approx(ndcg_score(relevance, scores, k=10), abs=1e-12)
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1), st.sampled_from([0.1, 0.5, 0.5, 0.9])), max_size=40))
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([-7, 0, 1, 1 << 40]),
+            st.integers(0, 1),
+            st.sampled_from([-2.5, -0.3, -0.0, 0.0, 0.1, 0.5, 0.9]),
+        ),
+        max_size=40,
+    )
+)
 @settings(max_examples=300)
-def test_auc_and_gauc_equal_scikit_learn(rows):
+def test_auc_and_gauc_equal_scikit_learn(dtype, rows):
     user, label, score = (np.array(c) for c in zip(*rows, strict=True)) if rows else (np.zeros(0, int),) * 3
+    score = score.astype(dtype)
     one_class = len(set(label.tolist())) < 2
     assert auc(label, score) == (None if one_class else pytest.approx(roc_auc_score(label, score), abs=1e-12))
     areas = [
@@ -89,3 +100,4 @@ def test_a_nan_score_counts_against_auc_on_either_side():
     assert auc(label, np.array([0.1, 0.2, np.nan, 0.9])) == 0.5  # the positive stands below both negatives
     assert auc(label, np.array([np.nan, 0.2, 0.8, 0.9])) == 0.5  # the negative stands above both positives
     assert auc(label, np.full(4, np.nan)) == 0.0
+    assert auc(label, np.full(4, np.nan, np.float32)) == 0.0
