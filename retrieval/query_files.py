@@ -164,14 +164,21 @@ RunParts = Callable[[Evaluation, list[Part], Path], None]
 """Sees to it that every part stands in the folder."""
 
 
+STEP_NAMES = {"valid": "ranking valid targets", "test": "ranking test targets", "next": "recommending"}
+"""What is done with the queries of a split; a query of one takes another time than a query of another."""
+
+
 def run_in_process(evaluation: Evaluation, parts: list[Part], folder: Path) -> None:
     """Make all parts in this process, telling how far it is."""
-    total, done, line = sum(map(evaluation.ranked, parts)), 0, ProgressLine()
-    for part in parts:
-        if not (folder / part.name / DONE).is_file():
-            line.update("evaluating", done, total, "queries")
-            evaluation.run(part, folder)
-        done += evaluation.ranked(part)
+    line = ProgressLine()
+    for split, name in STEP_NAMES.items():
+        mine, done = [part for part in parts if part.split == split], 0
+        total = sum(map(evaluation.ranked, mine))
+        for part in mine:
+            if not (folder / part.name / DONE).is_file():
+                line.update(name, done, total, "queries")
+                evaluation.run(part, folder)
+            done += evaluation.ranked(part)
     line.close()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
@@ -57,11 +59,18 @@ def search_items(index: Index, queries: Queries, k: int) -> tuple[npt.NDArray[np
 
 
 def transition_term(catalogue: Catalogue, queries: Queries) -> sparse.csr_matrix | None:
-    """The sparse term of the candidates' scores, float64 `[Q, n_items + 1]`; None for a model without."""
+    """The sparse term of the candidates' scores, float64 `[Q, n_items + 1]`; None for a model without.
+
+    That of the last batch is kept: a list, its targets and its candidates' exact scores read it one after another.
+    """
     if catalogue.transitions is None:
         return None
-    term = catalogue.transitions.scores_of(queries)
-    return entries_where(term, catalogue.rows_of(term.indices) >= 0)
+    last = catalogue.last_term
+    if last is None or last[0]() is not queries:
+        term = catalogue.transitions.scores_of(queries)
+        last = weakref.ref(queries), entries_where(term, catalogue.rows_of(term.indices) >= 0)
+        catalogue.last_term = last
+    return last[1]
 
 
 def search_unseen(index: Index, queries: Queries, k: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.integer]]:
