@@ -25,6 +25,8 @@ from retrieval.bundle_checks import HINT, check_feedback, check_finite, check_nu
 from retrieval.queries import Queries
 
 SCHEMA_VERSION = 1
+BATCH = 4_096
+"""Queries of a batch, at least, where there are so many."""
 ITEMS = "items.parquet"
 QUERY_SPLITS = ("valid", "test", "next")
 TRANSITIONS = "transitions"
@@ -141,7 +143,7 @@ class Bundle:
         """Number of queries of a split, 0 where the bundle lacks it."""
         return sum(part.rows for part in self.files_by_kind.get(f"queries-{split}", []))
 
-    def queries(self, split: str, batch_size: int = 4096) -> Iterator[Queries]:
+    def queries(self, split: str, batch_size: int = BATCH) -> Iterator[Queries]:
         """Stream the queries of a split in the order of its files."""
         return self.queries_of(self.files_by_kind.get(f"queries-{split}", []), batch_size)
 
@@ -158,7 +160,7 @@ class Bundle:
                 batches.append(queries.take(rows))
         return batches
 
-    def queries_of(self, files: Sequence[DataFile], batch_size: int = 4096) -> Iterator[Queries]:
+    def queries_of(self, files: Sequence[DataFile], batch_size: int = BATCH) -> Iterator[Queries]:
         """Stream the queries of some files, small ones joined to batches of at least `batch_size`."""
         waiting: list[Queries] = []
         for part in files:

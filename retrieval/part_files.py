@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etl.runtime.files import write_json
 from retrieval.blend.ranker import BLEND, BlendRanker, Ranked
-from retrieval.bundle import lists_array
+from retrieval.bundle import BATCH, lists_array
 from retrieval.metrics.accumulators import RankingResult, Segments
 from retrieval.queries import Queries
 from retrieval.rankers.index_ranker import check_targets, search_unseen
@@ -57,19 +59,14 @@ class PartResults:
 
 def rank_part(evaluation: Evaluation, part: Part, folder: Path, blend: BlendRanker | None) -> None:
     """Rank the targets of a part by every ranker."""
-    config, begin = evaluation.config, part.first
+    config = evaluation.config
     every = evaluation.ranked_every(part.split)
     ranked = -(-evaluation.bundle.n_queries(part.split) // every)
     sampled_every = every * -(-ranked // config.baseline_queries)
     names = [*evaluation.rankers, *(blend.names if blend else ())]
     with RankWriter(folder / "ranks.parquet", config.deepest) as ranks:
         results = PartResults(evaluation, part, names, ranks)
-        for queries in evaluation.batches(part):
-            number = np.arange(begin, begin + len(queries))
-            begin += len(queries)
-            if every > 1:
-                row = np.flatnonzero(number % every == 0)
-                queries, number = queries.take(row), number[row]
+        for number, queries in ranked_batches(evaluation, part):
             check_targets(queries)
             sampled = number % sampled_every == 0
             sample = queries.take(np.flatnonzero(sampled))
@@ -86,6 +83,31 @@ def rank_part(evaluation: Evaluation, part: Part, folder: Path, blend: BlendRank
         result.write(folder / name)
     if blend:
         write_json(folder / SECONDS, blend.spent())
+
+
+def ranked_batches(evaluation: Evaluation, part: Part) -> Iterator[tuple[npt.NDArray[np.int64], Queries]]:
+    """The queries of a part that are ranked, and their numbers in the split.
+
+    Those taken from several batches are joined: a sparse product over millions of items costs tens of milliseconds,
+    however few its rows are.
+    """
+    every, begin = evaluation.ranked_every(part.split), part.first
+    numbers: list[npt.NDArray[np.int64]] = []
+    waiting: list[Queries] = []
+    for queries in evaluation.batches(part):
+        number = np.arange(begin, begin + len(queries))
+        begin += len(queries)
+        if every == 1:
+            yield number, queries
+            continue
+        row = np.flatnonzero(number % every == 0)
+        numbers.append(number[row])
+        waiting.append(queries.take(row))
+        if sum(map(len, waiting)) >= BATCH:
+            yield np.concatenate(numbers), Queries.joined(waiting)
+            numbers, waiting = [], []
+    if waiting:
+        yield np.concatenate(numbers), Queries.joined(waiting)
 
 
 def rank_by_blend(blend: BlendRanker, results: PartResults, queries: Queries, *, variants: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,7 @@ class Queries:
         n_clicks: int32 `[Q]`, clicks of the user before truncation.
         vector: float32 `[Q, D]`.
         transition_weight: float32 `[Q, T]` of a model with transitions, at least 0; else `[Q, 0]`.
+        computed: by name, what was computed from the batch and from what; several readers ask for it.
     """
 
     user_id: npt.NDArray[np.int64]
@@ -49,6 +51,7 @@ class Queries:
     n_clicks: npt.NDArray[np.int32]
     vector: npt.NDArray[np.float32]
     transition_weight: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    computed: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.transition_weight) != len(self.user_id):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
-
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
@@ -61,16 +59,16 @@ def search_items(index: Index, queries: Queries, k: int) -> tuple[npt.NDArray[np
 def transition_term(catalogue: Catalogue, queries: Queries) -> sparse.csr_matrix | None:
     """The sparse term of the candidates' scores, float64 `[Q, n_items + 1]`; None for a model without.
 
-    That of the last batch is kept: a list, its targets and its candidates' exact scores read it one after another.
+    It is computed once a batch: the list, the targets and the exact scores of other candidates need it.
     """
     if catalogue.transitions is None:
         return None
-    last = catalogue.last_term
-    if last is None or last[0]() is not queries:
+    known, term = queries.computed.get("transition_term", (None, None))
+    if known is not catalogue:
         term = catalogue.transitions.scores_of(queries)
-        last = weakref.ref(queries), entries_where(term, catalogue.rows_of(term.indices) >= 0)
-        catalogue.last_term = last
-    return last[1]
+        term = entries_where(term, catalogue.rows_of(term.indices) >= 0)
+        queries.computed["transition_term"] = catalogue, term
+    return term
 
 
 def search_unseen(index: Index, queries: Queries, k: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.integer]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import weakref
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import faiss
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
 from retrieval.search.exact import Ids, Vectors, rescore, search_ordered
 from retrieval.transitions import Transitions
@@ -48,8 +46,6 @@ class Catalogue:
     item: npt.NDArray[np.int32]
     vector: Vectors
     transitions: Transitions | None = None
-    last_term: tuple[weakref.ref[Any], sparse.csr_matrix] | None = field(default=None, repr=False)
-    """The queries whose term was computed last, and the term."""
 
     def rows_of(self, item_N: npt.NDArray[np.integer]) -> Ids:
         """Rows of items (dense ids, 0 for padding), -1 for an item that is no candidate."""
