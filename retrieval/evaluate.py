@@ -40,6 +40,8 @@ REOPENED_BY = (
     *("neighbours", "rules_per_item", "rules_gaps", "titles"),
 )
 """Options by which `reopen` finds index and sources again."""
+FEEDBACK = "feedback.json"
+"""Metrics of the feedback tasks, among the parts of an evaluation that is not finished."""
 
 
 def evaluate(config: RetrievalConfig, run_parts: RunParts = run_in_process) -> dict[str, Any]:
@@ -63,11 +65,12 @@ def evaluate(config: RetrievalConfig, run_parts: RunParts = run_in_process) -> d
         config = replace(config, mask_seen=repeats.mask_seen)
     with published(config.output, RESULT, overwrite=config.overwrite, inputs=read) as folder:
         result: dict[str, Any] = {"valid": {}, "test": {}, "baselines": {}, "index": None}
-        feedback = evaluate_feedback(bundle, dataset)  # first: broken rows should not be met after hours of ranking
+        work_folder = parts_folder(config, bundle)
+        feedback = saved_feedback(bundle, dataset, work_folder)  # first: broken rows should not be met after hours
         if bundle.has_vectors:
             catalogue = make_catalogue(bundle, dataset, config)
             index, result["index"] = prepare_index(bundle, dataset, catalogue, config)
-            evaluation, work_folder = Evaluation(config, dataset, bundle, index), parts_folder(config, bundle)
+            evaluation = Evaluation(config, dataset, bundle, index)
             learn(evaluation, work_folder)
             run_parts(evaluation, evaluation.parts(), work_folder)
             collect(evaluation, work_folder, folder, result)
@@ -83,8 +86,7 @@ def evaluate(config: RetrievalConfig, run_parts: RunParts = run_in_process) -> d
         result["verdict"] = write_report(folder / REPORT, result, dataset, run, ranks, examples)
         result["files"] = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         write_json(folder / METRICS, result)
-    if bundle.has_vectors:
-        shutil.rmtree(work_folder.parent, ignore_errors=True)
+    shutil.rmtree(work_folder.parent, ignore_errors=True)
     return result
 
 
@@ -186,6 +188,14 @@ def reopen(config: RetrievalConfig) -> Evaluation:
 
 # ---------------------------------------------------------------------------------------------
 # Feedback
+
+
+def saved_feedback(bundle: Bundle, dataset: Dataset, folder: Path) -> dict[str, dict[str, Any]]:
+    """What `evaluate_feedback` returns, read from `folder` where a killed evaluation has written it."""
+    path = folder / FEEDBACK
+    if not path.exists():
+        write_json(path, evaluate_feedback(bundle, dataset))
+    return dict(json.loads(path.read_text()))
 
 
 def evaluate_feedback(bundle: Bundle, dataset: Dataset) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from etl.dataset import open_dataset
 from retrieval import query_files
 from retrieval.bundle import MANIFEST, finish_bundle, open_bundle, queries_schema
 from retrieval.config import load
-from retrieval.evaluate import evaluate
+from retrieval.evaluate import evaluate, evaluate_feedback
 from retrieval.metrics.accumulators import DECILES, RankingResult, SegmentAttributes, deciles
 from retrieval.metrics.feedback import calibration
 from retrieval.metrics.ranking import gini
@@ -105,7 +105,13 @@ class Killed(BaseException):
 def test_a_killed_evaluation_goes_on_with_the_parts_that_are_left(tiny, at, monkeypatch):
     split_files(tiny)
     whole = evaluate(load(options(tiny, "whole")))
-    made, run = [], Evaluation._rank
+    made, run, feedback = [], Evaluation._rank, []
+
+    def feedback_once(*inputs):
+        feedback.append(inputs)
+        return evaluate_feedback(*inputs)
+
+    monkeypatch.setattr("retrieval.evaluate.evaluate_feedback", feedback_once)
 
     def counted(self, part, folder):
         made.append(part.name)
@@ -120,6 +126,7 @@ def test_a_killed_evaluation_goes_on_with_the_parts_that_are_left(tiny, at, monk
         assert not (tiny / "out").exists()
     actual = evaluate(load(options(tiny, "out")))
     assert len(made) == len(set(made)) + (at <= 8)  # only the part that was under way was made twice
+    assert len(feedback) == 1
     assert without_times(actual) == without_times(whole)
 
 
