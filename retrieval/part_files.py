@@ -79,6 +79,7 @@ def rank_part(evaluation: Evaluation, part: Part, folder: Path, blend: BlendRank
             if blend:
                 rank_by_blend(blend, results, sample, variants=True)
                 rank_by_blend(blend, results, queries.take(np.flatnonzero(~sampled)), variants=False)
+            evaluation.tell(len(queries))
     for name, result in results.results.items():
         result.write(folder / name)
     if blend:
@@ -143,3 +144,4 @@ def recommend_part(evaluation: Evaluation, part: Part, folder: Path, blend: Blen
             columns = (items[result].astype(np.int32), raw, scores[result].astype(np.float32))
             arrays = [pa.array(queries.user_id), *(lists_array(offset, values) for values in columns)]
             writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=TOPK_SCHEMA))
+            evaluation.tell(len(queries))

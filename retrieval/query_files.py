@@ -66,12 +66,14 @@ class Evaluation:
         config: of the evaluation.
         dataset, bundle: opened.
         index: over the candidates, its effort tuned.
+        tell: called with the number of queries of a batch that is done.
     """
 
     config: RetrievalConfig
     dataset: Dataset
     bundle: Bundle
     index: Index
+    tell: Callable[[int], None] = field(default=lambda done: None, repr=False)
     _blends: dict[Path, BlendRanker | None] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -170,15 +172,22 @@ STEP_NAMES = {"valid": "ranking valid targets", "test": "ranking test targets", 
 
 def run_in_process(evaluation: Evaluation, parts: list[Part], folder: Path) -> None:
     """Make all parts in this process, telling how far it is."""
-    line = ProgressLine()
+    line, done = ProgressLine(), 0
     for split, name in STEP_NAMES.items():
-        mine, done = [part for part in parts if part.split == split], 0
+        mine = [part for part in parts if part.split == split]
+        left = [part for part in mine if not (folder / part.name / DONE).is_file()]
         total = sum(map(evaluation.ranked, mine))
-        for part in mine:
-            if not (folder / part.name / DONE).is_file():
-                line.update(name, done, total, "queries")
-                evaluation.run(part, folder)
-            done += evaluation.ranked(part)
+        done = total - sum(map(evaluation.ranked, left))
+
+        def tell(rows: int, name: str = name, total: int = total) -> None:
+            nonlocal done
+            done += rows
+            line.update(name, done, total, "queries")
+
+        evaluation.tell = tell
+        for part in left:
+            tell(0)
+            evaluation.run(part, folder)
     line.close()
 
 

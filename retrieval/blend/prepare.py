@@ -16,8 +16,9 @@ from retrieval.blend.ranker import BlendRanker
 from retrieval.bundle import Bundle
 from retrieval.config import RetrievalConfig
 from retrieval.rankers.popularity import CategoryPopularity, Popularity
-from retrieval.rankers.registry import MODEL, search_threads, source_options, sources_folder
+from retrieval.rankers.registry import MODEL, source_options, sources_folder
 from retrieval.search.index import Index
+from retrieval.search.threads import search_threads
 from retrieval.sources.scores import AfterLast, Scores, category_popularity, popularity, repeats
 from retrieval.sources.store import COUNTED, open_counted
 

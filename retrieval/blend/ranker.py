@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from time import perf_counter
 from typing import Any
@@ -19,6 +18,7 @@ from retrieval.blend.reranker import Reranker
 from retrieval.blend.weights import summed
 from retrieval.metrics.ranking import MISS
 from retrieval.queries import Queries
+from retrieval.search.threads import in_threads
 
 BLEND = "blend"
 """Name of the blend among the rankers of `ranks.parquet`."""
@@ -86,11 +86,10 @@ class BlendRanker:
         for member in np.unique(fold).tolist():
             rows = np.flatnonzero(fold == member)
             jobs += [(member, tile) for tile in np.split(rows, np.arange(TILE, len(rows), TILE))]
-        with ThreadPoolExecutor(self.threads) as pool:
-            ranked = pool.map(lambda job: self._rank(queries.take(job[1]), job[0], names), jobs)
-            for (_, rows), result in zip(jobs, ranked, strict=True):
-                for name, (rank, lists) in result.items():
-                    out[name][0][rows], out[name][1][rows] = rank, lists
+        ranked = in_threads(lambda job: self._rank(queries.take(job[1]), job[0], names), jobs, self.threads)
+        for (_, rows), result in zip(jobs, ranked, strict=True):
+            for name, (rank, lists) in result.items():
+                out[name][0][rows], out[name][1][rows] = rank, lists
         return out
 
     def recommend(self, queries: Queries) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.integer]]:
@@ -110,8 +109,7 @@ class BlendRanker:
             item, score = pool.lists(self._score(pool, some, -1, self.learned.kind), self.deepest)
             return score, item, pool.ranks_of(item)
 
-        with ThreadPoolExecutor(self.threads) as pool:
-            score, item, rank = zip(*pool.map(best, tiles), strict=True)
+        score, item, rank = zip(*in_threads(best, tiles, self.threads), strict=True)
         ranks = np.concatenate(rank, axis=1)
         return np.concatenate(score), np.concatenate(item), dict(zip(self.unseen.sources, ranks, strict=True))
 

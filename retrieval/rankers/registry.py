@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 
@@ -18,6 +17,7 @@ from retrieval.rankers.index_ranker import rank_by_index
 from retrieval.rankers.popularity import CategoryPopularity, Popularity
 from retrieval.rankers.source_ranker import SourceRanker
 from retrieval.search.index import Index
+from retrieval.search.threads import search_threads
 from retrieval.sources.scores import Scores, last_item
 from retrieval.sources.store import COUNTED, FOLDER, SourceOptions, open_counted
 
@@ -74,8 +74,3 @@ def sources_folder(bundle: Bundle) -> Path:
 def source_options(config: RetrievalConfig, held_out: int) -> SourceOptions:
     """What the options say of counted sources."""
     return SourceOptions(held_out, config.rules_per_item, config.rules_gaps, config.neighbours)
-
-
-def search_threads() -> int:
-    """Threads that searches and counts run on."""
-    return int(faiss.omp_get_max_threads())

@@ -145,12 +145,12 @@ def _sorted(score_QK: npt.NDArray[np.float64], row_QK: Ids) -> tuple[npt.NDArray
     return np.take_along_axis(score_QK, order, 1), np.take_along_axis(row_QK, order, 1)
 
 
-def rescore(item_CD: Vectors, query_QD: Vectors, row_QK: Ids, *, chunk_rows: int = 1 << 19) -> npt.NDArray[np.float64]:
+def rescore(item_CD: Vectors, query_QD: Vectors, row_QK: Ids, *, chunk_rows: int = 1 << 13) -> npt.NDArray[np.float64]:
     """Inner products of each query with its listed rows, in float64; -inf where a row is -1.
 
     Blocked matrix multiplication rounds the same vector differently in different places. Here every
     product is summed in the same order, so that items with equal vectors have equal scores and the
-    tie rule means something.
+    tie rule means something. A chunk's rows fit a core's cache.
     """
     score = np.empty(row_QK.shape)
     step = max(1, chunk_rows // max(row_QK.shape[1], 1))
