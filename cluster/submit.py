@@ -22,6 +22,7 @@ from cluster.pipeline import run_pipeline
 from etl.engines.java import require_java
 from etl.package import package
 from etl.runtime.errors import InputError
+from etl.runtime.options import SPINS
 from etl.runtime.reachable import require_master
 from trainer.ray_environment import environment, token_header
 
@@ -98,7 +99,7 @@ def entrypoint(config: ClusterConfig, options: list[str]) -> str:
 
 def runtime_env(config: ClusterConfig) -> dict[str, Any]:
     """The code as a working directory (what `.rayignore` names stays here), and the environment."""
-    variables = {"PYTHONUNBUFFERED": "1"}
+    variables = {"PYTHONUNBUFFERED": "1", SPINS[0]: os.environ.get(*SPINS)}
     if config.interface:
         variables |= {"GLOO_SOCKET_IFNAME": config.interface, "NCCL_SOCKET_IFNAME": config.interface}
     env: dict[str, Any] = {"working_dir": str(ROOT), "env_vars": variables}

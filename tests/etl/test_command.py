@@ -241,3 +241,13 @@ def test_a_terminal_without_our_letters_is_no_failure(monkeypatch):
     monkeypatch.setattr("sys.stdout", stream)
     assert run_program("x", Nothing, lambda options: print("7 rows → 1 session"), []) == 0
     assert stream.buffer.getvalue() == b"7 rows \\u2192 1 session\n"
+
+
+@pytest.mark.parametrize("own", [None, "7"])
+def test_threads_spin_briefly_unless_the_user_says_otherwise(monkeypatch, own):
+    monkeypatch.setenv("GOMP_SPINCOUNT", own or "")  # what the program sets is undone at the end
+    if not own:
+        monkeypatch.delenv("GOMP_SPINCOUNT")
+    seen = []
+    assert run_program("x", Nothing, lambda options: seen.append(os.environ["GOMP_SPINCOUNT"]), []) == 0
+    assert seen == [own or "10000"]
