@@ -42,6 +42,8 @@ REOPENED_BY = (
 """Options by which `reopen` finds index and sources again."""
 FEEDBACK = "feedback.json"
 """Metrics of the feedback tasks, among the parts of an evaluation that is not finished."""
+MANY_QUERIES = 100_000
+"""Recommendations for so many take longer than a moment."""
 
 
 def evaluate(config: RetrievalConfig, run_parts: RunParts = run_in_process) -> dict[str, Any]:
@@ -72,7 +74,11 @@ def evaluate(config: RetrievalConfig, run_parts: RunParts = run_in_process) -> d
             index, result["index"] = prepare_index(bundle, dataset, catalogue, config)
             evaluation = Evaluation(config, dataset, bundle, index)
             learn(evaluation, work_folder)
-            run_parts(evaluation, evaluation.parts(), work_folder)
+            parts = evaluation.parts()
+            run_parts(evaluation, [part for part in parts if part.split != "next"], work_folder)
+            if bundle.n_queries("next") >= MANY_QUERIES:
+                print(test_line(evaluation, work_folder), file=sys.stderr, flush=True)
+            run_parts(evaluation, [part for part in parts if part.split == "next"], work_folder)
             collect(evaluation, work_folder, folder, result)
             if repeats:
                 print(f"mask_seen={str(config.mask_seen).lower()}: {repeats}", file=sys.stderr, flush=True)
@@ -88,6 +94,17 @@ def evaluate(config: RetrievalConfig, run_parts: RunParts = run_in_process) -> d
         write_json(folder / METRICS, result)
     shutil.rmtree(work_folder.parent, ignore_errors=True)
     return result
+
+
+def test_line(evaluation: Evaluation, work_folder: Path) -> str:
+    """The test metrics of each ranker in a line, before recommendations for many take their time."""
+    k, metrics = evaluation.config.deepest, evaluation.merged(work_folder, "test")
+    values = (
+        f"{name} hr@{k} {result[f'hr@{k}']:.4f} ndcg@{k} {result[f'ndcg@{k}']:.4f}"
+        for name, result in metrics.items()
+        if not name.startswith(f"{BLEND}-")
+    )
+    return f"test: {'; '.join(values)}"
 
 
 def provenance(config: RetrievalConfig, dataset: Dataset, bundle: Bundle) -> dict[str, Any]:

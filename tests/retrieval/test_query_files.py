@@ -261,3 +261,27 @@ def test_evenly_spaced_queries_are_ranked_and_all_are_answered(tiny, most):
             found = {user: rank for (name, of, user), rank in some.items() if (name, of) == (ranker, split)}
             assert found == {user: whole[ranker, split, user] for user in asked.tolist()}
     assert pq.read_table(tiny / "some" / "topk.parquet").equals(pq.read_table(tiny / "whole" / "topk.parquet"))
+
+
+def test_test_metrics_are_told_before_many_recommendations(tiny, monkeypatch, capsys):
+    split_files(tiny)
+    monkeypatch.setattr("retrieval.evaluate.MANY_QUERIES", 1)
+    told = []
+
+    def interrupted(self, part, folder):
+        told.append(capsys.readouterr().err)
+        raise Killed
+
+    config = load(options(tiny, "out", "blend=[model,markov]", "baselines=[markov]"))
+    with monkeypatch.context() as context:
+        context.setattr(query_files.Evaluation, "_recommend", interrupted)
+        with pytest.raises(Killed):
+            evaluate(config)
+    result = evaluate(config)
+    line = next(line for line in told[0].splitlines() if line.startswith("test: "))
+    rows = {"model": result["test"], "blend": result["blend"]["test"]} | {
+        name: result["baselines"][name]["test"] for name in ("popularity", "markov")
+    }
+    assert sorted(line.removeprefix("test: ").split("; ")) == sorted(
+        f"{name} hr@5 {row['hr@5']:.4f} ndcg@5 {row['ndcg@5']:.4f}" for name, row in rows.items()
+    )
