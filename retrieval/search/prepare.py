@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from etl.dataset import Dataset
 from etl.runtime.dataset_folder import MANIFEST
@@ -16,6 +15,7 @@ from etl.runtime.errors import InputError
 from retrieval.bundle import Bundle, open_bundle
 from retrieval.config import RetrievalConfig
 from retrieval.queries import Queries
+from retrieval.rankers.index_ranker import transition_term
 from retrieval.search.index import Catalogue, Index, build_index, choose_kind, norms
 from retrieval.search.index_file import IndexFile, origin
 from retrieval.search.tuning import FIDELITY_K, ExactReference, Fidelity, compare_spaces, measure, tune
@@ -133,7 +133,9 @@ def valid_bundle(bundle: Bundle) -> Bundle:
 
 def exact_reference(bundle: Bundle, split: str, catalogue: Catalogue) -> ExactReference:
     """Queries of a split by which the index is judged, searched exactly."""
-    return ExactReference.of(catalogue, *sample_queries(bundle, split))
+    queries = sample_queries(bundle, split)
+    vector = np.ascontiguousarray(queries.vector)
+    return ExactReference.of(catalogue, vector, queries.target, transition_term(catalogue, queries))
 
 
 def describe_index(index: Index, test: Fidelity, record: dict[str, Any]) -> dict[str, Any]:
@@ -154,8 +156,8 @@ def describe_index(index: Index, test: Fidelity, record: dict[str, Any]) -> dict
     return described | {name: record[name] for name in ("spaces", "norms") if name in record}
 
 
-def sample_queries(bundle: Bundle, split: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-    """Vectors `[Q, D]` and targets `[Q]` of evenly spaced queries of a split.
+def sample_queries(bundle: Bundle, split: str) -> Queries:
+    """Evenly spaced queries of a split.
 
     Raises:
         InputError: the bundle has none.
@@ -163,5 +165,4 @@ def sample_queries(bundle: Bundle, split: str) -> tuple[npt.NDArray[np.float32],
     batches = bundle.sample_queries(split, SAMPLE_QUERIES)
     if not batches:
         raise InputError(f"a bundle with {split} queries", "none", "export the bundle again")
-    queries = Queries.joined(batches)
-    return np.ascontiguousarray(queries.vector), queries.target
+    return Queries.joined(batches)

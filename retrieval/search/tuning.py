@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
 from retrieval.metrics.significance import interval
 from retrieval.search.exact import Ids, Vectors, rescore, search_exact
@@ -22,6 +23,8 @@ from retrieval.search.index import (
     build_index,
     kept_neighbours,
 )
+from retrieval.sources.sparse_rows import entries_at
+from retrieval.transitions import add_to_lists, padded
 
 FIDELITY_K = 20
 
@@ -59,7 +62,8 @@ class Fidelity:
         recall: share of the exact 20 nearest neighbours that the index lists too; one of the same score as the
             last of them counts as it does.
         recall_low, recall_high: 95 % bootstrap interval of it over queries.
-        hr_ratio: HR@20 through the index over HR@20 of exact search; None where that is 0.
+        hr_ratio: HR@20 of the model through the index, with its transitions if any, over that of exact search; None
+            where that is 0.
         hr_ratio_low: lower 95 % bound of it over the exact hits (Wilson); None without hits.
         exact_hits: queries whose target exact search lists.
     """
@@ -100,8 +104,11 @@ class ExactReference:
     Attributes:
         query: float32 `[Q, D]`.
         target: `[Q]`.
-        exact: rows of the k best candidates, int64 `[Q, k]`.
-        score: of these, float64 `[Q, k]`.
+        exact: rows of the k nearest candidates, int64 `[Q, k]`.
+        score: inner products of these, float64 `[Q, k]`.
+        own: complete score of the target, float64 `[Q]`; -inf where it is no candidate.
+        least: complete score of the k-th best candidate, float64 `[Q]`.
+        counted: whether the target has a term beside its inner product, so that it is listed whatever the index does.
         seconds: that exact search took.
     """
 
@@ -109,15 +116,50 @@ class ExactReference:
     target: npt.NDArray[np.integer]
     exact: Ids
     score: npt.NDArray[np.float64]
+    own: npt.NDArray[np.float64]
+    least: npt.NDArray[np.float64]
+    counted: npt.NDArray[np.bool_]
     seconds: float
 
     @classmethod
-    def of(cls, catalogue: Catalogue, query_QD: Vectors, target_Q: npt.NDArray[np.integer]) -> ExactReference:
-        """Search exactly, and take the time."""
+    def of(
+        cls,
+        catalogue: Catalogue,
+        query_QD: Vectors,
+        target_Q: npt.NDArray[np.integer],
+        term: sparse.csr_matrix | None = None,
+    ) -> ExactReference:
+        """Search exactly, and take the time.
+
+        Args:
+            catalogue: the candidates.
+            query_QD, target_Q: the queries.
+            term: the sparse term of a model with transitions, `[Q, n_items + 1]`, of candidates alone.
+        """
         begin = time.perf_counter()
-        _, exact = search_exact(catalogue.vector, query_QD, min(FIDELITY_K, len(catalogue.item)))
+        k = min(FIDELITY_K, len(catalogue.item))
+        _, exact = search_exact(catalogue.vector, query_QD, k)
         seconds = time.perf_counter() - begin
-        return cls(query_QD, target_Q, exact, rescore(catalogue.vector, query_QD, exact), seconds)
+        score = rescore(catalogue.vector, query_QD, exact)
+        own = rescore(catalogue.vector, query_QD, catalogue.rows_of(target_Q)[:, None])[:, 0]
+        if term is None:
+            none = np.zeros(len(target_Q), bool)
+            return cls(query_QD, target_Q, exact, score, own, score.min(axis=1), none, seconds)
+        listed = padded(catalogue.rows_of(term.indices), np.diff(term.indptr), -1)
+        product = rescore(catalogue.vector, query_QD, listed)
+        best, _ = add_to_lists(term, score, catalogue.item[exact], product, k)
+        of_target = entries_at(term, np.arange(len(target_Q)), target_Q)
+        return cls(query_QD, target_Q, exact, score, own + of_target, best.min(axis=1), of_target > 0, seconds)
+
+    @classmethod
+    def joined(cls, parts: Sequence[ExactReference]) -> ExactReference:
+        """Queries one after another."""
+        arrays = {
+            entry.name: np.concatenate([getattr(part, entry.name) for part in parts])
+            for entry in fields(cls)
+            if entry.name != "seconds"
+        }
+        return cls(**arrays, seconds=sum(part.seconds for part in parts))
 
 
 def measure(index: Index, reference: ExactReference) -> Fidelity:
@@ -127,10 +169,10 @@ def measure(index: Index, reference: ExactReference) -> Fidelity:
     score, result = index.search(reference.query, k)
     seconds = time.perf_counter() - begin
     recall = kept_neighbours(score, reference.score) / k
-    target = catalogue.rows_of(reference.target)
-    own = rescore(catalogue.vector, reference.query, target[:, None])[:, 0]
-    exact_hit = (target >= 0) & (own >= reference.score.min(axis=1))
-    hit = exact_hit & ((result == target[:, None]).any(axis=1) | (score[:, -1] >= own))
+    target, own = catalogue.rows_of(reference.target), reference.own
+    exact_hit = (target >= 0) & (own >= reference.least)
+    listed = reference.counted | (result == target[:, None]).any(axis=1)
+    hit = exact_hit & (listed | (score[:, -1] >= own))
     hits, exact_hits = int(hit.sum()), int(exact_hit.sum())
     low, high = interval(recall)
     return Fidelity(

@@ -135,9 +135,10 @@ def fidelity_over_hits(run: Path, catalogue: Catalogue, index: Index, softmax: f
         hits += int((sticks[-1].exact == catalogue.rows_of(queries.target)[:, None]).any(axis=1).sum())
         if hits >= EXACT_HITS:
             break
-    query, target, exact = (np.concatenate([getattr(s, name) for s in sticks]) for name in ("query", "target", "exact"))
-    whole = ExactReference(query, target, exact, sum(reference.seconds for reference in sticks))
-    print(f"over {len(query):,} test queries with {hits:,} exact hits, searched exactly in {whole.seconds:.0f} s:")
+    whole = ExactReference.joined(sticks)
+    print(
+        f"over {len(whole.query):,} test queries with {hits:,} exact hits, searched exactly in {whole.seconds:.0f} s:"
+    )
     effort = 1
     while True:
         index.set_effort(effort)

@@ -15,8 +15,9 @@ from retrieval.blend.pool import exact_scores
 from retrieval.bundle import TRANSITIONS_SCHEMA
 from retrieval.metrics.ranking import MISS
 from retrieval.queries import Queries
-from retrieval.rankers.index_ranker import rank_by_index, search_items, search_unseen
+from retrieval.rankers.index_ranker import rank_by_index, search_items, search_unseen, transition_term
 from retrieval.search.index import Catalogue, build_index
+from retrieval.search.tuning import ExactReference, measure
 from retrieval.sources.counts import cosine_lists, successor_lists
 from retrieval.sources.sessions import TrainSessions
 from retrieval.transitions import Transitions, of_counts, read_transitions, write_transitions
@@ -144,6 +145,31 @@ def test_files_of_transitions_are_read_as_they_were_written_and_wrong_ones_refus
     (tmp_path / "transitions" / "rules.parquet").unlink()
     with pytest.raises(InputError, match="transitions rules, cosine"):
         read_transitions(bundle_of(tmp_path))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_an_index_loses_only_hits_that_it_does_not_list_and_no_count_brings_back(seed):
+    catalogue, queries, score = problem(seed)
+    term = transition_term(catalogue, queries)
+    reference = ExactReference.of(catalogue, queries.vector, queries.target, term)
+    rows = np.random.default_rng(seed).choice(30, (QUERIES, 20), replace=True)
+    actual = measure(index_of(catalogue, rows), reference)
+    hits = exact_hits = 0
+    for q, target in enumerate(queries.target):
+        own, product = score[q, target], catalogue.vector[rows[q]].astype(np.float64) @ queries.vector[q]
+        exact = np.isfinite(own) and own >= np.sort(score[q])[::-1][19] - 1e-9
+        term_of_target = term[[q]].toarray()[0, target]
+        exact_hits += exact
+        hits += exact and (target in catalogue.item[rows[q]] or term_of_target > 0 or product.min() >= own)
+    assert (actual.exact_hits, actual.hr_ratio) == (exact_hits, pytest.approx(hits / exact_hits))
+    both = ExactReference.joined([reference, reference])
+    assert measure(index_of(catalogue, np.tile(rows, (2, 1))), both).exact_hits == 2 * exact_hits
+
+
+def index_of(catalogue, rows):
+    index = build_index("flat", catalogue)
+    index.faiss_index = SimpleNamespace(search=lambda query, k: (None, rows))
+    return index
 
 
 def test_a_model_without_transitions_is_searched_as_before():
