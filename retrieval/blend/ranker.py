@@ -22,7 +22,9 @@ from retrieval.search.threads import in_threads
 
 BLEND = "blend"
 """Name of the blend among the rankers of `ranks.parquet`."""
-TILE = 256
+LEAST_TILE, MOST_TILE = 256, 1_024
+"""Queries that one thread ranks at a time: a sparse product over millions of items costs tens of milliseconds whatever
+its rows, and a tile's candidates take 100 MB and more where it has many."""
 
 Ranked = tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]
 
@@ -85,7 +87,7 @@ class BlendRanker:
         jobs = []
         for member in np.unique(fold).tolist():
             rows = np.flatnonzero(fold == member)
-            jobs += [(member, tile) for tile in np.split(rows, np.arange(TILE, len(rows), TILE))]
+            jobs += [(member, tile) for tile in self._tiles(rows)]
         ranked = in_threads(lambda job: self._rank(queries.take(job[1]), job[0], names), jobs, self.threads)
         for (_, rows), result in zip(jobs, ranked, strict=True):
             for name, (rank, lists) in result.items():
@@ -101,7 +103,7 @@ class BlendRanker:
         self, queries: Queries
     ) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.integer], dict[str, npt.NDArray[np.float32]]]:
         """As `recommend`, and by source the rank of each listed item `[Q, deepest]`; NaN where it does not list it."""
-        tiles = np.split(np.arange(len(queries)), np.arange(TILE, len(queries), TILE))
+        tiles = self._tiles(np.arange(len(queries)))
 
         def best(rows: npt.NDArray[np.intp]) -> tuple[npt.NDArray[Any], ...]:
             some = queries.take(rows)
@@ -112,6 +114,11 @@ class BlendRanker:
         score, item, rank = zip(*in_threads(best, tiles, self.threads), strict=True)
         ranks = np.concatenate(rank, axis=1)
         return np.concatenate(score), np.concatenate(item), dict(zip(self.unseen.sources, ranks, strict=True))
+
+    def _tiles(self, row_N: npt.NDArray[np.intp]) -> list[npt.NDArray[np.intp]]:
+        """Rows in pieces, some for every thread."""
+        size = int(np.clip(len(row_N) // (2 * self.threads), LEAST_TILE, MOST_TILE))
+        return np.split(row_N, np.arange(size, len(row_N), size))
 
     def _rank(self, queries: Queries, member: int, names: list[str]) -> dict[str, Ranked]:
         pool = self.pools.of(queries)
