@@ -14,10 +14,13 @@ from tests.support.engine import build, write_log
 from tests.support.runs import SMALL
 from tests.trainer.test_step import config, make_stepper, some_batch, state_of
 from trainer.__main__ import main
+from trainer.config import TrainerConfig
 from trainer.data.item_features import feature_codes
 from trainer.distributed.world import World
 from trainer.models.embedding_table import SparseTable
 from trainer.models.item_features import ItemFeatures
+from trainer.option_groups import ModelOptions, TrainOptions
+from trainer.task.registry import model_task_of
 
 CATEGORIES, ITEMS_OF_EACH, COLD_OF_EACH = 10, 6, 2
 
@@ -78,6 +81,42 @@ def test_a_vector_is_the_items_own_and_those_of_its_features():
     tables["item_features"].update(rows["item_features"].ids, rows["item_features"].gradient(), 1.0)
     assert tables["item_features"].vector[0].tolist() == [0, 0]  # that of unknown stays zero
     assert tables["item_features"].vector[1].tolist() == pytest.approx([0, 1], abs=1e-4)
+
+
+def test_start_vectors_are_split_into_the_means_of_values_and_what_is_left():
+    codes = np.array([[0, 0], [1, 3], [1, 0], [2, 3], [2, 4], [0, 0]])
+    vector = torch.tensor([[2.0, 0.0], [0.0, 4.0], [6.0, 2.0], [7.0, 7.0], [1.0, 1.0]])
+    features = ItemFeatures(codes, np.ones(5, np.int64), ["item"])
+    counted = torch.tensor([0, 1, 2, 4])  # the fourth item has no vector
+    own, value = features.split(vector, counted)
+    # By hand: half of the mean over a value's items, for there are two columns; the fourth value has none.
+    assert value.tolist() == [[0, 0], [0.5, 1], [3, 1], [2, 0.5], [0, 0]]
+    assert torch.equal(own + value[torch.from_numpy(codes)[counted + 1]].sum(1), vector[counted])
+    same, none = ItemFeatures.none().split(vector, counted)
+    assert torch.equal(same, vector[counted])
+    assert len(none) == 0
+
+
+def test_items_begin_from_cooccurrence_with_the_vectors_of_their_values(categories):
+    def begun(columns):
+        network = ModelOptions(embedding_dim=8, hidden_size=8, item_features=columns)
+        train = TrainOptions(ppmi_start=0.5)
+        settings = TrainerConfig(data="", output="", model="gru4rec", tasks=["next"], network=network, train=train)
+        task = model_task_of(settings, categories, World.alone())
+        step = task.train_step(1)
+        task.begin(step, 2)
+        ids = torch.arange(categories.manifest.n_items + 1)
+        return step, step.model.item_features.vectors(step.tables, "item", ids)
+
+    train_clicks = categories.items()["train_clicks"].to_numpy()
+    warm = np.flatnonzero(train_clicks > 0) + 1
+    (_, plain), (step, joined) = begun([]), begun(["category"])
+    assert torch.allclose(joined[warm], plain[warm], atol=1e-6)
+    category = step.model.item_features.codes[:, 0].numpy()
+    for cold in np.flatnonzero(train_clicks == 0) + 1:
+        like = warm[category[warm] == category[cold]]
+        if category[cold]:
+            assert joined[cold].numpy() == pytest.approx(plain[like].mean(0).numpy(), abs=1e-5)
 
 
 def cold_hits(dataset: Dataset, run, k: int) -> float:

@@ -41,6 +41,32 @@ class ItemFeatures(nn.Module):
         """No features: every vector stays what it is."""
         return cls(np.zeros((1, 0), np.int64), np.zeros(0, np.int64), [])
 
+    def split(self, vector_ID: torch.Tensor, counted_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vectors of items as the items' own part and those of their features' values.
+
+        A value has the mean over its items, divided among the columns, and an item what is left: the sum of both is the
+        vector it came with, and an item that has none begins where those of its kind lie.
+
+        Args:
+            vector_ID: `[n_items, D]`.
+            counted_N: rows of it that have a vector, rising; the others are not looked at.
+
+        Returns:
+            float32 own vectors of `counted_N` `[N, D]`, and of values `[n_values + 1, D]`, row 0 zero.
+        """
+        if not self.table_of:
+            return vector_ID[counted_N], vector_ID[:0]
+        vector = vector_ID[counted_N].double().cpu()
+        codes = self.codes.cpu()[counted_N.cpu() + 1]
+        value = torch.zeros(self.n_values + 1, vector.shape[1], dtype=torch.float64)
+        for column in codes.T:
+            value.index_add_(0, column, vector)
+        times = torch.bincount(codes.flatten(), minlength=self.n_values + 1)[:, None]
+        value /= times.clamp(min=1) * max(codes.shape[1], 1)
+        value[0] = 0.0
+        own = vector - value[codes].sum(1)
+        return own.float().to(vector_ID.device), value.float().to(vector_ID.device)
+
     def with_values(self, ids_of: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Ids that a step reads by table, with those of the features' tables."""
         return ids_of | {of: self.codes[ids_of[name]].flatten() for name, of in self.table_of.items()}

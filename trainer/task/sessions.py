@@ -101,9 +101,14 @@ class SessionTask:
             raise problem
         vector = self.world.sum(vector.to(self.world.device))  # the other workers add zeros
         counted = vector.any(dim=1).nonzero().squeeze(1)
+        assert isinstance(train_step.model, Recommender)
+        features = train_step.model.item_features
+        own, of_values = features.split(length * vector, counted)
         for name in (ITEM, INPUT):
             if name in train_step.tables:
-                train_step.tables[name].vector[counted + 1] = length * vector[counted]
+                train_step.tables[name].vector[counted + 1] = own
+        for name in features.table_of.values():
+            train_step.tables[name].vector.copy_(of_values)
 
     def collate(self, holdout: int, salt: int) -> Collate:
         """The maker of an epoch's batches."""
