@@ -117,6 +117,7 @@ def provenance(config: RetrievalConfig, dataset: Dataset, bundle: Bundle) -> dic
         "cutoffs": config.cutoffs,
         "model": bundle.manifest.model,
         "refit": bundle.manifest.refit,
+        "transition_terms": bundle.manifest.transition_terms,
         "dataset": dataset.manifest.fingerprint,
         "bundle": sha256_of(bundle.path / MANIFEST),
         "options": {name: getattr(config, name) for name in REOPENED_BY},

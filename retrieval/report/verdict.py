@@ -153,7 +153,7 @@ def _advice(result: dict[str, Any], against: Difference) -> list[str]:
     counted = steps.get("counted", {}).get("queries", 0) / max(sum(s["queries"] for s in steps.values()), 1)
     if not result.get("blend"):
         advice.append("Evaluate with blend=auto: counted sources in addition to the model cost no training.")
-    if counted >= COUNTED_SHARE:
+    if counted >= COUNTED_SHARE and not result.get("transition_terms"):
         advice.append(
             f"{counted:.0%} of the test steps were counted in train: train with network.transitions=true, "
             "which adds the counts to the model's own score."

@@ -84,6 +84,8 @@ def test_the_blend_is_judged_where_there_is_one_and_gates_and_popularity_are_tol
     assert "tenths of popularity 1 (1 = most clicked)" in actual.notes[1]
     assert actual.notes[2] == "The gates of next are nearly even."
     assert actual.advice[0].startswith("25% of the test steps were counted in train")
+    has_them = verdict(result | {"transition_terms": 2}, read_ranks(tmp_path / "ranks.parquet"), summary, {})
+    assert not any("network.transitions" in line for line in has_them.advice)
     even = {"mean_weight": {"next": [0.5, 0.5]}, "entropy_nats": {"next": 0.69}}
     assert (
         "All gates are nearly even"
