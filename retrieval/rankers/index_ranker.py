@@ -13,7 +13,6 @@ from retrieval.rankers.lists import first_listed, seen_among
 from retrieval.search.exact import rescore
 from retrieval.search.index import Catalogue, Index
 from retrieval.sources.sparse_rows import entries_at, entries_where
-from retrieval.transitions import add_to_lists, padded
 
 
 def check_targets(queries: Queries) -> None:
@@ -52,8 +51,7 @@ def search_items(index: Index, queries: Queries, k: int) -> tuple[npt.NDArray[np
     term = transition_term(index.catalogue, queries)
     if term is None:
         return score, item
-    listed = padded(index.catalogue.rows_of(term.indices), np.diff(term.indptr), -1)
-    return add_to_lists(term, score, item, rescore(index.catalogue.vector, queries.vector, listed), k)
+    return index.catalogue.join_term(term, queries.vector, score, item, k)
 
 
 def transition_term(catalogue: Catalogue, queries: Queries) -> sparse.csr_matrix | None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
-import faiss
 import numpy as np
 import numpy.typing as npt
 
@@ -12,6 +9,7 @@ from retrieval.metrics.ranking import MISS
 from retrieval.queries import Queries
 from retrieval.rankers.lists import first_listed, is_among, seen_pairs
 from retrieval.rankers.popularity import Popularity
+from retrieval.search.threads import in_threads, search_threads
 from retrieval.sources.scores import Scores
 from retrieval.sources.sparse_rows import kth_largest, position_in_row
 
@@ -34,8 +32,7 @@ class SourceRanker:
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
         """Ranks of the targets, ties against them, and the `k` best candidates of each query, 0 where fewer."""
         tiles = np.split(np.arange(len(queries)), np.arange(QUERIES_AT_ONCE, len(queries), QUERIES_AT_ONCE))
-        with ThreadPoolExecutor(faiss.omp_get_max_threads()) as pool:
-            parts = list(pool.map(lambda rows: self.tile(queries.take(rows), k, mask_seen=mask_seen), tiles))
+        parts = in_threads(lambda rows: self.tile(queries.take(rows), k, mask_seen=mask_seen), tiles, search_threads())
         return np.concatenate([rank for rank, _ in parts]), np.concatenate([lists for _, lists in parts])
 
     def tile(

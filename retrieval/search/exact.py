@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
-import faiss
 import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
+
+from retrieval.search.threads import in_threads, search_threads
 
 Vectors = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -31,8 +30,8 @@ def search_exact(item_CD: Vectors, query_QD: Vectors, k: int) -> tuple[npt.NDArr
         Scores float32 `[Q, k]` and rows int64 `[Q, k]`; -inf and -1 where C < k.
     """
     tiles = [query_QD[i : i + QUERIES_AT_ONCE] for i in range(0, len(query_QD), QUERIES_AT_ONCE)]
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(faiss.omp_get_max_threads()) as pool:
-        result = list(pool.map(lambda tile: _search_tile(item_CD, np.ascontiguousarray(tile), k), tiles))
+    with threadpool_limits(1, user_api="blas"):
+        result = in_threads(lambda tile: _search_tile(item_CD, np.ascontiguousarray(tile), k), tiles, search_threads())
     if not result:
         return np.zeros((0, k), np.float32), np.zeros((0, k), np.int64)
     return np.concatenate([score for score, _ in result]), np.concatenate([row for _, row in result])

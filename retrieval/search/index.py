@@ -11,9 +11,10 @@ from typing import Any
 import faiss
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
 from retrieval.search.exact import Ids, Vectors, rescore, search_ordered
-from retrieval.transitions import Transitions
+from retrieval.transitions import Transitions, add_to_lists, padded
 
 FLAT_UP_TO = 2e13
 """Multiplications up to which `auto` searches exactly: a few minutes on two cores."""
@@ -50,6 +51,18 @@ class Catalogue:
     def rows_of(self, item_N: npt.NDArray[np.integer]) -> Ids:
         """Rows of items (dense ids, 0 for padding), -1 for an item that is no candidate."""
         return self._row_of_item[np.minimum(item_N, len(self._row_of_item) - 1)].astype(np.int64)
+
+    def join_term(
+        self,
+        term: sparse.csr_matrix,
+        query_QD: Vectors,
+        score_QK: npt.NDArray[np.float64],
+        item_QK: npt.NDArray[np.integer],
+        k: int,
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.integer]]:
+        """`add_to_lists` with the inner products of the term's items."""
+        listed = padded(self.rows_of(term.indices), np.diff(term.indptr), -1)
+        return add_to_lists(term, score_QK, item_QK, rescore(self.vector, query_QD, listed), k)
 
     @cached_property
     def _row_of_item(self) -> npt.NDArray[np.int32]:

@@ -24,7 +24,6 @@ from retrieval.search.index import (
     kept_neighbours,
 )
 from retrieval.sources.sparse_rows import entries_at
-from retrieval.transitions import add_to_lists, padded
 
 FIDELITY_K = 20
 
@@ -145,9 +144,7 @@ class ExactReference:
         if term is None:
             none = np.zeros(len(target_Q), bool)
             return cls(query_QD, target_Q, exact, score, own, score.min(axis=1), none, seconds)
-        listed = padded(catalogue.rows_of(term.indices), np.diff(term.indptr), -1)
-        product = rescore(catalogue.vector, query_QD, listed)
-        best, _ = add_to_lists(term, score, catalogue.item[exact], product, k)
+        best, _ = catalogue.join_term(term, query_QD, score, catalogue.item[exact], k)
         of_target = entries_at(term, np.arange(len(target_Q)), target_Q)
         return cls(query_QD, target_Q, exact, score, own + of_target, best.min(axis=1), of_target > 0, seconds)
 
