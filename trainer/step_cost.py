@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from etl.dataset import TRAIN_HOLDOUT, open_dataset
+from etl.dataset import TRAIN_HOLDOUT, Dataset, open_dataset
 from trainer.config import TrainerConfig
 from trainer.distributed.world import World
 from trainer.memory_plan import MemoryPlan
 from trainer.plan import PlanConfig
 from trainer.step_measurement import Link, Measured, measure
 from trainer.task.registry import model_task_of
+from trainer.training.cooccurrence import needed_bytes
 
 PLANNED = (8, 64, 512)
 """Numbers of workers in each plan."""
@@ -140,6 +141,7 @@ def plan(options: PlanConfig, config: TrainerConfig) -> list[str]:
         f"{together:.4f} s ({together / actual - 1:+.0%})",
         "",
         *(f"{name:<44}{value:>16}" for name, value in memory.lines(items, options.workers, model.large.draw_seconds)),
+        *start_lines(config, dataset, items, memory.bytes(items, options.workers)),
         "",
         f"{'target clicks of a step (train.batch_tokens)':<44}{batch:>16,}",
         f"{'steps an epoch':<44}{steps:>16,}",
@@ -156,6 +158,15 @@ def plan(options: PlanConfig, config: TrainerConfig) -> list[str]:
             f"{memory.bytes(items, workers) / 2**30:>10.2f}"
         )
     return [*lines, "", efficient_batch(model, batch, options.workers, link)]
+
+
+def start_lines(config: TrainerConfig, dataset: Dataset, items: int, resident: float) -> list[str]:
+    """Memory of the worker that counts co-occurrence (`train.ppmi_start`), for a dataset with `items` items."""
+    if not config.train.ppmi_start:
+        return []
+    clicks = dataset.manifest.counts["clicks"]
+    needed = resident + needed_bytes(clicks, items, config.network.embedding_dim)
+    return [f"{'… while it counts co-occurrence':<44}{f'{needed / 2**20:,.0f} MiB':>16}"]
 
 
 def efficient_batch(model: StepModel, batch: int, workers: int, link: Link) -> str:

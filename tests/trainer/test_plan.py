@@ -40,6 +40,7 @@ def test_a_plan_names_the_steps_and_parameters_that_the_run_then_has(fifty, tmp_
     # Windows end with a smaller step, so that an epoch has a few more than targets / batch_tokens.
     assert int(message["steps an epoch"]) <= summary["steps"] <= int(message["steps an epoch"]) + 2
     assert [int(row[0]) for row in rows] == [1, 2, 8, 64, 512]
+    assert ("… while it counts co-occurrence" in message) == (model == "hybrid")  # by its recipe
     for row in rows:
         *parts, seconds = map(float, row[1:6])
         assert sum(parts) == pytest.approx(seconds, abs=3e-4)

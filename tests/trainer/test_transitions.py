@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from scipy.optimize import minimize
 
 from etl.dataset import open_dataset
+from retrieval.blend.learned import fold_of
 from retrieval.bundle import open_bundle
 from retrieval.config import load
 from retrieval.evaluate import evaluate
@@ -28,18 +30,23 @@ from trainer.show import main as show
 OPTIONS = [*SMALL, "network.transitions=true", "train.valid_sessions=50"]
 
 
-def random_pool(seed: int, queries: int = 60, helps: float = 3.0) -> Pool:
-    """Twelve candidates a query; the first feature helps to find the target, the second is noise."""
+def random_pool(seed: int, queries: int = 60, helps: float = 3.0, helps_rare: float | None = None) -> Pool:
+    """Twelve candidates a query; the first feature helps to find the target, the second is noise.
+
+    After an item of fewer than 20 clicks, which every other query has seen last, the first helps as `helps_rare` says.
+    """
     rng = np.random.default_rng(seed)
+    last_clicks = np.where(np.arange(queries) % 2 == 0, 2, 500)
+    helps_Q = np.where(last_clicks < 20, helps if helps_rare is None else helps_rare, helps)
     query = np.repeat(np.arange(queries), 12)
     feature = rng.random((len(query), 2)) * (rng.random((len(query), 2)) < 0.4)
     score = rng.normal(size=len(query))
     noise = rng.gumbel(size=len(query))
-    logit = (score + helps * feature[:, 0] + noise).reshape(queries, 12)
+    logit = (score + helps_Q[query] * feature[:, 0] + noise).reshape(queries, 12)
     is_target = np.zeros((queries, 12), bool)
     is_target[np.arange(queries), logit.argmax(1)] = True
     is_target[:3] = False  # of some queries the target is none of the candidates
-    return Pool(query, score, feature, is_target.ravel(), np.arange(queries))
+    return Pool(query, score, feature, is_target.ravel(), np.arange(queries), last_clicks)
 
 
 def test_weights_are_those_of_scipys_minimum_of_the_same_likelihood():
@@ -48,34 +55,47 @@ def test_weights_are_those_of_scipys_minimum_of_the_same_likelihood():
     score, feature = pool.score[has].reshape(-1, 12), pool.feature[has].reshape(-1, 12, 2)
     target = pool.is_target[has].reshape(-1, 12).argmax(1)
 
-    def loss(parameter):
-        logit = np.exp(parameter[0]) * score + feature @ np.logaddexp(0, parameter[1:])
-        return (np.log(np.exp(logit).sum(1)) - logit[np.arange(len(target)), target]).mean()
+    often = np.log1p(pool.last_clicks[3:]) / 3 - 1
 
-    theirs = minimize(loss, np.zeros(3), method="BFGS").x
-    actual = minimise(pool, np.ones(60, bool))
-    assert actual == pytest.approx(np.logaddexp(0, theirs[1:]) / np.exp(theirs[0]), abs=2e-3)
-    assert actual[0] > 5 * actual[1]
+    def loss(parameter):
+        weight = np.logaddexp(0, parameter[1:3] + often[:, None] * parameter[3:])
+        logit = np.exp(parameter[0]) * score + (feature * weight[:, None]).sum(2)
+        mean = (np.log(np.exp(logit).sum(1)) - logit[np.arange(len(target)), target]).mean()
+        return mean + 1e-3 * (parameter[3:] ** 2).sum()
+
+    theirs = minimize(loss, np.zeros(5), method="BFGS").x
+    clicks = np.array([2, 500])
+    expected = np.logaddexp(0, theirs[1:3] + np.outer(np.log1p(clicks) / 3 - 1, theirs[3:])) / np.exp(theirs[0])
+    actual = minimise(pool, np.ones(60, bool)).weights(clicks)
+    assert actual == pytest.approx(expected, abs=5e-3)
+    assert (actual[:, 0] > 2 * actual[:, 1]).all()
+
+
+def test_weights_depend_on_how_often_the_last_item_was_clicked():
+    rare, often = minimise(random_pool(5, 3_000, helps=1.0, helps_rare=4.0), np.ones(3_000, bool)).weights(
+        np.array([2, 500])
+    )
+    assert rare[0] == pytest.approx(4.0, abs=0.6)
+    assert often[0] == pytest.approx(1.0, abs=0.3)
 
 
 def test_a_fold_has_no_say_in_its_own_weights():
     pool = random_pool(1)
     everyone, folds = find_weights(pool)
-    from retrieval.blend.learned import fold_of
-
     mine = np.flatnonzero(fold_of(pool.user_id) == 1)
     rng = np.random.default_rng(0)
     feature = np.where(np.isin(pool.query, mine)[:, None], rng.random(pool.feature.shape), pool.feature)
-    again, other = find_weights(Pool(pool.query, pool.score, feature, pool.is_target, pool.user_id))
-    assert np.array_equal(folds[1], other[1])
-    assert not np.array_equal(folds[0], other[0])
-    assert not np.array_equal(everyone, again)
+    again, other = find_weights(replace(pool, feature=feature))
+    assert folds[1] == other[1]
+    assert folds[0] != other[0]
+    assert everyone != again
 
 
 def test_what_tells_nothing_weighs_next_to_nothing():
-    assert minimise(random_pool(2, queries=2_000, helps=0.0), np.ones(2_000, bool)) == pytest.approx([0, 0], abs=0.15)
-    nobody = random_pool(3)
-    assert not minimise(nobody, np.zeros(60, bool)).any()
+    clicks = np.array([0, 2, 500])
+    noise = minimise(random_pool(2, queries=2_000, helps=0.0), np.ones(2_000, bool))
+    assert noise.weights(clicks) == pytest.approx(np.zeros((3, 2)), abs=0.2)
+    assert not minimise(random_pool(3), np.zeros(60, bool)).weights(clicks).any()
 
 
 def test_a_pool_holds_the_nearest_and_all_counted_candidates():
@@ -89,7 +109,10 @@ def test_a_pool_holds_the_nearest_and_all_counted_candidates():
     context[:, :3] = [row[::-1] for row in clicks]
     target = rng.choice(candidates, 7)
     seen = (np.repeat(np.arange(7), 3), np.concatenate(clicks))
-    pool = make_pool(transitions, context, np.arange(7), target, lambda item: query @ vector[item].T, candidates, seen)
+    item_clicks = rng.integers(0, 50, 301)
+    score_of = lambda item: query @ vector[item].T  # noqa: E731
+    pool = make_pool(transitions, item_clicks, context, np.arange(7), target, score_of, candidates, seen)
+    assert np.array_equal(pool.last_clicks, item_clicks[[row[-1] for row in clicks]])
     for q in range(7):
         score = query[q] @ vector.T
         usable = np.setdiff1d(candidates, clicks[q])
@@ -152,8 +175,8 @@ def run(fifty, tmp_path_factory):
     folder = tmp_path_factory.mktemp("transitions") / "run"
     assert main([f"data={fifty.path}", f"output={folder}", "model=hybrid", "train.refit=true", *OPTIONS]) == 0
     weights = json.loads((folder / "transition_weights.json").read_text())
-    assert np.array(weights["everyone"]).shape == (2,)
-    assert np.array(weights["folds"]).shape == (3, 2)
+    assert len(weights["folds"]) == 3
+    assert all(len(gate[name]) == 2 for gate in (weights["everyone"], *weights["folds"]) for name in ("bias", "slope"))
     return folder
 
 
@@ -167,6 +190,12 @@ def test_training_validates_as_the_evaluation_ranks(fifty, run, tmp_path, no_rep
 
 def test_a_bundle_holds_the_counts_of_what_was_trained_on_and_weights(fifty, run):
     weights = json.loads((run / "transition_weights.json").read_text())
+    clicks = np.concatenate([[0], fifty.items(["train_clicks"])["train_clicks"].to_numpy()])
+
+    def weights_of(gate, queries):
+        often = np.log1p(clicks[queries.seen[queries.seen_offset[1:] - 1]]) / 3 - 1
+        return gate["size"] * np.logaddexp(0, gate["bias"] + np.outer(often, gate["slope"]))
+
     for name, held_out in (("bundle-selected", 2), ("bundle", 1)):
         bundle = open_bundle(run / name)
         sessions = TrainSessions.of(open_dataset(fifty.path), held_out)
@@ -175,10 +204,13 @@ def test_a_bundle_holds_the_counts_of_what_was_trained_on_and_weights(fifty, run
         for term, matrix in read_transitions(bundle).terms.items():
             assert abs(matrix - expected.terms[term]).max() < 1e-6
         for split in ("test", "next"):
-            actual = np.concatenate([queries.transition_weight for queries in bundle.queries(split)])
-            assert actual == pytest.approx(np.tile(weights["everyone"], (50, 1)), rel=1e-6)
-    valid = np.concatenate([q.transition_weight for q in open_bundle(run / "bundle-selected").queries("valid")])
-    assert len(np.unique(valid, axis=0)) <= 3
+            for queries in bundle.queries(split):
+                expected = weights_of(weights["everyone"], queries)
+                assert queries.transition_weight == pytest.approx(expected, rel=1e-6)
+    for queries in open_bundle(run / "bundle-selected").queries("valid"):
+        by_fold = np.stack([weights_of(gate, queries) for gate in weights["folds"]])
+        expected = by_fold[fold_of(queries.user_id), np.arange(len(queries))]
+        assert queries.transition_weight == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_run_applied_to_its_own_data_gives_its_own_bundle(fifty, run, tmp_path, capfd):

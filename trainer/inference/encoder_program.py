@@ -6,7 +6,6 @@ import copy
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import torch
 from torch import nn
@@ -135,7 +134,7 @@ def write_manifest(folder: Path, scorer: SessionScorer, dataset: Dataset, model:
             },
             "reads_profile": scorer.model.profile is not None,
             "reads_actions": scorer.model.past_actions is not None,
-            "transitions": scorer.term is not None and bool(np.any(scorer.term.everyone)),
+            "transitions": scorer.term is not None and scorer.term.is_used,
             "torch": torch.__version__,
             "files": files,
         },

@@ -153,7 +153,7 @@ def _dimension(scorer: SessionScorer | RankScorer) -> int:
 def _terms(scorer: SessionScorer | RankScorer) -> int:
     """Counted terms that take part in the score."""
     term = scorer.term if isinstance(scorer, SessionScorer) else None
-    return 0 if term is None else len(term.everyone)
+    return 0 if term is None else len(term.everyone.bias)
 
 
 def _write_items(path: Path, scorer: SessionScorer) -> None:
@@ -228,7 +228,7 @@ def score_sessions(
         target = np.zeros(len(n), np.int32)
         if split != "next":
             target = sessions.items.values[sessions.items.offset[:-1] + seen]
-        weight = scorer.transition_weights(sessions.user_id, split)
+        weight = scorer.transition_weights(sessions, seen, split)
         yield f"queries-{split}", _queries(sessions, seen, target, scorer.queries(state).cpu().numpy(), weight)
         if rows is None:
             continue

@@ -88,9 +88,9 @@ class SessionScorer:
         query = self.model.query(self.model.task_representations(state_NS)["next"])
         return torch.cat([query, query.new_ones(len(query), 1)], dim=1)
 
-    def transition_weights(self, user_id_N: Int, split: str) -> npt.NDArray[np.float32]:
-        """Weights of the counted transitions `[N, T]`; `[N, 0]` for a model without."""
-        return np.zeros((len(user_id_N), 0), np.float32) if self.term is None else self.term.weights(user_id_N, split)
+    def transition_weights(self, sessions: Sessions, visible_B: Int, split: str) -> npt.NDArray[np.float32]:
+        """Weights of the counted transitions `[B, T]` after the first clicks; `[B, 0]` for a model without."""
+        return self.term.weights(sessions, visible_B, split) if self.term else np.zeros((len(sessions), 0), np.float32)
 
     @property
     def dimension(self) -> int:

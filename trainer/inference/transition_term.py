@@ -7,7 +7,7 @@ so counts seem to add little. Sessions' valid clicks are new to both.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ import torch
 from scipy import sparse
 
 from etl.dataset import Dataset
+from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
 from etl.runtime.lookup import lookup
 from retrieval.blend.learned import FOLDS, fold_of
 from retrieval.sources.sparse_rows import entries_at
 from retrieval.sources.store import FOLDER
-from retrieval.transitions import STEPS, Transitions, last_clicks, open_transitions
+from retrieval.transitions import Transitions, last_clicks, open_transitions
 from trainer.data.order import Int
 from trainer.data.reader import Sessions
 from trainer.task.sessions import WEIGHTS
@@ -32,10 +33,40 @@ FIT_SESSIONS = 5_000
 """Valid sessions, over all workers, that the weights are fitted on."""
 NEAREST = 100
 """Items that compete with those of the counts: the best by inner product."""
-ITERATIONS = 40
+ITERATIONS = 60
 CHUNK_SCORES = 1 << 24
+RIDGE = 1e-3
+"""Times the square of each slope, added to the loss, so that few sessions do not say much about rare items."""
 
-Weights = npt.NDArray[np.float64]
+
+@dataclass(frozen=True)
+class Gate:
+    """Weights of T terms by how often the item of the last click was clicked in train.
+
+    w_t = size × softplus(bias_t + slope_t s), s = `spread` of the item's clicks.
+
+    Attributes:
+        size: 0 takes no term.
+        bias, slope: of each term.
+    """
+
+    size: float
+    bias: tuple[float, ...]
+    slope: tuple[float, ...]
+
+    def weights(self, click_N: Int) -> npt.NDArray[np.float64]:
+        """Float64 `[N, T]`, at least 0.
+
+        >>> Gate(2.0, (0.0, -1e3), (1.0, 0.0)).weights(np.array([19])).round(3).tolist()
+        [[1.385, 0.0]]
+        """
+        logit = np.array(self.bias) + np.outer(spread(click_N), self.slope)
+        return self.size * np.logaddexp(0.0, logit)
+
+
+def spread(click_N: Int) -> npt.NDArray[np.float64]:
+    """Numbers of clicks as numbers between about -1 (none) and 2 (ten thousand)."""
+    return np.log1p(click_N) / 3.0 - 1.0
 
 
 @dataclass(frozen=True)
@@ -44,38 +75,69 @@ class TransitionTerm:
 
     Attributes:
         transitions: counted on the clicks that the model was trained on.
-        everyone: float64 `[T]`, fitted on all valid sessions: for test and next.
-        folds: float64 `[FOLDS, T]`, fitted without the users of each fold: for their valid queries.
+        clicks: of each item in train `[n_items + 1]`, item 0 with none.
+        everyone: fitted on all valid sessions: for test and next.
+        folds: fitted without the users of each fold: for their valid queries.
     """
 
     transitions: Transitions
-    everyone: Weights
-    folds: Weights
+    clicks: Int
+    everyone: Gate
+    folds: tuple[Gate, ...]
 
-    def weights(self, user_id_N: Int, split: str) -> npt.NDArray[np.float32]:
-        """Weights of queries `[N, T]`."""
-        if split == "valid":
-            return self.folds[fold_of(user_id_N)].astype(np.float32)
-        return np.tile(self.everyone.astype(np.float32), (len(user_id_N), 1))
+    def weights(self, sessions: Sessions, visible_B: Int, split: str) -> npt.NDArray[np.float32]:
+        """Weights `[B, T]` of queries that see the first `visible_B` (at least 1) clicks of sessions."""
+        last = self.clicks[sessions.items.values[sessions.items.offset[:-1] + visible_B - 1]]
+        if split != "valid":
+            return self.everyone.weights(last).astype(np.float32)
+        by_fold = np.stack([gate.weights(last) for gate in self.folds])
+        return by_fold[fold_of(sessions.user_id), np.arange(len(last))].astype(np.float32)
 
     def scores(self, sessions: Sessions, visible_B: Int, split: str) -> sparse.csr_matrix:
         """What is added to the scores of items after the first clicks of sessions, float64 `[B, n_items + 1]`."""
-        return self.transitions.scores(contexts(sessions, visible_B), self.weights(sessions.user_id, split))
+        return self.transitions.scores(contexts(sessions, visible_B), self.weights(sessions, visible_B, split))
+
+    def without(self) -> TransitionTerm:
+        """The same with weights of 0."""
+        everyone, *folds = (replace(gate, size=0.0) for gate in (self.everyone, *self.folds))
+        return replace(self, everyone=everyone, folds=tuple(folds))
+
+    @property
+    def is_used(self) -> bool:
+        """Whether a weight is above 0."""
+        return self.everyone.size > 0
 
     def write(self, run: Path) -> None:
         """Leave the weights in the run, for whoever scores other data with it."""
-        write_json(run / WEIGHTS, {"everyone": self.everyone.tolist(), "folds": self.folds.tolist()})
+        write_json(run / WEIGHTS, {"everyone": asdict(self.everyone), "folds": [asdict(gate) for gate in self.folds]})
 
     @classmethod
-    def read(cls, run: Path, transitions: Transitions) -> TransitionTerm:
-        """The weights that `write` left."""
+    def read(cls, run: Path, transitions: Transitions, clicks: Int) -> TransitionTerm:
+        """The weights that `write` left.
+
+        Raises:
+            InputError: an earlier version wrote them.
+        """
         saved = json.loads((run / WEIGHTS).read_text())
-        return cls(transitions, np.array(saved["everyone"]), np.array(saved["folds"]))
+        try:
+            gates = [
+                Gate(gate["size"], tuple(gate["bias"]), tuple(gate["slope"]))
+                for gate in (saved["everyone"], *saved["folds"])
+            ]
+        except TypeError:
+            hint = "train it again with this version"
+            raise InputError("weights with size, bias and slope", run / WEIGHTS, hint) from None
+        return cls(transitions, clicks, gates[0], tuple(gates[1:]))
 
 
 def count(dataset: Dataset, run: Path, holdout: int) -> Transitions:
     """The transitions of the clicks that are trained on, saved with the run's other counts."""
     return open_transitions(dataset, run / FOLDER, holdout, torch.get_num_threads())
+
+
+def train_clicks(dataset: Dataset) -> Int:
+    """Clicks of each item in train, int64 `[n_items + 1]`, item 0 with none."""
+    return np.concatenate([[0], dataset.items(["train_clicks"])["train_clicks"].to_numpy()])
 
 
 def contexts(sessions: Sessions, visible_B: Int) -> Int:
@@ -92,7 +154,7 @@ class Pool:
         score: float64 `[N]`, by inner product.
         feature: float64 `[N, T]`, the terms before their weights.
         is_target: `[N]`.
-        user_id: int64 `[Q]`.
+        user_id, last_clicks: int64 `[Q]`, the user, and how often the item of the last click was clicked in train.
     """
 
     query: Int
@@ -100,18 +162,20 @@ class Pool:
     feature: npt.NDArray[np.float64]
     is_target: npt.NDArray[np.bool_]
     user_id: Int
+    last_clicks: Int
 
     @classmethod
     def joined(cls, pools: list[Pool]) -> Pool:
         """Pools one after another."""
         first = np.cumsum([0, *(len(pool.user_id) for pool in pools[:-1])])
         query = np.concatenate([pool.query + begin for pool, begin in zip(pools, first, strict=True)])
-        names = ("score", "feature", "is_target", "user_id")
+        names = ("score", "feature", "is_target", "user_id", "last_clicks")
         return cls(query, **{name: np.concatenate([getattr(pool, name) for pool in pools]) for name in names})
 
 
 def make_pool(
     transitions: Transitions,
+    clicks: Int,
     context_QG: Int,
     user_id_Q: Int,
     target_Q: Int,
@@ -123,6 +187,7 @@ def make_pool(
 
     Args:
         transitions: the counts.
+        clicks: of each item in train `[n_items + 1]`.
         context_QG: the last clicks of each query.
         user_id_Q, target_Q: of the queries.
         score_of: gives inner products float32 `[Q, c]` of all queries with items `[c]`.
@@ -144,7 +209,7 @@ def make_pool(
     query, item = pair >> 32, pair & 0xFFFFFFFF
     products = pair_scores(score_of, query, item)
     feature = np.stack([entries_at(matrix, query, item) for matrix in features], axis=1)
-    return Pool(query, products, feature, item == target_Q[query], user_id_Q)
+    return Pool(query, products, feature, item == target_Q[query], user_id_Q, clicks[context_QG[:, 0]])
 
 
 def nearest(
@@ -180,41 +245,45 @@ def pair_scores(score_of: Any, query_N: Int, item_N: Int) -> npt.NDArray[np.floa
     return out
 
 
-def find_weights(pool: Pool) -> tuple[Weights, Weights]:
-    """Weights `[T]` of all users, and `[FOLDS, T]` without the users of each fold."""
+def find_weights(pool: Pool) -> tuple[Gate, tuple[Gate, ...]]:
+    """The weights of all users, and those without the users of each fold."""
     fold = fold_of(pool.user_id)
     everyone = minimise(pool, np.ones(len(fold), bool))
-    return everyone, np.stack([minimise(pool, fold != left_out) for left_out in range(FOLDS)])
+    return everyone, tuple(minimise(pool, fold != left_out) for left_out in range(FOLDS))
 
 
-def minimise(pool: Pool, chosen_Q: npt.NDArray[np.bool_]) -> Weights:
+def minimise(pool: Pool, chosen_Q: npt.NDArray[np.bool_]) -> Gate:
     """The weights with the least mean −log softmax of the targets among the candidates of the chosen queries.
 
     The scores' scale (inner products of a model need not be logits) is fitted too; weights are in units of the scores.
     """
+    n_terms = pool.feature.shape[1]
+    nothing = Gate(0.0, (0.0,) * n_terms, (0.0,) * n_terms)
     has_target = np.zeros(len(chosen_Q), bool)
     has_target[pool.query[pool.is_target]] = True
     row = (chosen_Q & has_target)[pool.query]
     if not row.any():
-        return np.zeros(pool.feature.shape[1])
+        return nothing
     query, number = np.unique(pool.query[row], return_inverse=True)
     segment, n = torch.from_numpy(number), len(query)
     score, feature = torch.from_numpy(pool.score[row]), torch.from_numpy(pool.feature[row])
     target = torch.from_numpy(np.flatnonzero(pool.is_target[row]))
-    parameter = torch.zeros(1 + feature.shape[1], dtype=torch.float64, requires_grad=True)
+    often = torch.from_numpy(spread(pool.last_clicks[query]))[:, None]
+    parameter = torch.zeros(1 + 2 * n_terms, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([parameter], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        scale, weight = parameter[0].exp(), torch.nn.functional.softplus(parameter[1:])
-        logit = scale * score + feature @ weight
+        scale, (bias, slope) = parameter[0].exp(), parameter[1:].view(2, n_terms)
+        weight = torch.nn.functional.softplus(bias + often * slope)
+        logit = scale * score + (feature * weight[segment]).sum(1)
         top = torch.full((n,), -torch.inf, dtype=torch.float64).scatter_reduce(0, segment, logit.detach(), "amax")
         total = torch.zeros(n, dtype=torch.float64).index_add(0, segment, (logit - top[segment]).exp())
-        mean = (total.log() + top).mean() - logit[target].mean()
+        mean = (total.log() + top).mean() - logit[target].mean() + RIDGE * slope.square().sum()
         mean.backward()
         return mean
 
     optimizer.step(loss)
-    with torch.no_grad():
-        weights: Weights = (torch.nn.functional.softplus(parameter[1:]) / parameter[0].exp()).numpy()
-    return weights if np.isfinite(weights).all() else np.zeros(len(STEPS))
+    values = parameter.detach().numpy()
+    size, (bias, slope) = float(np.exp(-values[0])), values[1:].reshape(2, n_terms)
+    return Gate(size, tuple(bias.tolist()), tuple(slope.tolist())) if np.isfinite([size, *values]).all() else nothing

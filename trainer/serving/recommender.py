@@ -304,7 +304,7 @@ class Recommender:
             sessions.items.values.astype(np.int32),
             sessions.n_clicks,
             vector,
-            self.scorer.transition_weights(sessions.user_id, "next"),
+            self.scorer.transition_weights(sessions, sessions.items.lengths, "next"),
         )
 
     def _ranked(self, queries: Queries, k: int) -> tuple[Int, npt.NDArray[np.float32], dict[str, Any]]:

@@ -162,7 +162,14 @@ class SessionTask:
         """
         if not self.config.network.transitions:
             return
-        from trainer.inference.transition_term import FIT_SESSIONS, Pool, TransitionTerm, count, find_weights
+        from trainer.inference.transition_term import (
+            FIT_SESSIONS,
+            Pool,
+            TransitionTerm,
+            count,
+            find_weights,
+            train_clicks,
+        )
 
         before = self.validate(train_step, sample).metrics["ndcg@20"] or 0.0
         transitions = count(self.dataset, run, TRAIN_HOLDOUT)
@@ -171,18 +178,18 @@ class SessionTask:
         pools = [pool for share in self.world.gather(mine) for pool in share]
         result = find_weights(Pool.joined(pools)) if self.world.is_first and pools else None
         weights = self.world.gather(result)[0]
-        self.term = None if weights is None else TransitionTerm(transitions, *weights)
+        self.term = None if weights is None else TransitionTerm(transitions, train_clicks(self.dataset), *weights)
         after = self.validate(train_step, sample).metrics["ndcg@20"] or 0.0
         if self.term and after <= before:
-            self.term = TransitionTerm(transitions, 0 * self.term.everyone, 0 * self.term.folds)
+            self.term = self.term.without()
         if self.term and self.world.is_first:
             self.term.write(run)
 
     def pools(self, train_step: TrainStep, sessions: Sessions, transitions: Transitions) -> list[Pool]:
         """What the weights are fitted on: this worker's valid sessions."""
-        from trainer.inference.transition_term import contexts, make_pool
+        from trainer.inference.transition_term import contexts, make_pool, train_clicks
 
-        scorer, out = self.scorer(train_step), []
+        scorer, clicks, out = self.scorer(train_step), train_clicks(self.dataset), []
         for begin in range(0, len(sessions), SESSIONS_PER_BATCH):
             some = sessions.take(np.arange(begin, min(begin + SESSIONS_PER_BATCH, len(sessions))))
             visible = some.items.lengths - TRAIN_HOLDOUT
@@ -190,18 +197,16 @@ class SessionTask:
             target = some.items.values[some.items.offset[:-1] + visible]
             seen = tuple(seen_pairs(some, visible).numpy()) if self.mask_seen else None
             score_of = partial(inner_products, scorer, query)
-            pool = make_pool(
-                transitions, contexts(some, visible), some.user_id, target, score_of, self.candidates, seen
-            )
-            out.append(pool)
+            context = contexts(some, visible)
+            out.append(make_pool(transitions, clicks, context, some.user_id, target, score_of, self.candidates, seen))
         return out
 
     def load_term(self, run: Path, holdout: int) -> None:
         """The counted transitions of clicks that were trained on, with the weights that a run fitted."""
         if self.config.network.transitions and (run / WEIGHTS).is_file():
-            from trainer.inference.transition_term import TransitionTerm, count
+            from trainer.inference.transition_term import TransitionTerm, count, train_clicks
 
-            self.term = TransitionTerm.read(run, count(self.dataset, run, holdout))
+            self.term = TransitionTerm.read(run, count(self.dataset, run, holdout), train_clicks(self.dataset))
 
     @cached_property
     def mask_seen(self) -> bool:

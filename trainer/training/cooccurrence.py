@@ -80,10 +80,15 @@ def start_vectors(dataset: Dataset, holdout: int, dimension: int, seed: int) -> 
     return torch.nn.functional.pad(vector, (0, dimension - vector.shape[1]))
 
 
+def needed_bytes(clicks: int, n_items: int, dimension: int) -> int:
+    """Peak memory of counting and factorising, beside what the process has."""
+    counting = BYTES_A_CLICK * clicks + BYTES_A_PAIR * min(PAIRS_AT_ONCE, 2 * WINDOW * clicks)
+    return counting + BYTES_A_NUMBER * n_items * min(n_items, dimension + OVERSAMPLING)
+
+
 def check_memory(clicks: int, n_items: int, dimension: int) -> None:
     """Raise `InputError` where counting and factorising may not fit into this machine's free memory."""
-    counting = BYTES_A_CLICK * clicks + BYTES_A_PAIR * min(PAIRS_AT_ONCE, 2 * WINDOW * clicks)
-    needed = counting + BYTES_A_NUMBER * n_items * min(n_items, dimension + OVERSAMPLING)
+    needed = needed_bytes(clicks, n_items, dimension)
     free = psutil.virtual_memory().available
     if needed > free:
         what = f"{needed / 2**30:.1f} GiB of free memory for train.ppmi_start"
