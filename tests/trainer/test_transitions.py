@@ -23,6 +23,7 @@ from tests.support.engine import build, write_log
 from tests.support.runs import SMALL, assert_same_run
 from trainer.__main__ import main
 from trainer.apply import main as apply
+from trainer.inference import transition_term
 from trainer.inference.target_ranks import exact_ranks, rank_request
 from trainer.inference.transition_term import Pool, find_weights, make_pool, minimise
 from trainer.show import main as show
@@ -123,6 +124,25 @@ def test_a_pool_holds_the_nearest_and_all_counted_candidates():
         assert pool.score[mine] == pytest.approx(score[expected], abs=1e-5)
         assert pool.feature[mine] == pytest.approx(term[:, expected].T, abs=1e-12)
         assert np.array_equal(pool.is_target[mine], expected == target[q])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_nearest_of_many_chunks_are_those_of_a_sort(masked, monkeypatch):
+    rng = np.random.default_rng(5)
+    monkeypatch.setattr(transition_term, "CHUNK_SCORES", 7 * 150)
+    vector, query = rng.normal(size=(1_001, 4)).astype("f"), rng.normal(size=(7, 4)).astype("f")
+    candidates = np.setdiff1d(np.arange(1, 1_001), [5, 9])
+    product = query @ vector.T
+    seen = (np.repeat(np.arange(7), 50), rng.choice(candidates, 350)) if masked else None
+    best, items = transition_term.nearest(7, lambda item: product[:, item], candidates, seen)
+    for q in range(7):
+        usable = np.setdiff1d(candidates, seen[1][seen[0] == q]) if masked else candidates
+        expected = usable[np.argsort(-product[q, usable])[:100]]
+        assert np.array_equal(items[q], expected)
+        assert np.array_equal(best[q], product[q, expected])
+    best, items = transition_term.nearest(7, lambda item: product[:, item], candidates[:30], None)
+    assert np.isfinite(best[:, :30]).all()
+    assert np.isneginf(best[:, 30:]).all()
 
 
 def test_validation_ranks_by_inner_product_and_term():

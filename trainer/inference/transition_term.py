@@ -215,18 +215,25 @@ def make_pool(
 def nearest(
     n: int, score_of: Any, candidate_C: Int, seen: tuple[Int, Int] | None
 ) -> tuple[npt.NDArray[np.float32], Int]:
-    """The best candidates of `n` queries by inner product, `[n, NEAREST]` each, -inf where there are fewer."""
+    """The best candidates of `n` queries by inner product `[n, NEAREST]`, best first; -inf where there are fewer."""
     best, ids = np.full((n, NEAREST), -np.inf, np.float32), np.zeros((n, NEAREST), np.int64)
-    step = max(NEAREST, CHUNK_SCORES // max(n, 1))
-    for begin in range(0, len(candidate_C), step):
-        item = candidate_C[begin : begin + step]
+    begin, largest = 0, max(NEAREST, CHUNK_SCORES // max(n, 1))
+    while begin < len(candidate_C):
+        # Chunks grow: once a list is good, few of many further scores are above its last one.
+        item = candidate_C[begin : begin + min(largest, max(begin, NEAREST))]
+        begin += len(item)
         score = score_of(item)
         if seen is not None:
             column, inside = lookup(item, seen[1])
             score[seen[0][inside], column[inside]] = -np.inf
-        score, every = np.concatenate([best, score], 1), np.concatenate([ids, np.tile(item, (n, 1))], 1)
-        top = np.argpartition(-score, NEAREST - 1, axis=1)[:, :NEAREST]
-        best, ids = np.take_along_axis(score, top, 1), np.take_along_axis(every, top, 1)
+        query, column = np.nonzero(score > best[:, -1:])
+        every = np.concatenate([np.repeat(np.arange(n), NEAREST), query])
+        score_N, item_N = np.append(best, score[query, column]), np.append(ids, item[column])
+        order = np.lexsort((-score_N, every))
+        length = NEAREST + np.bincount(query, minlength=n)
+        place = np.arange(len(order)) - np.repeat(np.cumsum(length) - length, length)
+        kept = order[place < NEAREST].reshape(n, NEAREST)
+        best, ids = score_N[kept], item_N[kept]
     return best, ids
 
 
