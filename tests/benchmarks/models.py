@@ -77,17 +77,22 @@ def twin(
     seed: int = 0,
     smoothness: float = SMOOTHNESS,
     items: int = QB_ITEMS,
+    topics: bool = False,
 ) -> Path:
-    """The sessions of a QB-video twin, at full size or of another number of users or items."""
+    """The sessions of a QB-video twin, at full size or of another number of users or items.
+
+    With `topics` its categories are the hidden topics, which tastes depend on; else they only hint at them.
+    """
     apart = f"-{users}" * (users != QB_USERS) + f"-seed-{seed}" * (seed != 0) + f"-items-{items}" * (items != QB_ITEMS)
-    apart += f"-smoothness-{smoothness}" * (smoothness != SMOOTHNESS)
+    apart += f"-smoothness-{smoothness}" * (smoothness != SMOOTHNESS) + "-topics" * topics
     folder = work() / f"twin-{correlation}{apart}"
     log = folder / "log.csv"
     if not (folder / "data" / "manifest.json").exists():
         folder.mkdir(exist_ok=True)
         size = (f"users={users}", f"items={items}", f"seed={seed}")
         process = (f"task_correlation={correlation}", f"successor_smoothness={smoothness}")
-        program("etl.twin", f"output={log}", "scenario=qb_video", *size, *process)
+        columns = ("observed_topics=true",) if topics else ()
+        program("etl.twin", f"output={log}", "scenario=qb_video", *size, *process, *columns)
         program("etl", f"input={log}", f"output={folder / 'data'}", "scenario=qb_video", "overwrite=true")
     return folder / "data"
 

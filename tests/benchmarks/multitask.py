@@ -51,7 +51,7 @@ def multitask() -> None:
 def compare(title: str, correlation: float | None) -> None:
     """The table of a log: a twin's, or MovieLens'."""
     data, seeds = (
-        movielens() if correlation is None else twin(correlation),
+        movielens() if correlation is None else twin(correlation, topics=True),
         range(int(os.environ.get("NEXTCLICK_SEEDS", "1"))),
     )
     runs = [

@@ -26,11 +26,16 @@ def options(**changes) -> ModelOptions:
 @pytest.mark.parametrize("residual", [False, True])
 def test_a_normalised_expert_is_swish_of_the_layer_norm_of_a_plain_one(residual):
     torch.manual_seed(0)
-    made, state = expert(5, options(residual=residual, expert_norm=True)), torch.randn(7, 5)
-    plain = made[0](state)
+    made, state = expert(6, options(residual=residual, expert_norm=True)), torch.randn(7, 6)
+    plain = made.network[:3](state) if residual else made[0](state)
     norm = (plain - plain.mean(1, keepdim=True)) / (plain.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
-    assert torch.allclose(made(state), norm * torch.sigmoid(norm), atol=1e-5)
-    assert torch.allclose(made(100 * state), made(1000 * state), atol=0.2)  # how loud it is makes no difference
+    if residual:
+        assert torch.equal(made(state), state)  # in the beginning
+        torch.nn.init.ones_(made.network[3].weight)
+    expected = norm * torch.sigmoid(norm) + (state if residual else 0)
+    assert torch.allclose(made(state), expected, atol=1e-5)
+    loud, louder = (made(size * state) - (size * state if residual else 0) for size in (100, 1000))
+    assert torch.allclose(loud, louder, atol=0.2)  # how loud it is makes no difference
 
 
 def test_each_task_begins_with_experts_of_its_own_and_none_is_without_a_task():

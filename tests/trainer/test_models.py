@@ -28,6 +28,14 @@ def expert_by_hand(network, h):
     return straight + p["network.2.weight"] @ inner + p["network.2.bias"]
 
 
+def drawn(module):
+    """The module with random parameters, also where it begins with zeros."""
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return module
+
+
 def gate_of(linear, h):
     logit = linear.weight.detach().double().numpy() @ h
     return np.exp(logit) / np.exp(logit).sum()
@@ -35,14 +43,22 @@ def gate_of(linear, h):
 
 @pytest.mark.parametrize(("residual", "width"), [(False, 5), (True, 5), (True, 6)])
 def test_mmoe_equals_the_papers_formula(residual, width):
-    torch.manual_seed(0)
-    head, state = MMoE(Layout((width,)), options(residual=residual), TASKS), torch.randn(8, width)
+    head, state = drawn(MMoE(Layout((width,)), options(residual=residual), TASKS)), torch.randn(8, width)
     actual = {task: mix.detach().numpy() for task, mix in head(state).items()}
     for row, h in enumerate(state.double().numpy()):
         for task in TASKS:
             gate = gate_of(head.gates[task], h)
             mix = sum(share * expert_by_hand(network, h) for share, network in zip(gate, head.experts, strict=True))
             assert actual[task][row] == pytest.approx(mix, abs=1e-5)
+
+
+@pytest.mark.parametrize("head", sorted(HEADS))
+def test_a_hybrid_begins_with_the_query_of_its_encoder(head):
+    torch.manual_seed(0)
+    model = Recommender(config(options(embedding_dim=5, levels=2), head=head)).eval()
+    state = torch.randn(4, 5)
+    query = model.query(model.task_representations(state)["next"])
+    assert query.detach().numpy() == pytest.approx(state.numpy(), abs=1e-6)
 
 
 def test_each_encoders_state_feeds_its_own_experts_and_gates_see_all():
@@ -62,8 +78,7 @@ def test_each_encoders_state_feeds_its_own_experts_and_gates_see_all():
 @pytest.mark.parametrize("residual", [False, True])
 def test_ple_equals_the_papers_formula_over_two_levels(residual):
     """Tang et al. 2020, equations 1 to 5: a task's gate weighs its own and the shared experts."""
-    torch.manual_seed(0)
-    head = PLE(Layout((5,)), options(shared_experts=2, task_experts=2, levels=2, residual=residual), TASKS)
+    head = drawn(PLE(Layout((5,)), options(shared_experts=2, task_experts=2, levels=2, residual=residual), TASKS))
     state = torch.randn(4, 5)
     actual, gates = head(state), head.gate_weights(state)
     for row, h in enumerate(state.double().numpy()):

@@ -40,16 +40,29 @@ class Layout:
         return torch.cat([own, state_NS[:, self.size - self.shared :]], dim=1) if self.shared else own
 
 
-class Residual(nn.Module):
-    """x + W2 ReLU(W1 x + b1) + b2: what is learned is added to the input instead of replacing it.
+def two_layers(width: int, units: int, dimension: int) -> nn.Sequential:
+    """W2 ReLU(W1 x + b1) + b2."""
+    return nn.Sequential(nn.Linear(width, units), nn.ReLU(), nn.Linear(units, dimension))
 
-    Where input and output differ in width, the input goes through a matrix of its own.
+
+class Residual(nn.Module):
+    """x + f(x), f(x) = W2 ReLU(W1 x + b1) + b2: what is learned is added to the input instead of replacing it.
+
+    f begins at 0 (as in Goyal et al. 2017), so that a hybrid begins as its encoder: random branches would disturb the
+    vectors that are learned fastest. With `norm` it is swish of the layer norm of that. Where input and output differ
+    in width, the input goes through a matrix of its own.
     """
 
-    def __init__(self, width: int, units: int, dimension: int) -> None:
+    def __init__(self, width: int, units: int, dimension: int, *, norm: bool = False) -> None:
         super().__init__()
         self.straight = nn.Linear(width, dimension, bias=False) if width != dimension else nn.Identity()
-        self.network = nn.Sequential(nn.Linear(width, units), nn.ReLU(), nn.Linear(units, dimension))
+        self.network = two_layers(width, units, dimension)
+        last: nn.Module = self.network[2]
+        if norm:
+            last = nn.LayerNorm(dimension)
+            self.network.extend([last, nn.SiLU()])
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[N, dimension]` of `[N, width]`."""
@@ -59,14 +72,13 @@ class Residual(nn.Module):
 def expert(state_size: int, options: ModelOptions) -> nn.Module:
     """One expert: residual, or a linear layer and ReLU as in the MMoE paper's synthetic experiments.
 
-    With `expert_norm` swish of its layer norm follows, as in HoME (Wang et al. 2024): experts of alike scale, so that a
-    gate weighs what they say and not how loud.
+    With `expert_norm` what it learns ends with swish of its layer norm, as in HoME (Wang et al. 2024): experts of alike
+    scale, so that a gate weighs what they say and not how loud.
     """
     size = options.embedding_dim
     if options.residual:
-        network: nn.Module = Residual(state_size, size, size)
-    else:
-        network = nn.Sequential(nn.Linear(state_size, size), nn.ReLU())
+        return Residual(state_size, size, size, norm=options.expert_norm)
+    network = nn.Sequential(nn.Linear(state_size, size), nn.ReLU())
     return nn.Sequential(network, nn.LayerNorm(size), nn.SiLU()) if options.expert_norm else network
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from trainer.config import TrainerConfig
 from trainer.models.encoders import build_encoder, matrix_flops
-from trainer.models.heads import HEADS, Head, Layout, Residual
+from trainer.models.heads import HEADS, Head, Layout, Residual, two_layers
 from trainer.models.item_features import ItemFeatures
 from trainer.models.past_actions import PastActions
 
@@ -110,17 +110,19 @@ class Recommender(nn.Module):
         self.head: Head | None = None
         if config.model == "hybrid":
             self.head = HEADS[config.head](layout, options, config.tasks)
-            tower = Residual(options.embedding_dim, options.tower, options.embedding_dim)
-            self.next_tower = nn.Sequential(tower) if options.residual else tower.network
+            sizes = options.embedding_dim, options.tower, options.embedding_dim
+            self.next_tower = nn.Sequential(Residual(*sizes)) if options.residual else two_layers(*sizes)
         elif layout.size != options.embedding_dim:
             self.next_tower = nn.Sequential(nn.Linear(layout.size, options.embedding_dim))
         else:
             self.next_tower = nn.Sequential()
         rates = config.train.positive_rates
-        sizes = options.embedding_dim, options.tower
         self.own_dim = options.task_embedding_dim if self.feedback_tasks else 0
         self.towers = nn.ModuleDict(
-            {task: FeedbackTower(*sizes, rates.get(task, 0.5), self.own_dim) for task in self.feedback_tasks}
+            {
+                task: FeedbackTower(options.embedding_dim, options.tower, rates.get(task, 0.5), self.own_dim)
+                for task in self.feedback_tasks
+            }
         )
 
     def states(
