@@ -53,12 +53,12 @@ def test_mmoe_equals_the_papers_formula(residual, width):
 
 
 @pytest.mark.parametrize("head", sorted(HEADS))
-def test_a_hybrid_begins_with_the_query_of_its_encoder(head):
+def test_a_hybrid_begins_near_the_query_of_its_encoder(head):
     torch.manual_seed(0)
     model = Recommender(config(options(embedding_dim=5, levels=2), head=head)).eval()
-    state = torch.randn(4, 5)
-    query = model.query(model.task_representations(state)["next"])
-    assert query.detach().numpy() == pytest.approx(state.numpy(), abs=1e-6)
+    state = torch.randn(40, 5)
+    change = model.query(model.task_representations(state)["next"]) - state
+    assert 0 < change.norm() < 0.25 * state.norm()
 
 
 def test_each_encoders_state_feeds_its_own_experts_and_gates_see_all():
