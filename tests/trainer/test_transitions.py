@@ -12,6 +12,7 @@ import torch
 from scipy.optimize import minimize
 
 from etl.dataset import open_dataset
+from etl.runtime.errors import InputError
 from retrieval.blend.learned import fold_of
 from retrieval.bundle import open_bundle
 from retrieval.config import load
@@ -25,7 +26,7 @@ from trainer.__main__ import main
 from trainer.apply import main as apply
 from trainer.inference import transition_term
 from trainer.inference.target_ranks import exact_ranks, rank_request
-from trainer.inference.transition_term import Pool, find_weights, make_pool, minimise
+from trainer.inference.transition_term import Pool, TransitionTerm, find_weights, make_pool, minimise
 from trainer.show import main as show
 
 OPTIONS = [*SMALL, "network.transitions=true", "train.valid_sessions=50"]
@@ -51,7 +52,7 @@ def random_pool(seed: int, queries: int = 60, helps: float = 3.0, helps_rare: fl
 
 
 def test_weights_are_those_of_scipys_minimum_of_the_same_likelihood():
-    pool = random_pool(0)
+    pool = random_pool(0, queries=600)
     has = pool.query >= 3
     score, feature = pool.score[has].reshape(-1, 12), pool.feature[has].reshape(-1, 12, 2)
     target = pool.is_target[has].reshape(-1, 12).argmax(1)
@@ -67,9 +68,9 @@ def test_weights_are_those_of_scipys_minimum_of_the_same_likelihood():
     theirs = minimize(loss, np.zeros(5), method="BFGS").x
     clicks = np.array([2, 500])
     expected = np.logaddexp(0, theirs[1:3] + np.outer(np.log1p(clicks) / 3 - 1, theirs[3:])) / np.exp(theirs[0])
-    actual = minimise(pool, np.ones(60, bool)).weights(clicks)
-    assert actual == pytest.approx(expected, abs=5e-3)
-    assert (actual[:, 0] > 2 * actual[:, 1]).all()
+    actual = minimise(pool, np.ones(600, bool)).weights(clicks)
+    assert actual == pytest.approx(expected, abs=2e-3)
+    assert (actual[:, 0] > 5 * actual[:, 1]).all()
 
 
 def test_weights_depend_on_how_often_the_last_item_was_clicked():
@@ -95,7 +96,7 @@ def test_a_fold_has_no_say_in_its_own_weights():
 def test_what_tells_nothing_weighs_next_to_nothing():
     clicks = np.array([0, 2, 500])
     noise = minimise(random_pool(2, queries=2_000, helps=0.0), np.ones(2_000, bool))
-    assert noise.weights(clicks) == pytest.approx(np.zeros((3, 2)), abs=0.2)
+    assert noise.weights(clicks) == pytest.approx(np.zeros((3, 2)), abs=0.15)
     assert not minimise(random_pool(3), np.zeros(60, bool)).weights(clicks).any()
 
 
@@ -110,10 +111,10 @@ def test_a_pool_holds_the_nearest_and_all_counted_candidates():
     context[:, :3] = [row[::-1] for row in clicks]
     target = rng.choice(candidates, 7)
     seen = (np.repeat(np.arange(7), 3), np.concatenate(clicks))
-    item_clicks = rng.integers(0, 50, 301)
+    item_clicks = rng.integers(0, 50, 300)
     score_of = lambda item: query @ vector[item].T  # noqa: E731
     pool = make_pool(transitions, item_clicks, context, np.arange(7), target, score_of, candidates, seen)
-    assert np.array_equal(pool.last_clicks, item_clicks[[row[-1] for row in clicks]])
+    assert np.array_equal(pool.last_clicks, item_clicks[[row[-1] - 1 for row in clicks]])
     for q in range(7):
         score = query[q] @ vector.T
         usable = np.setdiff1d(candidates, clicks[q])
@@ -231,6 +232,12 @@ def test_a_bundle_holds_the_counts_of_what_was_trained_on_and_weights(fifty, run
         by_fold = np.stack([weights_of(gate, queries) for gate in weights["folds"]])
         expected = by_fold[fold_of(queries.user_id), np.arange(len(queries))]
         assert queries.transition_weight == pytest.approx(expected, rel=1e-6)
+
+
+def test_weights_of_an_earlier_version_are_refused(tmp_path):
+    (tmp_path / "transition_weights.json").write_text('{"everyone": [6.6, 5.2], "folds": [[6.3, 7.7]]}')
+    with pytest.raises(InputError, match="train it again"):
+        TransitionTerm.read(tmp_path, of_counts({}), np.zeros(3, np.int64))
 
 
 def test_a_run_applied_to_its_own_data_gives_its_own_bundle(fifty, run, tmp_path, capfd):

@@ -75,7 +75,7 @@ class TransitionTerm:
 
     Attributes:
         transitions: counted on the clicks that the model was trained on.
-        clicks: of each item in train `[n_items + 1]`, item 0 with none.
+        clicks: of items 1..n_items in train `[n_items]`.
         everyone: fitted on all valid sessions: for test and next.
         folds: fitted without the users of each fold: for their valid queries.
     """
@@ -87,7 +87,7 @@ class TransitionTerm:
 
     def weights(self, sessions: Sessions, visible_B: Int, split: str) -> npt.NDArray[np.float32]:
         """Weights `[B, T]` of queries that see the first `visible_B` (at least 1) clicks of sessions."""
-        last = self.clicks[sessions.items.values[sessions.items.offset[:-1] + visible_B - 1]]
+        last = self.clicks[sessions.items.values[sessions.items.offset[:-1] + visible_B - 1] - 1]
         if split != "valid":
             return self.everyone.weights(last).astype(np.float32)
         by_fold = np.stack([gate.weights(last) for gate in self.folds])
@@ -133,11 +133,6 @@ class TransitionTerm:
 def count(dataset: Dataset, run: Path, holdout: int) -> Transitions:
     """The transitions of the clicks that are trained on, saved with the run's other counts."""
     return open_transitions(dataset, run / FOLDER, holdout, torch.get_num_threads())
-
-
-def train_clicks(dataset: Dataset) -> Int:
-    """Clicks of each item in train, int64 `[n_items + 1]`, item 0 with none."""
-    return np.concatenate([[0], dataset.items(["train_clicks"])["train_clicks"].to_numpy()])
 
 
 def contexts(sessions: Sessions, visible_B: Int) -> Int:
@@ -187,7 +182,7 @@ def make_pool(
 
     Args:
         transitions: the counts.
-        clicks: of each item in train `[n_items + 1]`.
+        clicks: of items 1..n_items in train `[n_items]`.
         context_QG: the last clicks of each query.
         user_id_Q, target_Q: of the queries.
         score_of: gives inner products float32 `[Q, c]` of all queries with items `[c]`.
@@ -209,7 +204,7 @@ def make_pool(
     query, item = pair >> 32, pair & 0xFFFFFFFF
     products = pair_scores(score_of, query, item)
     feature = np.stack([entries_at(matrix, query, item) for matrix in features], axis=1)
-    return Pool(query, products, feature, item == target_Q[query], user_id_Q, clicks[context_QG[:, 0]])
+    return Pool(query, products, feature, item == target_Q[query], user_id_Q, clicks[context_QG[:, 0] - 1])
 
 
 def nearest(

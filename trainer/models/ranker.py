@@ -12,7 +12,7 @@ from torch import nn
 from etl.dataset import PADDING
 from trainer.config import RANK_HEADS, TrainerConfig
 from trainer.models.encoders import matrix_flops
-from trainer.models.heads import HEADS, Layout
+from trainer.models.heads import HEADS, Layout, two_layers
 from trainer.models.item_features import ItemFeatures
 from trainer.models.recommender import PROFILE_SIZE, Profile, init_bias_to_prior
 
@@ -49,12 +49,7 @@ class Ranker(nn.Module):
         self.head = HEADS[RANK_HEADS[config.model]](layout, options, self.feedback_tasks)
         self.dropout = nn.Dropout(options.state_dropout)
         self.towers = nn.ModuleDict(
-            {
-                task: nn.Sequential(
-                    nn.Linear(options.embedding_dim, options.tower), nn.ReLU(), nn.Linear(options.tower, 1)
-                )
-                for task in self.feedback_tasks
-            }
+            {task: two_layers(options.embedding_dim, options.tower, 1) for task in self.feedback_tasks}
         )
         self.entire_space = config.model == "rank_esmm" and "click" in self.feedback_tasks
         rates = config.train.positive_rates

@@ -54,7 +54,7 @@ class FeedbackTower(nn.Module):
         if own_dim:
             self.own_mix = nn.Linear(embedding_dim, own_dim)
             self.own_hidden = nn.Linear(2 * own_dim, units, bias=False)
-        self.network = nn.Sequential(nn.Linear(3 * embedding_dim, units), nn.ReLU(), nn.Linear(units, 1))
+        self.network = two_layers(3 * embedding_dim, units, 1)
         init_bias_to_prior(self.network, rate)
 
     def forward(

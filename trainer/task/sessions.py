@@ -71,15 +71,14 @@ class SessionTask:
         features = make_item_features(config, self.dataset, names)
         model = Recommender(config, features)
         tables = {ITEM: make_table(config, n_items, self.world, number=0, bias=True)}
-        train_clicks = self.dataset.items(["train_clicks"])["train_clicks"].to_numpy()
-        tables[ITEM].start_biases(first_biases(config, train_clicks))
+        tables[ITEM].start_biases(first_biases(config, self.train_clicks))
         if not config.network.tie_embeddings:
             tables[INPUT] = make_table(config, n_items, self.world, number=1, bias=False)
         if model.own_dim:
             size = model.own_dim * len(model.feedback_tasks)
             tables[TASKS] = make_table(config, n_items, self.world, number=3, bias=False, dimension=size)
         tables |= feature_tables(config, features, self.world)
-        return TrainStep(config, SessionObjective(config, model, train_clicks), tables, total_steps, self.world)
+        return TrainStep(config, SessionObjective(config, model, self.train_clicks), tables, total_steps, self.world)
 
     def begin(self, train_step: TrainStep, holdout: int) -> None:
         """With `train.ppmi_start`, start the vectors of items with neighbours in train from their co-occurrence.
@@ -149,6 +148,11 @@ class SessionTask:
         return validate_sessions(scorer, sample, candidates, self.world, exposures=self.shown, mask_seen=self.mask_seen)
 
     @cached_property
+    def train_clicks(self) -> Int:
+        """Clicks of items 1..n_items in train, int64 `[n_items]`."""
+        return self.dataset.items(["train_clicks"])["train_clicks"].to_numpy()
+
+    @cached_property
     def candidates(self) -> Int:
         """Dense ids of the items with a click, which targets are ranked among; those that this worker ranks."""
         candidates = np.flatnonzero(self.dataset.items(["clicks"])["clicks"].to_numpy() > 0) + 1
@@ -162,14 +166,7 @@ class SessionTask:
         """
         if not self.config.network.transitions:
             return
-        from trainer.inference.transition_term import (
-            FIT_SESSIONS,
-            Pool,
-            TransitionTerm,
-            count,
-            find_weights,
-            train_clicks,
-        )
+        from trainer.inference.transition_term import FIT_SESSIONS, Pool, TransitionTerm, count, find_weights
 
         before = self.validate(train_step, sample).metrics["ndcg@20"] or 0.0
         transitions = count(self.dataset, run, TRAIN_HOLDOUT)
@@ -178,7 +175,7 @@ class SessionTask:
         pools = [pool for share in self.world.gather(mine) for pool in share]
         result = find_weights(Pool.joined(pools)) if self.world.is_first and pools else None
         weights = self.world.gather(result)[0]
-        self.term = None if weights is None else TransitionTerm(transitions, train_clicks(self.dataset), *weights)
+        self.term = None if weights is None else TransitionTerm(transitions, self.train_clicks, *weights)
         after = self.validate(train_step, sample).metrics["ndcg@20"] or 0.0
         if self.term and after <= before:
             self.term = self.term.without()
@@ -187,9 +184,9 @@ class SessionTask:
 
     def pools(self, train_step: TrainStep, sessions: Sessions, transitions: Transitions) -> list[Pool]:
         """What the weights are fitted on: this worker's valid sessions."""
-        from trainer.inference.transition_term import contexts, make_pool, train_clicks
+        from trainer.inference.transition_term import contexts, make_pool
 
-        scorer, clicks, out = self.scorer(train_step), train_clicks(self.dataset), []
+        scorer, out = self.scorer(train_step), []
         for begin in range(0, len(sessions), SESSIONS_PER_BATCH):
             some = sessions.take(np.arange(begin, min(begin + SESSIONS_PER_BATCH, len(sessions))))
             visible = some.items.lengths - TRAIN_HOLDOUT
@@ -198,15 +195,19 @@ class SessionTask:
             seen = tuple(seen_pairs(some, visible).numpy()) if self.mask_seen else None
             score_of = partial(inner_products, scorer, query)
             context = contexts(some, visible)
-            out.append(make_pool(transitions, clicks, context, some.user_id, target, score_of, self.candidates, seen))
+            out.append(
+                make_pool(
+                    transitions, self.train_clicks, context, some.user_id, target, score_of, self.candidates, seen
+                )
+            )
         return out
 
     def load_term(self, run: Path, holdout: int) -> None:
         """The counted transitions of clicks that were trained on, with the weights that a run fitted."""
         if self.config.network.transitions and (run / WEIGHTS).is_file():
-            from trainer.inference.transition_term import TransitionTerm, count, train_clicks
+            from trainer.inference.transition_term import TransitionTerm, count
 
-            self.term = TransitionTerm.read(run, count(self.dataset, run, holdout), train_clicks(self.dataset))
+            self.term = TransitionTerm.read(run, count(self.dataset, run, holdout), self.train_clicks)
 
     @cached_property
     def mask_seen(self) -> bool:
