@@ -105,6 +105,9 @@ class TrainOptions:
         above=0,
     )
     network_learning_rate: float | None = option(None, "learning rate of the networks; null = learning_rate", above=0)
+    head_learning_rate: float | None = option(
+        None, "learning rate of the experts, gates and towers of the hybrid; null = that of its encoders", above=0
+    )
     optimizer: str = option("adagrad", "optimizer of the networks", choices=OPTIMIZERS)
     table_optimizer: str = option("rowwise_adagrad", "optimizer of the embedding tables", choices=TABLE_OPTIMIZERS)
     weight_decay: float = option(

@@ -54,12 +54,16 @@ def test_the_networks_optimisers_are_torchs_to_the_bit_on_a_cpu(ours, theirs, de
     generator = torch.Generator().manual_seed(2)
     start = [torch.randn(shape, generator=generator).to(device) for shape in ((3, 4), (5,), (2,))]
     left, right = ([torch.nn.Parameter(t.clone()) for t in start] for _ in range(2))
-    mine, reference = ours(left, 0.05, weight_decay=decay), theirs(right, lr=0.05, weight_decay=decay)
+    rates = [0.05, 0.02, 0.05]
+    groups = [{"params": [p], "lr": rate} for p, rate in zip(right, rates, strict=True)]
+    mine = ours(dict(zip(left, rates, strict=True)), weight_decay=decay)
+    reference = theirs(groups, weight_decay=decay)
     for number, factor in enumerate((1.0, 0.5, 0.25, 1.0), 1):
         for a, b in zip(left[:2], right[:2], strict=True):  # the third never gets a gradient
             a.grad = torch.randn(a.shape, generator=generator).to(device)
             b.grad = a.grad.clone()
-        reference.param_groups[0]["lr"] = 0.05 * factor
+        for group, rate in zip(reference.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
         reference.step()
         mine.step(number, factor)
         for a, b in zip(left, right, strict=True):

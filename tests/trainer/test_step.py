@@ -168,7 +168,7 @@ def test_every_parameter_of_every_model_gets_gradient_and_changes(fifty, changes
     settings, world = config(fifty.path, **changes), World(0, 1, device)
     before, after = make_stepper(settings, fifty, world), ten_steps(settings, world, steps=1)
     names = dict(before.objective.named_parameters())
-    optimized = {id(p) for p in after.optimizer.parameters}
+    optimized = {id(p) for p in after.optimizer.rates}
     for name, parameter in after.objective.named_parameters():
         assert id(parameter) in optimized, name
         assert parameter.grad is not None, name
@@ -183,6 +183,23 @@ def test_the_hybrids_gates_and_experts_are_parameters(fifty):
     names = dict(make_stepper(config(fifty.path), fifty, World.alone()).model.named_parameters())
     assert sum("gates" in name for name in names) == len(TASKS)
     assert sum("experts" in name for name in names) == 4 * 3
+
+
+def test_the_head_of_a_hybrid_may_learn_at_a_rate_of_its_own(fifty):
+    network, train = {"profile": True, "past_actions": True}, {"balance": "uncertainty", "network_learning_rate": 0.1}
+    rates = [{}, {"head_learning_rate": 0.01}]
+    world = World.alone()
+    steppers = [ten_steps(config(fifty.path, network, train | own), world, steps=1) for own in rates]
+    start = make_stepper(config(fifty.path, network, train), fifty, world)
+    parts = [dict(stepper.objective.named_parameters()) for stepper in (start, *steppers)]
+    encoding = ("model.encoders.", "model.profile.", "model.past_actions.")
+    assert all(any(name.startswith(part) for name in parts[0]) for part in encoding)
+    for name, before in parts[0].items():
+        changed, own = (part[name] - before for part in parts[1:])
+        # The first step of Adagrad is the rate × the sign of the gradient.
+        assert torch.allclose(own, changed if name.startswith(encoding) else 0.1 * changed, atol=1e-6), name
+    alone = config(fifty.path, train=train | rates[1], model="gru4rec", tasks=["next"])
+    assert set(make_stepper(alone, fifty, world).optimizer.rates.values()) == {0.1}
 
 
 def test_a_step_touches_only_the_rows_of_its_batch_and_negatives(fifty, device):

@@ -149,6 +149,11 @@ class Recommender(nn.Module):
             states.append(self.profile(profile_B2)[needed_N // items_BT.shape[1]])
         return torch.cat(states, dim=1) if len(states) > 1 else states[0]
 
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Parameters of what makes a state of a session: encoders, past actions and profile."""
+        parts = (self.encoders, self.past_actions, self.profile)
+        return [parameter for part in parts if part is not None for parameter in part.parameters()]
+
     def task_representations(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
         """What each task sees of states, `[N, D]` each; an encoder alone hands its state to `next`."""
         return {"next": state_NS} if self.head is None else self.head(state_NS)

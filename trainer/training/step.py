@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,6 +16,7 @@ from trainer.config import TrainerConfig
 from trainer.distributed.row_exchange import RowExchange
 from trainer.distributed.world import World
 from trainer.models.embedding_table import Rows, SparseTable
+from trainer.models.recommender import Recommender
 from trainer.option_groups import TrainOptions
 from trainer.training.objective import RankObjective, SessionObjective
 from trainer.training.optimizers import Adagrad, AdamW
@@ -41,10 +42,15 @@ def learning_rate_factor(options: TrainOptions, step: int, total_steps: int) -> 
     return warmup * 0.5 * (1.0 + math.cos(math.pi * min(max(done, 0.0), 1.0)))
 
 
-def make_optimizer(options: TrainOptions, parameters: Iterable[nn.Parameter]) -> Adagrad | AdamW:
-    """The optimiser of the networks."""
+def make_optimizer(options: TrainOptions, objective: SessionObjective | RankObjective) -> Adagrad | AdamW:
+    """The optimiser of the networks; all of a hybrid but what encodes its session learns at the head's rate."""
+    rate = options.network_learning_rate or options.learning_rate
+    rates = dict.fromkeys(objective.parameters(), rate)
+    model = objective.model
+    if isinstance(model, Recommender) and model.head is not None and options.head_learning_rate is not None:
+        rates = dict.fromkeys(rates, options.head_learning_rate) | dict.fromkeys(model.encoder_parameters(), rate)
     kind = AdamW if options.optimizer == "adamw" else Adagrad
-    return kind(parameters, options.network_learning_rate or options.learning_rate, weight_decay=options.weight_decay)
+    return kind(rates, weight_decay=options.weight_decay)
 
 
 def clipping_factor(norm: float, max_norm: float) -> float:
@@ -83,7 +89,7 @@ class TrainStep:
         self.sharded = config.train.table == "sharded" and world.size > 1
         self.model, self.tasks = objective.model, objective.tasks
         self.forward: nn.Module = DistributedDataParallel(objective) if world.size > 1 else objective
-        self.optimizer = make_optimizer(config.train, objective.parameters())
+        self.optimizer = make_optimizer(config.train, objective)
         half = config.train.precision == "bfloat16"
         self.autocast = torch.autocast(world.device.type, torch.bfloat16) if half else nullcontext()
 
