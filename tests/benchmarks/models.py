@@ -28,7 +28,6 @@ from tests.benchmarks.expected import ACTIONS, Truth
 
 TASKS = ("click", "like", "share", "follow")
 TWIN = ("train.batch_tokens=1024", "train.epochs=6", "train.early_stopping_patience=2")
-TWIN_HYBRID = ("train.network_learning_rate=0.01",)
 TWIN_RANK = ("train.learning_rate=0.001",)
 """For the QB twin, chosen on valid: 256 target clicks a step take twice as long for as much, epochs beyond the
 third add nothing."""
@@ -166,8 +165,6 @@ def model_runs(data: Path, *, on_twin: bool) -> list[Run]:
 
 
 def twin_options(model: str) -> tuple[str, ...]:
-    if model == "model=hybrid":
-        return (*TWIN, *TWIN_HYBRID)
     return (*TWIN, *TWIN_RANK) if model.startswith("model=rank") else TWIN
 
 
@@ -236,7 +233,7 @@ def ladder(seeds: Sequence[int] = (0,)) -> None:
     steps: dict[str, tuple[str, ...]] = {
         "gru4rec": ("model=gru4rec",),
         "gru4rec-matched": ("model=gru4rec", wide),
-        "gru4rec-matched-slow": ("model=gru4rec", wide, *TWIN_HYBRID),
+        "gru4rec-matched-slow": ("model=gru4rec", wide, "train.network_learning_rate=0.01"),
         "hybrid-next": ("model=hybrid", "tasks=[next]"),
         "hybrid-shared-bottom": ("model=hybrid", "head=shared_bottom", alike),
         "hybrid-weights-1": ("model=hybrid", alike),

@@ -14,7 +14,6 @@ import os
 from etl.dataset import open_dataset
 from tests.benchmarks.models import (
     TWIN,
-    TWIN_HYBRID,
     TWIN_RANK,
     Run,
     best_possible,
@@ -38,7 +37,7 @@ MODELS: dict[str, tuple[str, ...]] = {
     ),
     "rank_mmoe": ("model=rank_mmoe",),
 }
-RATES = {"model=hybrid": TWIN_HYBRID, "model=rank_mmoe": TWIN_RANK}
+RATES = {"model=rank_mmoe": TWIN_RANK}
 
 
 def multitask() -> None:

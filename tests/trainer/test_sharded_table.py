@@ -34,7 +34,7 @@ from trainer.show import main as show
 CASES = {
     "gru4rec": ["model=gru4rec", "loss=bpr_max", "train.max_grad_norm=0.5"],
     "hybrid": ["network.tie_embeddings=false", "network.task_embedding_dim=2"],
-    "features": ["model=gru4rec", "network.item_features=[category]"],
+    "features": ["network.task_embedding_dim=2", "network.item_features=[category]"],
 }
 SHARDED, WHOLE = "train.table=sharded", "train.table=replicated"
 RANKS = ("ndcg@", "hr@", "mrr@")

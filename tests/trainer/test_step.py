@@ -124,7 +124,13 @@ ALIKE = {
     "inputs and gates": {
         "loss": "softmax",
         "train": {"optimizer": "adamw"},
-        "network": {"past_actions": True, "task_embedding_dim": 2, "expert_norm": True, "gate_preference": 1.0},
+        "network": {
+            "past_actions": True,
+            "task_embedding_dim": 2,
+            "item_features": ["category"],
+            "expert_norm": True,
+            "gate_preference": 1.0,
+        },
     },
     "ranking": {"model": "rank_ple", "network": {"item_features": ["category"]}},
 }
@@ -158,6 +164,7 @@ TRAINED = [
     {"train": {"balance": "uncertainty"}},
     *({"head": head, "network": {"expert_norm": True, "gate_preference": 2.0}} for head in ("mmoe", "ple")),
     {"network": {"task_embedding_dim": 3}},
+    {"network": {"task_embedding_dim": 3, "item_features": ["category"]}},
     {"model": "rank_mmoe", "network": {"expert_norm": True, "gate_preference": 2.0}},
     {"network": {"tie_embeddings": False, "profile": True, "item_features": ["category"], "past_actions": True}},
 ]

@@ -112,7 +112,7 @@ class SessionScorer:
         session, item = (torch.from_numpy(values).to(self.device) for values in (rows.session, rows.item))
         task_representations = self.model.task_representations(state_BS)
         vector = self.model.item_features.vectors(self.tables, ITEM, item)
-        own = self.tables[TASKS].read(item)[0] if self.model.own_dim else None
+        own = self.model.item_features.vectors(self.tables, TASKS, item) if self.model.own_dim else None
         return {
             task: torch.sigmoid(self.model.feedback_logits(task, task_representations[task], session, vector, own))
             .cpu()

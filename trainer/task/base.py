@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -76,11 +77,14 @@ def make_item_features(config: TrainerConfig, dataset: Dataset, tables: list[str
     return ItemFeatures(codes, train_clicks, tables)
 
 
-def feature_tables(config: TrainerConfig, features: ItemFeatures, world: World) -> dict[str, SparseTable]:
-    """Tables of the vectors of feature values, by name; they begin at zero."""
+def feature_tables(
+    config: TrainerConfig, features: ItemFeatures, item_tables: Mapping[str, SparseTable], world: World
+) -> dict[str, SparseTable]:
+    """Tables of the vectors of feature values, by name, as long as the items' are; they begin at zero."""
     tables = {}
-    for name in features.table_of.values():
-        tables[name] = make_table(config, features.n_values, world, number=0, bias=False)
+    for of, name in features.table_of.items():
+        size = item_tables[of].dimension
+        tables[name] = make_table(config, features.n_values, world, number=0, bias=False, dimension=size)
         tables[name].vector.zero_()
         tables[name].rate = config.train.feature_rate
     return tables

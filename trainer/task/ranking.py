@@ -55,7 +55,7 @@ class RankingTask:
             ITEM: make_table(config, self.dataset.manifest.n_items, self.world, number=0, bias=False),
             USER: make_table(config, len(self.users), self.world, number=2, bias=False),
         }
-        tables |= feature_tables(config, features, self.world)
+        tables |= feature_tables(config, features, tables, self.world)
         return TrainStep(config, RankObjective(config, model), tables, total_steps, self.world)
 
     def begin(self, train_step: TrainStep, holdout: int) -> None:

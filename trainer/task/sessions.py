@@ -68,7 +68,8 @@ class SessionTask:
         config, n_items = self.config, self.dataset.manifest.n_items
         torch.manual_seed(config.seed)
         names = [ITEM] if config.network.tie_embeddings else [ITEM, INPUT]
-        features = make_item_features(config, self.dataset, names)
+        own = [TASKS] if config.network.task_embedding_dim and config.feedback_tasks else []
+        features = make_item_features(config, self.dataset, [*names, *own])
         model = Recommender(config, features)
         tables = {ITEM: make_table(config, n_items, self.world, number=0, bias=True)}
         tables[ITEM].start_biases(first_biases(config, self.train_clicks))
@@ -77,7 +78,7 @@ class SessionTask:
         if model.own_dim:
             size = model.own_dim * len(model.feedback_tasks)
             tables[TASKS] = make_table(config, n_items, self.world, number=3, bias=False, dimension=size)
-        tables |= feature_tables(config, features, self.world)
+        tables |= feature_tables(config, features, tables, self.world)
         return TrainStep(config, SessionObjective(config, model, self.train_clicks), tables, total_steps, self.world)
 
     def begin(self, train_step: TrainStep, holdout: int) -> None:
@@ -106,8 +107,8 @@ class SessionTask:
         for name in (ITEM, INPUT):
             if name in train_step.tables:
                 train_step.tables[name].vector[counted + 1] = own
-        for name in features.table_of.values():
-            train_step.tables[name].vector.copy_(of_values)
+            if name in features.table_of:
+                train_step.tables[features.table_of[name]].vector.copy_(of_values)
 
     def collate(self, holdout: int, salt: int) -> Collate:
         """The maker of an epoch's batches."""

@@ -135,9 +135,9 @@ class SessionObjective(nn.Module):
 
     def shared(self, candidates: Candidates) -> dict[str, torch.Tensor]:
         """Ids by table that every worker looks up: those of the candidates."""
-        none = candidates.ids[:0]
-        tied = self.config.network.tie_embeddings
-        return self.model.item_features.with_values({ITEM: candidates.ids} | ({} if tied else {INPUT: none}))
+        none, others = candidates.ids[:0], [] if self.config.network.tie_embeddings else [INPUT]
+        others += [TASKS] if self.model.own_dim else []
+        return self.model.item_features.with_values({ITEM: candidates.ids} | dict.fromkeys(others, none))
 
     def weights(self, batch: Batch) -> torch.Tensor:
         """Weight of a batch's examples by task, float64 `[K]`: their number, where each weighs 1."""
