@@ -24,17 +24,14 @@ from tests.benchmarks.models import (
     twin,
 )
 
-GATES = ("network.gate_preference=2", "network.expert_norm=true")
-INPUTS = ("network.item_features=[category]", "network.past_actions=true")
+GATES = ("network.gate_preference=2",)
+INPUTS = ("network.item_features=[category]", "train.ppmi_start=0.5", "network.past_actions=true")
+OWN = ("network.task_embedding_dim=16", "train.best_epoch_by_task=true")
 MODELS: dict[str, tuple[str, ...]] = {
     "gru4rec": ("model=gru4rec",),
     "hybrid": ("model=hybrid",),
-    "hybrid, gates": ("model=hybrid", *GATES),
     "hybrid, gates, features, past actions": ("model=hybrid", *GATES, *INPUTS),
-    "hybrid, gates, features, past actions, epoch by task": (
-        *("model=hybrid", *GATES, *INPUTS),
-        "train.best_epoch_by_task=true",
-    ),
+    "hybrid, gates, features, past actions, embeddings and epoch by task": ("model=hybrid", *GATES, *INPUTS, *OWN),
     "rank_mmoe": ("model=rank_mmoe",),
 }
 RATES = {"model=rank_mmoe": TWIN_RANK}
