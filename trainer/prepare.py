@@ -21,7 +21,7 @@ from trainer.data.item_features import check_columns, feature_codes
 from trainer.data.ranking_rows import ROW_COLUMNS, flat_rows
 from trainer.data.reader import Sessions, session_columns
 from trainer.distributed.worker_count import choose_workers
-from trainer.run.folder import is_finished
+from trainer.run.folder import SUMMARY, is_finished
 from trainer.run.object_store import RunFolder
 
 CONFIG = "config.yaml"
@@ -58,6 +58,7 @@ def prepare(options: Sequence[str], asked: TrainerConfig | None = None) -> tuple
         more_epochs = config.train.epochs > before["train"]["epochs"]
         if is_finished(output) and not more_epochs:
             return config, True
+        run.remove(SUMMARY)  # before the configuration says more: killed from here on, the run is not finished
     else:
         check_output(output, dataset)
     output.mkdir(parents=True, exist_ok=True)

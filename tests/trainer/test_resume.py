@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import time
+from unittest import mock
 
 import pytest
 
@@ -15,7 +16,7 @@ import trainer.loop
 import trainer.run.checkpoint
 import trainer.run.signals
 from tests.support.engine import build, write_log
-from tests.support.runs import assert_same_run, killed_at_step, options, terminated_at_step
+from tests.support.runs import Killed, assert_same_run, killed_at_step, options, terminated_at_step
 from trainer.__main__ import main
 from trainer.run.checkpoint import TENSORS, latest
 
@@ -85,6 +86,18 @@ def test_more_epochs_continue_a_finished_run_and_equal_one_that_had_them_at_once
     assert main(options(fifty, tmp_path / "a", "train.epochs=4")) == 0
     assert main(options(fifty, tmp_path / "b", "train.epochs=4")) == 0
     assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("where", ["trainer.training.step.TrainStep.step", "trainer.loop.export"])
+def test_a_run_killed_while_it_adds_epochs_is_not_finished(fifty, undisturbed, tmp_path, where):
+    run, more = tmp_path / "run", options(fifty, tmp_path / "run", "train.epochs=4")
+    shutil.copytree(undisturbed, run)
+    with mock.patch(where, side_effect=Killed), pytest.raises(Killed):
+        main(more)
+    assert not (run / "summary.json").exists()
+    assert main(more) == 0
+    assert main(options(fifty, tmp_path / "at once", "train.epochs=4")) == 0
+    assert_same_run(run, tmp_path / "at once")
 
 
 @pytest.mark.parametrize(
