@@ -34,7 +34,7 @@ RANK_HEADS = {
 MODELS = (*ENCODERS, "hybrid", *RANK_HEADS)
 HEADS = ("mmoe", "shared_bottom", "ple", "single")
 LOSSES = ("softmax", "sampled_softmax", "gbce", "bpr", "top1", "bpr_max", "embedding")
-RECIPES = ("auto", "small", "small_softmax", "small_dropout", "medium", "large")
+RECIPES = ("auto", "small", "small_softmax", "small_dropout", "medium", "medium_dropout", "large")
 """A recipe is named by the catalogue size that it is for, and further where there is another for that size."""
 FEEDBACK_TASKS = ("click", "like", "share", "follow")
 TASKS = ("next", *FEEDBACK_TASKS)

@@ -27,7 +27,7 @@ from retrieval.evaluate import evaluate_feedback
 from tests.benchmarks.expected import ACTIONS, Truth
 
 TASKS = ("click", "like", "share", "follow")
-TWIN = ("train.batch_tokens=1024", "train.epochs=6", "train.early_stopping_patience=2")
+TWIN = ("recipe=medium_dropout", "train.batch_tokens=1024", "train.epochs=6", "train.early_stopping_patience=2")
 TWIN_RANK = ("train.learning_rate=0.001",)
 """For the QB twin, chosen on valid: 256 target clicks a step take twice as long for as much, epochs beyond the
 third add nothing."""

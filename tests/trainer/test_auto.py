@@ -53,7 +53,9 @@ def chosen(fifty, tmp_path_factory) -> Path:
     ("more", "n_items", "tried"),
     [
         (["model=gru4rec"], SMALL_CATALOGUE, OF_GRU4REC),
-        (["model=gru4rec"], SMALL_CATALOGUE + 1, ["medium"]),
+        (["model=gru4rec"], SMALL_CATALOGUE + 1, ["medium", "medium_dropout"]),
+        (["model=hybrid"], SMALL_CATALOGUE + 1, ["medium", "medium_dropout"]),
+        (["model=sasrec"], SMALL_CATALOGUE + 1, ["medium"]),
         (["model=gru4rec", "network.item_features=[category]"], 100, ["small"]),
         (["model=nextitnet"], 100, ["small"]),
         (["model=rank_mmoe"], 100, ["small"]),
