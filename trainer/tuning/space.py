@@ -53,7 +53,7 @@ SIZES: Space = {
     "network.embedding_dim": Choice([64, 96, 128, 192]),
     "network.hidden_size": Choice([64, 96, 128, 192]),
     "network.embedding_dropout": Uniform(0.0, 0.5),
-    "network.state_dropout": Uniform(0.0, 0.5),
+    "network.state_dropout": Uniform(0.0, 0.7),
 }
 SESSION: Space = {
     "loss": Choice(["bpr_max", "sampled_softmax", "gbce"]),
