@@ -240,7 +240,7 @@ def ladder(seeds: Sequence[int] = (0,)) -> None:
         "hybrid-detached": ("model=hybrid", "network.detach_items=true", alike),
         "hybrid-clicks-only": ("model=hybrid", "train.exposures=false", alike),
         "hybrid": ("model=hybrid",),
-        "hybrid-weights-0.1": ("model=hybrid", task_weights(0.1)),
+        "hybrid-weights-0.3": ("model=hybrid", task_weights(0.3)),
     }
     runs = [Run(n, data, (*options, *twin_options(options[0])), seed) for seed in seeds for n, options in steps.items()]
     actual = execute(runs)

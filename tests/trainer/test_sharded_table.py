@@ -34,7 +34,8 @@ from trainer.show import main as show
 CASES = {
     "gru4rec": ["model=gru4rec", "loss=bpr_max", "train.max_grad_norm=0.5"],
     "hybrid": ["network.tie_embeddings=false", "network.task_embedding_dim=2"],
-    "features": ["network.task_embedding_dim=2", "network.item_features=[category]"],
+    "features": ["model=gru4rec", "network.item_features=[category]"],
+    "features of tasks": ["network.task_embedding_dim=2", "network.item_features=[category]"],
 }
 SHARDED, WHOLE = "train.table=sharded", "train.table=replicated"
 RANKS = ("ndcg@", "hr@", "mrr@")
@@ -117,7 +118,7 @@ def assert_alike(one: Path, other: Path, atol: float = 1e-5) -> None:
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize(("name", "size"), [("hybrid", 2), ("hybrid", 3), ("features", 2)])
+@pytest.mark.parametrize(("name", "size"), [("hybrid", 2), ("hybrid", 3), ("features", 2), ("features of tasks", 2)])
 def test_a_sharded_run_has_the_bits_of_a_replicated_one_on_as_many_workers(fifty, tmp_path, name, size):
     for table in TABLES:
         (tmp_path / table).mkdir()
