@@ -45,6 +45,25 @@ class FilesOfOneCluster(LoadFileScheduling):
         return "hosts" if Path(file).name in SHARED_HOSTS else file
 
 
+class FailuresAtOnce:
+    """Prints each failure when it happens: a suite that is stopped on the way still says what failed."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            reporter = self.config.pluginmanager.get_plugin("terminalreporter")
+            reporter.write_line(f"\nfailed in {report.when} after {report.duration:.0f} s: {report.nodeid}")
+            reporter.write_line(report.longreprtext[-4000:])
+
+
+def pytest_configure(config):
+    """Called once at the start, in every process of pytest-xdist; only the first reports to the terminal."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(FailuresAtOnce(config))
+
+
 def pytest_xdist_make_scheduler(config, log):
     """Called where pytest-xdist distributes tests."""
     return FilesOfOneCluster(config, log)

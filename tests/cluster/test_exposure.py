@@ -16,7 +16,7 @@ from cluster.local import write_secret
 from tests.cluster.test_local_cluster import SUBMISSION
 from tests.support.readme_cluster import RAY_PORT, SPARK_PORT
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.cluster
 RAY = str(Path(sys.executable).with_name("ray"))
 SPARK_WORKER = "UNAVAILABLE UNAVAILABLE UNAVAILABLE"
 """How Spark's encrypted RPC answers whoever speaks another protocol: it hangs up."""

@@ -67,7 +67,6 @@ def assert_result_of_one_process(result: Path, options: list[str], alone: Path) 
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(900)
 @pytest.mark.skipif((java_version() or 0) < OLDEST_JAVA, reason=f"needs Java {OLDEST_JAVA} or newer")
 def test_a_cluster_on_this_machine_takes_all_programs_and_ends_with_what_it_started(tmp_path, capfd):
     state = [f"local.state={tmp_path / 'c'}", "local.nodes=1"]

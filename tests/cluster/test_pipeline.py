@@ -43,7 +43,6 @@ def result(tmp_path, name):
 
 @pytest.mark.spark
 @pytest.mark.cluster
-@pytest.mark.timeout(900)
 @pytest.mark.skipif((java_version() or 0) < OLDEST_JAVA, reason=f"needs Java {OLDEST_JAVA} or newer")
 def test_the_chain_runs_skips_what_is_whole_and_survives_kill_9_in_every_step(tmp_path):
     generated_log(tmp_path / "log.csv", users=50, items=60, seed=1)

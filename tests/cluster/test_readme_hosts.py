@@ -11,7 +11,6 @@ from etl.engines.java import OLDEST_JAVA, java_version
 pytestmark = [
     pytest.mark.spark,
     pytest.mark.cluster,
-    pytest.mark.timeout(900),
     pytest.mark.skipif((java_version() or 0) < OLDEST_JAVA, reason=f"needs Java {OLDEST_JAVA} or newer"),
 ]
 

@@ -13,7 +13,6 @@ from tests.etl.test_cluster import SPLIT_BYTES, USERS, hashes, kill_after_a_spli
 pytestmark = [
     pytest.mark.spark,
     pytest.mark.cluster,
-    pytest.mark.timeout(900),
     pytest.mark.skipif((java_version() or 0) < OLDEST_JAVA, reason=f"needs Java {OLDEST_JAVA} or newer"),
 ]
 

@@ -148,7 +148,6 @@ def test_sentences_come_from_the_numbers():
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(900)
 def test_a_killed_study_continues_and_its_site_says_what_the_table_says(tmp_path):
     log, work = generated_log(tmp_path / "log.csv", users=60, items=60, seed=1), tmp_path / "study"
     small = [option for option in SMALL if not option.startswith(("ray.", "train.epochs"))]
