@@ -162,7 +162,8 @@ def with_recipe(options: Sequence[str], n_items: int, asked: TrainerConfig | Non
     config = read_options(TrainerConfig, "trainer.conf", options, [preset])
     config.recipe = recipe
     explicit = {option.partition("=")[0] for option in options}
-    if config.network.item_features and config.train.ppmi_start and "train.ppmi_start" not in explicit:
+    slow = config.train.learning_rate < TrainerConfig().train.learning_rate
+    if config.network.item_features and slow and config.train.ppmi_start and "train.ppmi_start" not in explicit:
         _begin_at_random(config, explicit)
     wide = max(config.network.embedding_dim, config.network.hidden_size) >= WIDE
     if wide and not config.ranks and not any(option.startswith("train.warmup_steps=") for option in options):
@@ -207,7 +208,10 @@ def _has_file(recipe: str, model: str) -> bool:
 
 
 def _begin_at_random(config: TrainerConfig, explicit: set[str]) -> None:
-    """Take back what a recipe sets for vectors from co-occurrence: features must learn what items have in common."""
+    """Take back what a recipe sets for vectors from co-occurrence that are learned on slowly.
+
+    Features must learn what items have in common: at a low rate they do not within a recipe's epochs.
+    """
     plain = TrainerConfig()
     config.train.ppmi_start = 0.0
     for name in ("train.learning_rate", "train.warmup_steps", "network.embedding_dropout", "network.state_dropout"):

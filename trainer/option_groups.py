@@ -60,6 +60,12 @@ class ModelOptions:
     task_embedding_dim: int = option(
         0, "dimension of item embeddings that each feedback task of the hybrid has to itself (as STEM)", at_least=0
     )
+    feedback_feature_dim: int = option(
+        0,
+        "dimension of embeddings of item features that the hybrid's feedback towers read beside the item vectors, of "
+        "the candidate and averaged over the clicks so far; needs network.item_features",
+        at_least=0,
+    )
     tower: int = option(64, "units of the hidden layer of each task's tower", at_least=1)
     residual: bool = option(True, "experts and the next click's tower add to their input instead of replacing it")
     embedding_dropout: float = option(
@@ -107,6 +113,9 @@ class TrainOptions:
     network_learning_rate: float | None = option(None, "learning rate of the networks; null = learning_rate", above=0)
     head_learning_rate: float | None = option(
         None, "learning rate of the experts, gates and towers of the hybrid; null = that of its encoders", above=0
+    )
+    feedback_learning_rate: float | None = option(
+        None, "learning rate of the hybrid's feedback towers; null = that of its head", above=0
     )
     optimizer: str = option("adagrad", "optimizer of the networks", choices=OPTIMIZERS)
     table_optimizer: str = option("rowwise_adagrad", "optimizer of the embedding tables", choices=TABLE_OPTIMIZERS)

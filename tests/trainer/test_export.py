@@ -41,7 +41,13 @@ with torch.no_grad():
     [
         ["model=gru4rec", "train.refit=true"],
         ["model=sasrec", "network.tie_embeddings=false"],
-        ["model=hybrid", "network.past_actions=true", "network.profile=true", "network.item_features=[category]"],
+        [
+            "model=hybrid",
+            "network.past_actions=true",
+            "network.profile=true",
+            "network.item_features=[category]",
+            "network.feedback_feature_dim=3",
+        ],
     ],
     ids=lambda options: options[0],
 )

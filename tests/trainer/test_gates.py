@@ -1,4 +1,4 @@
-"""Gates that begin with a preference, experts of alike scale, embeddings of a task's own."""
+"""Gates that begin with a preference, experts of alike scale, what feedback towers read."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional
 
 from trainer.config import TrainerConfig
 from trainer.distributed.world import World
 from trainer.inference.validation import FeedbackSums
+from trainer.models.feedback import FeedbackFeatures
 from trainer.models.heads import PLE, SMALL, Layout, MMoE, expert
+from trainer.models.item_features import ItemFeatures
 from trainer.models.recommender import Recommender
 from trainer.option_groups import ModelOptions
 
@@ -73,18 +77,49 @@ def test_a_gates_load_is_its_mean_weight_and_how_often_each_expert_leads():
     assert actual.entropy["like"] == pytest.approx(-(weight * np.log(weight)).sum(1).mean())
 
 
-def test_a_tower_reads_the_embeddings_of_its_own_task():
+def test_a_tower_reads_the_embeddings_of_its_own_task_and_those_of_features():
     torch.manual_seed(0)
-    network = options(task_embedding_dim=3)
+    network = options(task_embedding_dim=3, item_features=["category", "tag"], feedback_feature_dim=2)
     config = TrainerConfig(data="", output="", model="hybrid", tasks=TASKS[:3], network=network)
-    model = Recommender(config).eval()
-    mix, row, item, own = torch.randn(4, 6), torch.tensor([0, 3, 3]), torch.randn(3, 6), torch.randn(3, 6)
-    tower = model.towers["like"]
+    features = ItemFeatures(np.array([[0, 0], [1, 4], [2, 0], [3, 4]]), np.ones(3, np.int64), ["item"])
+    model = Recommender(config, features).eval()
+    item, row, item_FD, own = torch.tensor([3, 1, 2]), torch.tensor([0, 3, 3]), torch.randn(3, 6), torch.randn(3, 6)
+    state, mixes = torch.randn(4, 6 + 2), {"click": torch.randn(4, 6), "like": torch.randn(4, 6)}
+    mix, tower = mixes["like"], model.towers["like"]
     own_mix, of_like = tower.own_mix(mix)[row], own[:, 3:]
-    first = torch.cat([mix[row], item, mix[row] * item], dim=1) @ tower.network[0].weight.T + tower.network[0].bias
+    first = torch.cat([mix[row], item_FD, mix[row] * item_FD], dim=1)
+    first = first @ tower.network[0].weight.T + tower.network[0].bias
     hidden = first + torch.cat([of_like, own_mix * of_like], dim=1) @ tower.own_hidden.weight.T
+    of_value = model.feedback_features.embedding.weight
+    of_item = torch.stack([of_value[3] + of_value[4], of_value[1] + of_value[4], of_value[2]])
+    of_clicks, by_mix = state[row, 6:], tower.feature_mix(mix)[row]
+    read = torch.cat([of_item, of_clicks, of_item * of_clicks, of_item * by_mix], dim=1)
+    hidden = hidden + read @ tower.feature_hidden.weight.T
     expected = torch.relu(hidden) @ tower.network[2].weight[0] + tower.network[2].bias
-    assert torch.allclose(model.feedback_logits("like", mix, row, item, own), expected, atol=1e-5)
+    actual = model.feedback_logits(state, mixes, row, item, item_FD, own)
+    assert list(actual) == ["click", "like"]
+    assert torch.allclose(actual["like"], expected, atol=1e-5)
     other = torch.cat([torch.randn(3, 3), of_like], dim=1)  # those of click
-    assert torch.allclose(model.feedback_logits("like", mix, row, item, other), expected, atol=1e-5)
-    assert "own_mix" not in str(Recommender(replace(config, network=options())))
+    actual = model.feedback_logits(state, mixes, row, item, item_FD, other, only={"like"})
+    assert list(actual) == ["like"]
+    assert torch.allclose(actual["like"], expected, atol=1e-5)
+    plain = str(Recommender(replace(config, network=options(feedback_feature_dim=2))))
+    assert "own_mix" not in plain
+    assert "feature_mix" not in plain  # there are no features to read
+
+
+@given(sessions=st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=7), min_size=1, max_size=4))
+def test_features_of_clicks_are_the_mean_over_those_so_far(sessions):
+    codes = np.array([[0, 0], [1, 3], [2, 0], [1, 2], [0, 0]])
+    features = FeedbackFeatures(torch.from_numpy(codes), 3)
+    of_value = features.embedding.weight.detach().double().numpy()
+    assert not of_value[0].any()  # unknown
+    items = torch.zeros(len(sessions), 8, dtype=torch.int64)
+    expected, needed = [], []
+    for row, clicks in enumerate(sessions):
+        items[row, : len(clicks)] = torch.tensor(clicks)
+        for last in range(len(clicks)):
+            needed.append(row * 8 + last)
+            expected.append(np.mean([of_value[codes[i]].sum(0) for i in clicks[: last + 1]], axis=0))
+    actual = features.clicked(items, torch.tensor(needed)).detach().numpy()
+    assert actual == pytest.approx(np.array(expected), abs=1e-6)

@@ -197,6 +197,7 @@ def valid_hits_at_1(run) -> float:
 
 def test_a_killed_run_with_actions_and_features_ends_with_the_bits_of_an_undisturbed_one(fifty, tmp_path):
     more = ["model=hybrid", "train.epochs=2", "network.past_actions=true", "network.item_features=[category]"]
+    more += ["network.feedback_feature_dim=3", "train.feedback_learning_rate=0.1"]
     options = [f"data={fifty.path}", *SMALL, *more]
     assert main([*options, f"output={tmp_path / 'a'}"]) == 0
     with killed_at_step(19):

@@ -128,6 +128,7 @@ ALIKE = {
             "past_actions": True,
             "task_embedding_dim": 2,
             "item_features": ["category"],
+            "feedback_feature_dim": 3,
             "expert_norm": True,
             "gate_preference": 1.0,
         },
@@ -165,6 +166,7 @@ TRAINED = [
     *({"head": head, "network": {"expert_norm": True, "gate_preference": 2.0}} for head in ("mmoe", "ple")),
     {"network": {"task_embedding_dim": 3}},
     {"network": {"task_embedding_dim": 3, "item_features": ["category"]}},
+    {"network": {"feedback_feature_dim": 3, "item_features": ["category"]}},
     {"model": "rank_mmoe", "network": {"expert_norm": True, "gate_preference": 2.0}},
     {"network": {"tie_embeddings": False, "profile": True, "item_features": ["category"], "past_actions": True}},
 ]
@@ -192,20 +194,25 @@ def test_the_hybrids_gates_and_experts_are_parameters(fifty):
     assert sum("experts" in name for name in names) == 4 * 3
 
 
-def test_the_head_of_a_hybrid_may_learn_at_a_rate_of_its_own(fifty):
-    network, train = {"profile": True, "past_actions": True}, {"balance": "uncertainty", "network_learning_rate": 0.1}
-    rates = [{}, {"head_learning_rate": 0.01}]
+def test_the_head_of_a_hybrid_and_its_feedback_towers_may_learn_at_rates_of_their_own(fifty):
+    network = {"profile": True, "past_actions": True, "item_features": ["category"], "feedback_feature_dim": 3}
+    train = {"balance": "uncertainty", "network_learning_rate": 0.1}
+    rates = [{}, {"head_learning_rate": 0.01}, {"head_learning_rate": 0.01, "feedback_learning_rate": 0.2}]
     world = World.alone()
     steppers = [ten_steps(config(fifty.path, network, train | own), world, steps=1) for own in rates]
     start = make_stepper(config(fifty.path, network, train), fifty, world)
     parts = [dict(stepper.objective.named_parameters()) for stepper in (start, *steppers)]
     encoding = ("model.encoders.", "model.profile.", "model.past_actions.")
-    assert all(any(name.startswith(part) for name in parts[0]) for part in encoding)
+    feedback = ("model.towers.", "model.feedback_features.")
+    assert all(any(name.startswith(part) for name in parts[0]) for part in (*encoding, *feedback))
     for name, before in parts[0].items():
-        changed, own = (part[name] - before for part in parts[1:])
+        changed, own_head, own_towers = (part[name] - before for part in parts[1:])
         # The first step of Adagrad is the rate × the sign of the gradient.
-        assert torch.allclose(own, changed if name.startswith(encoding) else 0.1 * changed, atol=1e-6), name
-    alone = config(fifty.path, train=train | rates[1], model="gru4rec", tasks=["next"])
+        of_head = 1.0 if name.startswith(encoding) else 0.1
+        assert torch.allclose(own_head, of_head * changed, atol=1e-6), name
+        of_towers = 2.0 if name.startswith(feedback) else of_head
+        assert torch.allclose(own_towers, of_towers * changed, atol=1e-6), name
+    alone = config(fifty.path, train=train | rates[2], model="gru4rec", tasks=["next"])
     assert set(make_stepper(alone, fifty, world).optimizer.rates.values()) == {0.1}
 
 

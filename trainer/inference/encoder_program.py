@@ -43,6 +43,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.model = copy.deepcopy(scorer.model).eval()
         del self.model.item_features  # they are in the vectors already, and torch cannot save its empty tables
+        self.model.feedback_features = None  # a query needs none
         name = INPUT if INPUT in scorer.tables else ITEM
         every = torch.arange(scorer.tables[name].n_rows, device=scorer.device)
         vectors = scorer.model.item_features.vectors(scorer.tables, name, every)

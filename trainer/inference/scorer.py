@@ -110,15 +110,11 @@ class SessionScorer:
     def feedback(self, state_BS: torch.Tensor, rows: FeedbackRows) -> Scores:
         """Probability of each feedback task for rows, each scored from its session's state."""
         session, item = (torch.from_numpy(values).to(self.device) for values in (rows.session, rows.item))
-        task_representations = self.model.task_representations(state_BS)
         vector = self.model.item_features.vectors(self.tables, ITEM, item)
         own = self.model.item_features.vectors(self.tables, TASKS, item) if self.model.own_dim else None
-        return {
-            task: torch.sigmoid(self.model.feedback_logits(task, task_representations[task], session, vector, own))
-            .cpu()
-            .numpy()
-            for task in self.feedback_tasks
-        }
+        mixes = self.model.task_representations(state_BS)
+        logits = self.model.feedback_logits(state_BS, mixes, session, item, vector, own, self.only)
+        return {task: torch.sigmoid(logit).cpu().numpy() for task, logit in logits.items()}
 
     @torch.inference_mode()
     def gates(self, state_NS: torch.Tensor) -> dict[str, npt.NDArray[np.float64]]:

@@ -12,9 +12,10 @@ from torch import nn
 from etl.dataset import PADDING
 from trainer.config import RANK_HEADS, TrainerConfig
 from trainer.models.encoders import matrix_flops
+from trainer.models.feedback import init_bias_to_prior
 from trainer.models.heads import HEADS, Layout, two_layers
 from trainer.models.item_features import ItemFeatures
-from trainer.models.recommender import PROFILE_SIZE, Profile, init_bias_to_prior
+from trainer.models.recommender import PROFILE_SIZE, Profile
 
 CATEGORY_SIZE = 16
 

@@ -6,7 +6,7 @@ nearest-neighbour problem whatever the head.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Collection
 from typing import cast
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 
 from trainer.config import TrainerConfig
 from trainer.models.encoders import build_encoder, matrix_flops
+from trainer.models.feedback import FeedbackFeatures, FeedbackTower
 from trainer.models.heads import HEADS, Head, Layout, Residual, two_layers
 from trainer.models.item_features import ItemFeatures
 from trainer.models.past_actions import PastActions
@@ -37,54 +38,6 @@ class Profile(nn.Module):
         return torch.cat([table(code[:, i]) for i, table in enumerate(self.embeddings)], dim=-1)
 
 
-class FeedbackTower(nn.Module):
-    """Logit of a feedback task for a candidate c: an MLP of [m_k ; v_c ; m_k ⊙ v_c].
-
-    Args:
-        embedding_dim: length of mix and item vector.
-        units: of the hidden layer.
-        rate: share of positives in train. The logit begins at its log odds, so that a rare task does
-            not spend its first epochs on learning how rare it is.
-        own_dim: length of the embeddings that the task has to itself (STEM, Su et al. 2024); the candidate's and their
-            product with a projection of m_k join the input.
-    """
-
-    def __init__(self, embedding_dim: int, units: int, rate: float, own_dim: int = 0) -> None:
-        super().__init__()
-        if own_dim:
-            self.own_mix = nn.Linear(embedding_dim, own_dim)
-            self.own_hidden = nn.Linear(2 * own_dim, units, bias=False)
-        self.network = two_layers(3 * embedding_dim, units, 1)
-        init_bias_to_prior(self.network, rate)
-
-    def forward(
-        self, mix_ND: torch.Tensor, row_F: torch.Tensor, item_FD: torch.Tensor, own_FD: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Logits `[F]` of candidates, each by the mix in row `row_F`; `own_FD` are the task's own embeddings of them.
-
-        The first layer is a sum of three products; that of the mix alone is worked out once a mix, not once a row.
-        """
-        first = self.network[0]
-        assert isinstance(first, nn.Linear)
-        by_mix, by_item, by_both = first.weight.split(mix_ND.shape[1], dim=1)
-        of_mix = nn.functional.embedding(row_F, nn.functional.linear(mix_ND, by_mix, first.bias))
-        both = nn.functional.embedding(row_F, mix_ND) * item_FD
-        hidden = of_mix + nn.functional.linear(item_FD, by_item) + nn.functional.linear(both, by_both)
-        if own_FD is not None:
-            own_mix = nn.functional.embedding(row_F, self.own_mix(mix_ND))
-            hidden = hidden + self.own_hidden(torch.cat([own_FD, own_mix * own_FD], dim=1))
-        return self.network[1:](hidden).squeeze(-1)
-
-
-@torch.no_grad()
-def init_bias_to_prior(network: nn.Sequential, rate: float) -> None:
-    """Set the last layer's bias to the log odds of a rate."""
-    rate = min(max(rate, 1e-6), 1.0 - 1e-6)
-    last = network[-1]
-    assert isinstance(last, nn.Linear)
-    last.bias.fill_(math.log(rate / (1.0 - rate)))
-
-
 class Recommender(nn.Module):
     """A session model (an encoder alone) or `hybrid` (encoders under a multi-task head).
 
@@ -103,7 +56,7 @@ class Recommender(nn.Module):
         self._encoder_flops = {f"encoder {name}": encoder.flops for name, encoder in encoders.items()}
         self.profile = Profile() if options.profile else None
         shared = 2 * PROFILE_SIZE if options.profile else 0
-        layout = Layout((options.hidden_size,) * len(self.encoders), shared)
+        self.layout = layout = Layout((options.hidden_size,) * len(self.encoders), shared)
         self.feedback_tasks = config.feedback_tasks if config.model == "hybrid" else []
         self.detach_items = options.detach_items
         self.temperature = options.cosine_temperature
@@ -118,12 +71,13 @@ class Recommender(nn.Module):
             self.next_tower = nn.Sequential()
         rates = config.train.positive_rates
         self.own_dim = options.task_embedding_dim if self.feedback_tasks else 0
-        self.towers = nn.ModuleDict(
-            {
-                task: FeedbackTower(options.embedding_dim, options.tower, rates.get(task, 0.5), self.own_dim)
-                for task in self.feedback_tasks
-            }
-        )
+        feature_dim = options.feedback_feature_dim if self.feedback_tasks and self.item_features.table_of else 0
+        self.feedback_features = FeedbackFeatures(self.item_features.codes, feature_dim) if feature_dim else None
+        self.towers = nn.ModuleDict()
+        for task in self.feedback_tasks:
+            rate = rates.get(task, 0.5)
+            tower = FeedbackTower(options.embedding_dim, options.tower, rate, self.own_dim, feature_dim)
+            self.towers[task] = tower
 
     def states(
         self,
@@ -133,7 +87,7 @@ class Recommender(nn.Module):
         needed_N: torch.Tensor,
         actions_BT: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """States `[N, S]` after some clicks.
+        """States `[N, S]` after some clicks; with feedback features the means of the clicks' follow, `[N, S + F]`.
 
         Args:
             items_BT: int64, clicks padded with 0 on the right.
@@ -147,6 +101,8 @@ class Recommender(nn.Module):
         states = [encoder(items_BT, click_BTD, needed_N) for encoder in self.encoders.values()]
         if self.profile is not None:
             states.append(self.profile(profile_B2)[needed_N // items_BT.shape[1]])
+        if self.feedback_features is not None:
+            states.append(self.feedback_features.clicked(items_BT, needed_N))
         return torch.cat(states, dim=1) if len(states) > 1 else states[0]
 
     def encoder_parameters(self) -> list[nn.Parameter]:
@@ -154,9 +110,18 @@ class Recommender(nn.Module):
         parts = (self.encoders, self.past_actions, self.profile)
         return [parameter for part in parts if part is not None for parameter in part.parameters()]
 
+    def feedback_parameters(self) -> list[nn.Parameter]:
+        """Parameters that serve the feedback tasks alone: their towers and the features that these read."""
+        own = [] if self.feedback_features is None else list(self.feedback_features.parameters())
+        return own + list(self.towers.parameters())
+
     def task_representations(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
         """What each task sees of states, `[N, D]` each; an encoder alone hands its state to `next`."""
-        return {"next": state_NS} if self.head is None else self.head(state_NS)
+        return {"next": state_NS} if self.head is None else self.head(self._of_head(state_NS))
+
+    def _of_head(self, state_NS: torch.Tensor) -> torch.Tensor:
+        """What experts and gates read of states."""
+        return state_NS[:, : self.layout.size]
 
     def query(self, mix_ND: torch.Tensor) -> torch.Tensor:
         """Queries `[N, D]` whose inner product with `searched` item vectors, plus bias, is the score."""
@@ -171,24 +136,42 @@ class Recommender(nn.Module):
 
     def feedback_logits(
         self,
-        task: str,
-        mix_ND: torch.Tensor,
+        state_NS: torch.Tensor,
+        mixes: dict[str, torch.Tensor],
         row_F: torch.Tensor,
+        item_F: torch.Tensor,
         item_FD: torch.Tensor,
         own_FD: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Logits `[F]` of a feedback task for candidates, each from the mix in row `row_F`, before it is seen.
+        only: Collection[str] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Logits `[F]` of candidates by feedback task.
 
-        `own_FD` are the candidates' embeddings of all feedback tasks side by side, where they have such.
+        Args:
+            state_NS: states.
+            mixes: of each task, as `task_representations` makes them of the states.
+            row_F: int64, the state that each candidate is scored from, before the candidate is seen.
+            item_F: int64, the candidates.
+            item_FD: their vectors.
+            own_FD: their embeddings of all feedback tasks side by side, where they have such.
+            only: the tasks to score; None for all.
         """
-        if own_FD is not None:
-            begin = self.feedback_tasks.index(task) * self.own_dim
-            own_FD = own_FD[:, begin : begin + self.own_dim]
-        return self.towers[task](mix_ND, row_F, item_FD.detach() if self.detach_items else item_FD, own_FD)
+        if self.detach_items:
+            item_FD = item_FD.detach()
+        features = None
+        if self.feedback_features is not None:
+            of_clicks = nn.functional.embedding(row_F, state_NS[:, self.layout.size :])
+            features = self.feedback_features(item_F), of_clicks
+        logits = {}
+        for number, task in enumerate(self.feedback_tasks):
+            if only is not None and task not in only:
+                continue
+            own = None if own_FD is None else own_FD[:, number * self.own_dim : (number + 1) * self.own_dim]
+            logits[task] = self.towers[task](mixes[task], row_F, item_FD, own, features)
+        return logits
 
     def gate_weights(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
         """Shares of the experts by task `[N, E]`; empty for heads without gates."""
-        return {} if self.head is None else self.head.gate_weights(state_NS)
+        return {} if self.head is None else self.head.gate_weights(self._of_head(state_NS))
 
     def flops(self, *, candidates: int, embedding_dim: int, clicks: int) -> dict[str, int]:
         """Multiply-adds × 2 of one target click's forward pass with one feedback row, by part.
@@ -213,6 +196,7 @@ class Recommender(nn.Module):
             "profile": self.profile,
             "head": self.head,
             "next tower": self.next_tower,
+            "feedback features": self.feedback_features,
         }
         by_module["feedback towers"] = self.towers
         return {n: sum(p.numel() for p in m.parameters()) if m is not None else 0 for n, m in by_module.items()}

@@ -161,12 +161,10 @@ class SessionObjective(nn.Module):
         loss_sums = [self._next(model.query(task_representations["next"]), target, item, candidates, batch, compact)]
         row_state, item_FD = compact[batch.row_state], item.vectors(batch.row_item)
         own_FD = rows[TASKS].vectors(batch.row_item) if model.own_dim else None
+        logits = model.feedback_logits(state, task_representations, row_state, batch.row_item, item_FD, own_FD)
         for column, task in enumerate(model.feedback_tasks):
-            logit, label = (
-                model.feedback_logits(task, task_representations[task], row_state, item_FD, own_FD),
-                batch.row_label[:, column],
-            )
-            loss_sums.append(losses.feedback_sum(logit, label, self.positive_weight[task]))
+            label = batch.row_label[:, column]
+            loss_sums.append(losses.feedback_sum(logits[task], label, self.positive_weight[task]))
         return LossSums(torch.stack(loss_sums), self.balance.variances())
 
     def _next(

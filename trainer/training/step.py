@@ -43,12 +43,13 @@ def learning_rate_factor(options: TrainOptions, step: int, total_steps: int) -> 
 
 
 def make_optimizer(options: TrainOptions, objective: SessionObjective | RankObjective) -> Adagrad | AdamW:
-    """The optimiser of the networks; all of a hybrid but what encodes its session learns at the head's rate."""
+    """The optimiser of the networks; a hybrid's head and its feedback towers may have rates of their own."""
     rate = options.network_learning_rate or options.learning_rate
-    rates = dict.fromkeys(objective.parameters(), rate)
-    model = objective.model
-    if isinstance(model, Recommender) and model.head is not None and options.head_learning_rate is not None:
-        rates = dict.fromkeys(rates, options.head_learning_rate) | dict.fromkeys(model.encoder_parameters(), rate)
+    rates, model = dict.fromkeys(objective.parameters(), rate), objective.model
+    if isinstance(model, Recommender) and model.head is not None:
+        of_head = options.head_learning_rate or rate
+        rates = dict.fromkeys(rates, of_head) | dict.fromkeys(model.encoder_parameters(), rate)
+        rates |= dict.fromkeys(model.feedback_parameters(), options.feedback_learning_rate or of_head)
     kind = AdamW if options.optimizer == "adamw" else Adagrad
     return kind(rates, weight_decay=options.weight_decay)
 

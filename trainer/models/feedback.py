@@ -1,0 +1,104 @@
+"""Towers of the feedback tasks (click, like, share, follow, …) of a hybrid, and what they alone read."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from trainer.models.heads import two_layers
+
+
+class FeedbackFeatures(nn.Module):
+    """Embeddings of the items' features that feedback towers read.
+
+    An item's vector is learned for the next click, and an item has few actions to learn a task from; kinds of items
+    have many.
+
+    Args:
+        codes_IC: int64 `[n_items + 1, C]`, row of each feature's value, 0 = unknown.
+        dim: length of the embeddings.
+    """
+
+    codes: torch.Tensor
+
+    def __init__(self, codes_IC: torch.Tensor, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("codes", codes_IC, persistent=False)
+        self.embedding = nn.Embedding(int(codes_IC.max()) + 1, dim, padding_idx=0)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """The sums `[..., F]` over the features of items `[...]`."""
+        summed: torch.Tensor = self.embedding(self.codes[ids]).sum(-2)
+        return summed
+
+    def clicked(self, items_BT: torch.Tensor, needed_N: torch.Tensor) -> torch.Tensor:
+        """Means `[N, F]` over a session's clicks up to those in places `needed_N` of the flattened `[B * T]`."""
+        so_far = torch.arange(1, items_BT.shape[1] + 1, device=items_BT.device)[:, None]
+        return (self(items_BT).cumsum(1) / so_far).flatten(0, 1)[needed_N]
+
+
+class FeedbackTower(nn.Module):
+    """Logit of a feedback task for a candidate c: an MLP of [m_k ; v_c ; m_k ⊙ v_c].
+
+    Args:
+        embedding_dim: length of mix and item vector.
+        units: of the hidden layer.
+        rate: share of positives in train. The logit begins at its log odds, so that a rare task does
+            not spend its first epochs on learning how rare it is.
+        own_dim: length of the embeddings that the task has to itself (STEM, Su et al. 2024); the candidate's and their
+            product with a projection of m_k join the input.
+        feature_dim: length of `FeedbackFeatures`; those of the candidate and of the clicks, and the products of the
+            candidate's with the clicks' and with a projection of m_k join the input.
+    """
+
+    def __init__(self, embedding_dim: int, units: int, rate: float, own_dim: int = 0, feature_dim: int = 0) -> None:
+        super().__init__()
+        if own_dim:
+            self.own_mix = nn.Linear(embedding_dim, own_dim)
+            self.own_hidden = nn.Linear(2 * own_dim, units, bias=False)
+        if feature_dim:
+            self.feature_mix = nn.Linear(embedding_dim, feature_dim)
+            self.feature_hidden = nn.Linear(4 * feature_dim, units, bias=False)
+        self.network = two_layers(3 * embedding_dim, units, 1)
+        init_bias_to_prior(self.network, rate)
+
+    def forward(
+        self,
+        mix_ND: torch.Tensor,
+        row_F: torch.Tensor,
+        item_FD: torch.Tensor,
+        own_FD: torch.Tensor | None = None,
+        features: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Logits `[F]` of candidates, each by the mix in row `row_F`.
+
+        `own_FD` are the task's own embeddings of them, `features` those of their features and of the clicks'.
+
+        The first layer is a sum of three products; that of the mix alone is worked out once a mix, not once a row.
+        """
+        first = self.network[0]
+        assert isinstance(first, nn.Linear)
+        by_mix, by_item, by_both = first.weight.split(mix_ND.shape[1], dim=1)
+        of_mix = nn.functional.embedding(row_F, nn.functional.linear(mix_ND, by_mix, first.bias))
+        both = nn.functional.embedding(row_F, mix_ND) * item_FD
+        hidden = of_mix + nn.functional.linear(item_FD, by_item) + nn.functional.linear(both, by_both)
+        if own_FD is not None:
+            own_mix = nn.functional.embedding(row_F, self.own_mix(mix_ND))
+            hidden = hidden + self.own_hidden(torch.cat([own_FD, own_mix * own_FD], dim=1))
+        if features is not None:
+            of_item, of_clicks = features
+            mix = nn.functional.embedding(row_F, self.feature_mix(mix_ND))
+            joined = torch.cat([of_item, of_clicks, of_item * of_clicks, of_item * mix], dim=1)
+            hidden = hidden + self.feature_hidden(joined)
+        return self.network[1:](hidden).squeeze(-1)
+
+
+@torch.no_grad()
+def init_bias_to_prior(network: nn.Sequential, rate: float) -> None:
+    """Set the last layer's bias to the log odds of a rate."""
+    rate = min(max(rate, 1e-6), 1.0 - 1e-6)
+    last = network[-1]
+    assert isinstance(last, nn.Linear)
+    last.bias.fill_(math.log(rate / (1.0 - rate)))
