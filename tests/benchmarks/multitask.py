@@ -25,13 +25,13 @@ from tests.benchmarks.models import (
 )
 
 GATES = ("network.gate_preference=2",)
-INPUTS = ("network.item_features=[category]", "train.ppmi_start=0.5", "network.past_actions=true")
-OWN = ("network.task_embedding_dim=16", "train.best_epoch_by_task=true")
+INPUTS = ("network.item_features=[category]", "network.past_actions=true")
+EPOCH = ("train.best_epoch_by_task=true",)
 MODELS: dict[str, tuple[str, ...]] = {
     "gru4rec": ("model=gru4rec",),
     "hybrid": ("model=hybrid",),
     "hybrid, gates, features, past actions": ("model=hybrid", *GATES, *INPUTS),
-    "hybrid, gates, features, past actions, embeddings and epoch by task": ("model=hybrid", *GATES, *INPUTS, *OWN),
+    "hybrid, gates, features, past actions, epoch by task": ("model=hybrid", *GATES, *INPUTS, *EPOCH),
     "rank_mmoe": ("model=rank_mmoe",),
 }
 RATES = {"model=rank_mmoe": TWIN_RANK}
