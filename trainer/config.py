@@ -124,6 +124,11 @@ class TrainerConfig:
         """The tasks other than the next click."""
         return [task for task in self.tasks if task != "next"]
 
+    @property
+    def own_dim(self) -> int:
+        """Length of the item embeddings that each feedback task of a hybrid has to itself; 0 where there are none."""
+        return self.network.task_embedding_dim if self.model == "hybrid" and self.feedback_tasks else 0
+
     def plain(self) -> dict[str, Any]:
         """The configuration as plain values."""
         return asdict(self)

@@ -70,7 +70,7 @@ class Recommender(nn.Module):
         else:
             self.next_tower = nn.Sequential()
         rates = config.train.positive_rates
-        self.own_dim = options.task_embedding_dim if self.feedback_tasks else 0
+        self.own_dim = config.own_dim
         feature_dim = options.feedback_feature_dim if self.feedback_tasks and self.item_features.table_of else 0
         self.feedback_features = FeedbackFeatures(self.item_features.codes, feature_dim) if feature_dim else None
         self.towers = nn.ModuleDict()

@@ -68,15 +68,15 @@ class SessionTask:
         config, n_items = self.config, self.dataset.manifest.n_items
         torch.manual_seed(config.seed)
         names = [ITEM] if config.network.tie_embeddings else [ITEM, INPUT]
-        own = [TASKS] if config.network.task_embedding_dim and config.feedback_tasks else []
+        own = [TASKS] if config.own_dim else []
         features = make_item_features(config, self.dataset, [*names, *own])
         model = Recommender(config, features)
         tables = {ITEM: make_table(config, n_items, self.world, number=0, bias=True)}
         tables[ITEM].start_biases(first_biases(config, self.train_clicks))
         if not config.network.tie_embeddings:
             tables[INPUT] = make_table(config, n_items, self.world, number=1, bias=False)
-        if model.own_dim:
-            size = model.own_dim * len(model.feedback_tasks)
+        if config.own_dim:
+            size = config.own_dim * len(config.feedback_tasks)
             tables[TASKS] = make_table(config, n_items, self.world, number=3, bias=False, dimension=size)
         tables |= feature_tables(config, features, tables, self.world)
         return TrainStep(config, SessionObjective(config, model, self.train_clicks), tables, total_steps, self.world)
