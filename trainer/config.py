@@ -187,13 +187,10 @@ def catalogue_size(n_items: int) -> str:
 
 
 def recipes_to_try(config: TrainerConfig, n_items: int) -> list[str]:
-    """What `recipe=auto` chooses from: `auto.candidates`, else the recipes that the model has for the catalogue's size.
-
-    With item features that is the size's first: valid clicks say little of the unclicked items that features are for.
-    """
+    """What `recipe=auto` chooses from: `auto.candidates`, else the recipes of the model for the catalogue's size."""
+    if config.auto.candidates:
+        return config.auto.candidates
     size = catalogue_size(n_items)
-    if config.auto.candidates or config.network.item_features:
-        return config.auto.candidates or [size]
     return [size, *(n for n in RECIPES if n.startswith(f"{size}_") and _has_file(n, config.recipe_model))]
 
 

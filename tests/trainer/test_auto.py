@@ -56,7 +56,7 @@ def chosen(fifty, tmp_path_factory) -> Path:
         (["model=gru4rec"], SMALL_CATALOGUE + 1, ["medium", "medium_dropout"]),
         (["model=hybrid"], SMALL_CATALOGUE + 1, ["medium", "medium_dropout"]),
         (["model=sasrec"], SMALL_CATALOGUE + 1, ["medium"]),
-        (["model=gru4rec", "network.item_features=[category]"], 100, ["small"]),
+        (["model=gru4rec", "network.item_features=[category]"], 100, OF_GRU4REC),
         (["model=nextitnet"], 100, ["small"]),
         (["model=rank_mmoe"], 100, ["small"]),
         (["model=nextitnet", "auto.candidates=[medium,small]"], 10**6, ["medium", "small"]),
