@@ -26,6 +26,7 @@ TASKS = ["click", "like"]
 MODELS = [
     *({"model": "hybrid", "head": head} for head in HEADS),
     *({"model": "hybrid", "encoder": encoder} for encoder in ("srgnn", "sasrec", "nextitnet", ["gru4rec", "srgnn"])),
+    {"model": "hybrid", "network": {"item_features": ["category"], "feedback_feature_dim": 3}},
     *({"model": model} for model in RANK_HEADS),
 ]
 
@@ -38,8 +39,8 @@ def sessions(fifty):
 
 def untrained(dataset, changes):
     tasks = TASKS if changes["model"].startswith("rank") else ["next", *TASKS]
-    network = ModelOptions(embedding_dim=8, hidden_size=8, tower=8, positions=64)
-    config = TrainerConfig(data="", output="", tasks=tasks, network=network, **changes)
+    network = {"embedding_dim": 8, "hidden_size": 8, "tower": 8, "positions": 64} | changes.get("network", {})
+    config = TrainerConfig(data="", output="", tasks=tasks, **changes | {"network": ModelOptions(**network)})
     model_task = model_task_of(config, dataset, World.alone())
     return config, model_task.scorer(model_task.train_step(1))
 
@@ -123,14 +124,14 @@ def test_scores_follow_from_what_came_before_the_block_alone(fifty, sessions, ch
 @pytest.mark.parametrize("chunk", [1, 40, 1 << 24])
 def test_validation_ranks_equal_the_evaluations_rules_with_ties_nan_and_masks(chunk, monkeypatch):
     """Against counting: other candidates that are not lower; seen ones left out; a NaN, or a seen target, is a miss."""
-    monkeypatch.setattr("trainer.inference.target_ranks.CHUNK_SCORES", chunk)
+    monkeypatch.setattr("trainer.inference.target_ranks.CHUNK_NUMBERS", {"cpu": chunk})
     rng = np.random.default_rng(0)
     vector = torch.from_numpy(rng.integers(-1, 2, (21, 3)).astype(np.float32))
     vector[5], vector[9, 0] = torch.nan, -torch.inf
     query = torch.from_numpy(rng.integers(-1, 2, (60, 3)).astype(np.float32))
     candidates, target = np.array([1, 2, 3, 5, 8, 9, 12, 13, 18, 20]), rng.choice([1, 3, 5, 9, 12, 20], 60)
     seen = np.stack([rng.integers(0, 60, 90), rng.integers(1, 21, 90)])
-    scorer = SimpleNamespace(item_vectors=lambda items: vector[items])
+    scorer = SimpleNamespace(item_vectors=lambda items: vector[items], dimension=3)
     for pairs in (seen, None):
         masked_pairs = None if pairs is None else torch.from_numpy(pairs)
         request = rank_request(scorer, query, torch.from_numpy(target), masked_pairs)

@@ -78,6 +78,7 @@ HYBRID: Space = {
     "network.gate_preference": Choice([0.0, 1.0, 2.0]),
     "network.tower": Choice([32, 64, 128]),
     "train.head_learning_rate": Uniform(0.001, 0.05, log=True),
+    "train.feedback_learning_rate": Uniform(0.003, 0.1, log=True),
 }
 RANKING: Space = {
     "train.learning_rate": Uniform(0.003, 0.1, log=True),
