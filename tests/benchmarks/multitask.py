@@ -25,7 +25,8 @@ from tests.benchmarks.models import (
 )
 
 GATES = ("network.gate_preference=2",)
-INPUTS = ("network.item_features=[category]", "network.past_actions=true")
+FEATURES = ("network.item_features=[category]",)
+INPUTS = (*FEATURES, "network.past_actions=true")
 EPOCH = ("train.best_epoch_by_task=true",)
 MODELS: dict[str, tuple[str, ...]] = {
     "gru4rec": ("model=gru4rec",),
@@ -33,6 +34,7 @@ MODELS: dict[str, tuple[str, ...]] = {
     "hybrid, gates, features, past actions": ("model=hybrid", *GATES, *INPUTS),
     "hybrid, gates, features, past actions, epoch by task": ("model=hybrid", *GATES, *INPUTS, *EPOCH),
     "rank_mmoe": ("model=rank_mmoe",),
+    "rank_mmoe, features, epoch by task": ("model=rank_mmoe", *FEATURES, *EPOCH),
 }
 RATES = {"model=rank_mmoe": TWIN_RANK}
 
