@@ -47,6 +47,13 @@ def cluster(tmp_path_factory):
         yield cluster
 
 
+@pytest.fixture(autouse=True)
+def whole(request) -> None:
+    """Tests of the hosts begin with Ray on all three, whatever became of the test before."""
+    if "cluster" in request.fixturenames:
+        request.getfixturevalue("cluster").mend()
+
+
 @pytest.fixture(scope="session")
 def pipeline(cluster, tmp_path_factory) -> Pipeline:
     """README's pipeline on fifty generated users, undisturbed, with training as short as that of other tests."""

@@ -85,6 +85,7 @@ print(json.dumps({port: answer(port) for port in ports}))
 
 def test_all_that_listens_on_a_node_asks_for_the_token_or_is_metrics(cluster):
     """Every port of host 2, tried from host 3: what the table of `docs/security.md` lists, and no more."""
+    cluster.start(1, 2, 3)
     hosts = cluster.hosts
     command = hosts.on(3, sys.executable, "-c", SCAN, hosts.address(2))
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
@@ -120,6 +121,7 @@ def listening(cluster, host: int) -> list[tuple[str, int]]:
 
 def test_spark_takes_nothing_that_a_third_host_posts(cluster):
     """6066, where Spark's REST server would start it without the secret, is closed; so is all but RPC and the pages."""
+    cluster.start(1, 2, 3)
     master, worker = (cluster.hosts.address(host) for host in (1, 2))
     assert listening(cluster, 1) == [(master, SPARK_PORT), ("127.0.0.1", 8080)]
     (address, rpc), page = listening(cluster, 2)

@@ -103,17 +103,19 @@ def test_workers_that_miss_each_other_though_the_head_sees_both_are_named(cluste
 def test_a_host_that_never_returns_leaves_an_elastic_run_with_fewer_workers(cluster, pipeline, tmp_path):
     run = tmp_path / "run"
     # Ray may count with the lost host for 20 s, and gives up at the fourth start that fails.
-    python = impatient(tmp_path, 8)
+    python = impatient(tmp_path, 20)
     process = cluster.submit("train", training(pipeline, run, "ray.workers=[1,2]"), python=python)
     disturbed(run, process, lambda: cluster.hosts.kill(3))
     finish(process)
     left, right = (json.loads((path / "summary.json").read_text()) for path in (pipeline.run, run))
     assert (left["steps"], right["workers"]) == (right["steps"], 1)
-    cluster.start(3, programs=("ray",))
 
 
 def impatient(folder: Path, seconds: int) -> str:
-    """An interpreter under which Ray waits not a minute for workers that should start, but some seconds."""
+    """An interpreter under which Ray waits not a minute for workers that should start, but some seconds.
+
+    The first start has no more, and on a busy machine Ray counts with a lost host for longer than 20 s.
+    """
     python = folder / "python"
     python.write_text(f'#!/bin/sh\nRAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S={seconds} exec {sys.executable} "$@"\n')
     python.chmod(0o755)
@@ -123,9 +125,10 @@ def impatient(folder: Path, seconds: int) -> str:
 @pytest.fixture(scope="module")
 def given_up(cluster, pipeline, tmp_path_factory) -> tuple[Path, int, str]:
     """A run of two workers whose second host died and stayed away: folder, exit status, output."""
+    cluster.mend()  # this comes before what is done for each test
     folder = tmp_path_factory.mktemp("given-up")
     run = folder / "run"
-    process = cluster.submit("train", training(pipeline, run), python=impatient(folder, 3))  # four times
+    process = cluster.submit("train", training(pipeline, run), python=impatient(folder, 15))  # four times
     disturbed(run, process, lambda: cluster.hosts.kill(3))
     out, _ = process.communicate(timeout=300)
     cluster.start(3, programs=("ray",))
@@ -153,7 +156,6 @@ def test_evaluation_over_two_hosts_one_killed_is_that_of_one_process(cluster, ti
     cluster.hosts.kill(2)
     assert not (tiny / "many" / "metrics.json").exists()
     finish(process)
-    cluster.start(2, programs=("ray",))
     actual = json.loads((tiny / "many" / "metrics.json").read_text())
     assert without_times(actual) == json.loads(json.dumps(without_times(alone)))
     for name in ("ranks.parquet", "topk.parquet"):

@@ -12,7 +12,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.support.hosts import BUSY, Hosts, Started, kill_family
+from tests.support.hosts import BUSY, NUMBERS, Hosts, Started, kill_family
 from tests.support.runs import SMALL
 
 ROOT = Path(__file__).parents[2]
@@ -105,6 +105,14 @@ class ReadmeCluster:
         """A program with all that it has started, on these hosts at once."""
         for host in hosts:
             kill_family(self.running[host, program].process.pid)
+
+    def mend(self) -> None:
+        """Bring back the Ray that an earlier test left dead or cut off, so that one failure is one failure."""
+        for host in NUMBERS:
+            self.hosts.link(host, "up")
+        if not self.running[1, "ray"].runs:
+            self.kill("ray", 2, 3)
+        self.start(*NUMBERS, programs=("ray",))
 
     def logs(self, host: int, program: str) -> str:
         """All that a host's program has written."""
