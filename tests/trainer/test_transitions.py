@@ -153,7 +153,7 @@ def test_validation_ranks_by_inner_product_and_term():
     candidates = np.array([1, 2, 4, 5, 7, 8, 9])
     transitions = counted([rng.integers(1, 10, 12).tolist() for _ in range(3)], 9)
     term = transitions.scores(rng.integers(0, 10, (20, 12)), rng.random((20, 2)))
-    scorer = SimpleNamespace(item_vectors=lambda item: vector[item - 1])
+    scorer = SimpleNamespace(item_vectors=lambda item: vector[item - 1], dimension=vector.shape[1])
     target = rng.choice(candidates, 20)
     request = rank_request(scorer, query, torch.from_numpy(target), None, term)
     actual = exact_ranks(scorer, request, torch.from_numpy(candidates))
