@@ -112,8 +112,8 @@ class SessionScorer:
         session, item = (torch.from_numpy(values).to(self.device) for values in (rows.session, rows.item))
         vector = self.model.item_features.vectors(self.tables, ITEM, item)
         own = self.model.item_features.vectors(self.tables, TASKS, item) if self.model.own_dim else None
-        mixes = self.model.task_representations(state_BS)
-        logits = self.model.feedback_logits(state_BS, mixes, session, item, vector, own, self.only)
+        task_representations = self.model.task_representations(state_BS)
+        logits = self.model.feedback_logits(state_BS, task_representations, session, item, vector, own, self.only)
         return {task: torch.sigmoid(logit).cpu().numpy() for task, logit in logits.items()}
 
     @torch.inference_mode()

@@ -137,7 +137,7 @@ class Recommender(nn.Module):
     def feedback_logits(
         self,
         state_NS: torch.Tensor,
-        mixes: dict[str, torch.Tensor],
+        task_representations: dict[str, torch.Tensor],
         row_F: torch.Tensor,
         item_F: torch.Tensor,
         item_FD: torch.Tensor,
@@ -148,7 +148,7 @@ class Recommender(nn.Module):
 
         Args:
             state_NS: states.
-            mixes: of each task, as `task_representations` makes them of the states.
+            task_representations: the mix of each task, made of these states.
             row_F: int64, the state that each candidate is scored from, before the candidate is seen.
             item_F: int64, the candidates.
             item_FD: their vectors.
@@ -166,7 +166,7 @@ class Recommender(nn.Module):
             if only is not None and task not in only:
                 continue
             own = None if own_FD is None else own_FD[:, number * self.own_dim : (number + 1) * self.own_dim]
-            logits[task] = self.towers[task](mixes[task], row_F, item_FD, own, features)
+            logits[task] = self.towers[task](task_representations[task], row_F, item_FD, own, features)
         return logits
 
     def gate_weights(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
