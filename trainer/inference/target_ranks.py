@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 CHUNK_NUMBERS = {"cpu": 1 << 19, "cuda": 1 << 24}
 """Scores, or numbers of candidates' vectors, that are in memory at a time, by device. A core keeps 2 MB in its cache;
-blocks of 64 MB took 2.8 times as long, half of that for fresh pages from the kernel."""
+blocks of 64 MB took 2.5 times as long, half of that for fresh pages from the kernel."""
 
 
 @dataclass(frozen=True)
