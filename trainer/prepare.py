@@ -126,16 +126,20 @@ def resolve_config(options: Sequence[str], asked: TrainerConfig | None = None) -
 
 
 def _compare(before: Any, now: dict[str, Any], *, resume: str) -> None:
-    """Raise `InputError` where a run cannot resume with another configuration or dataset."""
+    """Raise `InputError` where a run cannot resume with another configuration or dataset.
+
+    An option that the program did not have when the run began may have its default, which does what was done then.
+    """
     hint = "choose another output, or the options that the run began with"
     if resume == "never":
         raise InputError("a fresh output folder with resume=never", "a run", "choose another output, or resume=auto")
-    old, new = _flat(before), _flat(now)
+    default, old, new = _flat(TrainerConfig().plain()), _flat(before), _flat(now)
     for name in sorted(old.keys() | new.keys()):
         if name == "train.table" or (name.startswith(MAY_CHANGE) and name != "dataset"):
             continue
-        if old.get(name) != new.get(name):
-            raise InputError(f"{name}={old.get(name)} as the run began with", new.get(name), hint)
+        began = old.get(name, default.get(name))
+        if began != new.get(name):
+            raise InputError(f"{name}={began} as the run began with", new.get(name), hint)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,6 +11,7 @@ import time
 from unittest import mock
 
 import pytest
+import yaml
 
 import trainer.loop
 import trainer.run.checkpoint
@@ -115,6 +116,19 @@ def test_a_run_refuses_to_go_on_otherwise_than_it_began(fifty, undisturbed, wron
     err = capfd.readouterr().err
     assert err.startswith("error: expected ")
     assert err.count("\n") == 1
+
+
+def test_a_run_of_a_program_without_an_option_goes_on_with_the_options_default(fifty, undisturbed, tmp_path, capfd):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    del config["network"]["feedback_feature_dim"], config["train"]["hard_negatives"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(options(fifty, run, "train.hard_negatives=3")) == 2
+    assert "expected train.hard_negatives=0 as the run began with, got 3 " in capfd.readouterr().err
+    assert main(options(fifty, run, "train.epochs=4")) == 0
+    assert main(options(fifty, tmp_path / "at once", "train.epochs=4")) == 0
+    assert_same_run(run, tmp_path / "at once")
 
 
 def test_a_run_refuses_another_dataset(undisturbed, tmp_path, capfd):
