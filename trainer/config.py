@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from typing import Any
 
 from omegaconf import MISSING
@@ -40,11 +39,6 @@ FEEDBACK_TASKS = ("click", "like", "share", "follow")
 TASKS = ("next", *FEEDBACK_TASKS)
 TASKS_AT_CHOICE = (*TASKS, "passive")
 VALID_CUTOFFS = [10, 20]
-SMALL_CATALOGUE, MEDIUM_CATALOGUE = 100_000, 300_000
-"""`recipe=auto` takes `small` and `medium` up to so many items."""
-
-WIDE, WIDE_WARMUP_STEPS = 256, 100
-"""Units from which a session model begins with a warm-up, unless `train.warmup_steps` is set, and its steps."""
 
 
 @dataclass
@@ -129,6 +123,12 @@ class TrainerConfig:
         """Length of the item embeddings that each feedback task of a hybrid has to itself; 0 where there are none."""
         return self.network.task_embedding_dim if self.model == "hybrid" and self.feedback_tasks else 0
 
+    @property
+    def feedback_feature_dim(self) -> int:
+        """Length of the embeddings of features that a hybrid's feedback towers read; 0 where they read none."""
+        read = self.model == "hybrid" and self.feedback_tasks and self.network.feedback_features
+        return self.network.feedback_feature_dim if read else 0
+
     def plain(self) -> dict[str, Any]:
         """The configuration as plain values."""
         return asdict(self)
@@ -151,77 +151,6 @@ def from_plain(values: dict[str, Any]) -> TrainerConfig:
     return TrainerConfig(**{name: nested[name](**v) if name in nested else v for name, v in values.items()})
 
 
-def with_recipe(options: Sequence[str], n_items: int, asked: TrainerConfig | None = None) -> TrainerConfig:
-    """The configuration with its recipe's values; options of the command line win.
-
-    Wide session models get a warm-up: at the recipes' rates 256 units and more diverge in their first steps.
-
-    Args:
-        options: the command line.
-        n_items: size of the catalogue, which `recipe=auto` goes by; it takes the size's first recipe here.
-        asked: what `load(options)` returned, if it has been called: composing it again takes a tenth of a second.
-    """
-    config = asked or load(options)
-    recipe = catalogue_size(n_items) if config.recipe == "auto" else config.recipe
-    preset = f"+recipes@_global_={recipe_file(recipe, config.recipe_model)}"
-    config = read_options(TrainerConfig, "trainer.conf", options, [preset])
-    config.recipe = recipe
-    explicit = {option.partition("=")[0] for option in options}
-    slow = config.train.learning_rate < TrainerConfig().train.learning_rate
-    if config.network.item_features and slow and config.train.ppmi_start and "train.ppmi_start" not in explicit:
-        _begin_at_random(config, explicit)
-    wide = max(config.network.embedding_dim, config.network.hidden_size) >= WIDE
-    if wide and not config.ranks and not any(option.startswith("train.warmup_steps=") for option in options):
-        config.train.warmup_steps = max(config.train.warmup_steps, WIDE_WARMUP_STEPS)
-    if config.ranks:
-        config.tasks = config.feedback_tasks
-    elif config.model != "hybrid":
-        config.tasks = ["next"]
-    check(config)
-    return config
-
-
-def catalogue_size(n_items: int) -> str:
-    """The recipe that is first for a catalogue of so many items."""
-    return "small" if n_items <= SMALL_CATALOGUE else "medium" if n_items <= MEDIUM_CATALOGUE else "large"
-
-
-def recipes_to_try(config: TrainerConfig, n_items: int) -> list[str]:
-    """What `recipe=auto` chooses from: `auto.candidates`, else the recipes of the model for the catalogue's size."""
-    if config.auto.candidates:
-        return config.auto.candidates
-    size = catalogue_size(n_items)
-    return [size, *(n for n in RECIPES if n.startswith(f"{size}_") and _has_file(n, config.recipe_model))]
-
-
-def recipe_file(recipe: str, model: str) -> str:
-    """Name of the file of a recipe, or where the model has none, of that of the size or of the next smaller one.
-
-    >>> recipe_file("medium", "gru4rec"), recipe_file("small_softmax", "nextitnet")
-    ('medium_gru4rec', 'small_nextitnet')
-    """
-    sizes = ("large", "medium", "small")
-    names = [recipe, *sizes[sizes.index(recipe.partition("_")[0]) :]]
-    return f"{next((name for name in names if _has_file(name, model)), names[-1])}_{model}"
-
-
-def _has_file(recipe: str, model: str) -> bool:
-    return (files("trainer.conf.recipes") / f"{recipe}_{model}.yaml").is_file()
-
-
-def _begin_at_random(config: TrainerConfig, explicit: set[str]) -> None:
-    """Take back what a recipe sets for vectors from co-occurrence that are learned on slowly.
-
-    Features must learn what items have in common: at a low rate they do not within a recipe's epochs.
-    """
-    plain = TrainerConfig()
-    config.train.ppmi_start = 0.0
-    for name in ("train.learning_rate", "train.warmup_steps", "network.embedding_dropout", "network.state_dropout"):
-        if name not in explicit:
-            section, _, key = name.rpartition(".")
-            setattr(getattr(config, section), key, _value(plain, name))
-
-
 def check(config: TrainerConfig) -> None:
     """Raise `InputError` where a value is out of its range."""
     check_values(config)
@@ -238,9 +167,18 @@ def check(config: TrainerConfig) -> None:
         raise InputError("network.attention_heads that divides network.hidden_size", heads, "1 is always valid")
     if not config.network.dilations or min(config.network.dilations) < 1:
         raise InputError("network.dilations of at least 1", config.network.dilations, "write network.dilations=[1,4]")
-    features = config.network.item_features
-    if len(set(features)) != len(features):
-        raise InputError("network.item_features, each once", features, "write network.item_features=[category]")
+    _check_inputs(config)
+    _check_scores(config)
+    _check_table(config)
+    _check_machine(config)
+
+
+def _check_inputs(config: TrainerConfig) -> None:
+    """Raise `InputError` where a column of features is named twice, or a model cannot read an input."""
+    for name in ("item_features", "feedback_features"):
+        columns = getattr(config.network, name)
+        if len(set(columns)) != len(columns):
+            raise InputError(f"network.{name}, each once", columns, f"write network.{name}=[category]")
     if config.ranks and config.network.past_actions:
         raise InputError("network.past_actions=false for ranking models", True, "they have no session encoder")
     if config.ranks and config.network.transitions:
@@ -248,9 +186,6 @@ def check(config: TrainerConfig) -> None:
     if config.model != "hybrid" and config.network.task_embedding_dim:
         got = config.network.task_embedding_dim
         raise InputError("network.task_embedding_dim=0 but for the hybrid", got, "its feedback towers read them")
-    _check_scores(config)
-    _check_table(config)
-    _check_machine(config)
 
 
 def _check_scores(config: TrainerConfig) -> None:

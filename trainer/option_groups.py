@@ -63,8 +63,13 @@ class ModelOptions:
     feedback_feature_dim: int = option(
         0,
         "dimension of embeddings of item features that the hybrid's feedback towers read beside the item vectors, of "
-        "the candidate and averaged over the clicks so far; needs network.item_features",
+        "the candidate and averaged over the clicks so far",
         at_least=0,
+    )
+    feedback_features: list[str] = option(
+        [],
+        "text columns of items.parquet that the feedback towers read so; [] = those of network.item_features, else "
+        "category",
     )
     tower: int = option(64, "units of the hidden layer of each task's tower", at_least=1)
     residual: bool = option(True, "experts and the next click's tower add to their input instead of replacing it")

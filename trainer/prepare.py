@@ -15,12 +15,13 @@ from etl.dataset import SPLITS, TRAIN_HOLDOUT, Dataset, feedback_labels, open_da
 from etl.runtime.errors import InputError
 from etl.runtime.files import atomic_file, write_json
 from etl.runtime.object_store import absolute
-from trainer.config import RANK_HEADS, TrainerConfig, load, with_recipe
+from trainer.config import RANK_HEADS, TrainerConfig, load
 from trainer.data.batch import feedback_rows
-from trainer.data.item_features import check_columns, feature_codes
+from trainer.data.item_features import check_columns, feature_codes, feedback_columns
 from trainer.data.ranking_rows import ROW_COLUMNS, flat_rows
 from trainer.data.reader import Sessions, session_columns
 from trainer.distributed.worker_count import choose_workers
+from trainer.recipe import with_recipe
 from trainer.run.folder import SUMMARY, is_finished
 from trainer.run.object_store import RunFolder
 
@@ -121,7 +122,10 @@ def resolve_config(options: Sequence[str], asked: TrainerConfig | None = None) -
     config.train.positive_rates = rates | {
         task: rate for task, rate in config.train.positive_rates.items() if task in rates
     }
-    config.network.positions = config.network.positions or dataset.manifest.max_clicks
+    network = config.network
+    network.positions = network.positions or dataset.manifest.max_clicks
+    if network.feedback_feature_dim and config.model == "hybrid" and config.feedback_tasks:
+        network.feedback_features = network.feedback_features or network.item_features or feedback_columns(dataset)
     return config, dataset
 
 
@@ -162,7 +166,8 @@ def _check_data(config: TrainerConfig, dataset: Dataset) -> None:
     if not config.ranks and dataset.manifest.n_items < 2:
         hint = "no other item can come next; a rank_… model scores feedback"
         raise InputError("a dataset of at least 2 items", dataset.manifest.n_items, hint)
-    check_columns(dataset, config.network.item_features)
+    for name in ("item_features", "feedback_features"):
+        check_columns(dataset, f"network.{name}", getattr(config.network, name))
     if dataset.session_files:
         _check_targets(dataset)
     longest = config.network.positions

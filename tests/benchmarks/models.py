@@ -257,8 +257,8 @@ def ladder(seeds: Sequence[int] = (0,)) -> None:
 
 def matched_hidden() -> int:
     """Units that give `gru4rec` about as many network parameters as the hybrid has, both by their recipes."""
-    from trainer.config import with_recipe
     from trainer.models.recommender import Recommender
+    from trainer.recipe import with_recipe
 
     def size(model: str, hidden: int | None = None) -> int:
         config = with_recipe(["data=", "output=", f"model={model}"], QB_ITEMS)

@@ -11,7 +11,8 @@ import yaml
 
 from tests.support.runs import SMALL, assert_same_run, killed_at_step, terminated_at_step
 from trainer.__main__ import main
-from trainer.config import SMALL_CATALOGUE, load, recipes_to_try
+from trainer.config import load
+from trainer.recipe import SMALL_CATALOGUE, recipes_to_try
 from trainer.training.step import TrainStep
 from trainer.tuning.auto import trial_epochs
 from trainer.tuning.trial import FAILED, Trial

@@ -16,7 +16,6 @@ from trainer.distributed.world import World
 from trainer.inference.validation import FeedbackSums
 from trainer.models.feedback import FeedbackFeatures
 from trainer.models.heads import PLE, SMALL, Layout, MMoE, expert
-from trainer.models.item_features import ItemFeatures
 from trainer.models.recommender import Recommender
 from trainer.option_groups import ModelOptions
 
@@ -79,10 +78,9 @@ def test_a_gates_load_is_its_mean_weight_and_how_often_each_expert_leads():
 
 def test_a_tower_reads_the_embeddings_of_its_own_task_and_those_of_features():
     torch.manual_seed(0)
-    network = options(task_embedding_dim=3, item_features=["category", "tag"], feedback_feature_dim=2)
+    network = options(task_embedding_dim=3, feedback_features=["category", "tag"], feedback_feature_dim=2)
     config = TrainerConfig(data="", output="", model="hybrid", tasks=TASKS[:3], network=network)
-    features = ItemFeatures(np.array([[0, 0], [1, 4], [2, 0], [3, 4]]), np.ones(3, np.int64), ["item"])
-    model = Recommender(config, features).eval()
+    model = Recommender(config, feedback_codes=torch.tensor([[0, 0], [1, 4], [2, 0], [3, 4]])).eval()
     item, row, item_FD, own = torch.tensor([3, 1, 2]), torch.tensor([0, 3, 3]), torch.randn(3, 6), torch.randn(3, 6)
     state, mixes = torch.randn(4, 6 + 2), {"click": torch.randn(4, 6), "like": torch.randn(4, 6)}
     mix, tower = mixes["like"], model.towers["like"]
@@ -105,7 +103,7 @@ def test_a_tower_reads_the_embeddings_of_its_own_task_and_those_of_features():
     assert torch.allclose(actual["like"], expected, atol=1e-5)
     plain = str(Recommender(replace(config, network=options(feedback_feature_dim=2))))
     assert "own_mix" not in plain
-    assert "feature_mix" not in plain  # there are no features to read
+    assert "feature_mix" not in plain  # no features are named
 
 
 @given(sessions=st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=7), min_size=1, max_size=4))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import trainer.data.item_features
 from etl.dataset import Dataset
 from retrieval.bundle import open_bundle
 from tests.support.engine import build, write_log
@@ -20,6 +21,7 @@ from trainer.distributed.world import World
 from trainer.models.embedding_table import SparseTable
 from trainer.models.item_features import ItemFeatures
 from trainer.option_groups import ModelOptions, TrainOptions
+from trainer.prepare import resolve_config
 from trainer.task.registry import model_task_of
 
 CATEGORIES, ITEMS_OF_EACH, COLD_OF_EACH = 10, 6, 2
@@ -157,14 +159,39 @@ def test_items_without_a_train_click_are_found_by_their_features(categories, tmp
     assert not (tmp_path / "without" / "item_features.json").exists()
 
 
-def test_a_column_that_is_not_there_is_refused(categories, tmp_path, capfd):
+@pytest.mark.parametrize("option", ["network.item_features", "network.feedback_features"])
+def test_a_column_that_is_not_there_is_refused(categories, tmp_path, option, capfd):
     for features in ("[colour]", "[item_id]", "[category,category]"):
         options = [f"data={categories.path}", f"output={tmp_path / 'run'}", "model=gru4rec"]
-        assert main([*options, f"network.item_features={features}"]) == 2
+        assert main([*options, f"{option}={features}"]) == 2
         err = capfd.readouterr().err
-        assert err.startswith("error: expected network.item_features")
+        assert err.startswith(f"error: expected {option}")
         assert err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "most_values", "expected"),
+    [
+        (["model=hybrid"], 5, ["category"]),
+        (["model=hybrid"], 4, []),
+        (["model=hybrid", "network.item_features=[category]"], 4, ["category"]),
+        (["model=hybrid", "network.feedback_features=[category]"], 4, ["category"]),
+        (["model=hybrid", "network.feedback_feature_dim=0"], 5, []),
+        (["model=hybrid", "tasks=[next]"], 5, []),
+        (["model=gru4rec"], 5, []),
+    ],
+    ids=str,
+)
+def test_feedback_towers_read_the_category_unasked_where_it_has_few_values(
+    fifty, monkeypatch, options, most_values, expected
+):
+    monkeypatch.setattr(trainer.data.item_features, "MOST_VALUES", most_values)
+    line = [f"data={fifty.path}", "output=run", "network.feedback_feature_dim=3", *options]
+    config, dataset = resolve_config(line)
+    assert config.network.feedback_features == expected
+    model = model_task_of(config, dataset, World.alone()).train_step(1).model
+    assert (model.feedback_features is not None) == bool(expected)
 
 
 def test_vectors_of_features_learn_at_a_fifth_of_the_items_rate(fifty):

@@ -12,7 +12,8 @@ from etl.dataset import Dataset
 from tests.support.engine import build, write_log
 from tests.support.runs import SMALL, options
 from trainer.__main__ import main
-from trainer.config import MEDIUM_CATALOGUE, MODELS, SMALL_CATALOGUE, with_recipe
+from trainer.config import MODELS
+from trainer.recipe import MEDIUM_CATALOGUE, SMALL_CATALOGUE, with_recipe
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ TASKS = ["click", "like"]
 MODELS = [
     *({"model": "hybrid", "head": head} for head in HEADS),
     *({"model": "hybrid", "encoder": encoder} for encoder in ("srgnn", "sasrec", "nextitnet", ["gru4rec", "srgnn"])),
-    {"model": "hybrid", "network": {"item_features": ["category"], "feedback_feature_dim": 3}},
+    {"model": "hybrid", "network": {"feedback_features": ["category"], "feedback_feature_dim": 3}},
     *({"model": model} for model in RANK_HEADS),
 ]
 

@@ -129,6 +129,7 @@ ALIKE = {
             "task_embedding_dim": 2,
             "item_features": ["category"],
             "feedback_feature_dim": 3,
+            "feedback_features": ["category"],
             "expert_norm": True,
             "gate_preference": 1.0,
         },
@@ -166,7 +167,7 @@ TRAINED = [
     *({"head": head, "network": {"expert_norm": True, "gate_preference": 2.0}} for head in ("mmoe", "ple")),
     {"network": {"task_embedding_dim": 3}},
     {"network": {"task_embedding_dim": 3, "item_features": ["category"]}},
-    {"network": {"feedback_feature_dim": 3, "item_features": ["category"]}},
+    {"network": {"feedback_feature_dim": 3, "feedback_features": ["category"]}},
     {"model": "rank_mmoe", "network": {"expert_norm": True, "gate_preference": 2.0}},
     {"network": {"tie_embeddings": False, "profile": True, "item_features": ["category"], "past_actions": True}},
 ]
@@ -195,7 +196,7 @@ def test_the_hybrids_gates_and_experts_are_parameters(fifty):
 
 
 def test_the_head_of_a_hybrid_and_its_feedback_towers_may_learn_at_rates_of_their_own(fifty):
-    network = {"profile": True, "past_actions": True, "item_features": ["category"], "feedback_feature_dim": 3}
+    network = {"profile": True, "past_actions": True, "feedback_features": ["category"], "feedback_feature_dim": 3}
     train = {"balance": "uncertainty", "network_learning_rate": 0.1}
     rates = [{}, {"head_learning_rate": 0.01}, {"head_learning_rate": 0.01, "feedback_learning_rate": 0.2}]
     world = World.alone()

@@ -11,15 +11,24 @@ from etl.runtime.dataset_folder import ITEMS
 from etl.runtime.errors import InputError
 from trainer.data.order import Int
 
+MOST_VALUES = 10_000
+"""Of `category`, for feedback towers to read it unasked: its embeddings are updated whole in each step."""
 
-def check_columns(dataset: Dataset, columns: list[str]) -> None:
-    """Raise `InputError` where a column of features is none of the dataset's text columns."""
+
+def feedback_columns(dataset: Dataset) -> list[str]:
+    """What feedback towers read where no columns are named: the category, where there is one with few values."""
+    _, names = dataset.value_codes("category")
+    return ["category"] if 0 < len(names) <= MOST_VALUES else []
+
+
+def check_columns(dataset: Dataset, option: str, columns: list[str]) -> None:
+    """Raise `InputError` where a column that an option names is none of the dataset's text columns."""
     schema = pq.read_schema(dataset.file(ITEMS))
     known = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
     for column in columns:
         if column not in known:
             hint = "name text columns of the dataset's items.parquet"
-            raise InputError(f"network.item_features of {', '.join(known)}", column, hint)
+            raise InputError(f"{option} of {', '.join(known)}", column, hint)
 
 
 def feature_codes(dataset: Dataset, columns: list[str]) -> tuple[Int, dict[str, dict[str, int]]]:

@@ -44,9 +44,15 @@ class Recommender(nn.Module):
     Args:
         config: the run's configuration; `tasks` are those that the data can train.
         item_features: what the items' features add to their vectors.
+        feedback_codes: int64 `[n_items + 1, C]`, codes of the features that feedback towers read, where they read any.
     """
 
-    def __init__(self, config: TrainerConfig, item_features: ItemFeatures | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainerConfig,
+        item_features: ItemFeatures | None = None,
+        feedback_codes: torch.Tensor | None = None,
+    ) -> None:
         super().__init__()
         options = config.network
         self.item_features = item_features or ItemFeatures.none()
@@ -70,9 +76,11 @@ class Recommender(nn.Module):
         else:
             self.next_tower = nn.Sequential()
         rates = config.train.positive_rates
-        self.own_dim = config.own_dim
-        feature_dim = options.feedback_feature_dim if self.feedback_tasks and self.item_features.table_of else 0
-        self.feedback_features = FeedbackFeatures(self.item_features.codes, feature_dim) if feature_dim else None
+        self.own_dim, feature_dim = config.own_dim, config.feedback_feature_dim
+        self.feedback_features: FeedbackFeatures | None = None
+        if feature_dim:
+            assert feedback_codes is not None, "a model whose feedback towers read features needs their codes"
+            self.feedback_features = FeedbackFeatures(feedback_codes, feature_dim)
         self.towers = nn.ModuleDict()
         for task in self.feedback_tasks:
             rate = rates.get(task, 0.5)

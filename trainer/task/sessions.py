@@ -16,6 +16,7 @@ from etl.runtime.errors import InputError
 from retrieval.repeats import count_repeats
 from trainer.config import TrainerConfig
 from trainer.data.batch import Batch, BatchOptions, targets_of, train_batch
+from trainer.data.item_features import feature_codes
 from trainer.data.order import Int
 from trainer.data.reader import Reader, SessionReader, Sessions
 from trainer.distributed.row_lookup import RowLookup
@@ -70,7 +71,10 @@ class SessionTask:
         names = [ITEM] if config.network.tie_embeddings else [ITEM, INPUT]
         own = [TASKS] if config.own_dim else []
         features = make_item_features(config, self.dataset, [*names, *own])
-        model = Recommender(config, features)
+        feedback_codes = None
+        if config.feedback_feature_dim:
+            feedback_codes = torch.from_numpy(feature_codes(self.dataset, config.network.feedback_features)[0])
+        model = Recommender(config, features, feedback_codes)
         tables = {ITEM: make_table(config, n_items, self.world, number=0, bias=True)}
         tables[ITEM].start_biases(first_biases(config, self.train_clicks))
         if not config.network.tie_embeddings:
