@@ -131,7 +131,6 @@ def given_up(cluster, pipeline, tmp_path_factory) -> tuple[Path, int, str]:
     process = cluster.submit("train", training(pipeline, run), python=impatient(folder, 15))  # four times
     disturbed(run, process, lambda: cluster.hosts.kill(3))
     out, _ = process.communicate(timeout=300)
-    cluster.start(3, programs=("ray",))
     return run, process.returncode, out
 
 
