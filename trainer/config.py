@@ -125,9 +125,14 @@ class TrainerConfig:
 
     @property
     def feedback_feature_dim(self) -> int:
-        """Length of the embeddings of features that a hybrid's feedback towers read; 0 where they read none."""
-        read = self.model == "hybrid" and self.feedback_tasks and self.network.feedback_features
-        return self.network.feedback_feature_dim if read else 0
+        """Length of the embeddings of features and past actions that feedback towers read; 0 where they read none."""
+        read = self.network.feedback_features or self.network.feedback_actions
+        return self.network.feedback_feature_dim if read and self.model == "hybrid" and self.feedback_tasks else 0
+
+    @property
+    def reads_actions(self) -> bool:
+        """Whether the encoder or the feedback towers read what was done with past clicks."""
+        return self.network.past_actions or bool(self.network.feedback_actions and self.feedback_feature_dim)
 
     def plain(self) -> dict[str, Any]:
         """The configuration as plain values."""

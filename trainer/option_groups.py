@@ -71,6 +71,11 @@ class ModelOptions:
         "text columns of items.parquet that the feedback towers read so; [] = those of network.item_features, else "
         "category",
     )
+    feedback_actions: bool = option(
+        False,
+        "the feedback towers read, in embeddings of the same dimension, what was done with the clicks so far (as "
+        "network.past_actions, which the next click sees too)",
+    )
     tower: int = option(64, "units of the hidden layer of each task's tower", at_least=1)
     residual: bool = option(True, "experts and the next click's tower add to their input instead of replacing it")
     embedding_dropout: float = option(

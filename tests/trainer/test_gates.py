@@ -109,7 +109,7 @@ def test_a_tower_reads_the_embeddings_of_its_own_task_and_those_of_features():
 @given(sessions=st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=7), min_size=1, max_size=4))
 def test_features_of_clicks_are_the_mean_over_those_so_far(sessions):
     codes = np.array([[0, 0], [1, 3], [2, 0], [1, 2], [0, 0]])
-    features = FeedbackFeatures(torch.from_numpy(codes), 3)
+    features = FeedbackFeatures(torch.from_numpy(codes), 3, actions=False)
     of_value = features.embedding.weight.detach().double().numpy()
     assert not of_value[0].any()  # unknown
     items = torch.zeros(len(sessions), 8, dtype=torch.int64)

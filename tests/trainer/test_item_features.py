@@ -187,7 +187,8 @@ def test_feedback_towers_read_the_category_unasked_where_it_has_few_values(
     fifty, monkeypatch, options, most_values, expected
 ):
     monkeypatch.setattr(trainer.data.item_features, "MOST_VALUES", most_values)
-    line = [f"data={fifty.path}", "output=run", "network.feedback_feature_dim=3", *options]
+    plain = ["network.feedback_feature_dim=3", "network.feedback_actions=false"]
+    line = [f"data={fifty.path}", "output=run", *plain, *options]
     config, dataset = resolve_config(line)
     assert config.network.feedback_features == expected
     model = model_task_of(config, dataset, World.alone()).train_step(1).model

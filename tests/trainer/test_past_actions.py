@@ -19,6 +19,7 @@ from trainer.data.ragged import Ragged
 from trainer.data.reader import SessionReader
 from trainer.distributed.world import World
 from trainer.inference.export import score_sessions
+from trainer.models.feedback import FeedbackFeatures
 from trainer.models.past_actions import PastActions
 from trainer.models.recommender import Recommender
 from trainer.option_groups import ModelOptions
@@ -50,13 +51,18 @@ def flipped(sessions, back: int):
     )
 
 
-def scorer_of(dataset, encoder):
-    network = ModelOptions(embedding_dim=8, hidden_size=8, tower=8, positions=64, past_actions=True)
+ENCODER_READS = {"past_actions": True}
+TOWERS_READ = {"feedback_actions": True, "feedback_feature_dim": 3}
+
+
+def scorer_of(dataset, encoder, reading=ENCODER_READS):
+    network = ModelOptions(embedding_dim=8, hidden_size=8, tower=8, positions=64, **reading)
     tasks = ["next", "click", "like"]
     config = TrainerConfig(data="", output="", model="hybrid", tasks=tasks, network=network, encoder=encoder)
     model_task = model_task_of(config, dataset, World.alone())
     scorer = model_task.scorer(model_task.train_step(1))
-    torch.nn.init.normal_(scorer.model.past_actions.weight)
+    actions = scorer.model.past_actions or scorer.model.feedback_features.actions
+    torch.nn.init.normal_(actions.weight)
     return scorer
 
 
@@ -71,10 +77,17 @@ def exported(scorer, sessions) -> dict[str, dict]:
     return actual
 
 
-@pytest.mark.parametrize("encoder", [*ENCODERS, ["gru4rec", "srgnn"]], ids=str)
-def test_a_score_follows_from_the_actions_of_clicks_before_its_block_alone(fifty, sessions, encoder):
-    """The valid block begins after click n - 2 and ends in click n - 1: flips of n - 2 count, those of n - 1 do not."""
-    scorer = scorer_of(fifty, encoder)
+@pytest.mark.parametrize(
+    ("encoder", "reading"),
+    [*((encoder, ENCODER_READS) for encoder in (*ENCODERS, ["gru4rec", "srgnn"])), ("gru4rec", TOWERS_READ)],
+    ids=str,
+)
+def test_a_score_follows_from_the_actions_of_clicks_before_its_block_alone(fifty, sessions, encoder, reading):
+    """The valid block begins after click n - 2 and ends in click n - 1: flips of n - 2 count, those of n - 1 do not.
+
+    Where feedback towers alone read actions, queries follow from none.
+    """
+    scorer = scorer_of(fifty, encoder, reading)
     plain = exported(scorer, sessions)
     #  click flipped, counted from the end: which parts change
     changes = {
@@ -86,7 +99,9 @@ def test_a_score_follows_from_the_actions_of_clicks_before_its_block_alone(fifty
         other = exported(scorer, flipped(sessions, back))
         for kind, rows in plain.items():
             difference = {k: np.abs(np.subtract(v, other[kind][k])).max() for k, v in rows.items()}
-            if kind in changed:
+            if reading == TOWERS_READ and kind.startswith("queries"):
+                assert max(difference.values()) < 1e-6, (back, kind)
+            elif kind in changed:
                 assert max(difference.values()) > 1e-3, (back, kind)
             elif kind == "feedback-test":  # what was shown after the last click is scored after it
                 late = after_test(sessions)
@@ -115,6 +130,20 @@ def changed_states(encoder: str, items: list[int], position: int) -> list[bool]:
     needed, profile = torch.arange(len(items)), torch.zeros(1, 2, dtype=torch.long)
     states = [model.states(item, table[item], profile, needed, options) for options in (actions, other)]
     return ((states[0] - states[1]).abs().amax(1) > 1e-6).tolist()
+
+
+def test_feedback_towers_read_the_mean_of_the_actions_and_features_of_the_clicks_so_far():
+    features = FeedbackFeatures(torch.tensor([[0], [1], [2], [0]]), 4, actions=True)
+    torch.nn.init.normal_(features.actions.weight)
+    items, actions = torch.tensor([[1, 3, 2], [2, 0, 0]]), torch.tensor([[5, 0, 9], [2, 0, 0]])
+    of_click = features.embedding.weight[features.codes[items, 0]] + features.actions(actions)
+    expected = torch.stack([of_click[0, :2].mean(0), of_click[1, 0], of_click[0].mean(0)])
+    assert torch.allclose(features.clicked(items, torch.tensor([1, 3, 2]), actions), expected, atol=1e-6)
+    alone = FeedbackFeatures(torch.zeros(4, 0, dtype=torch.long), 4, actions=True)  # a log without categories
+    alone.load_state_dict({"actions.weight": features.actions.weight})
+    expected = torch.stack([features.actions(actions)[0].mean(0), features.actions(actions)[1, 0]])
+    assert torch.allclose(alone.clicked(items, torch.tensor([2, 3]), actions), expected, atol=1e-6)
+    assert alone(items) is None
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)

@@ -130,6 +130,7 @@ ALIKE = {
             "item_features": ["category"],
             "feedback_feature_dim": 3,
             "feedback_features": ["category"],
+            "feedback_actions": True,
             "expert_norm": True,
             "gate_preference": 1.0,
         },
@@ -167,7 +168,7 @@ TRAINED = [
     *({"head": head, "network": {"expert_norm": True, "gate_preference": 2.0}} for head in ("mmoe", "ple")),
     {"network": {"task_embedding_dim": 3}},
     {"network": {"task_embedding_dim": 3, "item_features": ["category"]}},
-    {"network": {"feedback_feature_dim": 3, "feedback_features": ["category"]}},
+    {"network": {"feedback_feature_dim": 3, "feedback_features": ["category"], "feedback_actions": True}},
     {"model": "rank_mmoe", "network": {"expert_norm": True, "gate_preference": 2.0}},
     {"network": {"tie_embeddings": False, "profile": True, "item_features": ["category"], "past_actions": True}},
 ]

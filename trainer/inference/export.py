@@ -192,7 +192,7 @@ def _write_tables(folder: Path, number: int, schemas: dict[str, pa.Schema], tabl
 
 
 def _score_file(path: Path, scorer: SessionScorer | RankScorer, splits: list[str], *, exposures: bool) -> Tables:
-    actions = isinstance(scorer, SessionScorer) and scorer.model.past_actions is not None
+    actions = isinstance(scorer, SessionScorer) and scorer.model.reads_actions
     columns = session_columns(exposures=exposures, actions=actions)
     with pq.ParquetFile(path) as file:
         if "split" in file.schema_arrow.names:

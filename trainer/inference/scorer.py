@@ -74,7 +74,7 @@ class SessionScorer:
         items = pad(sessions.items, visible, max(1, int(visible.max(initial=0))))
         batch = make_batch(items, np.zeros_like(items), sessions.profile, None, []).to(self.device)
         actions = None
-        if self.model.past_actions is not None:
+        if self.model.reads_actions:
             actions = torch.from_numpy(action_codes(sessions, visible, items.shape[1])).to(self.device)
         places = np.arange(len(items))[:, None] * items.shape[1] + after_BQ - 1
         name = INPUT if INPUT in self.tables else ITEM

@@ -8,35 +8,50 @@ import torch
 from torch import nn
 
 from trainer.models.heads import two_layers
+from trainer.models.past_actions import PastActions
 
 
 class FeedbackFeatures(nn.Module):
-    """Embeddings of the items' features that feedback towers read.
+    """Embeddings that feedback towers alone read: of the items' features, and of what was done with past clicks.
 
     An item's vector is learned for the next click, and an item has few actions to learn a task from; kinds of items
-    have many.
+    have many, and some users do more with what they click than others.
 
     Args:
         codes_IC: int64 `[n_items + 1, C]`, row of each feature's value, 0 = unknown.
         dim: length of the embeddings.
+        actions: whether past actions are read.
     """
 
     codes: torch.Tensor
 
-    def __init__(self, codes_IC: torch.Tensor, dim: int) -> None:
+    def __init__(self, codes_IC: torch.Tensor, dim: int, *, actions: bool) -> None:
         super().__init__()
         self.register_buffer("codes", codes_IC, persistent=False)
-        self.embedding = nn.Embedding(int(codes_IC.max()) + 1, dim, padding_idx=0)
+        self.embedding = nn.Embedding(int(codes_IC.max()) + 1, dim, padding_idx=0) if codes_IC.shape[1] else None
+        self.actions = PastActions(dim) if actions else None
+        self.dim = dim
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """The sums `[..., F]` over the features of items `[...]`."""
-        summed: torch.Tensor = self.embedding(self.codes[ids]).sum(-2)
-        return summed
+    def forward(self, ids: torch.Tensor) -> torch.Tensor | None:
+        """The sums `[..., F]` over the features of items `[...]`; None for items without features."""
+        return None if self.embedding is None else self.embedding(self.codes[ids]).sum(-2)
 
-    def clicked(self, items_BT: torch.Tensor, needed_N: torch.Tensor) -> torch.Tensor:
-        """Means `[N, F]` over a session's clicks up to those in places `needed_N` of the flattened `[B * T]`."""
+    def clicked(
+        self, items_BT: torch.Tensor, needed_N: torch.Tensor, actions_BT: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Means `[N, F]` over a session's clicks up to those in places `needed_N` of the flattened `[B * T]`.
+
+        Args:
+            items_BT: int64, clicks padded with 0 on the right.
+            needed_N: int64.
+            actions_BT: int64, codes of what was done with the clicks, where it is read.
+        """
+        read = [self(items_BT)]
+        if self.actions is not None and actions_BT is not None:
+            read.append(self.actions(actions_BT))
+        of_click = torch.stack([part for part in read if part is not None]).sum(0)
         so_far = torch.arange(1, items_BT.shape[1] + 1, device=items_BT.device)[:, None]
-        return (self(items_BT).cumsum(1) / so_far).flatten(0, 1)[needed_N]
+        return (of_click.cumsum(1) / so_far).flatten(0, 1)[needed_N]
 
 
 class FeedbackTower(nn.Module):
@@ -49,18 +64,22 @@ class FeedbackTower(nn.Module):
             not spend its first epochs on learning how rare it is.
         own_dim: length of the embeddings that the task has to itself (STEM, Su et al. 2024); the candidate's and their
             product with a projection of m_k join the input.
-        feature_dim: length of `FeedbackFeatures`; those of the candidate and of the clicks, and the products of the
+        features: `FeedbackFeatures` that are read; those of the candidate and of the clicks, and the products of the
             candidate's with the clicks' and with a projection of m_k join the input.
     """
 
-    def __init__(self, embedding_dim: int, units: int, rate: float, own_dim: int = 0, feature_dim: int = 0) -> None:
+    def __init__(
+        self, embedding_dim: int, units: int, rate: float, own_dim: int = 0, features: FeedbackFeatures | None = None
+    ) -> None:
         super().__init__()
         if own_dim:
             self.own_mix = nn.Linear(embedding_dim, own_dim)
             self.own_hidden = nn.Linear(2 * own_dim, units, bias=False)
-        if feature_dim:
-            self.feature_mix = nn.Linear(embedding_dim, feature_dim)
-            self.feature_hidden = nn.Linear(4 * feature_dim, units, bias=False)
+        if features is not None:
+            of_candidate = features.embedding is not None
+            if of_candidate:
+                self.feature_mix = nn.Linear(embedding_dim, features.dim)
+            self.feature_hidden = nn.Linear((4 if of_candidate else 1) * features.dim, units, bias=False)
         self.network = two_layers(3 * embedding_dim, units, 1)
         init_bias_to_prior(self.network, rate)
 
@@ -70,11 +89,12 @@ class FeedbackTower(nn.Module):
         row_F: torch.Tensor,
         item_FD: torch.Tensor,
         own_FD: torch.Tensor | None = None,
-        features: tuple[torch.Tensor, torch.Tensor] | None = None,
+        features: tuple[torch.Tensor | None, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Logits `[F]` of candidates, each by the mix in row `row_F`.
 
-        `own_FD` are the task's own embeddings of them, `features` those of their features and of the clicks'.
+        `own_FD` are the task's own embeddings of them, `features` those of their features (None where items have none)
+        and of the clicks'.
 
         The first layer is a sum of three products; that of the mix alone is worked out once a mix, not once a row.
         """
@@ -89,9 +109,11 @@ class FeedbackTower(nn.Module):
             hidden = hidden + self.own_hidden(torch.cat([own_FD, own_mix * own_FD], dim=1))
         if features is not None:
             of_item, of_clicks = features
-            mix = nn.functional.embedding(row_F, self.feature_mix(mix_ND))
-            joined = torch.cat([of_item, of_clicks, of_item * of_clicks, of_item * mix], dim=1)
-            hidden = hidden + self.feature_hidden(joined)
+            read = of_clicks
+            if of_item is not None:
+                mix = nn.functional.embedding(row_F, self.feature_mix(mix_ND))
+                read = torch.cat([of_item, of_clicks, of_item * of_clicks, of_item * mix], dim=1)
+            hidden = hidden + self.feature_hidden(read)
         return self.network[1:](hidden).squeeze(-1)
 
 

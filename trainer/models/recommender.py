@@ -76,15 +76,17 @@ class Recommender(nn.Module):
         else:
             self.next_tower = nn.Sequential()
         rates = config.train.positive_rates
-        self.own_dim, feature_dim = config.own_dim, config.feedback_feature_dim
+        self.own_dim, self.reads_actions = config.own_dim, config.reads_actions
         self.feedback_features: FeedbackFeatures | None = None
-        if feature_dim:
+        if config.feedback_feature_dim:
             assert feedback_codes is not None, "a model whose feedback towers read features needs their codes"
-            self.feedback_features = FeedbackFeatures(feedback_codes, feature_dim)
+            self.feedback_features = FeedbackFeatures(
+                feedback_codes, config.feedback_feature_dim, actions=options.feedback_actions
+            )
         self.towers = nn.ModuleDict()
         for task in self.feedback_tasks:
             rate = rates.get(task, 0.5)
-            tower = FeedbackTower(options.embedding_dim, options.tower, rate, self.own_dim, feature_dim)
+            tower = FeedbackTower(options.embedding_dim, options.tower, rate, self.own_dim, self.feedback_features)
             self.towers[task] = tower
 
     def states(
@@ -110,7 +112,7 @@ class Recommender(nn.Module):
         if self.profile is not None:
             states.append(self.profile(profile_B2)[needed_N // items_BT.shape[1]])
         if self.feedback_features is not None:
-            states.append(self.feedback_features.clicked(items_BT, needed_N))
+            states.append(self.feedback_features.clicked(items_BT, needed_N, actions_BT))
         return torch.cat(states, dim=1) if len(states) > 1 else states[0]
 
     def encoder_parameters(self) -> list[nn.Parameter]:

@@ -61,7 +61,7 @@ class SessionTask:
             exposures=exposures,
             holdout=holdout,
             prefixes=config.train.prefixes,
-            actions=config.network.past_actions,
+            actions=config.reads_actions,
         )
 
     def train_step(self, total_steps: int) -> TrainStep:
@@ -125,7 +125,7 @@ class SessionTask:
             salt=salt,
             prefixes=train.prefixes,
             skipped=train.skipped_negatives if self.shown else 0,
-            actions=self.config.network.past_actions,
+            actions=self.config.reads_actions,
         )
 
         def collate(window: Sessions, mine: Int, step: Int, /) -> Batch:
