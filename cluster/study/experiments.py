@@ -77,6 +77,7 @@ LADDER = Experiment(
         HYBRID,
         model("hybrid", "network.gate_preference=2", label="hybrid, gates set apart"),
         model("hybrid", "train.best_epoch_by_task=true", label="hybrid, best epoch of each task"),
+        model("hybrid", "network.feedback_feature_dim=0", label="hybrid, towers of item vectors alone"),
         model("hybrid", "network.item_features=[category]", label="hybrid + item features"),
         model("hybrid", "network.past_actions=true", label="hybrid + past actions"),
         model("hybrid", "network.transitions=true", label="hybrid + transitions"),
