@@ -122,7 +122,7 @@ def test_a_run_of_a_program_without_an_option_goes_on_with_the_options_default(f
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
     config = yaml.safe_load((run / "config.yaml").read_text())
-    del config["network"]["feedback_feature_dim"], config["train"]["hard_negatives"]
+    del config["network"]["task_embedding_dim"], config["train"]["hard_negatives"]
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     assert main(options(fifty, run, "train.hard_negatives=3")) == 2
     assert "expected train.hard_negatives=0 as the run began with, got 3 " in capfd.readouterr().err
