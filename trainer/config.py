@@ -126,8 +126,14 @@ class TrainerConfig:
     @property
     def feedback_feature_dim(self) -> int:
         """Length of the embeddings of features and past actions that feedback towers read; 0 where they read none."""
-        read = self.network.feedback_features or self.network.feedback_actions
+        read = self.feedback_features or self.network.feedback_actions
         return self.network.feedback_feature_dim if read and self.model == "hybrid" and self.feedback_tasks else 0
+
+    @property
+    def feedback_features(self) -> list[str]:
+        """Columns that feedback towers read: those named, else those of the items' vectors."""
+        named = self.network.feedback_features
+        return self.network.item_features if named is None else named
 
     @property
     def reads_actions(self) -> bool:
@@ -181,7 +187,7 @@ def check(config: TrainerConfig) -> None:
 def _check_inputs(config: TrainerConfig) -> None:
     """Raise `InputError` where a column of features is named twice, or a model cannot read an input."""
     for name in ("item_features", "feedback_features"):
-        columns = getattr(config.network, name)
+        columns = getattr(config.network, name) or []
         if len(set(columns)) != len(columns):
             raise InputError(f"network.{name}, each once", columns, f"write network.{name}=[category]")
     if config.ranks and config.network.past_actions:

@@ -66,15 +66,15 @@ class ModelOptions:
         "the candidate and averaged over the clicks so far",
         at_least=0,
     )
-    feedback_features: list[str] = option(
-        [],
-        "text columns of items.parquet that the feedback towers read so; [] = those of network.item_features, else "
-        "category",
+    feedback_features: list[str] | None = option(
+        None,
+        "text columns of items.parquet that the feedback towers read so; null = those of network.item_features, else "
+        "category where it has no more than 10,000 values",
     )
     feedback_actions: bool = option(
         False,
-        "the feedback towers read, in embeddings of the same dimension, what was done with the clicks so far (as "
-        "network.past_actions, which the next click sees too)",
+        "the feedback towers read, in embeddings of the same dimension, what was done with the clicks so far (like, "
+        "share, …)",
     )
     tower: int = option(64, "units of the hidden layer of each task's tower", at_least=1)
     residual: bool = option(True, "experts and the next click's tower add to their input instead of replacing it")

@@ -33,6 +33,8 @@ VOCABULARY = "item_features.json"
 RATE_ROWS = 1_000_000
 LEAST_CLICKS = TRAIN_HOLDOUT + 2
 """Retained clicks of a session that is trained on: one to start from and one to predict, before those held out."""
+FORMER = {"train.feature_rate": 1.0}
+"""Options whose default is not what was done before there were such options, with what was."""
 MAY_CHANGE = ("ray.", "auto.", "train.epochs", "resume", "data", "output")
 """Options that a resumed run may change, by how they begin; `data` since it is compared by content."""
 
@@ -124,24 +126,25 @@ def resolve_config(options: Sequence[str], asked: TrainerConfig | None = None) -
     }
     network = config.network
     network.positions = network.positions or dataset.manifest.max_clicks
-    if network.feedback_feature_dim and config.model == "hybrid" and config.feedback_tasks:
-        network.feedback_features = network.feedback_features or network.item_features or feedback_columns(dataset)
+    unasked = network.feedback_features is None and not network.item_features
+    if unasked and network.feedback_feature_dim and config.model == "hybrid" and config.feedback_tasks:
+        network.feedback_features = feedback_columns(dataset)
     return config, dataset
 
 
 def _compare(before: Any, now: dict[str, Any], *, resume: str) -> None:
     """Raise `InputError` where a run cannot resume with another configuration or dataset.
 
-    An option that the program did not have when the run began may have its default, which does what was done then.
+    An option that the program did not have when the run began may have the value that does what was done then.
     """
     hint = "choose another output, or the options that the run began with"
     if resume == "never":
         raise InputError("a fresh output folder with resume=never", "a run", "choose another output, or resume=auto")
-    default, old, new = _flat(TrainerConfig().plain()), _flat(before), _flat(now)
+    former, old, new = _flat(TrainerConfig().plain()) | FORMER, _flat(before), _flat(now)
     for name in sorted(old.keys() | new.keys()):
         if name == "train.table" or (name.startswith(MAY_CHANGE) and name != "dataset"):
             continue
-        began = old.get(name, default.get(name))
+        began = old.get(name, former.get(name))
         if began != new.get(name):
             raise InputError(f"{name}={began} as the run began with", new.get(name), hint)
 
@@ -167,7 +170,7 @@ def _check_data(config: TrainerConfig, dataset: Dataset) -> None:
         hint = "no other item can come next; a rank_… model scores feedback"
         raise InputError("a dataset of at least 2 items", dataset.manifest.n_items, hint)
     for name in ("item_features", "feedback_features"):
-        check_columns(dataset, f"network.{name}", getattr(config.network, name))
+        check_columns(dataset, f"network.{name}", getattr(config.network, name) or [])
     if dataset.session_files:
         _check_targets(dataset)
     longest = config.network.positions

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.resources import files
 
+from etl.runtime.errors import InputError
 from etl.runtime.options import read_options
 from trainer.config import RECIPES, TrainerConfig, check, load
 
@@ -42,6 +43,11 @@ def with_recipe(options: Sequence[str], n_items: int, asked: TrainerConfig | Non
     elif config.model != "hybrid":
         config.tasks = ["next"]
     check(config)
+    reads = config.model == "hybrid" and config.feedback_tasks and config.network.feedback_feature_dim
+    for name in ("feedback_features", "feedback_actions"):
+        if getattr(config.network, name) and f"network.{name}" in explicit and not reads:
+            expected = "a hybrid with feedback tasks and network.feedback_feature_dim above 0"
+            raise InputError(f"{expected} for network.{name}", getattr(config.network, name), "leave it out")
     return config
 
 

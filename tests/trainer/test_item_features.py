@@ -162,7 +162,7 @@ def test_items_without_a_train_click_are_found_by_their_features(categories, tmp
 @pytest.mark.parametrize("option", ["network.item_features", "network.feedback_features"])
 def test_a_column_that_is_not_there_is_refused(categories, tmp_path, option, capfd):
     for features in ("[colour]", "[item_id]", "[category,category]"):
-        options = [f"data={categories.path}", f"output={tmp_path / 'run'}", "model=gru4rec"]
+        options = [f"data={categories.path}", f"output={tmp_path / 'run'}", "model=hybrid"]
         assert main([*options, f"{option}={features}"]) == 2
         err = capfd.readouterr().err
         assert err.startswith(f"error: expected {option}")
@@ -177,6 +177,7 @@ def test_a_column_that_is_not_there_is_refused(categories, tmp_path, option, cap
         (["model=hybrid"], 4, []),
         (["model=hybrid", "network.item_features=[category]"], 4, ["category"]),
         (["model=hybrid", "network.feedback_features=[category]"], 4, ["category"]),
+        (["model=hybrid", "network.feedback_features=[]"], 5, []),
         (["model=hybrid", "network.feedback_feature_dim=0"], 5, []),
         (["model=hybrid", "tasks=[next]"], 5, []),
         (["model=gru4rec"], 5, []),
@@ -190,9 +191,26 @@ def test_feedback_towers_read_the_category_unasked_where_it_has_few_values(
     plain = ["network.feedback_feature_dim=3", "network.feedback_actions=false"]
     line = [f"data={fifty.path}", "output=run", *plain, *options]
     config, dataset = resolve_config(line)
-    assert config.network.feedback_features == expected
+    assert config.feedback_features == expected
     model = model_task_of(config, dataset, World.alone()).train_step(1).model
     assert (model.feedback_features is not None) == bool(expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["model=gru4rec", "network.feedback_actions=true"],
+        ["model=rank_mmoe", "network.feedback_features=[category]", "network.feedback_feature_dim=8"],
+        ["model=hybrid", "recipe=large", "network.feedback_actions=true", "network.feedback_feature_dim=0"],
+        ["model=hybrid", "tasks=[next]", "network.feedback_features=[category]"],
+    ],
+    ids=" ".join,
+)
+def test_what_feedback_towers_read_is_refused_where_there_are_none(fifty, tmp_path, options, capfd):
+    assert main([f"data={fifty.path}", f"output={tmp_path / 'run'}", *options]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("error: expected a hybrid with feedback tasks and network.feedback_feature_dim above 0 for")
+    assert err.count("\n") == 1
 
 
 def test_vectors_of_features_learn_at_a_fifth_of_the_items_rate(fifty):

@@ -44,7 +44,7 @@ SETTINGS = [
     "options",
     [
         *([f"model={model}", "loss=softmax"] for model in ("gru4rec", "srgnn", "sasrec", "nextitnet", "hybrid")),
-        # With seed 0 one of 48 test sessions is second in the epoch in which valid is perfect; with 1 to 3 all are first.
+        # With seed 0 one of 48 test sessions is second in the first epoch of a perfect valid; with 1 to 3 none is.
         ["model=hybrid", "encoder=[gru4rec,srgnn]", "loss=softmax", "seed=1"],
         ["model=hybrid", "head=ple"],
         ["model=gru4rec", "network.tie_embeddings=false", "train.batch_positives=true"],

@@ -14,7 +14,7 @@ from tests.support.engine import build, write_log
 from tests.support.runs import SMALL, assert_same_run, killed_at_step
 from trainer.__main__ import main
 from trainer.config import ENCODERS, TrainerConfig
-from trainer.data.batch import BatchOptions, action_codes, feedback_rows, train_batch
+from trainer.data.batch import ACTION_BITS, BatchOptions, action_codes, feedback_rows, train_batch
 from trainer.data.ragged import Ragged
 from trainer.data.reader import SessionReader
 from trainer.distributed.world import World
@@ -139,6 +139,9 @@ def test_feedback_towers_read_the_mean_of_the_actions_and_features_of_the_clicks
     of_click = features.embedding.weight[features.codes[items, 0]] + features.actions(actions)
     expected = torch.stack([of_click[0, :2].mean(0), of_click[1, 0], of_click[0].mean(0)])
     assert torch.allclose(features.clicked(items, torch.tensor([1, 3, 2]), actions), expected, atol=1e-6)
+    # How often a click was entered is not read: a later visit may be among them.
+    entered = features.clicked(items, torch.tensor([1, 3, 2]), actions | 1 << ACTION_BITS)
+    assert torch.equal(entered, features.clicked(items, torch.tensor([1, 3, 2]), actions))
     alone = FeedbackFeatures(torch.zeros(4, 0, dtype=torch.long), 4, actions=True)  # a log without categories
     alone.load_state_dict({"actions.weight": features.actions.weight})
     expected = torch.stack([features.actions(actions)[0].mean(0), features.actions(actions)[1, 0]])

@@ -131,6 +131,28 @@ def test_a_run_of_a_program_without_an_option_goes_on_with_the_options_default(f
     assert_same_run(run, tmp_path / "at once")
 
 
+def test_an_option_whose_default_is_not_what_was_done_before_it_has_the_value_that_is(fifty, tmp_path, capfd):
+    run = tmp_path / "run"
+    line = options(fifty, run, "train.epochs=1", "network.item_features=[category]", "train.feature_rate=1")
+    assert main(line) == 0
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    del config["train"]["feature_rate"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(line[:-1]) == 2
+    assert "expected train.feature_rate=1.0 as the run began with, got 0.2 " in capfd.readouterr().err
+    assert main(line) == 0
+
+
+def test_the_checkpoint_of_other_networks_is_refused(fifty, undisturbed, tmp_path, capfd):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["network"]["feedback_actions"] = False
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(options(fifty, run, "network.feedback_actions=false", "train.epochs=4")) == 2
+    assert "model.feedback_features.actions.weight in one of both alone" in capfd.readouterr().err
+
+
 def test_a_run_refuses_another_dataset(undisturbed, tmp_path, capfd):
     rows = [(u, 1 + (u + i) % 12, 1, 0, i % 2, 0, "c", 1, 1, 1) for u in range(1, 9) for i in range(14)]
     other = build(

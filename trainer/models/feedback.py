@@ -29,7 +29,7 @@ class FeedbackFeatures(nn.Module):
         super().__init__()
         self.register_buffer("codes", codes_IC, persistent=False)
         self.embedding = nn.Embedding(int(codes_IC.max()) + 1, dim, padding_idx=0) if codes_IC.shape[1] else None
-        self.actions = PastActions(dim) if actions else None
+        self.actions = PastActions(dim, entered=False) if actions else None
         self.dim = dim
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor | None:

@@ -275,7 +275,15 @@ def network_tensors(train_step: TrainStep) -> dict[str, torch.Tensor]:
 
 
 def _load_networks(train_step: TrainStep, path: Path) -> None:
+    """Take over the networks of a file.
+
+    Raises:
+        RuntimeError: the file is of other networks.
+    """
     with safe_open(path, "pt") as file:
+        held = {name.removeprefix("network.") for name in file.keys() if name.startswith("network.")}  # noqa: SIM118
+        for name in sorted(held.symmetric_difference(dict(train_step.objective.named_parameters()))):
+            raise RuntimeError(f"{name} in one of both alone")
         for name, parameter in train_step.objective.named_parameters():
             parameter.copy_(file.get_tensor(f"network.{name}"))
             for key, value in train_step.optimizer.state[parameter].items():

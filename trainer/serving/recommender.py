@@ -57,7 +57,8 @@ class SessionRequest:
     Attributes:
         items: raw item ids, oldest first; unknown ones are left out and reported.
         user_id: leaves the user's own train session out of the neighbours; `ANONYMOUS` for nobody.
-        feedback: bits of what was done with each click, as in the dataset; read with `network.past_actions`.
+        feedback: bits of what was done with each click, as in the dataset; read with `network.past_actions` and by
+            feedback towers with `network.feedback_actions`. Without it nothing was done.
         watching_times: how often each click was entered; read with `network.past_actions`.
         n_clicks: clicks before truncation.
         gender, age: codes of the log, -1 = unknown.

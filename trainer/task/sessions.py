@@ -73,7 +73,7 @@ class SessionTask:
         features = make_item_features(config, self.dataset, [*names, *own])
         feedback_codes = None
         if config.feedback_feature_dim:
-            feedback_codes = torch.from_numpy(feature_codes(self.dataset, config.network.feedback_features)[0])
+            feedback_codes = torch.from_numpy(feature_codes(self.dataset, config.feedback_features)[0])
         model = Recommender(config, features, feedback_codes)
         tables = {ITEM: make_table(config, n_items, self.world, number=0, bias=True)}
         tables[ITEM].start_biases(first_biases(config, self.train_clicks))
