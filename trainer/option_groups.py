@@ -69,7 +69,7 @@ class ModelOptions:
     feedback_features: list[str] | None = option(
         None,
         "text columns of items.parquet that the feedback towers read so; null = those of network.item_features, else "
-        "category where it has no more than 10,000 values",
+        "category, with no more than 10,000 values",
     )
     feedback_actions: bool = option(
         False,

@@ -126,9 +126,10 @@ def resolve_config(options: Sequence[str], asked: TrainerConfig | None = None) -
     }
     network = config.network
     network.positions = network.positions or dataset.manifest.max_clicks
-    unasked = network.feedback_features is None and not network.item_features
-    if unasked and network.feedback_feature_dim and config.model == "hybrid" and config.feedback_tasks:
-        network.feedback_features = feedback_columns(dataset)
+    if network.feedback_features is None and network.feedback_feature_dim and config.model == "hybrid":
+        read = feedback_columns(dataset, network.item_features) if config.feedback_tasks else []
+        if read != network.item_features:  # those are what null stands for
+            network.feedback_features = read
     return config, dataset
 
 

@@ -175,7 +175,8 @@ def test_a_column_that_is_not_there_is_refused(categories, tmp_path, option, cap
     [
         (["model=hybrid"], 5, ["category"]),
         (["model=hybrid"], 4, []),
-        (["model=hybrid", "network.item_features=[category]"], 4, ["category"]),
+        (["model=hybrid", "network.item_features=[category]"], 5, ["category"]),
+        (["model=hybrid", "network.item_features=[category]"], 4, []),
         (["model=hybrid", "network.feedback_features=[category]"], 4, ["category"]),
         (["model=hybrid", "network.feedback_features=[]"], 5, []),
         (["model=hybrid", "network.feedback_feature_dim=0"], 5, []),

@@ -12,13 +12,12 @@ from etl.runtime.errors import InputError
 from trainer.data.order import Int
 
 MOST_VALUES = 10_000
-"""Of `category`, for feedback towers to read it unasked: its embeddings are updated whole in each step."""
+"""Of a column that feedback towers read unasked: its embeddings are updated whole in each step."""
 
 
-def feedback_columns(dataset: Dataset) -> list[str]:
-    """What feedback towers read where no columns are named: the category, where there is one with few values."""
-    _, names = dataset.value_codes("category")
-    return ["category"] if 0 < len(names) <= MOST_VALUES else []
+def feedback_columns(dataset: Dataset, item_features: list[str]) -> list[str]:
+    """What feedback towers read where no columns are named: of the item features, else the category, what is small."""
+    return [name for name in item_features or ["category"] if 0 < len(dataset.value_codes(name)[1]) <= MOST_VALUES]
 
 
 def check_columns(dataset: Dataset, option: str, columns: list[str]) -> None:
