@@ -46,10 +46,11 @@ class FeedbackFeatures(nn.Module):
             needed_N: int64.
             actions_BT: int64, codes of what was done with the clicks, where it is read.
         """
-        read = [self(items_BT)]
+        of_click: torch.Tensor | None = self(items_BT)
         if self.actions is not None and actions_BT is not None:
-            read.append(self.actions(actions_BT))
-        of_click = torch.stack([part for part in read if part is not None]).sum(0)
+            of_action = self.actions(actions_BT)
+            of_click = of_action if of_click is None else of_click + of_action
+        assert of_click is not None, "features or actions are read"
         so_far = torch.arange(1, items_BT.shape[1] + 1, device=items_BT.device)[:, None]
         return (of_click.cumsum(1) / so_far).flatten(0, 1)[needed_N]
 
