@@ -119,15 +119,20 @@ class TrainerConfig:
         return [task for task in self.tasks if task != "next"]
 
     @property
+    def has_feedback_towers(self) -> bool:
+        """Whether the model is a hybrid with feedback tasks."""
+        return self.model == "hybrid" and bool(self.feedback_tasks)
+
+    @property
     def own_dim(self) -> int:
         """Length of the item embeddings that each feedback task of a hybrid has to itself; 0 where there are none."""
-        return self.network.task_embedding_dim if self.model == "hybrid" and self.feedback_tasks else 0
+        return self.network.task_embedding_dim if self.has_feedback_towers else 0
 
     @property
     def feedback_feature_dim(self) -> int:
         """Length of the embeddings of features and past actions that feedback towers read; 0 where they read none."""
         read = self.feedback_features or self.network.feedback_actions
-        return self.network.feedback_feature_dim if read and self.model == "hybrid" and self.feedback_tasks else 0
+        return self.network.feedback_feature_dim if read and self.has_feedback_towers else 0
 
     @property
     def feedback_features(self) -> list[str]:

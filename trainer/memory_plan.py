@@ -107,7 +107,7 @@ def count_bytes(train_step: TrainStep) -> int:
     """Bytes of what a worker has for all items besides their vectors."""
     sampler = getattr(train_step.objective, "sampler", None)
     arrays = [array for array in vars(sampler).values() if isinstance(array, np.ndarray)] if sampler else []
-    buffers = [*train_step.model.item_features.buffers()] if train_step.model.item_features.table_of else []
-    feedback_features = getattr(train_step.model, "feedback_features", None)
-    buffers += [feedback_features.codes] if feedback_features is not None else []
+    features, read_by_towers = train_step.model.item_features, getattr(train_step.model, "feedback_features", None)
+    buffers = list(features.buffers()) if features.table_of else []
+    buffers += [read_by_towers.codes] if read_by_towers is not None else []
     return sum(array.nbytes for array in arrays) + sum(b.numel() * b.element_size() for b in buffers)

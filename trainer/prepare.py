@@ -34,7 +34,7 @@ RATE_ROWS = 1_000_000
 LEAST_CLICKS = TRAIN_HOLDOUT + 2
 """Retained clicks of a session that is trained on: one to start from and one to predict, before those held out."""
 FORMER = {"train.feature_rate": 1.0}
-"""Options whose default is not what was done before there were such options, with what was."""
+"""What was done before there was an option, where its default does something else."""
 MAY_CHANGE = ("ray.", "auto.", "train.epochs", "resume", "data", "output")
 """Options that a resumed run may change, by how they begin; `data` since it is compared by content."""
 
@@ -126,8 +126,8 @@ def resolve_config(options: Sequence[str], asked: TrainerConfig | None = None) -
     }
     network = config.network
     network.positions = network.positions or dataset.manifest.max_clicks
-    if network.feedback_features is None and network.feedback_feature_dim and config.model == "hybrid":
-        read = feedback_columns(dataset, network.item_features) if config.feedback_tasks else []
+    if network.feedback_features is None and network.feedback_feature_dim and config.has_feedback_towers:
+        read = feedback_columns(dataset, network.item_features)
         if read != network.item_features:  # those are what null stands for
             network.feedback_features = read
     return config, dataset

@@ -36,14 +36,14 @@ def with_recipe(options: Sequence[str], n_items: int, asked: TrainerConfig | Non
     if config.network.item_features and slow and config.train.ppmi_start and "train.ppmi_start" not in explicit:
         _begin_at_random(config, explicit)
     wide = max(config.network.embedding_dim, config.network.hidden_size) >= WIDE
-    if wide and not config.ranks and not any(option.startswith("train.warmup_steps=") for option in options):
+    if wide and not config.ranks and "train.warmup_steps" not in explicit:
         config.train.warmup_steps = max(config.train.warmup_steps, WIDE_WARMUP_STEPS)
     if config.ranks:
         config.tasks = config.feedback_tasks
     elif config.model != "hybrid":
         config.tasks = ["next"]
     check(config)
-    reads = config.model == "hybrid" and config.feedback_tasks and config.network.feedback_feature_dim
+    reads = config.has_feedback_towers and config.network.feedback_feature_dim
     for name in ("feedback_features", "feedback_actions"):
         if getattr(config.network, name) and f"network.{name}" in explicit and not reads:
             expected = "a hybrid with feedback tasks and network.feedback_feature_dim above 0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from etl.dataset import Dataset
@@ -17,7 +18,8 @@ MOST_VALUES = 10_000
 
 def feedback_columns(dataset: Dataset, item_features: list[str]) -> list[str]:
     """What feedback towers read where no columns are named: of the item features, else the category, what is small."""
-    return [name for name in item_features or ["category"] if 0 < len(dataset.value_codes(name)[1]) <= MOST_VALUES]
+    columns = dataset.items(item_features or ["category"])
+    return [name for name in columns.column_names if 0 < pc.count_distinct(columns[name]).as_py() <= MOST_VALUES]
 
 
 def check_columns(dataset: Dataset, option: str, columns: list[str]) -> None:

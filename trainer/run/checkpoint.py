@@ -282,8 +282,9 @@ def _load_networks(train_step: TrainStep, path: Path) -> None:
     """
     with safe_open(path, "pt") as file:
         held = {name.removeprefix("network.") for name in file.keys() if name.startswith("network.")}  # noqa: SIM118
-        for name in sorted(held.symmetric_difference(dict(train_step.objective.named_parameters()))):
-            raise RuntimeError(f"{name} in one of both alone")
+        others = held.symmetric_difference(dict(train_step.objective.named_parameters()))
+        if others:
+            raise RuntimeError(f"{min(others)} in one of both alone")
         for name, parameter in train_step.objective.named_parameters():
             parameter.copy_(file.get_tensor(f"network.{name}"))
             for key, value in train_step.optimizer.state[parameter].items():
