@@ -140,7 +140,7 @@ def cold_hits(dataset: Dataset, run, k: int) -> float:
     [
         ["gru4rec"],
         ["hybrid"],
-        ["sasrec", "loss=softmax", "train.feature_rate=1"],
+        ["sasrec", "network.tie_embeddings=false", "loss=softmax", "train.feature_rate=1"],
         ["sasrec", "network.tie_embeddings=false"],
     ],
     ids=" ".join,
