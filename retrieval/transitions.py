@@ -59,10 +59,10 @@ class Transitions:
             steps = steps[: context_NG.shape[1]]
             n = len(context_NG)
             # The rows that are needed in float64: scipy would copy all of them to one type.
-            items, place = np.unique(context_NG[:, : len(steps)], return_inverse=True)
+            items, position = np.unique(context_NG[:, : len(steps)], return_inverse=True)
             rows = self.terms[name][items].astype(np.float64)
             indptr = np.arange(n + 1) * len(steps)
-            clicks = sparse.csr_matrix((np.tile(steps, n), place.ravel(), indptr), shape=(n, len(items)))
+            clicks = sparse.csr_matrix((np.tile(steps, n), position.ravel(), indptr), shape=(n, len(items)))
             result = (clicks @ rows).tocsr()
             result.sort_indices()
             out.append(result)

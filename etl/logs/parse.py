@@ -98,7 +98,7 @@ class Parser:
             pass
         middle = block.data.find(b"\n", len(block.data) // 2) + 1
         if len(block.data) <= FEW_BYTES or middle in (0, len(block.data)):
-            good = self._judge(block, bad)
+            good = self._parse_lines(block, bad)
             if good:
                 yield self._typed(good)
             return
@@ -179,14 +179,14 @@ class Parser:
     def _limits(self, name: str) -> tuple[int, int]:
         return (0, 1) if name in self.flags else _LIMITS.get(name, _ID_LIMITS)
 
-    def _judge(self, block: Block, bad: list[BadRow]) -> bytes:
+    def _parse_lines(self, block: Block, bad: list[BadRow]) -> bytes:
         """Look at each line by itself; returns the good ones in a form that Arrow reads."""
         good: list[str] = []
         offset = block.offset
         for line in block.data.split(b"\n"):
             text = line.rstrip(b"\r") if line.endswith(b"\r") else line
             if text:
-                fields, reason = self._judge_line(text)
+                fields, reason = self._parse_line(text)
                 if reason:
                     shown = text[:200].decode("utf-8", "backslashreplace")
                     bad.append(BadRow(self.file.name, offset, reason, shown))
@@ -195,7 +195,7 @@ class Parser:
             offset += len(line) + 1
         return "".join(good).encode()
 
-    def _judge_line(self, line: bytes) -> tuple[list[str], str]:
+    def _parse_line(self, line: bytes) -> tuple[list[str], str]:
         """The fields of a line, numbers written plainly, and why it cannot be used ('' if it can)."""
         if len(line) >= _LONGEST_FIELD:
             return [], f"line of {_LONGEST_FIELD >> 10} KiB or more"
@@ -212,13 +212,13 @@ class Parser:
             return [], "wrong number of columns"
         position = {name: index for index, name in enumerate(self.file.columns)}
         for name in (*self.ids, *self.number_columns):
-            judge = self._judge_id if name in self.ids else self._judge_number
-            reason, fields[position[name]] = judge(name, fields[position[name]].strip(" \t"))
+            check = self._check_id if name in self.ids else self._check_number
+            reason, fields[position[name]] = check(name, fields[position[name]].strip(" \t"))
             if reason:
                 return [], reason
         return fields, ""
 
-    def _judge_id(self, name: str, value: str) -> tuple[str, str]:
+    def _check_id(self, name: str, value: str) -> tuple[str, str]:
         if value in _NULLS:
             return f"{name} is not set", value
         match = _WHOLE.fullmatch(value)
@@ -228,7 +228,7 @@ class Parser:
             return f"{name} exceeds 2^63 - 1", value
         return "", match[2]
 
-    def _judge_number(self, name: str, value: str) -> tuple[str, str]:
+    def _check_number(self, name: str, value: str) -> tuple[str, str]:
         if value in _NULLS:
             return ("click is null" if name == "click" else ""), NULL
         number = _whole_number(_FLAGS.get(value, value) if name in self.flags else value)

@@ -226,9 +226,9 @@ def nearest(
         score_N, item_N = np.append(best, score[query, column]), np.append(ids, item[column])
         order = np.lexsort((-score_N, every))
         length = NEAREST + np.bincount(query, minlength=n)
-        place = np.arange(len(order)) - np.repeat(np.cumsum(length) - length, length)
-        kept = order[place < NEAREST].reshape(n, NEAREST)
-        best, ids = score_N[kept], item_N[kept]
+        position = np.arange(len(order)) - np.repeat(np.cumsum(length) - length, length)
+        nearest = order[position < NEAREST].reshape(n, NEAREST)
+        best, ids = score_N[nearest], item_N[nearest]
     return best, ids
 
 

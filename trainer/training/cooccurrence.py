@@ -123,8 +123,8 @@ def positive_pmi(session_N: Int, item_N: Int, n_items: int, at_once: int = PAIRS
     of_item = np.zeros(n_items)
     for gap in range(1, WINDOW + 1):
         near = np.flatnonzero(session_N[:-gap] == session_N[gap:])
-        for place in (near, near + gap):
-            of_item += COMMON // gap * np.bincount(index_N[place], minlength=n_items)
+        for positions in (near, near + gap):
+            of_item += COMMON // gap * np.bincount(index_N[positions], minlength=n_items)
     of_item /= COMMON
     context = of_item**SMOOTHING
     with np.errstate(divide="ignore"):

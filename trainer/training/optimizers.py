@@ -76,5 +76,5 @@ def _with_gradient(
     rates: Mapping[nn.Parameter, float], factor: float
 ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[float]]:
     """Parameters that have a gradient, the gradients, and the learning rates × `factor`."""
-    found = [(p, p.grad, rate * factor) for p, rate in rates.items() if p.grad is not None]
-    return [p for p, _, _ in found], [gradient for _, gradient, _ in found], [rate for _, _, rate in found]
+    trained = [(p, p.grad, rate * factor) for p, rate in rates.items() if p.grad is not None]
+    return [p for p, _, _ in trained], [gradient for _, gradient, _ in trained], [rate for _, _, rate in trained]
