@@ -150,7 +150,25 @@ def test_the_checkpoint_of_other_networks_is_refused(fifty, undisturbed, tmp_pat
     config["network"]["feedback_actions"] = False
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     assert main(options(fifty, run, "network.feedback_actions=false", "train.epochs=4")) == 2
-    assert "model.feedback_features.actions.weight in one of both alone" in capfd.readouterr().err
+    assert "model.feedback_features.actions.weight is in the checkpoint only" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("trained", "continued", "problem"),
+    [
+        ("[category]", "[]", "table item_features is in the checkpoint only"),
+        ("[]", "[category]", "table item_features is not in the checkpoint"),
+    ],
+)
+def test_the_checkpoint_of_other_tables_is_refused(fifty, tmp_path, capfd, trained, continued, problem):
+    run, plain = tmp_path / "run", ("model=gru4rec", "train.ppmi_start=0")
+    assert main(options(fifty, run, *plain, f"network.item_features={trained}", "train.epochs=1")) == 0
+    path = run / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["network"]["item_features"] = yaml.safe_load(continued)
+    path.write_text(yaml.safe_dump(config))
+    assert main(options(fifty, run, *plain, f"network.item_features={continued}", "train.epochs=2")) == 2
+    assert problem in capfd.readouterr().err
 
 
 def test_a_run_refuses_another_dataset(undisturbed, tmp_path, capfd):

@@ -239,6 +239,7 @@ def load(path: Path, train_step: TrainStep) -> Progress:
     try:
         with torch.no_grad():
             _load_networks(train_step, path / TENSORS)
+            _check_tables(train_step, _sources(path)[0][1])
             for name, table in train_step.tables.items():
                 for shard, file in _sources(path):
                     _load_rows(table, f"table.{name}.", shard, file)
@@ -281,14 +282,27 @@ def _load_networks(train_step: TrainStep, path: Path) -> None:
         RuntimeError: the file is of other networks.
     """
     with safe_open(path, "pt") as file:
-        held = {name.removeprefix("network.") for name in file.keys() if name.startswith("network.")}  # noqa: SIM118
-        others = held.symmetric_difference(dict(train_step.objective.named_parameters()))
-        if others:
-            raise RuntimeError(f"{min(others)} in one of both alone")
+        names = {name.removeprefix("network.") for name in file.keys() if name.startswith("network.")}  # noqa: SIM118
+        _check_same(names, set(dict(train_step.objective.named_parameters())))
         for name, parameter in train_step.objective.named_parameters():
             parameter.copy_(file.get_tensor(f"network.{name}"))
             for key, value in train_step.optimizer.state[parameter].items():
                 value.copy_(file.get_tensor(f"optimizer.{name}.{key}"))
+
+
+def _check_same(names: set[str], expected: set[str]) -> None:
+    """Raise a RuntimeError unless a checkpoint holds the parts that the model has, and no others."""
+    if names - expected:
+        raise RuntimeError(f"{min(names - expected)} is in the checkpoint only")
+    if expected - names:
+        raise RuntimeError(f"{min(expected - names)} is not in the checkpoint")
+
+
+def _check_tables(train_step: TrainStep, path: Path) -> None:
+    """Raise a RuntimeError unless a file of rows is of the tables that the model has."""
+    with safe_open(path, "pt") as file:
+        names = {name.split(".")[1] for name in file.keys() if name.startswith("table.")}  # noqa: SIM118
+    _check_same({f"table {name}" for name in names}, {f"table {name}" for name in train_step.tables})
 
 
 def _sources(path: Path) -> list[tuple[Shard, Path]]:
