@@ -26,7 +26,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     **{f"score regulariser {weight}": (f"train.bpr_max_regularisation={weight}",) for weight in (0.0, 3.0)},
     **{f"weight decay {decay}": (f"train.weight_decay={decay}",) for decay in (1e-3,)},
 }
-WEIGHTS = {f"task weights {weight}": (task_weights(weight),) for weight in (0.03, 0.1, 1.0)}
+WEIGHTS = {f"task weights {weight}": (task_weights(weight),) for weight in (0.1, 0.3, 1.0)}
 """Of the hybrid's feedback tasks."""
 LENGTHS = (10, 30, 100)
 """Clicks of a session that are kept. The target is the user's last click at every length, so the queries stay."""
