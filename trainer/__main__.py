@@ -10,7 +10,7 @@ from trainer.config import TrainerConfig, load
 def job(options: list[str]) -> None:
     """Train, or resume training, the run that the options describe."""
     asked = load(options)
-    from trainer.launch import launch  # torch takes seconds to import: --help and wrong options need none of it
+    from trainer.launch import launch  # imports torch, which takes seconds; not needed for --help or option errors
 
     launch(options, asked)
 

@@ -1,6 +1,6 @@
 """`python -m trainer.apply run=RUN data=DIR output=BUNDLE`: score other logs with a trained run.
 
-The other dataset is made with `items_from`, so that its items are those the run knows.
+Prepare the other dataset with `items_from`, so that it uses the run's item ids.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ ENCODERS = {
     "sasrec": "trainer.models.sasrec.SASRecEncoder",
     "nextitnet": "trainer.models.nextitnet.NextItNetEncoder",
 }
-"""Registry of session encoders: to add an encoder, name its class here (`docs/extending.md`). Classes are imported
-where a model is built: this module does without torch."""
+"""Registry of session encoders: to add one, name its class here (`docs/extending.md`). Classes are imported when a
+model is built, so that this module does not import torch."""
 RANK_HEADS = {
     "rank_single": "single",
     "rank_shared_bottom": "shared_bottom",
@@ -29,12 +29,12 @@ RANK_HEADS = {
     "rank_esmm": "single",
     "rank_ple": "ple",
 }
-"""Ranking models and the heads that they share with the hybrid."""
+"""Ranking models, and the multi-task heads that they share with the hybrid."""
 MODELS = (*ENCODERS, "hybrid", *RANK_HEADS)
 HEADS = ("mmoe", "shared_bottom", "ple", "single")
 LOSSES = ("softmax", "sampled_softmax", "gbce", "bpr", "top1", "bpr_max", "embedding")
 RECIPES = ("auto", "small", "small_softmax", "small_dropout", "medium", "medium_dropout", "large")
-"""A recipe is named by the catalogue size that it is for, and further where there is another for that size."""
+"""Recipes are named by catalogue size, with a suffix where a size has more than one."""
 FEEDBACK_TASKS = ("click", "like", "share", "follow")
 TASKS = ("next", *FEEDBACK_TASKS)
 TASKS_AT_CHOICE = (*TASKS, "passive")
@@ -86,7 +86,7 @@ class TrainerConfig:
 
     @property
     def ranks(self) -> bool:
-        """Whether the model ranks rows of feedback and has no session state."""
+        """Whether this is a ranking model: it scores feedback rows and has no session encoder."""
         return self.model in RANK_HEADS
 
     @property
@@ -98,17 +98,17 @@ class TrainerConfig:
 
     @property
     def recipe_model(self) -> str:
-        """What recipes call the model."""
+        """The model's name in recipe files."""
         return "rank" if self.ranks else self.model
 
     @property
     def select_by(self) -> str:
-        """The valid metric that decides which epoch is best."""
+        """The validation metric that selects the best epoch."""
         return self.train.select_by or ("auc" if self.ranks else "ndcg@20")
 
     @property
     def negatives_alpha(self) -> float:
-        """Power of the train clicks that negatives are drawn with; gbce's calibration wants uniform ones."""
+        """Exponent of item popularity in negative sampling; gBCE's calibration assumes uniform negatives."""
         if self.train.negative_popularity_exponent is not None:
             return self.train.negative_popularity_exponent
         return 0.0 if self.loss == "gbce" else 0.5
@@ -125,24 +125,24 @@ class TrainerConfig:
 
     @property
     def own_dim(self) -> int:
-        """Length of the item embeddings that each feedback task of a hybrid has to itself; 0 where there are none."""
+        """Dimension of a hybrid's task-specific item embeddings; 0 = none."""
         return self.network.task_embedding_dim if self.has_feedback_towers else 0
 
     @property
     def feedback_feature_dim(self) -> int:
-        """Length of the embeddings of features and past actions that feedback towers read; 0 where they read none."""
+        """Dimension of the feature and past-action embeddings read by the feedback towers; 0 = none."""
         read = self.feedback_features or self.network.feedback_actions
         return self.network.feedback_feature_dim if read and self.has_feedback_towers else 0
 
     @property
     def feedback_features(self) -> list[str]:
-        """Columns that feedback towers read: those named, else those of the items' vectors."""
+        """Feature columns of the feedback towers: `network.feedback_features`, else `network.item_features`."""
         named = self.network.feedback_features
         return self.network.item_features if named is None else named
 
     @property
     def reads_actions(self) -> bool:
-        """Whether the encoder or the feedback towers read what was done with past clicks."""
+        """Whether the encoder or the feedback towers read the actions on past clicks."""
         return self.network.past_actions or bool(self.network.feedback_actions and self.feedback_feature_dim)
 
     def plain(self) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class TrainerConfig:
 
 
 def load(options: Sequence[str]) -> TrainerConfig:
-    """The checked configuration of a command line, before its recipe is chosen.
+    """Parse and validate a command line, without applying a recipe.
 
     Raises:
         InputError: an option is unknown, missing, ill-typed or out of its range.
@@ -162,7 +162,7 @@ def load(options: Sequence[str]) -> TrainerConfig:
 
 
 def from_plain(values: dict[str, Any]) -> TrainerConfig:
-    """The configuration whose `plain()` these values are."""
+    """The inverse of `plain()`."""
     nested = {"auto": AutoOptions, "network": ModelOptions, "train": TrainOptions, "ray": RayOptions}
     return TrainerConfig(**{name: nested[name](**v) if name in nested else v for name, v in values.items()})
 
@@ -190,7 +190,7 @@ def check(config: TrainerConfig) -> None:
 
 
 def _check_inputs(config: TrainerConfig) -> None:
-    """Raise `InputError` where a column of features is named twice, or a model cannot read an input."""
+    """Raise `InputError` for a repeated feature column, or an input that the model does not support."""
     for name in ("item_features", "feedback_features"):
         columns = getattr(config.network, name) or []
         if len(set(columns)) != len(columns):
@@ -205,7 +205,7 @@ def _check_inputs(config: TrainerConfig) -> None:
 
 
 def _check_scores(config: TrainerConfig) -> None:
-    """Raise `InputError` where an option of the next item's scores has no effect."""
+    """Raise `InputError` for a next-item scoring option that has no effect."""
     if config.network.cosine_temperature is not None and (config.ranks or config.loss == "embedding"):
         got = config.model if config.ranks else "loss=embedding, whose score is a cosine already"
         raise InputError("a session model with another loss for network.cosine_temperature", got, "leave it out")
@@ -217,7 +217,7 @@ def _check_scores(config: TrainerConfig) -> None:
 
 
 def _check_table(config: TrainerConfig) -> None:
-    """Raise `InputError` where `train.table=sharded` meets an option that reads all vectors on one worker."""
+    """Raise `InputError` if `train.table=sharded` meets an option that reads the complete table on one worker."""
     if config.train.table != "sharded":
         return
     replicated = "or keep train.table=replicated"
@@ -258,7 +258,7 @@ def _check_machine(config: TrainerConfig) -> None:
 
 
 def _has_gpu() -> bool:
-    import torch  # takes seconds, so only where the answer depends on it
+    import torch  # slow import, so only when needed
 
     return torch.cuda.is_available()
 

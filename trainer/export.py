@@ -1,4 +1,4 @@
-"""`python -m trainer.export run=RUN output=DIR`: the encoder as a torch.export program, for other servers."""
+"""`python -m trainer.export run=RUN output=DIR`: export the encoder as a torch.export program."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ExportConfig:
 
 
 def job(options: list[str]) -> None:
-    """Write the export that the options ask for."""
+    """Export the encoder of a run."""
     config = read_options(ExportConfig, "trainer.conf.export", options)
     from trainer.inference.encoder_program import export_encoder  # imports torch
 

@@ -27,7 +27,7 @@ def inspect(options: ShowConfig) -> list[str]:
     """The lines to print.
 
     Raises:
-        InputError: no finished run, another dataset, an item or user that is not there.
+        InputError: the run is not finished, another dataset, or an unknown item or user.
     """
     config, dataset = open_run(options.run, options.data)
     if not 1 <= options.item <= dataset.manifest.n_items:
@@ -74,7 +74,7 @@ def gates(run: Path) -> list[str]:
 
 
 def neighbours(dataset: Dataset, train_step: TrainStep, item: int, k: int) -> list[str]:
-    """The items whose vectors point most nearly the same way."""
+    """Nearest neighbours of an item by cosine similarity."""
     everything = torch.arange(1, dataset.manifest.n_items + 1)
     vector = train_step.model.item_features.vectors(train_step.tables, ITEM, everything)
     vector = torch.nn.functional.normalize(vector.cpu(), dim=1)
@@ -87,13 +87,13 @@ def neighbours(dataset: Dataset, train_step: TrainStep, item: int, k: int) -> li
 
 
 def best_of(score_C: torch.Tensor, k: int) -> tuple[list[float], list[int]]:
-    """The `k` highest scores and their items' ids, equal ones by rising id; a NaN is lower than everything."""
+    """The `k` highest scores and their item ids, ties by ascending id; NaN ranks last."""
     value, row = torch.sort(score_C.nan_to_num(-torch.inf, torch.inf, -torch.inf), descending=True, stable=True)
     return value[:k].tolist(), (row[:k] + 1).tolist()
 
 
 def describe(dataset: Dataset, items: list[int]) -> list[str]:
-    """A few words on each item."""
+    """One line per item."""
     rows = dataset.items().take([item - 1 for item in items]).to_pylist()
     return [
         f"{r['item']} (raw {r['item_id']}, category {r['category']}, {r['train_clicks']:,} train clicks)" for r in rows
@@ -101,7 +101,7 @@ def describe(dataset: Dataset, items: list[int]) -> list[str]:
 
 
 def recommendations(model_task: SessionTask, dataset: Dataset, train_step: TrainStep, options: ShowConfig) -> list[str]:
-    """A session and what comes next by the model, items of the session left out."""
+    """A session and the model's next-item recommendations, without the session's items."""
     session = find_session(model_task, options.user)
     items = session.items.values
     state = model_task.scorer(train_step).states(session, np.array([[len(items)]]))[:, 0]
@@ -120,10 +120,10 @@ def recommendations(model_task: SessionTask, dataset: Dataset, train_step: Train
 
 
 def find_session(model_task: SessionTask, user: int | None) -> Sessions:
-    """One session: of a user, or the dataset's first.
+    """The session of a user, or the dataset's first.
 
     Raises:
-        InputError: the user has none.
+        InputError: the user has no session.
     """
     reader = model_task.reader(TRAIN_HOLDOUT)
     for group in range(len(reader.groups)):

@@ -24,10 +24,10 @@ def launch(options: list[str], asked: TrainerConfig) -> None:
 
     Args:
         options: the command line.
-        asked: what `trainer.config.load` made of it.
+        asked: the result of `trainer.config.load(options)`.
 
     Raises:
-        InputError: what the user must fix.
+        InputError: an error that the user must fix.
         SystemExit: the run was stopped and has saved its state.
     """
     try:

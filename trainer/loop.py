@@ -40,7 +40,7 @@ LOG_STEPS = 50
 
 @dataclass(frozen=True)
 class Phase:
-    """Training for selection holds out the last two clicks; a refit only the test click."""
+    """A training phase: model selection holds out the last two clicks, a refit only the test click."""
 
     name: str
     holdout: int
@@ -48,7 +48,7 @@ class Phase:
     validates: bool
 
     def checkpoints(self, run: Path) -> Path:
-        """Where the phase keeps its checkpoints."""
+        """Folder of the phase's checkpoints."""
         return run / ("checkpoints" if self.validates else "checkpoints-refit")
 
 
@@ -58,17 +58,17 @@ def train(config: TrainerConfig, world: World, on_epoch: Callable[[dict[str, Any
     Args:
         config: the resolved configuration; `output` is on storage that all workers share, or in an object store.
         world: the workers.
-        on_epoch: called with the valid metrics after each epoch, on every worker equally often.
+        on_epoch: called with the validation metrics after each epoch, on every worker.
     """
     set_threads(world)
     keep_freed_memory()
     if world.device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32, as the help of train.precision says
+        torch.set_float32_matmul_precision("high")  # TF32, as documented for train.precision
     run = RunFolder.of(config.output)
     run.pull_on_all(world)
     dataset = open_dataset(config.data, verify=False)
     if world.is_first:
-        # A worker of a killed run may live for a moment: two must not write the same checkpoints.
+        # A worker of a killed run may still be alive: two must not write the same checkpoints.
         with locked(run.path / "checkpoints", wait_seconds=120.0):
             _train(config, dataset, run, world, on_epoch)
     else:
@@ -78,10 +78,10 @@ def train(config: TrainerConfig, world: World, on_epoch: Callable[[dict[str, Any
 def select(
     config: TrainerConfig, world: World, on_epoch: Callable[[dict[str, Any]], None] = lambda _: None
 ) -> dict[str, Any]:
-    """Train and select by valid alone, without a bundle or a refit: a trial of a search.
+    """Train and select on valid, without bundle or refit: a trial of a hyperparameter search.
 
     Returns:
-        Seconds of training, parameters, the best epoch and its valid metrics.
+        Training seconds, parameter counts, the best epoch and its validation metrics.
     """
     set_threads(world)
     keep_freed_memory()
@@ -134,14 +134,14 @@ def fit(
     phase: Phase,
     on_epoch: Callable[[dict[str, Any]], None],
 ) -> tuple[TrainStep, Progress]:
-    """Train a phase to its end, from its latest checkpoint if there is one.
+    """Train a phase to its end, resuming from its latest checkpoint if there is one.
 
     Returns:
-        The parameters of the best epoch (of the last, where there is no validation), and the progress.
+        The parameters of the best epoch (of the last one without validation), and the progress.
     """
     reader = model_task.reader(phase.holdout)
     total_steps = phase.epochs * -(-reader.total_targets() // config.train.batch_tokens)
-    world.barrier()  # making the step exchanges parameters, with a step's timeout
+    world.barrier()  # creating the step runs collectives with a step's short timeout
     train_step = model_task.train_step(total_steps)
     folder = phase.checkpoints(run.path)
     path = checkpoint.latest(folder)
@@ -183,14 +183,14 @@ def fit(
 
 
 def _ended(config: TrainerConfig, phase: Phase, progress: Progress) -> bool:
-    """Whether all epochs are trained, or early stopping ends the phase."""
+    """Whether all epochs are trained or early stopping applies."""
     stop_early = phase.validates and progress.worse_epochs >= config.train.early_stopping_patience
     return progress.sample == 0 and (progress.epoch >= phase.epochs or stop_early)
 
 
 @dataclass
 class Training:
-    """What the epochs of a phase work on; `log` is the first worker's alone."""
+    """State of a training phase; only the first worker has a `log`."""
 
     config: TrainerConfig
     run: RunFolder
@@ -204,7 +204,7 @@ class Training:
     sample: Any
 
     def epoch(self) -> None:
-        """Train the rest of the epoch under way."""
+        """Train the rest of the current epoch."""
         progress, train_step = self.progress, self.train_step
         train_step.model.train()
         if not progress.loss_sums:
@@ -233,7 +233,7 @@ class Training:
         progress.loss_sums, progress.loss_counts = [], []
 
     def _after_step(self, steps: int, loss_sums: list[float], counts: list[float], meter: Meter, waited: float) -> None:
-        """What is due after a number of steps of this epoch."""
+        """Log, validate and save if due after this step of the epoch."""
         progress, train = self.progress, self.config.train
         if self.log:
             self.log.progress(**meter.values(progress, waited))
@@ -248,12 +248,12 @@ class Training:
             self.train_step.model.train()
             if self.log:
                 self.log.write(progress.step, progress.epoch + 1, "valid-within", values)
-            meter.lap()  # the time of a validation is no training
+            meter.lap()  # exclude validation time
 
     def _save(self, meter: Meter) -> None:
         self.progress.seconds += meter.lap()
         self.writer.save(self.train_step, self.progress)
-        self.train_step.world.barrier()  # the first worker may wait for the checkpoint before this one
+        self.train_step.world.barrier()  # the first worker may wait for the previous checkpoint
 
     def _log_epoch(self, values: dict[str, Any]) -> None:
         if self.log:
@@ -267,7 +267,7 @@ class Training:
 def _batches(
     config: TrainerConfig, model_task: ModelTask, reader: Reader[Any], progress: Progress, phase: Phase, world: World
 ) -> Prefetch[GlobalBatch[list[Any]]]:
-    """This worker's batches of the epoch under way, `accumulate` micro-batches a step, read ahead in a thread."""
+    """This worker's batches of the current epoch, `gradient_accumulation_steps` micro-batches per step, prefetched."""
     options = config.train
     order = Order(
         reader.group_rows,
@@ -291,13 +291,13 @@ def _batches(
 
 
 def mean_losses(tasks: list[str], loss_sums: list[float], counts: list[float]) -> dict[str, float]:
-    """Mean loss by task, named for the log."""
+    """Mean loss by task, with the log's names."""
     return {f"loss/{t}": s / max(c, 1.0) for t, s, c in zip(tasks, loss_sums, counts, strict=True)}
 
 
 def _update_best(progress: Progress, values: dict[str, Any], select_by: str) -> None:
     value = values.get(select_by)
-    score = value if value is not None and math.isfinite(value) else 0.0  # no score never beats one
+    score = value if value is not None and math.isfinite(value) else 0.0  # an undefined score never wins
     if score > progress.best_score:
         progress.best_epoch, progress.best_step, progress.best_score = progress.epoch, progress.step, score
         progress.worse_epochs = 0

@@ -1,4 +1,4 @@
-"""Memory of a worker by component, extrapolated to other numbers of items and workers."""
+"""Memory of a worker by component, extrapolated to other catalogue sizes and worker counts."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ BytesByName = dict[str, float]
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What one worker with the complete tables has in memory.
+    """Memory use of one worker that holds the complete tables.
 
     Attributes:
         n_items: items of the dataset.
-        sharded: whether workers share the tables.
-        items: bytes of tables with a row an item, and of their optimiser states.
-        others: the same of all other tables.
-        counts: bytes of what each worker has for all items even where tables are sharded: the counts that negatives are
-            drawn by, and codes of features.
-        networks: bytes of the networks with gradients and optimiser.
-        rest: bytes of all else: sessions read ahead, batches, libraries.
-        parameters: of the model with the dataset's items.
-        item_values: numbers that are drawn for each item.
+        sharded: whether tables are sharded over workers.
+        items: bytes of tables with one row per item, with optimiser state.
+        others: bytes of all other tables, with optimiser state.
+        counts: bytes that each worker needs for all items even with sharded tables: sampling counts of negatives,
+            and feature codes.
+        networks: bytes of the networks, with gradients and optimiser state.
+        rest: all other bytes: prefetched sessions, batches, libraries.
+        parameters: number of parameters of the model.
+        item_values: number of random initial values per item.
     """
 
     n_items: int
@@ -43,7 +43,7 @@ class MemoryPlan:
 
     @classmethod
     def of(cls, config: TrainerConfig, train_step: TrainStep, resident: int, n_items: int) -> MemoryPlan:
-        """The plan from a worker that had all rows, with `resident` bytes."""
+        """The plan measured on a worker with all rows and `resident` bytes."""
         tables = train_step.tables
         of_items = {name: table for name, table in tables.items() if table.n_rows == n_items + 1}
         others = {name: table for name, table in tables.items() if name not in of_items}
@@ -63,7 +63,7 @@ class MemoryPlan:
         return replace(plan, rest=max(0.0, resident - plan.bytes(n_items, 1)))
 
     def breakdown(self, items: int, workers: int) -> BytesByName:
-        """Bytes of each component on one of `workers` workers."""
+        """Bytes per worker of each component."""
         rows = (items + 1) / (self.n_items + 1) / (workers if self.sharded else 1)
         return {
             **{name: rows * size for name, size in self.items.items()},
@@ -74,11 +74,11 @@ class MemoryPlan:
         }
 
     def bytes(self, items: int, workers: int) -> float:
-        """Bytes of all components on one of `workers` workers."""
+        """Bytes per worker."""
         return sum(self.breakdown(items, workers).values())
 
     def lines(self, items: int, workers: int, draw_seconds: float) -> list[tuple[str, str]]:
-        """Parameters and memory of one of `workers` workers, as printed."""
+        """Parameters and memory per worker, as printed."""
         breakdown = self.breakdown(items, workers)
         own = sum(size for name, size in breakdown.items() if name in self.items or name in self.others)
         lines = [("parameters", f"{self.parameters:,}")] if items == self.n_items else [("items", f"{items:,}")]
@@ -94,7 +94,7 @@ class MemoryPlan:
 
 
 def table_bytes(tables: dict[str, SparseTable]) -> BytesByName:
-    """Bytes of tables and of their optimiser states."""
+    """Bytes of tables with optimiser state."""
     result: BytesByName = {}
     for name, table in tables.items():
         tensors = table.tensors()
@@ -104,7 +104,7 @@ def table_bytes(tables: dict[str, SparseTable]) -> BytesByName:
 
 
 def count_bytes(train_step: TrainStep) -> int:
-    """Bytes of what a worker has for all items besides their vectors."""
+    """Bytes of per-item data other than vectors."""
     sampler = getattr(train_step.objective, "sampler", None)
     arrays = [array for array in vars(sampler).values() if isinstance(array, np.ndarray)] if sampler else []
     features, read_by_towers = train_step.model.item_features, getattr(train_step.model, "feedback_features", None)

@@ -15,7 +15,7 @@ OWN = ("workers", "items", "network_gbit", "latency_us", "cores", "measured_step
 
 @dataclass
 class PlanConfig(TrainerConfig):
-    """Options of `python -m trainer.plan`: its own, and all of `python -m trainer`."""
+    """Options of `python -m trainer.plan`: all of `python -m trainer`, and its own."""
 
     output: str = option("plan", "not written")
     workers: int = option(8, "workers to plan for")
@@ -27,7 +27,7 @@ class PlanConfig(TrainerConfig):
 
 
 def job(options: list[str]) -> None:
-    """Print the plan that the options ask for."""
+    """Print the plan."""
     own = {name: text for name, _, text in (o.partition("=") for o in options) if name in OWN}
     asked = PlanConfig(data="", model="")
     for name, text in own.items():
@@ -43,7 +43,7 @@ def job(options: list[str]) -> None:
         arguments.append("output=plan")
     arguments.append("ray.workers=0")
     config = load(arguments)
-    from trainer.prepare import resolve_config  # imports torch, as the measurement does
+    from trainer.prepare import resolve_config  # imports torch
     from trainer.step_cost import plan
 
     config, _ = resolve_config(arguments, config)

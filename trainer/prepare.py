@@ -27,24 +27,24 @@ from trainer.run.object_store import RunFolder
 
 CONFIG = "config.yaml"
 RECIPE_CHOICE, RECIPE_TRIALS = "recipe_choice.json", ".recipes"
-"""What `recipe=auto` tried and took, and the folder of its trials; both are there before the configuration."""
+"""The outcome of `recipe=auto`, and the folder of its trials; both are written before the configuration."""
 VOCABULARY = "item_features.json"
-"""By column the row of each value among the vectors of features, for whoever wants the vector of a new item."""
+"""By column, the embedding row of each feature value, to compute the vector of a new item."""
 RATE_ROWS = 1_000_000
 LEAST_CLICKS = TRAIN_HOLDOUT + 2
-"""Retained clicks of a session that is trained on: one to start from and one to predict, before those held out."""
+"""Minimum retained clicks of a training session: one input and one target, besides the held-out ones."""
 FORMER = {"train.feature_rate": 1.0}
-"""What was done before there was an option, where its default does something else."""
+"""Values that reproduce the behaviour of runs started before an option existed, if not its default."""
 MAY_CHANGE = ("ray.", "auto.", "train.epochs", "resume", "data", "output")
-"""Options that a resumed run may change, by how they begin; `data` since it is compared by content."""
+"""Prefixes of options that may change on resume; `data` is compared by content instead."""
 
 
 def prepare(options: Sequence[str], asked: TrainerConfig | None = None) -> tuple[TrainerConfig, bool]:
-    """The settled configuration of a run, written to its folder, and whether the run is finished.
+    """Resolve the configuration of a run and write it to its folder; also return whether the run is finished.
 
     Args:
         options: the command line.
-        asked: what `load(options)` returned, if it has been called.
+        asked: the result of `load(options)`, if already called.
 
     Raises:
         InputError: options, dataset or output that the user must fix.
@@ -61,7 +61,7 @@ def prepare(options: Sequence[str], asked: TrainerConfig | None = None) -> tuple
         more_epochs = config.train.epochs > before["train"]["epochs"]
         if is_finished(output) and not more_epochs:
             return config, True
-        run.remove(SUMMARY)  # before the configuration says more: killed from here on, the run is not finished
+        run.remove(SUMMARY)  # the run is extended: if killed from here on, it is unfinished
     else:
         check_output(output, dataset)
     output.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def prepare(options: Sequence[str], asked: TrainerConfig | None = None) -> tuple
 
 
 def check_output(output: Path, dataset: Dataset) -> None:
-    """Raise `InputError` where a new run cannot be written: inside the dataset, or where something else is."""
+    """Raise `InputError` for an output inside the dataset, or in a folder with other content."""
     if output.absolute().is_relative_to(dataset.path.absolute()):
         raise InputError("an output outside the dataset", output, "name another output")
     ours = (RECIPE_CHOICE, RECIPE_TRIALS)
@@ -84,10 +84,10 @@ def check_output(output: Path, dataset: Dataset) -> None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The settled configuration that a run began with, as plain values; tags that name Python objects are no YAML here.
+    """The resolved configuration of a run as plain values; YAML tags for Python objects are rejected.
 
     Raises:
-        InputError: it cannot be read, or is none.
+        InputError: the file cannot be read, or is not a configuration.
     """
     try:
         result = yaml.safe_load(path.read_text())
@@ -100,11 +100,11 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def resolve_config(options: Sequence[str], asked: TrainerConfig | None = None) -> tuple[TrainerConfig, Dataset]:
-    """The configuration of a command line with its recipe and all that follows from the dataset.
+    """The configuration of a command line, with its recipe and the values derived from the dataset.
 
     Args:
         options: the command line.
-        asked: what `load(options)` returned, if it has been called.
+        asked: the result of `load(options)`, if already called.
 
     Raises:
         InputError: options or a dataset that the user must fix.
@@ -128,15 +128,15 @@ def resolve_config(options: Sequence[str], asked: TrainerConfig | None = None) -
     network.positions = network.positions or dataset.manifest.max_clicks
     if network.feedback_features is None and network.feedback_feature_dim and config.has_feedback_towers:
         read = feedback_columns(dataset, network.item_features)
-        if read != network.item_features:  # those are what null stands for
+        if read != network.item_features:  # null means item_features
             network.feedback_features = read
     return config, dataset
 
 
 def _compare(before: Any, now: dict[str, Any], *, resume: str) -> None:
-    """Raise `InputError` where a run cannot resume with another configuration or dataset.
+    """Raise `InputError` if a run cannot resume with this configuration or dataset.
 
-    An option that the program did not have when the run began may have the value that does what was done then.
+    An option that did not exist when the run began may have the value that reproduces the former behaviour.
     """
     hint = "choose another output, or the options that the run began with"
     if resume == "never":
@@ -161,7 +161,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _check_data(config: TrainerConfig, dataset: Dataset) -> None:
-    """Raise `InputError` where the dataset is not one that the model trains on."""
+    """Raise `InputError` if the model cannot be trained on the dataset."""
     if dataset.row_files and not config.ranks:
         models = ", ".join(RANK_HEADS)
         raise InputError("a dataset of sessions", f"rows of scenario {dataset.manifest.scenario}", f"model={models}")
@@ -181,7 +181,7 @@ def _check_data(config: TrainerConfig, dataset: Dataset) -> None:
 
 
 def _check_targets(dataset: Dataset) -> None:
-    """Raise `InputError` where no session has a click to train on: valid and test take the last two of each."""
+    """Raise `InputError` if no session has a training click: valid and test take the last two of each."""
     longest = 0
     for entry in dataset.session_files:
         clicks = pq.read_table(dataset.file(entry.path), columns=["n_clicks"])["n_clicks"].to_numpy()
@@ -193,9 +193,9 @@ def _check_targets(dataset: Dataset) -> None:
 
 
 def train_rates(dataset: Dataset, tasks: list[str], *, exposures: bool) -> dict[str, float]:
-    """Share of positives among train rows of each feedback task that has both outcomes; else a warning.
+    """Share of positives in train of each feedback task; warns about and leaves out tasks with only one outcome.
 
-    Counted over `RATE_ROWS` rows, or more until each task has been met with both outcomes.
+    Counted over `RATE_ROWS` rows, or more until both outcomes of each task have been seen.
     """
     positives, rows = dict.fromkeys(tasks, 0), 0
     for bits in _train_feedback(dataset, exposures=exposures) if tasks else ():
@@ -212,7 +212,7 @@ def train_rates(dataset: Dataset, tasks: list[str], *, exposures: bool) -> dict[
 
 
 def _train_feedback(dataset: Dataset, *, exposures: bool) -> Iterator[Any]:
-    """Outcome bits of the train rows, a row group at a time."""
+    """Outcome bits of the train rows, one row group at a time."""
     for entry in dataset.session_files or dataset.row_files:
         with pq.ParquetFile(dataset.file(entry.path)) as file:
             for group in range(file.num_row_groups):

@@ -16,7 +16,7 @@ MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PAT
 
 @contextmanager
 def environment(**values: str | None) -> Iterator[None]:
-    """Set variables of this process for the block (None: unset); afterwards they are as before it."""
+    """Set environment variables within the block (None = unset) and restore them afterwards."""
     before = {name: os.environ.get(name) for name in values}
     try:
         _set(values)
@@ -34,12 +34,11 @@ def _set(values: dict[str, str | None]) -> None:
 
 
 def of_own_ray() -> dict[str, str | None]:
-    """Variables for a Ray that this process starts, which asks for a token by itself: one that is written nowhere.
+    """Variables for a Ray started by this process: token authentication with a token that is not written to disk.
 
-    Without it Ray writes a token to the user's home folder, and all later ones take it from there. Whoever has chosen a
-    token, or none, keeps it.
+    Otherwise Ray writes a token to the user's home folder and reuses it later. A token or mode set by the user is kept.
     """
-    mode = os.environ.get(MODE)  # Ray reads it once, when it is imported, and sets it by itself
+    mode = os.environ.get(MODE)  # Ray reads it once, on import, and may set it
     if (mode or "token") != "token" or os.environ.get(TOKEN) or os.environ.get(TOKEN_PATH):
         return {MODE: mode}
     return {MODE: mode, TOKEN: _own_token()}
@@ -47,14 +46,14 @@ def of_own_ray() -> dict[str, str | None]:
 
 @functools.cache
 def _own_token() -> str:
-    # Ray reads its token once in a process.
+    # Ray reads its token once per process.
     return secrets.token_hex(32)
 
 
 def token_header() -> dict[str, str]:
-    """The header by which Ray's job server knows its users; none where there is no token.
+    """The authentication header for Ray's job server; empty without a token.
 
-    It is read where Ray itself looks: `RAY_AUTH_TOKEN`, the file that `RAY_AUTH_TOKEN_PATH` names, `~/.ray/auth_token`.
+    Read where Ray looks: `RAY_AUTH_TOKEN`, the file that `RAY_AUTH_TOKEN_PATH` names, `~/.ray/auth_token`.
 
     Raises:
         InputError: the file cannot be read.

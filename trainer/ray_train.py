@@ -35,22 +35,22 @@ from trainer.training.step import NotFiniteError
 
 MAX_FAILURES = 3
 STEP_TIMEOUT_SECONDS = 300
-"""How long an exchange within a step may take; other waits may take `trainer.distributed.world.WAIT`."""
+"""Timeout of collectives within a step; other waits use `trainer.distributed.world.WAIT`."""
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set in a submitted job, whose working directory and environment all its workers have already."""
+"""Set in a submitted job, whose workers already have its working directory and environment."""
 FAILED = ".failed.json"
-"""What ended all workers alike, for the starting process to tell."""
+"""The error that ended all workers, for the starting process to report."""
 
 
 def run_with_ray(config: TrainerConfig) -> None:
-    """Train on Ray workers: of the cluster that RAY_ADDRESS names, else of one started here.
+    """Train on Ray workers, on the cluster at RAY_ADDRESS or else a local one.
 
-    A worker that dies makes Ray start the group again; it resumes from our own latest checkpoint.
+    If a worker dies, Ray restarts the group, which resumes from our latest checkpoint.
 
     Raises:
-        InputError: no room on the disk, losses that are not finite, a cluster that cannot be reached or has too few
-            workers, workers that do not reach one another.
-        Stopped: the workers saved and ended, as SIGTERM to this process asks them to.
+        InputError: a full disk, non-finite losses, a cluster that is unreachable or has too few workers, workers
+            that cannot reach one another.
+        Stopped: SIGTERM came; the workers have saved a checkpoint and ended.
     """
     options = config.ray.workers
     workers: Any = tuple(options) if isinstance(options, list) else options
@@ -61,22 +61,22 @@ def run_with_ray(config: TrainerConfig) -> None:
 
 @contextmanager
 def ray_session(cpus: int = 0) -> Iterator[None]:
-    """Ray for the block: the cluster that RAY_ADDRESS names, else one started here and ended with the block.
+    """Connect to the cluster at RAY_ADDRESS, or start a local one and shut it down after the block.
 
     Args:
-        cpus: that the one started here has at least.
+        cpus: minimum number of CPUs of a local cluster.
 
     Raises:
-        InputError: no cluster at RAY_ADDRESS, or one that does not accept the token.
+        InputError: no cluster at RAY_ADDRESS, or it rejects the token.
     """
     packages = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")]))
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    # A host that cannot be reached answers no health check: Ray would wait ten minutes for it.
+    # By default Ray waits ten minutes for the health check of an unreachable host.
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "60")
-    # A worker may report an epoch once Ray has fetched the one before: an epoch would last 2 s at least.
+    # Workers may report once Ray has polled the previous report: by default an epoch takes at least 2 s.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
-    # A usage report would look beyond this machine.
+    # Usage reports would access the network.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     local: dict[str, Any] = {}
     variables: dict[str, str | None] = {}
@@ -100,7 +100,7 @@ def _connect(**options: Any) -> None:
     address = os.environ.get("RAY_ADDRESS", "")
     where = split_address(address.removeprefix("ray://"), default_port=6379)
     hint = "start it, correct RAY_ADDRESS, or unset it to train on this machine"
-    # Ray itself would ask for minutes and end in a traceback.
+    # Ray itself would retry for minutes and end in a traceback.
     if address not in ("", "auto", "local") and (why := refusal(*where) if where else "no HOST:PORT"):
         raise InputError(f"a Ray cluster at RAY_ADDRESS={address}", why, hint)
     try:
@@ -113,13 +113,13 @@ def _connect(**options: Any) -> None:
 
 
 class ConnectedTorchBackend(_TorchBackend):
-    """Torch's process group, after every worker has reached the others' hosts."""
+    """Sets up torch's process group after checking that all workers reach one another."""
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        """Check who reaches whom, then set the process group up.
+        """Check connectivity, then set up the process group.
 
         Raises:
-            InputError: workers that do not reach one another; Ray Train ends the run with it, without another try.
+            InputError: workers cannot reach one another; Ray Train ends the run without a retry.
         """
         nodes = worker_group.execute(ray.util.get_node_ip_address)
         addresses = ray.get([worker_group.execute_single_async(i, reachability.listen, n) for i, n in enumerate(nodes)])
@@ -131,11 +131,11 @@ class ConnectedTorchBackend(_TorchBackend):
 
 
 class ConnectedTorchConfig(TorchConfig):
-    """Torch's process group by `ConnectedTorchBackend`."""
+    """Selects `ConnectedTorchBackend`."""
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
-        """What sets the process group up."""
+        """The backend class."""
         return ConnectedTorchBackend
 
 
@@ -150,7 +150,7 @@ def _scaling(config: TrainerConfig, workers: Any) -> ScalingConfig:
 
 
 def _run(config: TrainerConfig, workers: Any) -> None:
-    # Ray resumes a run name that it knows: ours is new each time, since we resume by ourselves.
+    # Ray resumes runs by name: we use a new name each time, since we resume from our own checkpoints.
     run = RunFolder.of(config.output)
     store, storage = filesystem(f"{config.output.rstrip('/')}/.ray")
     with suppress(OSError):
@@ -172,7 +172,7 @@ def _run(config: TrainerConfig, workers: Any) -> None:
     )
     run.remove(FAILED)
     try:
-        # Ray put a handler of its own in place when it started.
+        # Ray installed its own handler when it started.
         with on_sigterm(run), interrupted_plainly():
             trainer.fit()
         run.pull(checkpoints=False)
@@ -188,7 +188,7 @@ def _run(config: TrainerConfig, workers: Any) -> None:
 
 
 def _explained(error: Exception, config: TrainerConfig) -> Exception:
-    """What ended Ray Train, as something that the user can fix; the error itself where it is a bug."""
+    """Translate a Ray Train error to one that the user can fix; bugs are returned unchanged."""
     if isinstance(error, TrainingFailedError) and os.strerror(errno.ENOSPC) in str(error):
         return InputError(f"room on the disk of {local_path(config.output)}", "a full disk", "free space, run again")
     if isinstance(error, RayActorError):  # the controller, which starts all workers
@@ -205,9 +205,9 @@ def _explained(error: Exception, config: TrainerConfig) -> Exception:
 
 
 def work(settings: dict[str, Any]) -> None:
-    """What each Ray worker does: the same loop as without Ray.
+    """Entry point of each Ray worker: the same loop as without Ray.
 
-    What ends all workers alike is no failure to Ray, which would start them again.
+    Errors common to all workers are not raised, since Ray would restart the workers.
     """
     config, world = from_plain(settings), World.of_process_group()
     try:

@@ -1,4 +1,4 @@
-"""Ray Tune: trials of a search on a cluster's cores, and early stopping of trials."""
+"""Ray Tune: parallel trials of a search, with early stopping."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from trainer.tuning.trial import STOPPED, Trial
 
 NUMBER, EPOCH = "number", "epoch"
 METRIC = "objective"
-"""Name by which the scheduler knows the valid metric."""
+"""Name of the validation metric for the scheduler."""
 
 
 class Halving(ASHAScheduler):
-    """Successive halving that leaves word in the trials that it stops."""
+    """Asynchronous successive halving (ASHA) that records in each trial that it was stopped."""
 
     def __init__(self, trials: Sequence[Trial], config: TuneOptions) -> None:
         super().__init__(
@@ -46,34 +46,34 @@ class Halving(ASHAScheduler):
 
 
 class Progress(tune.Callback):
-    """Tells how far the search is; Ray Tune pickles callbacks, and what `tell` writes to cannot be."""
+    """Reports the progress of a search. `tell` is a class variable, since Ray Tune pickles callbacks."""
 
     tell: ClassVar[Callable[[], None]] = staticmethod(lambda: None)
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
-        """After an epoch of a trial."""
+        """Called after each epoch of a trial."""
         Progress.tell()
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """At the end of a trial."""
+        """Called at the end of a trial."""
         Progress.tell()
 
 
 def run_trials(
     trials: Sequence[Trial], config: TuneOptions, metric: str, hours: float | None, progress: Callable[[], None]
 ) -> None:
-    """Run trials in parallel on the cluster that RAY_ADDRESS names, else on this machine's cores.
+    """Run trials in parallel on the cluster at RAY_ADDRESS, else on the local cores.
 
-    Trials that have ended report their last metrics, which the scheduler compares the others with.
+    Trials that have already ended report their last metrics again, for the scheduler to compare with.
 
     Args:
         trials: all trials of the search.
-        config: of the search.
-        metric: valid metric that is compared, larger is better.
-        hours: time budget; None for none.
+        config: options of the search.
+        metric: validation metric to compare, larger is better.
+        hours: time budget; None = unlimited.
         progress: called after each reported epoch.
     """
-    # Ray Tune's own tables, log files and advice are not for the users of this program.
+    # Suppress Ray Tune's own tables, log files and advice.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
@@ -85,7 +85,7 @@ def run_trials(
         )
 
     Progress.tell = staticmethod(progress)
-    storage = Path(config.output).absolute() / ".ray"  # all machines of a cluster must see it
+    storage = Path(config.output).absolute() / ".ray"  # shared by all machines of a cluster
     try:
         with ray_session(config.cores):
             tune.Tuner(

@@ -1,6 +1,6 @@
-"""Checks that the workers of a run reach one another, before gloo or NCCL would wait minutes without naming a host.
+"""Checks that workers reach one another, since gloo and NCCL wait for minutes without naming the host.
 
-Each worker opens a port; then each connects to one worker of every other host. Knows no Ray.
+Each worker opens a port, then connects to one worker of every other host. Independent of Ray.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from etl.runtime.errors import InputError
 from etl.runtime.reachable import refusal
 
 PATIENCE_SECONDS = 45.0
-"""A host may be away for so long, as while its network comes back."""
+"""Tolerated outage of a host, for example while its network recovers."""
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 Address = tuple[str, int]
@@ -26,7 +26,7 @@ _listening: list[socket.socket] = []
 
 
 def own_address(node_address: str) -> str:
-    """The address that other workers connect to: of the named network interface, else the node's."""
+    """The address that other workers connect to: of the configured network interface, else the node's."""
     for name in filter(None, map(os.environ.get, INTERFACE_VARIABLES)):
         for address in psutil.net_if_addrs().get(name, []):
             if address.family == socket.AF_INET:
@@ -67,14 +67,14 @@ def first_of_each_host(addresses: Sequence[Address]) -> list[Address]:
 
 
 def check(addresses: Sequence[Address], missing: Sequence[Sequence[str]]) -> None:
-    """Raise for workers that did not reach others.
+    """Raise an error if a worker did not reach another.
 
     Args:
-        addresses: of all workers, by rank.
-        missing: the hosts that each of them did not reach.
+        addresses: addresses of all workers, by rank.
+        missing: the hosts that each worker did not reach.
 
     Raises:
-        InputError: the first worker that is cut off, and from whom.
+        InputError: names the first worker that is cut off, and from which hosts.
     """
     for (host, _), hosts in zip(addresses, missing, strict=True):
         if hosts:

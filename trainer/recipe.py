@@ -1,4 +1,4 @@
-"""Recipes: values of options by model and catalogue size (`conf/recipes`), which the command line overrides."""
+"""Recipes: option values by model and catalogue size (`conf/recipes`), overridden by the command line."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from etl.runtime.options import read_options
 from trainer.config import RECIPES, TrainerConfig, check, load
 
 SMALL_CATALOGUE, MEDIUM_CATALOGUE = 100_000, 300_000
-"""`recipe=auto` takes `small` and `medium` up to so many items."""
+"""Largest catalogues (items) for which `recipe=auto` takes `small` and `medium`."""
 
 WIDE, WIDE_WARMUP_STEPS = 256, 100
-"""Units from which a session model begins with a warm-up, unless `train.warmup_steps` is set, and its steps."""
+"""Hidden size from which session models get a warm-up, and its steps, unless `train.warmup_steps` is set."""
 
 
 def with_recipe(options: Sequence[str], n_items: int, asked: TrainerConfig | None = None) -> TrainerConfig:
-    """The configuration with its recipe's values; options of the command line win.
+    """Apply the recipe; options of the command line take precedence.
 
-    Wide session models get a warm-up: at the recipes' rates 256 units and more diverge in their first steps.
+    Wide session models get a warm-up: at the recipes' learning rates 256 units and more diverge at first.
 
     Args:
         options: the command line.
-        n_items: size of the catalogue, which `recipe=auto` goes by; it takes the size's first recipe here.
-        asked: what `load(options)` returned, if it has been called: composing it again takes a tenth of a second.
+        n_items: catalogue size; `recipe=auto` takes the first recipe of that size here.
+        asked: the result of `load(options)`, if already called: composing it again takes a tenth of a second.
     """
     config = asked or load(options)
     recipe = catalogue_size(n_items) if config.recipe == "auto" else config.recipe
@@ -52,12 +52,12 @@ def with_recipe(options: Sequence[str], n_items: int, asked: TrainerConfig | Non
 
 
 def catalogue_size(n_items: int) -> str:
-    """The recipe that is first for a catalogue of so many items."""
+    """The default recipe for a catalogue of `n_items` items."""
     return "small" if n_items <= SMALL_CATALOGUE else "medium" if n_items <= MEDIUM_CATALOGUE else "large"
 
 
 def recipes_to_try(config: TrainerConfig, n_items: int) -> list[str]:
-    """What `recipe=auto` chooses from: `auto.candidates`, else the recipes of the model for the catalogue's size."""
+    """The candidates of `recipe=auto`: `auto.candidates`, else the model's recipes for the catalogue size."""
     if config.auto.candidates:
         return config.auto.candidates
     size = catalogue_size(n_items)
@@ -65,7 +65,7 @@ def recipes_to_try(config: TrainerConfig, n_items: int) -> list[str]:
 
 
 def recipe_file(recipe: str, model: str) -> str:
-    """Name of the file of a recipe, or where the model has none, of that of the size or of the next smaller one.
+    """File name of a recipe; if the model has none, that of the size or of the next smaller size.
 
     >>> recipe_file("medium", "gru4rec"), recipe_file("small_softmax", "nextitnet")
     ('medium_gru4rec', 'small_nextitnet')
@@ -80,9 +80,9 @@ def _has_file(recipe: str, model: str) -> bool:
 
 
 def _begin_at_random(config: TrainerConfig, explicit: set[str]) -> None:
-    """Take back what a recipe sets for vectors from co-occurrence that are learned on slowly.
+    """Undo recipe values meant for fine-tuning vectors initialised from co-occurrence.
 
-    Features must learn what items have in common: at a low rate they do not within a recipe's epochs.
+    Feature embeddings must be learned from scratch, which a low learning rate does not do within a recipe's epochs.
     """
     plain = TrainerConfig()
     config.train.ppmi_start = 0.0

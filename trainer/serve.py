@@ -24,7 +24,7 @@ class ServeConfig:
 
 
 def job(options: list[str]) -> None:
-    """Serve until the process is ended."""
+    """Serve until the process is terminated."""
     config = read_options(ServeConfig, "trainer.conf.serve", options)
     from etl.runtime.option_checks import check_values
 

@@ -1,4 +1,4 @@
-"""`python -m trainer.show run=RUN`: prints a trained model: parameters, gates, neighbours, recommendations."""
+"""`python -m trainer.show run=RUN`: print a trained model's parameters, gates, neighbours, recommendations."""
 
 from __future__ import annotations
 

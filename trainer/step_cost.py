@@ -1,8 +1,8 @@
 """Cost model of a training step with N workers, from steps measured on this machine.
 
-One worker takes steps of two sizes: that of the run, and the share of one of many workers. What merging rows costs is
-measured too; what workers send is worked out, and its time from the network's speed and latency. Two workers on this
-machine check the plan; they share its memory, so two that exchange nothing are measured side by side as well.
+One worker runs steps of two sizes: the global batch, and the share of one of many workers. The cost of merging rows is
+measured too; communication time is computed from message sizes, bandwidth and latency. Two local workers check the
+model; since they share the machine's memory, two workers that do not communicate are measured as well.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trainer.task.registry import model_task_of
 from trainer.training.cooccurrence import needed_bytes
 
 PLANNED = (8, 64, 512)
-"""Numbers of workers in each plan."""
+"""Worker counts in each plan."""
 EFFICIENT = 0.6
 MOST_DOUBLINGS = 12
 ID_BYTES = 4
@@ -28,7 +28,7 @@ ID_BYTES = 4
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a step by cause."""
+    """Seconds of a step by component."""
 
     compute: float
     merge: float
@@ -39,15 +39,15 @@ class Cost:
 
     @property
     def seconds(self) -> float:
-        """Of the step."""
+        """Total seconds of the step."""
         return self.compute + self.merge + self.network + self.latency
 
 
 @dataclass(frozen=True)
 class StepModel:
-    """Seconds of a step of any size on any number of workers, from one worker's steps of two sizes.
+    """Predicts the seconds of a step by size and number of workers, from one worker's steps of two sizes.
 
-    Computing is a fixed part and one by target; the rows of a step grow with a power of its targets.
+    Compute time is linear in the targets; the number of distinct rows follows a power law in the targets.
     """
 
     small: Measured
@@ -55,18 +55,18 @@ class StepModel:
     sharded: bool = False
 
     def compute(self, targets: float) -> float:
-        """Seconds that one worker takes for its share of a step."""
+        """Compute seconds of one worker for its share of a step."""
         by_target = max(0.0, self.large.seconds - self.small.seconds) / (self.large.targets - self.small.targets)
         return max(0.0, self.large.seconds - by_target * (self.large.targets - targets))
 
     def own_rows(self, targets: float) -> float:
-        """Distinct rows of a share of a step, without the shared ones."""
+        """Number of distinct rows of a share of a step, without the shared ones."""
         growth = math.log(max(1.0, self.large.own_rows) / max(1.0, self.small.own_rows))
         power = growth / math.log(self.large.targets / self.small.targets)
         return self.large.own_rows * float((targets / self.large.targets) ** min(1.0, max(0.0, power)))
 
     def cost(self, targets: float, workers: int, link: Link) -> Cost:
-        """Seconds of a step of `targets` target clicks."""
+        """Cost of a step of `targets` target clicks."""
         share = targets / workers
         if workers == 1:
             return Cost(self.compute(share), 0.0, 0.0, 0.0, 0.0)
@@ -82,15 +82,15 @@ class StepModel:
         return Cost(self.compute(share), merge, network, latency, received)
 
     def efficiency(self, targets: float, workers: int, link: Link) -> float:
-        """Of W workers: one worker's time over W times theirs."""
+        """Parallel efficiency: one worker's time over `workers` × theirs."""
         return self.compute(targets) / (workers * self.cost(targets, workers, link).seconds)
 
 
 def received_bytes(measured: Measured, own: float, union: float, workers: int) -> float:
     """Bytes that a worker receives in a step.
 
-    Ids and gradients of the rows it owns, then all rows that the step changed with their state; the networks' gradients
-    go round a ring twice.
+    Ids and gradients of the rows that it owns, then all updated rows with their state; the ring all-reduce of dense
+    gradients moves them twice.
     """
     others = (workers - 1) / workers
     gradients = own * (measured.row_bytes + ID_BYTES) + measured.shared_rows * measured.row_bytes
@@ -98,16 +98,16 @@ def received_bytes(measured: Measured, own: float, union: float, workers: int) -
 
 
 def sharded_bytes(measured: Measured, own: float, workers: int) -> float:
-    """The same of a sharded table: ids of the rows that it owns, the rows that it reads, gradients of those it owns."""
+    """The same with a sharded table: ids and gradients of the rows that it owns, and the rows that it reads."""
     rows = own * (2 * measured.row_bytes + ID_BYTES) + measured.shared_rows * 2 * measured.row_bytes
     return (workers - 1) / workers * (rows + 2 * measured.dense_bytes)
 
 
 def messages(workers: int) -> int:
-    """Messages that a worker waits for one after another in a step.
+    """Number of sequential messages of a worker in a step.
 
-    Three all-to-alls (counts, ids, gradients), two all-reduces, which go round a ring twice (networks; losses, norm and
-    counts), and an all-gather, or of a sharded table an all-to-all (rows).
+    Three all-to-alls (counts, ids, gradients), two ring all-reduces of two rounds each (networks; losses, norm and
+    counts), and an all-gather of rows, or with a sharded table an all-to-all.
     """
     return (3 + 2 * 2 + 1) * (workers - 1)
 
@@ -170,7 +170,7 @@ def start_lines(config: TrainerConfig, dataset: Dataset, items: int, resident: f
 
 
 def efficient_batch(model: StepModel, batch: int, workers: int, link: Link) -> str:
-    """From which step on the workers are used well: the batch is doubled until they are."""
+    """The global batch at which the workers are efficient, found by doubling."""
     for doublings in range(MOST_DOUBLINGS):
         tokens = batch << doublings
         if model.efficiency(tokens, workers, link) >= EFFICIENT:

@@ -1,4 +1,4 @@
-"""Training steps that are measured on this machine, alone and with two workers, for the plan's cost model."""
+"""Measures local training steps, with one and two workers, for the plan's cost model."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ MERGED_ROWS, MERGE_TRIES = 8192, 5
 
 @dataclass(frozen=True)
 class Measured:
-    """Measurements of one worker; rows are those of all tables together.
+    """Measurements of one worker; row counts are over all tables.
 
     Attributes:
-        seconds: of a step, the mean.
-        targets: target clicks of a step, over all workers of the measurement.
-        own_rows: rows that this worker reads and that not all read.
+        seconds: mean seconds of a step.
+        targets: target clicks of a step, over all workers.
+        own_rows: rows that this worker reads, without the shared ones.
         shared_rows: rows that all workers read.
-        row_bytes: of a row's gradient.
-        state_bytes: of a row with its optimiser state.
-        sum_seconds, put_seconds: for a row that an owner adds up, and one that is taken over from its owner.
-        take_seconds: for a row of a sharded table that is read from its owner.
-        draw_seconds: for a number of a table's first vectors.
-        dense_bytes: of the networks' gradients.
-        resident: bytes of the process.
+        row_bytes: bytes of a row's gradient.
+        state_bytes: bytes of a row with its optimiser state.
+        sum_seconds, put_seconds: seconds per row to sum at its owner, and to copy from its owner.
+        take_seconds: seconds per row to read from its owner (sharded table).
+        draw_seconds: seconds per random initial value of a table.
+        dense_bytes: bytes of the networks' gradients.
+        resident: resident memory of the process in bytes.
     """
 
     seconds: float
@@ -67,7 +67,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Link:
-    """Between two workers: seconds for a message, and bytes a second."""
+    """Link between two workers: latency in seconds, bandwidth in bytes per second."""
 
     latency: float
     bandwidth: float
@@ -76,9 +76,9 @@ class Link:
 def measure(
     config: TrainerConfig, options: PlanConfig, workers: int, tokens: int, *, apart: bool = False
 ) -> tuple[list[Measured], Link]:
-    """Take steps of `tokens` target clicks with some workers here; each one's finding, and the link between them.
+    """Run steps of `tokens` target clicks with some local workers; returns measurements and the link between them.
 
-    Workers that are apart take a run's steps each, at the same time, and exchange nothing.
+    With `apart` the workers train independently at the same time, without communication.
     """
     small = replace(config, train=replace(config.train, batch_tokens=tokens))
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +92,7 @@ def _work(rank: int, size: int, apart: bool, settings: dict[str, Any], steps: in
     torch.set_num_threads(cores)
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
-        dist.barrier()  # so that those that are apart take their steps at the same time
+        dist.barrier()  # start at the same time, also with `apart`
     world = World.alone() if apart else World(rank, size, torch.device("cpu"))
     result = steps_of(from_plain(settings), world, steps)
     link = measure_link() if size > 1 else Link(0.0, math.inf)
@@ -103,10 +103,10 @@ def _work(rank: int, size: int, apart: bool, settings: dict[str, Any], steps: in
 
 
 def measure_link() -> Link:
-    """The link between two workers: small sums, and a long exchange."""
+    """Measure the link between two workers, by small all-reduces and one long exchange."""
     little, much = torch.zeros(1), torch.zeros(LINK_FLOATS)
     result = torch.empty_like(much)
-    for _ in range(LINK_TRIES):  # the first ones connect
+    for _ in range(LINK_TRIES):  # the first tries establish connections
         dist.all_reduce(little)
     begin = time.perf_counter()
     for _ in range(LINK_TRIES):
@@ -120,7 +120,7 @@ def measure_link() -> Link:
 
 
 def steps_of(config: TrainerConfig, world: World, steps: int) -> Measured:
-    """Take some steps of an epoch, and the time."""
+    """Run and time some steps of an epoch."""
     dataset = open_dataset(config.data, verify=False)
     model_task = model_task_of(config, dataset, world)
     train_step, reader = model_task.train_step(steps), model_task.reader(TRAIN_HOLDOUT)
@@ -151,14 +151,14 @@ def steps_of(config: TrainerConfig, world: World, steps: int) -> Measured:
 
 
 def _timed_steps(train_step: TrainStep, batches: Iterable[Any], steps: int) -> tuple[float, float, float, float]:
-    """Seconds of a step after the warm-up; means of its targets, of rows that it reads and of shared rows."""
+    """Mean seconds of a step after warm-up, and mean counts of its targets, read rows and shared rows."""
     rows, shared, targets, begin, taken = [], [], [], time.perf_counter(), 0
     for batch in batches:
         if taken == WARM_STEPS:
             begin = time.perf_counter()
         objective: Any = train_step.objective
         _, weights = train_step.step([batch.data], taken)
-        if taken < WARM_STEPS:  # not while the time is taken
+        if taken < WARM_STEPS:  # outside the timed steps
             candidates = objective.candidates(batch.data, taken)
             shared.append(_distinct(objective.shared(candidates)))
             rows.append(_distinct(objective.lookup_ids(batch.data, candidates)) - shared[-1])
@@ -175,16 +175,16 @@ def _distinct(ids: dict[str, torch.Tensor]) -> int:
 
 
 def measure_drawing(dimension: int) -> float:
-    """Seconds for each of the normal numbers that a table begins with."""
+    """Seconds per normal random number, as drawn to initialise a table."""
     begin = time.perf_counter()
     drawn_rows(DRAWN_ROWS, dimension, torch.Generator().manual_seed(0), FULL_TABLE)
     return (time.perf_counter() - begin) / (DRAWN_ROWS * dimension)
 
 
 def measure_merging(table: SparseTable) -> tuple[float, float, float]:
-    """Seconds a row for what an owner does with rows of others (index, order, add), for taking rows over, for reading.
+    """Seconds per row to merge rows at their owner (index, order, add), to copy rows, and to read them.
 
-    To read rows of a sharded table their owner looks them up in the order of who asks, and these put them in theirs.
+    Reading rows of a sharded table is a lookup at the owner plus a reordering by the worker that reads.
     """
     random = torch.Generator().manual_seed(0)
     shard = table.shard

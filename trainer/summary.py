@@ -22,7 +22,7 @@ DIAGNOSTICS = "diagnostics.json"
 
 
 def write_diagnostics(run: Path, validation: Validation, train_step: TrainStep) -> None:
-    """`diagnostics.json`: curves by epoch, gates and their entropy, for the report."""
+    """Write `diagnostics.json`: curves by epoch, gates and their entropy, for the report."""
     curves: dict[str, list[list[float]]] = {}
     for line in read_metrics(run / "metrics.jsonl"):
         if line["split"] in ("valid", "train-epoch") and line["value"] is not None:
@@ -46,7 +46,7 @@ def write_summary(
     progress: Progress,
     validation: Validation,
 ) -> None:
-    """`summary.json`, written last: a run folder with it is finished."""
+    """Write `summary.json`, last: it marks the run as finished."""
     flops = forward_flops(config, dataset, train_step)
     write_json(
         run / SUMMARY,
@@ -65,7 +65,7 @@ def write_summary(
             "examples_per_second": progress.examples / progress.seconds if progress.seconds else None,
             "seconds": progress.seconds,
             "parameters": parameter_counts(train_step),
-            # A backward pass costs twice its forward pass.
+            # A backward pass costs twice as much as the forward pass.
             "flops_per_example": 3 * sum(flops.values()),
             "flops_forward_by_part": flops,
             "n_items": dataset.manifest.n_items,
@@ -78,14 +78,14 @@ def write_summary(
 
 
 def parameter_counts(train_step: TrainStep) -> dict[str, int]:
-    """Parameters of each table, of the networks, and in total."""
+    """Parameter counts of each table, of the networks, and in total."""
     counts = {name: table.parameters() for name, table in train_step.tables.items()}
     counts["networks"] = sum(p.numel() for p in train_step.model.parameters())
     return counts | {"total": sum(counts.values())}
 
 
 def forward_flops(config: TrainerConfig, dataset: Dataset, train_step: TrainStep) -> dict[str, int]:
-    """Multiply-adds × 2 of one example's forward pass, by part; sessions of half the longest length."""
+    """FLOPs (multiply-adds × 2) of one example's forward pass, by part; at half the maximum session length."""
     if not isinstance(train_step.model, Recommender):
         return train_step.model.flops()
     candidates = dataset.manifest.n_items if config.loss == "softmax" else config.train.negatives

@@ -1,6 +1,6 @@
 """`python -m trainer.tune data=DIR output=TUNE model=MODEL`: hyperparameters by random search with early stopping.
 
-Trials are judged on valid alone; the test click is never read.
+Trials are compared on valid only; the test click is never read.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class TuneOptions:
 
 
 def load(options: Sequence[str]) -> TuneOptions:
-    """The checked options of a command line."""
+    """Parse and validate a command line."""
     config = read_options(TuneOptions, "trainer.conf.tune", options)
     check_values(config)
     return config

@@ -1,1 +1,1 @@
-"""From Parquet sessions to the batches of a step."""
+"""Data loading: from Parquet sessions to training batches."""

@@ -1,4 +1,4 @@
-"""Collating sessions into the tensors of a step.
+"""Collates sessions into the tensors of a training step.
 
 Letters: B sessions, T positions (the longest of the batch), F feedback rows, K feedback tasks.
 Position t (from 0) is the state after t + 1 clicks.
@@ -21,11 +21,11 @@ from trainer.data.reader import Sessions
 
 @dataclass(frozen=True)
 class FeedbackRows:
-    """What was shown after a click, scored from the state after that click, before the row is seen.
+    """Items shown after a click, scored from the state after that click, before their own outcome is seen.
 
     Attributes:
         session: int64 `[F]`, row of the batch.
-        position: int64 `[F]`, retained clicks before the row; state `position - 1` of the session scores it.
+        position: int64 `[F]`, number of retained clicks before the row; the row is scored from state `position - 1`.
         item: int64 `[F]`, the candidate.
         feedback: int16 `[F]`, outcome bits, bit 7 = clicked. Labels only, never a feature.
         index_in_session: int64 `[F]`, the row's index among all rows of its session.
@@ -44,9 +44,9 @@ class FeedbackRows:
 
 NOTHING = torch.zeros(0, dtype=torch.long)
 ACTION_BITS = 5
-"""Actions of a click: bits 0 to 4 of its feedback."""
+"""Number of action bits: bits 0 to 4 of a click's feedback."""
 ENTERED_MOST = 3
-"""An item that was entered more often counts as entered so often."""
+"""Visit counts are capped at this number."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,16 @@ class Batch:
     """Tensors of one step on one worker; sessions are padded on the right.
 
     Attributes:
-        items: int64 `[B, T]`, clicks that the encoder sees.
-        targets: int64 `[B, T]`, the click after each; 0 where there is none to train on.
+        items: int64 `[B, T]`, the encoder's input clicks.
+        targets: int64 `[B, T]`, the next click at each position; 0 = not trained on.
         profile: int64 `[B, 2]`.
-        row_state: int64 `[F]`, index into the flattened states `[B * T]`; its click has a target.
+        row_state: int64 `[F]`, index into the flattened states `[B * T]`, of a position with a target.
         row_item: int64 `[F]`.
         row_label: float32 `[F, K]`.
-        skipped_state, skipped_item, skipped_slot: int64 `[S]`, items shown with a target and not clicked,
-            numbered from 0 for each state.
-        positives: int64 `[P]`, targets of the step over all workers, where they join the negatives.
-        actions: int64 `[B, T]`, what was done with each of `items`, where the model reads it.
+        skipped_state, skipped_item, skipped_slot: int64 `[S]`, items shown with a target and not clicked;
+            slots count from 0 for each state.
+        positives: int64 `[P]`, the targets of all workers, where they are used as in-batch negatives.
+        actions: int64 `[B, T]`, action codes of `items`, where the model reads them.
     """
 
     items: torch.Tensor
@@ -79,18 +79,18 @@ class Batch:
     actions: torch.Tensor = NOTHING
 
     def describe(self) -> str:
-        """A few words that help to find the batch."""
+        """A short description that identifies the batch in error messages."""
         return f"{len(self.items)} sessions here, items {self.items[0].tolist()[:8]} …"
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device."""
+        """Move the batch to a device."""
         if device.type == "cpu":
             return self
         return Batch(*(t.pin_memory().to(device, non_blocking=True) for t in vars(self).values()))
 
 
 def pad(lists: Ragged, length_N: Int, width: int) -> Int:
-    """The first `length_N[i]` values of each list in a matrix `[N, width]`, padded with 0 on the right."""
+    """Right-pad the first `length_N[i]` values of each list with 0 to `[N, width]`."""
     out = np.full((len(length_N), width), PADDING, np.int64)
     keep = lists.index_in_row < np.repeat(length_N, lists.lengths)
     out[lists.row[keep], lists.index_in_row[keep]] = lists.values[keep]
@@ -98,10 +98,10 @@ def pad(lists: Ragged, length_N: Int, width: int) -> Int:
 
 
 def action_codes(sessions: Sessions, length_N: Int, width: int) -> Int:
-    """What was done with the first `length_N[i]` clicks of each session, `[N, width]`; 0 for padding.
+    """Action codes of the first `length_N[i]` clicks of each session, `[N, width]`; 0 for padding.
 
-    The actions of a click are its lowest bits, how often it was entered stands above them. They are outcomes of that
-    click: whatever reads them may predict only what comes after it.
+    The lowest bits hold a click's actions, the bits above its visit count. They are outcomes of that click, so they may
+    only be used to predict what comes after it.
     """
     actions = sessions.feedback.values.astype(np.int64) & ((1 << ACTION_BITS) - 1)
     entered = np.clip(sessions.watching_times.values.astype(np.int64), 0, ENTERED_MOST)
@@ -109,7 +109,7 @@ def action_codes(sessions: Sessions, length_N: Int, width: int) -> Int:
 
 
 def feedback_rows(sessions: Sessions, *, exposures: bool) -> FeedbackRows:
-    """All feedback rows of sessions: what was shown, or without exposures the retained clicks alone."""
+    """All feedback rows of sessions: the exposures, or without `exposures` the retained clicks only."""
     if exposures:
         shown = sessions.exposure_items
         position = sessions.exposure_position.values.astype(np.int64)
@@ -124,17 +124,17 @@ def feedback_rows(sessions: Sessions, *, exposures: bool) -> FeedbackRows:
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """What a training batch is made of.
+    """How training batches are built.
 
     Attributes:
-        holdout: clicks at the end of a session that are not trained on.
+        holdout: number of final clicks of a session that are not trained on.
         tasks: feedback tasks, the columns of `row_label`.
-        exposures: whether rows are what was shown, or the retained clicks alone.
-        rows_per_session: feedback rows of a session at most, sampled.
-        salt: changes the samples, the same on every worker.
-        prefixes: target clicks of a session at most, sampled; 0 = all.
-        skipped: shown but not clicked items of a target at most, sampled.
-        actions: whether the model reads what was done with past clicks.
+        exposures: whether rows are the exposures, or the retained clicks only.
+        rows_per_session: maximum feedback rows per session, sampled.
+        salt: seed of the samples, the same on every worker.
+        prefixes: maximum target clicks per session, sampled; 0 = all.
+        skipped: maximum shown but not clicked items per target, sampled.
+        actions: whether the model reads the actions on past clicks.
     """
 
     holdout: int
@@ -148,16 +148,16 @@ class BatchOptions:
 
 
 def train_batch(sessions: Sessions, options: BatchOptions, positives: Int | None = None) -> Batch:
-    """The batch of a training step.
+    """Build the batch of a training step.
 
-    The encoder sees clicks 1..n-1-holdout; each one's target is the click after it. That trains every
-    prefix of the session at once, which Tan et al. 2016 call prefix augmentation. A feedback row is trained
-    on where its state has a target (position 1..n-1-holdout).
+    The encoder reads clicks 1..n-1-holdout; the target of each is the next click. This trains every prefix
+    of the session at once (prefix augmentation, Tan et al. 2016). A feedback row is trained on if its state
+    has a target (position 1..n-1-holdout).
 
     Args:
-        sessions: this worker's share; may be empty, then the batch is one session of padding.
-        options: see there.
-        positives: targets of all workers, if they are to be negatives of each other.
+        sessions: this worker's share; if empty, the batch is one session of padding.
+        options: how the batch is built.
+        positives: targets of all workers, for in-batch negatives.
     """
     visible = np.maximum(sessions.items.lengths - 1 - options.holdout, 0)
     width = max(1, int(visible.max(initial=0)))
@@ -190,7 +190,7 @@ def train_batch(sessions: Sessions, options: BatchOptions, positives: Int | None
 
 
 def targets_of(sessions: Sessions, holdout: int) -> Int:
-    """All target clicks of sessions, one after another."""
+    """All target clicks of sessions, concatenated."""
     items = sessions.items
     trained = (items.index_in_row > 0) & (items.index_in_row < np.repeat(items.lengths - holdout, items.lengths))
     return items.values[trained].astype(np.int64)
@@ -202,7 +202,7 @@ def _has_target(rows: FeedbackRows, visible: Int, targets_BT: Int) -> npt.NDArra
 
 
 def _skipped(sessions: Sessions, visible: Int, targets_BT: Int, options: BatchOptions) -> dict[str, Int]:
-    """Skipped items of the batch, by the names of `Batch`."""
+    """The skipped-item fields of `Batch`."""
     rows = feedback_rows(sessions, exposures=True)
     rows = rows.select(((rows.feedback & CLICKED) == 0) & _has_target(rows, visible, targets_BT))
     state = rows.session * targets_BT.shape[1] + rows.position - 1
@@ -213,7 +213,7 @@ def _skipped(sessions: Sessions, visible: Int, targets_BT: Int, options: BatchOp
 
 
 def make_batch(items_BT: Int, targets_BT: Int, profile_B2: Int, rows: FeedbackRows | None, tasks: list[str]) -> Batch:
-    """Tensors from arrays; `rows` point at positions of `items_BT`."""
+    """Build a batch from arrays; `rows` refer to positions of `items_BT`."""
     if rows is None:
         empty = np.zeros(0, np.int64)
         rows = FeedbackRows(empty, empty, empty, empty.astype(np.int16), empty)

@@ -1,4 +1,4 @@
-"""Seeded hashing and sampling of rows, a pure function of its inputs."""
+"""Deterministic, seeded hashing and sampling of rows."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from trainer.data.order import Int
 
 
 def cumcount(group_R: Int) -> Int:
-    """Each row's index in its group, from 0; the rows of a group stand together."""
+    """Index of each row in its group, from 0; the rows of a group are contiguous."""
     begin = np.flatnonzero(np.diff(group_R, prepend=-1))
     return np.arange(len(group_R)) - np.repeat(begin, np.diff(np.append(begin, len(group_R))))
 
 
 def sample_per_group(user_R: Int, group_R: Int, place_R: Int, limit: int, salt: int) -> npt.NDArray[np.bool_]:
-    """Which rows a random sample of at most `limit` of each group keeps.
+    """Mask of a random sample of at most `limit` rows per group.
 
-    The choice is a hash of the row, not of the batch: each worker draws what one worker would draw.
+    The choice is a hash of the row, not of the batch, so it does not depend on the number of workers.
 
     Args:
         user_R: user of each row.
-        group_R: group of each row; the rows of a group stand together, groups rise.
-        place_R: the row's index in its session, whatever the batch.
-        limit: rows of a group to keep.
-        salt: changes the sample.
+        group_R: group of each row, in ascending order.
+        place_R: the row's index in its session.
+        limit: maximum rows per group.
+        salt: seed of the sample.
     """
     within = cumcount(group_R)
     if within.max(initial=-1) < limit:
@@ -32,7 +32,7 @@ def sample_per_group(user_R: Int, group_R: Int, place_R: Int, limit: int, salt: 
     key = mix(user_R.astype(np.uint64) ^ mix(place_R.astype(np.uint64) + np.uint64(salt)))
     order = np.lexsort((key, group_R))
     rank = np.empty(len(order), np.int64)
-    rank[order] = within  # the groups keep their places, so places in sorted groups are ranks
+    rank[order] = within  # sorting keeps groups in place, so the index in a sorted group is the rank
     return rank < limit
 
 

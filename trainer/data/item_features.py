@@ -13,17 +13,17 @@ from etl.runtime.errors import InputError
 from trainer.data.order import Int
 
 MOST_VALUES = 10_000
-"""Of a column that feedback towers read unasked: its embeddings are updated whole in each step."""
+"""Maximum values of a column that feedback towers read by default: its embeddings get a dense update each step."""
 
 
 def feedback_columns(dataset: Dataset, item_features: list[str]) -> list[str]:
-    """What feedback towers read where no columns are named: of the item features, else the category, what is small."""
+    """Default columns of the feedback towers: those of the item features (else the category) that are small."""
     columns = dataset.items(item_features or ["category"])
     return [name for name in columns.column_names if 0 < pc.count_distinct(columns[name]).as_py() <= MOST_VALUES]
 
 
 def check_columns(dataset: Dataset, option: str, columns: list[str]) -> None:
-    """Raise `InputError` where a column that an option names is none of the dataset's text columns."""
+    """Raise `InputError` if an option names a column that is not a text column of the dataset."""
     schema = pq.read_schema(dataset.file(ITEMS))
     known = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
     for column in columns:
@@ -33,11 +33,11 @@ def check_columns(dataset: Dataset, option: str, columns: list[str]) -> None:
 
 
 def feature_codes(dataset: Dataset, columns: list[str]) -> tuple[Int, dict[str, dict[str, int]]]:
-    """Codes of the items' features and what they stand for.
+    """Encode item features as integers.
 
     Returns:
         int64 `[n_items + 1, C]`: code of each item's value, 0 = unknown and padding; no two columns share a code.
-        By column the code of each value, in the order of their names.
+        By column the code of each value, values sorted.
     """
     codes, vocabulary, first = [np.zeros((dataset.manifest.n_items + 1, 0), np.int64)], {}, 1
     for column in columns:

@@ -1,8 +1,8 @@
-"""In which order sessions are trained on: a pure function of (seed, epoch, dataset).
+"""The order of training sessions: a pure function of (seed, epoch, dataset).
 
-The order is one of *global* batches. A worker takes its share of each, so the number of workers
-changes who computes, never what a step is; a position in the epoch is one integer, the number of
-samples (sessions) before it.
+The order is over *global* batches. Each worker takes a share of every batch, so the number of workers
+does not change what a step computes. A position in the epoch is one integer: the number of samples
+(sessions) before it.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import numpy.typing as npt
 
 Int = npt.NDArray[np.int64]
 SORTED_TOGETHER = 32
-"""Batches' worth of sessions that are sorted by length before they are cut into batches."""
+"""Number of batches whose sessions are sorted by length together (length bucketing)."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What the order of an epoch follows from.
+    """Everything that determines the order of an epoch.
 
     Attributes:
-        group_rows: rows of every row group of the dataset, in file order.
+        group_rows: number of rows of each row group of the dataset, in file order.
         seed, epoch: of the run.
         fingerprint: of the dataset.
-        batch_tokens: target clicks of a global batch.
-        shuffle_buffer_sessions: rows shuffled together; complete row groups, at least one.
+        batch_tokens: target clicks per global batch.
+        shuffle_buffer_sessions: size of the shuffle buffer, rounded to complete row groups, at least one.
     """
 
     group_rows: Int
@@ -38,11 +38,11 @@ class Order:
     shuffle_buffer_sessions: int
 
     def rng(self, *more: int) -> np.random.Generator:
-        """A generator of its own for each use, so that any part of an epoch can be made alone."""
+        """An independent generator per use, so that any part of an epoch can be generated on its own."""
         return np.random.default_rng([self.seed, self.epoch, int(self.fingerprint[:15], 16), *more])
 
     def windows(self) -> Iterator[Int]:
-        """Row groups that are shuffled together, in the order of the epoch."""
+        """Windows of row groups that are shuffled together, in the order of the epoch."""
         order = self.rng(0).permutation(len(self.group_rows))
         begin, rows = 0, 0
         for end, group in enumerate(order, 1):
@@ -55,12 +55,12 @@ class Order:
         """Cut a window's sessions into global batches.
 
         Args:
-            window: its number in the epoch.
-            tokens_N: target clicks of each session of the window; those without any are left out.
+            window: index of the window in the epoch.
+            tokens_N: target clicks of each session of the window; sessions with 0 are left out.
 
         Returns:
-            Row numbers of each batch, shortest session first. Sessions of like length share a batch,
-            which saves padding; the batches come in random order, which learning needs.
+            Row numbers of each batch, shortest session first. Sessions of similar length share a batch to
+            save padding; the batches are shuffled.
         """
         rng = self.rng(1, window)
         row = np.flatnonzero(tokens_N > 0)
@@ -78,5 +78,5 @@ class Order:
 
 
 def share(batch_N: Int, global_rank: int, world_size: int) -> Int:
-    """A worker's sessions of a global batch: every `world_size`-th, so that lengths are spread evenly."""
+    """A worker's share of a global batch: every `world_size`-th session, so that lengths are balanced."""
     return batch_N[global_rank::world_size]

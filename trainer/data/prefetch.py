@@ -1,4 +1,4 @@
-"""Batches read ahead in a thread."""
+"""Prefetching of batches in a background thread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.data.reader import T
 
 
 class Prefetch(Generic[T]):
-    """Runs an iterator in a thread, a few elements ahead; `waited` is the time spent without one."""
+    """Runs an iterator a few elements ahead in a thread; `waited` is the time the consumer was blocked."""
 
     def __init__(self, source: Iterator[T], ahead: int = 4) -> None:
         self.source, self.waited = source, 0.0
@@ -26,7 +26,7 @@ class Prefetch(Generic[T]):
                 if not self._put(("element", element)):
                     return
             self._put(("end", None))
-        except BaseException as error:  # handed to the consumer, which raises it
+        except BaseException as error:  # re-raised in the consumer
             self._put(("error", error))
 
     def _put(self, entry: tuple[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Lists of different lengths as one flat array and offsets."""
+"""Ragged arrays: variable-length lists as one flat array and offsets."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from trainer.data.order import Int
 
 @dataclass(frozen=True)
 class Ragged:
-    """Lists of different lengths: row i is `values[offset[i]:offset[i + 1]]`."""
+    """Variable-length lists: row i is `values[offset[i]:offset[i + 1]]`."""
 
     offset: Int
     values: npt.NDArray[Any]
 
     @classmethod
     def of(cls, column: pa.ChunkedArray) -> Ragged:
-        """An Arrow list column without nulls."""
+        """From an Arrow list column without nulls."""
         array = column.combine_chunks()
         if isinstance(array, pa.ChunkedArray):
             array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
@@ -34,7 +34,7 @@ class Ragged:
         return np.diff(self.offset)
 
     def take(self, row_N: Int) -> Ragged:
-        """Some of the lists, in the order of `row_N`."""
+        """Select lists by row number, in the order of `row_N`."""
         lengths = self.lengths[row_N]
         offset = np.concatenate([[0], np.cumsum(lengths)])
         index = np.arange(offset[-1]) + np.repeat(self.offset[row_N] - offset[:-1], lengths)
@@ -42,10 +42,10 @@ class Ragged:
 
     @property
     def row(self) -> Int:
-        """The list that each value belongs to."""
+        """Row number of each value."""
         return np.repeat(np.arange(len(self.offset) - 1), self.lengths)
 
     @property
     def index_in_row(self) -> Int:
-        """Each value's index in its list, from 0."""
+        """Index of each value in its list, from 0."""
         return np.arange(len(self.values)) - np.repeat(self.offset[:-1], self.lengths)

@@ -20,7 +20,7 @@ from trainer.data.ragged import Ragged
 from trainer.data.reader import Reader, Sessions
 
 HISTORY = 10
-"""Clicks before a row that its features hold."""
+"""Number of past clicks in a row's features."""
 ROW_COLUMNS = ["user_id", "item", "gender", "age", "history", "click", "like", "share", "follow", "split"]
 
 
@@ -31,7 +31,7 @@ class FlatRows:
     Attributes:
         user_id: int64 `[F]`.
         item: int64 `[F]`, the candidate.
-        history: int64 `[F, L]`, the last clicks before the row, oldest first; 0 where there are fewer.
+        history: int64 `[F, L]`, the last clicks before the row, oldest first, padded with 0.
         profile: int64 `[F, 2]`, gender and age.
         feedback: int16 `[F]`, outcome bits, bit 7 = clicked. Labels only.
         split: `[F]`, index in `SPLITS`.
@@ -48,7 +48,7 @@ class FlatRows:
         return len(self.item)
 
     def take(self, row_N: Int) -> FlatRows:
-        """Some of the rows, in the order of `row_N`."""
+        """Select rows by number, in the order of `row_N`."""
         return FlatRows(*(values[row_N] for values in vars(self).values()))
 
 
@@ -57,7 +57,7 @@ class RankBatch:
     """Tensors of one step on one worker.
 
     Attributes:
-        user: int64 `[F]`, rows of the user table, from 1.
+        user: int64 `[F]`, row in the user table; 0 = unknown.
         item: int64 `[F]`.
         history: int64 `[F, L]`.
         profile: int64 `[F, 2]`.
@@ -71,18 +71,18 @@ class RankBatch:
     label: torch.Tensor
 
     def describe(self) -> str:
-        """A few words that help to find the batch."""
+        """A short description that identifies the batch in error messages."""
         return f"{len(self.item)} rows here, items {self.item.tolist()[:8]} …"
 
     def to(self, device: torch.device) -> RankBatch:
-        """The batch on a device."""
+        """Move the batch to a device."""
         if device.type == "cpu":
             return self
         return RankBatch(*(t.pin_memory().to(device, non_blocking=True) for t in vars(self).values()))
 
 
 def block_rows(sessions: Sessions, rows: FeedbackRows) -> FlatRows:
-    """Rows shown in sessions, with the clicks before each."""
+    """Feedback rows of sessions, each with the clicks before it."""
     items, session = sessions.items, rows.session
     click = rows.position[:, None] + np.arange(-HISTORY, 0)
     index = np.clip(items.offset[session][:, None] + click, 0, max(len(items.values) - 1, 0))
@@ -93,11 +93,11 @@ def block_rows(sessions: Sessions, rows: FeedbackRows) -> FlatRows:
 
 
 def rank_batch(rows: FlatRows, users: Int, tasks: list[str]) -> RankBatch:
-    """Tensors of rows.
+    """Build a batch of rows.
 
     Args:
-        rows: of this worker; may be none.
-        users: int64, all users trained on, rising; a row's user is the number from 1 on, 0 one unknown.
+        rows: this worker's share; may be empty.
+        users: int64, all training users, sorted; a user's table row is its index + 1, 0 if unknown.
         tasks: the columns of `label`.
     """
     label = np.stack([feedback_labels(rows.feedback, task) for task in tasks], axis=1)
@@ -112,7 +112,7 @@ def rank_batch(rows: FlatRows, users: Int, tasks: list[str]) -> RankBatch:
 
 
 def all_users(dataset: Dataset, reader: Reader[Sessions] | Reader[FlatRows]) -> Int:
-    """The distinct users of a dataset, rising."""
+    """The distinct users of a dataset, sorted."""
     result = [
         np.unique(reader.read_columns([group], ["user_id"])["user_id"].to_numpy())
         for group in range(len(reader.groups))
@@ -121,11 +121,11 @@ def all_users(dataset: Dataset, reader: Reader[Sessions] | Reader[FlatRows]) -> 
 
 
 class RowReader(Reader[FlatRows]):
-    """Reads the flat rows of scenario `ctr`; those of `split` valid and test are not trained on.
+    """Reads the flat rows of scenario `ctr`, training only on rows of some splits.
 
     Args:
         dataset: the opened dataset.
-        trained: splits that are trained on: train, with valid after a refit.
+        trained: splits to train on: train, and for a refit valid.
     """
 
     def __init__(self, dataset: Dataset, trained: tuple[str, ...]) -> None:
@@ -137,7 +137,7 @@ class RowReader(Reader[FlatRows]):
         return np.isin(split, self.trained).astype(np.int64)
 
     def read(self, groups: Int) -> FlatRows:
-        """All rows of some row groups."""
+        """Read all rows of some row groups."""
         return flat_rows(self.read_columns(groups, ROW_COLUMNS))
 
 

@@ -1,4 +1,4 @@
-"""Samples from the dataset's Parquet files, a window of row groups at a time."""
+"""Streams samples from the dataset's Parquet files, one window of row groups at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainer.data.ragged import Ragged
 
 T = TypeVar("T")
 ENTERED_COLUMN = "watching_times"
-"""How often a click was entered: read where the model reads past actions."""
+"""Visit count of a click; read only if the model reads past actions."""
 SESSION_COLUMNS = ["user_id", "items", "feedback", "n_clicks", "gender", "age"]
 EXPOSURE_COLUMNS = ["exposure_items", "exposure_position", "exposure_feedback"]
 LISTS = ("items", "feedback", ENTERED_COLUMN, *EXPOSURE_COLUMNS)
@@ -28,8 +28,8 @@ def session_columns(*, exposures: bool, actions: bool = False) -> list[str]:
     """Columns of the session files to read.
 
     Args:
-        exposures: what was shown.
-        actions: what past actions are made of.
+        exposures: whether to read the exposures.
+        actions: whether to read the inputs of past actions.
     """
     return SESSION_COLUMNS + (EXPOSURE_COLUMNS if exposures else []) + ([ENTERED_COLUMN] if actions else [])
 
@@ -42,11 +42,11 @@ class Sessions:
         user_id: int64 `[N]`.
         items: retained clicks as dense ids, oldest first.
         feedback: bits parallel to `items`.
-        watching_times: how often each click was entered; empty lists where it was not read.
-        n_clicks: int32 `[N]`, clicks before truncation.
+        watching_times: visit count of each click; empty lists if not read.
+        n_clicks: int32 `[N]`, number of clicks before truncation.
         profile: int64 `[N, 2]`, gender and age, -1 where unknown.
-        exposure_items, exposure_position, exposure_feedback: rows shown; empty lists where the dataset
-            was made without exposures.
+        exposure_items, exposure_position, exposure_feedback: the exposures; empty lists if the dataset
+            was prepared without them.
     """
 
     user_id: Int
@@ -64,14 +64,14 @@ class Sessions:
 
     @classmethod
     def of(cls, table: pa.Table) -> Sessions:
-        """Columns of the dataset's session files; exposure columns may be missing."""
+        """From a table of the dataset's session files; exposure columns may be missing."""
         empty = Ragged(np.zeros(len(table) + 1, np.int64), np.zeros(0, np.int64))
         lists = {name: Ragged.of(table[name]) if name in table.column_names else empty for name in LISTS}
         profile = np.stack([table[name].to_numpy().astype(np.int64) for name in ("gender", "age")], axis=1)
         return cls(user_id=table["user_id"].to_numpy(), n_clicks=table["n_clicks"].to_numpy(), profile=profile, **lists)
 
     def take(self, row_N: Int) -> Sessions:
-        """Some of the sessions, in the order of `row_N`."""
+        """Select sessions by number, in the order of `row_N`."""
         lists = {name: getattr(self, name).take(row_N) for name in LISTS}
         return replace(
             self, user_id=self.user_id[row_N], n_clicks=self.n_clicks[row_N], profile=self.profile[row_N], **lists
@@ -80,12 +80,12 @@ class Sessions:
 
 @dataclass(frozen=True)
 class GlobalBatch(Generic[T]):
-    """This worker's share of a step's sessions.
+    """This worker's share of a global batch.
 
     Attributes:
-        first_sample: samples of the epoch before this batch, over all workers.
-        samples: sessions of the batch, over all workers.
-        data: what `collate` made of this worker's share.
+        first_sample: number of samples of the epoch before this batch, over all workers.
+        samples: number of samples of the batch, over all workers.
+        data: this worker's share, collated.
     """
 
     first_sample: int
@@ -94,23 +94,23 @@ class GlobalBatch(Generic[T]):
 
 
 class Samples(Protocol):
-    """What an epoch goes through, in memory: sessions, or rows."""
+    """In-memory samples of an epoch: sessions or rows."""
 
     def __len__(self) -> int: ...
 
     def take(self, row_N: Int, /) -> Any:
-        """Some of the samples, in the order of `row_N`."""
+        """Select samples by number, in the order of `row_N`."""
 
 
 S = TypeVar("S", bound=Samples)
 
 
 class Reader(ABC, Generic[S]):
-    """Streams a dataset's samples in the order of an epoch, never more than a window in memory.
+    """Streams a dataset's samples in the order of an epoch, with at most one window in memory.
 
     Args:
         dataset: the opened dataset.
-        paths: its files with samples.
+        paths: sample files of the dataset.
     """
 
     def __init__(self, dataset: Dataset, paths: list[str]) -> None:
@@ -127,24 +127,24 @@ class Reader(ABC, Generic[S]):
 
     @abstractmethod
     def _read_targets(self, group: int) -> Int:
-        """Targets of each sample of a row group; those of 0 are not trained on."""
+        """Number of targets of each sample of a row group; samples with 0 are not trained on."""
 
     @abstractmethod
     def read(self, groups: Int) -> S:
-        """All samples of some row groups."""
+        """Read all samples of some row groups."""
 
     def targets(self, group: int) -> Int:
-        """Targets of each sample of a row group."""
+        """Number of targets of each sample of a row group, cached."""
         if group not in self._targets:
             self._targets[group] = self._read_targets(group).astype(np.int16)
         return self._targets[group].astype(np.int64)
 
     def total_targets(self) -> int:
-        """Targets of an epoch."""
+        """Number of targets in an epoch."""
         return sum(int(self.targets(group).sum()) for group in range(len(self.groups)))
 
     def read_columns(self, groups: Iterable[int], columns: list[str]) -> pa.Table:
-        """Columns of some row groups."""
+        """Read columns of some row groups."""
         tables = []
         for group in groups:
             path, number = self.groups[group]
@@ -157,13 +157,13 @@ class Reader(ABC, Generic[S]):
     ) -> Iterator[GlobalBatch[T]]:
         """This worker's batches of an epoch from sample `start` on.
 
-        Windows before `start` are not read: their lengths alone say how many samples they hold.
+        Windows before `start` are skipped without reading their samples.
 
         Args:
-            order: of the epoch.
-            collate: makes a batch of a window's samples, the rows of this worker's share, and those of the
-                whole step.
-            start: samples of the epoch that are done, over all workers.
+            order: the order of the epoch.
+            collate: builds a batch from a window's samples, the row numbers of this worker's share, and
+                those of the global batch.
+            start: number of samples of the epoch already trained on, over all workers.
             global_rank, world_size: of this worker.
         """
         sample = 0
@@ -186,10 +186,10 @@ class SessionReader(Reader[Sessions]):
 
     Args:
         dataset: the opened dataset.
-        exposures: whether to read what was shown.
-        holdout: clicks at the end of a session that are not trained on (2, or 1 after a refit).
-        prefixes: target clicks of a session at most; 0 = all.
-        actions: whether to read what past actions are made of.
+        exposures: whether to read the exposures.
+        holdout: number of final clicks of a session that are not trained on (2; 1 for a refit).
+        prefixes: maximum target clicks per session; 0 = all.
+        actions: whether to read the inputs of past actions.
     """
 
     def __init__(
@@ -206,5 +206,5 @@ class SessionReader(Reader[Sessions]):
         return np.minimum(targets, self.prefixes) if self.prefixes else targets
 
     def read(self, groups: Int) -> Sessions:
-        """All sessions of some row groups."""
+        """Read all sessions of some row groups."""
         return Sessions.of(self.read_columns(groups, self.columns))

@@ -1,1 +1,1 @@
-"""Workers: ranks, collectives, exchange of sparse gradients."""
+"""Distributed training: ranks, collectives, sparse gradient exchange."""

@@ -1,6 +1,6 @@
-"""Exchange of table rows by owner: worker `id % size` owns a row, sums its gradients and updates it.
+"""Sparse gradient exchange by row owner: worker `id % size` owns a row, sums its gradients and updates it.
 
-One exchange serves all tables of a step, since each message has a latency. W workers, T tables.
+One exchange serves all tables of a step, to pay each message's latency once. W workers, T tables.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Route:
-    """Where the rows of one table go.
+    """How the rows of one table are routed to their owners.
 
     Attributes:
-        order: int64 `[U]`, places of this worker's rows, by owner; of each owner those that all share come first.
-        sent: rows for each owner, W numbers.
-        owned: int64, distinct rows that are owned here and read by any worker, rising.
-        owned_index: int64, where each received row stands among `owned`; rows come by the rank of their sender.
-        received: rows of each worker, W numbers.
+        order: int64 `[U]`, permutation of this worker's rows by owner, the shared rows of each owner first.
+        sent: number of rows sent to each owner, `[W]`.
+        owned: int64, distinct ids of rows owned here and read by any worker, sorted.
+        owned_index: int64, index in `owned` of each received row; received rows are in the order of sender ranks.
+        received: number of rows received from each worker, `[W]`.
     """
 
     order: torch.Tensor
@@ -36,16 +36,16 @@ class Route:
 
 
 class RowExchange:
-    """Routes of the rows that a step reads; made before the forward pass, by all workers together.
+    """Exchange of the rows that a step reads; constructed collectively, before the forward pass.
 
-    Rows that every worker reads (the shared negatives) carry no ids: each owner knows them.
+    Ids of rows that every worker reads (the shared negatives) are not sent: each owner knows them.
 
     Args:
-        requested: distinct ids by table that this worker reads, int64, rising; the same tables on all workers.
-        shared: distinct ids by table that all workers read, int64, rising, contained in `requested`.
-        extra: float64 `[K]`, small numbers to sum over workers on the way.
+        requested: distinct ids that this worker reads by table, int64, sorted; the same tables on all workers.
+        shared: distinct ids that all workers read by table, int64, sorted, a subset of `requested`.
+        extra: float64 `[K]`, values to all-reduce (sum) with the same message.
         world: the workers, more than one.
-        group: process group of the exchange; None = the step's.
+        group: process group of the exchange; None = the default group.
     """
 
     def __init__(
@@ -81,13 +81,13 @@ class RowExchange:
 
     @property
     def owned(self) -> Tensors:
-        """Distinct rows by table that are owned here and read by any worker, rising."""
+        """Distinct ids by table of rows owned here and read by any worker, sorted."""
         return {name: route.owned for name, route in self.routes.items()}
 
     def to_owners(self, values: Tensors) -> Tensors:
-        """Sums over workers of float32 rows `[U, C]` by table, at their owners: `[owned, C]`.
+        """Sum float32 rows `[U, C]` by table over workers, at their owners: `[owned, C]`.
 
-        An owner adds in the order of ranks, so that a run repeats to the bit.
+        Owners add in the order of ranks, so that runs are reproducible bit for bit.
         """
         tensors = [values[name][route.order] for name, route in self.routes.items()]
         sent, received = self._splits()
@@ -97,7 +97,7 @@ class RowExchange:
         return result
 
     def from_owners(self, values: Tensors) -> Tensors:
-        """Rows `[U, C]` that this worker reads, by table, from their owners' `[owned, C]`."""
+        """Fetch the rows `[U, C]` that this worker reads, by table, from their owners' `[owned, C]`."""
         sent, received = self._splits()
         tensors = [values[name][route.owned_index] for name, route in self.routes.items()]
         result = {}
@@ -106,17 +106,17 @@ class RowExchange:
         return result
 
     def to_all(self, values: Tensors, counts_WT: list[list[int]]) -> tuple[Tensors, Tensors]:
-        """All rows of the step on all workers.
+        """All-gather the rows of the step.
 
         Args:
-            values: `[owned, C]` by table, float32 (or float64, as tests take it).
-            counts_WT: owned rows of every worker by table.
+            values: `[owned, C]` by table, float32 (float64 in tests).
+            counts_WT: number of owned rows by worker and table.
 
         Returns:
-            Ids and rows by table, those of owner 0 first.
+            Ids and rows by table, in the order of owners.
         """
         kind = next(iter(values.values())).dtype
-        id_kind = torch.int32 if kind == torch.float32 else torch.int64  # as wide, so that ids travel as they are
+        id_kind = torch.int32 if kind == torch.float32 else torch.int64  # same width, so that ids are sent as raw bits
         tensors = []
         for name, route in self.routes.items():
             tensors += [route.owned.to(id_kind).view(kind), values[name].flatten()]
@@ -139,7 +139,7 @@ class RowExchange:
         )
 
     def _splits(self) -> tuple[list[list[int]], list[list[int]]]:
-        """Rows sent to and received from each worker, by table."""
+        """Number of rows sent to and received from each worker, by table."""
         routes = self.routes.values()
         return (
             [list(row) for row in zip(*(route.sent for route in routes), strict=True)],
@@ -149,7 +149,7 @@ class RowExchange:
     def _exchanged(
         self, tables: Sequence[torch.Tensor], sent_WT: list[list[int]], received_WT: list[list[int]]
     ) -> list[torch.Tensor]:
-        """Rows of T tables, which lie by receiver, in one message to each; what came, by table and by sender."""
+        """Send rows of T tables, ordered by receiver, in one message to each; returns rows by table and sender."""
         widths = [1 if table.dim() == 1 else table.shape[1] for table in tables]
         pieces = [table.flatten().split([row[t] * widths[t] for row in sent_WT]) for t, table in enumerate(tables)]
         data = torch.cat([piece for to in zip(*pieces, strict=True) for piece in to])
@@ -170,15 +170,15 @@ class RowExchange:
 
 
 def sum_by_sender(owned_index: torch.Tensor, rows: torch.Tensor, received: list[int], n_owned: int) -> torch.Tensor:
-    """Sums of received rows `[n_owned, C]`, added one sender after another.
+    """Sum received rows to `[n_owned, C]`, one sender after another.
 
-    With several threads `index_put_(accumulate=True)` adds in any order, so that its sums differ from call to call.
+    Multi-threaded `index_put_(accumulate=True)` adds in any order, so its sums are not reproducible.
 
     Args:
-        owned_index: int64, row of the result that each received row adds to; those of one sender are distinct.
+        owned_index: int64, result row of each received row; distinct for each sender.
         rows: received rows, by sender.
-        received: rows of each sender.
-        n_owned: rows of the result.
+        received: number of rows from each sender.
+        n_owned: number of rows of the result.
     """
     total = rows.new_zeros(n_owned, rows.shape[1])
     for at, part in zip(owned_index.split(received), rows.split(received), strict=True):
@@ -195,15 +195,15 @@ def _route(
     received: list[int],
     world: World,
 ) -> Route:
-    """The route of a table's rows.
+    """Build the route of a table's rows.
 
     Args:
-        requested: ids that this worker reads, rising.
-        shared: ids that all read, rising.
-        own: the others of `requested`, by owner.
-        sent: how many of these go to each owner.
-        came: ids that others read of this owner, without the shared ones, by their ranks.
-        received: how many of these come from each.
+        requested: ids that this worker reads, sorted.
+        shared: ids that all workers read, sorted.
+        own: the other ids of `requested`, by owner.
+        sent: number of ids of `own` sent to each owner.
+        came: ids that workers request from this owner, without the shared ones, by rank.
+        received: number of ids of `came` from each worker.
         world: the workers.
     """
     of_owner = [shared[shared % world.size == owner] for owner in range(world.size)]

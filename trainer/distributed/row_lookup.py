@@ -1,4 +1,4 @@
-"""Collective lookup of table rows at their owners, outside of training steps."""
+"""Collective lookup of sharded table rows, outside of training steps."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from trainer.models.embedding_table import SparseTable
 
 
 class RowLookup:
-    """Lookups in rounds, each an exchange of all workers about all tables.
+    """Lookups in rounds; each round is a collective over all tables.
 
-    Workers need not ask for the same things or equally often: one that needs nothing more calls `finish`, which answers
-    the others until they have called it too. A round waits as long as the slowest worker takes, up to a day.
+    Workers may look up different ids, and differently often: a worker that is done calls `finish`, which serves the
+    others until all have called it. A round waits up to a day for the slowest worker.
 
     Args:
-        tables: the shards of this worker by name; the same names in the same order on all workers.
+        tables: this worker's shards by name; the same names in the same order on all workers.
         world: the workers, more than one.
     """
 
@@ -25,16 +25,16 @@ class RowLookup:
         self.tables = {name: RemoteTable(self, name) for name in tables}
 
     def values(self, name: str, ids: torch.Tensor) -> torch.Tensor:
-        """Rows `[U, D + 1]` (`[U, D]` without bias) of distinct ids, int64 `[U]`, rising, of a table."""
+        """Rows `[U, D + 1]` (`[U, D]` without bias) of a table for distinct ids, int64 `[U]`, sorted."""
         return self._round({name: ids.cpu()}, asking=True)[0][name].to(ids.device)
 
     def finish(self) -> None:
-        """Answer until all workers need nothing more."""
+        """Serve the other workers until all are finished."""
         while self._round({}, asking=False)[1]:
             pass
 
     def _round(self, asked: Tensors, *, asking: bool) -> tuple[Tensors, bool]:
-        """Rows of the ids asked by table, and whether any worker asked."""
+        """Rows of the requested ids by table, and whether any worker is still asking."""
         requested = {name: asked.get(name, torch.zeros(0, dtype=torch.int64)) for name in self.shards}
         count = torch.tensor([asking], dtype=torch.float64)
         exchange = RowExchange(requested, {}, count, self.world, self.world.waits)  # a gloo group: on the CPU
@@ -43,11 +43,11 @@ class RowLookup:
 
 
 class RemoteTable:
-    """A table as its owners answer for it; every `read` is a round of the lookup.
+    """A sharded table read through its owners; every `read` is a round of the lookup.
 
     Args:
-        lookup: that the table is one of.
-        name: of the table.
+        lookup: the lookup that serves the table.
+        name: name of the table.
     """
 
     def __init__(self, lookup: RowLookup, name: str) -> None:
@@ -55,9 +55,9 @@ class RemoteTable:
         self.n_rows, self.dimension = lookup.shards[name].n_rows, lookup.shards[name].dimension
 
     def read(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Vectors `[..., D]` and biases `[...]` of ids `[...]`; the biases of a table without any are empty.
+        """Vectors `[..., D]` and biases `[...]` of ids `[...]`; biases are empty for a table without bias.
 
-        The vectors are contiguous as those of a table are: products of a slice of wider rows round differently.
+        Vectors are made contiguous, as in a table: products with a slice of wider rows round differently.
         """
         distinct, index = torch.unique(ids, return_inverse=True)
         rows = torch.nn.functional.embedding(index, self.lookup.values(self.name, distinct))

@@ -1,4 +1,4 @@
-"""`ray.workers=auto`: the number of workers from the size of the work."""
+"""`ray.workers=auto`: chooses the number of workers by the amount of work."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from etl.dataset import Dataset
 from trainer.config import TrainerConfig
 
 WORKER_TARGETS = 2048
-"""Target clicks of a step for each worker: with fewer, exchanging gradients costs more than a further core saves."""
+"""Minimum target clicks per worker and step: below, the gradient exchange costs more than another core saves."""
 RAY_CLICKS = 5_000_000
-"""Clicks of a complete run below which starting Ray takes longer than its workers save."""
+"""Clicks of a run (all epochs) below which starting Ray takes longer than its workers save."""
 
 
 def choose_workers(config: TrainerConfig, dataset: Dataset) -> None:
-    """Replace `ray.workers=auto` by a number, saying in one line which and why.
+    """Replace `ray.workers=auto` by a number, and print it with the reason.
 
-    On this machine that is 0, this process with all cores, unless each of two or more cores would have `WORKER_TARGETS`
-    target clicks of a step and the run goes through `RAY_CLICKS`. On a cluster, and on GPUs, it is a range, since how
-    many of them there are is not known before the run starts.
+    Locally it is 0 (this process, all cores), unless two or more workers would each get `WORKER_TARGETS` target clicks
+    per step and the run has `RAY_CLICKS`. On a cluster or GPUs it is a range, since the available number is not known
+    before the run starts.
     """
     if config.ray.workers != "auto":
         return
@@ -29,16 +29,16 @@ def choose_workers(config: TrainerConfig, dataset: Dataset) -> None:
 
 
 def worker_count(batch_targets: int, clicks: int, cores: int, *, elsewhere: bool) -> int | list[int]:
-    """Workers for a run.
+    """Number of workers for a run.
 
     Args:
-        batch_targets: target clicks of a step.
-        clicks: that the run goes through, over all epochs.
+        batch_targets: target clicks per step.
+        clicks: clicks of the run, over all epochs.
         cores: of this machine.
-        elsewhere: the workers run on a cluster or on GPUs: at least one is needed.
+        elsewhere: whether workers run on a cluster or GPUs, which needs at least one.
 
     Returns:
-        A number, or least and most.
+        A number, or minimum and maximum.
     """
     worth = batch_targets // WORKER_TARGETS
     if elsewhere:

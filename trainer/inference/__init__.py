@@ -1,1 +1,1 @@
-"""Scoring, validation, export of bundles."""
+"""Inference: scoring, validation, bundle export."""

@@ -27,14 +27,14 @@ from trainer.training.objective import INPUT, ITEM
 ENCODER, ITEMS = "encoder.pt2", "items.parquet"
 EXPORT = Kind("an export", MANIFEST, lambda data: listed_files(data, {"inputs", "dimension", "length"}, MANIFEST))
 EXAMPLES, MOST_SESSIONS = 4, 4_096
-"""Sessions that the program is traced with, and that it takes at a time."""
+"""Number of sessions in the example input for tracing, and the maximum batch size."""
 
 
 class Encoder(nn.Module):
-    """Queries after the last click of sessions.
+    """Query vectors of sessions, after the last click.
 
     Args:
-        scorer: the trained model; its tables become part of the program.
+        scorer: the trained model; its tables are stored in the program.
     """
 
     clicked: torch.Tensor
@@ -42,8 +42,8 @@ class Encoder(nn.Module):
     def __init__(self, scorer: SessionScorer) -> None:
         super().__init__()
         self.model = copy.deepcopy(scorer.model).eval()
-        del self.model.item_features  # they are in the vectors already, and torch cannot save its empty tables
-        self.model.feedback_features = None  # a query needs none
+        del self.model.item_features  # already added to the vectors; torch cannot save its empty tables
+        self.model.feedback_features = None  # not used by queries
         name = INPUT if INPUT in scorer.tables else ITEM
         every = torch.arange(scorer.tables[name].n_rows, device=scorer.device)
         vectors = scorer.model.item_features.vectors(scorer.tables, name, every)
@@ -52,13 +52,13 @@ class Encoder(nn.Module):
     def forward(
         self, items: torch.Tensor, lengths: torch.Tensor, profile: torch.Tensor, actions: torch.Tensor
     ) -> torch.Tensor:
-        """Queries `[B, D + 1]` whose inner products with the vectors of `items.parquet` are the scores.
+        """Queries `[B, D + 1]`; scores are their inner products with the vectors of `items.parquet`.
 
         Args:
-            items: int64 `[B, T]`, dense ids, oldest first, 0 on the right.
-            lengths: int64 `[B]`, clicks of each session, at least 1.
+            items: int64 `[B, T]`, dense ids, oldest first, right-padded with 0.
+            lengths: int64 `[B]`, number of clicks of each session, at least 1.
             profile: int64 `[B, 2]`, gender and age, -1 where unknown.
-            actions: int64 `[B, T]`, codes of what was done with each click; 0 where the model does not read them.
+            actions: int64 `[B, T]`, action codes of the clicks; 0 if the model does not read them.
         """
         last = torch.arange(items.shape[0], device=items.device) * items.shape[1] + lengths - 1
         read = actions if self.model.past_actions is not None else None
@@ -71,7 +71,7 @@ def export_encoder(options: ExportConfig) -> None:
     """Write `encoder.pt2`, `items.parquet` and a manifest.
 
     Raises:
-        InputError: no finished run of a session model, an encoder that cannot be traced, or an output that is not ours.
+        InputError: no finished run of a session model, an untraceable encoder, or an output of another program.
     """
     read = [path for path in (options.run, options.data) if path]
     refuse_output(options.output, EXPORT, overwrite=options.overwrite, inputs=read)
@@ -94,10 +94,10 @@ def export_encoder(options: ExportConfig) -> None:
 
 
 def trace(encoder: Encoder, dataset: Dataset) -> torch.export.ExportedProgram:
-    """The program for any number of sessions, padded to the dataset's longest.
+    """Trace the encoder with a dynamic batch size; sessions are padded to the dataset's longest.
 
     Raises:
-        InputError: the encoder's operations depend on the clicks themselves.
+        InputError: the encoder's control flow depends on its input values.
     """
     longest = dataset.manifest.max_clicks
     items = torch.ones((EXAMPLES, longest), dtype=torch.int64)
@@ -106,7 +106,7 @@ def trace(encoder: Encoder, dataset: Dataset) -> torch.export.ExportedProgram:
     sessions = torch.export.Dim("sessions", min=1, max=MOST_SESSIONS)
     shapes = {name: {0: sessions} for name in ("items", "lengths", "profile", "actions")}
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # a GRU keeps its weights twice, which concerns nobody here
+        warnings.simplefilter("ignore")  # a GRU's flattened weights alias its parameters, which is harmless here
         try:
             return torch.export.export(encoder, example_inputs, dynamic_shapes=shapes)
         except (torch._dynamo.exc.UserError, RuntimeError) as error:
@@ -116,7 +116,7 @@ def trace(encoder: Encoder, dataset: Dataset) -> torch.export.ExportedProgram:
 
 
 def write_manifest(folder: Path, scorer: SessionScorer, dataset: Dataset, model: str) -> None:
-    """Describe the files, so that a server needs nothing else of the project."""
+    """Describe the files, so that a server does not need this package."""
     rows = {ENCODER: 1, ITEMS: dataset.manifest.n_items}
     files = [vars(describe_file(folder, name, count)) for name, count in rows.items()]
     longest = dataset.manifest.max_clicks

@@ -1,4 +1,4 @@
-"""Bundle export: each worker exports its share of the data files, the first one finishes it."""
+"""Bundle export: each worker exports its share of the data files; the first worker completes the bundle."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ SESSIONS_PER_BATCH = 512
 ROWS_PER_BATCH = 16_384
 ITEMS_PER_BATCH = 1 << 18
 FEEDBACK_STATES = {"valid": ("valid",), "test": ("test", "next")}
-"""Queries whose states score a split's rows: test also has what was shown after the last click."""
+"""Query splits whose states score a split's feedback rows; test includes rows shown after the last click."""
 
 Tables = Iterator[tuple[str, pa.Table]]
-"""Tables by the folder of the bundle that they belong to."""
+"""Tables with the bundle folder that each belongs to."""
 
 
 @dataclass(frozen=True)
 class FeedbackPass:
-    """Feedback tasks that other parameters score than those of the queries.
+    """Feedback tasks that are scored with another checkpoint than the queries.
 
     Attributes:
         tasks: names.
-        load: puts these parameters where the others were, on every worker; returns the model applied.
+        load: loads that checkpoint in place, on every worker; returns its scorer.
     """
 
     tasks: list[str]
@@ -67,17 +67,17 @@ def export(
     refit: bool,
     passes: Sequence[FeedbackPass] = (),
 ) -> None:
-    """Write the bundle folder `output`; it is complete once all workers have done their files.
+    """Write the bundle folder `output`; it is renamed into place once all workers have written their files.
 
     Args:
-        output: folder to make; one that a killed export left is removed first. Of a run in an object store, workers
+        output: folder to create; the rest of a killed export is removed first. For a run in an object store, workers
             send their files through the store.
         scorer: the trained model.
         dataset: sessions or rows to export.
         world: the workers.
         model: name for the manifest.
-        refit: the model saw the valid clicks, so valid files are left out.
-        passes: feedback tasks that other parameters score; these stay loaded.
+        refit: the model was trained on the valid clicks, so valid files are left out.
+        passes: feedback tasks scored with other checkpoints; the last one stays loaded.
     """
     shared = output.with_name(f".{output.path.name}.building")
     building = shared.path
@@ -98,7 +98,7 @@ def export(
     scorer = replace(scorer, only=set(scorer.model.feedback_tasks) - elsewhere)
     mine = _score_files(building, scorer, dataset, world, splits, _schemas(scorer, splits), number=0)
     for number, later in enumerate(passes, 1):
-        world.barrier()  # before parameters change that others may still read
+        world.barrier()  # others may still read the parameters
         scorer = replace(later.load(), only=later.tasks)
         schemas = {kind: schema for kind, schema in _schemas(scorer, splits).items() if kind.startswith("feedback")}
         mine += _score_files(building, scorer, dataset, world, splits, schemas, number=number)
@@ -130,7 +130,7 @@ def _score_files(
     *,
     number: int,
 ) -> list[str]:
-    """Score this worker's data files; returns the names of the files written, those of pass `number` after others."""
+    """Score this worker's data files in pass `number`; returns the names of the files written."""
     files, written = dataset.session_files or dataset.row_files, list[str]()
     for index, entry in enumerate(files):
         if index % world.size == world.global_rank:
@@ -141,7 +141,7 @@ def _score_files(
 
 
 def _finish(scorer: SessionScorer | RankScorer) -> None:
-    """Answer other workers that still need vectors of a sharded table."""
+    """Serve other workers that still read a sharded table."""
     if isinstance(scorer, SessionScorer):
         scorer.finish()
 
@@ -151,13 +151,13 @@ def _dimension(scorer: SessionScorer | RankScorer) -> int:
 
 
 def _terms(scorer: SessionScorer | RankScorer) -> int:
-    """Counted terms that take part in the score."""
+    """Number of transition terms in the score."""
     term = scorer.term if isinstance(scorer, SessionScorer) else None
     return 0 if term is None else len(term.everyone.bias)
 
 
 def _write_items(path: Path, scorer: SessionScorer) -> None:
-    """Write `items.parquet` in blocks, so that no second copy of a large table is needed."""
+    """Write `items.parquet` in blocks, to avoid a second copy of a large table."""
     n, schema = scorer.tables[ITEM].n_rows - 1, items_schema(scorer.dimension)
     with pq.ParquetWriter(path, schema) as writer:
         for begin in range(1, n + 1, ITEMS_PER_BATCH):
@@ -168,7 +168,7 @@ def _write_items(path: Path, scorer: SessionScorer) -> None:
 
 
 def _schemas(scorer: SessionScorer | RankScorer, splits: list[str]) -> dict[str, pa.Schema]:
-    """What the bundle holds for these splits."""
+    """Schemas of the bundle's folders for these splits."""
     schemas = {}
     if isinstance(scorer, SessionScorer):
         schemas = {f"queries-{split}": queries_schema(_dimension(scorer), _terms(scorer)) for split in splits}
@@ -178,7 +178,7 @@ def _schemas(scorer: SessionScorer | RankScorer, splits: list[str]) -> dict[str,
 
 
 def _write_tables(folder: Path, number: int, schemas: dict[str, pa.Schema], tables: Tables) -> list[str]:
-    """Write a file of each kind and return their names."""
+    """Write one file per folder and return their names."""
     writers, names = {}, {kind: f"{kind}/part-{number:05d}.parquet" for kind in schemas}
     for kind, schema in schemas.items():
         (folder / kind).mkdir(parents=True, exist_ok=True)
@@ -208,20 +208,20 @@ def _score_file(path: Path, scorer: SessionScorer | RankScorer, splits: list[str
 def score_sessions(
     sessions: Sessions, scorer: SessionScorer | RankScorer, splits: list[str], *, exposures: bool
 ) -> Tables:
-    """The bundle's queries and feedback rows of some sessions.
+    """Queries and feedback rows of some sessions.
 
     Args:
         sessions: at least three clicks each.
-        scorer: the trained model; a ranking model has no queries.
-        splits: of `HELD_OUT`; `test` needs `next` too.
-        exposures: whether feedback rows are what was shown, or the retained clicks alone.
+        scorer: the trained model; a ranking model yields no queries.
+        splits: from `HELD_OUT`; `test` requires `next`.
+        exposures: whether feedback rows are the exposures, or the retained clicks only.
     """
     if isinstance(scorer, RankScorer):
         yield from _rank_blocks(sessions, scorer, splits, exposures=exposures)
         return
     n = sessions.items.lengths
     visible = np.stack([n - HELD_OUT[split] for split in splits], axis=1)
-    states = scorer.states(sessions, visible)  # one pass: the states of all splits lie on the way to the last click
+    states = scorer.states(sessions, visible)  # one pass gives the states of all splits
     rows = feedback_rows(sessions, exposures=exposures) if scorer.feedback_tasks else None
     for column, split in enumerate(splits):
         seen, state = visible[:, column], states[:, column]

@@ -23,11 +23,11 @@ BUNDLE = Kind("a bundle", MANIFEST, lambda data: listed_files(data, {"dataset", 
 def score_dataset(options: ApplyConfig) -> None:
     """Write the bundle of another dataset.
 
-    A refit run scores with the refit's parameters. Valid files are written in any case: whether the run was trained on
-    these clicks only the user can know.
+    A refit run scores with the refit's parameters. Valid files are always written: only the user can know whether the
+    run was trained on these clicks.
 
     Raises:
-        InputError: no finished run, or a dataset whose items or lengths the run does not know.
+        InputError: the run is not finished, or the dataset's items or session lengths do not match it.
     """
     world = World.alone()
     set_threads(world)
@@ -52,7 +52,7 @@ def score_dataset(options: ApplyConfig) -> None:
 
 
 def check(config: TrainerConfig, trained_on: Dataset, dataset: Dataset) -> None:
-    """Raise `InputError` where a run cannot score a dataset."""
+    """Raise `InputError` if the run cannot score the dataset."""
     before, now = (d.items(["item_id"])["item_id"].to_numpy() for d in (trained_on, dataset))
     if not np.array_equal(before, now):
         raise InputError(

@@ -21,7 +21,7 @@ from trainer.models.recommender import Recommender
 from trainer.training.objective import INPUT, ITEM, TASKS, USER
 
 if TYPE_CHECKING:
-    from trainer.inference.transition_term import TransitionTerm  # imports scipy, which most runs do not need
+    from trainer.inference.transition_term import TransitionTerm  # imports scipy, rarely needed
 
 Scores = dict[str, npt.NDArray[np.float32]]
 
@@ -32,16 +32,16 @@ def _chosen(tasks: list[str], only: Collection[str] | None) -> list[str]:
 
 @dataclass
 class SessionScorer:
-    """Applies a session model; dropout is off.
+    """Inference of a session model, without dropout.
 
     Attributes:
         model: the networks.
-        tables: vectors of items, and of the encoder's clicks where these are others.
-        device: where both are.
-        by_cosine: items are searched by direction alone (loss `embedding`).
-        term: the sparse term of the scores; None for a model without.
-        lookup: what brings the rows of sharded tables, of which `tables` are then; None where all rows are here.
-        only: the feedback tasks to score; None for all.
+        tables: item vectors, and the encoder's input vectors if not tied.
+        device: of model and tables.
+        by_cosine: item vectors are normalised for the search (loss `embedding`).
+        term: counted transitions added to the scores; None = not used.
+        lookup: remote lookup behind `tables` if they are sharded; None if all rows are local.
+        only: the feedback tasks to score; None = all.
     """
 
     model: Recommender
@@ -58,12 +58,12 @@ class SessionScorer:
         return _chosen(self.model.feedback_tasks, self.only)
 
     def finish(self) -> None:
-        """This worker needs no vectors for now: answer the others until they need none either."""
+        """Serve remote lookups until all workers are done with theirs."""
         if self.lookup:
             self.lookup.finish()
 
     def of_own_rows(self) -> SessionScorer:
-        """The same that reads nothing but the rows that this worker owns, without the others."""
+        """A scorer that reads only the rows owned by this worker, without communication."""
         return replace(self, tables=self.lookup.shards, lookup=None) if self.lookup else self
 
     @torch.inference_mode()
@@ -84,21 +84,21 @@ class SessionScorer:
 
     @torch.inference_mode()
     def queries(self, state_NS: torch.Tensor) -> torch.Tensor:
-        """Queries `[N, D + 1]`; the last element multiplies the item's bias."""
+        """Queries `[N, D + 1]`; the last element is the factor of the item bias."""
         query = self.model.query(self.model.task_representations(state_NS)["next"])
         return torch.cat([query, query.new_ones(len(query), 1)], dim=1)
 
     def transition_weights(self, sessions: Sessions, visible_B: Int, split: str) -> npt.NDArray[np.float32]:
-        """Weights of the counted transitions `[B, T]` after the first clicks; `[B, 0]` for a model without."""
+        """Weights of the counted transitions `[B, T]` after the first `visible_B` clicks; `[B, 0]` if not used."""
         return self.term.weights(sessions, visible_B, split) if self.term else np.zeros((len(sessions), 0), np.float32)
 
     @property
     def dimension(self) -> int:
-        """Length of the exported vectors: the table's and the bias."""
+        """Dimension of the exported vectors, including the bias."""
         return self.tables[ITEM].dimension + 1
 
     def item_vectors(self, item_C: torch.Tensor | None = None) -> torch.Tensor:
-        """Vectors of items with the bias as the last element, `[C, D + 1]`; of all items 1..n_items by default."""
+        """Item vectors with the bias as the last element, `[C, D + 1]`; by default of all items 1..n_items."""
         chosen = torch.arange(1, self.tables[ITEM].n_rows, device=self.device) if item_C is None else item_C
         vector, bias = self.model.item_features.read(self.tables, ITEM, chosen)
         vector = self.model.searched(vector)
@@ -124,14 +124,14 @@ class SessionScorer:
 
 @dataclass
 class RankScorer:
-    """Applies a ranking model; dropout is off.
+    """Inference of a ranking model, without dropout.
 
     Attributes:
         model: the networks.
         tables: vectors of items and users.
-        users: int64, all users, rising.
-        device: where model and tables are.
-        only: the feedback tasks to score; None for all.
+        users: int64, all users, sorted.
+        device: of model and tables.
+        only: the feedback tasks to score; None = all.
     """
 
     model: Ranker
@@ -147,7 +147,7 @@ class RankScorer:
 
     @torch.inference_mode()
     def features(self, rows: FlatRows) -> torch.Tensor:
-        """What the head sees of rows, `[F, S]`."""
+        """Input features of the head, `[F, S]`."""
         self.model.eval()
         batch = rank_batch(rows, self.users, self.model.feedback_tasks).to(self.device)
         return self.model.features(

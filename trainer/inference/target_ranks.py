@@ -1,4 +1,4 @@
-"""Exact ranks of targets among all candidates, on one worker or by the owners of the candidates' vectors."""
+"""Exact ranks of targets among all candidates, locally or over the shards of the item table."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from scipy import sparse
 
 CHUNK_NUMBERS = {"cpu": 1 << 19, "cuda": 1 << 24}
-"""Scores, or numbers of candidates' vectors, that are in memory at a time, by device. A core keeps 2 MB in its cache;
-blocks of 64 MB took 2.5 times as long, half of that for fresh pages from the kernel."""
+"""Maximum scores, or elements of candidate vectors, per block, by device. On a CPU a block of 2 MB stays in the cache;
+blocks of 64 MB took 2.5 times as long, half of that for page faults."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class RankRequest:
         query_QD: queries.
         own_Q: scores of the targets.
         target_Q: int64, dense ids of the targets.
-        seen_2P: query and item of pairs that are no candidates; a target among them is a miss.
-        term_QI: what is added to the scores of some items; None for a model without.
+        seen_2P: excluded (query, item) pairs; an excluded target is a miss.
+        term_QI: sparse term added to the scores; None = not used.
     """
 
     query_QD: torch.Tensor
@@ -41,10 +41,10 @@ class RankRequest:
     term_QI: sparse.csr_matrix | None = None
 
     def ranks(self, ahead_Q: torch.Tensor) -> Int:
-        """Rank of each target, int64 `[Q]`, from the number of candidates that are not below it."""
+        """Rank of each target, int64 `[Q]`, from the number of other candidates that do not score below it."""
         rank = 1 + ahead_Q
         query, item = self.seen_2P
-        rank[query[item == self.target_Q[query]]] += MISS // 2  # leaves room for what is counted on top
+        rank[query[item == self.target_Q[query]]] += MISS // 2  # no overflow when counts are added
         rank[~torch.isfinite(self.own_Q)] = MISS
         return rank.cpu().numpy()
 
@@ -57,7 +57,7 @@ def rank_request(
     seen_2P: torch.Tensor | None = None,
     term_QI: sparse.csr_matrix | None = None,
 ) -> RankRequest:
-    """The request of queries and their targets."""
+    """Build the request of queries and their targets."""
     target_Q = target_Q.to(query_QD.device)
     own = (query_QD * scorer.item_vectors(target_Q)).sum(1)
     if term_QI is not None:
@@ -69,26 +69,26 @@ def rank_request(
 
 
 def exact_ranks(scorer: SessionScorer, request: RankRequest, candidate_C: torch.Tensor) -> Int:
-    """Rank of each target among all candidates, int64 `[Q]`; ties and NaN count against it.
+    """Rank of each target among all candidates, int64 `[Q]`; ties and NaN count against the target.
 
     Args:
-        scorer: gives the candidates' vectors.
+        scorer: provides the candidates' vectors.
         request: the queries.
-        candidate_C: dense ids of the candidates, rising; the targets are among them.
+        candidate_C: dense ids of the candidates, sorted; the targets are among them.
     """
     return request.ranks(count_ahead(scorer, request, candidate_C))
 
 
 @torch.inference_mode()
 def count_ahead(scorer: SessionScorer, request: RankRequest, candidate_C: torch.Tensor) -> torch.Tensor:
-    """How many candidates score at least as high as each target, itself and seen items left out, int64 `[Q]`.
+    """Number of candidates, without the target and seen items, that score at least as high as it, int64 `[Q]`.
 
-    Candidates are gathered and multiplied a block at a time: a copy of a large catalogue would double the memory.
+    Candidates are scored in blocks: a copy of a large catalogue would double the memory.
     """
     own, ahead = request.own_Q, torch.zeros_like(request.target_Q)
     if not len(candidate_C):
         return ahead
-    # The same product in another shape may differ in its last bit: the target is left out by id.
+    # Products of other shapes may differ in the last bit, so the target is excluded by id.
     itself = torch.stack([torch.arange(len(own), device=own.device), request.target_Q])
     query, item = torch.cat([itself, request.seen_2P], dim=1)
     query, index = query[known := _known(item, candidate_C)], torch.searchsorted(candidate_C, item[known])
@@ -113,9 +113,9 @@ def count_ahead(scorer: SessionScorer, request: RankRequest, candidate_C: torch.
 def ranks_by_owners(
     scorer: SessionScorer, requests: list[RankRequest], own_candidate_C: torch.Tensor, world: World
 ) -> Iterator[Int]:
-    """The ranks of this worker's requests; every worker counts among the candidates whose rows it owns.
+    """Ranks of this worker's requests; every worker counts over the candidates that it owns.
 
-    Queries go to the vectors, since these are many more. To be called by all workers together.
+    Queries are sent to the vectors, which are many more. Collective.
     """
     device, local = scorer.device, scorer.of_own_rows()
     for number in range(max(world.gather(len(requests)))):
@@ -124,18 +124,18 @@ def ranks_by_owners(
         asked = [RankRequest(*(t.to(device) for t in other)) for other in world.gather(sent) if other is not None]
         counts = world.gather([count_ahead(local, other, own_candidate_C).cpu() for other in asked])
         if mine is not None:
-            # Workers without a request have the highest ranks.
+            # Workers without a request have the highest global ranks.
             ahead = torch.stack([of_worker[world.global_rank] for of_worker in counts]).sum(0)
             yield mine.ranks(ahead.to(device))
 
 
 def _known(item: torch.Tensor, candidate_C: torch.Tensor) -> torch.Tensor:
-    """Which items are candidates."""
+    """Mask of the items that are candidates."""
     return candidate_C[torch.searchsorted(candidate_C, item).clamp(max=len(candidate_C) - 1)] == item
 
 
 def _entries(term_QI: sparse.csr_matrix, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Query, item and value of the term's entries."""
+    """Query, item and value of the sparse term's entries."""
     query_E = np.repeat(np.arange(term_QI.shape[0]), np.diff(term_QI.indptr))
     arrays = (query_E, term_QI.indices.astype(np.int64), term_QI.data.astype(np.float32))
     query, item, value = (torch.from_numpy(values).to(device) for values in arrays)

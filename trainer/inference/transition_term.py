@@ -1,7 +1,7 @@
-"""Weights of the counted transitions in a trained model's scores, fitted on valid sessions.
+"""Weights of the counted transitions in a trained model's scores, fitted on validation sessions.
 
-Trained together with the vectors these weights come out too small: vectors know the clicks that they were trained on,
-so counts seem to add little. Sessions' valid clicks are new to both.
+Trained jointly with the vectors these weights come out too small: the vectors have fitted the training clicks, so that
+counts seem to add little. The valid clicks are new to both.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from trainer.data.reader import Sessions
 from trainer.task.sessions import WEIGHTS
 
 FIT_SESSIONS = 5_000
-"""Valid sessions, over all workers, that the weights are fitted on."""
+"""Number of valid sessions, over all workers, that the weights are fitted on."""
 NEAREST = 100
-"""Items that compete with those of the counts: the best by inner product."""
+"""Number of best candidates by inner product that compete with the counted ones."""
 ITERATIONS = 60
 CHUNK_SCORES = 1 << 24
 RIDGE = 1e-3
-"""Times the square of each slope, added to the loss, so that few sessions do not say much about rare items."""
+"""L2 penalty on the slopes, so that a few sessions do not decide the weights of rare items."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Weights of T terms by how often the item of the last click was clicked in train.
+    """Weights of T terms as a function of the train clicks of the last clicked item.
 
     w_t = size × softplus(bias_t + slope_t s), s = `spread` of the item's clicks.
 
     Attributes:
-        size: 0 takes no term.
+        size: scale; 0 = no term.
         bias, slope: of each term.
     """
 
@@ -65,19 +65,19 @@ class Gate:
 
 
 def spread(click_N: Int) -> npt.NDArray[np.float64]:
-    """Numbers of clicks as numbers between about -1 (none) and 2 (ten thousand)."""
+    """Log-scaled click counts: about -1 (none) to 2 (ten thousand)."""
     return np.log1p(click_N) / 3.0 - 1.0
 
 
 @dataclass(frozen=True)
 class TransitionTerm:
-    """Counts and their weights.
+    """Transition counts and their weights.
 
     Attributes:
         transitions: counted on the clicks that the model was trained on.
-        clicks: of items 1..n_items in train `[n_items]`.
-        everyone: fitted on all valid sessions: for test and next.
-        folds: fitted without the users of each fold: for their valid queries.
+        clicks: train clicks of items 1..n_items `[n_items]`.
+        everyone: fitted on all valid sessions; used for test and next.
+        folds: fitted without the users of each fold (cross-fitting); used for their valid queries.
     """
 
     transitions: Transitions
@@ -86,7 +86,7 @@ class TransitionTerm:
     folds: tuple[Gate, ...]
 
     def weights(self, sessions: Sessions, visible_B: Int, split: str) -> npt.NDArray[np.float32]:
-        """Weights `[B, T]` of queries that see the first `visible_B` (at least 1) clicks of sessions."""
+        """Weights `[B, T]` after the first `visible_B` (at least 1) clicks of sessions."""
         last = self.clicks[sessions.items.values[sessions.items.offset[:-1] + visible_B - 1] - 1]
         if split != "valid":
             return self.everyone.weights(last).astype(np.float32)
@@ -94,29 +94,29 @@ class TransitionTerm:
         return by_fold[fold_of(sessions.user_id), np.arange(len(last))].astype(np.float32)
 
     def scores(self, sessions: Sessions, visible_B: Int, split: str) -> sparse.csr_matrix:
-        """What is added to the scores of items after the first clicks of sessions, float64 `[B, n_items + 1]`."""
+        """Term added to the item scores after the first `visible_B` clicks, float64 `[B, n_items + 1]`."""
         return self.transitions.scores(contexts(sessions, visible_B), self.weights(sessions, visible_B, split))
 
     def without(self) -> TransitionTerm:
-        """The same with weights of 0."""
+        """A copy with all weights 0."""
         everyone, *folds = (replace(gate, size=0.0) for gate in (self.everyone, *self.folds))
         return replace(self, everyone=everyone, folds=tuple(folds))
 
     @property
     def is_used(self) -> bool:
-        """Whether a weight is above 0."""
+        """Whether any weight is above 0."""
         return self.everyone.size > 0
 
     def write(self, run: Path) -> None:
-        """Leave the weights in the run, for whoever scores other data with it."""
+        """Save the weights in the run, to score other data later."""
         write_json(run / WEIGHTS, {"everyone": asdict(self.everyone), "folds": [asdict(gate) for gate in self.folds]})
 
     @classmethod
     def read(cls, run: Path, transitions: Transitions, clicks: Int) -> TransitionTerm:
-        """The weights that `write` left.
+        """Read the weights saved by `write`.
 
         Raises:
-            InputError: an earlier version wrote them.
+            InputError: they were written by an earlier version.
         """
         saved = json.loads((run / WEIGHTS).read_text())
         try:
@@ -131,12 +131,12 @@ class TransitionTerm:
 
 
 def count(dataset: Dataset, run: Path, holdout: int) -> Transitions:
-    """The transitions of the clicks that are trained on, saved with the run's other counts."""
+    """Count the transitions of the training clicks and save them in the run."""
     return open_transitions(dataset, run / FOLDER, holdout, torch.get_num_threads())
 
 
 def contexts(sessions: Sessions, visible_B: Int) -> Int:
-    """The last clicks of sessions of which the first `visible_B` are seen, the latest first."""
+    """The last clicks of each session's first `visible_B` clicks, latest first."""
     return last_clicks(sessions.items.values, sessions.items.offset[:-1] + visible_B, visible_B)
 
 
@@ -145,11 +145,11 @@ class Pool:
     """N candidates of Q queries, by query.
 
     Attributes:
-        query: int64 `[N]`, rising.
+        query: int64 `[N]`, sorted.
         score: float64 `[N]`, by inner product.
-        feature: float64 `[N, T]`, the terms before their weights.
+        feature: float64 `[N, T]`, unweighted terms.
         is_target: `[N]`.
-        user_id, last_clicks: int64 `[Q]`, the user, and how often the item of the last click was clicked in train.
+        user_id, last_clicks: int64 `[Q]`, the user, and the train clicks of the last clicked item.
     """
 
     query: Int
@@ -161,7 +161,7 @@ class Pool:
 
     @classmethod
     def joined(cls, pools: list[Pool]) -> Pool:
-        """Pools one after another."""
+        """Concatenate pools."""
         first = np.cumsum([0, *(len(pool.user_id) for pool in pools[:-1])])
         query = np.concatenate([pool.query + begin for pool, begin in zip(pools, first, strict=True)])
         names = ("score", "feature", "is_target", "user_id", "last_clicks")
@@ -178,16 +178,16 @@ def make_pool(
     candidate_C: Int,
     seen: tuple[Int, Int] | None,
 ) -> Pool:
-    """The candidates that weights are judged by: the best by inner product, and all that have a count.
+    """The candidates for fitting weights: the best by inner product, and all with a count.
 
     Args:
         transitions: the counts.
-        clicks: of items 1..n_items in train `[n_items]`.
+        clicks: train clicks of items 1..n_items `[n_items]`.
         context_QG: the last clicks of each query.
-        user_id_Q, target_Q: of the queries.
-        score_of: gives inner products float32 `[Q, c]` of all queries with items `[c]`.
-        candidate_C: dense ids of the candidates, rising.
-        seen: query and item of pairs that are no candidates; None where all are.
+        user_id_Q, target_Q: user and target of each query.
+        score_of: returns inner products float32 `[Q, c]` of all queries with items `[c]`.
+        candidate_C: dense ids of the candidates, sorted.
+        seen: excluded (query, item) pairs; None = none.
     """
     n = len(user_id_Q)
     score, item = nearest(n, score_of, candidate_C, seen)
@@ -210,11 +210,11 @@ def make_pool(
 def nearest(
     n: int, score_of: Any, candidate_C: Int, seen: tuple[Int, Int] | None
 ) -> tuple[npt.NDArray[np.float32], Int]:
-    """The best candidates of `n` queries by inner product `[n, NEAREST]`, best first; -inf where there are fewer."""
+    """Scores and items of the best candidates of `n` queries `[n, NEAREST]`, best first; -inf beyond the last."""
     best, ids = np.full((n, NEAREST), -np.inf, np.float32), np.zeros((n, NEAREST), np.int64)
     begin, largest = 0, max(NEAREST, CHUNK_SCORES // max(n, 1))
     while begin < len(candidate_C):
-        # Chunks grow: once a list is good, few of many further scores are above its last one.
+        # Chunks grow, since few later scores exceed the current worst of the list.
         item = candidate_C[begin : begin + min(largest, max(begin, NEAREST))]
         begin += len(item)
         score = score_of(item)
@@ -233,7 +233,7 @@ def nearest(
 
 
 def pair_scores(score_of: Any, query_N: Int, item_N: Int) -> npt.NDArray[np.float64]:
-    """Inner products of pairs, whose distinct items are multiplied a block at a time."""
+    """Inner products of (query, item) pairs, computed in blocks of distinct items."""
     items, column = np.unique(item_N, return_inverse=True)
     out = np.empty(len(item_N))
     order = np.argsort(column, kind="stable")
@@ -248,16 +248,16 @@ def pair_scores(score_of: Any, query_N: Int, item_N: Int) -> npt.NDArray[np.floa
 
 
 def find_weights(pool: Pool) -> tuple[Gate, tuple[Gate, ...]]:
-    """The weights of all users, and those without the users of each fold."""
+    """The weights fitted on all users, and those without the users of each fold."""
     fold = fold_of(pool.user_id)
     everyone = minimise(pool, np.ones(len(fold), bool))
     return everyone, tuple(minimise(pool, fold != left_out) for left_out in range(FOLDS))
 
 
 def minimise(pool: Pool, chosen_Q: npt.NDArray[np.bool_]) -> Gate:
-    """The weights with the least mean −log softmax of the targets among the candidates of the chosen queries.
+    """Minimise the mean −log softmax of the targets among the candidates of the chosen queries.
 
-    The scores' scale (inner products of a model need not be logits) is fitted too; weights are in units of the scores.
+    The scale of the scores (inner products need not be logits) is fitted too; weights are in units of the scores.
     """
     n_terms = pool.feature.shape[1]
     nothing = Gate(0.0, (0.0,) * n_terms, (0.0,) * n_terms)

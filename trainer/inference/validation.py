@@ -23,19 +23,19 @@ from trainer.inference.target_ranks import exact_ranks, rank_request, ranks_by_o
 SESSIONS_PER_BATCH = 1024
 ROWS_PER_BATCH = 16_384
 SPREAD = 8
-"""A validation sample is drawn from the row groups of so many times as many samples."""
+"""A validation sample is drawn from row groups with this many times as many samples."""
 
 
 def sample_groups(reader: Reader[Any], counts: Int, n: int) -> tuple[Int, np.random.Generator]:
-    """Row groups with several times `n` samples to validate on, the same in every run on a dataset.
+    """Choose row groups with several times `n` validation samples, the same in every run on a dataset.
 
     Row groups are drawn first, so that a small sample of a large dataset reads few of them. A row group holds
-    users with neighbouring ids, who are alike in real data: the sample takes a part of many groups, never
-    a few complete groups.
+    users with neighbouring ids, who are similar in real data, so the sample takes a part of many groups
+    instead of a few complete ones.
 
     Args:
-        reader: of the dataset.
-        counts: int64, samples to validate on of each row group.
+        reader: the dataset's reader.
+        counts: int64, validation samples of each row group.
         n: number of samples.
     """
     rng = np.random.default_rng(int(reader.dataset.manifest.fingerprint[:15], 16))
@@ -48,7 +48,7 @@ def sample_groups(reader: Reader[Any], counts: Int, n: int) -> tuple[Int, np.ran
 
 
 def valid_sessions(reader: SessionReader, n: int, world: World) -> Sessions:
-    """This worker's share of the `n` sessions that are validated on."""
+    """This worker's share of the `n` validation sessions."""
     groups, rng = sample_groups(reader, reader.group_rows, n)
     chosen = reader.read(groups)
     rows = np.sort(rng.permutation(len(chosen))[:n])
@@ -56,8 +56,8 @@ def valid_sessions(reader: SessionReader, n: int, world: World) -> Sessions:
 
 
 def valid_rows(reader: RowReader, n: int, world: World) -> FlatRows:
-    """This worker's share of `n` rows of the split valid."""
-    groups, rng = sample_groups(reader, reader.group_rows // 10, n)  # a tenth of the rows is valid
+    """This worker's share of the `n` validation rows."""
+    groups, rng = sample_groups(reader, reader.group_rows // 10, n)  # about a tenth of the rows are in valid
     chosen = reader.read(groups)
     row = np.flatnonzero(chosen.split == SPLITS.index("valid"))
     row = np.sort(rng.permutation(row)[:n])
@@ -70,10 +70,10 @@ class Validation:
 
     Attributes:
         metrics: `hr@k`, `ndcg@k`, `mrr@k`, `auc/<task>`, `auc` (the mean over tasks), None where undefined.
-        gates: by task, the mean weight of each expert.
-        entropy: by task, the mean entropy of the gate, in nats.
-        leads: by task, the share of states in which each expert has the largest weight.
-        mask_seen: whether seen items were no candidates; None where nothing is retrieved.
+        gates: mean weight of each expert by task.
+        entropy: mean entropy of the gate by task, in nats.
+        leads: share of states in which each expert has the largest weight, by task.
+        mask_seen: whether seen items were excluded from the candidates; None for ranking models.
     """
 
     metrics: dict[str, float | None]
@@ -84,7 +84,7 @@ class Validation:
 
 
 class FeedbackSums:
-    """Collects labels, scores and gate weights of rows batch by batch."""
+    """Accumulates labels, scores and gate weights over batches."""
 
     def __init__(self, tasks: list[str]) -> None:
         self.labels: dict[str, list[Any]] = {task: [] for task in tasks}
@@ -92,13 +92,13 @@ class FeedbackSums:
         self.gates: dict[str, Any] = {}
 
     def add_rows(self, feedback: Any, scores: Scores) -> None:
-        """Rows with their outcome bits and scores."""
+        """Add rows with their outcome bits and scores."""
         for task, score in scores.items():
             self.labels[task].append(feedback_labels(feedback, task))
             self.scores[task].append(score)
 
     def add_gates(self, gates: dict[str, Any]) -> None:
-        """Gate weights `[N, E]` by task."""
+        """Add gate weights `[N, E]` by task."""
         for task, weight in gates.items():
             entropy = -(weight * np.log(np.maximum(weight, 1e-30))).sum()
             leads = np.bincount(weight.argmax(1), minlength=weight.shape[1])
@@ -106,7 +106,7 @@ class FeedbackSums:
             self.gates[task] = self.gates.get(task, 0.0) + totals
 
     def merged(self, world: World, metrics: dict[str, float | None]) -> Validation:
-        """The validation over all workers, with AUCs added to `metrics`."""
+        """Reduce over workers, and add AUCs to `metrics`."""
         for task in self.labels:
             pairs = world.gather((np.concatenate([*self.labels[task], []]), np.concatenate([*self.scores[task], []])))
             metrics[f"auc/{task}"] = auc(*(np.concatenate(side) for side in zip(*pairs, strict=True)))
@@ -130,15 +130,15 @@ class FeedbackSums:
 def validate_sessions(
     scorer: SessionScorer, sample: Sessions, candidate_C: Int, world: World, *, exposures: bool, mask_seen: bool
 ) -> Validation:
-    """Rank each valid target among all candidates as the evaluation does, and score the rows of its block.
+    """Rank each valid target among all candidates, as the evaluation does, and score its feedback rows.
 
     Args:
         scorer: the model.
         sample: this worker's sessions.
-        candidate_C: dense ids of the candidates, of a sharded table those whose rows this worker owns.
-        world: the workers, over which sums and counts are added.
-        exposures: whether the rows are what was shown.
-        mask_seen: whether the clicks that a query sees are no candidates.
+        candidate_C: dense ids of the candidates; with a sharded table those owned by this worker.
+        world: the workers, over which sums and counts are reduced.
+        exposures: whether feedback rows are the exposures.
+        mask_seen: whether a query's input clicks are excluded from the candidates.
     """
     ranking, feedback = RankingSums(VALID_CUTOFFS), FeedbackSums(scorer.model.feedback_tasks)
     candidates, requests = torch.from_numpy(candidate_C.astype(np.int64)).to(scorer.device), []
@@ -184,7 +184,7 @@ def validate_rows(scorer: RankScorer, rows: FlatRows, world: World) -> Validatio
 
 
 def seen_pairs(sessions: Sessions, visible_B: Int) -> torch.Tensor:
-    """Session and item of every click that a query sees, int64 `[2, P]`."""
+    """Session and item of every input click, int64 `[2, P]`."""
     items = sessions.items
     is_visible = items.index_in_row < np.repeat(visible_B, items.lengths)
     return torch.from_numpy(np.stack([items.row[is_visible], items.values[is_visible].astype(np.int64)]))

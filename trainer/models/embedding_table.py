@@ -1,4 +1,4 @@
-"""Embedding tables of items or users with their optimiser state, updated row by row."""
+"""Embedding tables of items or users with optimiser state and sparse updates."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from etl.dataset import PADDING
 
 DRAWN_ROWS = 65_536
-"""Rows that are drawn at a time; a multiple of 16, since torch draws normal numbers by sixteens."""
+"""Rows drawn at a time; a multiple of 16, since torch draws normal numbers in blocks of 16."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Every `size`-th row of a table, from row `rank` on: what one of `size` owners holds.
+    """A table shard: every `size`-th row, starting at row `rank`.
 
     >>> Shard(1, 3).ids(8).tolist()
     [1, 4, 7]
@@ -25,11 +25,11 @@ class Shard:
     size: int = 1
 
     def ids(self, n: int) -> torch.Tensor:
-        """The shard's rows of a table of `n` rows, int64."""
+        """Ids of the shard's rows in a table of `n` rows, int64."""
         return torch.arange(self.rank, max(self.rank, n), self.size)
 
     def local(self, ids: torch.Tensor) -> torch.Tensor:
-        """Where rows of the shard stand in it."""
+        """Local index of rows of the shard."""
         return ids if self.size == 1 else ids // self.size
 
 
@@ -38,12 +38,12 @@ FULL_TABLE = Shard()
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a table as leaves of the graph: gradients land in `vector.grad` and `bias.grad`.
+    """Gathered rows of a table as leaves of the autograd graph: gradients are in `vector.grad` and `bias.grad`.
 
     Attributes:
-        ids: int64 `[U]`, rising.
+        ids: int64 `[U]`, sorted.
         vector: float32 `[U, D]`.
-        bias: float32 `[U]`; empty `[0]` where the table has none.
+        bias: float32 `[U]`; empty `[0]` if the table has none.
     """
 
     ids: torch.Tensor
@@ -59,7 +59,7 @@ class Rows:
         return torch.nn.functional.embedding(self.local_index(ids), self.vector)
 
     def gradient(self) -> torch.Tensor:
-        """Gradients `[U, D + 1]` of vector and bias side by side; `[U, D]` without bias."""
+        """Concatenated gradients `[U, D + 1]` of vector and bias; `[U, D]` without bias."""
         vector = torch.zeros_like(self.vector) if self.vector.grad is None else self.vector.grad
         if not self.bias.numel():
             return vector
@@ -68,34 +68,34 @@ class Rows:
 
 
 class ReadTable(Protocol):
-    """Where a model that is applied reads vectors from: a table, or the owners of its shards."""
+    """A table read at inference: local, or sharded over workers."""
 
     n_rows: int
     dimension: int
 
     def read(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Vectors `[..., D]` and biases `[...]` of ids `[...]`; the biases of a table without any are empty."""
+        """Vectors `[..., D]` and biases `[...]` of ids `[...]`; biases are empty for a table without bias."""
 
 
 class SparseTable:
     """Vectors `[n + 1, D]` and biases of n items or users; row 0 is padding and stays zero.
 
-    Of a shard only its rows are here. All methods take rows by their number in the complete table.
+    A shard stores only its own rows. All methods take row ids of the complete table.
 
-    The optimiser is Adagrad. Row-wise it has one accumulator a row, to which the mean square of the row's
-    gradient is added (as in DLRM), so its state is 1 / D of the table; else one for each value.
+    The optimiser is Adagrad. Row-wise it has one accumulator per row, which sums the mean square of the row's
+    gradient (as in DLRM), so its state is 1 / D of the table; else one per element.
 
     Args:
-        n: rows without the padding.
+        n: number of rows without the padding.
         dimension: D.
-        generator: draws the vectors.
-        device: where all of it lies.
+        generator: initialises the vectors.
+        device: of all tensors.
         bias: whether rows have a bias.
-        rowwise: one accumulator a row.
-        shard: the rows to hold; their first vectors are those of the complete table.
+        rowwise: whether to keep one accumulator per row.
+        shard: the rows to hold; they are initialised as in the complete table.
 
     Attributes:
-        rate: what the step's learning rate is multiplied with for this table.
+        rate: factor on the learning rate for this table.
         n_rows: n + 1, rows of the complete table.
         dimension: D.
         has_bias: whether rows have a bias.
@@ -122,13 +122,13 @@ class SparseTable:
         self._pad()
 
     def _pad(self) -> None:
-        """Set the padding row, which owner 0 has as its first, to zero."""
+        """Zero the padding row, the first row of owner 0."""
         if self.shard.rank == PADDING:
             self.vector[PADDING] = 0.0
             self.bias[PADDING : PADDING + 1] = 0.0
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All state, by name, for a checkpoint."""
+        """All state by name, for checkpoints."""
         return {
             "vector": self.vector,
             "bias": self.bias,
@@ -137,29 +137,29 @@ class SparseTable:
         }
 
     def parameters(self) -> int:
-        """How many numbers are learned, those of other shards too."""
+        """Number of learned parameters, over all shards."""
         return self.n_rows * (self.dimension + self.has_bias)
 
     def start_biases(self, bias_N: torch.Tensor) -> None:
-        """Biases of items 1..n to begin with."""
+        """Set the initial biases of items 1..n."""
         own = self.shard.ids(self.n_rows)
         own = own[own != PADDING]
         self.bias[self.shard.local(own)] = bias_N[own - 1].to(self.bias.device, self.bias.dtype)
 
     def state_rows(self, ids: torch.Tensor) -> torch.Tensor:
-        """All state of distinct rows side by side, float32 `[U, S]`."""
+        """All state of distinct rows, concatenated, float32 `[U, S]`."""
         ids = self.shard.local(ids)
         return torch.cat([t[ids].view(len(ids), t[0].numel()) for t in self.tensors().values() if t.numel()], dim=1)
 
     def put_state_rows(self, ids: torch.Tensor, state_US: torch.Tensor) -> None:
-        """Take over what `state_rows` gave on another worker."""
+        """Load what `state_rows` returned on another worker."""
         tensors = [t for t in self.tensors().values() if t.numel()]
         widths, ids = [t[0].numel() for t in tensors], self.shard.local(ids)
         for tensor, part in zip(tensors, state_US.split(widths, dim=1), strict=True):
             tensor[ids] = part.view(len(ids), *tensor.shape[1:])
 
     def read(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Vectors `[..., D]` and biases `[...]` of ids `[...]`; the biases of a table without any are empty."""
+        """Vectors `[..., D]` and biases `[...]` of ids `[...]`; biases are empty for a table without bias."""
         ids = self.shard.local(ids)
         return self.vector[ids], self.bias[ids] if self.has_bias else self.bias
 
@@ -169,12 +169,12 @@ class SparseTable:
         return torch.cat([vector, bias[:, None]], dim=1) if self.has_bias else vector
 
     def rows(self, ids: torch.Tensor) -> Rows:
-        """Copies of distinct rows that gradients can flow into."""
+        """Differentiable copies of distinct rows."""
         vector, bias = self.read(ids)
         return Rows(ids, vector.requires_grad_(), bias.clone().requires_grad_())
 
     def rows_of(self, ids: torch.Tensor, values: torch.Tensor) -> Rows:
-        """Rows that gradients can flow into, from the `values` that their owners sent."""
+        """Differentiable rows from the `values` sent by their owners."""
         vector, bias = values[:, : self.dimension], values[:, self.dimension :].flatten()
         return Rows(ids, vector.clone().requires_grad_(), bias.clone().requires_grad_())
 
@@ -188,7 +188,7 @@ class SparseTable:
             ids: int64 `[U]`, distinct.
             gradient: float32 `[U, D + 1]`, the bias last; `[U, D]` without bias.
             learning_rate: of the step.
-            decay: × the vector, added to its gradient.
+            decay: weight decay; × the vector, added to its gradient.
             eps: added to the root of the accumulator.
         """
         size, ids = self.dimension, self.shard.local(ids)
@@ -209,12 +209,12 @@ class SparseTable:
 
 
 def drawn_rows(n_rows: int, dimension: int, generator: torch.Generator, shard: Shard) -> torch.Tensor:
-    """The shard's rows `[R, D]` of a table of normal numbers, to the bit those of the table drawn at once.
+    """The shard's rows `[R, D]` of a table of normal numbers, bit-identical to drawing the table at once.
 
     Every owner draws the complete table, `DRAWN_ROWS` rows at a time, and keeps its own.
     """
     result = torch.empty(len(range(shard.rank, n_rows, shard.size)), dimension)
-    last = max(0, n_rows - 16)  # a draw of fewer than 16 numbers takes others
+    last = max(0, n_rows - 16)  # torch draws fewer than 16 numbers differently
     begins = [begin for begin in range(0, n_rows, DRAWN_ROWS) if begin <= last]
     for begin, end in zip(begins, [*begins[1:], n_rows], strict=True):
         rows = torch.empty(end - begin, dimension).normal_(0.0, dimension**-0.5 * 0.5, generator=generator)

@@ -13,7 +13,7 @@ from trainer.option_groups import ModelOptions
 
 
 class Encoder(Protocol):
-    """What a session encoder, a module built from `ModelOptions`, has."""
+    """The interface of a session encoder, a module built from `ModelOptions`."""
 
     def __call__(self, items_BT: torch.Tensor, click_BTD: torch.Tensor, needed_N: torch.Tensor) -> torch.Tensor:
         """States `[N, H]` after the clicks at positions `needed_N` of the flattened `[B * T]`.
@@ -25,15 +25,15 @@ class Encoder(Protocol):
         """
 
     def flops(self, clicks: int) -> int:
-        """Multiply-adds × 2 of the state after so many clicks."""
+        """FLOPs (multiply-adds × 2) of the state after `clicks` clicks."""
 
 
 def build_encoder(name: str, options: ModelOptions) -> Encoder:
-    """The encoder of that name, with new parameters."""
+    """Build and initialise an encoder by name."""
     module, _, class_name = ENCODERS[name].rpartition(".")
     return cast(Encoder, getattr(importlib.import_module(module), class_name)(options))
 
 
 def matrix_flops(module: nn.Module | None) -> int:
-    """Multiply-adds × 2 of a network whose every matrix is met once an example."""
+    """FLOPs (multiply-adds × 2) of a network that uses each matrix once per example."""
     return 0 if module is None else 2 * sum(p.numel() for p in module.parameters() if p.dim() == 2)

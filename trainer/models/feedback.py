@@ -1,4 +1,4 @@
-"""Towers of the feedback tasks (click, like, share, follow, …) of a hybrid, and what they alone read."""
+"""Feedback towers (click, like, share, follow, …) of a hybrid, and the features that only they read."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from trainer.models.past_actions import PastActions
 
 
 class FeedbackFeatures(nn.Module):
-    """Embeddings that feedback towers alone read: of the items' features, and of what was done with past clicks.
+    """Embeddings read only by the feedback towers: of item features, and of past actions.
 
-    An item's vector is learned for the next click, and an item has few actions to learn a task from; kinds of items
-    have many, and some users do more with what they click than others.
+    Item vectors are trained mainly for the next click, and single items have few actions to learn a task from. Item
+    categories have many, and users differ in how often they act on their clicks.
 
     Args:
-        codes_IC: int64 `[n_items + 1, C]`, row of each feature's value, 0 = unknown.
-        dim: length of the embeddings.
+        codes_IC: int64 `[n_items + 1, C]`, code of each feature's value, 0 = unknown.
+        dim: embedding dimension.
         actions: whether past actions are read.
     """
 
@@ -33,18 +33,18 @@ class FeedbackFeatures(nn.Module):
         self.dim = dim
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor | None:
-        """The sums `[..., F]` over the features of items `[...]`; None for items without features."""
+        """Sums `[..., F]` of the feature embeddings of items `[...]`; None without features."""
         return None if self.embedding is None else self.embedding(self.codes[ids]).sum(-2)
 
     def clicked(
         self, items_BT: torch.Tensor, needed_N: torch.Tensor, actions_BT: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Means `[N, F]` over a session's clicks up to those in places `needed_N` of the flattened `[B * T]`.
+        """Means `[N, F]` over a session's clicks up to the positions `needed_N` of the flattened `[B * T]`.
 
         Args:
             items_BT: int64, clicks padded with 0 on the right.
             needed_N: int64.
-            actions_BT: int64, codes of what was done with the clicks, where it is read.
+            actions_BT: int64, action codes of the clicks, if they are read.
         """
         of_click: torch.Tensor | None = self(items_BT)
         if self.actions is not None and actions_BT is not None:
@@ -56,17 +56,17 @@ class FeedbackFeatures(nn.Module):
 
 
 class FeedbackTower(nn.Module):
-    """Logit of a feedback task for a candidate c: an MLP of [m_k ; v_c ; m_k ⊙ v_c].
+    """Logit of a feedback task for a candidate c: an MLP of [m_k ; v_c ; m_k ⊙ v_c], m_k the task representation.
 
     Args:
-        embedding_dim: length of mix and item vector.
-        units: of the hidden layer.
-        rate: share of positives in train. The logit begins at its log odds, so that a rare task does
-            not spend its first epochs on learning how rare it is.
-        own_dim: length of the embeddings that the task has to itself (STEM, Su et al. 2024); the candidate's and their
-            product with a projection of m_k join the input.
-        features: `FeedbackFeatures` that are read; those of the candidate and of the clicks, and the products of the
-            candidate's with the clicks' and with a projection of m_k join the input.
+        embedding_dim: dimension of task representation and item vector.
+        units: units of the hidden layer.
+        rate: share of positives in train. The output bias is initialised to its log odds, so that a rare
+            task does not spend its first epochs on learning the base rate.
+        own_dim: dimension of task-specific item embeddings (STEM, Su et al. 2024); the candidate's and its product
+            with a projection of m_k are added to the input.
+        features: `FeedbackFeatures` to read; those of the candidate and of the clicks, and the products of the
+            candidate's with the clicks' and with a projection of m_k are added to the input.
     """
 
     def __init__(
@@ -92,12 +92,12 @@ class FeedbackTower(nn.Module):
         own_FD: torch.Tensor | None = None,
         features: tuple[torch.Tensor | None, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Logits `[F]` of candidates, each by the mix in row `row_F`.
+        """Logits `[F]` of candidates, each from the task representation in row `row_F`.
 
-        `own_FD` are the task's own embeddings of them, `features` those of their features (None where items have none)
-        and of the clicks'.
+        `own_FD` are the candidates' task-specific embeddings, `features` the feature embeddings of the candidates (None
+        without item features) and of the clicks.
 
-        The first layer is a sum of three products; that of the mix alone is worked out once a mix, not once a row.
+        The first layer is a sum of three products; that of the task representation is computed once per state.
         """
         first = self.network[0]
         assert isinstance(first, nn.Linear)
@@ -120,7 +120,7 @@ class FeedbackTower(nn.Module):
 
 @torch.no_grad()
 def init_bias_to_prior(network: nn.Sequential, rate: float) -> None:
-    """Set the last layer's bias to the log odds of a rate."""
+    """Initialise the last layer's bias to the log odds of a rate."""
     rate = min(max(rate, 1e-6), 1.0 - 1e-6)
     last = network[-1]
     assert isinstance(last, nn.Linear)

@@ -1,9 +1,9 @@
 """A GRU layer over complete sessions for training on a CPU, with a hand-written backward pass.
 
-torch's own goes click by click through some twenty operations that autograd records one by one. Here all that does not
-wait for the state before is one product over all clicks, in both directions.
+torch's CPU GRU records some twenty autograd operations per click. Here everything that does not depend on the previous
+state is one product over all clicks, in the forward and the backward pass.
 
-Letters: T clicks, B sessions, D input, H units. Gates stand in torch's order: reset, update, new.
+Letters: T clicks, B sessions, D input, H units. Gates are in torch's order: reset, update, new.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 
 def gru_states(gru: nn.GRU, click_BTD: torch.Tensor) -> torch.Tensor:
-    """States `[B, T, H]` of the last layer, from zeros on: what `gru(click_BTD)[0]` is, up to rounding."""
+    """States `[B, T, H]` of the last layer, starting from zeros: `gru(click_BTD)[0]` up to rounding."""
     state_TBH = click_BTD.transpose(0, 1)
     for layer in range(gru.num_layers):
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -72,7 +72,7 @@ class _Layer(torch.autograd.Function):
         x_TBD, weight_ih, weight_hh, state_new, gate, new, state = ctx.saved_tensors
         t, b, h = new.shape
         reset, update = gate[:, :, :h], gate[:, :, h:]
-        # A gate's gradient is that of the state times what is known before: only the state's own runs back in time.
+        # Gate gradients are the state's gradient times precomputed factors: only the state's gradient is recurrent.
         by_new = (1.0 - update) * (1.0 - new.square())
         factor = torch.stack(
             [by_new * state_new * reset * (1.0 - reset), (state[:-1] - new) * update * (1.0 - update), by_new * reset],

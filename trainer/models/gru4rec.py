@@ -12,7 +12,7 @@ from trainer.option_groups import ModelOptions
 class GRUEncoder(nn.Module):
     """A GRU over the vectors of the clicks; the state after click p is a function of clicks 1..p.
 
-    Sessions are padded on the right, so padding never enters a state that is used.
+    Sessions are right-padded, so padding never affects a state that is used.
     """
 
     def __init__(self, options: ModelOptions) -> None:
@@ -22,7 +22,7 @@ class GRUEncoder(nn.Module):
         self.dropout = nn.Dropout(options.state_dropout)
 
     def forward(self, items_BT: torch.Tensor, click_BTD: torch.Tensor, needed_N: torch.Tensor) -> torch.Tensor:
-        """States `[N, H]` after the clicks at places `needed_N` of the flattened `[B * T]`."""
+        """States `[N, H]` after the clicks at positions `needed_N` of the flattened `[B * T]`."""
         del items_BT
         click_BTD = drop_clicks(click_BTD, self.embedding_dropout, training=self.training)
         if click_BTD.requires_grad and click_BTD.device.type == "cpu":
@@ -32,15 +32,15 @@ class GRUEncoder(nn.Module):
         return self.dropout(state_BTH.flatten(0, 1)[needed_N])
 
     def flops(self, clicks: int) -> int:
-        """Multiply-adds × 2 of one state's forward pass: each click is met once, however long the session."""
+        """FLOPs (multiply-adds × 2) of one state's forward pass: one GRU step, whatever the session length."""
         del clicks
         return 2 * sum(weight.numel() for name, weight in self.gru.named_parameters() if name.startswith("weight"))
 
 
 def drop_clicks(click_BTD: torch.Tensor, share: float, *, training: bool) -> torch.Tensor:
-    """Drop clicks at random in training, the others scaled up.
+    """Drop random click vectors in training and scale up the others.
 
-    This is the official GRU4Rec's embedding dropout, and what Tan et al. 2016 call item dropout.
+    This is embedding dropout in the official GRU4Rec, item dropout in Tan et al. 2016.
     """
     if not training or not share:
         return click_BTD

@@ -1,7 +1,7 @@
 """Multi-task heads: shared bottom, MMoE, PLE, single.
 
-Every head maps a state `[N, S]` to one mix `m_k` `[N, D]` for each task k. The state holds the states of
-one or several encoders side by side, and what all of them share (the profile) after them.
+Every head maps a state `[N, S]` to one representation `m_k` `[N, D]` per task k. The state concatenates the
+states of one or several encoders, followed by what they share (the profile).
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from torch import nn
 from trainer.option_groups import ModelOptions
 
 SMALL = 0.1
-"""Of 0, .01 and .1 none is better on a QB-video twin; 1 is worse."""
+"""Initial scale of residual branches: 0, .01 and .1 are equally good on a QB-video twin; 1 is worse."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What stands where in a state.
+    """Layout of a concatenated state.
 
     Attributes:
         encoders: width of each encoder's state.
-        shared: width of what follows them.
+        shared: width of the shared part after them.
     """
 
     encoders: tuple[int, ...]
@@ -35,7 +35,7 @@ class Layout:
         return sum(self.encoders) + self.shared
 
     def view(self, state_NS: torch.Tensor, encoder: int) -> torch.Tensor:
-        """One encoder's state with what all share."""
+        """One encoder's state with the shared part."""
         if len(self.encoders) == 1:
             return state_NS
         begin = sum(self.encoders[:encoder])
@@ -49,12 +49,12 @@ def two_layers(width: int, units: int, dimension: int) -> nn.Sequential:
 
 
 class Residual(nn.Module):
-    """x + f(x), f(x) = W2 ReLU(W1 x + b1) + b2: what is learned is added to the input instead of replacing it.
+    """Residual block x + f(x), f(x) = W2 ReLU(W1 x + b1) + b2.
 
-    f begins small, `SMALL` × the usual last layer, so that a hybrid begins nearly as its encoder: random branches would
-    disturb the vectors that are learned fastest. At 0 (Goyal et al. 2017) all experts would begin alike, and a gate's
-    first gradient would be rounding. With `norm` f is swish of the layer norm of that. Where input and output differ in
-    width, the input goes through a matrix of its own.
+    The last layer's initialisation is scaled by `SMALL`, so that a hybrid starts close to its encoder: random branches
+    would disturb the fast-learning item vectors. At 0 (Goyal et al. 2017) all experts would start equal, and a gate's
+    first gradient would be rounding error. With `norm`, f ends with swish of its layer norm. If the widths of input and
+    output differ, the input is projected.
     """
 
     def __init__(self, width: int, units: int, dimension: int, *, norm: bool = False) -> None:
@@ -70,15 +70,15 @@ class Residual(nn.Module):
                 parameter.mul_(SMALL)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[N, dimension]` of `[N, width]`."""
+        """`[N, width]` → `[N, dimension]`."""
         return self.straight(x) + self.network(x)
 
 
 def expert(state_size: int, options: ModelOptions) -> nn.Module:
-    """One expert: residual, or a linear layer and ReLU as in the MMoE paper's synthetic experiments.
+    """One expert: a residual block, or a linear layer and ReLU as in the MMoE paper's synthetic experiments.
 
-    With `expert_norm` what it learns ends with swish of its layer norm, as in HoME (Wang et al. 2024): experts of alike
-    scale, so that a gate weighs what they say and not how loud.
+    With `expert_norm` it ends with swish of its layer norm, as in HoME (Wang et al. 2024): experts have similar scales,
+    so that gate weights are comparable.
     """
     size = options.embedding_dim
     if options.residual:
@@ -88,10 +88,10 @@ def expert(state_size: int, options: ModelOptions) -> nn.Module:
 
 
 def gate(state_size: int, own_E: list[bool], preference: float) -> nn.Linear:
-    """The gate of a task over E experts; with a preference its own ones lead by so many logits in the beginning.
+    """The gate of a task over E experts; `preference` is the initial bias of the task's own experts, in logits.
 
-    Gates that begin alike stay alike, and experts that all tasks read alike learn the same. Where each task begins with
-    experts of its own, no expert is without a task; what is shared is learned from there.
+    Gates that start equal stay similar, and experts that all tasks weigh alike learn the same. If each task starts with
+    its own experts, every expert is used, and sharing is learned from there.
     """
     made = nn.Linear(state_size, len(own_E), bias=preference > 0)
     if preference:
@@ -101,27 +101,27 @@ def gate(state_size: int, own_E: list[bool], preference: float) -> nn.Linear:
 
 
 class Head(nn.Module):
-    """What all heads have."""
+    """Base class of the heads."""
 
     def __init__(self, layout: Layout, options: ModelOptions, tasks: list[str]) -> None:
         super().__init__()
         self.layout, self.tasks, self.size = layout, tasks, options.embedding_dim
 
     def gate_weights(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The share of each expert in each task's mix, `[N, E]`, rows summing to 1; empty without gates."""
+        """Weight of each expert by task, `[N, E]`, rows sum to 1; empty without gates."""
         del state_NS
         return {}
 
     def flops(self) -> int:
-        """Multiply-adds × 2 of one state's forward pass: each weight is met once."""
+        """FLOPs (multiply-adds × 2) of one state's forward pass: each weight is used once."""
         return 2 * sum(p.numel() for p in self.parameters() if p.dim() == 2)
 
 
 class MMoE(Head):
     """Multi-gate mixture of experts (Ma et al. 2018): m_k = Σ_e g_ke f_e(h), g_k = softmax(W_k h).
 
-    Of several encoders each has experts of its own, an equal part of all; every gate sees all states. Where gates
-    begin with a preference, every K-th expert is a task's own.
+    With several encoders, each gets an equal share of the experts; every gate reads all states. With a gate
+    preference, every K-th expert is a task's own.
     """
 
     def __init__(self, layout: Layout, options: ModelOptions, tasks: list[str]) -> None:
@@ -134,18 +134,18 @@ class MMoE(Head):
         self.gates = nn.ModuleDict({t: gate(layout.size, own[t], options.gate_preference) for t in tasks})
 
     def gate_weights(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The share of each expert in each task's mix, `[N, E]`, rows summing to 1."""
+        """Weight of each expert by task, `[N, E]`, rows sum to 1."""
         return {task: torch.softmax(made(state_NS), dim=-1) for task, made in self.gates.items()}
 
     def forward(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Mixes of all tasks, `[N, D]` each."""
+        """Representations by task, `[N, D]` each."""
         views = [self.layout.view(state_NS, i) for i in range(len(self.layout.encoders))]
         outputs = [network(views[i]) for network, i in zip(self.experts, self.encoder_of, strict=True)]
         return _mixes(self.gate_weights(state_NS), outputs)
 
 
 def _mixes(weights: dict[str, torch.Tensor], outputs: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Mixes `[N, D]` of the same outputs `[N, D]` by weights `[N, E]`, the outputs being read once for all tasks."""
+    """Weighted sums `[N, D]` of expert outputs `[N, D]` by weights `[N, E]`, reading the outputs once for all tasks."""
     mix_NKD = torch.bmm(torch.stack(list(weights.values()), dim=1), torch.stack(outputs, dim=1))
     return dict(zip(weights, mix_NKD.unbind(1), strict=True))
 
@@ -158,24 +158,24 @@ class SharedBottom(Head):
         self.bottom = expert(layout.size, options)
 
     def forward(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The same mix for every task."""
+        """The same representation for every task."""
         return dict.fromkeys(self.tasks, self.bottom(state_NS))
 
 
 class Single(Head):
-    """An expert for each task: only what lies below is shared."""
+    """One expert per task: only the layers below are shared."""
 
     def __init__(self, layout: Layout, options: ModelOptions, tasks: list[str]) -> None:
         super().__init__(layout, options, tasks)
         self.own = nn.ModuleDict({task: expert(layout.size, options) for task in tasks})
 
     def forward(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Each task's own mix."""
+        """Each task's representation."""
         return {task: network(state_NS) for task, network in self.own.items()}
 
 
 class Extraction(nn.Module):
-    """One level of PLE: experts of each task and shared ones, a gate for each task and one for the shared.
+    """One level of PLE: task-specific and shared experts, a gate per task and a shared gate.
 
     The gate of a task weighs its own experts and the shared ones; the shared gate weighs all experts.
     On the last level there is no shared gate.
@@ -196,11 +196,11 @@ class Extraction(nn.Module):
         self.gates = nn.ModuleDict(gates)
 
     def gate_weights(self, input_by_group: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Shares of a group's candidates: a task's own experts, then the shared ones; all for `shared`."""
+        """Weights of a group's experts: the task's own, then the shared ones; all experts for `shared`."""
         return {g: torch.softmax(made(input_by_group[g]), dim=-1) for g, made in self.gates.items()}
 
     def forward(self, input_by_group: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The group's task_representations `[N, D]` from the group's inputs `[N, S]`."""
+        """Output of each group `[N, D]` from its input `[N, S]`."""
         output: dict[str, list[torch.Tensor]] = {group: [] for group in self.experts}
         for group, experts in self.experts.items():
             assert isinstance(experts, nn.ModuleList)
@@ -222,21 +222,21 @@ class PLE(Head):
         )
 
     def _below(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Inputs of the last level."""
+        """Inputs of the last extraction level."""
         inputs = dict.fromkeys([*self.tasks, "shared"], state_NS)
         for level in self.levels[:-1]:
             inputs = level(inputs)
         return inputs
 
     def gate_weights(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The last level's shares `[N, E]`: a task's own experts first, then the shared ones."""
+        """The last level's gate weights `[N, E]`: the task's own experts, then the shared ones."""
         last = self.levels[-1]
         assert isinstance(last, Extraction)
         weights = last.gate_weights(self._below(state_NS))
         return {task: weights[task] for task in self.tasks}
 
     def forward(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Mixes of all tasks, `[N, D]` each."""
+        """Representations by task, `[N, D]` each."""
         task_representations: dict[str, torch.Tensor] = self.levels[-1](self._below(state_NS))
         return task_representations
 

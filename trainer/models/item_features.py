@@ -1,4 +1,4 @@
-"""Vectors of item features (category and others), added to the vectors of items."""
+"""Item feature embeddings (category and others), added to the item vectors."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from trainer.models.embedding_table import ReadTable, Rows
 
 
 class ItemFeatures(nn.Module):
-    """Adds to an item's own vector the sum of the vectors of its features.
+    """Adds the sum of an item's feature embeddings to its own vector.
 
-    An item without a train click has no own vector: its features alone say where it lies, since the random vector that
-    it began with says nothing (as in DropoutNet, Volkovs et al. 2017, where the own part is dropped at random). The
-    vectors of values are a table of their own. Row 0, an unknown value, stays zero.
+    Items without train clicks (cold items) use their features only, since their own vector stays at its random
+    initialisation (cf. DropoutNet, Volkovs et al. 2017, which drops the own part at random). Feature values have a
+    separate table, in which row 0, unknown, stays zero.
 
     Args:
-        codes_IC: int64 `[n_items + 1, C]`, row of each feature's value, 0 = unknown.
+        codes_IC: int64 `[n_items + 1, C]`, code of each feature's value, 0 = unknown.
         train_clicks: int64 `[n_items]`.
-        tables: names of the item tables that have such vectors, each its own.
+        tables: names of the item tables; each gets its own feature table.
     """
 
     codes: torch.Tensor
@@ -38,21 +38,21 @@ class ItemFeatures(nn.Module):
 
     @classmethod
     def none(cls) -> ItemFeatures:
-        """No features: every vector stays what it is."""
+        """Without features: vectors are unchanged."""
         return cls(np.zeros((1, 0), np.int64), np.zeros(0, np.int64), [])
 
     def split(self, vector_ID: torch.Tensor, counted_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Vectors of items as the items' own part and those of their features' values.
+        """Split item vectors into the items' own parts and the feature embeddings.
 
-        A value has the mean over its items, divided among the columns, and an item what is left: the sum of both is the
-        vector it came with, and an item that has none begins where those of its kind lie.
+        A value gets the mean of its items' vectors, divided by the number of columns, and an item the rest, so that the
+        sum is unchanged, and an item without a vector starts near items with the same features.
 
         Args:
             vector_ID: `[n_items, D]`.
-            counted_N: rows of it that have a vector, rising; the others are not looked at.
+            counted_N: rows that have a vector, sorted; the others are ignored.
 
         Returns:
-            float32 own vectors of `counted_N` `[N, D]`, and of values `[n_values + 1, D]`, row 0 zero.
+            float32 own vectors of `counted_N` `[N, D]`, and feature embeddings `[n_values + 1, D]`, row 0 zero.
         """
         if not self.table_of:
             return vector_ID[counted_N], vector_ID[:0]
@@ -68,11 +68,11 @@ class ItemFeatures(nn.Module):
         return own.float().to(vector_ID.device), value.float().to(vector_ID.device)
 
     def with_values(self, ids_of: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Ids that a step reads by table, with those of the features' tables."""
+        """Add the ids of the feature tables to the ids that a step reads, by table."""
         return ids_of | {of: self.codes[ids_of[name]].flatten() for name, of in self.table_of.items()}
 
     def join(self, rows: dict[str, Rows]) -> dict[str, Rows]:
-        """Rows by table, those of items with the vectors of their features; gradients flow into both."""
+        """Rows by table, with feature embeddings added to the item rows; gradients flow into both."""
         joined = dict(rows)
         for name, of in self.table_of.items():
             own = rows[name]
@@ -81,11 +81,11 @@ class ItemFeatures(nn.Module):
         return joined
 
     def vectors(self, tables: Mapping[str, ReadTable], name: str, ids: torch.Tensor) -> torch.Tensor:
-        """Vectors `[..., D]` of items `[...]` in a table, with those of their features."""
+        """Vectors `[..., D]` of items `[...]` in a table, with feature embeddings added."""
         return self.read(tables, name, ids)[0]
 
     def read(self, tables: Mapping[str, ReadTable], name: str, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Vectors `[..., D]` of items `[...]` in a table, with those of their features, and biases `[...]`."""
+        """Vectors `[..., D]` of items `[...]` in a table, with feature embeddings added, and biases `[...]`."""
         own, bias = tables[name].read(ids)
         if name not in self.table_of:
             return own, bias

@@ -8,11 +8,11 @@ from torch import nn
 from trainer.option_groups import ModelOptions
 
 KERNEL = 3
-"""Clicks that a convolution looks at, itself among them."""
+"""Kernel size of the convolutions, including the current click."""
 
 
 class CausalConvolution(nn.Module):
-    """A convolution over a click and the ones `dilation` and 2 × `dilation` before it; zeros before the first."""
+    """Causal convolution over clicks t, t − `dilation` and t − 2 × `dilation`, zero-padded on the left."""
 
     def __init__(self, size: int, dilation: int) -> None:
         super().__init__()
@@ -20,12 +20,12 @@ class CausalConvolution(nn.Module):
         self.convolution = nn.Conv1d(size, size, KERNEL, dilation=dilation)
 
     def forward(self, state_BHT: torch.Tensor) -> torch.Tensor:
-        """`[B, H, T]`, position t from positions up to t."""
+        """`[B, H, T]`; position t depends on positions up to t."""
         return self.convolution(nn.functional.pad(state_BHT, (self.before, 0)))
 
 
 class Block(nn.Module):
-    """Two convolutions, the second with twice the dilation, each normalised and rectified; added to the input."""
+    """Residual block of two convolutions, the second with twice the dilation, each followed by norm and ReLU."""
 
     def __init__(self, size: int, dilation: int, dropout: float) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Block(nn.Module):
         """The next block's states `[B, T, H]`."""
         inner = state_BTH
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            # Normalised over the units of one position: over the positions a state would see later clicks.
+            # Normalise per position: over positions, a state would depend on later clicks.
             inner = torch.relu(norm(convolution(inner.transpose(1, 2)).transpose(1, 2)))
         return state_BTH + self.dropout(inner)
 
@@ -45,8 +45,8 @@ class Block(nn.Module):
 class NextItNetEncoder(nn.Module):
     """Blocks of `network.dilations`, repeated `network.layers` times, over click vectors.
 
-    Sessions are padded on the right and convolutions look back only, so padding never enters a state that is used. A
-    block of dilation d looks 6 d clicks back: the default, dilations 1 and 4, sees 31 clicks.
+    Sessions are right-padded and convolutions causal, so padding never affects a state that is used. A block of
+    dilation d looks 6 d clicks back: the default dilations 1 and 4 give a receptive field of 31 clicks.
     """
 
     def __init__(self, options: ModelOptions) -> None:
@@ -63,12 +63,12 @@ class NextItNetEncoder(nn.Module):
         self.last = nn.LayerNorm(size)
 
     def forward(self, items_BT: torch.Tensor, click_BTD: torch.Tensor, needed_N: torch.Tensor) -> torch.Tensor:
-        """States `[N, H]` after the clicks at places `needed_N` of the flattened `[B * T]`."""
-        state_BTH = self.dropout(self.enter(click_BTD) * self.scale)  # item vectors are drawn small
+        """States `[N, H]` after the clicks at positions `needed_N` of the flattened `[B * T]`."""
+        state_BTH = self.dropout(self.enter(click_BTD) * self.scale)  # item vectors are initialised small
         for block in self.blocks:
             state_BTH = block(state_BTH)
         return self.last(state_BTH.flatten(0, 1)[needed_N])
 
     def flops(self, clicks: int) -> int:
-        """Multiply-adds × 2 of one state's forward pass; every position is convolved once for all later states."""
+        """FLOPs (multiply-adds × 2) of one state's forward pass; positions are computed once for all later states."""
         return 2 * sum(p.numel() for p in self.parameters() if p.dim() > 1)

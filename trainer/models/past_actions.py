@@ -1,4 +1,4 @@
-"""Embeddings of what was done with past clicks."""
+"""Embeddings of the actions on past clicks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ ACTION_CODES = (ENTERED_MOST + 1) << ACTION_BITS
 
 
 class PastActions(nn.Module):
-    """A vector for each action of a click (like, share, follow, read, favorite) and for how often it was entered.
+    """Embeddings of a click's actions (like, share, follow, read, favorite) and of its visit count.
 
-    How often counts all visits, also later ones: with `entered=False` it is left out.
+    The visit count includes later visits: `entered=False` leaves it out.
 
-    The vectors begin at zero; a click without actions adds nothing. An action is an outcome of its click: only states
-    after that click may read it, and those predict later rows alone.
+    The embeddings are initialised to zero; a click without actions adds nothing. An action is an outcome of its click:
+    only states after that click may read it, and these predict only later rows.
     """
 
     signs: torch.Tensor
@@ -31,5 +31,5 @@ class PastActions(nn.Module):
         self.weight = nn.Parameter(torch.zeros(signs.shape[1], dimension))
 
     def forward(self, actions_BT: torch.Tensor) -> torch.Tensor:
-        """Vectors `[B, T, D]` of codes (`action_codes`); those of padding, 0, are zero."""
+        """Embeddings `[B, T, D]` of codes (`action_codes`); zero for padding (0)."""
         return nn.functional.embedding(actions_BT, self.signs @ self.weight)

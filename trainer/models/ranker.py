@@ -1,7 +1,7 @@
-"""Ranking models over shown rows: features of user, candidate and history under the same heads.
+"""Ranking models over exposed rows: features of user, candidate and history under the multi-task heads.
 
-The multi-task baselines of the Tenrec benchmark: the candidate is a feature, so they rank rows that
-somebody else retrieved and give no vectors to search in.
+The multi-task baselines of the Tenrec benchmark: the candidate is an input feature, so they rank given rows
+and provide no vectors for retrieval.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ CATEGORY_SIZE = 16
 class Ranker(nn.Module):
     """Logits of the feedback tasks for rows.
 
-    A row's features are the vectors of its user, its item and the item's category, gender and age, and
-    the means of the vectors of the last ten clicks and of their categories. With `rank_esmm` the
-    probability of a task is that of the click times that of the task given the click (Ma et al. 2018),
-    each from its own tower.
+    A row's features are the embeddings of its user, item and item category, gender and age, and the mean
+    embeddings of the last ten clicks and of their categories. With `rank_esmm` the probability of a task
+    is that of the click times that of the task given the click (Ma et al. 2018), each from its own tower.
 
     Args:
         config: the run's configuration.
         categories: int64 `[n_items + 1]`, code of each item's category, 0 = unknown.
-        item_features: what the items' features add to their vectors.
+        item_features: feature embeddings added to the item vectors.
     """
 
     categories: torch.Tensor
@@ -68,7 +67,7 @@ class Ranker(nn.Module):
         history_FL: torch.Tensor,
         profile_F2: torch.Tensor,
     ) -> torch.Tensor:
-        """What the head sees of rows, `[F, S]`; padded clicks (0) do not enter the history's mean."""
+        """Input features of the head, `[F, S]`; padding (0) is excluded from the history's mean."""
         known = (history_FL != PADDING).unsqueeze(2).to(history_FLD.dtype)
         share = known / known.sum(1, keepdim=True).clamp(min=1.0)
         history = (history_FLD * share).sum(1)
@@ -87,21 +86,21 @@ class Ranker(nn.Module):
         return {task: click if task == "click" else product_logit(click, logit) for task, logit in own.items()}
 
     def gate_weights(self, feature_FS: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Shares of the experts by task `[F, E]`; empty for heads without gates."""
+        """Gate weights by task `[F, E]`; empty for heads without gates."""
         return self.head.gate_weights(feature_FS)
 
     def flops(self) -> dict[str, int]:
-        """Multiply-adds × 2 of one row's forward pass, by part."""
+        """FLOPs (multiply-adds × 2) of one row's forward pass, by part."""
         return {"head": self.head.flops(), "feedback towers": matrix_flops(self.towers)}
 
     def part_parameters(self) -> dict[str, int]:
-        """Numbers of parameters by part; the item and user tables are not among them."""
+        """Parameter counts by part, without the item and user tables."""
         parts = {"category": self.category, "profile": self.profile, "head": self.head, "feedback towers": self.towers}
         return {name: sum(p.numel() for p in module.parameters()) for name, module in parts.items()}
 
 
 def product_logit(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Logit of the product of two probabilities that are given as logits."""
+    """Logit of the product of two probabilities given as logits."""
     log_product = nn.functional.logsigmoid(first) + nn.functional.logsigmoid(second)
     log_product = log_product.clamp(max=-1e-7)  # the product may round to 1
     return log_product - torch.log(-torch.expm1(log_product))

@@ -1,7 +1,7 @@
-"""The session recommender: an encoder, and for the hybrid a head with a tower for each task.
+"""The session recommender: an encoder, and for the hybrid a multi-task head with a tower per feedback task.
 
-The score of item i is q · v_i + b_i. No candidate enters an expert or a gate, so the next item stays a
-nearest-neighbour problem whatever the head.
+The score of item i is q · v_i + b_i. Experts and gates never read the candidate, so next-item retrieval is a
+nearest-neighbour search with any head.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from trainer.models.item_features import ItemFeatures
 from trainer.models.past_actions import PastActions
 
 PROFILE_CODES = 32
-"""Gender and age are small codes; anything outside 0..30 counts as unknown."""
+"""Embedding rows for gender and age; codes outside 0..30 count as unknown."""
 PROFILE_SIZE = 4
 
 
 class Profile(nn.Module):
-    """Gender and age of the user, embedded."""
+    """Embeddings of the user's gender and age."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,12 +39,12 @@ class Profile(nn.Module):
 
 
 class Recommender(nn.Module):
-    """A session model (an encoder alone) or `hybrid` (encoders under a multi-task head).
+    """A session model (encoder only) or `hybrid` (encoders under a multi-task head).
 
     Args:
-        config: the run's configuration; `tasks` are those that the data can train.
-        item_features: what the items' features add to their vectors.
-        feedback_codes: int64 `[n_items + 1, C]`, codes of the features that feedback towers read, where they read any.
+        config: the run's configuration; `tasks` are those with training data.
+        item_features: feature embeddings added to the item vectors.
+        feedback_codes: int64 `[n_items + 1, C]`, codes of the features that feedback towers read, if any.
     """
 
     def __init__(
@@ -97,14 +97,14 @@ class Recommender(nn.Module):
         needed_N: torch.Tensor,
         actions_BT: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """States `[N, S]` after some clicks; with feedback features the means of the clicks' follow, `[N, S + F]`.
+        """States `[N, S]` after some clicks; with feedback features `[N, S + F]`, the clicks' mean features appended.
 
         Args:
             items_BT: int64, clicks padded with 0 on the right.
             click_BTD: their vectors.
             profile_B2: codes of gender and age.
-            needed_N: int64, places in the flattened `[B * T]` of the clicks after which a state is needed.
-            actions_BT: int64, codes of what was done with the clicks, for models that read it.
+            needed_N: int64, positions in the flattened `[B * T]` whose states are needed.
+            actions_BT: int64, action codes of the clicks, for models that read them.
         """
         if self.past_actions is not None and actions_BT is not None:
             click_BTD = click_BTD + self.past_actions(actions_BT)
@@ -116,32 +116,32 @@ class Recommender(nn.Module):
         return torch.cat(states, dim=1) if len(states) > 1 else states[0]
 
     def encoder_parameters(self) -> list[nn.Parameter]:
-        """Parameters of what makes a state of a session: encoders, past actions and profile."""
+        """Parameters that produce the state: encoders, past actions and profile."""
         parts = (self.encoders, self.past_actions, self.profile)
         return [parameter for part in parts if part is not None for parameter in part.parameters()]
 
     def feedback_parameters(self) -> list[nn.Parameter]:
-        """Parameters that serve the feedback tasks alone: their towers and the features that these read."""
+        """Parameters used only by the feedback tasks: their towers and features."""
         own = [] if self.feedback_features is None else list(self.feedback_features.parameters())
         return own + list(self.towers.parameters())
 
     def task_representations(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What each task sees of states, `[N, D]` each; an encoder alone hands its state to `next`."""
+        """Representations by task, `[N, D]` each; without a head, the state itself for `next`."""
         return {"next": state_NS} if self.head is None else self.head(self._of_head(state_NS))
 
     def _of_head(self, state_NS: torch.Tensor) -> torch.Tensor:
-        """What experts and gates read of states."""
+        """The part of the states that experts and gates read."""
         return state_NS[:, : self.layout.size]
 
     def query(self, mix_ND: torch.Tensor) -> torch.Tensor:
-        """Queries `[N, D]` whose inner product with `searched` item vectors, plus bias, is the score."""
+        """Queries `[N, D]`; the score is the inner product with `searched` item vectors, plus bias."""
         query_ND: torch.Tensor = self.next_tower(mix_ND)
         if self.temperature is None:
             return query_ND
         return nn.functional.normalize(query_ND, dim=1) / self.temperature
 
     def searched(self, vector_CD: torch.Tensor) -> torch.Tensor:
-        """Item vectors `[C, D]` as queries meet them: of length 1 where the score is a cosine."""
+        """Item vectors `[C, D]` for scoring: L2-normalised if the score is a cosine."""
         return vector_CD if self.temperature is None else nn.functional.normalize(vector_CD, dim=1)
 
     def feedback_logits(
@@ -158,12 +158,12 @@ class Recommender(nn.Module):
 
         Args:
             state_NS: states.
-            task_representations: the mix of each task, made of these states.
-            row_F: int64, the state that each candidate is scored from, before the candidate is seen.
+            task_representations: representations of these states by task.
+            row_F: int64, row of the state that scores each candidate.
             item_F: int64, the candidates.
             item_FD: their vectors.
-            own_FD: their embeddings of all feedback tasks side by side, where they have such.
-            only: the tasks to score; None for all.
+            own_FD: their task-specific embeddings, concatenated over the feedback tasks, if any.
+            only: the tasks to score; None = all.
         """
         if self.detach_items:
             item_FD = item_FD.detach()
@@ -180,16 +180,16 @@ class Recommender(nn.Module):
         return logits
 
     def gate_weights(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Shares of the experts by task `[N, E]`; empty for heads without gates."""
+        """Gate weights by task `[N, E]`; empty for heads without gates."""
         return {} if self.head is None else self.head.gate_weights(self._of_head(state_NS))
 
     def flops(self, *, candidates: int, embedding_dim: int, clicks: int) -> dict[str, int]:
-        """Multiply-adds × 2 of one target click's forward pass with one feedback row, by part.
+        """FLOPs (multiply-adds × 2) of one target click's forward pass with one feedback row, by part.
 
         Args:
-            candidates: items that each target competes with.
-            embedding_dim: length of the item vectors.
-            clicks: clicks of the session up to there, for encoders whose cost grows with them.
+            candidates: number of items that each target competes with.
+            embedding_dim: dimension of the item vectors.
+            clicks: number of clicks before the target, for encoders whose cost depends on it.
         """
         by_module = {name: flops(clicks) for name, flops in self._encoder_flops.items()}
         by_module["head"] = self.head.flops() if self.head is not None else 0
@@ -199,7 +199,7 @@ class Recommender(nn.Module):
         return by_module
 
     def part_parameters(self) -> dict[str, int]:
-        """Numbers of parameters by part; the item table is not among them."""
+        """Parameter counts by part, without the item table."""
         by_module: dict[str, nn.Module | None] = {f"encoder {name}": e for name, e in self.encoders.items()}
         by_module |= {
             "past actions": self.past_actions,

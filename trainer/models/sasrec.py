@@ -8,32 +8,32 @@ from torch import nn
 from trainer.option_groups import ModelOptions
 
 LENGTH_STEP = 16
-"""Outside of training, sessions are padded to a multiple of so many clicks.
+"""At inference, sessions are padded to a multiple of this length.
 
-PyTorch's attention on CPU adds up in another order at other lengths. A session alone must have the state, to the bit,
-that it has in a batch with longer ones: the server answers what the evaluation wrote.
+The summation order of PyTorch's CPU attention depends on the length. A session's state must be bit-identical alone and
+in a batch with longer ones, so that the server reproduces the evaluation.
 """
 
 
 class Attention(nn.Module):
-    """Self-attention to the clicks so far.
+    """Causal self-attention over the clicks.
 
     Args:
-        size: units of a state.
-        heads: parts of them that attend by themselves.
-        dropout: of the attention's shares.
-        distances: clicks of the longest session, for a learned bias of each distance; 0 = none.
+        size: dimension of a state.
+        heads: number of attention heads.
+        dropout: dropout of the attention weights.
+        distances: maximum session length, for a learned bias per relative distance; 0 = none.
     """
 
     def __init__(self, size: int, heads: int, dropout: float, distances: int) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        # Without biases, as in the paper: that of the keys shifts all logits alike and would follow rounding alone.
+        # Without biases, as in the paper: the keys' bias shifts all logits alike, its gradient is only rounding.
         self.project, self.join = nn.Linear(size, 3 * size, bias=False), nn.Linear(size, size)
         self.bias_by_distance = nn.Parameter(torch.zeros(heads, distances)) if distances else None
 
     def forward(self, state_BTH: torch.Tensor) -> torch.Tensor:
-        """What each position gathers from itself and those before, `[B, T, H]`."""
+        """Attention output of each position over itself and earlier ones, `[B, T, H]`."""
         b, t, h = state_BTH.shape
         projected = self.project(state_BTH).view(b, t, 3, self.heads, h // self.heads)
         query, key, value = projected.permute(2, 0, 3, 1, 4)
@@ -46,11 +46,11 @@ class Attention(nn.Module):
 
 
 def causal_bias(bias_AD: torch.Tensor, t: int) -> torch.Tensor:
-    """What is added to the attention's logits `[A, t, t]`: a bias by distance (Raffel et al. 2020), -inf ahead.
+    """Additive attention mask `[A, t, t]`: a relative position bias (Raffel et al. 2020), -inf for later positions.
 
     Args:
-        bias_AD: of A heads by distance in clicks.
-        t: places.
+        bias_AD: bias of A heads by distance in clicks.
+        t: number of positions.
     """
     position = torch.arange(t, device=bias_AD.device)
     distance = position[:, None] - position
@@ -58,7 +58,7 @@ def causal_bias(bias_AD: torch.Tensor, t: int) -> torch.Tensor:
 
 
 class Block(nn.Module):
-    """Self-attention to the clicks so far, then a position-wise network, each normalised before and added."""
+    """Causal self-attention, then a position-wise network, each with pre-norm and residual connection."""
 
     def __init__(self, options: ModelOptions, distances: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, state_BTH: torch.Tensor) -> torch.Tensor:
-        """The next layer's states `[B, T, H]`."""
+        """Output states `[B, T, H]`."""
         state_BTH = state_BTH + self.dropout(self.attention(self.before_attention(state_BTH)))
         return state_BTH + self.network(self.before_network(state_BTH))
 
@@ -79,8 +79,7 @@ class Block(nn.Module):
 class GatedBlock(nn.Module):
     """The block of eSASRec (Tikhonovich et al. 2025), after LiGR (Borisyuk et al. 2025).
 
-    Attention and a SwiGLU network, each normalised before and added by a gate of the state that it is added to:
-    x + σ(W x) ⊙ f(norm(x)).
+    Attention and a SwiGLU network, each with pre-norm and a gated residual: x + σ(W x) ⊙ f(norm(x)).
     """
 
     def __init__(self, options: ModelOptions, distances: int) -> None:
@@ -93,7 +92,7 @@ class GatedBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, state_BTH: torch.Tensor) -> torch.Tensor:
-        """The next layer's states `[B, T, H]`."""
+        """Output states `[B, T, H]`."""
         gathered = self.dropout(self.attention(self.before_attention(state_BTH)))
         state_BTH = state_BTH + torch.sigmoid(self.attention_gate(state_BTH)) * gathered
         swished, linear = self.enter(self.before_network(state_BTH)).chunk(2, dim=-1)
@@ -102,10 +101,9 @@ class GatedBlock(nn.Module):
 
 
 class SASRecEncoder(nn.Module):
-    """Blocks of causal self-attention over click vectors plus learned positions, or with a bias by distance instead.
+    """Blocks of causal self-attention over click vectors, with learned positions or a relative position bias.
 
-    Sessions are padded on the right and attention looks back only, so padding never enters a state that
-    is used.
+    Sessions are right-padded and attention is causal, so padding never affects a state that is used.
     """
 
     def __init__(self, options: ModelOptions) -> None:
@@ -124,8 +122,8 @@ class SASRecEncoder(nn.Module):
         self.last = nn.LayerNorm(size)
 
     def forward(self, items_BT: torch.Tensor, click_BTD: torch.Tensor, needed_N: torch.Tensor) -> torch.Tensor:
-        """States `[N, H]` after the clicks at places `needed_N` of the flattened `[B * T]`."""
-        # Item vectors are drawn small: scaled as in the paper's code, they do not drown in the positions.
+        """States `[N, H]` after the clicks at positions `needed_N` of the flattened `[B * T]`."""
+        # Item vectors are initialised small: scaled as in the paper's code, to match the positions.
         state_BTH = self.enter(click_BTD) * self.scale
         if self.position is not None:
             state_BTH = state_BTH + self.position(torch.arange(items_BT.shape[1], device=items_BT.device))
@@ -138,6 +136,6 @@ class SASRecEncoder(nn.Module):
         return self.last(state_BTH[:, :t].flatten(0, 1)[needed_N])
 
     def flops(self, clicks: int) -> int:
-        """Multiply-adds × 2 of one state's forward pass, looking back at `clicks` clicks in each layer."""
+        """FLOPs (multiply-adds × 2) of one state's forward pass, attending to `clicks` clicks in each layer."""
         matrices = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
         return 2 * (matrices + len(self.blocks) * 2 * clicks * self.last.normalized_shape[0])

@@ -1,6 +1,6 @@
-"""SR-GNN's session encoder (Wu et al. 2019): every needed prefix of a session as a graph of its own.
+"""SR-GNN's session encoder (Wu et al. 2019): one graph per needed prefix of a session.
 
-Letters: G graphs (one for each state asked for), T node places (a session's longest graph), D dimensions.
+Letters: G graphs (one per requested state), T node slots (the session length), D dimensions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from trainer.models.gru4rec import drop_clicks
 from trainer.option_groups import ModelOptions
 
 CHUNK_EDGES = 1 << 24
-"""Places of edges `[G, T, T]` held at once: 64 MiB a matrix, of which a forward pass needs about six."""
+"""Maximum elements of `[G, T, T]` matrices: 64 MiB each, of which a forward pass needs about six."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class SessionGraphs:
 
     Attributes:
         session: int64 `[G]`, the session of each graph.
-        clicks: float32 `[G, T]`, clicks on each node; 0 where there is no node.
+        clicks: float32 `[G, T]`, number of clicks on each node; 0 = no node.
         last: int64 `[G]`, node of the last click.
         latest: int64 `[G, T]`, position of the latest click on each node.
-        outgoing, incoming: float32 `[G, T, T]`, weight of the edge from row to column, and of the
-            edge from column to row: occurrences divided by the out- or in-degree of the row's node.
+        outgoing, incoming: float32 `[G, T, T]`, weights of the edges from row to column, and from
+            column to row: occurrences divided by the out- or in-degree of the row's node.
     """
 
     session: torch.Tensor
@@ -41,11 +41,11 @@ class SessionGraphs:
 
 
 def session_graphs(items_BT: torch.Tensor, needed_G: torch.Tensor) -> SessionGraphs:
-    """The graphs of prefixes.
+    """Build the graphs of session prefixes.
 
     Args:
-        items_BT: int64, sessions padded on the right.
-        needed_G: int64, places in the flattened `[B * T]` of the prefixes' last clicks.
+        items_BT: int64, right-padded sessions.
+        needed_G: int64, positions in the flattened `[B * T]` of the prefixes' last clicks.
     """
     width = items_BT.shape[1]
     node_BT = first_places(items_BT)
@@ -67,7 +67,7 @@ def session_graphs(items_BT: torch.Tensor, needed_G: torch.Tensor) -> SessionGra
 
 
 def first_places(items_BT: torch.Tensor) -> torch.Tensor:
-    """Position of the first click on the same item of the session, int64 `[B, T]`, without comparing all pairs.
+    """Position of the session's first click on the same item, int64 `[B, T]`, without comparing all pairs.
 
     >>> first_places(torch.tensor([[7, 3, 7, 3, 9]])).tolist()
     [[0, 1, 0, 1, 4]]
@@ -80,16 +80,16 @@ def first_places(items_BT: torch.Tensor) -> torch.Tensor:
 
 
 class SRGNNEncoder(nn.Module):
-    """Gated graph steps over the session graph, then attention with the last click as its question.
+    """Gated graph layers over the session graph, then attention with the last click as the query.
 
     With v the node vectors, and A_out, A_in the graph's normalised adjacency (the paper's equations 1 to 7):
 
-        a = [A_out v H_out ; A_in v H_in]        (its bias is one with that of the W below)
+        a = [A_out v H_out ; A_in v H_in]        (its bias is merged with that of the W below)
         z = σ(W_z a + U_z v)    r = σ(W_r a + U_r v)    ṽ = tanh(W_o a + U_o (r ⊙ v))    v ← (1 − z) v + z ṽ
         α_i = qᵀ σ(W_1 v_last + W_2 v_i + c)    s = W_3 [v_last ; Σ_i α_i v_i]
 
-    The sum is over clicks: an item clicked twice counts twice. With `network.past_actions` its clicks may differ:
-    its node begins with the vector of the latest.
+    The sum is over clicks: an item clicked twice counts twice. With `network.past_actions` its clicks may
+    differ: its node is initialised with the vector of the latest.
     """
 
     def __init__(self, options: ModelOptions) -> None:
@@ -107,12 +107,12 @@ class SRGNNEncoder(nn.Module):
         self.dropout = nn.Dropout(options.state_dropout)
 
     def forward(self, items_BT: torch.Tensor, click_BTD: torch.Tensor, needed_N: torch.Tensor) -> torch.Tensor:
-        """States `[N, H]` after the clicks at places `needed_N` of the flattened `[B * T]`."""
+        """States `[N, H]` after the clicks at positions `needed_N` of the flattened `[B * T]`."""
         click_BTD = drop_clicks(click_BTD, self.embedding_dropout, training=self.training)
         at_once = max(1, CHUNK_EDGES // items_BT.shape[1] ** 2)
         if len(needed_N) <= at_once:
             return self.dropout(self._states(items_BT, click_BTD, needed_N))
-        # Backward makes the graphs of a part again: those of long sessions, all in memory, would grow with the cube.
+        # Checkpointing: chunks are recomputed in backward; all graphs at once would grow with the cube of the length.
         chunks = [
             checkpoint(self._states, items_BT, click_BTD, part, use_reentrant=False) for part in needed_N.split(at_once)
         ]
@@ -121,7 +121,7 @@ class SRGNNEncoder(nn.Module):
     def _states(self, items_BT: torch.Tensor, click_BTD: torch.Tensor, needed_N: torch.Tensor) -> torch.Tensor:
         """States before dropout, all graphs in memory at once."""
         graphs = session_graphs(items_BT, needed_N)
-        # Most prefixes are shorter than the longest: only places with a node pass the matrices.
+        # Most prefixes are shorter than the longest: only existing nodes are multiplied.
         present = torch.nonzero(graphs.clicks.flatten()).squeeze(1)
         if self.reads_latest:
             node_MD = click_BTD[graphs.session[present // items_BT.shape[1]], graphs.latest.flatten()[present]]
@@ -153,7 +153,7 @@ class SRGNNEncoder(nn.Module):
         return (1.0 - update) * node_MD + update * candidate
 
     def flops(self, clicks: int) -> int:
-        """Multiply-adds × 2 of one state's forward pass: a graph of `clicks` distinct clicks."""
+        """FLOPs (multiply-adds × 2) of one state's forward pass: a graph of `clicks` distinct clicks."""
         matrices = [self.outgoing, self.incoming, self.from_edges, self.from_node, self.from_reset]
         step = clicks * sum(m.weight.numel() for m in matrices) + 2 * clicks**2 * self.outgoing.in_features
         read = self.attend_last.weight.numel() + self.join.weight.numel()
@@ -162,6 +162,6 @@ class SRGNNEncoder(nn.Module):
 
 
 def _spread(value_MD: torch.Tensor, present: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
-    """Values of nodes at their places `[G, T, D]`, zero elsewhere."""
+    """Scatter node values to `[G, T, D]`, zero elsewhere."""
     flat = value_MD.new_zeros(shape[0] * shape[1], value_MD.shape[1])
     return flat.index_copy(0, present, value_MD).view(*shape[:2], -1)

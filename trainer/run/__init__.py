@@ -1,1 +1,1 @@
-"""A run folder: checkpoints, metrics log, signals, profiling."""
+"""The run folder: checkpoints, metrics log, signals, profiling."""

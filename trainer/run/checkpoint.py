@@ -1,7 +1,7 @@
-"""Checkpoints: complete or absent, without pickles, retention of the last few and the best.
+"""Checkpoints: atomic, without pickles, retaining the last few and the best.
 
-One of a run with a sharded table has a file of each worker next to that of the networks. Rows have their number in the
-complete table, so that any number of workers reads it, and a run with a replicated table too.
+With a sharded table each worker writes its own file, next to that of the networks. Rows keep their ids of the complete
+table, so that any number of workers can resume, with a sharded or replicated table.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from trainer.training.step import TrainStep
 STATE = "state.json"
 TENSORS = "tensors.safetensors"
 SHARD = "table-{:05d}.safetensors"
-"""File of a worker's rows, in a run with a sharded table."""
+"""File of a worker's rows with a sharded table."""
 
 
 @dataclass
 class Progress:
-    """Where a run stands; all of it plain numbers.
+    """Training progress, in plain numbers.
 
     Attributes:
         step: global steps taken.
         epoch: epochs completed.
-        sample: samples of the epoch under way that are done, over all workers.
-        loss_sums, loss_counts: of the epoch under way, by task.
-        best_epoch, best_step, best_score: by the selecting valid metric; epoch 0 before the first validation.
-        worse_epochs: epochs since then.
+        sample: samples trained on in the current epoch, over all workers.
+        loss_sums, loss_counts: of the current epoch, by task.
+        best_epoch, best_step, best_score: by the selection metric; epoch 0 before the first validation.
+        worse_epochs: epochs since the best one.
         best_by_task: epoch, step and score of each feedback task's highest valid AUC, with `train.best_epoch_by_task`.
-        seconds: spent training, over all starts.
+        seconds: training time, over all restarts.
         examples: target clicks trained on.
     """
 
@@ -62,11 +62,11 @@ class Progress:
 
     @property
     def best_steps(self) -> set[int]:
-        """Steps of the epochs that are best for the run, and for each task that keeps its own."""
+        """Steps of the best epochs: of the run, and of each task with its own."""
         return {self.best_step, *(step for _, step, _ in self.best_by_task.values())}
 
     def advance(self, sample: int, loss_sums: list[float], counts: list[float]) -> None:
-        """A step more: samples of the epoch that are done now, the step's loss sums and counts."""
+        """Record a step: samples of the epoch done so far, the step's loss sums and counts."""
         self.step += 1
         self.sample = sample
         self.loss_sums = [a + b for a, b in zip(self.loss_sums, loss_sums, strict=True)]
@@ -75,14 +75,14 @@ class Progress:
 
 
 class Writer:
-    """Writes checkpoints in a thread while training goes on, one at a time; all workers call it.
+    """Writes checkpoints asynchronously, one at a time; called by all workers.
 
-    Of a sharded table every worker writes its own rows before training goes on, without a copy of them.
+    With a sharded table every worker writes its own rows synchronously, to avoid a copy.
 
     Args:
-        folder: of the checkpoints.
-        keep: number of latest ones to retain in addition to the best.
-        after: called once a checkpoint is written.
+        folder: folder of the checkpoints.
+        keep: number of latest checkpoints to retain in addition to the best.
+        after: called after each checkpoint is written.
     """
 
     def __init__(self, folder: Path, keep: int, after: Callable[[], None] = lambda: None) -> None:
@@ -91,7 +91,7 @@ class Writer:
         self.error: BaseException | None = None
 
     def save(self, train_step: TrainStep, progress: Progress) -> None:
-        """Copy the state of a run and write it in the background, once the checkpoint before is written."""
+        """Copy the state and write it in the background, after waiting for the previous checkpoint."""
         self.wait()
         if train_step.sharded:
             write_sharded(self.folder, train_step, progress, keep=self.keep)
@@ -106,11 +106,11 @@ class Writer:
         try:
             write(self.folder, tensors, progress, keep=self.keep)
             self.after()
-        except BaseException as error:  # raised by `wait`, in the thread that trains
+        except BaseException as error:  # re-raised by `wait` in the training thread
             self.error = error
 
     def wait(self) -> None:
-        """Return once nothing is being written. A full disk costs that checkpoint and a warning, not the run."""
+        """Wait for the current write. A full disk loses that checkpoint with a warning, but does not end the run."""
         if self.thread:
             self.thread.join()
         error, self.thread, self.error = self.error, None, None
@@ -130,7 +130,7 @@ def _warn_of_full_disk() -> None:
 
 
 def write(folder: Path, tensors: dict[str, torch.Tensor], progress: Progress, *, keep: int) -> None:
-    """Write a state as `folder/step-…` by one rename, then drop old checkpoints."""
+    """Write a state atomically as `folder/step-…`, then prune old checkpoints."""
     with atomic_folder(folder / f"step-{progress.step:09d}", sync=True) as writing:
         save_file(tensors, writing / TENSORS)
         state = {"progress": asdict(progress), "sha256": sha256_of(writing / TENSORS)}
@@ -139,10 +139,10 @@ def write(folder: Path, tensors: dict[str, torch.Tensor], progress: Progress, *,
 
 
 def write_sharded(folder: Path, train_step: TrainStep, progress: Progress, *, keep: int) -> None:
-    """The same by all workers together, each with the rows that it owns; the first one adds the rest and the state.
+    """Collective write: each worker writes the rows that it owns, the first one also the networks and the progress.
 
     Raises:
-        OSError: on the worker whose disk fails, after all have ended; a full one costs a warning.
+        OSError: on the worker whose disk fails, after all have finished; a full disk is only a warning.
     """
     world, path = train_step.world, folder / f"step-{progress.step:09d}"
     writing = path.with_name(f".{path.name}.writing")
@@ -172,7 +172,7 @@ def write_sharded(folder: Path, train_step: TrainStep, progress: Progress, *, ke
         except OSError as raised:
             error = raised
     if world.is_first:
-        _prune(folder, progress, keep)  # what was not completed goes too
+        _prune(folder, progress, keep)  # incomplete checkpoints too
     failed = any(world.gather(error is not None))
     if error is not None and not _is_full_disk(error):
         raise error
@@ -191,7 +191,7 @@ def _prune(folder: Path, progress: Progress, keep: int) -> None:
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest checkpoint that is complete; broken ones are named and passed over."""
+    """The newest intact checkpoint; damaged ones are reported and skipped."""
     for path in sorted(folder.glob("step-*"), reverse=True):
         problem = problem_of(path)
         if problem is None:
@@ -201,7 +201,7 @@ def latest(folder: Path) -> Path | None:
 
 
 def problem_of(path: Path) -> str | None:
-    """What is wrong with a checkpoint; None where it is as it was written."""
+    """What is wrong with a checkpoint; None if it is intact."""
     try:
         state = json.loads((path / STATE).read_text())
         Progress(**state["progress"])
@@ -209,7 +209,7 @@ def problem_of(path: Path) -> str | None:
         for name, sha256 in {TENSORS: state["sha256"], **shards}.items():
             if sha256_of(path / name) != sha256:
                 return "its tensors are not those that were written"
-            with safe_open(path / name, "pt"):  # checks that the header fits the file
+            with safe_open(path / name, "pt"):  # checks the header against the file size
                 pass
         return None
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -217,10 +217,10 @@ def problem_of(path: Path) -> str | None:
 
 
 def load_best(folder: Path, step: int, train_step: TrainStep) -> None:
-    """Put the best epoch's checkpoint into a run.
+    """Load the best epoch's checkpoint.
 
     Raises:
-        InputError: it is missing, or not as it was written.
+        InputError: it is missing or damaged.
     """
     path = folder / f"step-{step:09d}"
     problem = problem_of(path) if path.is_dir() else "none"
@@ -231,10 +231,10 @@ def load_best(folder: Path, step: int, train_step: TrainStep) -> None:
 
 
 def load(path: Path, train_step: TrainStep) -> Progress:
-    """Put a checkpoint's state into a run.
+    """Load a checkpoint.
 
     Raises:
-        InputError: it is of a model of other sizes.
+        InputError: the model's sizes differ.
     """
     try:
         with torch.no_grad():
@@ -250,12 +250,12 @@ def load(path: Path, train_step: TrainStep) -> Progress:
 
 
 def read_progress(path: Path) -> Progress:
-    """Where the run stood at a checkpoint."""
+    """The training progress at a checkpoint."""
     return Progress(**json.loads((path / STATE).read_text())["progress"])
 
 
 def all_tensors(train_step: TrainStep) -> dict[str, torch.Tensor]:
-    """Networks, tables (of a sharded one the rows that are here) and optimiser state, by name."""
+    """Networks, tables (of a sharded one the local rows) and optimiser state, by name."""
     return network_tensors(train_step) | table_tensors(train_step)
 
 
@@ -276,10 +276,10 @@ def network_tensors(train_step: TrainStep) -> dict[str, torch.Tensor]:
 
 
 def _load_networks(train_step: TrainStep, path: Path) -> None:
-    """Take over the networks of a file.
+    """Load the networks from a file.
 
     Raises:
-        RuntimeError: the file is of other networks.
+        RuntimeError: the file is for other networks.
     """
     with safe_open(path, "pt") as file:
         names = {name.removeprefix("network.") for name in file.keys() if name.startswith("network.")}  # noqa: SIM118
@@ -306,17 +306,17 @@ def _check_tables(train_step: TrainStep, path: Path) -> None:
 
 
 def _sources(path: Path) -> list[tuple[Shard, Path]]:
-    """Files of a checkpoint with the rows of tables that are in each."""
+    """Table files of a checkpoint, with the shard that each contains."""
     shards = len(json.loads((path / STATE).read_text()).get("shards", ()))
     files = [(Shard(rank, shards), path / SHARD.format(rank)) for rank in range(shards)]
     return files or [(FULL_TABLE, path / TENSORS)]
 
 
 def _load_rows(table: SparseTable, prefix: str, source: Shard, path: Path) -> None:
-    """Take over the rows of a file that the table holds, a block at a time.
+    """Load the rows that the table holds from a file, block by block.
 
     Raises:
-        RuntimeError: the file is of a table of other sizes.
+        RuntimeError: the table's sizes differ.
     """
     held = source.ids(table.n_rows)
     with safe_open(path, "pt") as file:

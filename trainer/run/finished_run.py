@@ -19,7 +19,7 @@ from trainer.training.step import TrainStep
 
 
 def open_run(folder: str, data: str | None) -> tuple[TrainerConfig, Dataset]:
-    """Configuration and dataset of a finished run, by path or URI; `data` is where the dataset is if it has moved.
+    """Configuration and dataset of a finished run, by path or URI; `data` overrides the dataset's location.
 
     Raises:
         InputError: the run is not finished, or the dataset is not the one it was trained on.
@@ -30,7 +30,7 @@ def open_run(folder: str, data: str | None) -> tuple[TrainerConfig, Dataset]:
     settled = read_config(run / CONFIG)
     fingerprint = settled.pop("dataset", "")
     try:
-        config = from_plain({**settled, "output": folder})  # it may have moved
+        config = from_plain({**settled, "output": folder})  # the run may have moved
         if config.model not in MODELS or config.head not in HEADS or set(config.encoders) - set(ENCODERS):
             raise TypeError(f"model {config.model}, head {config.head}, encoder {config.encoder}")
     except (TypeError, AttributeError) as error:
@@ -42,10 +42,10 @@ def open_run(folder: str, data: str | None) -> tuple[TrainerConfig, Dataset]:
 
 
 def load_selected(run: Path, train_step: TrainStep) -> Progress:
-    """Put the parameters of the selected epoch into a freshly made train_step; returns where the run stood at its end.
+    """Load the parameters of the selected epoch into a new train_step; returns the run's final progress.
 
     Raises:
-        InputError: a checkpoint that is missing or damaged.
+        InputError: a checkpoint is missing or damaged.
     """
     folder = run / "checkpoints"
     newest = checkpoint.latest(folder)
@@ -57,10 +57,10 @@ def load_selected(run: Path, train_step: TrainStep) -> Progress:
 
 
 def load_exported(run: Path, config: TrainerConfig, model_task: ModelTask, train_step: TrainStep) -> list[FeedbackPass]:
-    """Put the parameters that `RUN/bundle` was exported with, of a refit run the refit's, into a fresh train_step.
+    """Load the parameters that `RUN/bundle` was exported with (of the refit, if any) into a new train_step.
 
     Returns:
-        Passes of the export for feedback tasks that other parameters score.
+        Export passes for feedback tasks scored with other checkpoints.
     """
     model_task.load_term(run, REFIT_HOLDOUT if config.train.refit else TRAIN_HOLDOUT)
     refit = checkpoint.latest(run / "checkpoints-refit") if config.train.refit else None

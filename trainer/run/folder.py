@@ -1,4 +1,4 @@
-"""The record of a finished run, and the test for one. Imports nothing heavy."""
+"""Whether a run is finished. Has no heavy imports."""
 
 from __future__ import annotations
 

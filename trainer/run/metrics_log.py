@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 PROGRESS = ".progress.json"
 METRICS = "metrics.jsonl"
 RECENT_SECONDS, MARKS = 60.0, 12
-"""Over which the rate is measured that is shown, and how often it is noted in that time."""
+"""Window of the displayed rate, and the number of measurements in it."""
 
 
 class RunLog:
-    """Writes a run's metrics. On a resumed run, lines of steps that will be taken again are dropped.
+    """Writes a run's metrics. On resume, drops the lines of steps that will be repeated.
 
     Args:
         run: the run folder.
         step: global step at which the phase starts or resumes.
-        refit: whether the phase is the refit, whose steps count from 0 independently of the selection's.
+        refit: whether the phase is the refit, which counts steps from 0 again.
     """
 
     def __init__(self, run: Path, step: int, *, refit: bool) -> None:
@@ -43,13 +43,13 @@ class RunLog:
 
     @cached_property
     def board(self) -> SummaryWriter:
-        """TensorBoard's file, opened with the first value: importing it takes as long as many steps of a small run."""
+        """TensorBoard's writer, created lazily: its import takes as long as many steps of a small run."""
         from torch.utils.tensorboard import SummaryWriter
 
         return SummaryWriter(str(self.run / "tensorboard"), purge_step=self.first_step)
 
     def write(self, step: int, epoch: int, split: str, values: Mapping[str, float | None]) -> None:
-        """Append one line for each value."""
+        """Append one line per value."""
         with self.path.open("a") as stream:
             for name, value in values.items():
                 line = {"step": step, "epoch": epoch, "split": split, "name": name, "value": value}
@@ -58,7 +58,7 @@ class RunLog:
                     self.board.add_scalar(f"{split}/{name}", value, step)
 
     def progress(self, **values: Any) -> None:
-        """Tell the starting process how far the run is, at most twice a second."""
+        """Report progress to the launching process, at most twice a second."""
         if time.monotonic() - self.last_shown < 0.5:
             return
         self.last_shown = time.monotonic()
@@ -66,19 +66,19 @@ class RunLog:
             file.write_text(json.dumps(values))
 
     def close(self) -> None:
-        """Finish the TensorBoard file."""
+        """Close the TensorBoard file."""
         self.board.close()
         (self.run / PROGRESS).unlink(missing_ok=True)
 
 
 class Meter:
-    """How fast an epoch goes, on one worker.
+    """Measures the throughput of an epoch on one worker.
 
     Args:
         unit: what is counted, clicks or rows.
-        total: target clicks of the epoch; of rows, which are counted as they come, the sessions that show them.
-        epochs: of the phase.
-        done: clicks or rows of the epoch that an earlier start has done.
+        total: target clicks of the epoch; for rows, whose number is not known, the number of sessions with them.
+        epochs: number of epochs of the phase.
+        done: clicks or rows of the epoch done before a resume.
     """
 
     def __init__(self, unit: str, total: int, epochs: int, done: float) -> None:
@@ -93,7 +93,7 @@ class Meter:
         return seconds
 
     def values(self, progress: Progress, waited: float) -> dict[str, Any]:
-        """What the progress bar shows; `waited` seconds were spent without a batch."""
+        """Values for the progress bar; `waited` is the time in seconds spent waiting for batches."""
         now, done = time.perf_counter(), progress.loss_counts[0]
         seconds = max(now - self.begin, 1e-9)
         if now - self.marks[-1][0] >= RECENT_SECONDS / MARKS:
@@ -115,7 +115,7 @@ class Meter:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line that a killed run cut off is dropped."""
+    """The lines of a metrics file; a truncated last line is dropped."""
     lines: list[dict[str, Any]] = []
     if path.is_file():
         for text in path.read_text().splitlines():
@@ -128,7 +128,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def progress_bar(run: Path) -> Iterator[None]:
-    """While the block runs, show each epoch's validation, and on a terminal a bar."""
+    """Print each epoch's validation while the block runs, and on a terminal a progress bar."""
     stop = threading.Event()
     thread = threading.Thread(target=_show, args=(run, stop), daemon=True)
     thread.start()
@@ -147,7 +147,7 @@ def _show(run: Path, stop: threading.Event) -> None:
         for epoch in lines[epochs:]:
             line.say(epoch)
         epochs = len(lines)
-        with suppress(OSError, ValueError, KeyError):  # not there, half there, or left by another version
+        with suppress(OSError, ValueError, KeyError):  # missing, incomplete, or of another version
             line.show(epoch_line(json.loads((run / PROGRESS).read_text())))
     line.close()
 
@@ -162,7 +162,7 @@ def valid_lines(run: Path) -> list[str]:
 
 
 def epoch_line(values: dict[str, Any]) -> str:
-    """How far an epoch is, with its loss and the share of time spent waiting for data.
+    """Progress line of an epoch, with its loss and the share of time spent waiting for data.
 
     >>> values = {"epoch": 1, "epochs": 3, "done": 2500, "total": 10000, "unit": "clicks"}
     >>> values |= {"recent_rate": 1250.0, "loss": 6.12, "waiting": 0.03}

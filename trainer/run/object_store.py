@@ -14,19 +14,19 @@ from trainer.distributed.world import World
 from trainer.run.folder import SUMMARY
 
 BUNDLES, CHECKPOINTS = "bundle", "checkpoints"
-"""How the names of their folders begin."""
+"""Prefixes of the folder names."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's folder on this machine and, where the output is a URI, in an object store.
+    """A run's local folder and, if the output is a URI, its copy in an object store.
 
-    The store holds the truth: the first worker sends checkpoints and all else, the others copy what it sent before
-    they read it. All that concerns the store does nothing for a run on a file system, which all workers share.
+    The store is authoritative: the first worker uploads checkpoints and all other files, the others download before
+    they read. For a run on a shared file system, store operations do nothing.
 
     Attributes:
-        path: of the folder on this machine.
-        mirror: the folder in the store; None without one.
+        path: the local folder.
+        mirror: the folder in the store; None = local only.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class RunFolder:
         return RunFolder(path, self.mirror and Mirror(f"{self.mirror.uri.rpartition('/')[0]}/{name}", path))
 
     def pull(self, *, checkpoints: bool) -> None:
-        """Copy the run from the store, except for bundles, which no worker reads."""
+        """Download the run from the store, except for bundles, which no worker reads."""
         if self.mirror:
             excluded = (BUNDLES,) if checkpoints else (BUNDLES, CHECKPOINTS)
             self.path.mkdir(parents=True, exist_ok=True)
@@ -55,41 +55,41 @@ class RunFolder:
                 self.mirror.pull(lambda name: not name.startswith(excluded))
 
     def pull_on_all(self, world: World) -> None:
-        """On every worker, copy what the first one sent."""
+        """Download on every worker what the first one uploaded. Collective."""
         if self.mirror:
             world.barrier()
             self.pull(checkpoints=True)
             world.barrier()
 
     def push(self) -> None:
-        """Make the folder in the store that of this machine; the summary goes last."""
+        """Synchronise the store with the local folder; the summary is uploaded last."""
         if self.mirror:
             self.mirror.push(last=SUMMARY)
 
     def push_checkpoint(self) -> None:
-        """Send what the run has so far. An unreachable store costs a warning: the next call sends this too."""
+        """Upload the run so far. If the store is unreachable, warn: the next call retries."""
         try:
             self.push()
         except InputError as error:
             print(f"warning: the checkpoint stays on this machine: {error}", file=sys.stderr, flush=True)
 
     def send(self, *names: str) -> None:
-        """Copy files of this machine to the store."""
+        """Upload local files to the store."""
         if self.mirror:
             self.mirror.send(names)
 
     def collect(self, requested: Callable[[str], bool]) -> None:
-        """Move files that other workers sent from the store to this machine; the store has none of the folder then."""
+        """Download the files that other workers uploaded, then empty the folder in the store."""
         if self.mirror:
             self.mirror.pull(requested)
             self.mirror.remove(list(self.mirror.listing()))
 
     def has(self, name: str) -> bool:
-        """Whether a file exists, on this machine or in the store."""
+        """Whether a file exists, locally or in the store."""
         return (self.path / name).exists() or (self.mirror is not None and self.mirror.has(name))
 
     def remove(self, name: str) -> None:
-        """Remove a file, on this machine and in the store."""
+        """Remove a file, locally and in the store."""
         (self.path / name).unlink(missing_ok=True)
         if self.mirror:
             self.mirror.remove([name])

@@ -7,17 +7,17 @@ from pathlib import Path
 from torch.profiler import ProfilerActivity, profile, supported_activities
 
 WARM_STEPS = 10
-"""Steps before the profiled ones: the first ones allocate what the later ones reuse."""
+"""Warm-up steps before the profiled ones: the first steps allocate memory that later ones reuse."""
 STEPS = 20
 TRACE, TABLE = "trace.json", "table.txt"
 
 
 class Profiler:
-    """Profiles some steps of an epoch and writes what it saw.
+    """Profiles some steps of an epoch and writes the results.
 
     Args:
         run: the run folder; `profile/trace.json` opens in a browser's trace viewer, `profile/table.txt` lists
-            operators by their own time.
+            operators by self time.
         enabled: whether to profile at all.
     """
 
@@ -36,7 +36,7 @@ class Profiler:
             self.running.start()
 
     def finish(self) -> None:
-        """Write what was profiled, also where the epoch had fewer steps."""
+        """Write the profile, even if the epoch had fewer steps."""
         if not self.running:
             return
         profiler, self.running = self.running, None

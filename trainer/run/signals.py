@@ -15,11 +15,11 @@ from trainer.run.object_store import RunFolder
 
 STOP = ".stop"
 STATUS = 128 + signal.SIGTERM
-"""Exit status of a run that was stopped: not 0, so that nobody takes it for finished."""
+"""Exit status of a stopped run: not 0, since the run is not finished."""
 INTERRUPTED = 128 + signal.SIGINT
 """Exit status after Ctrl-C."""
 AGREE_STEPS = 8
-"""Workers ask each other so often; a second between looks at the run folder spares shared storage."""
+"""Steps between all-reduces of the stop flag; the run folder is polled once a second, to spare shared storage."""
 LOOK_SECONDS = 1.0
 
 
@@ -29,9 +29,9 @@ class Stopped(Exception):  # noqa: N818 - nothing is wrong
 
 @contextmanager
 def on_sigterm(run: RunFolder) -> Iterator[None]:
-    """Tell the workers of a run, wherever they are, to stop when this process gets SIGTERM.
+    """Ask all workers of a run, on any machine, to stop when this process receives SIGTERM.
 
-    The word goes through the run's folder, which all workers share. Only the main thread can listen.
+    The request is a file in the shared run folder. Signal handlers work in the main thread only.
     """
     run.remove(STOP)
 
@@ -48,7 +48,7 @@ def on_sigterm(run: RunFolder) -> Iterator[None]:
 
 @contextmanager
 def interrupted_plainly() -> Iterator[None]:
-    """Ctrl-C ends the block with KeyboardInterrupt, though Ray's own handler would leave quietly with status 0."""
+    """Raise KeyboardInterrupt on Ctrl-C, although Ray's handler exits silently with status 0."""
     before = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -59,7 +59,7 @@ def interrupted_plainly() -> Iterator[None]:
 
 
 class StopWatch:
-    """Whether to stop, asked after every step; all workers get the same answer."""
+    """Checks after every step whether to stop; all workers get the same answer."""
 
     def __init__(self, run: RunFolder, world: World) -> None:
         self.run, self.world, self.looked = run, world, 0.0

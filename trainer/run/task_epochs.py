@@ -1,4 +1,4 @@
-"""Feedback tasks that are scored with the parameters of an epoch of their own (`train.best_epoch_by_task`)."""
+"""Selection of the best epoch per feedback task (`train.best_epoch_by_task`)."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from trainer.training.step import TrainStep
 
 
 def update_best(progress: Progress, metrics: dict[str, Any]) -> None:
-    """Note the epoch that has just ended for each feedback task whose valid AUC was never higher."""
+    """Record the epoch that has just ended for each feedback task with a new highest valid AUC."""
     for name, value in metrics.items():
         task = name.removeprefix("auc/")
         if task == name or value is None or not math.isfinite(value):
             continue
         if task not in progress.best_by_task or value > progress.best_by_task[task][2]:
-            # A new dictionary: a checkpoint that is still being written has the one before.
+            # Copied, since a checkpoint that is being written holds the old dictionary.
             progress.best_by_task = progress.best_by_task | {task: (progress.epoch, progress.step, value)}
 
 
 def feedback_passes(
     progress: Progress, checkpoints: Path, model_task: ModelTask, train_step: TrainStep
 ) -> list[FeedbackPass]:
-    """The export's passes for the tasks whose best epoch is not the run's, by rising step."""
+    """Export passes for the tasks whose best epoch is not the run's, by ascending step."""
     tasks: dict[int, list[str]] = {}
     for task, (_, step, _) in progress.best_by_task.items():
         if step != progress.best_step:
@@ -45,7 +45,7 @@ def feedback_passes(
 
 
 def with_best_aucs(metrics: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """Valid metrics of the selected epoch with the AUC of each task's own, and their mean."""
+    """Validation metrics of the selected epoch, with each task's AUC from its own best epoch, and their mean."""
     if not progress.best_by_task:
         return metrics
     metrics = metrics | {f"auc/{task}": score for task, (_, _, score) in progress.best_by_task.items()}

@@ -20,12 +20,12 @@ from trainer.serve import ServeConfig
 from trainer.serving.recommender import HINT, Recommendations, Recommender, SessionRequest
 
 HOST = "127.0.0.1"
-"""Loopback: nothing here asks who is there."""
+"""Loopback only: the server has no authentication."""
 NAMES = ("127.0.0.1", "localhost")
-"""By which a browser on this machine may call the server; another name is another site's page."""
+"""Accepted `Host` names; other names may be DNS rebinding by another site."""
 MOST_BYTES = 16 << 20
 LATEST = 10_000
-"""Requests whose milliseconds the quantiles are of."""
+"""Number of latest requests for the latency quantiles."""
 FOUND_ITEMS = 30
 DEFAULT_K = 10
 
@@ -33,7 +33,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Server:
-    """Handlers over one recommender; requests are computed one after another, in a thread outside the event loop."""
+    """Handlers of one recommender; requests are computed one at a time in a worker thread."""
 
     def __init__(self, recommender: Recommender) -> None:
         self.recommender = recommender
@@ -52,12 +52,12 @@ class Server:
         return app
 
     async def index(self, request: web.Request) -> web.Response:
-        """The page."""
+        """The demo page."""
         del request
         return web.Response(text=self.page, content_type="text/html")
 
     async def about(self, request: web.Request) -> web.Response:
-        """Model, sizes, and milliseconds of the latest requests."""
+        """Model, sizes, and latency of recent requests."""
         del request
         recommender, latest = self.recommender, list(self.milliseconds)
         p50, p99 = np.quantile(latest, (0.5, 0.99)).round(3).tolist() if latest else (None, None)
@@ -74,7 +74,7 @@ class Server:
         return web.json_response(about)
 
     async def items(self, request: web.Request) -> web.Response:
-        """`?q=TEXT`: the most clicked items whose title or id has the text."""
+        """`?q=TEXT`: the most clicked items whose title or id contains the text."""
         result = await self._compute(self.recommender.find, request.query.get("q", ""), FOUND_ITEMS)
         return web.json_response([{"item_id": i, "title": self.recommender.title(i)} for i in result])
 
@@ -105,7 +105,7 @@ class Server:
 
 
 def answers_of(recommendations: Recommendations, recommender: Recommender) -> list[dict[str, Any]]:
-    """Recommendations as JSON, a dictionary a session."""
+    """Recommendations as JSON, one dictionary per session."""
     answers = []
     for row, (items, scores) in enumerate(zip(recommendations.items, recommendations.scores, strict=True)):
         listed = np.flatnonzero(items)
@@ -133,7 +133,7 @@ def answers_of(recommendations: Recommendations, recommender: Recommender) -> li
 
 @web.middleware
 async def plain_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Wrong requests as status 400 with one line of JSON."""
+    """Answer invalid requests with status 400 and one line of JSON."""
     try:
         return await handler(request)
     except InputError as error:
@@ -142,7 +142,7 @@ async def plain_errors(request: web.Request, handler: Handler) -> web.StreamResp
 
 @web.middleware
 async def only_this_machine(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse what another site's page sends under its own name to this address."""
+    """Refuse requests with another `Host` name (DNS rebinding)."""
     if request.url.host not in NAMES:
         return web.json_response({"error": f"expected host {NAMES[0]}, got {request.url.host}"}, status=403)
     return await handler(request)

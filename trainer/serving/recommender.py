@@ -39,28 +39,28 @@ from trainer.task.registry import model_task_of
 from trainer.task.sessions import SessionTask
 
 MOST_SESSIONS = 1_000
-"""Sessions of one request."""
+"""Maximum sessions per request."""
 ANONYMOUS = -1
-"""User id of a session without one: no user of a log has it."""
+"""User id of anonymous sessions; not in any log."""
 ENCODED_AT_LEAST = 8
-"""Sessions that are encoded together; fewer are repeated.
+"""Minimum batch size of the encoder; smaller batches are repeated.
 
-Matrix products of one row round otherwise than those of many, and an answer should be that of the evaluation.
+Matrix products round differently with a single row, and answers should equal those of the evaluation.
 """
 HINT = 'send {"sessions": [{"items": [RAW_ID, …]}]}'
 
 
 @dataclass(frozen=True)
 class SessionRequest:
-    """What is known of a session.
+    """A session of a request.
 
     Attributes:
         items: raw item ids, oldest first; unknown ones are left out and reported.
-        user_id: leaves the user's own train session out of the neighbours; `ANONYMOUS` for nobody.
-        feedback: bits of what was done with each click, as in the dataset; read with `network.past_actions` and by
-            feedback towers with `network.feedback_actions`. Without it nothing was done.
-        watching_times: how often each click was entered; read with `network.past_actions`.
-        n_clicks: clicks before truncation.
+        user_id: excludes the user's own train session from the neighbours; `ANONYMOUS` = none.
+        feedback: outcome bits of each click, as in the dataset; read with `network.past_actions` and by feedback
+            towers with `network.feedback_actions`. Default: no actions.
+        watching_times: visit count of each click; read with `network.past_actions`.
+        n_clicks: number of clicks before truncation.
         gender, age: codes of the log, -1 = unknown.
     """
 
@@ -74,10 +74,10 @@ class SessionRequest:
 
     @classmethod
     def parse(cls, value: Any) -> SessionRequest:
-        """A session of a request: a list of raw item ids, or an object with the attributes above.
+        """Parse a session: a list of raw item ids, or an object with the attributes above.
 
         Raises:
-            InputError: another key or type, or lists of different lengths.
+            InputError: an unknown key, a wrong type, or lists of different lengths.
         """
         options = {"items": value} if isinstance(value, list) else value
         if not isinstance(options, dict) or "items" not in options:
@@ -108,12 +108,12 @@ class Recommendations:
     """The best unseen candidates of Q sessions, K each.
 
     Attributes:
-        items: dense ids int64 `[Q, K]`, 0 where there are fewer.
-        scores: float32 `[Q, K]`, of the blend, else of the model.
+        items: dense ids int64 `[Q, K]`, padded with 0.
+        scores: float32 `[Q, K]`, of the blend or, without one, of the model.
         probabilities: by feedback task, float32 `[Q, K]`.
-        source_ranks: by source of the blend, float32 `[Q, K]`, rank in its list; NaN where it does not list the item.
-        unknown: raw ids of each session that the model does not know.
-        popular: sessions without a known item, which get the most popular ones.
+        source_ranks: by source of the blend, float32 `[Q, K]`, rank in its list; NaN if the item is not in it.
+        unknown: unknown raw ids of each session.
+        popular: mask of sessions without a known item, which get the most popular items.
     """
 
     items: Int
@@ -126,15 +126,15 @@ class Recommendations:
 
 @dataclass
 class Recommender:
-    """Everything that a request needs, in memory.
+    """All state for serving, in memory.
 
     Attributes:
-        dataset: that the run was trained on.
-        scorer: the encoder and the heads.
-        evaluation: index and options of the result.
-        blend: None where the result has none.
-        titles: by raw item id; empty where there are none.
-        name: of the model.
+        dataset: the training dataset.
+        scorer: encoder and heads.
+        evaluation: index and options of the evaluation.
+        blend: None if the evaluation has none.
+        titles: titles by raw item id; may be empty.
+        name: name of the model.
     """
 
     dataset: Dataset
@@ -146,10 +146,10 @@ class Recommender:
 
     @classmethod
     def open(cls, config: ServeConfig) -> Recommender:
-        """Load run and result.
+        """Load run and evaluation result.
 
         Raises:
-            InputError: no finished run of a session model, or a result of another bundle.
+            InputError: not a finished run of a session model, or the result of another bundle.
         """
         run_config, dataset = open_run(config.run, config.data)
         if run_config.ranks:
@@ -189,7 +189,7 @@ class Recommender:
 
     @property
     def most(self) -> int:
-        """The longest list that can be asked for: the largest cutoff of the evaluation."""
+        """The longest list that can be requested: the largest cutoff of the evaluation."""
         return self.evaluation.config.deepest
 
     @property
@@ -199,27 +199,27 @@ class Recommender:
 
     @cached_property
     def popularity(self) -> Popularity:
-        """Of the candidates."""
+        """Popularity of the candidates."""
         return Popularity.of(self.dataset, self.evaluation.index.catalogue.item)
 
     @cached_property
     def _by_raw_id(self) -> tuple[Int, Int]:
-        """Raw ids, rising, and their dense ids."""
+        """Raw ids, sorted, and their dense ids."""
         dense = np.argsort(self.evaluation.item_id[1:], kind="stable") + 1
         return self.evaluation.item_id[dense], dense
 
     def dense_ids(self, raw_N: Int) -> Int:
-        """Dense ids of raw ones, 0 where unknown."""
+        """Dense ids of raw ids, 0 if unknown."""
         raw, dense = self._by_raw_id
         index, match = lookup(raw, raw_N)
         return np.where(match, dense[index], 0)
 
     def title(self, raw_id: int) -> str:
-        """What people call an item."""
+        """Display title of an item."""
         return self.titles.get(raw_id, f"item {raw_id}")
 
     def find(self, text: str, k: int) -> list[int]:
-        """Raw ids of the `k` most clicked candidates whose title or id has the text."""
+        """Raw ids of the `k` most clicked candidates whose title or id contains the text."""
         query, result = text.casefold(), list[int]()
         for item in self.popularity.best_first.tolist():
             raw_id = int(self.evaluation.item_id[item])
@@ -230,7 +230,7 @@ class Recommender:
         return result
 
     def recommend(self, requests: list[SessionRequest], k: int) -> Recommendations:
-        """The `k` best unseen candidates of each session.
+        """Recommend the `k` best unseen candidates for each session.
 
         Raises:
             InputError: `k` or the number of sessions is out of its range.
@@ -261,7 +261,7 @@ class Recommender:
         return Recommendations(items, scores, probabilities, ranks, unknown, popular)
 
     def _sessions(self, requests: list[SessionRequest]) -> tuple[Sessions, list[list[int]]]:
-        """The last clicks on known items, as many as the dataset keeps, and the raw ids of unknown ones."""
+        """The last clicks on known items, truncated as in the dataset, and the unknown raw ids."""
         longest = self.dataset.manifest.max_clicks
         columns: dict[str, list[Int]] = {"items": [], "feedback": [], "watching_times": []}
         unknown = []
@@ -309,7 +309,7 @@ class Recommender:
         )
 
     def _ranked(self, queries: Queries, k: int) -> tuple[Int, npt.NDArray[np.float32], dict[str, Any]]:
-        """Items and scores `[Q, k]`, and ranks by source, as the evaluation makes `topk.parquet`."""
+        """Items and scores `[Q, k]`, and ranks by source, computed as for the evaluation's `topk.parquet`."""
         ranks: dict[str, npt.NDArray[np.float32]] = {}
         score: npt.NDArray[np.floating]
         if self.blend is None:
@@ -323,7 +323,7 @@ class Recommender:
         return *out, {name: rank[:, :k] for name, rank in ranks.items()}
 
     def _probabilities(self, state_QS: torch.Tensor, item_QK: Int) -> dict[str, npt.NDArray[np.float32]]:
-        """Of each feedback task for the listed items, as if they were shown next."""
+        """Probabilities by feedback task of the listed items, as if they were shown next."""
         if not self.tasks:
             return {}
         n, k = item_QK.shape

@@ -22,54 +22,54 @@ from trainer.training.step import TrainStep
 
 
 class Collate(Protocol):
-    """Makes batches of a window's samples."""
+    """Builds batches from a window's samples."""
 
     def __call__(self, window: Any, mine: Int, step: Int, /) -> Any:
-        """A batch from the rows of this worker's share; `step` are the rows of the global batch."""
+        """Build a batch from rows `mine`, this worker's share; `step` are the rows of the global batch."""
 
 
 class ModelTask(Protocol):
-    """What the loop asks of a kind of model; `unit` is what its progress counts, clicks or rows."""
+    """What the training loop needs of a kind of model; `unit` is the unit of its progress, clicks or rows."""
 
     unit: str
 
     def total(self, reader: Any) -> int:
-        """Target clicks of an epoch, or the samples that its rows come from."""
+        """Number of target clicks of an epoch, or of samples that its rows come from."""
 
     def reader(self, holdout: int) -> Reader[Any]:
-        """Samples to train on."""
+        """Reader of the training samples."""
 
     def train_step(self, total_steps: int) -> TrainStep:
-        """Freshly drawn parameters: the same on every worker, from the seed alone."""
+        """Newly initialised parameters, the same on every worker, determined by the seed."""
 
     def begin(self, train_step: TrainStep, holdout: int) -> None:
-        """Replace parameters that a run begins with by what is counted in all clicks but the last `holdout`."""
+        """Initialise parameters from counts over all clicks but the last `holdout` of each session."""
 
     def collate(self, holdout: int, salt: int) -> Collate:
-        """The maker of an epoch's batches."""
+        """The collate function of an epoch."""
 
     def sample(self) -> Any:
-        """This worker's share of what is validated on."""
+        """This worker's share of the validation sample."""
 
     def validate(self, train_step: TrainStep, sample: Any) -> Validation:
         """Metrics on the sample, over all workers."""
 
     def fit_term(self, train_step: TrainStep, sample: Any, run: Path) -> None:
-        """Find what is added to the scores of a trained model, and leave it in the run."""
+        """Fit the term added to a trained model's scores, and save it in the run."""
 
     def load_term(self, run: Path, holdout: int) -> None:
-        """What a run fitted to add, with counts of other clicks than those that are held out."""
+        """Load the term that a run fitted, with counts over all but the held-out clicks."""
 
     @property
     def name(self) -> str:
-        """Of the model, for whoever reads a report."""
+        """Display name of the model for reports."""
 
     def scorer(self, train_step: TrainStep) -> SessionScorer | RankScorer:
-        """The model applied."""
+        """The trained model for inference."""
 
 
 def make_item_features(config: TrainerConfig, dataset: Dataset, tables: list[str]) -> ItemFeatures:
-    """The features of `network.item_features` for the vectors of these tables."""
+    """Item feature embeddings of `network.item_features` for these tables."""
     if not config.network.item_features:
         return ItemFeatures.none()
     codes, _ = feature_codes(dataset, config.network.item_features)
@@ -80,7 +80,7 @@ def make_item_features(config: TrainerConfig, dataset: Dataset, tables: list[str
 def feature_tables(
     config: TrainerConfig, features: ItemFeatures, item_tables: Mapping[str, SparseTable], world: World
 ) -> dict[str, SparseTable]:
-    """Tables of the vectors of feature values, by name, as long as the items' are; they begin at zero."""
+    """Feature embedding tables by name, of the item tables' dimensions; initialised to zero."""
     tables = {}
     for of, name in features.table_of.items():
         size = item_tables[of].dimension
@@ -93,7 +93,7 @@ def feature_tables(
 def make_table(
     config: TrainerConfig, n: int, world: World, *, number: int, bias: bool, dimension: int | None = None
 ) -> SparseTable:
-    """A table of `n` rows, or this worker's shard; `number` sets it apart from the run's other tables."""
+    """Create a table of `n` rows, or this worker's shard; `number` distinguishes its seed from other tables'."""
     generator = torch.Generator().manual_seed(config.seed + number * 1_000_003)
     return SparseTable(
         n,
@@ -107,5 +107,5 @@ def make_table(
 
 
 def shard_of(config: TrainerConfig, world: World) -> Shard:
-    """The rows of each table that this worker holds."""
+    """The shard of each table that this worker holds."""
     return Shard(world.global_rank, world.size) if config.train.table == "sharded" else FULL_TABLE

@@ -25,12 +25,12 @@ from trainer.training.step import TrainStep
 
 
 class RankingTask:
-    """Ranking models, over the blocks of sessions or over the rows of scenario `ctr`."""
+    """Ranking models, on the exposures of sessions or the rows of scenario `ctr`."""
 
     unit = "rows"
 
     def total(self, reader: Reader[Any]) -> int:
-        """Sessions, or rows, that an epoch trains on."""
+        """Number of sessions or rows of an epoch."""
         return sum(int(np.count_nonzero(reader.targets(group))) for group in range(len(reader.groups)))
 
     def __init__(self, config: TrainerConfig, dataset: Dataset, world: World) -> None:
@@ -40,13 +40,13 @@ class RankingTask:
         self.users = all_users(dataset, self.reader(TRAIN_HOLDOUT))
 
     def reader(self, holdout: int) -> SessionReader | RowReader:
-        """Sessions or rows to train on."""
+        """Reader of training sessions or rows."""
         if self.dataset.session_files:
             return SessionReader(self.dataset, exposures=self.shown, holdout=holdout)
         return RowReader(self.dataset, ("train",) if holdout == TRAIN_HOLDOUT else ("train", "valid"))
 
     def train_step(self, total_steps: int) -> TrainStep:
-        """Freshly drawn parameters."""
+        """Newly initialised parameters."""
         config = self.config
         torch.manual_seed(config.seed)
         features = make_item_features(config, self.dataset, [ITEM])
@@ -59,10 +59,10 @@ class RankingTask:
         return TrainStep(config, RankObjective(config, model), tables, total_steps, self.world)
 
     def begin(self, train_step: TrainStep, holdout: int) -> None:
-        """Nothing is counted for ranking models."""
+        """Ranking models have no initialisation from counts."""
 
     def collate(self, holdout: int, salt: int) -> Collate:
-        """The maker of an epoch's batches."""
+        """The collate function of an epoch."""
         tasks, limit = self.config.tasks, self.config.train.exposures_per_session
 
         def collate(window: Sessions | FlatRows, mine: Int, step: Int, /) -> RankBatch:
@@ -78,7 +78,7 @@ class RankingTask:
         return collate
 
     def sample(self) -> FlatRows:
-        """This worker's share of the rows that are validated on."""
+        """This worker's share of the validation rows."""
         reader, n = self.reader(TRAIN_HOLDOUT), self.config.train.valid_sessions
         if isinstance(reader, RowReader):
             return valid_rows(reader, n, self.world)
@@ -88,7 +88,7 @@ class RankingTask:
         return block_rows(sessions, rows.select(rows.position == last))
 
     def scorer(self, train_step: TrainStep) -> RankScorer:
-        """The model applied."""
+        """The trained model for inference."""
         assert isinstance(train_step.model, Ranker)
         return RankScorer(train_step.model, train_step.tables, self.users, self.world.device)
 
@@ -104,5 +104,5 @@ class RankingTask:
 
     @property
     def name(self) -> str:
-        """Of the model."""
+        """Display name of the model."""
         return self.config.model

@@ -1,4 +1,4 @@
-"""Chooses the model task of a model: session or ranking."""
+"""Maps a model to its task: session or ranking."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from trainer.task.sessions import SessionTask
 
 
 def model_task_of(config: TrainerConfig, dataset: Dataset, world: World) -> ModelTask:
-    """Session or ranking task of a configuration's model."""
+    """The session or ranking task of a configuration's model."""
     return RankingTask(config, dataset, world) if config.ranks else SessionTask(config, dataset, world)

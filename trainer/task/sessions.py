@@ -29,21 +29,21 @@ from trainer.training.cooccurrence import start_vectors
 from trainer.training.objective import INPUT, ITEM, TASKS, SessionObjective
 from trainer.training.step import TrainStep
 
-if TYPE_CHECKING:  # imports scipy, which most runs do not need
+if TYPE_CHECKING:  # imports scipy, rarely needed
     from retrieval.transitions import Transitions
     from trainer.inference.transition_term import Pool, TransitionTerm
 
 WEIGHTS = "transition_weights.json"
-"""File of a run with the weights of its counted transitions."""
+"""File of the transition weights in a run folder."""
 
 
 class SessionTask:
-    """Session models: an encoder alone, or the hybrid."""
+    """Session models: a single encoder, or the hybrid."""
 
     unit = "clicks"
 
     def total(self, reader: Reader[Any]) -> int:
-        """Target clicks of an epoch."""
+        """Number of target clicks of an epoch."""
         return reader.total_targets()
 
     def __init__(self, config: TrainerConfig, dataset: Dataset, world: World) -> None:
@@ -53,7 +53,7 @@ class SessionTask:
         self.term: TransitionTerm | None = None
 
     def reader(self, holdout: int) -> SessionReader:
-        """Sessions to train on, or with `TRAIN_HOLDOUT` to validate on."""
+        """Reader of training sessions; with `TRAIN_HOLDOUT` also used for validation."""
         config = self.config
         exposures = self.shown and bool(config.feedback_tasks or config.train.skipped_negatives)
         return SessionReader(
@@ -65,7 +65,7 @@ class SessionTask:
         )
 
     def train_step(self, total_steps: int) -> TrainStep:
-        """Freshly drawn parameters."""
+        """Newly initialised parameters."""
         config, n_items = self.config, self.dataset.manifest.n_items
         torch.manual_seed(config.seed)
         names = [ITEM] if config.network.tie_embeddings else [ITEM, INPUT]
@@ -86,16 +86,16 @@ class SessionTask:
         return TrainStep(config, SessionObjective(config, model, self.train_clicks), tables, total_steps, self.world)
 
     def begin(self, train_step: TrainStep, holdout: int) -> None:
-        """With `train.ppmi_start`, start the vectors of items with neighbours in train from their co-occurrence.
+        """With `train.ppmi_start`, initialise the vectors of items with train neighbours from their co-occurrence.
 
         Raises:
-            InputError: on all workers alike, where the first has too little memory for it.
+            InputError: on all workers, if the first has too little memory.
         """
         length, dimension = self.config.train.ppmi_start, self.config.network.embedding_dim
         if not length:
             return
         vector, problem = torch.zeros(self.dataset.manifest.n_items, dimension), None
-        if self.world.is_first:  # another machine's rounding would make another start
+        if self.world.is_first:  # other machines may round differently
             try:
                 vector = start_vectors(self.dataset, holdout, dimension, self.config.seed)
             except InputError as error:
@@ -103,7 +103,7 @@ class SessionTask:
         problem = self.world.gather(problem)[0]
         if problem:
             raise problem
-        vector = self.world.sum(vector.to(self.world.device))  # the other workers add zeros
+        vector = self.world.sum(vector.to(self.world.device))  # broadcast: the other workers add zeros
         counted = vector.any(dim=1).nonzero().squeeze(1)
         assert isinstance(train_step.model, Recommender)
         features = train_step.model.item_features
@@ -115,7 +115,7 @@ class SessionTask:
                 train_step.tables[features.table_of[name]].vector.copy_(of_values)
 
     def collate(self, holdout: int, salt: int) -> Collate:
-        """The maker of an epoch's batches."""
+        """The collate function of an epoch."""
         train = self.config.train
         options = BatchOptions(
             holdout=holdout,
@@ -135,11 +135,11 @@ class SessionTask:
         return collate
 
     def sample(self) -> Sessions:
-        """This worker's share of the sessions that are validated on."""
+        """This worker's share of the validation sessions."""
         return valid_sessions(self.reader(TRAIN_HOLDOUT), self.config.train.valid_sessions, self.world)
 
     def scorer(self, train_step: TrainStep) -> SessionScorer:
-        """The model applied."""
+        """The trained model for inference."""
         assert isinstance(train_step.model, Recommender)
         by_cosine, lookup = self.config.loss == "embedding", None
         if train_step.sharded:
@@ -148,26 +148,27 @@ class SessionTask:
         return SessionScorer(train_step.model, tables, self.world.device, by_cosine, self.term, lookup)
 
     def validate(self, train_step: TrainStep, sample: Sessions) -> Validation:
-        """Full ranking of the valid targets, and feedback of the valid blocks."""
+        """Full ranking of the valid targets, and AUCs of the valid feedback rows."""
         scorer, candidates = self.scorer(train_step), self.candidates
         return validate_sessions(scorer, sample, candidates, self.world, exposures=self.shown, mask_seen=self.mask_seen)
 
     @cached_property
     def train_clicks(self) -> Int:
-        """Clicks of items 1..n_items in train, int64 `[n_items]`."""
+        """Train clicks of items 1..n_items, int64 `[n_items]`."""
         return self.dataset.items(["train_clicks"])["train_clicks"].to_numpy()
 
     @cached_property
     def candidates(self) -> Int:
-        """Dense ids of the items with a click, which targets are ranked among; those that this worker ranks."""
+        """Dense ids of the candidates (items with a click); with a sharded table those of this worker."""
         candidates = np.flatnonzero(self.dataset.items(["clicks"])["clicks"].to_numpy() > 0) + 1
         shard = shard_of(self.config, self.world)
         return candidates if shard.size == 1 else candidates[candidates % shard.size == shard.rank]
 
     def fit_term(self, train_step: TrainStep, sample: Sessions, run: Path) -> None:
-        """Find the weights of the counted transitions on valid sessions, for a model that has them.
+        """Fit the weights of the counted transitions on valid sessions, for models with transitions.
 
-        Each fold's valid sessions use weights fitted on the others. Weights that do not raise NDCG@20 are 0.
+        Cross-fitting: each fold's valid sessions use weights fitted on the others. Weights that do not raise NDCG@20
+        are set to 0.
         """
         if not self.config.network.transitions:
             return
@@ -188,7 +189,7 @@ class SessionTask:
             self.term.write(run)
 
     def pools(self, train_step: TrainStep, sessions: Sessions, transitions: Transitions) -> list[Pool]:
-        """What the weights are fitted on: this worker's valid sessions."""
+        """Candidate pools for fitting, from this worker's valid sessions."""
         from trainer.inference.transition_term import contexts, make_pool
 
         scorer, out = self.scorer(train_step), []
@@ -208,7 +209,7 @@ class SessionTask:
         return out
 
     def load_term(self, run: Path, holdout: int) -> None:
-        """The counted transitions of clicks that were trained on, with the weights that a run fitted."""
+        """Count the transitions of the training clicks and load the weights that the run fitted."""
         if self.config.network.transitions and (run / WEIGHTS).is_file():
             from trainer.inference.transition_term import TransitionTerm, count
 
@@ -216,12 +217,12 @@ class SessionTask:
 
     @cached_property
     def mask_seen(self) -> bool:
-        """Whether seen items are no candidates: decided as `mask_seen=auto` of the evaluation."""
+        """Whether seen items are excluded from the candidates, as by `mask_seen=auto` of the evaluation."""
         return count_repeats(self.dataset).mask_seen
 
     @property
     def name(self) -> str:
-        """Of the model; of a hybrid with its encoders and head."""
+        """Display name of the model; for a hybrid with encoders and head."""
         config = self.config
         return f"hybrid ({'+'.join(config.encoders)}, {config.head})" if config.model == "hybrid" else config.model
 
@@ -233,10 +234,10 @@ def inner_products(scorer: SessionScorer, query_QD: torch.Tensor, item_C: Int) -
 
 
 def first_biases(config: TrainerConfig, train_clicks: Int) -> torch.Tensor:
-    """Item biases that a run begins with, float32 `[n_items]`.
+    """Initial item biases, float32 `[n_items]`.
 
-    No epoch should go by in learning how often items are clicked. To a softmax that is the log of their clicks, whose
-    spread is more than an epoch's updates could cover; to gBCE, which judges each item alone, the odds of one in all.
+    They encode item popularity, which would take more than an epoch to learn: for softmax losses the log of the click
+    counts; for gBCE, which scores each item separately, the log odds of 1 / n_items.
     """
     if config.loss == "gbce":
         return torch.full((len(train_clicks),), -math.log(len(train_clicks)))

@@ -1,1 +1,1 @@
-"""One training step: objective, losses, negatives."""
+"""The training step: objective, losses, negatives."""

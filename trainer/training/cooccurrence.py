@@ -1,8 +1,8 @@
-"""Initial item vectors: factors of the PPMI matrix of items' co-occurrence in train.
+"""Initial item vectors by factorising the PPMI matrix of item co-occurrence in train.
 
 The matrix of positive pointwise mutual information (PPMI) with smoothed contexts is factorised by a truncated
-eigendecomposition (Levy and Goldberg 2014; Levy et al. 2015), which is what word2vec does in the limit. The matrix
-is counted a range of rows at a time, so that beside it little more than the clicks is in memory.
+eigendecomposition (Levy and Goldberg 2014; Levy et al. 2015), which word2vec approximates. The matrix is counted
+by ranges of rows, so that little more than the matrix and the clicks is in memory.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from trainer.data.ragged import Ragged
 from trainer.models.embedding_table import DRAWN_ROWS
 
 WINDOW = 5
-"""Largest distance in clicks of a pair; it counts 1 / distance."""
+"""Largest distance in clicks of a pair; pairs are weighted by 1 / distance."""
 SMOOTHING = 0.75
-"""Power of the items' counts as contexts, so that rare ones do not have the highest mutual information."""
+"""Exponent of context counts, so that rare contexts do not have the highest mutual information."""
 OVERSAMPLING, ITERATIONS = 16, 4
-"""Of the randomized range finder (Halko et al. 2011)."""
+"""Parameters of the randomised range finder (Halko et al. 2011)."""
 
 COMMON = math.lcm(*range(1, WINDOW + 1))
-"""Times 1 / distance it is a whole number."""
+"""Makes weights integers: `COMMON` / distance is exact."""
 PAIRS_AT_ONCE = 1 << 24
 BYTES_A_CLICK, BYTES_A_NUMBER, BYTES_A_PAIR = 100, 14, 110
-"""Peak memory: of the matrix, for each click; of the factorisation, for each number of a base of its range; of
-counting, for each pair at once."""
+"""Peak memory in bytes: of the matrix, per click; of the factorisation, per element of the range basis; of counting,
+per pair in memory."""
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A sparse matrix by rows.
+    """A sparse matrix in CSR format.
 
     Attributes:
-        offset: int64 `[n + 1]`, where each row begins.
-        column: int32, rising in each row.
+        offset: int64 `[n + 1]`, row offsets.
+        column: int32, sorted in each row.
         value: float32.
     """
 
@@ -59,19 +59,19 @@ class Matrix:
 
 
 def start_vectors(dataset: Dataset, holdout: int, dimension: int, seed: int) -> torch.Tensor:
-    """Vectors of length 1 for items with a neighbour, zeros for the others.
+    """Unit vectors for items with a neighbour, zeros for the others.
 
     Args:
-        dataset: its sessions are read.
-        holdout: clicks at the end of each session that are not counted.
+        dataset: dataset with the sessions.
+        holdout: number of final clicks of each session that are not counted.
         dimension: D; elements beyond the number of items are 0.
-        seed: of the random start of the factorisation.
+        seed: seed of the randomised factorisation.
 
     Returns:
         float32 `[n_items, D]`.
 
     Raises:
-        InputError: it would take more memory than there is.
+        InputError: not enough memory.
     """
     n = dataset.manifest.n_items
     check_memory(dataset.manifest.counts["clicks"], n, dimension)
@@ -81,13 +81,13 @@ def start_vectors(dataset: Dataset, holdout: int, dimension: int, seed: int) -> 
 
 
 def needed_bytes(clicks: int, n_items: int, dimension: int) -> int:
-    """Peak memory of counting and factorising, beside what the process has."""
+    """Peak additional memory of counting and factorising."""
     counting = BYTES_A_CLICK * clicks + BYTES_A_PAIR * min(PAIRS_AT_ONCE, 2 * WINDOW * clicks)
     return counting + BYTES_A_NUMBER * n_items * min(n_items, dimension + OVERSAMPLING)
 
 
 def check_memory(clicks: int, n_items: int, dimension: int) -> None:
-    """Raise `InputError` where counting and factorising may not fit into this machine's free memory."""
+    """Raise `InputError` if counting and factorising may not fit into free memory."""
     needed = needed_bytes(clicks, n_items, dimension)
     free = psutil.virtual_memory().available
     if needed > free:
@@ -108,13 +108,13 @@ def counted_clicks(dataset: Dataset, holdout: int) -> tuple[Int, Int]:
 
 
 def positive_pmi(session_N: Int, item_N: Int, n_items: int, at_once: int = PAIRS_AT_ONCE) -> Matrix:
-    """The matrix of max(0, log p(i, j) / (p(i) p'(j))) with p' ∝ count^`SMOOTHING`, the mean of both directions.
+    """The matrix of max(0, log p(i, j) / (p(i) p'(j))) with p' ∝ count^`SMOOTHING`, symmetrised by the mean.
 
     Args:
-        session_N: of each click; the clicks of a session stand together.
+        session_N: session of each click; the clicks of a session are contiguous.
         item_N: dense ids, in order.
-        n_items: of the dataset.
-        at_once: pairs whose counts are in memory at a time; the result does not depend on it.
+        n_items: number of items.
+        at_once: number of pairs in memory at a time; does not affect the result.
     """
     in_session = np.append(np.flatnonzero(np.diff(session_N, prepend=-1)), len(session_N))
     end_N = np.repeat(in_session[1:], np.diff(in_session)).astype(np.int32)
@@ -148,7 +148,7 @@ def positive_pmi(session_N: Int, item_N: Int, n_items: int, at_once: int = PAIRS
 
 
 def joined(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """The parts one after another; each is given up once it is copied, so that little is there twice."""
+    """Concatenate parts, freeing each once it is copied, to limit peak memory."""
     result, end = np.empty(sum(map(len, parts)), parts[0].dtype), 0
     while parts:
         part = parts.pop(0)
@@ -158,7 +158,7 @@ def joined(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
 
 
 def row_blocks(click_I: Int, at_once: int) -> list[tuple[int, int]]:
-    """Ranges of items with about so many clicks each, or one item.
+    """Ranges of items with about `at_once` clicks each, at least one item.
 
     >>> row_blocks(np.array([5, 1, 1, 1, 9]), 3)
     [(0, 1), (1, 4), (4, 5)]
@@ -176,7 +176,7 @@ def near_clicks(
     """Pairs of clicks within the window in one session, the first of them on an item in `low..high`.
 
     Yields:
-        The places of the other clicks, `COMMON` / distance, and the places of the first ones.
+        Positions of the second clicks, `COMMON` / distance, positions of the first clicks.
     """
     click = np.flatnonzero((index_N >= low) & (index_N < high))
     for gap in range(1, WINDOW + 1):
@@ -186,7 +186,7 @@ def near_clicks(
 
 
 def sum_by_key(key_N: Int, value_N: Floats) -> tuple[Int, Floats]:
-    """Distinct keys, rising, and the sum of the values of each; whole numbers add up exactly in any order."""
+    """Distinct keys, sorted, and the sum of each key's values; integer values add up exactly in any order."""
     order = np.argsort(key_N)
     key = key_N[order]
     first = np.flatnonzero(np.diff(key, prepend=-1))
@@ -199,18 +199,18 @@ def factors(matrix: Matrix, rank: int, seed: int) -> torch.Tensor:
     kind = np.int32 if len(matrix.column) < 2**31 else np.int64
     offset, column = (torch.from_numpy(part.astype(kind, copy=False)) for part in (matrix.offset, matrix.column))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of torch: that CSR is in beta
+        warnings.simplefilter("ignore", UserWarning)  # torch warns that CSR is in beta
         rows = torch.sparse_csr_tensor(offset, column, torch.from_numpy(matrix.value), size=(n, n))
     width = min(n, rank + OVERSAMPLING)
     base, random = torch.empty(n, width), np.random.default_rng(seed)
-    for part in base.split(DRAWN_ROWS):  # drawn in float64, whose numbers are others
+    for part in base.split(DRAWN_ROWS):  # drawn in float64: float32 draws would differ
         part.copy_(torch.from_numpy(random.normal(size=part.shape)))
     for _ in range(ITERATIONS):
         base, _ = torch.linalg.qr(rows @ base)
     eigenvalue, vector = torch.linalg.eigh((base.t() @ (rows @ base)).double())
     largest = torch.argsort(eigenvalue.abs(), descending=True, stable=True)[:rank]
     magnitude = eigenvalue[largest].abs()
-    magnitude[magnitude < 1e-6 * magnitude.max()] = 0.0  # of a matrix of lower rank: rounding
+    magnitude[magnitude < 1e-6 * magnitude.max()] = 0.0  # rounding, if the matrix has lower rank
     result = base @ (vector[:, largest] * magnitude.sqrt()).float()
     result[torch.from_numpy(np.diff(matrix.offset) == 0)] = 0.0
     return result

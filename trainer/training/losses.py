@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 CHUNK_SCORES = 1 << 19
-"""Scores `[examples × candidates]` held at once: 2 MiB of float32, so that a kernel's passes stay in the cache."""
+"""Maximum scores `[examples × candidates]` in memory: 2 MiB of float32, so that a kernel's passes stay in the cache."""
 HIT = -1e15
-"""Score of a candidate that is the example's own target; its square is still finite in float32."""
+"""Masked score of an accidental hit; its square is still finite in float32."""
 
 
 Kernel = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-"""Of scores `[N, K]` (may be overwritten) and own scores `[N]`: losses, gradients by own score, by score."""
+"""Maps scores `[N, K]` (may be overwritten) and target scores `[N]` to losses, gradients by target score, by score."""
 
 
 def softmax_kernel(score_NK: torch.Tensor, own_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -34,11 +34,11 @@ def bpr_max_kernel(regularisation: float, log_copies_K: torch.Tensor | None = No
     """BPR-max as in `bpr_max_sum`.
 
     With s the softmax of the scores r, σ = σ(own − r), A = Σ s σ and R = Σ s r², the loss −log A + λ R has the
-    gradients Σ s σ² / A − 1 by the own score and s (1 − σ² / A + λ (r² + 2 r − R)) by r.
+    gradients Σ s σ² / A − 1 by the target's score and s (1 − σ² / A + λ (r² + 2 r − R)) by r.
 
     Args:
         regularisation: λ.
-        log_copies_K: log of how many negatives each candidate stands for; by default one.
+        log_copies_K: log multiplicity of each candidate among the negatives; default 0.
     """
 
     def kernel(score_NK: torch.Tensor, own_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -53,7 +53,7 @@ def bpr_max_kernel(regularisation: float, log_copies_K: torch.Tensor | None = No
         gradient = square.add_(score_NK, alpha=2.0).sub_(size[:, None]).mul_(regularisation).add_(1.0)
         gradient.addcmul_(won, reward.reciprocal()[:, None], value=-1.0).mul_(share)
         loss = regularisation * size - reward.log()
-        alone = top <= HIT / 2  # the target itself is all that was drawn: there is nothing to learn
+        alone = top <= HIT / 2  # all negatives are accidental hits: no loss
         if alone.any():
             loss, own_gradient = loss.masked_fill(alone, 0.0), own_gradient.masked_fill(alone, 0.0)
             gradient.masked_fill_(alone[:, None], 0.0)
@@ -63,7 +63,7 @@ def bpr_max_kernel(regularisation: float, log_copies_K: torch.Tensor | None = No
 
 
 def hardest(score_NK: torch.Tensor, k: int) -> torch.Tensor:
-    """Scores with `HIT` in place of all but the k highest of each row (and those equal to the k-th); 0 = all stay."""
+    """Mask all but the k highest scores of each row (and ties with the k-th) with `HIT`; 0 = keep all."""
     if not 0 < k < score_NK.shape[1]:
         return score_NK
     least_N1 = score_NK.detach().topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
@@ -71,19 +71,19 @@ def hardest(score_NK: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def hard_kernel(kernel: Kernel, k: int) -> Kernel:
-    """A kernel whose targets compete with the k candidates of the highest scores alone (Wilm et al. 2023, TRON)."""
+    """A kernel over the k hardest negatives, those with the highest scores (TRON, Wilm et al. 2023)."""
     if not k:
         return kernel
     return lambda score_NK, own_N: kernel(hardest(score_NK, k), own_N)
 
 
 def row_dot(a_NK: torch.Tensor, b_NK: torch.Tensor) -> torch.Tensor:
-    """Inner product of each row of a with that of b, `[N]`."""
+    """Row-wise inner products of a and b, `[N]`."""
     return torch.bmm(a_NK[:, None, :], b_NK[:, :, None]).flatten()
 
 
 def kernel_of(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Kernel:
-    """The kernel of a loss of own scores and scores that torch differentiates."""
+    """The kernel of a loss of target scores and scores, differentiated by autograd."""
 
     def kernel(score_NK: torch.Tensor, own_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         with torch.enable_grad():
@@ -97,14 +97,14 @@ def kernel_of(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Ker
 
 
 class _Fused(torch.autograd.Function):
-    """Losses of each target against shared candidates, summed, in bounded memory.
+    """Summed losses of targets against shared candidates, in bounded memory.
 
-    The gradient is worked out chunk by chunk while the scores are at hand, so that the `[N × K]`
-    matrix is never stored; the result being one number, backward only scales it.
+    Gradients are computed chunk by chunk in the forward pass, so that the `[N × K]` matrix is never stored;
+    since the result is a scalar, backward only scales them.
     """
 
     @staticmethod
-    @torch.amp.custom_fwd(device_type="cuda", cast_inputs=torch.float32)  # under autocast queries come in bfloat16
+    @torch.amp.custom_fwd(device_type="cuda", cast_inputs=torch.float32)  # under autocast queries are bfloat16
     def forward(
         ctx: Any,
         kernel: Kernel,
@@ -159,16 +159,16 @@ def fused_sum(
     target_N: torch.Tensor,
     candidate_K: torch.Tensor,
 ) -> torch.Tensor:
-    """Sum over examples of a loss of the target's score and those of shared candidates.
+    """Sum over examples of a loss of the target against shared candidates.
 
-    A candidate that is the example's own target (an accidental hit) does not compete with it.
+    Candidates equal to the example's target (accidental hits) are masked.
 
     Args:
         kernel: the loss and its gradients.
         query_ND: session queries.
         positive_ND, positive_bias_N: vector and bias of each target.
-        candidate_KD, candidate_bias_K: of the shared candidates. For the softmax over K sampled ones give
-            `bias − log(K q)`: then their sum estimates that of all other items without bias (the logQ
+        candidate_KD, candidate_bias_K: of the shared candidates. For a softmax over K sampled ones pass
+            `bias − log(K q)`: then their sum is an unbiased estimate of that over all other items (logQ
             correction; Bengio and Senécal 2008). With all items and plain biases it is the full softmax.
         target_N, candidate_K: their ids, to find accidental hits.
     """
@@ -196,7 +196,7 @@ def candidate_scores(
 ) -> torch.Tensor:
     """Scores `[N, K]` of shared candidates, `HIT` where a candidate is the example's own target.
 
-    For losses that look at each negative; `fused_sum` never holds this matrix.
+    For losses that need each negative's score; `fused_sum` avoids this matrix.
     """
     score = torch.addmm(candidate_bias_K, query_ND, candidate_KD.t())
     row, column = accidental_hits(target_N, candidate_K)
@@ -212,7 +212,7 @@ def softmax_of_scores(own_N: torch.Tensor, score_NK: torch.Tensor) -> torch.Tens
 
 
 def _present(score_NK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Scores with 0 in place of `HIT`, which of them count `[N, K]`, and how many an example has `[N]`."""
+    """Scores with 0 in place of `HIT`, the mask of negatives `[N, K]`, and their number per example `[N]`."""
     present = score_NK > HIT / 2
     return torch.where(present, score_NK, 0.0), present, present.sum(1).clamp(min=1)
 
@@ -246,9 +246,9 @@ def bpr_max_sum(own_N: torch.Tensor, score_NK: torch.Tensor, regularisation: flo
 def gbce_sum(own_N: torch.Tensor, score_NK: torch.Tensor, *, sampling_rate: float, t: float) -> torch.Tensor:
     """Generalised binary cross-entropy, gBCE (Petrov and Macdonald 2023), summed over examples.
 
-    Of each example it is the mean over the positive and its negatives. The positive's probability is
-    raised to β = α (t (1 − 1/α) + 1/α), which undoes the overconfidence that comes from seeing only the
-    share α of the negatives.
+    For each example, the mean over the positive and its negatives. The positive's probability is raised to
+    β = α (t (1 − 1/α) + 1/α), which corrects the overconfidence from sampling only the share α of the
+    negatives.
     """
     beta = sampling_rate * (t * (1.0 - 1.0 / sampling_rate) + 1.0 / sampling_rate)
     score, present, count = _present(score_NK)
@@ -260,13 +260,12 @@ def gbce_sum(own_N: torch.Tensor, score_NK: torch.Tensor, *, sampling_rate: floa
 def embedding_sum(query_ND: torch.Tensor, positive_ND: torch.Tensor) -> torch.Tensor:
     """Sum over examples of 1 − cosine of query and target vector (Tan et al. 2016, embedding prediction).
 
-    The target is what is to be met, not what moves: with a gradient of its own all vectors would meet in
-    one point, at no loss.
+    The target vector is detached: otherwise all vectors would collapse to one point with zero loss.
     """
     return (1.0 - torch.cosine_similarity(query_ND, positive_ND.detach(), dim=1)).sum()
 
 
 def feedback_sum(logit_F: torch.Tensor, label_F: torch.Tensor, positive_weight: float = 1.0) -> torch.Tensor:
-    """Sum over rows of the binary cross-entropy of a feedback task, positives weighted."""
+    """Sum over rows of the binary cross-entropy of a feedback task, with weighted positives."""
     weight = torch.where(label_F > 0, positive_weight, 1.0)
     return torch.nn.functional.binary_cross_entropy_with_logits(logit_F, label_F, weight, reduction="sum")

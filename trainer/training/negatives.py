@@ -1,4 +1,4 @@
-"""Negative sampling: train popularity to a power, mixed with uniform."""
+"""Negative sampling by a power of train popularity, mixed with uniform."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy.typing as npt
 
 
 class NegativeSampler:
-    """Draws items with known probabilities, by a binary search in the cumulative distribution.
+    """Samples items by binary search in the cumulative distribution.
 
-    It keeps 12 bytes an item (16 where one has 2³¹ clicks or more), which each worker has for all items even where the
-    table is sharded.
+    It takes 12 bytes per item (16 if one has 2³¹ clicks or more), on each worker for all items, even with a sharded
+    table.
 
     Args:
         train_clicks: int64 `[n_items]`, of items 1..n_items.
-        popularity_exponent: power of the train clicks (0 = uniform, 1 = popularity).
-        uniform_share: share drawn from all items alike, so that items without train clicks are pushed down too.
-        clicked_only: items without a train click are no negatives. Only their features place them, and these may not
-            learn that nobody clicked what nobody could.
+        popularity_exponent: exponent of the train clicks (0 = uniform, 1 = popularity).
+        uniform_share: share drawn uniformly, so that items without train clicks are negatives too.
+        clicked_only: whether to exclude items without train clicks, whose features would otherwise learn that they
+            are never clicked.
     """
 
     def __init__(
@@ -40,20 +40,20 @@ class NegativeSampler:
         weight = self._weight(self.clicks)
         self.total_weight = float(weight.sum())
         probability = self._probability(self.clicks, weight)
-        # An item that a refit meets for the first time counts as the rarest of the others.
+        # In a refit, items new in the valid clicks get the smallest probability of the others.
         self.least = float(probability.min(where=probability > 0, initial=np.inf))
         self.cumulative = np.cumsum(probability, out=probability)
         self.cumulative /= self.cumulative[-1]
 
     def _weight(self, clicks_N: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Popularity to the power, before it is a probability."""
+        """Unnormalised popularity weights."""
         weight = clicks_N.astype(np.float64)
         weight **= self.popularity_exponent
         weight[clicks_N == 0] = 0.0
         return weight
 
     def _probability(self, clicks_N: npt.NDArray[Any], weight_N: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Probability of a draw being each of some items; in the memory of `weight_N`."""
+        """Sampling probability of each item; overwrites `weight_N`."""
         if self.total_weight > 0:
             weight_N /= self.total_weight
         else:
@@ -74,19 +74,19 @@ class NegativeSampler:
         return np.searchsorted(self.cumulative, uniform, side="right").astype(np.int64) + 1
 
     def log_expected(self, item_N: npt.NDArray[np.int64], *, drawn: int, positives: int) -> npt.NDArray[np.float32]:
-        """Log of how often each item is expected among the candidates of a step.
+        """Log expected count of each item among the candidates of a step.
 
         Args:
             item_N: dense ids.
-            drawn: candidates that were drawn from here.
-            positives: candidates that are the step's targets, which come as often as train clicks.
+            drawn: number of sampled candidates.
+            positives: number of in-batch negatives (the step's targets), distributed as train clicks.
         """
         expected = drawn * np.exp(self.log_q(item_N).astype(np.float64))
         expected += positives * (self.clicks[item_N - 1] / self.total_clicks)
         return np.log(np.maximum(expected, 1e-30)).astype(np.float32)
 
     def log_q(self, item_N: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Log probability of a draw being each item."""
+        """Log sampling probability of each item."""
         clicks = self.clicks[item_N - 1]
         probability = self._probability(clicks, self._weight(clicks))
         return np.log(np.maximum(probability, self.least)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Training objectives: loss sums by task, of session models and of ranking models."""
+"""Training objectives of session and ranking models: loss sums by task."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from trainer.training import losses
 from trainer.training.negatives import NegativeSampler
 
 ITEM, INPUT, USER, TASKS = "item", "input", "user", "tasks"
-"""Tables: vectors that are searched, vectors that encoders read where these are others, users, items by task."""
+"""Table names: output item vectors, encoder input vectors if not tied, users, task-specific item vectors."""
 
 
 @dataclass(frozen=True)
 class LossSums:
-    """What a forward pass gives.
+    """Result of a forward pass.
 
     Attributes:
-        loss: sums of the losses by task, `[K]`.
-        log_variance: learned uncertainty by task `[K]`; zeros with fixed weights.
+        loss: loss sums by task, `[K]`.
+        log_variance: learned log variance by task `[K]`; zeros with fixed weights.
     """
 
     loss: torch.Tensor
@@ -36,7 +36,7 @@ class LossSums:
 
 
 class Balance(nn.Module):
-    """Weights between tasks: fixed, or by learned uncertainty (Kendall et al. 2018).
+    """Task weights: fixed, or learned by uncertainty (Kendall et al. 2018).
 
     With uncertainty s_k = log σ_k² a task's mean loss L_k enters as exp(−s_k) L_k + s_k / 2.
     """
@@ -49,11 +49,11 @@ class Balance(nn.Module):
         self.log_variance = nn.Parameter(torch.zeros(len(tasks))) if learned else None
 
     def variances(self) -> torch.Tensor:
-        """`[K]`."""
+        """Log variances `[K]`."""
         return torch.zeros_like(self.get_buffer("fixed")) if self.log_variance is None else self.log_variance
 
     def total(self, loss_sums: LossSums, weights_K: torch.Tensor, n_micro_batches: int) -> torch.Tensor:
-        """The loss of one of `n_micro_batches` parts of a step, given the weights of all parts' examples."""
+        """The loss of one of `n_micro_batches` micro-batches, given the example weights of the complete step."""
         share = self.get_buffer("fixed") * loss_sums.loss / weights_K
         if self.log_variance is None:
             return share.sum()
@@ -68,13 +68,13 @@ def positive_weights(config: TrainerConfig, tasks: list[str]) -> dict[str, float
 
 @dataclass(frozen=True)
 class Candidates:
-    """What targets compete with in a step, the same on every worker.
+    """The candidates (negatives) of a step, the same on every worker.
 
     Attributes:
         ids: int64 `[K]`.
-        correction: float32 `[K]`, added to the scores (of the sampled softmax log of the copies that were drawn −
-            log of those expected, else 0).
-        log_copies: float32 `[K]`, log of how many drawn negatives a candidate stands for.
+        correction: float32 `[K]`, added to the scores (sampled softmax: log of drawn copies − log of expected
+            copies; else 0).
+        log_copies: float32 `[K]`, log multiplicity of the candidate among the drawn negatives.
     """
 
     ids: torch.Tensor
@@ -83,12 +83,12 @@ class Candidates:
 
 
 class SessionObjective(nn.Module):
-    """Next item and feedback of sessions, in one forward call as DDP wants it.
+    """Next-item and feedback losses of sessions, in one forward call as DDP requires.
 
     Args:
         config: of the run.
         model: the networks.
-        train_clicks: int64 `[n_items]`, for sampling.
+        train_clicks: int64 `[n_items]`, for negative sampling.
     """
 
     def __init__(self, config: TrainerConfig, model: Recommender, train_clicks: np.ndarray) -> None:
@@ -116,7 +116,7 @@ class SessionObjective(nn.Module):
         result = np.concatenate([drawn, positives])
         copies = np.ones(len(result), np.int64)
         if loss in ("sampled_softmax", "bpr_max") and not self.config.train.skipped_negatives:
-            # Small catalogues draw many items twice: each is scored once and weighs as often as it was drawn.
+            # In small catalogues many items are drawn repeatedly: score each once, weighted by its copies.
             result, copies = np.unique(result, return_counts=True)
         log_copies = np.log(copies).astype(np.float32)
         correction = np.zeros(len(result), np.float32)
@@ -134,20 +134,20 @@ class SessionObjective(nn.Module):
         return self.model.item_features.with_values({ITEM: torch.cat(scored), INPUT: clicks, **own})
 
     def shared(self, candidates: Candidates) -> dict[str, torch.Tensor]:
-        """Ids by table that every worker looks up: those of the candidates."""
+        """Ids by table that every worker reads: those of the candidates."""
         none, others = candidates.ids[:0], [] if self.config.network.tie_embeddings else [INPUT]
         others += [TASKS] if self.model.own_dim else []
         return self.model.item_features.with_values({ITEM: candidates.ids} | dict.fromkeys(others, none))
 
     def weights(self, batch: Batch) -> torch.Tensor:
-        """Weight of a batch's examples by task, float64 `[K]`: their number, where each weighs 1."""
+        """Total example weight of a batch by task, float64 `[K]`: the number of examples, if unweighted."""
         result = [torch.count_nonzero(batch.targets).double()]
         for column, task in enumerate(self.model.feedback_tasks):
             result.append(row_weight(batch.row_label[:, column], self.positive_weight[task]))
         return torch.stack(result)
 
     def forward(self, batch: Batch, rows: dict[str, Rows], candidates: Candidates) -> LossSums:
-        """Sums over this worker's examples. Every parameter takes part whatever the batch holds."""
+        """Loss sums over this worker's examples. Uses every parameter, whatever the batch contains (for DDP)."""
         model = self.model
         rows = model.item_features.join(rows)
         item = rows[ITEM]
@@ -211,7 +211,7 @@ class SessionObjective(nn.Module):
     def _skipped(
         self, query_ND: torch.Tensor, target_N: torch.Tensor, item: Rows, batch: Batch, compact: torch.Tensor
     ) -> torch.Tensor:
-        """Scores `[N, H]` of what was shown with each target and not clicked."""
+        """Scores `[N, H]` of the items shown with each target but not clicked."""
         row, index = compact[batch.skipped_state], item.local_index(batch.skipped_item)
         vector_SD = self.model.searched(nn.functional.embedding(index, item.vector))
         score = (query_ND[row] * vector_SD).sum(1) + item.bias[index]
@@ -245,7 +245,7 @@ class RankObjective(nn.Module):
         self.positive_weight = positive_weights(config, self.tasks)
 
     def candidates(self, batch: RankBatch, step: int) -> None:
-        """Rows compete with nothing."""
+        """Ranking models have no candidates."""
 
     def lookup_ids(self, batch: RankBatch, candidates: None) -> dict[str, torch.Tensor]:
         """Ids whose vectors the forward pass reads, by table."""
@@ -253,21 +253,21 @@ class RankObjective(nn.Module):
         return self.model.item_features.with_values(lookup_ids)
 
     def shared(self, candidates: None) -> dict[str, torch.Tensor]:
-        """No row is read by every worker."""
+        """Ids by table that every worker reads: none."""
         return {}
 
     def labels(self, batch: RankBatch, column: int) -> torch.Tensor:
-        """What a task's rows are judged by, `[F]`: with rank_esmm its action after a click."""
+        """Labels of a task, `[F]`; with rank_esmm multiplied by the click label."""
         label = batch.label[:, column]
         return label * batch.label[:, self.tasks.index("click")] if self.model.entire_space else label
 
     def weights(self, batch: RankBatch) -> torch.Tensor:
-        """Weight of a batch's rows by task, float64 `[K]`."""
+        """Total row weight of a batch by task, float64 `[K]`."""
         pairs = enumerate(self.tasks)
         return torch.stack([row_weight(self.labels(batch, c), self.positive_weight[task]) for c, task in pairs])
 
     def forward(self, batch: RankBatch, rows: dict[str, Rows], candidates: None) -> LossSums:
-        """Sums over this worker's rows."""
+        """Loss sums over this worker's rows."""
         rows = self.model.item_features.join(rows)
         item = rows[ITEM]
         feature = self.model.features(
@@ -287,5 +287,5 @@ class RankObjective(nn.Module):
 
 
 def row_weight(label_F: torch.Tensor, positive_weight: float) -> torch.Tensor:
-    """Weight of all rows together, float64."""
+    """Total weight of the rows, float64."""
     return len(label_F) + (positive_weight - 1.0) * label_F.sum(dtype=torch.float64)

@@ -1,6 +1,6 @@
-"""Adagrad and AdamW for the networks: the arithmetic of `torch.optim`, to the bit on a CPU.
+"""Adagrad and AdamW for the networks, bit-identical to `torch.optim` on a CPU.
 
-A first optimiser of torch's imports its compiler, which takes longer than an epoch over a small dataset.
+Creating a torch optimiser imports torch's compiler, which takes longer than an epoch on a small dataset.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from torch import nn
 
 
 class Adagrad:
-    """Adagrad (Duchi et al. 2011), weight decay being added to the gradient.
+    """Adagrad (Duchi et al. 2011) with L2 weight decay.
 
     Args:
-        rates: the parameters to update, each with its learning rate; those without a gradient are left alone.
+        rates: learning rate of each parameter; parameters without a gradient are not updated.
         weight_decay: × the parameter, added to its gradient.
         eps: added to the root of the accumulator.
     """
@@ -23,7 +23,7 @@ class Adagrad:
     def __init__(self, rates: Mapping[nn.Parameter, float], *, weight_decay: float = 0.0, eps: float = 1e-6) -> None:
         self.rates, self.weight_decay, self.eps = dict(rates), weight_decay, eps
         self.state: dict[torch.Tensor, dict[str, torch.Tensor]] = {p: {"sum": torch.zeros_like(p)} for p in rates}
-        """By parameter and name, float32 in the parameter's shape; updated in place."""
+        """State by parameter and name, float32 in the parameter's shape; updated in place."""
 
     @torch.no_grad()
     def step(self, number: int, factor: float = 1.0) -> None:
@@ -43,8 +43,8 @@ class AdamW:
     """Adam (Kingma and Ba 2015) with decoupled weight decay (Loshchilov and Hutter 2019).
 
     Args:
-        rates: the parameters to update, each with its learning rate; those without a gradient are left alone.
-        weight_decay: × learning rate, the share of a parameter that a step takes away.
+        rates: learning rate of each parameter; parameters without a gradient are not updated.
+        weight_decay: × learning rate × the parameter, subtracted in each step.
     """
 
     BETA_1, BETA_2, EPS = 0.9, 0.999, 1e-8
@@ -54,7 +54,7 @@ class AdamW:
         self.state: dict[torch.Tensor, dict[str, torch.Tensor]] = {
             p: {n: torch.zeros_like(p) for n in ("exp_avg", "exp_avg_sq")} for p in rates
         }
-        """By parameter and name, float32 in the parameter's shape; updated in place."""
+        """State by parameter and name, float32 in the parameter's shape; updated in place."""
 
     @torch.no_grad()
     def step(self, number: int, factor: float = 1.0) -> None:

@@ -29,12 +29,12 @@ class NotFiniteError(ArithmeticError):
     """A loss or gradient is NaN or infinite; nothing was updated."""
 
     def as_input_error(self) -> InputError:
-        """The same for the user."""
+        """The error as shown to the user."""
         return InputError("finite losses and gradients", str(self), "training stopped before the update")
 
 
 def learning_rate_factor(options: TrainOptions, step: int, total_steps: int) -> float:
-    """What learning rates are multiplied with at a step (from 0): warm-up, then constant or cosine."""
+    """Learning rate schedule at a step (from 0): warm-up, then constant or cosine."""
     warmup = min(1.0, (step + 1) / options.warmup_steps) if options.warmup_steps else 1.0
     if options.schedule == "constant":
         return warmup
@@ -43,7 +43,7 @@ def learning_rate_factor(options: TrainOptions, step: int, total_steps: int) -> 
 
 
 def make_optimizer(options: TrainOptions, objective: SessionObjective | RankObjective) -> Adagrad | AdamW:
-    """The optimiser of the networks; a hybrid's head and its feedback towers may have rates of their own."""
+    """The optimiser of the networks; a hybrid's head and feedback towers may have their own learning rates."""
     rate = options.network_learning_rate or options.learning_rate
     rates, model = dict.fromkeys(objective.parameters(), rate), objective.model
     if isinstance(model, Recommender) and model.head is not None:
@@ -55,7 +55,7 @@ def make_optimizer(options: TrainOptions, objective: SessionObjective | RankObje
 
 
 def clipping_factor(norm: float, max_norm: float) -> float:
-    """Gradient clipping: the factor that scales gradients of a global norm down to a maximum norm; 0 = off.
+    """Gradient clipping: factor that scales gradients from global norm `norm` to at most `max_norm`; 0 = off.
 
     >>> clipping_factor(4.0, 1.0), clipping_factor(0.5, 1.0), clipping_factor(4.0, 0.0)
     (0.25, 1.0, 1.0)
@@ -64,17 +64,17 @@ def clipping_factor(norm: float, max_norm: float) -> float:
 
 
 class TrainStep:
-    """Holds what a step changes: the networks, the tables and the networks' optimiser.
+    """The training state that a step updates: networks, tables and optimiser.
 
     Args:
         config: of the run.
-        objective: gives the losses; its parameters are the networks.
+        objective: computes the losses; its parameters are the networks.
         tables: sparse tables by name, or this worker's shards of them.
-        total_steps: steps of the phase, for the schedule.
+        total_steps: steps of the phase, for the learning rate schedule.
         world: the workers.
 
     Attributes:
-        sharded: whether each worker holds the rows that it owns alone.
+        sharded: whether each worker holds only the rows that it owns.
     """
 
     def __init__(
@@ -95,23 +95,23 @@ class TrainStep:
         self.autocast = torch.autocast(world.device.type, torch.bfloat16) if half else nullcontext()
 
     def step(self, micro_batches: Sequence[Any], step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Update all parameters with a global batch of which this worker holds a share.
+        """Update all parameters on a global batch, given this worker's share.
 
         Args:
-            micro_batches: the share in batches that follow each other through the networks, so that one of them
-                at a time needs memory; the update is that of all together. As many on every worker.
+            micro_batches: the share as micro-batches for gradient accumulation, which limits memory; the update
+                is that of the complete batch. The same number on every worker.
             step: number of the step.
 
         Returns:
-            Loss sums and example weights over all workers, `[tasks]` each.
+            Loss sums and total example weights over all workers, `[tasks]` each.
 
         Raises:
-            NotFiniteError: on all workers alike, before anything is updated.
+            NotFiniteError: on all workers, before anything is updated.
         """
-        # Dropout follows from (seed, step, worker) alone: a resumed run needs no generator's state.
+        # Dropout depends only on (seed, step, worker), so checkpoints need no generator state.
         self._seed(hash((self.config.seed, step, self.world.global_rank)) & 0x7FFF_FFFF_FFFF_FFFF)
         micro_batches = [batch.to(self.world.device) for batch in micro_batches]
-        objective: Any = self.objective  # batches and candidates are of the kind that it takes
+        objective: Any = self.objective  # batches and candidates match the objective
         weights = torch.stack([objective.weights(batch) for batch in micro_batches]).sum(0)
         candidates = objective.candidates(micro_batches[0], step)
         requested = [objective.lookup_ids(batch, candidates) for batch in micro_batches]
@@ -129,7 +129,7 @@ class TrainStep:
             counts: list[list[int]] = []
         else:
             gradients, losses, norm, counts = self._summed(exchange, gradients, losses)
-        # Sums over workers are NaN on all of them if they are on one, so all stop together.
+        # A NaN on one worker makes the all-reduced sums NaN on all, so all stop together.
         if not bool(torch.isfinite(losses.sum() + norm)):
             raise NotFiniteError(
                 f"loss or gradient is not finite at step {step} (losses {losses.tolist()}, "
@@ -143,12 +143,12 @@ class TrainStep:
     def _forward_backward(
         self, micro_batches: Sequence[Any], rows: dict[str, Rows], candidates: Any, weights: torch.Tensor
     ) -> torch.Tensor:
-        """Accumulate the gradients of the micro-batches; their loss sums on this worker `[tasks]`.
+        """Accumulate gradients over micro-batches; returns this worker's loss sums `[tasks]`.
 
         Args:
             micro_batches: this worker's share of the step.
-            rows: of the tables, leaves of the graph.
-            candidates: of the step.
+            rows: gathered table rows, leaves of the autograd graph.
+            candidates: candidates of the step.
             weights: example weights over all workers `[tasks]`.
         """
         self.objective.zero_grad(set_to_none=True)
@@ -159,13 +159,13 @@ class TrainStep:
                     sums = self.forward(batch, rows, candidates)
                 n_shares = self.world.size * len(micro_batches)
                 loss = self.objective.balance.total(sums, weights.clamp(min=1e-12), n_shares)
-                # DDP averages dense gradients over workers: × size makes them the sum that one worker would have.
+                # DDP averages dense gradients over workers: × size turns the mean into the sum.
                 loss.mul(self.world.size).backward()
             losses += sums.loss.detach()
         return losses
 
     def _rows(self, ids: dict[str, torch.Tensor], exchange: RowExchange | None) -> dict[str, Rows]:
-        """Rows that the step reads, by table: of this worker's copy, or from their owners."""
+        """Rows that the step reads, by table: from the local copy, or from their owners."""
         if exchange is None or not self.sharded:
             return {name: self.tables[name].rows(rows_read) for name, rows_read in ids.items()}
         values = exchange.from_owners({name: self.tables[name].values(own) for name, own in exchange.owned.items()})
@@ -174,12 +174,12 @@ class TrainStep:
     def _summed(
         self, exchange: RowExchange, gradients: dict[str, Gradient], losses: torch.Tensor
     ) -> tuple[dict[str, Gradient], torch.Tensor, torch.Tensor, list[list[int]]]:
-        """Over all workers: gradients of rows owned here, losses, the norm of all gradients, rows by owner and table.
+        """Over all workers: gradients of rows owned here, losses, global gradient norm, row counts by owner and table.
 
-        Each row is in the norm once, at its owner; the networks' gradients are the same on all workers.
+        The norm counts each row once, at its owner; dense gradients are the same on all workers.
         """
         size, rank = self.world.size, self.world.global_rank
-        # A loss is × size for DDP's mean of the networks' gradients; those of rows are summed.
+        # The loss is × size for DDP's mean of dense gradients; row gradients are summed.
         sums = exchange.to_owners({name: gradient / size for name, (_, gradient) in gradients.items()})
         owned = exchange.owned
         square = sum((gradient.double().square().sum() for gradient in sums.values()), losses.new_zeros(()))
@@ -192,14 +192,14 @@ class TrainStep:
         return {name: (owned[name], sums[name]) for name in owned}, losses, norm, by_owner
 
     def _spread(self, exchange: RowExchange, counts: list[list[int]]) -> None:
-        """Bring the rows that their owners have updated to all workers."""
+        """All-gather the rows updated by their owners."""
         mine = {name: self.tables[name].state_rows(ids) for name, ids in exchange.owned.items()}
         ids, rows = exchange.to_all(mine, counts)
         for name in ids:
             self.tables[name].put_state_rows(ids[name], rows[name])
 
     def _seed(self, seed: int) -> None:
-        # torch.manual_seed keeps a stack trace for every kind of device that has not started, at each call.
+        # torch.manual_seed stores a stack trace for every uninitialised device type at each call.
         torch.default_generator.manual_seed(seed)
         if self.world.device.type == "cuda":
             torch.cuda.manual_seed(seed)
@@ -209,7 +209,7 @@ class TrainStep:
         return self.forward.no_sync() if stay and isinstance(self.forward, DistributedDataParallel) else nullcontext()
 
     def _norm(self, gradients: list[torch.Tensor]) -> torch.Tensor:
-        """Global norm of all gradients; NaN or infinite where one of them is."""
+        """Global norm of all gradients; NaN or infinite if any gradient is."""
         dense = [p.grad for p in self.objective.parameters() if p.grad is not None]
         return torch.stack([g.norm() for g in (*dense, *gradients)]).norm() if dense or gradients else torch.zeros(())
 

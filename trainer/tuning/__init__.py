@@ -1,1 +1,1 @@
-"""Hyperparameter search: spaces, trials, their table and page."""
+"""Hyperparameter search: spaces, trials, result table and page."""

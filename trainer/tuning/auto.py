@@ -1,4 +1,4 @@
-"""`recipe=auto`: where a catalogue size has several recipes, tries each for some epochs and selects on valid."""
+"""`recipe=auto`: if a catalogue size has several recipes, trains each for some epochs and selects on valid."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from trainer.run.signals import on_sigterm
 from trainer.tuning.trial import FINISHED, Trial
 
 ALONE = ("ray.workers=0", "ray.use_gpu=false", "train.precision=float32", "train.profile=false")
-"""Trials are trained by the starting process, whatever workers the run has."""
+"""Trials run in the launching process, whatever workers the run has."""
 
 
 def settle_recipe(options: Sequence[str], asked: TrainerConfig) -> tuple[list[str], TrainerConfig]:
-    """The options with the recipe that `recipe=auto` takes, and what `trainer.config.load` makes of them.
+    """Resolve `recipe=auto`: the options with the chosen recipe, and the configuration loaded from them.
 
-    A run that has begun keeps its recipe. Otherwise recipes are tried one after another in a folder inside the run,
-    where the same command resumes if it is killed. What they reached is written to `RUN/recipe_choice.json`.
+    A resumed run keeps its recipe. Otherwise recipes are tried one after another in a folder inside the run, where the
+    same command resumes if killed. The results are written to `RUN/recipe_choice.json`.
 
     Args:
         options: the command line.
-        asked: what `load(options)` returned.
+        asked: the result of `load(options)`.
 
     Raises:
         InputError: options, dataset or output that the user must fix.
-        Stopped: SIGTERM came; a checkpoint is written.
+        Stopped: on SIGTERM, after a checkpoint is saved.
     """
     if asked.recipe != "auto":
         return list(options), asked
@@ -56,7 +56,7 @@ def settle_recipe(options: Sequence[str], asked: TrainerConfig) -> tuple[list[st
 
 
 def _candidates(options: Sequence[str], asked: TrainerConfig, n_items: int) -> list[str]:
-    """The recipes to try: those that take the options, and have the loss if one is given; else the first alone."""
+    """The recipes to try: those that accept the options, with the requested loss if any; else only the first."""
     names = recipes_to_try(asked, n_items)
     others = [option for option in options if not option.startswith("loss=")]
 
@@ -64,16 +64,16 @@ def _candidates(options: Sequence[str], asked: TrainerConfig, n_items: int) -> l
         try:
             own = with_recipe([*others, f"recipe={name}"], n_items).loss
             return with_recipe([*options, f"recipe={name}"], n_items).loss == own
-        except InputError:  # an option that does not go with this recipe's loss, say
+        except InputError:  # for example an option that this recipe's loss does not support
             return False
 
     return [name for name in names if fits(name)] or names[:1]
 
 
 def trial_epochs(config: TrainerConfig, dataset: Dataset) -> int:
-    """Epochs of a trial: enough for `auto.targets`, from two to half of the run's; 0 where that leaves none.
+    """Epochs of a trial: enough for `auto.targets`, between two and half of the run's; 0 if that is impossible.
 
-    On few clicks more epochs are needed before the recipe shows that is best in the end.
+    On small datasets it takes more epochs until the best recipe is apparent.
     """
     counts = dataset.manifest.counts
     targets = max(1, counts.get("clicks", 0) - (1 + TRAIN_HOLDOUT) * counts.get("sessions", 0))
@@ -82,14 +82,14 @@ def trial_epochs(config: TrainerConfig, dataset: Dataset) -> int:
 
 
 def _choose(options: Sequence[str], config: TrainerConfig, candidates: list[str], epochs: int, run: RunFolder) -> str:
-    """Try the recipes, write down what they reached, and return the best; of equals the first."""
+    """Try the recipes, write their results, and return the best; the first on ties."""
     metric, trials = config.select_by, list[Trial]()
     with locked(run.path):
         for number, recipe in enumerate(candidates):
             folder = run.path / RECIPE_TRIALS / recipe
             fixed = [f"recipe={recipe}", f"output={folder}", f"train.epochs={epochs}", *ALONE]
             trials.append(Trial(number, folder, {"recipe": recipe}, [*options, *fixed]))
-            prepare(trials[-1].options)  # refuses other options than a killed trial began with
+            prepare(trials[-1].options)  # rejects options other than those a killed trial began with
         for trial in trials:
             _run(trial, epochs)
         rows = [{**trial.setting, **trial.ended()} for trial in trials]
@@ -109,7 +109,7 @@ def _choose(options: Sequence[str], config: TrainerConfig, candidates: list[str]
 
 
 def _run(trial: Trial, epochs: int) -> None:
-    """Train what is left of a trial."""
+    """Train a trial, resuming if it was interrupted."""
     if trial.ended():
         return
     print(f"recipe=auto: trying {trial.setting['recipe']} for {epochs} epochs", file=sys.stderr, flush=True)

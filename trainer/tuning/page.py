@@ -1,4 +1,4 @@
-"""The page of a search: distribution of its trials, each option against the metric, and the table."""
+"""The search report page: distribution of trials, each option against the metric, and the table."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def page(model: str, metric: str, rows: Sequence[dict[str, Any]], trials: int) -
 
     Args:
         model: name of the model.
-        metric: valid metric that trials are compared by.
-        rows: of the trials that were judged, the best first.
-        trials: of the search.
+        metric: validation metric of the comparison.
+        rows: trials with a metric, best first.
+        trials: number of trials of the search.
     """
     key = f"valid/{metric}"
     values = [row[key] for row in rows]
@@ -56,7 +56,7 @@ def page(model: str, metric: str, rows: Sequence[dict[str, Any]], trials: int) -
 
 
 def _figure(name: str, metric: str, rows: Sequence[dict[str, Any]]) -> str:
-    """One option's values against the metric; trials that left the option to the recipe are not drawn."""
+    """One option's values against the metric; trials that use the recipe's value are omitted."""
     pairs = [(row[name], row[f"valid/{metric}"]) for row in rows if row.get(name) is not None]
     label = f"{metric} of each trial by {name}"
     svg = points(pairs, name, metric).replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)

@@ -1,4 +1,4 @@
-"""A hyperparameter search: trials of known and of random settings, compared on valid."""
+"""Hyperparameter search: trials of known and random settings, compared on valid."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from trainer.tuning.trial import FINISHED, Trial
 
 SEARCH, TABLE, BEST, PAGE = "search.json", "trials.parquet", "best.yaml", "trials.html"
 MAY_CHANGE = ("trials", "hours", "cores", "output", "data")
-"""Options that a continued search may change; the dataset is compared by content."""
+"""Options that may change when a search is resumed; the dataset is compared by content."""
 RESERVED = ("data", "output", "model", "resume", "train.epochs", "train.refit", "ray.workers")
 """Options of the trainer that the search sets."""
 
 
 def search(config: TuneOptions) -> str:
-    """Run all trials that have not ended, write table, page and best setting, and print the best one.
+    """Run all unfinished trials, write table, page and best setting; returns the text to print.
 
     Raises:
-        InputError: wrong options, or a folder of another search.
+        InputError: invalid options, or the folder of another search.
     """
     folder = Path(config.output)
     if is_remote(config.output):
@@ -59,12 +59,12 @@ def search(config: TuneOptions) -> str:
 
 
 def plan(config: TuneOptions) -> tuple[list[Trial], str]:
-    """The trials, and the valid metric that they are compared by.
+    """The trials, and the validation metric of the comparison.
 
-    All settings are checked before any is run.
+    All settings are validated before any is run.
 
     Raises:
-        InputError: options that the trainer refuses, or a folder of another search.
+        InputError: options that the trainer rejects, or the folder of another search.
     """
     folder, shared = Path(config.output).absolute(), shlex.split(config.options)
     taken = [option for option in shared if option.split("=")[0] in RESERVED]
@@ -75,7 +75,7 @@ def plan(config: TuneOptions) -> tuple[list[Trial], str]:
     fixed = [f"data={absolute(config.data)}", f"model={config.model}", f"train.epochs={config.epochs}", "ray.workers=0"]
     trials = []
     for number, setting in enumerate(settings(config.model, space, config.trials, config.seed, known=known)):
-        # What the user fixes for all trials wins over the space.
+        # Options set by the user take precedence over the space.
         free = {n: v for n, v in setting.items() if not any(option.startswith(f"{n}=") for option in shared)}
         path = folder / "trials" / f"{number:04d}"
         trials.append(Trial(number, path, free, [*fixed, f"output={path}", *shared, *command_line(free)]))
@@ -85,7 +85,7 @@ def plan(config: TuneOptions) -> tuple[list[Trial], str]:
 
 
 def _remember(folder: Path, config: TuneOptions, space: Any) -> None:
-    """Write what the search was begun with, or compare it with that."""
+    """Save the search's options, or compare them with the saved ones on resume."""
     record: dict[str, Any] = {n: v for n, v in asdict(config).items() if n not in MAY_CHANGE}
     record["space"] = {name: asdict(dimension) for name, dimension in space.items()}
     record["dataset"] = open_dataset(config.data, verify=False).manifest.fingerprint
@@ -107,7 +107,7 @@ def _remember(folder: Path, config: TuneOptions, space: Any) -> None:
 
 
 def rows_of(trials: list[Trial], metric: str) -> list[dict[str, Any]]:
-    """A row a trial, the best first: state, epochs, the best epoch's valid metrics, cost and setting."""
+    """One row per trial, best first: state, epochs, the best epoch's validation metrics, cost and setting."""
     rows = []
     for trial in trials:
         epochs, ended = trial.epochs(), trial.ended()
@@ -121,7 +121,7 @@ def rows_of(trials: list[Trial], metric: str) -> list[dict[str, Any]]:
 
 
 def write_findings(folder: Path, trials: list[Trial], config: TuneOptions, metric: str) -> str:
-    """Write table, page and best setting; returns what a terminal shows.
+    """Write table, page and best setting; returns the text to print.
 
     Raises:
         InputError: no trial has a valid metric.
@@ -149,7 +149,7 @@ def _shared(config: TuneOptions) -> dict[str, Any]:
 
 
 def _column(values: list[Any]) -> pa.Array:
-    """A column of one type: what is not alike becomes text."""
+    """A column of one type: mixed types become text."""
     kinds = {type(value) for value in values if value is not None}
     if kinds <= {int, float} and float in kinds:
         return pa.array([None if value is None else float(value) for value in values])

@@ -1,4 +1,4 @@
-"""Search spaces: varied options, their distributions, and the settings that are tried first."""
+"""Search spaces: options, their distributions, and the settings to try first."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from etl.runtime.errors import InputError
 from trainer.config import RANK_HEADS
 
 DIGITS = 4
-"""Significant digits of a sampled number: more only make settings hard to read."""
+"""Significant digits of sampled numbers, for readability."""
 Setting = dict[str, Any]
-"""Values by option of `python -m trainer`."""
+"""Option values of `python -m trainer` by name."""
 
 
 @dataclass(frozen=True)
@@ -27,20 +27,20 @@ class Choice:
     values: Sequence[Any]
 
     def sample(self, random: np.random.Generator) -> Any:
-        """A value."""
+        """Sample a value."""
         return self.values[int(random.integers(len(self.values)))]
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """A number between two bounds; with `log` uniform in its logarithm."""
+    """A number between two bounds, uniform or log-uniform."""
 
     low: float
     high: float
     log: bool = False
 
     def sample(self, random: np.random.Generator) -> float:
-        """A value."""
+        """Sample a value."""
         low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
         value = float(random.uniform(low, high))
         return float(f"{math.exp(value) if self.log else value:.{DIGITS}g}")
@@ -98,7 +98,7 @@ OFFICIAL: Setting = {
     "train.learning_rate": 0.06,
     "train.negative_popularity_exponent": 0.4,
 }
-"""Near the settings that GRU4Rec's authors publish for cross-entropy (Hidasi and Czapp 2023)."""
+"""Close to the settings that GRU4Rec's authors published for cross-entropy (Hidasi and Czapp 2023)."""
 
 
 def default_space(model: str) -> Space:
@@ -109,19 +109,19 @@ def default_space(model: str) -> Space:
 
 
 def first_settings(model: str) -> list[Setting]:
-    """Settings that are tried before any is sampled: the recipe as it is, and one that is good on other data."""
+    """Settings tried before sampled ones: the unchanged recipe, and one that was good on other datasets."""
     return [{}] if model in RANK_HEADS or model in ("sasrec", "nextitnet") else [{}, OFFICIAL]
 
 
 def settings(model: str, space: Space, trials: int, seed: int, *, known: bool) -> list[Setting]:
-    """The settings of a search; each follows from seed and number alone, so that more trials keep the first ones.
+    """The settings of a search; each depends only on seed and number, so that adding trials keeps the earlier ones.
 
     Args:
         model: name of the model.
-        space: what is varied.
-        trials: how many settings.
-        seed: of the sampling.
-        known: whether the model's known settings come first; else only the recipe does.
+        space: the search space.
+        trials: number of settings.
+        seed: seed of the sampling.
+        known: whether to start with all known settings of the model; else only with the recipe.
     """
     first = first_settings(model) if known else [{}]
     sampled = [
@@ -135,7 +135,7 @@ def read_space(path: str) -> Space:
     """The space of a YAML file: `option: {choice: [a, b]}`, `{uniform: [low, high]}` or `{log_uniform: [low, high]}`.
 
     Raises:
-        InputError: the file cannot be read, or has something else.
+        InputError: the file cannot be read, or is not a search space.
     """
     hint = "for example train.learning_rate: {log_uniform: [0.01, 0.2]}"
     try:

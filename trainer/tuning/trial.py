@@ -1,4 +1,4 @@
-"""One trial: a training run compared on valid, without a bundle."""
+"""One trial: a training run evaluated on valid, without a bundle."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trainer.training.step import NotFiniteError
 from trainer.tuning.space import Setting
 
 ENDED = "trial.json"
-"""Written when a trial ends: why, and what it cost. A trial without it is continued."""
+"""Written when a trial ends: its state and cost. A trial without it is resumed."""
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 WAIT_SECONDS = 120.0
 
@@ -35,7 +35,7 @@ class Trial:
     Attributes:
         number: from 0.
         folder: its run folder.
-        setting: what the search chose.
+        setting: the sampled options.
         options: all options of `python -m trainer`.
     """
 
@@ -50,21 +50,21 @@ class Trial:
         return str(self.ended().get("state", "unfinished"))
 
     def ended(self) -> dict[str, Any]:
-        """What was left at its end; empty before."""
+        """The content of `trial.json`; empty before the end."""
         try:
             return dict(json.loads((self.folder / ENDED).read_text()))
         except (OSError, ValueError):
             return {}
 
     def end(self, state: str, **more: Any) -> None:
-        """Note why the trial ended. Only finished ones keep their checkpoints."""
+        """Record why the trial ended. Only finished trials keep their checkpoints."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / ENDED, {"state": state, **more})
         if state != FINISHED:
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
     def epochs(self) -> list[dict[str, Any]]:
-        """Valid metrics of each epoch so far."""
+        """Validation metrics of each epoch so far."""
         out: dict[int, dict[str, Any]] = {}
         for line in read_metrics(self.folder / METRICS):
             if line["split"] == "valid" and line["value"] is not None:
@@ -72,9 +72,9 @@ class Trial:
         return [out[epoch] for epoch in sorted(out)]
 
     def run(self, report: Report) -> None:
-        """Report the epochs that are done, then train the others.
+        """Report the completed epochs, then train the others.
 
-        What is wrong with this setting alone ends the trial, not the search.
+        Errors of this setting end the trial, not the search.
         """
         for metrics in self.epochs():
             report(metrics)
