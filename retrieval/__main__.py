@@ -9,7 +9,7 @@ from retrieval.result_folder import REPORT
 
 
 def job(options: list[str]) -> None:
-    """Evaluate the bundle that the options name and print the table."""
+    """Evaluate a bundle and print the table."""
     config = load(options)
     from etl.runtime.object_store import local_path
     from retrieval.evaluate import evaluate

@@ -1,4 +1,4 @@
-"""`python -m retrieval.average`: an ensemble of session models as one bundle, by the mean of their scores."""
+"""`python -m retrieval.average`: ensemble session models into one bundle by averaging their scores."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class AverageConfig:
 
 
 def job(options: list[str]) -> None:
-    """Make the bundle."""
+    """Write the bundle."""
     config = read_options(AverageConfig, "retrieval.conf.average", options)
     if len(config.bundles) < 2:
         raise InputError("two bundles or more", len(config.bundles), "write bundles=[A/bundle,B/bundle]")

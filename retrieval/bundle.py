@@ -1,7 +1,6 @@
-"""The bundle: the vectors and scores that a trained model hands over for evaluation.
+"""The bundle: vectors and scores of a trained model, exported for evaluation.
 
-Whoever reads or writes a bundle imports this module; it needs only the standard library, numpy and
-pyarrow.
+To read or write bundles, import this module; it needs only the standard library, numpy and pyarrow.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from retrieval.queries import Queries
 
 SCHEMA_VERSION = 1
 BATCH = 4_096
-"""Queries of a batch, at least, where there are so many."""
+"""Minimum queries per batch (fewer only in the last)."""
 ITEMS = "items.parquet"
 QUERY_SPLITS = ("valid", "test", "next")
 TRANSITIONS = "transitions"
@@ -37,7 +36,7 @@ TRANSITIONS_SCHEMA = pa.schema(
         pa.field("value", pa.float64(), nullable=False),
     ]
 )
-"""Files `rules.parquet` and `cosine.parquet`: what an item adds to the score of another; rows rise by both."""
+"""Schema of `rules.parquet` and `cosine.parquet`: what an item adds to another's score; sorted by both ids."""
 FEEDBACK_SCHEMA = pa.schema(
     [
         pa.field("task", pa.string(), nullable=False),
@@ -56,7 +55,7 @@ def items_schema(dimension: int) -> pa.Schema:
 
 
 def queries_schema(dimension: int, terms: int = 0) -> pa.Schema:
-    """Columns of `queries-*/part-*.parquet`; `target` is 0 in `queries-next`; weights of `terms` transitions if any."""
+    """Columns of `queries-*/part-*.parquet`; `target` is 0 in `queries-next`; `terms` transition weights."""
     fields = [
         pa.field("user_id", pa.int64(), nullable=False),
         pa.field("target", pa.int32(), nullable=False),
@@ -73,14 +72,14 @@ def _vector_field(dimension: int, name: str = "vector") -> pa.Field:
 
 @dataclass(frozen=True)
 class BundleManifest:
-    """What a bundle holds; written last.
+    """The manifest of a bundle; written last.
 
     Attributes:
         dataset: fingerprint of the dataset the bundle was made from.
-        refit: whether the model saw the valid clicks, so that there are no valid files.
-        dimension: length of the vectors; 0 for a bundle of feedback parts only.
-        model: name of the model, for the reader of a report.
-        transition_terms: counted terms that take part in the score; 0 = none.
+        refit: whether the model was trained on the valid clicks, so that there are no valid files.
+        dimension: dimension of the vectors; 0 for a bundle with feedback only.
+        model: display name of the model.
+        transition_terms: number of transition terms in the score; 0 = none.
     """
 
     dataset: str
@@ -98,10 +97,10 @@ class Bundle:
     """An opened bundle folder.
 
     Attributes:
-        path: of the folder here.
-        manifest: what it holds.
-        parts: files by kind.
-        source: the path or URI by which it was opened.
+        path: the local folder.
+        manifest: its manifest.
+        files_by_kind: data files by kind.
+        source: the path or URI that was opened.
     """
 
     path: Path
@@ -110,19 +109,19 @@ class Bundle:
     source: str
 
     def sibling(self, name: str) -> str:
-        """Path or URI of what is next to the bundle in its run."""
+        """Path or URI of a sibling of the bundle in its run."""
         return f"{absolute(self.source).rstrip('/').rpartition('/')[0]}/{name}"
 
     @property
     def has_vectors(self) -> bool:
-        """Whether next items can be retrieved; ranking models only score feedback."""
+        """Whether it supports retrieval; ranking models only score feedback."""
         return self.manifest.dimension > 0
 
     def item_vectors(self) -> npt.NDArray[np.float32]:
         """Vectors of items 1..n_items, `[n_items, D]`.
 
         Raises:
-            InputError: ids other than 1..n_items in order, or a vector that is not finite.
+            InputError: ids other than 1..n_items in order, or a non-finite vector.
         """
         n, begin = self.manifest.n_items, 0
         vectors = np.empty((n, self.manifest.dimension), np.float32)
@@ -140,7 +139,7 @@ class Bundle:
         return vectors
 
     def n_queries(self, split: str) -> int:
-        """Number of queries of a split, 0 where the bundle lacks it."""
+        """Number of queries of a split, 0 if the bundle lacks it."""
         return sum(part.rows for part in self.files_by_kind.get(f"queries-{split}", []))
 
     def queries(self, split: str, batch_size: int = BATCH) -> Iterator[Queries]:
@@ -148,7 +147,7 @@ class Bundle:
         return self.queries_of(self.files_by_kind.get(f"queries-{split}", []), batch_size)
 
     def sample_queries(self, split: str, n: int) -> list[Queries]:
-        """At most `n` queries of a split, evenly spaced; an empty list where it has none."""
+        """At most `n` queries of a split, evenly spaced; may be empty."""
         total, begin, batches = self.n_queries(split), 0, []
         sampled = (
             np.unique(np.linspace(0, total - 1, min(total, n)).astype(np.int64)) if total else np.zeros(0, np.int64)
@@ -161,7 +160,7 @@ class Bundle:
         return batches
 
     def queries_of(self, files: Sequence[DataFile], batch_size: int = BATCH) -> Iterator[Queries]:
-        """Stream the queries of some files, small ones joined to batches of at least `batch_size`."""
+        """Stream the queries of some files, joined to batches of at least `batch_size`."""
         waiting: list[Queries] = []
         for part in files:
             with pq.ParquetFile(self.path / part.path) as file:
@@ -187,7 +186,7 @@ class Bundle:
         """Feedback rows of a task: `user_id`, `item`, `clicked`, `label`, `score`.
 
         Raises:
-            InputError: a null, an item outside the catalogue, a label other than 0 and 1, a score that is not finite.
+            InputError: a null, an item outside the catalogue, a label other than 0 and 1, a non-finite score.
         """
         columns, rows = FEEDBACK_SCHEMA.names[1:], [("task", "=", task)]
         files = self.files_by_kind[f"feedback-{split}"]
@@ -200,12 +199,12 @@ def open_bundle(path: str | Path, *, dataset: str | None = None, verify: bool = 
     """Open a bundle and check that it is complete.
 
     Args:
-        path: the bundle's folder, or its URI, of which a copy is made here.
-        dataset: fingerprint of the dataset that it must have been made from.
-        verify: re-hash every file.
+        path: the bundle's folder, or its URI, which is downloaded.
+        dataset: expected fingerprint of its dataset.
+        verify: whether to hash every file.
 
     Raises:
-        InputError: not a complete bundle, or one of another dataset.
+        InputError: not a complete bundle, or made from another dataset.
     """
     folder = fetched(path, last_file=MANIFEST)
     raw = read_manifest(folder, kind="a bundle", hint="give RUN/bundle of a finished training run")
@@ -242,10 +241,10 @@ def open_bundle(path: str | Path, *, dataset: str | None = None, verify: bool = 
 
 
 def parse_manifest(path: Path, raw: dict[str, Any]) -> BundleManifest:
-    """A manifest's JSON, checked.
+    """Parse and check a manifest's JSON.
 
     Raises:
-        InputError: a key that is missing or too many, or a value of another type.
+        InputError: a missing or unknown key, or a value of the wrong type.
     """
     try:
         manifest = BundleManifest(**{**raw, "files": [DataFile(**entry) for entry in raw["files"]]})
@@ -272,7 +271,7 @@ def _schema_of(kind: str, manifest: BundleManifest) -> pa.Schema | None:
 def finish_bundle(
     folder: Path, *, dataset: str, refit: bool, n_items: int, dimension: int, model: str, transition_terms: int = 0
 ) -> None:
-    """Hash the files that were written to `folder` and write the manifest, which makes it complete."""
+    """Hash the files in `folder` and write the manifest, which completes the bundle."""
     paths = sorted(path for path in folder.rglob("*.parquet"))
     files = [describe_file(folder, p.relative_to(folder).as_posix(), pq.read_metadata(p).num_rows) for p in paths]
     manifest = BundleManifest(dataset, refit, n_items, dimension, model, files, transition_terms=transition_terms)

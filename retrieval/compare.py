@@ -1,4 +1,4 @@
-"""`python -m retrieval.compare`: compares results over the same queries, with confidence intervals."""
+"""`python -m retrieval.compare`: compare results over the same queries, with confidence intervals."""
 
 from __future__ import annotations
 

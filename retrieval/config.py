@@ -16,7 +16,7 @@ from etl.runtime.options import option, read_options
 INDEXES = ("auto", "flat", "ivf_flat", "ivf_sq8", "ivf_pq_refine", "hnsw")
 CANDIDATES = ("clicked", "all")
 THREADS_PER_CORE = 4
-"""More threads only wait for each other, and FAISS dies of thousands."""
+"""Upper limit: more threads do not help, and FAISS crashes with thousands."""
 MASKS = ("auto", True, False)
 BASELINES = (
     "popularity",
@@ -90,7 +90,7 @@ class RetrievalConfig:
 
 
 def load(options: Sequence[str]) -> RetrievalConfig:
-    """The checked configuration of a command line.
+    """Parse and validate a command line.
 
     Raises:
         InputError: an option is unknown, missing, ill-typed or out of its range.
@@ -98,7 +98,7 @@ def load(options: Sequence[str]) -> RetrievalConfig:
     config = read_options(RetrievalConfig, "retrieval.conf", options)
     check_values(config)
     if config.mask_seen != "auto":
-        config.mask_seen = bool(config.mask_seen)  # 1 and 0 are true and false
+        config.mask_seen = bool(config.mask_seen)  # accept 1 and 0
     _check_numbers(config)
     config.blend = checked_blend(config.blend)
     unknown = [name for name in config.baselines if name not in BASELINES]
@@ -108,13 +108,13 @@ def load(options: Sequence[str]) -> RetrievalConfig:
 
 
 def checked_blend(blend: Any) -> Any:
-    """`auto`, `none` or a list of sources.
+    """Validate `blend`: `auto`, `none` or a list of sources.
 
     Raises:
-        InputError: an unknown source, none or one twice.
+        InputError: an unknown or repeated source, or an empty list.
     """
     if blend is None or blend is False:
-        return "none"  # as which YAML takes the word
+        return "none"  # YAML parses none as null
     if blend in ("auto", "none"):
         return blend
     named = [blend] if isinstance(blend, str) else list(blend) if isinstance(blend, list) else []
@@ -126,7 +126,7 @@ def checked_blend(blend: Any) -> Any:
 
 
 def _check_numbers(config: RetrievalConfig) -> None:
-    """Raise `InputError` where a number is out of its range."""
+    """Raise `InputError` if a number is out of range."""
     if not config.cutoffs or min(config.cutoffs) < 1 or sorted(set(config.cutoffs)) != config.cutoffs:
         raise InputError("rising positive cutoffs", config.cutoffs, "write cutoffs=[5,10,20]")
     most = THREADS_PER_CORE * (os.cpu_count() or 1)

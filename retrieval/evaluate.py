@@ -39,21 +39,21 @@ REOPENED_BY = (
     *("index", "fidelity", "index_file", "memory_gib", "candidates", "cutoffs", "blend"),
     *("neighbours", "rules_per_item", "rules_gaps", "titles"),
 )
-"""Options by which `reopen` finds index and sources again."""
+"""Options that `reopen` needs to find index and sources."""
 FEEDBACK = "feedback.json"
-"""Metrics of the feedback tasks, among the parts of an evaluation that is not finished."""
+"""Saved feedback metrics of an unfinished evaluation."""
 MANY_QUERIES = 100_000
-"""Recommendations for so many take longer than a moment."""
+"""Number of queries from which recommendations take long."""
 
 
 def evaluate(config: RetrievalConfig, run_parts: RunParts = run_in_process) -> dict[str, Any]:
-    """Make the result folder `config.output`, atomically, and return its metrics.
+    """Write the result folder `config.output` atomically, and return its metrics.
 
-    The queries are ranked in parts, a file each; a killed evaluation resumes with those that are left.
+    Queries are ranked in parts, with a file each; a killed evaluation resumes with the missing parts.
 
     Args:
-        config: what to evaluate, and how.
-        run_parts: sees to it that every part is made: in this process, or on many machines.
+        config: options of the evaluation.
+        run_parts: executes all parts, in this process or on several machines.
 
     Raises:
         InputError: a bundle, dataset or option that the user must fix.
@@ -68,7 +68,7 @@ def evaluate(config: RetrievalConfig, run_parts: RunParts = run_in_process) -> d
     with published(config.output, RESULT, overwrite=config.overwrite, inputs=read) as folder:
         result: dict[str, Any] = {"valid": {}, "test": {}, "baselines": {}, "index": None}
         work_folder = parts_folder(config, bundle)
-        feedback = saved_feedback(bundle, dataset, work_folder)  # first: broken rows should not be met after hours
+        feedback = saved_feedback(bundle, dataset, work_folder)  # first, to find invalid rows early
         if bundle.has_vectors:
             catalogue = make_catalogue(bundle, dataset, config)
             index, result["index"] = prepare_index(bundle, dataset, catalogue, config)
@@ -97,7 +97,7 @@ def evaluate(config: RetrievalConfig, run_parts: RunParts = run_in_process) -> d
 
 
 def test_line(evaluation: Evaluation, work_folder: Path) -> str:
-    """The test metrics of each ranker in a line, before recommendations for many take their time."""
+    """One line with the test metrics of each ranker, printed before recommendations are computed."""
     k, metrics = evaluation.config.deepest, evaluation.merged(work_folder, "test")
     values = (
         f"{name} hr@{k} {result[f'hr@{k}']:.4f} ndcg@{k} {result[f'ndcg@{k}']:.4f}"
@@ -108,7 +108,7 @@ def test_line(evaluation: Evaluation, work_folder: Path) -> str:
 
 
 def provenance(config: RetrievalConfig, dataset: Dataset, bundle: Bundle) -> dict[str, Any]:
-    """What a result was made from and how, for `metrics.json`."""
+    """Inputs and options of a result, for `metrics.json`."""
     return {
         "ties": "against",
         "mask_seen": config.mask_seen,
@@ -149,7 +149,7 @@ def collect(evaluation: Evaluation, work_folder: Path, folder: Path, result: dic
 
 
 def learn(evaluation: Evaluation, work_folder: Path) -> None:
-    """Learn the blend into the folder of the parts, unless it is there."""
+    """Fit the blend and save it in the folder of the parts, unless it exists."""
     config, bundle = evaluation.config, evaluation.bundle
     if config.blend == "none" or (
         config.blend == "auto" and not bundle.manifest.refit and not bundle.n_queries("valid")
@@ -157,13 +157,13 @@ def learn(evaluation: Evaluation, work_folder: Path) -> None:
         return
     selected = valid_bundle(bundle)
     index = evaluation.index
-    if selected is not bundle:  # exact: it is searched once, for a sample
+    if selected is not bundle:  # exact search: used once, for a sample
         index = build_index("flat", make_catalogue(selected, evaluation.dataset, config))
     prepare_blend(evaluation.dataset, selected, index, config, work_folder)
 
 
 def milliseconds(evaluation: Evaluation, work_folder: Path) -> dict[str, float]:
-    """Milliseconds a ranked query of each source and of what joins them, added up over threads."""
+    """Milliseconds per ranked query by source and blend kind, summed over threads."""
     ranked = [part for part in evaluation.parts() if part.split != "next" and evaluation.ranked(part)]
     total: dict[str, float] = {}
     for part in ranked:
@@ -174,7 +174,7 @@ def milliseconds(evaluation: Evaluation, work_folder: Path) -> dict[str, float]:
 
 
 def read_run_file(bundle: Bundle, name: str) -> dict[str, Any]:
-    """What the training run wrote next to the bundle; empty where the bundle came without its run."""
+    """A JSON file of the training run next to the bundle; empty if it is missing."""
     try:
         return dict(json.loads(read_file(bundle.sibling(name))))
     except (OSError, ValueError):
@@ -182,10 +182,10 @@ def read_run_file(bundle: Bundle, name: str) -> dict[str, Any]:
 
 
 def reopen(config: RetrievalConfig) -> Evaluation:
-    """The evaluation that another process has prepared: its index is loaded with the effort that tuning chose.
+    """Reopen an evaluation prepared by another process, with its tuned index.
 
     Raises:
-        InputError: that process saved no index where this one can read it.
+        InputError: this process cannot find the saved index.
     """
     dataset, bundle = open_inputs(config, verify=False)
     catalogue = make_catalogue(bundle, dataset, config)
@@ -209,7 +209,7 @@ def reopen(config: RetrievalConfig) -> Evaluation:
 
 
 def saved_feedback(bundle: Bundle, dataset: Dataset, folder: Path) -> dict[str, dict[str, Any]]:
-    """What `evaluate_feedback` returns, read from `folder` where a killed evaluation has written it."""
+    """The result of `evaluate_feedback`, cached in `folder` for resuming."""
     path = folder / FEEDBACK
     if not path.exists():
         write_json(path, evaluate_feedback(bundle, dataset))
@@ -217,12 +217,12 @@ def saved_feedback(bundle: Bundle, dataset: Dataset, folder: Path) -> dict[str, 
 
 
 def evaluate_feedback(bundle: Bundle, dataset: Dataset) -> dict[str, dict[str, Any]]:
-    """AUCs, log-loss, calibration and counts of every feedback task, a task in memory at a time.
+    """AUCs, log-loss, calibration and counts of every feedback task, with one task in memory at a time.
 
-    Next to the model is each item's own rate in train, which knows no user; the sessions are read for it once.
+    The baseline is each item's positive rate in train, independent of the user.
 
     Returns:
-        Metrics of `valid` and `test`, and in `baselines` those of `item_rate`, as in `metrics.json`.
+        Metrics of `valid` and `test`, and those of `item_rate` in `baselines`, as in `metrics.json`.
     """
     out: dict[str, dict[str, Any]] = {"valid": {}, "test": {}, "baselines": {}}
     tasks = {split: bundle.feedback_tasks(split) for split in ("valid", "test")}

@@ -2,7 +2,7 @@
 
 A query's scores `s_i = <q, v_i>` over all items have the mean `<q, m>` and the variance `q' C q`, with the mean `m` and
 the covariance `C` of the item vectors. So the normalised score `(s_i - mean) / deviation` is an inner product too,
-`<q / deviation, v_i - m>`, and a mean of normalised scores is that of the vectors put one after another.
+`<q / deviation, v_i - m>`, and a mean of normalised scores is an inner product of concatenated vectors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Vectors = npt.NDArray[np.float32]
 
 
 def write_mean(paths: Sequence[str], output: Path) -> None:
-    """Write the bundle of the mean of the bundles' normalised scores; its vectors are as long as all theirs together.
+    """Write a bundle that scores by the mean of the bundles' normalised scores, with concatenated vectors.
 
     Raises:
         InputError: bundles of different datasets or queries, without vectors, or with counted transitions.
@@ -71,13 +71,13 @@ def write_mean(paths: Sequence[str], output: Path) -> None:
 
 
 def centred_items(vector_ID: Vectors) -> tuple[Vectors, npt.NDArray[np.float64]]:
-    """Item vectors less their mean, float32 `[I, D]`, and their covariance, float64 `[D, D]`."""
+    """Centred item vectors, float32 `[I, D]`, and their covariance, float64 `[D, D]`."""
     centred = vector_ID - vector_ID.mean(axis=0, dtype=np.float64)
     return centred.astype(np.float32), centred.T @ centred / len(centred)
 
 
 def scaled_queries(query_QD: Vectors, covariance_DD: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Queries over the deviation of their scores, float64 `[Q, D]`; zeros where all items score alike."""
+    """Queries divided by the standard deviation of their scores, float64 `[Q, D]`; zeros if all scores are equal."""
     query = query_QD.astype(np.float64)
     variance = np.einsum("qd,de,qe->q", query, covariance_DD, query, optimize=True)
     deviation = np.sqrt(np.maximum(variance, 0.0))[:, None]
@@ -85,7 +85,7 @@ def scaled_queries(query_QD: Vectors, covariance_DD: npt.NDArray[np.float64]) ->
 
 
 def queries_by_user(bundle: Bundle, split: str) -> pa.Table:
-    """All queries of a split by rising user."""
+    """All queries of a split, sorted by user."""
     entries = bundle.files_by_kind.get(f"queries-{split}", [])
     if not entries:
         return queries_schema(bundle.manifest.dimension).empty_table()

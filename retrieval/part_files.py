@@ -1,4 +1,4 @@
-"""Files of a part of an evaluation: ranks and metric sums of every ranker, or recommendations."""
+"""Computes a part of an evaluation: ranks and metric sums of every ranker, or recommendations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CLICKS_AFTER_QUERY = {"valid": 2, "test": 1}
 SECONDS = "seconds.json"
 """Seconds of each part of the blend."""
 ALWAYS_ALL = (MODEL, "popularity")
-"""Rankers that are cheap enough for all queries."""
+"""Rankers that are cheap enough to rank all queries."""
 TOPK_SCHEMA = pa.schema(
     [
         ("user_id", pa.int64()),
@@ -49,7 +49,7 @@ class PartResults:
         self.facts, self.split, self.ranks = evaluation.facts, part.split, ranks
 
     def add(self, name: str, queries: Queries, ranked: Ranked, seconds: float, more: Segments = ()) -> None:
-        """Add a ranker's ranks and lists of a batch; those of a blend's variants are not written one by one."""
+        """Add a ranker's ranks and lists of a batch; ranks of blend variants are not written individually."""
         results = self.results[name]
         results.seconds += seconds
         results.add(queries, CLICKS_AFTER_QUERY[self.split], *ranked, self.facts, more)
@@ -87,10 +87,10 @@ def rank_part(evaluation: Evaluation, part: Part, folder: Path, blend: BlendRank
 
 
 def ranked_batches(evaluation: Evaluation, part: Part) -> Iterator[tuple[npt.NDArray[np.int64], Queries]]:
-    """The queries of a part that are ranked, and their numbers in the split.
+    """The queries of a part to rank, and their numbers in the split.
 
-    Those taken from several batches are joined: a sparse product over millions of items costs tens of milliseconds,
-    however few its rows are.
+    Queries sampled from several batches are joined: a sparse product over millions of items costs tens of milliseconds
+    even for few rows.
     """
     every, begin = evaluation.ranked_every(part.split), part.first
     numbers: list[npt.NDArray[np.int64]] = []
@@ -112,7 +112,7 @@ def ranked_batches(evaluation: Evaluation, part: Part) -> Iterator[tuple[npt.NDA
 
 
 def rank_by_blend(blend: BlendRanker, results: PartResults, queries: Queries, *, variants: bool) -> None:
-    """Add the blend's ranks, and where asked those of all its variants."""
+    """Add the blend's ranks, and optionally those of its variants."""
     if not len(queries):
         return
     started = perf_counter()
@@ -123,7 +123,7 @@ def rank_by_blend(blend: BlendRanker, results: PartResults, queries: Queries, *,
 
 
 def _transitions(queries: Queries, blend: BlendRanker | None) -> Segments:
-    """Queries whose step from the last click to the target was counted, and the others."""
+    """Segments of queries whose transition from last click to target was counted in train, and the others."""
     if blend is None:
         return ()
     counted = blend.facts.counted(queries.seen[queries.seen_offset[1:] - 1], queries.target) > 0
@@ -131,7 +131,7 @@ def _transitions(queries: Queries, blend: BlendRanker | None) -> Segments:
 
 
 def recommend_part(evaluation: Evaluation, part: Part, folder: Path, blend: BlendRanker | None) -> None:
-    """Write the recommendations of a part: the best unseen candidates after all clicks, by the blend if any."""
+    """Write a part's recommendations: the best unseen candidates after all clicks, by the blend if there is one."""
     k = evaluation.config.deepest
     with pq.ParquetWriter(folder / "topk.parquet", TOPK_SCHEMA, compression="zstd") as writer:
         for queries in evaluation.batches(part):

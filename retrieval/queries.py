@@ -19,7 +19,7 @@ VECTORS = ("vector", "transition_weight")
 def runs(
     begin_R: npt.NDArray[np.integer], length_R: npt.NDArray[np.integer]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Where each run of indices begins among all `[R + 1]`, and the indices of all runs one after another.
+    """Offsets `[R + 1]` and concatenated indices of R ranges.
 
     >>> offset, index = runs(np.array([7, 2]), np.array([1, 3]))
     >>> offset.tolist(), index.tolist()
@@ -37,11 +37,11 @@ class Queries:
         user_id: int64 `[Q]`.
         target: int32 `[Q]`, dense id; 0 in `next`.
         seen_offset: int64 `[Q + 1]` into `seen`.
-        seen: int32, clicks of the queries after truncation, oldest first.
-        n_clicks: int32 `[Q]`, clicks of the user before truncation.
+        seen: int32, input clicks of the queries, truncated, oldest first.
+        n_clicks: int32 `[Q]`, the user's clicks before truncation.
         vector: float32 `[Q, D]`.
-        transition_weight: float32 `[Q, T]` of a model with transitions, at least 0; else `[Q, 0]`.
-        computed: by name, what was computed from the batch and from what; several readers ask for it.
+        transition_weight: float32 `[Q, T]`, at least 0; `[Q, 0]` for models without transitions.
+        computed: cache of values derived from the batch, by name, with their inputs.
     """
 
     user_id: npt.NDArray[np.int64]
@@ -61,20 +61,20 @@ class Queries:
         return len(self.user_id)
 
     def take(self, row_N: npt.NDArray[np.integer]) -> Queries:
-        """Some of the queries, in the order of `row_N`."""
+        """Select queries by number, in the order of `row_N`."""
         offset, index = runs(self.seen_offset[row_N], self.n_seen[row_N])
         rows = {name: getattr(self, name)[row_N] for name in ("user_id", "target", "n_clicks", *VECTORS)}
         return Queries(seen_offset=offset, seen=self.seen[index], **rows)
 
     def latest(self, n: int) -> Queries:
-        """The same with only the last `n` of the clicks that each query saw."""
+        """The same queries with only the last `n` seen clicks."""
         n_seen = np.minimum(self.n_seen, n)
         offset, index = runs(self.seen_offset[1:] - n_seen, n_seen)
         return replace(self, seen_offset=offset, seen=self.seen[index])
 
     @classmethod
     def joined(cls, batches: Sequence[Queries]) -> Queries:
-        """Batches one after another."""
+        """Concatenate batches."""
         if len(batches) == 1:
             return batches[0]
         offset = np.concatenate([[0], np.cumsum(np.concatenate([batch.n_seen for batch in batches]))])
@@ -86,7 +86,7 @@ class Queries:
 
     @property
     def n_seen(self) -> npt.NDArray[np.int64]:
-        """Clicks that each query saw `[Q]`."""
+        """Number of seen clicks per query `[Q]`."""
         return np.diff(self.seen_offset)
 
     @property
@@ -100,7 +100,7 @@ class Queries:
         """Check and convert rows of a queries file.
 
         Raises:
-            InputError: a null, a vector that is not finite, an item outside the catalogue, a query that saw nothing.
+            InputError: a null, a non-finite vector, an item outside the catalogue, a query without seen clicks.
         """
         check_nulls("queries", batch)
         seen = batch.column("seen")

@@ -1,4 +1,4 @@
-"""The parts of an evaluation: groups of query files, each ranked once, locally or as a remote task."""
+"""The parts of an evaluation: groups of query files, each processed once, locally or as a remote task."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ DONE = "done.json"
 
 @dataclass(frozen=True)
 class Part:
-    """Some files of queries of one split, one after another.
+    """Consecutive query files of one split.
 
     Attributes:
         split: valid, test or next.
-        number: of its first file among those of the split.
-        files: how many there are.
-        first: queries of the split before it.
-        rows: its queries.
+        number: index of its first file in the split.
+        files: number of files.
+        first: number of queries of the split before this part.
+        rows: number of queries.
     """
 
     split: str
@@ -54,19 +54,19 @@ class Part:
 
     @property
     def name(self) -> str:
-        """Of the part's folder."""
+        """Name of the part's folder."""
         return f"{self.split}-{self.number:05d}"
 
 
 @dataclass
 class Evaluation:
-    """What every part needs, opened once in a process.
+    """Shared state of all parts, opened once per process.
 
     Attributes:
-        config: of the evaluation.
-        dataset, bundle: opened.
-        index: over the candidates, its effort tuned.
-        tell: called with the number of queries of a batch that is done.
+        config: options of the evaluation.
+        dataset, bundle: the opened inputs.
+        index: index over the candidates, with tuned search effort.
+        tell: progress callback, called with the number of queries of each completed batch.
     """
 
     config: RetrievalConfig
@@ -78,7 +78,7 @@ class Evaluation:
 
     @cached_property
     def facts(self) -> SegmentAttributes:
-        """By which queries are distinguished."""
+        """Attributes that define query segments."""
         return SegmentAttributes.of(self.dataset)
 
     @cached_property
@@ -96,11 +96,11 @@ class Evaluation:
 
     @property
     def ranker_names(self) -> list[str]:
-        """The model and the baselines, which need not be made for their names."""
+        """Names of model and baselines, without building them."""
         return [MODEL, *dict.fromkeys(["popularity", *self.config.baselines])]
 
     def parts(self) -> list[Part]:
-        """All parts, in order: a file each, small ones together up to `part_queries`."""
+        """All parts, in order: one file each, small files joined up to `part_queries`."""
         result: list[Part] = []
         for split in (*CLICKS_AFTER_QUERY, "next"):
             first, part = 0, None
@@ -115,12 +115,12 @@ class Evaluation:
         return result
 
     def ranked_every(self, split: str) -> int:
-        """One in so many queries of a split is ranked."""
+        """Sampling interval: every n-th query of a split is ranked."""
         most = self.config.max_queries
         return 1 if split == "next" or not most else max(1, -(-self.bundle.n_queries(split) // most))
 
     def ranked(self, part: Part) -> int:
-        """Queries of a part that are ranked: of the split's those whose number is a multiple."""
+        """Number of queries of a part that are ranked (every `ranked_every`-th of the split)."""
         every = self.ranked_every(part.split)
         return -(-(part.first + part.rows) // every) - -(-part.first // every)
 
@@ -130,7 +130,7 @@ class Evaluation:
         return self.bundle.queries_of(entries[part.number : part.number + part.files])
 
     def run(self, part: Part, folder: Path) -> None:
-        """Make `folder/PART`, atomically; a part that is there is not made again."""
+        """Write `folder/PART` atomically; skip parts that exist."""
         path = folder / part.name
         if (path / DONE).is_file():
             return
@@ -139,7 +139,7 @@ class Evaluation:
             write_json(writing / DONE, {"rows": part.rows})
 
     def blend(self, folder: Path) -> BlendRanker | None:
-        """The blend that was learned into the folder of the parts."""
+        """Open the blend saved in the folder of the parts."""
         if folder not in self._blends:
             self._blends[folder] = open_blend(self.dataset, self.bundle, self.index, self.config, folder)
         return self._blends[folder]
@@ -151,7 +151,7 @@ class Evaluation:
         recommend_part(self, part, folder, self.blend(folder.parent))
 
     def merged(self, folder: Path, split: str) -> dict[str, dict[str, Any]]:
-        """The metrics of a split by ranker, added up in the order of the parts."""
+        """The metrics of a split by ranker, merged in the order of the parts."""
         parts, out = [part for part in self.parts() if part.split == split and part.rows], {}
         blend = self.blend(folder) if parts else None
         for name in [*self.ranker_names, *(blend.names if blend else ())] if parts else []:
@@ -163,15 +163,15 @@ class Evaluation:
 
 
 RunParts = Callable[[Evaluation, list[Part], Path], None]
-"""Sees to it that every part stands in the folder."""
+"""Computes all parts in the folder."""
 
 
 STEP_NAMES = {"valid": "ranking valid targets", "test": "ranking test targets", "next": "recommending"}
-"""What is done with the queries of a split; a query of one takes another time than a query of another."""
+"""Progress label by split; the time per query differs between splits."""
 
 
 def run_in_process(evaluation: Evaluation, parts: list[Part], folder: Path) -> None:
-    """Make all parts in this process, telling how far it is."""
+    """Compute all parts in this process, with progress."""
     line, done = ProgressLine(), 0
     for split, name in STEP_NAMES.items():
         mine = [part for part in parts if part.split == split]
@@ -192,7 +192,7 @@ def run_in_process(evaluation: Evaluation, parts: list[Part], folder: Path) -> N
 
 
 def parts_folder(config: RetrievalConfig, bundle: Bundle) -> Path:
-    """Where the parts of this very evaluation lie; those of another one are removed."""
+    """The work folder with the parts of this evaluation; parts of other evaluations are removed."""
     output = local_path(config.output).absolute()
     folder = output.with_name(f".{output.name}.parts")
     options = {name: value for name, value in vars(config).items() if name not in ("output", "overwrite", "threads")}
@@ -204,7 +204,7 @@ def parts_folder(config: RetrievalConfig, bundle: Bundle) -> Path:
 
 
 def join(paths: Iterable[Path], output: Path, schema: pa.Schema) -> None:
-    """Parquet files one after another in one, a row group at a time."""
+    """Concatenate Parquet files, one row group at a time."""
     with pq.ParquetWriter(output, schema, compression="zstd") as writer:
         for path in paths:
             with pq.ParquetFile(path) as file:
@@ -213,7 +213,7 @@ def join(paths: Iterable[Path], output: Path, schema: pa.Schema) -> None:
 
 
 def open_inputs(config: RetrievalConfig, *, verify: bool = True) -> tuple[Dataset, Bundle]:
-    """The dataset and the bundle made from it; `verify` hashes all files. The search's threads are set."""
+    """Open dataset and bundle, and set the search threads; `verify` hashes all files."""
     faiss.omp_set_num_threads(config.threads or faiss.omp_get_max_threads())
     dataset = open_dataset(config.data, verify=verify)
     bundle = open_bundle(config.bundle, dataset=dataset.manifest.fingerprint, verify=verify)

@@ -15,11 +15,11 @@ from retrieval.queries import Queries
 
 
 class RankWriter:
-    """`ranks.parquet`: every ranked target, for tests of significance and for whoever wants other metrics.
+    """Writes `ranks.parquet`: the rank of every target, for significance tests and other metrics.
 
     Args:
-        path: of the file.
-        deepest: ranks beyond it are written as `deepest + 1`, since nothing more is known of most.
+        path: path of the file.
+        deepest: larger ranks are written as `deepest + 1`, since most are not known exactly.
     """
 
     SCHEMA = pa.schema(
@@ -50,12 +50,12 @@ class RankWriter:
 
 
 def read_ranks(path: Path, split: str = "test", rankers: Sequence[str] = ()) -> dict[str, pa.Table]:
-    """`ranks.parquet` of a split by ranker: tables of `user_id`, `target`, `rank`, by user.
+    """Read `ranks.parquet` of a split by ranker: tables of `user_id`, `target`, `rank`, sorted by user.
 
     Args:
-        path: of the file.
+        path: path of the file.
         split: valid or test.
-        rankers: names of those that are read; empty for all.
+        rankers: names of the rankers to read; empty = all.
     """
     filters = [("split", "=", split), *([("ranker", "in", list(rankers))] if rankers else [])]
     table = pq.read_table(path, filters=filters).unify_dictionaries()

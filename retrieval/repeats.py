@@ -11,25 +11,25 @@ import pyarrow.parquet as pq
 from etl.dataset import TRAIN_HOLDOUT, Dataset
 
 MOST_REPEATS = 0.005
-"""Up to this share of repeats, masking costs less than the seen items would that it keeps out of the lists."""
+"""Up to this share of repeats, masking loses less than seen items in the lists would cost."""
 SAMPLE_SESSIONS = 200_000
 
 
 @dataclass(frozen=True)
 class Repeats:
-    """Valid targets of a dataset, and how many of them are clicks that their query has seen."""
+    """Number of valid targets of a dataset, and of those that repeat a seen item."""
 
     targets: int
     repeated: int
 
     @property
     def share(self) -> float:
-        """0 without targets."""
+        """Share of repeats; 0 without targets."""
         return self.repeated / max(self.targets, 1)
 
     @property
     def mask_seen(self) -> bool:
-        """What `mask_seen=auto` stands for."""
+        """The value of `mask_seen=auto`."""
         return self.targets > 0 and self.share <= MOST_REPEATS
 
     def __str__(self) -> str:
@@ -40,8 +40,8 @@ def count_repeats(dataset: Dataset, *, sample: int = SAMPLE_SESSIONS) -> Repeats
     """Count the repeats among a dataset's valid targets.
 
     Args:
-        dataset: of sessions; rows of scenario `ctr` have no targets.
-        sample: sessions looked at, about; row groups evenly spread over the files where there are more.
+        dataset: dataset of sessions; rows of scenario `ctr` have no targets.
+        sample: approximate number of sessions to read, in evenly spaced row groups.
     """
     groups, sessions = [], 0
     for entry in dataset.session_files:
@@ -60,7 +60,7 @@ def count_repeats(dataset: Dataset, *, sample: int = SAMPLE_SESSIONS) -> Repeats
 
 
 def valid_repeats(offset: npt.NDArray[np.integer], items: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
-    """Whether each session's last click but one is among the clicks before it.
+    """Whether each session's second last click repeats an earlier one.
 
     >>> valid_repeats(np.array([0, 4, 8]), np.array([1, 2, 1, 9, 1, 2, 3, 1])).tolist()
     [True, False]

@@ -1,4 +1,4 @@
-"""Names of files in a result folder, and whether a folder is one. Imports nothing heavy."""
+"""File names of a result folder, and a check for one. Has no heavy imports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from etl.runtime.output_folder import Kind, listed_files
 
 METRICS = "metrics.json"
-"""Written last: a folder without it is no result."""
+"""Written last: a folder without it is not a result."""
 REPORT = "report.html"
 TOPK = "topk.parquet"
 RANKS = "ranks.parquet"
@@ -19,7 +19,7 @@ def _files(data: bytes) -> set[str] | None:
 
 
 def _unlisted_files(data: bytes) -> set[str] | None:
-    """Results made before they listed their files have these at most."""
+    """Possible files of results from before files were listed."""
     try:
         return {METRICS, REPORT, TOPK, RANKS} if {"ties", "candidates"} <= json.loads(data).keys() else None
     except (ValueError, AttributeError):

@@ -15,17 +15,17 @@ Titles = dict[int, str]
 
 
 def read_titles(path: str) -> Titles:
-    """Titles by raw item id.
+    """Read titles by raw item id.
 
-    Columns `item_id` and `title` are read by the header; a `picture` (an address) is shown as text behind the title.
-    The delimiter is a tab in files named `.tsv`, else a comma; `.gz` is unpacked. Of an id that stands twice the first
-    line counts.
+    Reads columns `item_id` and `title` by header; a `picture` (a URL) is shown as text after the title.
+    The delimiter is a tab in files named `.tsv`, else a comma; `.gz` is decompressed. The first line of a
+    repeated id counts.
 
     Args:
         path: a file or a URI.
 
     Raises:
-        InputError: no such file, no such columns, an id that is no integer.
+        InputError: a missing file or column, or a non-integer id.
     """
     try:
         data = read_file(path)

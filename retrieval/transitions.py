@@ -4,9 +4,9 @@ A model with transitions scores item i after the clicks x_1 (the last), x_2, …
 
     q · v_i + w_1 Σ_{g ≤ 3} log(1 + r(x_g, i)) / g + w_2 Σ_{g ≤ 12} c(x_g, i)
 
-r is the score of sequential rules (clicks on i that came up to ten clicks after one on x, 1 / gap each), c the cosine
-of co-occurrence in train sessions. The weights w ≥ 0 are per query. Since no item loses by the term, the best
-k items are among the k best by inner product and the items of the term, so the search stays exact.
+r is the score of sequential rules (clicks on i up to ten clicks after one on x, weighted 1 / gap), c the cosine of
+co-occurrence in train sessions. The weights w ≥ 0 are per query. Since the term is never negative, the best k items
+are among the k best by inner product and the items with a term, so the search stays exact.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from retrieval.sources.sparse_rows import row_of_entries
 from retrieval.sources.store import SourceOptions, open_counted
 
 STEPS = {"rules": tuple(1.0 / gap for gap in (1, 2, 3)), "cosine": (1.0,) * 12}
-"""What each of the last clicks counts, the latest first, by term."""
+"""Weights of the last clicks by term, latest first."""
 LONGEST = max(map(len, STEPS.values()))
 COUNTED = {"rules": "sequential_rules", "cosine": "item_knn"}
-"""The counted source that a term is made from."""
+"""The counted source of each term."""
 PER_ITEM, GAPS = 100, 10
-"""Items retained of each item, the best ones; largest distance in clicks of a rule."""
+"""Maximum items retained per item; maximum distance of a rule in clicks."""
 ROWS_AT_ONCE, ENTRIES_AT_ONCE = 1 << 20, 1 << 22
 
 Int = npt.NDArray[np.int64]
@@ -44,21 +44,21 @@ Int = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Transitions:
-    """The counts by term: float32 `[n_items + 1, n_items + 1]`, columns rising, row 0 empty."""
+    """The counts by term: float32 `[n_items + 1, n_items + 1]`, sorted columns, row 0 empty."""
 
     terms: dict[str, sparse.csr_matrix]
 
     def features(self, context_NG: npt.NDArray[np.integer]) -> list[sparse.csr_matrix]:
-        """Each term before its weight, float64 `[N, n_items + 1]`.
+        """Unweighted terms, float64 `[N, n_items + 1]` each.
 
         Args:
-            context_NG: the last clicks, the latest first, 0 where a session is shorter.
+            context_NG: last clicks, latest first, padded with 0.
         """
         out = []
         for name, steps in STEPS.items():
             steps = steps[: context_NG.shape[1]]
             n = len(context_NG)
-            # The rows that are needed in float64: scipy would copy all of them to one type.
+            # Convert only the needed rows to float64: scipy would copy the complete matrix.
             items, position = np.unique(context_NG[:, : len(steps)], return_inverse=True)
             rows = self.terms[name][items].astype(np.float64)
             indptr = np.arange(n + 1) * len(steps)
@@ -69,7 +69,7 @@ class Transitions:
         return out
 
     def scores(self, context_NG: npt.NDArray[np.integer], weight_NT: npt.NDArray[np.floating]) -> sparse.csr_matrix:
-        """The complete term of each item, float64 `[N, n_items + 1]`, columns rising; `weight_NT` is at least 0."""
+        """The weighted sum of the terms, float64 `[N, n_items + 1]`, sorted columns; `weight_NT` is at least 0."""
         total = sparse.csr_matrix((len(context_NG), next(iter(self.terms.values())).shape[0]))
         for number, result in enumerate(self.features(context_NG)):
             result.data *= weight_NT[row_of_entries(result), number]
@@ -78,19 +78,19 @@ class Transitions:
         return total.tocsr()
 
     def scores_of(self, queries: Queries) -> sparse.csr_matrix:
-        """The complete term of each item for queries, float64 `[Q, n_items + 1]`."""
+        """The weighted sum of the terms for queries, float64 `[Q, n_items + 1]`."""
         return self.scores(
             last_clicks(queries.seen, queries.seen_offset[1:], queries.n_seen), queries.transition_weight
         )
 
 
 def last_clicks(click_N: npt.NDArray[np.integer], end_Q: Int, n_seen_Q: Int) -> Int:
-    """The last clicks of sessions `[Q, LONGEST]`, the latest first; 0 where a session is shorter.
+    """The last clicks of sessions `[Q, LONGEST]`, latest first, padded with 0.
 
     Args:
         click_N: clicks of all sessions, oldest first.
         end_Q: where each session's seen clicks end in `click_N`.
-        n_seen_Q: how many there are.
+        n_seen_Q: number of seen clicks.
     """
     out = np.zeros((len(end_Q), LONGEST), np.int64)
     for back in range(1, LONGEST + 1):
@@ -100,13 +100,13 @@ def last_clicks(click_N: npt.NDArray[np.integer], end_Q: Int, n_seen_Q: Int) -> 
 
 
 def open_transitions(dataset: Dataset, folder: Path, held_out: int, threads: int = 1) -> Transitions:
-    """Count over a dataset's sessions without their last `held_out` clicks, or map what was counted.
+    """Count transitions over a dataset's sessions without their last `held_out` clicks, or open saved counts.
 
     Args:
-        dataset: with sessions.
-        folder: of saved counts, with those of the baselines.
-        held_out: clicks at the end of each session that are not counted.
-        threads: of the counting.
+        dataset: dataset with sessions.
+        folder: folder of saved counts, shared with the baselines.
+        held_out: number of final clicks of each session that are not counted.
+        threads: threads for counting.
     """
     options = SourceOptions(held_out, rules_per_item=PER_ITEM, gaps=GAPS, neighbours=PER_ITEM)
     counted = open_counted(list(COUNTED.values()), dataset, folder, options, threads)
@@ -119,7 +119,7 @@ def open_transitions(dataset: Dataset, folder: Path, held_out: int, threads: int
 
 
 def of_counts(counts: dict[str, sparse.csr_matrix]) -> Transitions:
-    """The terms of rules' scores and cosines."""
+    """Terms from rule scores and cosines."""
     terms = {}
     for name, matrix in counts.items():
         value = np.log1p(matrix.data) if name == "rules" else matrix.data
@@ -128,7 +128,7 @@ def of_counts(counts: dict[str, sparse.csr_matrix]) -> Transitions:
 
 
 def write_transitions(folder: Path, transitions: Transitions) -> None:
-    """Write the bundle's folder of transitions, a file a term."""
+    """Write the bundle's folder of transitions, one file per term."""
     folder.mkdir()
     for name, matrix in transitions.terms.items():
         with pq.ParquetWriter(folder / f"{name}.parquet", TRANSITIONS_SCHEMA, compression="zstd") as writer:
@@ -140,10 +140,10 @@ def write_transitions(folder: Path, transitions: Transitions) -> None:
 
 
 def read_transitions(bundle: Bundle) -> Transitions | None:
-    """The transitions of a bundle; None for a model without.
+    """Read the transitions of a bundle; None if it has none.
 
     Raises:
-        InputError: items outside the catalogue or out of order, or a value that is not above 0.
+        InputError: items outside the catalogue or unsorted, or a value that is not positive.
     """
     size = bundle.manifest.n_items + 1
     terms = {}
@@ -155,7 +155,7 @@ def read_transitions(bundle: Bundle) -> Transitions | None:
 
 
 def _read_term(path: Path, name: str, size: int) -> sparse.csr_matrix:
-    """The term of a file, in little more memory than its entries take."""
+    """Read the term of a file, with little memory overhead."""
     with pq.ParquetFile(path) as file:
         other, value = (np.empty(file.metadata.num_rows, kind) for kind in (np.int32, np.float32))
         length, last, end = np.zeros(size, np.int64), -1, 0
@@ -179,24 +179,24 @@ def add_to_lists(
     product_QM: npt.NDArray[np.float64],
     k: int,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.integer]]:
-    """Join the items of the term to lists by inner product, and take the `k` best by the sum.
+    """Merge the items with a term into lists by inner product, and take the `k` best by the sum.
 
     Args:
-        term: float64 `[Q, n_items + 1]`, of candidates alone.
+        term: float64 `[Q, n_items + 1]`, candidates only.
         score_QK: inner products of the listed items.
         item_QK: their dense ids, 0 = none.
-        product_QM: inner products of the term's entries, row by row, filled up on the right.
+        product_QM: inner products of the term's entries by row, right-padded.
         k: length of the lists.
 
     Returns:
-        Float64 scores and dense ids `[Q, k]`, best first, equal scores by rising id; -inf and 0 where there are fewer.
+        Float64 scores and dense ids `[Q, k]`, best first, ties by ascending id, padded with -inf and 0.
     """
     length = np.diff(term.indptr)
     inside = np.arange(product_QM.shape[1]) < length[:, None]
     item_QM, term_QM = np.zeros(inside.shape, np.int64), np.zeros(inside.shape)
     item_QM[inside], term_QM[inside] = term.indices, term.data
     query = np.arange(len(length))[:, None]
-    key = (query << 32 | item_QM)[inside]  # rising, as the term's columns are
+    key = (query << 32 | item_QM)[inside]  # sorted, as the term's columns are
     listed = query << 32 | item_QK
     twice = lookup(key, listed)[1]
     score = np.concatenate(
@@ -208,7 +208,7 @@ def add_to_lists(
 
 
 def padded(values: npt.NDArray[np.int64], length_Q: npt.NDArray[np.integer], fill: int) -> Int:
-    """Flat values of Q rows as a matrix `[Q, longest]`, `fill` on the right."""
+    """Right-pad flat values of Q rows with `fill` to `[Q, longest]`."""
     out = np.full((len(length_Q), int(length_Q.max(initial=0))), fill, np.int64)
     out[np.arange(out.shape[1]) < length_Q[:, None]] = values
     return out

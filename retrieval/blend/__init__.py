@@ -1,1 +1,1 @@
-"""Several sources joined into one ranking, by weights or a re-ranker fitted on valid queries."""
+"""Blends several sources into one ranking, by weights or a re-ranker fitted on valid queries."""

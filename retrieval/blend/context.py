@@ -1,4 +1,4 @@
-"""Features of a candidate besides the sources' scores: session length, popularity, repeats, categories."""
+"""Candidate features other than source scores: session length, popularity, repeats, categories."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Context = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class SegmentAttributes:
-    """Of the dataset.
+    """Item and session attributes of the dataset.
 
     Attributes:
         popularity: of the candidates.
-        category: int64 `[n_items + 1]`.
-        successors: float32 `[n_items + 1, n_items + 1]`, how often an item came right after another; None where
-            transitions are not counted.
+        category: int64 `[n_items + 1]`, category of each item.
+        successors: float32 `[n_items + 1, n_items + 1]`, counts of direct transitions; None if they are not
+            counted.
     """
 
     popularity: Popularity
@@ -33,13 +33,13 @@ class SegmentAttributes:
     successors: sparse.csr_matrix | None
 
     def counted(self, from_N: npt.NDArray[np.integer], to_N: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
-        """How often each transition was counted; 0 for those that are not among an item's retained successors."""
+        """Count of each transition; 0 if it is not among the item's retained successors."""
         if self.successors is None or not len(from_N):
             return np.zeros(len(from_N), np.float32)
         return np.asarray(self.successors[from_N, to_N], np.float32).ravel()
 
     def context(self, pool: Pool, queries: Queries) -> Context:
-        """Of each candidate `[N]`, by name."""
+        """Features of each candidate `[N]`, by name."""
         end, n_seen = queries.seen_offset[1:], queries.n_seen
         last = queries.seen[end - 1]
         before = queries.seen[np.maximum(end - 2, queries.seen_offset[:-1])]

@@ -9,7 +9,7 @@ from retrieval.blend.ranker import BLEND
 
 
 def describe_blend(learned: Learned) -> dict[str, Any]:
-    """Kind, weights, and what they were chosen by."""
+    """Kind, weights, and the metrics they were selected by."""
     return {
         "kind": learned.kind,
         "weights": learned.everyone.weights,
@@ -19,10 +19,10 @@ def describe_blend(learned: Learned) -> dict[str, Any]:
 
 
 def put_blend(blend: dict[str, Any], name: str, split: str, metrics: dict[str, Any]) -> None:
-    """Put the metrics of the blend or of a variant where they belong.
+    """Insert the metrics of the blend or of a variant.
 
-    The blend's stand under the split; `sum` and `reranker` have entries of their own; a source alone stands in
-    `sources`, the sum without it in `drop_one`.
+    The blend's are stored under the split, those of `sum` and `reranker` in their own entries, those of a single source
+    in `sources`, those of the sum without a source in `drop_one`.
     """
     variant = name.removeprefix(BLEND).removeprefix("-")
     kind, _, source = variant.partition("-")
@@ -36,6 +36,6 @@ def put_blend(blend: dict[str, Any], name: str, split: str, metrics: dict[str, A
 
 
 def ranks_of(metrics: dict[str, Any]) -> dict[str, Any]:
-    """What a variant's ranks give: nothing is known of its lists."""
+    """The metrics of a variant that depend on ranks only; its lists are not computed."""
     by_rank = ("hr@", "ndcg@", "mrr@")
     return {key: value for key, value in metrics.items() if key.startswith(by_rank) or key in ("queries", "transition")}

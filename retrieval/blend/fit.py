@@ -1,4 +1,4 @@
-"""Learning a blend on valid queries: temperature, weights, re-ranker, each also without the users of one fold."""
+"""Fits a blend on valid queries: temperature, weights and re-ranker, also cross-fitted over user folds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from retrieval.queries import Queries
 from retrieval.rankers.registry import MODEL
 
 FIT_QUERIES = 20_000
-"""Valid queries that are learned from, evenly spread where there are more."""
+"""Maximum valid queries to fit on, evenly spaced if there are more."""
 FIT_AT_ONCE = 512
 TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
@@ -25,14 +25,14 @@ TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 def learn_blend(
     pools: Pools, facts: SegmentAttributes, queries: Iterable[Queries], cutoff: int, threads: int
 ) -> Learned | None:
-    """Learn from valid queries; None where no target is in any pool.
+    """Fit on valid queries; None if no target is in any pool.
 
     Args:
-        pools: of the model that has valid queries, and of sources that counted no valid click.
-        facts: session and item attributes, further features of a candidate.
-        queries: of valid, a sample.
-        cutoff: of the NDCG that is maximised.
-        threads: of the search for weights and of LightGBM; what is learned does not depend on it.
+        pools: pools of the model with valid queries, and of sources counted without valid clicks.
+        facts: session and item attributes, for candidate features.
+        queries: a sample of valid queries.
+        cutoff: cutoff of the NDCG to maximise.
+        threads: threads of the weight search and of LightGBM; the result does not depend on it.
     """
     hits = collect_hits(pools, facts, queries)
     return fit_blend(hits, cutoff, threads) if len(hits.user_id) else None
@@ -40,12 +40,12 @@ def learn_blend(
 
 @dataclass(frozen=True)
 class Hits:
-    """Queries whose target is in their pool, of `n_queries` in all.
+    """The queries, of `n_queries`, whose target is in their pool.
 
     Attributes:
-        pool, context: of the candidates of these queries.
-        user_id: int64, of each of these queries.
-        n_queries: with those whose target is in no pool.
+        pool, context: candidates of these queries and their features.
+        user_id: int64, user of each of these queries.
+        n_queries: number of queries, including those without a hit.
     """
 
     pool: Pool
@@ -55,12 +55,12 @@ class Hits:
 
 
 def fit_blend(hits: Hits, cutoff: int, threads: int) -> Learned:
-    """Temperature, weights and re-ranker, of all users and without each fold's."""
+    """Fit temperature, weights and re-ranker on all users, and without the users of each fold."""
     pool, context, users, n_queries = hits.pool, hits.context, hits.user_id, hits.n_queries
     temperature = _best_temperature(pool) if MODEL in pool.names else 1.0
     pool = at_temperature(pool, temperature)
     fold, names = fold_of(users), pool.names
-    rows = np.flatnonzero(np.bincount(fold, minlength=FOLDS))  # folds that have users
+    rows = np.flatnonzero(np.bincount(fold, minlength=FOLDS))  # non-empty folds
     weights, gains = [], {kind: np.zeros(len(users)) for kind in ("sum", "reranker")}
     texts: list[str | None] = []
     trees = []
@@ -95,7 +95,7 @@ def fit_blend(hits: Hits, cutoff: int, threads: int) -> Learned:
 
 
 def collect_hits(pools: Pools, facts: SegmentAttributes, queries: Iterable[Queries]) -> Hits:
-    """The queries whose target is in their pool."""
+    """Collect the queries whose target is in their pool."""
     parts: list[Pool] = []
     contexts: list[Context] = []
     users, n_queries, begin = [np.zeros(0, np.int64)], 0, 0
@@ -132,7 +132,7 @@ def _tiles(batch: Queries) -> Iterator[Queries]:
 
 
 def _of(pool: Pool, context: Context, chosen_Q: npt.NDArray[np.bool_]) -> tuple[Pool, Context]:
-    """Some of the queries, numbered anew."""
+    """Select queries, renumbered."""
     chosen, number = chosen_Q[pool.query], np.cumsum(chosen_Q) - 1
     selected = pool.take(chosen)
     selected = replace(selected, query=number[selected.query], n_queries=int(chosen_Q.sum()))
@@ -148,7 +148,7 @@ def _units(names: tuple[str, ...]) -> Iterator[tuple[str, npt.NDArray[np.float64
 
 
 def at_temperature(pool: Pool, temperature: float) -> Pool:
-    """The pool with the model's share by another temperature."""
+    """The pool with the model's softmax at another temperature."""
     if MODEL not in pool.names:
         return pool
     row, share = pool.names.index(MODEL), pool.share.copy()
@@ -157,7 +157,7 @@ def at_temperature(pool: Pool, temperature: float) -> Pool:
 
 
 def _best_temperature(pool: Pool) -> float:
-    """By which the model's softmax gives the targets the largest likelihood."""
+    """The temperature that maximises the likelihood of the targets under the model's softmax."""
     row = pool.names.index(MODEL)
 
     def likelihood(temperature: float) -> float:
@@ -190,7 +190,7 @@ def _learn_reranker(
 def reranked(
     data: tuple[Pool, Context], weight_S: npt.NDArray[np.float64], model: reranker.Reranker
 ) -> npt.NDArray[np.float64]:
-    """Scores `[N]`: the shortlist by the re-ranker, ties by the sum; all others behind it, by the sum."""
+    """Scores `[N]`: the shortlist by the re-ranker, ties by the sum; then all others by the sum."""
     pool = data[0]
     score = summed(pool, weight_S).astype(np.float64)
     _, chosen, _, values = _shortlisted(data, weight_S)

@@ -18,14 +18,14 @@ FILE = "blend.json"
 
 
 def fold_of(user_Q: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The fold of each user, 0..FOLDS - 1, by the user id alone."""
+    """The fold of each user, 0..FOLDS - 1, a function of the user id."""
     mixed = user_Q.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     return ((mixed >> np.uint64(33)) % np.uint64(FOLDS)).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A weighted sum and perhaps a re-ranker of its best (LightGBM's text)."""
+    """Weights of a sum, and optionally a re-ranker of its top candidates (LightGBM model text)."""
 
     weights: dict[str, float]
     reranker: str | None = field(default=None, repr=False)
@@ -33,15 +33,15 @@ class Weights:
 
 @dataclass(frozen=True)
 class Learned:
-    """What was learned on valid queries.
+    """A blend fitted on valid queries.
 
     Attributes:
-        names: of the sources.
-        temperature: of the model's scores.
-        kind: `sum` or `reranker`, whichever ranks better on valid, cross-fitted.
-        everyone: learned on all users: for test and next.
-        folds: learned without the users of each fold: for their valid queries.
-        selection: what it was chosen by: NDCG of both kinds and of each source alone, queries, hits, trees.
+        names: source names.
+        temperature: softmax temperature of the model's scores.
+        kind: `sum` or `reranker`, whichever is better on valid, cross-fitted.
+        everyone: fitted on all users; used for test and next.
+        folds: fitted without the users of each fold; used for their valid queries.
+        selection: details of the selection: NDCG of both kinds and of each single source, queries, hits, trees.
     """
 
     names: list[str]
@@ -59,10 +59,10 @@ class Learned:
 
     @classmethod
     def read(cls, folder: Path) -> Learned | None:
-        """What `write` wrote; None where nothing was.
+        """Read the blend; None if there is none.
 
         Raises:
-            InputError: the file is not the one that was written.
+            InputError: the file was changed.
         """
         try:
             record = json.loads((folder / FILE).read_text())

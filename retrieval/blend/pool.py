@@ -1,4 +1,4 @@
-"""Candidate pools: the union of the sources' candidates for a batch of queries, with every source's score of each."""
+"""Candidate pools: the union of the sources' candidates per query, each scored by every source."""
 
 from __future__ import annotations
 
@@ -28,24 +28,25 @@ from retrieval.sources.sparse_rows import (
 )
 
 CANDIDATES = 100
-"""Best items that each source adds to a query's pool."""
+"""Number of best items that each source adds to a query's pool."""
 NOT_LISTED = 1_000
-"""Rank in a source of an item that is none of its best."""
+"""Rank of an item that is not in a source's list."""
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Pool:
-    """N candidates of Q queries, by query and rising item.
+    """N candidates of Q queries, sorted by query and item.
 
     Attributes:
-        names: of the S sources.
-        query: int64 `[N]`, rising.
+        names: names of the S sources.
+        query: int64 `[N]`, sorted.
         item: int64 `[N]`, dense ids.
-        raw: float32 `[S, N]`, the sources' scores; 0 where a source has none.
-        share: float32 `[S, N]`, of the sum of a source's scores for the query; the model's softmax over the pool.
-        rank: float32 `[S, N]`, from 1 in the source's list, else `NOT_LISTED`.
-        popularity: float32 `[N]`, train clicks as a share of the most clicked candidate's.
+        raw: float32 `[S, N]`, the sources' scores; 0 = no score.
+        share: float32 `[S, N]`, scores normalised by the source's sum for the query; for the model the softmax over
+            the pool.
+        rank: float32 `[S, N]`, rank in the source's list from 1, else `NOT_LISTED`.
+        popularity: float32 `[N]`, train clicks divided by those of the most clicked candidate.
         is_target: `[N]`.
         n_queries: Q.
     """
@@ -61,13 +62,13 @@ class Pool:
     n_queries: int
 
     def take(self, chosen_N: npt.NDArray[np.bool_]) -> Pool:
-        """Some of the candidates; the queries stay."""
+        """Select candidates; queries keep their numbers."""
         rows = {name: getattr(self, name)[chosen_N] for name in ("query", "item", "popularity", "is_target")}
         columns = {name: getattr(self, name)[:, chosen_N] for name in ("raw", "share", "rank")}
         return replace(self, **rows, **columns)
 
     def ahead(self, score_N: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
-        """Rank of each query's target by a score, ties against it; 0 where the target is not in the pool."""
+        """Rank of each query's target by a score, ties count against it; 0 if the target is not in the pool."""
         own = np.full(self.n_queries, np.inf, score_N.dtype)
         own[self.query[self.is_target]] = score_N[self.is_target]
         not_lower = ~(score_N < own[self.query])
@@ -77,7 +78,7 @@ class Pool:
     def lists(
         self, score_N: npt.NDArray[np.floating], k: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.floating]]:
-        """The `k` best candidates of each query and their scores `[Q, k]`, ties by rising id; 0 and -inf beyond."""
+        """The `k` best candidates of each query and their scores `[Q, k]`, ties by ascending id; 0 and -inf beyond."""
         indptr = np.concatenate([[0], np.cumsum(np.bincount(self.query, minlength=self.n_queries))])
         near = np.flatnonzero(score_N >= kth_largest(score_N, indptr, k)[self.query])
         order = near[np.lexsort((self.item[near], -score_N[near], self.query[near]))]
@@ -88,7 +89,7 @@ class Pool:
         return item, score
 
     def ranks_of(self, item_QK: npt.NDArray[np.int64]) -> Floats:
-        """Ranks of listed items in each source `[S, Q, K]`; NaN where a source does not list the item."""
+        """Ranks of listed items in each source `[S, Q, K]`; NaN if a source does not list the item."""
         pair = np.arange(self.n_queries)[:, None] << 32 | item_QK
         index, inside = lookup(self.query << 32 | self.item, pair)
         rank = self.rank[:, index]
@@ -96,14 +97,14 @@ class Pool:
 
 
 class Pools:
-    """Makes pools.
+    """Builds candidate pools.
 
     Args:
-        sources: by name; `None` stands for the model, whose scores the index gives.
-        index: over the candidates.
-        popularity: of the candidates.
-        mask_seen: whether seen items are none.
-        temperature: by which the model's scores are divided before the softmax.
+        sources: sources by name; `None` = the model, scored through the index.
+        index: index over the candidates.
+        popularity: popularity of the candidates.
+        mask_seen: whether to exclude seen items.
+        temperature: softmax temperature of the model's scores.
     """
 
     def __init__(
@@ -122,7 +123,7 @@ class Pools:
         self.is_candidate[: len(popularity.clicks)] = popularity.clicks >= 0
 
     def of(self, queries: Queries) -> Pool:
-        """The pool of a batch."""
+        """Build the pool of a batch."""
         seen = seen_pairs(queries) if self.mask_seen else np.zeros(0, np.int64)
         result = {name: self._timed(name, source, queries, seen) for name, source in self.sources.items()}
         best = {name: largest_of_rows(scores.copy(), CANDIDATES) for name, scores in result.items()}
@@ -165,7 +166,7 @@ class Pools:
         return scores
 
     def _listed(self, queries: Queries) -> sparse.csr_matrix:
-        """What the index lists, scored by 1 / rank: exact scores follow for the complete pool."""
+        """The items that the index lists, scored by 1 / rank; exact scores are computed later for the complete pool."""
         search = search_unseen if self.mask_seen else search_items
         _, listed = search(self.index, queries, min(CANDIDATES, len(self.index.catalogue.item)))
         inside = listed > 0
@@ -178,7 +179,7 @@ class Pools:
 def exact_scores(
     catalogue: Catalogue, queries: Queries, query_N: npt.NDArray[np.int64], item_N: npt.NDArray[np.int64]
 ) -> Floats:
-    """The model's scores of queries and items, summed in one order whatever the batch."""
+    """The model's scores of (query, item) pairs; the summation order does not depend on the batch."""
     out, row = np.empty(len(item_N), np.float32), catalogue.rows_of(item_N)
     for begin in range(0, len(item_N), 1 << 17):
         part = slice(begin, begin + (1 << 17))
@@ -188,7 +189,7 @@ def exact_scores(
 
 
 def softmax_of_rows(score_N: Floats, query_N: npt.NDArray[np.int64], n_queries: int) -> Floats:
-    """Softmax over the candidates of each query; `query_N` rises."""
+    """Softmax over the candidates of each query; `query_N` is sorted."""
     if not len(score_N):
         return score_N
     begin = np.flatnonzero(np.diff(query_N, prepend=-1))
@@ -204,7 +205,7 @@ def _pairs(scores: sparse.csr_matrix) -> npt.NDArray[np.int64]:
 
 
 def _ranks(best: sparse.csr_matrix) -> Floats:
-    """Rank of each entry in its row, equal scores by rising item; the items of a row rise."""
+    """Rank of each entry in its row, ties by ascending item; columns are sorted."""
     row, width = row_of_entries(best), int(np.diff(best.indptr).max(initial=0))
     column = position_in_row(row, best.shape[0])
     cells = np.full((best.shape[0], width), -np.inf, best.dtype)

@@ -1,4 +1,4 @@
-"""Prepares a blend from options: chooses its sources, fits or loads it, opens it for ranking."""
+"""Prepares a blend: selects its sources, fits or loads it, opens it for ranking."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from retrieval.sources.store import COUNTED, open_counted
 
 
 def source_names(config: RetrievalConfig, dataset: Dataset) -> list[str]:
-    """The sources that `blend` stands for; none where it is `none`."""
+    """The sources selected by the option `blend`; empty for `none`."""
     if config.blend == "none":
         return []
     if config.blend != "auto":
@@ -36,19 +36,19 @@ def source_names(config: RetrievalConfig, dataset: Dataset) -> list[str]:
 
 
 def ndcg_cutoff(config: RetrievalConfig) -> int:
-    """The cutoff that a blend is learned for: 10, else the largest."""
+    """The cutoff that a blend is fitted for: 10 if evaluated, else the largest."""
     return 10 if 10 in config.cutoffs else config.deepest
 
 
 @dataclass(frozen=True)
 class OpenedSources:
-    """Sources of a blend, from which pools are made with and without seen items.
+    """The opened sources of a blend, which build pools with or without seen items.
 
     Attributes:
-        names: of the sources.
-        counted: the counted ones, and `markov` always.
-        index: over the candidates.
-        facts: session and item attributes, further features of a candidate.
+        names: source names.
+        counted: the counted sources, always including `markov`.
+        index: index over the candidates.
+        facts: session and item attributes, for candidate features.
     """
 
     names: list[str]
@@ -60,7 +60,7 @@ class OpenedSources:
     def of(
         cls, names: list[str], dataset: Dataset, bundle: Bundle, index: Index, config: RetrievalConfig, held_out: int
     ) -> OpenedSources:
-        """Open the sources, which count all clicks but the last `held_out` of each session."""
+        """Open the sources, counted over all clicks but the last `held_out` of each session."""
         popular = Popularity.of(dataset, index.catalogue.item)
         requested = [name for name in COUNTED if name in names or name == "markov"]
         options = source_options(config, held_out)
@@ -91,17 +91,17 @@ class OpenedSources:
 def prepare_blend(
     dataset: Dataset, selected: Bundle, index: Index, config: RetrievalConfig, folder: Path
 ) -> Learned | None:
-    """Learn the blend and write it to `folder`, or read it there; None where there is none to learn.
+    """Fit the blend and write it to `folder`, or read it if it exists; None if there is none to fit.
 
     Args:
-        dataset: of the bundle.
-        selected: the bundle with valid queries: of a refit model, the one before the refit.
-        index: over the selected bundle's candidates.
-        config: of the evaluation, `mask_seen` decided.
-        folder: of the part files.
+        dataset: the bundle's dataset.
+        selected: the bundle with valid queries; for a refit model, that of the model before the refit.
+        index: index over the selected bundle's candidates.
+        config: options of the evaluation, with `mask_seen` resolved.
+        folder: folder of the part files.
 
     Raises:
-        InputError: sources were named, but there is nothing to learn from.
+        InputError: sources were requested, but there are no queries to fit on.
     """
     names = source_names(config, dataset)
     if not names:
@@ -125,7 +125,7 @@ def prepare_blend(
 def open_blend(
     dataset: Dataset, bundle: Bundle, index: Index, config: RetrievalConfig, folder: Path
 ) -> BlendRanker | None:
-    """The blend that was learned into `folder`, over a bundle; a refit one's sources count the valid clicks too."""
+    """Open the blend in `folder` over a bundle; for a refit model sources count the valid clicks too."""
     learned = Learned.read(folder) if config.blend != "none" else None
     if learned is None:
         return None

@@ -23,22 +23,22 @@ from retrieval.search.threads import in_threads
 BLEND = "blend"
 """Name of the blend among the rankers of `ranks.parquet`."""
 LEAST_TILE, MOST_TILE = 256, 1_024
-"""Queries that one thread ranks at a time: a sparse product over millions of items costs tens of milliseconds whatever
-its rows, and a tile's candidates take 100 MB and more where it has many."""
+"""Minimum and maximum queries per tile of a thread: a sparse product over millions of items costs tens of milliseconds
+even for few rows, and the candidates of a large tile take 100 MB and more."""
 
 Ranked = tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]
 
 
 class BlendRanker:
-    """Ranks by the blend, and where asked by its kinds, each source alone and the sum without each source.
+    """Ranks by the blend, and optionally by its kinds, each single source, and the sum without each source.
 
     Args:
         learned: weights and re-rankers.
-        pools: of the candidates that targets are ranked among.
-        unseen: pools without seen items, which are recommended from.
-        facts: session and item attributes, further features of a candidate.
-        deepest: largest cutoff.
-        threads: batches at a time.
+        pools: pools for ranking targets.
+        unseen: pools without seen items, for recommendations.
+        facts: session and item attributes, for candidate features.
+        deepest: the largest cutoff.
+        threads: number of tiles ranked in parallel.
     """
 
     def __init__(
@@ -55,28 +55,28 @@ class BlendRanker:
 
     @property
     def variants(self) -> list[str]:
-        """Variants: both kinds, each source alone, the sum without each source that has a weight."""
+        """Names of the variants: both kinds, each single source, the sum without each source that has a weight."""
         kinds = ["sum", "reranker"] if self.learned.everyone.reranker else ["sum"]
         out = [f"{BLEND}-{kind}" for kind in kinds] + [f"{BLEND}-source-{name}" for name in self.learned.names]
         used = [name for name, weight in self.learned.everyone.weights.items() if weight]
         return out + [f"{BLEND}-without-{name}" for name in used if len(used) > 1]
 
     def spent(self) -> dict[str, float]:
-        """Seconds by source and kind since the last call, over all threads."""
+        """Seconds by source and kind since the last call, summed over threads."""
         out = self.pools.seconds | self.seconds
         self.pools.seconds, self.seconds = dict.fromkeys(self.pools.seconds, 0.0), dict.fromkeys(self.seconds, 0.0)
         return out
 
     @cached_property
     def _rerankers(self) -> list[Reranker | None]:
-        """By fold, and last that of everyone."""
+        """Re-rankers by fold, then that of all users."""
         texts = [weights.reranker for weights in (*self.learned.folds, self.learned.everyone)]
         return [Reranker(text, 1) if text else None for text in texts]
 
     def rank(self, queries: Queries, split: str, *, variants: bool = True) -> dict[str, Ranked]:
-        """Ranks of the targets, ties against them, and the top lists, by name.
+        """Ranks of the targets (ties count against them) and top lists, by name.
 
-        A valid query is ranked by what was learned without the users of its fold.
+        Valid queries are ranked by the blend fitted without the users of their fold.
         """
         names = self.names if variants else [BLEND]
         out: dict[str, Ranked] = {
@@ -95,14 +95,14 @@ class BlendRanker:
         return out
 
     def recommend(self, queries: Queries) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.integer]]:
-        """Scores of the best unseen candidates, and these `[Q, deepest]`; -inf and 0 where there are fewer."""
+        """Scores and items of the best unseen candidates `[Q, deepest]`, padded with -inf and 0."""
         score, item, _ = self.recommend_with_ranks(queries)
         return score, item
 
     def recommend_with_ranks(
         self, queries: Queries
     ) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.integer], dict[str, npt.NDArray[np.float32]]]:
-        """As `recommend`, and by source the rank of each listed item `[Q, deepest]`; NaN where it does not list it."""
+        """As `recommend`, with the rank of each listed item by source `[Q, deepest]`; NaN if not in its list."""
         tiles = self._tiles(np.arange(len(queries)))
 
         def best(rows: npt.NDArray[np.intp]) -> tuple[npt.NDArray[Any], ...]:
@@ -116,7 +116,7 @@ class BlendRanker:
         return np.concatenate(score), np.concatenate(item), dict(zip(self.unseen.sources, ranks, strict=True))
 
     def _tiles(self, row_N: npt.NDArray[np.intp]) -> list[npt.NDArray[np.intp]]:
-        """Rows in pieces, some for every thread."""
+        """Split rows into tiles, several per thread."""
         size = int(np.clip(len(row_N) // (2 * self.threads), LEAST_TILE, MOST_TILE))
         return np.split(row_N, np.arange(size, len(row_N), size))
 
@@ -137,7 +137,7 @@ class BlendRanker:
             rank = pool.ahead(score)
             rank[rank == 0] = np.maximum(np.bincount(pool.query, minlength=len(queries)), self.deepest)[rank == 0] + 1
             rank[no_candidate] = MISS
-            # What a variant would list is not asked for.
+            # Lists of variants are not needed.
             listed = pool.lists(score, self.deepest)[0] if name == BLEND else np.zeros((len(queries), 0), np.int64)
             out[name] = rank, listed
         return out

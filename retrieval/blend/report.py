@@ -1,4 +1,4 @@
-"""The blend's section of the report: single sources, weighted sum and re-ranker, and the gain of each source."""
+"""The blend's section of the report: single sources, weighted sum, re-ranker, and the gain of each source."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def blend_table(result: dict[str, Any], cutoff: int) -> tuple[list[str], list[tuple[list[str], bool]]]:
-    """Header and rows, each with whether it stands out."""
+    """Header and rows, each with whether it is highlighted."""
     blend = result["blend"]
     header = ["test", f"HR@{cutoff}", f"NDCG@{cutoff}", f"valid NDCG@{cutoff}", "HR, step counted", "HR, step new"]
     header += ["weight", f"NDCG@{cutoff} of the sum without it", "ms a query"]
@@ -31,7 +31,7 @@ def _row(name: str, by_split: dict[str, Any], cutoff: int, **more: float | None)
 
 
 def blend_note(result: dict[str, Any]) -> str:
-    """What the table means."""
+    """Explanation of the table."""
     step = result["blend"].get("test", {}).get("transition", {})
     queries = {kind: matches["queries"] for kind, matches in step.items()}
     share = queries.get("counted", 0) / max(sum(queries.values()), 1)

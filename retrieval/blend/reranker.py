@@ -1,4 +1,4 @@
-"""A re-ranker of the sum's best candidates: LambdaRank (Burges 2010) over trees, by LightGBM."""
+"""Re-ranks the sum's best candidates with LambdaRank (Burges 2010) on LightGBM trees."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from retrieval.blend.pool import Pool
 from retrieval.sources.sparse_rows import largest_of_rows
 
 SHORTLIST = 100
-"""Candidates of a query, by the sum, that are ranked again."""
+"""Number of best candidates by the sum that are re-ranked per query."""
 LEAST_HITS = 200
-"""Queries with their target on the shortlist that learning needs."""
+"""Minimum number of training queries with their target on the shortlist."""
 ROUNDS, PATIENCE, HELD_BACK = 300, 25, 5
-"""Trees at most; rounds without gain that end learning; one query in so many tells when."""
+"""Maximum trees; early stopping rounds; one query in `HELD_BACK` is held out for early stopping."""
 PARAMETERS: dict[str, Any] = {
     "objective": "lambdarank",
     "metric": "ndcg",
@@ -38,7 +38,7 @@ PARAMETERS: dict[str, Any] = {
 
 
 def on_shortlist(pool: Pool, sum_N: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.bool_]:
-    """Which candidates are among the `size` best of their query by the sum, ties by rising id."""
+    """Mask of the `size` best candidates of each query by the sum, ties by ascending id."""
     indptr = np.concatenate([[0], np.cumsum(np.bincount(pool.query, minlength=pool.n_queries))])
     scores = sparse.csr_matrix((sum_N, np.arange(len(sum_N)), indptr), shape=(pool.n_queries, max(len(sum_N), 1)))
     chosen = np.zeros(len(sum_N), bool)
@@ -49,12 +49,12 @@ def on_shortlist(pool: Pool, sum_N: npt.NDArray[np.float32], size: int) -> npt.N
 def features(
     pool: Pool, sum_N: npt.NDArray[np.float32], context: dict[str, npt.NDArray[np.floating]]
 ) -> tuple[list[str], npt.NDArray[np.float32]]:
-    """Names `[F]` and values `[N, F]` of what the re-ranker knows of a candidate.
+    """Names `[F]` and values `[N, F]` of the re-ranker's features.
 
     Args:
         pool: the candidates.
         sum_N: their weighted sum.
-        context: features of each candidate besides the sources' scores `[N]`, by name.
+        context: candidate features other than source scores `[N]`, by name.
     """
     columns: dict[str, npt.NDArray[np.floating]] = {"sum": sum_N, "popularity": pool.popularity}
     for row, name in enumerate(pool.names):
@@ -71,18 +71,18 @@ def learn(
     threads: int,
     rounds: int | None = None,
 ) -> tuple[str, int]:
-    """The model as text and its trees.
+    """Train a model; returns its text and number of trees.
 
     Args:
-        names, value_NF: of `features`.
-        pool: the candidates that they belong to; queries without their target teach nothing and are left out.
-        threads: of LightGBM; the model does not depend on it.
-        rounds: trees; None holds some queries back and stops when these gain no more.
+        names, value_NF: the result of `features`.
+        pool: the candidates; queries without their target in the pool are left out.
+        threads: LightGBM threads; the model does not depend on it.
+        rounds: number of trees; None = early stopping on held-out queries.
     """
-    import lightgbm as lgb  # imports half of scikit-learn: only where it is needed
+    import lightgbm as lgb  # slow import: loads much of scikit-learn
 
     has_target = np.bincount(pool.query[pool.is_target], minlength=pool.n_queries) > 0
-    # All rows of every fifth training query are held out.
+    # Hold out every fifth training query.
     held = has_target & (np.cumsum(has_target) % HELD_BACK == 0) if rounds is None else np.zeros_like(has_target)
 
     def data(query_Q: npt.NDArray[np.bool_], reference: Any = None) -> Any:
@@ -104,7 +104,7 @@ def learn(
 
 
 class Reranker:
-    """A learned model. LightGBM's prediction of a row does not depend on the other rows."""
+    """A trained model. LightGBM predicts each row independently of the others."""
 
     def __init__(self, text: str, threads: int) -> None:
         import lightgbm as lgb

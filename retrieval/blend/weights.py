@@ -1,4 +1,4 @@
-"""Weights of a sum of sources, fitted on the pools of valid queries."""
+"""Fits the weights of a sum of sources on the pools of valid queries."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy.typing as npt
 from retrieval.blend.pool import Pool
 
 STEPS = (0.03, 0.1, 0.2, 0.35, 0.6, 1.0, 1.7, 3.0)
-"""Weights of a source that are tried, as multiples of all others' together."""
+"""Weights to try for a source, as multiples of the sum of the others."""
 ROUNDS = 2
 SAMPLES = 10
-"""Bootstrap samples of the queries whose weights are averaged."""
+"""Number of bootstrap samples of the queries to average weights over."""
 TIE = np.float32(1e-6)
-"""What popularity adds: it orders what the sources score alike."""
+"""Weight of popularity, to break ties."""
 Weight = npt.NDArray[np.float64]
 Gain = npt.NDArray[np.float64]
 
@@ -31,22 +31,22 @@ def summed(pool: Pool, weight_S: npt.NDArray[np.floating]) -> npt.NDArray[np.flo
 
 
 def gain_of(rank_Q: npt.NDArray[np.int64], cutoff: int) -> Gain:
-    """NDCG@cutoff of each query; rank 0 stands for a target that is not in the pool."""
+    """NDCG@cutoff of each query; rank 0 = target not in the pool."""
     hit = (rank_Q > 0) & (rank_Q <= cutoff)
     return np.where(hit, 1.0 / np.log2(np.maximum(rank_Q, 1) + 1.0), 0.0)
 
 
 def find_weights(pool: Pool, cutoff: int, names: Sequence[str], threads: int = 1) -> Weight:
-    """Weights `[S]` that sum to 1: the mean over bootstrap samples of the queries (Breiman 1996) of each one's best.
+    """Weights `[S]` that sum to 1: the mean of the best weights of bootstrap samples (bagging, Breiman 1996).
 
-    Of a thousand queries the best weights are mostly chance; what bootstrap samples have in common is not. Where the
-    best single source gains more on these queries than the mean does, it has all the weight.
+    With a thousand queries the best weights are mostly noise, which bagging averages out. If the best single source is
+    better on these queries than the mean, it gets all the weight.
 
     Args:
-        pool: of queries whose target is in it.
-        cutoff: of the NDCG that is maximised.
-        names: sources that may have a weight; one without scores gets none.
-        threads: samples at a time; the weights do not depend on it.
+        pool: pool of queries whose target is in it.
+        cutoff: cutoff of the NDCG to maximise.
+        names: sources that may get a weight; those without scores get none.
+        threads: samples fitted in parallel; the weights do not depend on it.
     """
     search = _Search(pool, cutoff)
     rng = np.random.default_rng(0)
@@ -62,37 +62,37 @@ def find_weights(pool: Pool, cutoff: int, names: Sequence[str], threads: int = 1
 
 
 def _without(weight: Weight, row: int) -> Weight:
-    """The other weights, which sum to 1 again."""
+    """The other weights, renormalised to sum 1."""
     others = np.where(np.arange(len(weight)) == row, 0.0, weight)
     return np.asarray(others / others.sum())
 
 
 class _Search:
-    """Coordinate search over queries whose target is in the pool."""
+    """Coordinate search over the queries whose target is in the pool."""
 
     def __init__(self, pool: Pool, cutoff: int) -> None:
         target = np.flatnonzero(pool.is_target)[pool.query]
         self.ahead = pool.share - pool.share[:, target]
-        """How much each candidate's share is above its query's target, float32 `[S, N]`."""
+        """Each candidate's share minus that of its query's target, float32 `[S, N]`."""
         self.tie = TIE * (pool.popularity - pool.popularity[target])
         self.begin = np.searchsorted(pool.query, np.arange(pool.n_queries))
         self.cutoff = cutoff
         self.known: dict[bytes, Gain] = {}
 
     def gain(self, weight: Weight) -> Gain:
-        """NDCG of each query; samples of the queries ask for the same weights again and again."""
+        """NDCG of each query, cached, since bootstrap samples evaluate the same weights repeatedly."""
         key = weight.tobytes()
         if key not in self.known:
             above = self.tie + weight.astype(np.float32) @ self.ahead
-            # Ties count against the target, which is one of those that are not below itself.
+            # Ties count against the target; the count includes the target itself.
             self.known[key] = gain_of(np.add.reduceat(above >= 0, self.begin, dtype=np.int64), self.cutoff)
         return self.known[key]
 
     def weights(self, times_Q: npt.NDArray[np.number], allowed: Sequence[int]) -> Weight:
-        """The weights for a sample that has each query so many times.
+        """The best weights for a bootstrap sample with each query `times_Q` times.
 
-        It begins with the best source alone; the others join one after another, at the weight that gains most; weights
-        are then tried again.
+        Starts from the best single source and adds the others one by one at their best weight; then each weight is
+        optimised again.
         """
         unit = np.eye(len(self.ahead))
         alone = {row: float(times_Q @ self.gain(unit[row])) for row in allowed}
@@ -107,7 +107,7 @@ class _Search:
         return self.pruned(weight, times_Q)
 
     def _best_step(self, weight: Weight, row: int, times_Q: npt.NDArray[np.number]) -> Weight:
-        """Weights with the best weight of one source, the others' fixed."""
+        """Optimise the weight of one source, with the others fixed."""
         if weight[row] == 1:
             return weight
         others, unit = _without(weight, row), np.eye(len(weight))[row]
@@ -116,7 +116,7 @@ class _Search:
         return best if times_Q @ (self.gain(best) - self.gain(weight)) > 0 else weight
 
     def pruned(self, weight: Weight, times_Q: npt.NDArray[np.number]) -> Weight:
-        """Without the sources without which nothing is lost, the smallest first."""
+        """Drop sources whose removal does not lower NDCG, smallest weight first."""
         for row in np.argsort(weight):
             if 0 < weight[row] < 1:
                 others = _without(weight, row)

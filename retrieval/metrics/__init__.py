@@ -1,1 +1,1 @@
-"""Metrics of rankings and of feedback, their accumulators, significance tests."""
+"""Ranking and feedback metrics, accumulators, significance tests."""

@@ -1,6 +1,6 @@
-"""Accumulators of an evaluation: sums and counts over queries, overall, by segment and by recommended item.
+"""Accumulators of an evaluation: sums and counts over queries, in total, by segment and by recommended item.
 
-All of it can be written, read and merged, so that parts of the queries may be ranked anywhere and in any order.
+They can be written, read and merged, so that parts of the queries can be ranked on any machine in any order.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from retrieval.metrics.ranking import Int, RankingSums, gini
 from retrieval.queries import Queries
 
 LENGTHS = ((3, 4), (5, 9), (10, 14), (15, 29), (30, None))
-"""Retained clicks of a session, both ends in; the last one is open."""
+"""Ranges of retained clicks of a session, inclusive; the last one is open."""
 DECILES = 10
 Segments = Iterable[tuple[str, str, npt.NDArray[np.bool_]]]
-"""Kind and name of each segment that queries fall into, and which do `[Q]`."""
+"""Kind, name and mask `[Q]` of each segment of queries."""
 
 
 @dataclass(frozen=True)
 class SegmentAttributes:
-    """What is known of items and users, by which queries are distinguished.
+    """Item and user attributes that define query segments.
 
     Attributes:
         train_clicks: int64 `[n_items + 1]`.
-        decile: int8 `[n_items + 1]`, 1 = the most clicked items, which got a tenth of the train clicks; 0 = none.
-        user_id: int64 `[U]`, rising.
-        profile: int8 `[U, 2]`, gender and age, -1 where unknown.
+        decile: int8 `[n_items + 1]`, 1 = the most clicked items, which have a tenth of all train clicks; 0 = none.
+        user_id: int64 `[U]`, sorted.
+        profile: int8 `[U, 2]`, gender and age, -1 = unknown.
     """
 
     train_clicks: Int
@@ -46,7 +46,7 @@ class SegmentAttributes:
 
     @classmethod
     def of(cls, dataset: Dataset) -> SegmentAttributes:
-        """Read a dataset's."""
+        """Read the attributes of a dataset."""
         clicks = np.concatenate([[0], dataset.items(["train_clicks"])["train_clicks"].to_numpy()])
         users, profiles = [np.zeros(0, np.int64)], [np.zeros((0, 2), np.int8)]
         for entry in dataset.session_files:
@@ -57,13 +57,13 @@ class SegmentAttributes:
         return cls(clicks, deciles(clicks), user[order], np.concatenate(profiles)[order])
 
     def profile_of(self, user_Q: Int) -> npt.NDArray[np.int8]:
-        """Gender and age of users `[Q, 2]`; -1 for those who are not in the dataset."""
+        """Gender and age of users `[Q, 2]`; -1 for users that are not in the dataset."""
         row, known = lookup(self.user_id, user_Q)
         return np.where(known[:, None], self.profile[row], np.int8(-1))
 
 
 def deciles(train_clicks: Int) -> npt.NDArray[np.int8]:
-    """Items by popularity, a tenth of all train clicks each, 1 = the most clicked; 0 where there are none.
+    """Popularity decile of each item: each has a tenth of all train clicks, 1 = most clicked; 0 = no clicks.
 
     >>> deciles(np.array([0, 5, 4, 1])).tolist()
     [0, 1, 6, 10]
@@ -77,7 +77,7 @@ def deciles(train_clicks: Int) -> npt.NDArray[np.int8]:
 
 
 def segments(queries: Queries, clicks_after: int, facts: SegmentAttributes) -> Segments:
-    """Kind and name of each segment that queries fall into, and which do `[Q]`."""
+    """Kind, name and mask `[Q]` of each segment of queries."""
     length = queries.n_seen + clicks_after
     for low, high in LENGTHS:
         yield "session_length", f"{low}-{high}" if high else f"{low}+", (length >= low) & (length <= (high or length))
@@ -92,10 +92,10 @@ def segments(queries: Queries, clicks_after: int, facts: SegmentAttributes) -> S
 
 
 class RankingResult:
-    """Sums over queries and by segment, and how often each item was recommended.
+    """Metric sums in total and by segment, and recommendation counts by item.
 
     Args:
-        cutoffs: of the metrics, rising.
+        cutoffs: cutoffs of the metrics, sorted.
         n_items: items of the dataset.
     """
 
@@ -110,7 +110,7 @@ class RankingResult:
     def add(
         self, queries: Queries, clicks_after: int, rank: Int, lists: Any, facts: SegmentAttributes, more: Segments = ()
     ) -> None:
-        """Add a batch: the ranks of its targets and its top lists; `more` segments than those by `facts`."""
+        """Add a batch: ranks of its targets and top lists; `more` are segments besides those by `facts`."""
         repeat = queries.is_repeat
         self.total.add(rank, repeat)
         for kind, name, inside in (*segments(queries, clicks_after, facts), *more):
@@ -125,8 +125,8 @@ class RankingResult:
             begin = cutoff
 
     def write(self, path: Path) -> None:
-        """Write to `path.json` and `path.npz`; floats keep all their bits."""
-        # Of millions of items a part lists thousands: all of them are not gone through.
+        """Write to `path.json` and `path.npz`; floats round-trip exactly."""
+        # A part lists only thousands of millions of items.
         touched = np.unique(np.concatenate(self.touched)) if self.touched else np.zeros(0, np.int64)
         np.savez(path.with_suffix(".npz"), place=touched, times=self.shown.ravel()[touched])
         record = {"total": self.total.plain(), "seconds": self.seconds}
@@ -134,7 +134,7 @@ class RankingResult:
         write_json(path.with_suffix(".json"), record)
 
     def add_written(self, path: Path) -> None:
-        """Add what another part of the queries gave and `write` wrote."""
+        """Add the result of another part, as written by `write`."""
         record = json.loads(path.with_suffix(".json").read_text())
         self.total.merge(RankingSums.from_plain(self.cutoffs, record["total"]))
         self.seconds += record["seconds"]
@@ -145,11 +145,11 @@ class RankingResult:
             self.shown.ravel()[arrays["place"]] += arrays["times"]
 
     def metrics(self, train_clicks: Int, n_candidates: int) -> dict[str, Any]:
-        """The numbers of `metrics.json` for one split.
+        """The metrics of one split for `metrics.json`.
 
         Args:
             train_clicks: `[n_items + 1]`.
-            n_candidates: items that could be recommended.
+            n_candidates: number of candidates.
         """
         out: dict[str, Any] = dict(self.total.averages())
         times = np.cumsum(self.shown, axis=0)[:, 1:]

@@ -12,7 +12,7 @@ from retrieval.metrics.ranking import Float, Int, Mask
 
 
 def auc(label_N: npt.NDArray[np.integer], score_N: npt.NDArray[np.floating]) -> float | None:
-    """Area under the ROC curve; ties count half; None with one class only.
+    """Area under the ROC curve; ties count half; None if there is only one class.
 
     >>> auc(np.array([0, 1, 1]), np.array([.1, .1, .9]))
     0.75
@@ -24,9 +24,9 @@ def auc(label_N: npt.NDArray[np.integer], score_N: npt.NDArray[np.floating]) -> 
 def gauc(
     user_N: npt.NDArray[np.integer], label_N: npt.NDArray[np.integer], score_N: npt.NDArray[np.floating]
 ) -> float | None:
-    """AUC inside each user, averaged with the user's rows as weight (Zhu et al. 2017, DIN).
+    """Group AUC: AUC within each user, weighted by the user's rows (DIN, Zhu et al. 2017).
 
-    Users with one class have no AUC and are left out; None if that leaves none.
+    Users with only one class are left out; None if no user remains.
     """
     area_G, rows_G = _grouped_auc(user_N, label_N, score_N)
     has = ~np.isnan(area_G)
@@ -36,12 +36,12 @@ def gauc(
 def _grouped_auc(
     group_N: npt.NDArray[np.integer] | None, label_N: npt.NDArray[np.integer], score_N: npt.NDArray[np.floating]
 ) -> tuple[Float, Int]:
-    """AUC of each group (NaN with one class) and its rows, by the rank-sum formula; None is one group.
+    """AUC of each group (NaN with one class) and its rows, by the rank-sum formula; None = a single group.
 
-    A score that is NaN counts against the model: lowest for a positive row, highest for a negative one.
+    NaN scores count against the model: lowest for positive rows, highest for negative rows.
 
-    Group, score and label of a row are packed into one 64-bit key: sorting keys takes a sixth of the time of sorting
-    row numbers by two columns (`np.lexsort`), which a full log's 36 million rows of a task are many of.
+    Group, score and label of a row are packed into one 64-bit key: sorting keys takes a sixth of the time of
+    `np.lexsort` by two columns, which matters with the full log's 36 million rows per task.
     """
     n = len(score_N)
     if n == 0:
@@ -61,7 +61,7 @@ def _grouped_auc(
     rows = np.diff(np.append(group_start, n))
     tie_start = np.flatnonzero(new_tie)
     tie_rows = np.diff(np.append(tie_start, n))
-    # Ranks from 1 inside the group; equal scores share their mean rank.
+    # Ranks from 1 within the group; ties get the mean rank.
     mean_rank = np.repeat(tie_start + (tie_rows + 1) / 2, tie_rows) - np.repeat(group_start, rows)
     positives = np.add.reduceat(label, group_start)
     rank_sum = np.add.reduceat(label * mean_rank, group_start)
@@ -71,17 +71,17 @@ def _grouped_auc(
 
 
 def _score_code(score_N: npt.NDArray[np.floating]) -> npt.NDArray[np.uint64]:
-    """Numbers below 2^32 that stand in the order of the scores, equal where those are."""
+    """Order-preserving codes of the scores, below 2^32."""
     if score_N.dtype != np.float32:
         return np.unique(score_N, return_inverse=True)[1].astype(np.uint64)
-    # The bits of a float order like integers once the sign is set right; adding 0 makes -0.0 the 0.0 it equals.
+    # Float bits order like integers after fixing the sign; adding 0 turns -0.0 into 0.0.
     bits = (score_N + np.float32(0)).view(np.uint32)
     negative = bits >> np.uint32(31) == 1
     return np.where(negative, ~bits, bits | np.uint32(1 << 31)).astype(np.uint64)
 
 
 def _group_code(group_N: npt.NDArray[np.integer]) -> npt.NDArray[np.uint64]:
-    """Numbers below 2^31, one for each group, in their order."""
+    """Order-preserving codes of the groups, below 2^31."""
     if group_N.min() >= 0 and group_N.max() < 1 << 31:
         return group_N.astype(np.uint64)
     return np.unique(group_N, return_inverse=True)[1].astype(np.uint64)
@@ -91,11 +91,11 @@ CALIBRATION_BINS = 10
 
 
 def calibration(label_N: npt.NDArray[np.integer], score_N: npt.NDArray[np.floating]) -> dict[str, Any]:
-    """How well probabilities are meant: log-loss, and what was predicted and seen in bins of equally many rows.
+    """Calibration of probabilities: log-loss, and predicted and observed rates in bins of equally many rows.
 
     Returns:
         `log_loss` in nats; `predicted` and `observed`, mean score and share of positives by bin, lowest scores first;
-        `error`, the mean absolute difference of the two, weighted by rows. None and empty where scores are no
+        `error`, the mean absolute difference of the two, weighted by rows. None and empty if scores are not
         probabilities.
     """
     n = len(label_N)
@@ -120,7 +120,7 @@ def feedback_metrics(
     label_N: npt.NDArray[np.integer],
     score_N: npt.NDArray[np.floating],
 ) -> Iterator[tuple[str, Any]]:
-    """Every number of one feedback task, as `(name, value)`."""
+    """All metrics of one feedback task, as `(name, value)`."""
     yield from feedback_aucs(task, user_N, clicked_N, label_N, score_N)
     yield f"rows/{task}", len(label_N)
     yield f"positives/{task}", int(label_N.sum())
@@ -138,7 +138,7 @@ def feedback_aucs(
     label_N: npt.NDArray[np.integer],
     score_N: npt.NDArray[np.floating],
 ) -> Iterator[tuple[str, float | None]]:
-    """The AUCs among them: over all rows, over clicked ones, and inside each user."""
+    """The AUCs of a task: over all rows, over clicked rows, and within users (GAUC)."""
     yield f"auc/{task}", auc(label_N, score_N)
     yield f"auc/{task}_given_click", auc(label_N[clicked_N], score_N[clicked_N])
     yield f"gauc/{task}", gauc(user_N, label_N, score_N)

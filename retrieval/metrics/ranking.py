@@ -1,8 +1,8 @@
 """Ranks and ranking metrics (HR, NDCG, MRR; pure functions).
 
-Every metric is a sum and a count, so that parts of the queries can be added up exactly. The tie rule
-is the strict one: the rank of a target is 1 + the number of *other* candidates whose score is not
-lower, so a model that scores all items alike hits nothing.
+Every metric is a sum and a count, so that parts of the queries can be merged exactly. Ties count
+against the target: its rank is 1 + the number of *other* candidates whose score is not lower, so a
+model that scores all items equally hits nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Float = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 MISS = np.iinfo(np.int64).max
-"""Rank of a target that is no candidate."""
+"""Rank of a target that is not a candidate."""
 
 
 def rank_among(
@@ -33,12 +33,12 @@ def rank_among(
     Args:
         score_QK: scores of the candidates; NaN counts against the target.
         item_QK: their ids; 0 marks an empty entry.
-        target_Q: ids of the targets, listed or not.
-        target_score_Q: scores of the targets; a NaN is lower than everything.
+        target_Q: ids of the targets, which need not be listed.
+        target_score_Q: scores of the targets; NaN is lower than everything.
 
     Returns:
-        `[Q]`, 1 = first. With the K best candidates listed, ranks up to K are exact, and a rank
-        beyond K is only known to be beyond.
+        `[Q]`, 1 = first. If the K best candidates are listed, ranks up to K are exact; larger
+        values only mean a rank beyond K.
 
     >>> rank_among(np.array([[3., 2., 2.]]), np.array([[7, 8, 9]]), np.array([8]), np.array([2.])).tolist()
     [3]
@@ -50,7 +50,7 @@ def rank_among(
 
 @dataclass
 class RankingSums:
-    """Sums over queries of what HR, NDCG and MRR average, at each cutoff.
+    """Sums over queries for HR, NDCG and MRR at each cutoff.
 
     HR@k counts ranks up to k; NDCG@k adds 1 / log2(rank + 1), MRR@k adds 1 / rank for those (one
     relevant item, so the ideal DCG is 1).
@@ -69,7 +69,7 @@ class RankingSums:
         self.reciprocals = np.zeros(len(self.cutoffs))
 
     def add(self, rank_Q: Int, repeat_Q: Mask | None = None) -> None:
-        """Add the ranks of some queries, and which of their targets were seen before."""
+        """Add ranks of some queries, and which of their targets repeat a seen item."""
         self.queries += len(rank_Q)
         self.repeats += 0 if repeat_Q is None else int(repeat_Q.sum())
         for index, cutoff in enumerate(self.cutoffs):
@@ -90,7 +90,7 @@ class RankingSums:
 
     @classmethod
     def from_plain(cls, cutoffs: Sequence[int], plain: list[Any]) -> RankingSums:
-        """The sums that `plain` wrote."""
+        """The inverse of `plain`."""
         result = cls(cutoffs, plain[0], plain[1])
         result.hits, result.gains = np.array(plain[2], np.int64), np.array(plain[3])
         result.reciprocals = np.array(plain[4])
@@ -107,11 +107,11 @@ class RankingSums:
 
 
 def gini(times_N: Int, n: int) -> float | None:
-    """Gini coefficient of how often each of `n` items was recommended: 0 = all alike, near 1 = one alone.
+    """Gini coefficient of recommendation counts over `n` items: 0 = uniform, near 1 = a single item.
 
     Args:
-        times_N: of the items that were recommended at all.
-        n: all items that could be.
+        times_N: counts of the recommended items.
+        n: number of candidates.
 
     >>> gini(np.array([2, 2]), 2), gini(np.array([4]), 4)
     (0.0, 0.75)

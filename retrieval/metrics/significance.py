@@ -1,8 +1,7 @@
 """Confidence intervals and significance tests over users (pure functions of ranks).
 
-A user has one query, so resampling users is resampling ranks. What a query adds to a metric depends on
-its rank alone, so a resample is one multinomial draw over the few values that occur, whatever the number
-of queries.
+Each user has one query, so resampling users is resampling ranks. A query's contribution to a metric
+depends only on its rank, so a resample is one multinomial draw over the few distinct values.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from retrieval.metrics.ranking import Float, Int
 
 RESAMPLES = 2_000
 GAINS = ("hr", "ndcg", "mrr")
-"""Metrics that a query's rank alone decides."""
+"""Metrics that depend only on a query's rank."""
 DIGITS = 12
-"""Decimals to which differences are distinguished."""
+"""Decimals to which differences are rounded."""
 
 
 def matched_ranks(tables: Sequence[pa.Table]) -> list[Int]:
-    """Ranks of the users that every table has, by rising user.
+    """Ranks of the users that are in every table, sorted by user.
 
     Args:
-        tables: of `user_id`, rising, and `rank`.
+        tables: tables with `user_id`, sorted, and `rank`.
 
     >>> a, b = pa.table({"user_id": [1, 3], "rank": [2, 7]}), pa.table({"user_id": [3, 4], "rank": [5, 1]})
     >>> [rank.tolist() for rank in matched_ranks([a, b])]
@@ -40,7 +39,7 @@ def matched_ranks(tables: Sequence[pa.Table]) -> list[Int]:
 
 
 def gains(rank_Q: Int, metric: str) -> Float:
-    """What each query adds to `hr@k`, `ndcg@k` or `mrr@k`, `[Q]`.
+    """Contribution of each query to `hr@k`, `ndcg@k` or `mrr@k`, `[Q]`.
 
     >>> gains(np.array([1, 3, 11]), "ndcg@10").tolist()
     [1.0, 0.5, 0.0]
@@ -55,9 +54,9 @@ def interval(value_Q: Float, *, level: float = 0.95, seed: int = 0) -> tuple[flo
     """Percentile bootstrap interval of the mean over users (Efron and Tibshirani 1993, ch. 13).
 
     Args:
-        value_Q: one value a user; of several runs, each user's mean over them.
-        level: of confidence.
-        seed: of the resampling.
+        value_Q: one value per user; with several runs, the user's mean over them.
+        level: confidence level.
+        seed: seed of the resampling.
     """
     values, count = np.unique(value_Q, return_counts=True)
     draws = np.random.default_rng(seed).multinomial(len(value_Q), count / len(value_Q), size=RESAMPLES)
@@ -68,12 +67,12 @@ def interval(value_Q: Float, *, level: float = 0.95, seed: int = 0) -> tuple[flo
 
 @dataclass(frozen=True)
 class Difference:
-    """First minus second over the same queries.
+    """Difference of two rankers, first minus second, over the same queries.
 
     Attributes:
-        difference: of the means.
-        low, high: its 95 % bootstrap interval over users.
-        p: two-sided; McNemar's exact test for HR, Wilcoxon's signed-rank test for NDCG and MRR.
+        difference: difference of the means.
+        low, high: 95 % bootstrap interval over users.
+        p: two-sided p-value; McNemar's exact test for HR, Wilcoxon's signed-rank test for NDCG and MRR.
     """
 
     difference: float
@@ -83,7 +82,7 @@ class Difference:
 
 
 def compare(first_Q: Int, second_Q: Int, metric: str) -> Difference:
-    """Compare two rankers by the ranks they gave the same targets, query by query."""
+    """Compare two rankers by paired ranks of the same targets."""
     a, b = gains(first_Q, metric), gains(second_Q, metric)
     low, high = interval(a - b)
     return Difference(
@@ -92,7 +91,7 @@ def compare(first_Q: Int, second_Q: Int, metric: str) -> Difference:
 
 
 def _mcnemar(a: Float, b: Float) -> float:
-    from scipy.stats import binomtest  # half a second of imports, which an evaluation does not need
+    from scipy.stats import binomtest  # slow import (0.5 s), not needed by evaluations
 
     only_first, only_second = int(np.sum(a > b)), int(np.sum(b > a))
     total = only_first + only_second
@@ -100,17 +99,17 @@ def _mcnemar(a: Float, b: Float) -> float:
 
 
 def signed_rank(a: Float, b: Float) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test that paired values `[Q]` do not differ."""
+    """Two-sided p-value of Wilcoxon's signed-rank test on paired values `[Q]`."""
     from scipy.stats import wilcoxon
 
-    # 1/2 − 1/3 and 1/6 − 0 are one difference, which floats tell apart: ranks of differences have to tie.
+    # 1/2 − 1/3 and 1/6 − 0 differ as floats, but must tie in the ranks of differences.
     difference = np.round(a - b, DIGITS)
     difference = difference[difference != 0]
     return float(wilcoxon(difference).pvalue) if len(difference) else 1.0
 
 
 def holm(p_N: Sequence[float]) -> npt.NDArray[np.float64]:
-    """p-values of a table corrected for its size (Holm 1979), in the order of the input.
+    """Holm-corrected p-values (Holm 1979), in the order of the input.
 
     >>> holm([0.01, 0.04, 0.03]).tolist()
     [0.03, 0.06, 0.06]

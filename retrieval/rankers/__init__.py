@@ -1,1 +1,1 @@
-"""Rankers: the model's index and the counted baselines."""
+"""Rankers: the model through its index, and the counted baselines."""

@@ -16,7 +16,7 @@ from retrieval.sources.sparse_rows import entries_at, entries_where
 
 
 def check_targets(queries: Queries) -> None:
-    """Raise `InputError` where a valid or test query has padding as its target."""
+    """Raise `InputError` if the target of a valid or test query is padding."""
     if len(queries) and queries.target.min() < 1:
         raise InputError("targets that are items", "padding (0)", "export the bundle again")
 
@@ -26,8 +26,8 @@ def rank_by_index(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
     """Ranks of the targets and the top `deepest` candidates.
 
-    One candidate more than the deepest cutoff decides every rank up to it, ties included; masked
-    candidates are listed on top of these.
+    `deepest` + 1 candidates decide every rank up to `deepest`, including ties; masked candidates are
+    searched in addition.
     """
     score, listed = (
         search_unseen(index, queries, deepest + 1) if mask_seen else search_items(index, queries, deepest + 1)
@@ -35,7 +35,7 @@ def rank_by_index(
     target_row = index.catalogue.rows_of(queries.target)
     target_score = rescore_targets(index, queries, target_row)
     rank = rank_among(score, listed, queries.target, target_score)
-    # A target that the index did not list stands behind all it listed: its own score may not lift it.
+    # A target that the index did not return ranks behind all returned ones, whatever its score.
     lost = (listed != queries.target[:, None]).all(axis=1)
     rank[lost] = np.maximum(rank[lost], deepest + 1)
     rank[target_row < 0] = MISS
@@ -45,7 +45,7 @@ def rank_by_index(
 
 
 def search_items(index: Index, queries: Queries, k: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.integer]]:
-    """The `k` best candidates of each query: float64 scores and dense ids `[Q, k]`, 0 where there are fewer."""
+    """The `k` best candidates of each query: float64 scores and dense ids `[Q, k]`, padded with 0."""
     score, row = index.search(queries.vector, k)
     item = np.where(row >= 0, index.catalogue.item[row], 0)
     term = transition_term(index.catalogue, queries)
@@ -55,9 +55,9 @@ def search_items(index: Index, queries: Queries, k: int) -> tuple[npt.NDArray[np
 
 
 def transition_term(catalogue: Catalogue, queries: Queries) -> sparse.csr_matrix | None:
-    """The sparse term of the candidates' scores, float64 `[Q, n_items + 1]`; None for a model without.
+    """The sparse term of the candidates' scores, float64 `[Q, n_items + 1]`; None = not used.
 
-    It is computed once a batch: the list, the targets and the exact scores of other candidates need it.
+    Cached per batch: needed for lists, targets and the exact scores of other candidates.
     """
     if catalogue.transitions is None:
         return None
@@ -70,11 +70,10 @@ def transition_term(catalogue: Catalogue, queries: Queries) -> sparse.csr_matrix
 
 
 def search_unseen(index: Index, queries: Queries, k: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.integer]]:
-    """The candidates that a query has not seen, best first, at least `k` of them where there are so many.
+    """The unseen candidates of each query, best first, at least `k` if there are as many.
 
-    As many more are searched for as the longest session has items: of the best k + n at most n can be seen ones, so
-    none that belongs in the list is missed. An index that lists fewer than it was asked for breaks that; queries left
-    with fewer than k although the catalogue has them are searched again exactly.
+    Searches k + n candidates, n the longest session, of which at most n are seen, so the list is complete. An index may
+    return fewer than requested; queries left with fewer than k, although the catalogue has more, are searched exactly.
     """
     most = int(queries.n_seen.max(initial=0))
     score, listed = search_items(index, queries, k + most)
@@ -93,7 +92,7 @@ def search_unseen(index: Index, queries: Queries, k: int) -> tuple[npt.NDArray[n
 
 
 def rescore_targets(index: Index, queries: Queries, target_row: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Float64 score of each target, -inf where it is no candidate."""
+    """Float64 score of each target, -inf if it is not a candidate."""
     score = rescore(index.catalogue.vector, queries.vector, target_row[:, None])[:, 0]
     term = transition_term(index.catalogue, queries)
     return score if term is None else score + entries_at(term, np.arange(len(queries)), queries.target)

@@ -9,19 +9,19 @@ from etl.runtime.lookup import lookup
 from retrieval.queries import Queries
 
 SLOTS = 8
-"""Slots of a hash table for each value that stands in it."""
+"""Hash table slots per stored value."""
 LEAST_HASHED = 4_096
-"""Values from which a table is worth it."""
+"""Minimum number of values for which a hash table is used."""
 
 
 def seen_pairs(queries: Queries) -> npt.NDArray[np.int64]:
-    """`query << 32 | item` of all seen clicks, rising."""
+    """`query << 32 | item` of all seen clicks, sorted."""
     query = np.repeat(np.arange(len(queries)), queries.n_seen)
     return np.sort(query << 32 | queries.seen)
 
 
 def is_among(value_N: npt.NDArray[np.int64], rising_M: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Which values stand in `rising_M`; `value_N` may have any shape."""
+    """Mask of the values that are in the sorted `rising_M`; `value_N` may have any shape."""
     out = np.zeros(value_N.size, bool)
     out[matches(value_N.ravel(), rising_M)[0]] = True
     return out.reshape(value_N.shape)
@@ -30,9 +30,9 @@ def is_among(value_N: npt.NDArray[np.int64], rising_M: npt.NDArray[np.int64]) ->
 def matches(
     value_N: npt.NDArray[np.int64], rising_M: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The indices of the values that stand in `rising_M`, and the index there of each.
+    """Indices of the values that are in the sorted `rising_M`, and the index there of each.
 
-    Few do where many are asked: a table by hash leaves most others out, and the rest is looked up.
+    Optimised for few matches: a hash table filters out most values, and the rest is looked up.
     """
     near = np.arange(len(value_N))
     if len(value_N) >= LEAST_HASHED and len(rising_M):
@@ -53,15 +53,15 @@ def _slot(value_N: npt.NDArray[np.int64], bits: int) -> npt.NDArray[np.int64]:
 
 
 def seen_among(queries: Queries, listed_QK: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
-    """Which of the listed items each query has seen."""
+    """Mask of the listed items that each query has seen."""
     return is_among(np.arange(len(queries))[:, None] << 32 | listed_QK, seen_pairs(queries))
 
 
 def first_listed(listed_QK: npt.NDArray[np.integer], k: int) -> npt.NDArray[np.integer]:
-    """The first `k` items that are not 0, in order; 0 where there are fewer."""
+    """The first `k` non-zero items, in order, padded with 0."""
     return np.take_along_axis(listed_QK, places_of_listed(listed_QK, k), 1)
 
 
 def places_of_listed(listed_QK: npt.NDArray[np.integer], k: int) -> npt.NDArray[np.intp]:
-    """Places `[Q, k]` of the first `k` items that are not 0, in order; then places of zeros."""
+    """Columns `[Q, k]` of the first `k` non-zero items, in order, then columns of zeros."""
     return np.argsort(listed_QK == 0, axis=1, kind="stable")[:, :k]

@@ -15,16 +15,16 @@ from retrieval.queries import Queries
 from retrieval.rankers.lists import first_listed, seen_among
 
 RATE_ROWS = 20.0
-"""Rows of the mean rate that are added to each item's own."""
+"""Pseudo-count of rows at the mean rate, to smooth each item's rate."""
 
 
 class Popularity:
-    """Scores an item by its train clicks, for everyone alike.
+    """Scores items by train clicks, the same for all queries.
 
     Args:
-        item: dense ids of the candidates, rising, `[C]`.
+        item: dense ids of the candidates, sorted, `[C]`.
         train_clicks: their train clicks `[C]`.
-        n_items: items of the dataset; the last candidate's id where it does not matter.
+        n_items: number of items of the dataset; default: the last candidate's id.
     """
 
     def __init__(
@@ -38,12 +38,12 @@ class Popularity:
 
     @classmethod
     def of(cls, dataset: Dataset, item: npt.NDArray[np.integer]) -> Popularity:
-        """The candidates `item` of a dataset."""
+        """From the candidates `item` of a dataset."""
         clicks = dataset.items(["train_clicks"])["train_clicks"].to_numpy()
         return cls(item, clicks[item - 1], dataset.manifest.n_items)
 
     def ranks(self, queries: Queries, *, mask_seen: bool) -> npt.NDArray[np.int64]:
-        """Rank of each target: how many candidates have at least as many train clicks, itself among them."""
+        """Rank of each target: the number of candidates, including itself, with at least as many train clicks."""
         clicks = self.clicks_of(queries.target)
         rank = np.searchsorted(self.falling, -clicks, side="right").astype(np.int64)
         if mask_seen:
@@ -57,7 +57,7 @@ class Popularity:
         return rank
 
     def lists(self, queries: Queries, k: int, *, mask_seen: bool) -> npt.NDArray[np.integer]:
-        """The `k` most popular candidates for each query `[Q, k]`, 0 where there are fewer."""
+        """The `k` most popular candidates for each query `[Q, k]`, padded with 0."""
         out = np.zeros((len(queries), k), self.best_first.dtype)
         if not mask_seen:
             out[:, : len(self.best_first)] = self.best_first[:k]
@@ -69,16 +69,16 @@ class Popularity:
         return out
 
     def clicks_of(self, item_N: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
-        """Train clicks of items, -1 for one that is no candidate."""
+        """Train clicks of items, -1 for items that are not candidates."""
         inside = item_N < len(self.clicks)
         return np.where(inside, self.clicks[np.where(inside, item_N, 0)], -1)
 
 
 def item_rates(dataset: Dataset, tasks: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
-    """Share of positives among what was shown of each item in train, by task: float32 `[n_items + 1]`.
+    """Smoothed share of positives among each item's train exposures, by task: float32 `[n_items + 1]`.
 
-    Towards the rate over all items, as if `RATE_ROWS` rows more of each item had shown that. Without exposures, the
-    retained clicks are the rows. Rows of scenario `ctr` give none.
+    Smoothed with `RATE_ROWS` pseudo-rows at the overall rate. Without exposures, the rows are the retained clicks.
+    Rows of scenario `ctr` give no rates.
     """
     size = dataset.manifest.n_items + 1
     rows, positives = np.zeros(size), {task: np.zeros(size) for task in tasks}
@@ -116,11 +116,11 @@ def _train_rows(table: pa.Table, *, shown: bool) -> tuple[npt.NDArray[np.integer
 
 
 class CategoryPopularity:
-    """Items of the last click's category by train clicks, then all others by train clicks.
+    """Ranks items of the last click's category by train clicks, then all others by train clicks.
 
     Args:
-        popularity: of the candidates.
-        category: int64 `[n_items + 1]`.
+        popularity: popularity of the candidates.
+        category: int64 `[n_items + 1]`, category of each item.
     """
 
     def __init__(self, popularity: Popularity, category: npt.NDArray[np.int64]) -> None:
@@ -135,21 +135,21 @@ class CategoryPopularity:
     def rank(
         self, queries: Queries, k: int, *, mask_seen: bool
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
-        """Ranks of the targets, ties against them, and the `k` best candidates of each query, 0 where fewer."""
+        """Ranks of the targets (ties count against them), and the `k` best candidates of each query, padded with 0."""
         mine = self.category[queries.seen[queries.seen_offset[1:] - 1]]
         lists = self._lists(queries, mine, k, mask_seen=mask_seen)
         overall = self.popularity.ranks(queries, mask_seen=mask_seen)
         own = self.popularity.clicks_of(queries.target)
         size = self.end[mine] - self.begin[mine]
         at_least = np.searchsorted(self.key, self._key(mine, np.maximum(own, 0)), side="right") - self.begin[mine]
-        if mask_seen:  # the seen ones among them are gone
+        if mask_seen:  # exclude seen items
             query = np.repeat(np.arange(len(queries)), queries.n_seen)
             once = _distinct(query, queries.seen)
             query, clicks = query[once], self.popularity.clicks_of(queries.seen[once])
             near = (self.category[queries.seen[once]] == mine[query]) & (clicks >= 0)
             size = size - np.bincount(query[near], minlength=len(queries))
             at_least -= np.bincount(query[near & (clicks >= own[query])], minlength=len(queries))
-        # In the category by its clicks; else behind the whole category, then among the others.
+        # Within the category by clicks; others rank behind the complete category.
         rank = np.where(self.category[queries.target] == mine, at_least, overall - at_least + size)
         rank[overall == MISS] = MISS
         return rank.astype(np.int64), lists
@@ -157,7 +157,7 @@ class CategoryPopularity:
     def listed(
         self, queries: Queries, mine_Q: npt.NDArray[np.int64], k: int, *, mask_seen: bool
     ) -> npt.NDArray[np.integer]:
-        """The `k` most clicked candidates of one category for each query `[Q, k]`, 0 where there are fewer."""
+        """The `k` most clicked candidates of one category for each query `[Q, k]`, padded with 0."""
         deep = k + (int(queries.n_seen.max(initial=0)) if mask_seen else 0)
         index = self.begin[mine_Q][:, None] + np.arange(deep)
         inside = index < self.end[mine_Q][:, None]
@@ -175,12 +175,12 @@ class CategoryPopularity:
         return first_listed(np.concatenate([near, general], axis=1), k)
 
     def _key(self, category_N: npt.NDArray[np.int64], clicks_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Rises in the order of `best_first`."""
+        """Sort key in the order of `best_first`."""
         most = int(self.popularity.clicks.max(initial=0))
         return category_N * (most + 1) + (most - clicks_N)
 
 
 def _distinct(query_N: npt.NDArray[np.integer], item_N: npt.NDArray[np.integer]) -> npt.NDArray[np.intp]:
-    """Places of the first of each (query, item) pair."""
+    """Index of the first occurrence of each (query, item) pair."""
     pair = query_N.astype(np.int64) << 32 | item_N.astype(np.int64)
     return np.unique(pair, return_index=True)[1]

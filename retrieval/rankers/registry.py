@@ -1,4 +1,4 @@
-"""Which rankers an evaluation runs: the model and the baselines."""
+"""The rankers of an evaluation: the model and the baselines."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def model_ranker(index: Index, config: RetrievalConfig) -> Ranker:
 
 
 def baseline_rankers(dataset: Dataset, bundle: Bundle, index: Index, config: RetrievalConfig) -> dict[str, Ranker]:
-    """Popularity, and the others that are asked for."""
+    """Popularity, and the other requested baselines."""
     popularity = Popularity.of(dataset, index.catalogue.item)
 
     def by_popularity(queries: Queries) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
@@ -72,5 +72,5 @@ def sources_folder(bundle: Bundle) -> Path:
 
 
 def source_options(config: RetrievalConfig, held_out: int) -> SourceOptions:
-    """What the options say of counted sources."""
+    """The options of counted sources."""
     return SourceOptions(held_out, config.rules_per_item, config.rules_gaps, config.neighbours)

@@ -1,4 +1,4 @@
-"""Ranks and lists by a source; items without a score follow in order of popularity."""
+"""Ranks and lists by a source; items without a score follow by popularity."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ QUERIES_AT_ONCE = 256
 
 
 class SourceRanker:
-    """Ranks candidates by sparse scores, and what has none by popularity.
+    """Ranks candidates by sparse scores, then those without a score by popularity.
 
     Args:
-        scores: positive scores of some items.
+        scores: source of positive scores of some items.
         popularity: orders the others, and breaks ties.
     """
 
@@ -30,7 +30,7 @@ class SourceRanker:
     def rank(
         self, queries: Queries, k: int, *, mask_seen: bool
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
-        """Ranks of the targets, ties against them, and the `k` best candidates of each query, 0 where fewer."""
+        """Ranks of the targets (ties count against them), and the `k` best candidates of each query, padded with 0."""
         tiles = np.split(np.arange(len(queries)), np.arange(QUERIES_AT_ONCE, len(queries), QUERIES_AT_ONCE))
         parts = in_threads(lambda rows: self.tile(queries.take(rows), k, mask_seen=mask_seen), tiles, search_threads())
         return np.concatenate([rank for rank, _ in parts]), np.concatenate([lists for _, lists in parts])
@@ -38,7 +38,7 @@ class SourceRanker:
     def tile(
         self, queries: Queries, k: int, *, mask_seen: bool
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
-        """As `rank`, in one piece."""
+        """As `rank`, for one tile."""
         scored = self.scores(queries)
         query = np.repeat(np.arange(len(queries)), np.diff(scored.indptr))
         item, score = scored.indices.astype(np.int64), scored.data
@@ -54,7 +54,7 @@ class SourceRanker:
         own_clicks = self.popularity.clicks_of(queries.target)
         above = (score > own[query]) | ((score == own[query]) & (clicks >= own_clicks[query]))
         ahead = np.bincount(query[above & ~is_target], minlength=len(queries))
-        # A target without a score stands behind all that have one, and among the rest by popularity.
+        # A target without a score ranks behind all with one, and among the rest by popularity.
         rest = self.popularity.ranks(queries, mask_seen=mask_seen)
         counted = np.bincount(query[clicks >= own_clicks[query]], minlength=len(queries))
         count = np.bincount(query, minlength=len(queries))

@@ -39,7 +39,7 @@ STYLE: Any = {
     "legend.fontsize": 9,
 }
 DOT, NEAR = 6.0, 24
-"""Points of a dot, and offset from which on a line leads from it to its name."""
+"""Dot size in points, and label offset from which a leader line is drawn."""
 OFFSETS = sorted(
     (
         (sign_x * dx, sign_y * dy)
@@ -50,9 +50,9 @@ OFFSETS = sorted(
     ),
     key=lambda offset: abs(offset[0]) + abs(offset[1]),
 )
-"""Where a name may stand, in points from its dot."""
+"""Allowed label offsets, in points from the dot."""
 SIZE = (4.6, 2.9)
-"""Inches; drawn near its size on a phone, so that labels stay legible there."""
+"""Figure size in inches, close to that on a phone, so that labels stay legible."""
 
 
 def _svg(figure: Any) -> str:
@@ -64,7 +64,7 @@ def _svg(figure: Any) -> str:
 
 
 def _axes(x: str, y: str, *, height: float = SIZE[1]) -> tuple[Any, Axes]:
-    figure, axes = plt.subplots(figsize=(SIZE[0], height), dpi=72)  # at which SVG measures texts
+    figure, axes = plt.subplots(figsize=(SIZE[0], height), dpi=72)  # the resolution at which SVG measures text
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     return figure, axes
@@ -83,7 +83,7 @@ def curves(lines: Mapping[str, Sequence[Sequence[float]]], y: str) -> str:
 
 
 def fidelity(tried: Sequence[tuple[float, float]], requested: float) -> str:
-    """Recall against queries a second, one point an effort; the requested recall dotted."""
+    """Recall against queries per second, one point per search effort; the requested recall is dotted."""
     with mpl.rc_context(STYLE):
         figure, axes = _axes("queries a second", "recall@20 of exact search")
         axes.plot([rate for rate, _ in tried], [recall for _, recall in tried], marker="o", color=COLORS[0])
@@ -97,7 +97,7 @@ def fidelity(tried: Sequence[tuple[float, float]], requested: float) -> str:
 
 
 def calibration(tasks: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
-    """Share of positives against the mean score of bins of rows, by task; the diagonal is perfect."""
+    """Reliability diagram: share of positives against mean score by bin and task; the diagonal is perfect."""
     with mpl.rc_context(STYLE):
         figure, axes = _axes("predicted", "observed")
         low, high = 1.0, 1e-4
@@ -125,7 +125,7 @@ def histogram(value: npt.NDArray[Any], count: npt.NDArray[Any], x: str, y: str) 
 
 
 def popularity(clicks: npt.NDArray[Any]) -> str:
-    """Train clicks of items by their rank, both axes logarithmic."""
+    """Train clicks of items by popularity rank, log-log."""
     with mpl.rc_context(STYLE):
         figure, axes = _axes("items by popularity (rank)", "train clicks")
         falling = np.sort(clicks[clicks > 0])[::-1]
@@ -138,7 +138,7 @@ def popularity(clicks: npt.NDArray[Any]) -> str:
 
 
 def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], x: str, y: str) -> str:
-    """Bars side by side: one group a label, one colour a series."""
+    """Grouped bars: one group per label, one colour per series."""
     with mpl.rc_context(STYLE):
         figure, axes = _axes(x, y)
         width = 0.8 / max(len(series), 1)
@@ -152,7 +152,7 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], x:
 
 
 def forest(rows: Sequence[tuple[str, float, float | None, float | None]], x: str) -> str:
-    """Differences with their intervals, one line each from top to bottom; the dotted line is no difference."""
+    """Forest plot of differences with intervals; the dotted line is no difference."""
     with mpl.rc_context(STYLE):
         figure, axes = _axes(x, "", height=0.9 + 0.3 * len(rows))
         for y, (_, value, low, high) in enumerate(rows):
@@ -168,7 +168,7 @@ def forest(rows: Sequence[tuple[str, float, float | None, float | None]], x: str
 
 
 def named_points(pairs: Sequence[tuple[str, float, float]], x: str, y: str) -> str:
-    """A dot with its name for each (name, x, y); x is logarithmic."""
+    """Labelled scatter plot of (name, x, y); x is logarithmic."""
     with mpl.rc_context(STYLE):
         figure, axes = _axes(x, y, height=3.6 if len(pairs) <= 8 else 4.8)
         axes.plot([cost for _, cost, _ in pairs], [value for *_, value in pairs], "o", color=COLORS[0], markersize=5)
@@ -181,10 +181,10 @@ def named_points(pairs: Sequence[tuple[str, float, float]], x: str, y: str) -> s
 
 
 def name_dots(axes: Axes, pairs: Sequence[tuple[str, float, float]]) -> list[Annotation]:
-    """Write the name of each (name, x, y) near its dot where it covers neither a dot nor another name, if it can.
+    """Label each (name, x, y) near its dot, without covering dots or other labels if possible.
 
-    Names are placed from the highest dot down, each at the nearest of some offsets that is free; from a distance on a
-    line leads to the dot.
+    Labels are placed greedily from the highest dot down, each at the nearest free offset; distant labels get a leader
+    line.
     """
     axes.autoscale_view()
     dots = axes.transData.transform([(cost, value) for _, cost, value in pairs])
@@ -219,7 +219,7 @@ def name_dots(axes: Axes, pairs: Sequence[tuple[str, float, float]]) -> list[Ann
 
 
 def points(pairs: Sequence[tuple[Any, float]], x: str, y: str) -> str:
-    """A dot for each pair; texts in order, positive numbers that span more than a factor of 8 on a logarithmic axis."""
+    """Scatter plot; text is categorical, positive numbers that span more than a factor of 8 are on a log axis."""
     with mpl.rc_context(STYLE):
         figure, axes = _axes(x, y)
         values = [value for value, _ in pairs]
@@ -237,7 +237,7 @@ def points(pairs: Sequence[tuple[Any, float]], x: str, y: str) -> str:
 
 
 def heat_map(rows: Sequence[str], values: npt.NDArray[np.float64], x: str) -> str:
-    """A matrix of shares with the numbers written in it."""
+    """Heat map of a matrix of shares, annotated with the numbers."""
     with mpl.rc_context(STYLE):
         figure, axes = _axes(x, "", height=0.9 + 0.42 * len(rows))
         axes.grid(visible=False)

@@ -28,16 +28,16 @@ from retrieval.report.html import PAGE, html_table, number
 from retrieval.result_folder import METRICS, RANKS
 
 ALIKE = ("dataset", "mask_seen", "candidates")
-"""What results must share to be compared."""
+"""Fields that must be equal in compared results."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One ranker by one metric; differences are its own value minus the first model's.
+    """One ranker and metric; differences are to the first model.
 
     Attributes:
         low, high: 95 % bootstrap interval over users.
-        p: two-sided, Holm-corrected over the table; None for the first model itself.
+        p: two-sided p-value, Holm-corrected over the table; None for the first model.
     """
 
     ranker: str
@@ -53,7 +53,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """A result folder: what it says, and its test ranks by ranker."""
+    """A result folder: its metrics, and its test ranks by ranker."""
 
     folder: Path
     summary: dict[str, Any]
@@ -61,7 +61,7 @@ class Result:
 
     @classmethod
     def read(cls, folder: Path) -> Result:
-        """Read a folder; `InputError` where it is no result of a session model."""
+        """Read a folder; `InputError` if it is not the result of a session model."""
         try:
             summary = json.loads((folder / METRICS).read_text())
             missing = [name for name in ("model", "test", *ALIKE) if name not in summary]
@@ -83,7 +83,7 @@ class Result:
         return self.tables[MODEL].select(["user_id", "target"])
 
     def check(self, first: Result, metrics: Sequence[str]) -> None:
-        """Raise `InputError` where the result cannot be compared with the first one by these metrics."""
+        """Raise `InputError` if the result cannot be compared with the first one by these metrics."""
         known = [name for name in self.summary["test"] if name.partition("@")[0] in GAINS]
         missing = [m for m in metrics if m not in known]
         if missing:
@@ -103,10 +103,10 @@ class Result:
 def read_results(folders: Sequence[str], metrics: Sequence[str]) -> dict[str, Int]:
     """Test ranks of every model, then of every baseline, over the same queries in the same order.
 
-    A baseline stands once for all results in which it gave the same ranks.
+    A baseline with equal ranks in several results is listed once.
 
     Raises:
-        InputError: results over different queries, or that do not know a metric.
+        InputError: results over different queries, or without a metric.
     """
     results = [Result.read(fetched(folder, last_file=METRICS)) for folder in folders]
     rankers: dict[str, Int] = {}
@@ -126,7 +126,7 @@ def read_results(folders: Sequence[str], metrics: Sequence[str]) -> dict[str, In
 
 
 def add_ranker(rankers: dict[str, Int], name: str, folder: Path, table: pa.Table) -> None:
-    """Add a ranker under its name; with its folder, and a number, where others have that already."""
+    """Add a ranker under its name; on conflicts with its folder, and a number."""
     label, count = name, 2
     while label in rankers:
         label = f"{name} ({folder})" if count == 2 else f"{name} ({folder}, {count - 1})"
@@ -164,7 +164,7 @@ def rows_of(rankers: dict[str, Int], metrics: Sequence[str]) -> list[Row]:
 
 
 LEAST_P = 1e-6
-"""Smaller ones say no more: the tests' own assumptions are not that sure."""
+"""Smaller p-values are not reported, since the tests' assumptions are not that exact."""
 HEADER = ["ranker", "metric", "test", "95 % interval", "difference", "95 % interval", "p (Holm)"]
 
 
@@ -178,7 +178,7 @@ def cells(row: Row) -> list[str]:
 
 
 def sentence(row: Row, base: str) -> str:
-    """A row in words."""
+    """A row as a sentence."""
     if row.difference is None or row.p is None:
         return f"{row.ranker}: {row.metric.upper()} {row.value:.4f}, what the others are compared with."
     if row.p >= SURE:
@@ -188,11 +188,11 @@ def sentence(row: Row, base: str) -> str:
 
 
 SURE = 0.05
-"""Corrected p below which a difference is called one."""
+"""Significance level of corrected p-values."""
 
 
 def page(rows: Sequence[Row], queries: int) -> str:
-    """The table as one self-contained page, with a forest plot and a sentence a row of each metric."""
+    """The table as one self-contained page, with a forest plot per metric and a sentence per row."""
     base = rows[0].ranker
     title = f"{base} and {len({row.ranker for row in rows}) - 1} others"
     table = html_table(HEADER, [(cells(row), row.ranker == base) for row in rows], label="comparison")

@@ -22,11 +22,11 @@ class Example:
     """A test query.
 
     Attributes:
-        user_id: of the session.
-        clicked: its last clicks before the target, oldest first.
+        user_id: user of the session.
+        clicked: last clicks before the target, oldest first.
         recommended: the best candidates, best first.
-        target: what was clicked next.
-        rank: of the target among `recommended`, from 1; 0 where it is none of them.
+        target: the item clicked next.
+        rank: rank of the target in `recommended`, from 1; 0 if it is not listed.
     """
 
     user_id: int
@@ -37,7 +37,7 @@ class Example:
 
 
 def examples_of(evaluation: Evaluation, work_folder: Path, titles: Titles) -> list[Example]:
-    """Evenly spread test queries, ranked by the blend where there is one; items by title, else by raw id."""
+    """Evenly spaced test queries, ranked by the blend if there is one; items by title, else by raw id."""
     blend, out = evaluation.blend(work_folder), []
     for queries in evaluation.bundle.sample_queries("test", EXAMPLES):
         ranker = evaluation.rankers[MODEL]
@@ -75,7 +75,7 @@ SCRIPT = """<script>
 
 
 def examples_section(examples: Sequence[Example]) -> str:
-    """A table that can be searched; empty without examples."""
+    """A searchable table; empty without examples."""
     if not examples:
         return ""
     rows = "".join(_row(example) for example in examples)

@@ -23,7 +23,7 @@ def figures(result: dict[str, Any], dataset: Dataset, diagnostics: dict[str, Any
 
 
 def _training_figures(curves: dict[str, list[tuple[int, float]]]) -> Iterable[tuple[str, str, str]]:
-    """Validation metrics and training losses by epoch, as far as there are any."""
+    """Validation metrics and training losses by epoch, if available."""
     losses = {n.removeprefix("train/loss/"): v for n, v in curves.items() if n.startswith("train/loss/")}
     ranking = {
         n.removeprefix("valid/").replace("hr", "HR").replace("ndcg", "NDCG"): v
@@ -47,7 +47,7 @@ def _training_figures(curves: dict[str, list[tuple[int, float]]]) -> Iterable[tu
 
 
 def _gate_figure(gates: dict[str, Any]) -> tuple[str, str, str]:
-    """Weights of the experts by task, and how even each gate is."""
+    """Expert weights by task, and how even each gate is."""
     tasks, weights = list(gates["mean_weight"]), np.array(list(gates["mean_weight"].values()))
     most = np.log(weights.shape[1])
     rows = [f"{task} ({gates['entropy_nats'][task] / most:.0%})" if most else task for task in tasks]
@@ -86,7 +86,7 @@ SEGMENTS = (
 
 
 def _segment_figures(result: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
-    """HR of the model and of popularity by kind of query."""
+    """HR of the model and of popularity by query segment."""
     for kind, title, x, what in SEGMENTS:
         segments = result.get("test", {}).get(kind)
         if not segments:
@@ -103,7 +103,7 @@ def _segment_figures(result: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
 
 
 def _trust_figures(result: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
-    """What the index loses at which speed, and how probabilities are meant."""
+    """Index recall against speed, and calibration of probabilities."""
     index, test = result.get("index") or {}, result.get("test", {})
     tried = [(t["queries_per_second"], t["recall"]) for t in index.get("tuned_on_valid", [])]
     if tried:
@@ -121,7 +121,7 @@ def _trust_figures(result: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
 
 
 def session_lengths(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Retained clicks of the sessions: distinct values and how many sessions have each."""
+    """Histogram of retained clicks per session: distinct values and counts."""
     total = np.zeros(dataset.manifest.max_clicks + 1, np.int64)
     for entry in dataset.session_files:
         clicks = pq.read_table(dataset.file(entry.path), columns=["n_clicks"])["n_clicks"].to_numpy()

@@ -49,20 +49,20 @@ input, select {{ font: inherit; color: inherit; background: var(--page); border:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A figure of a table; a dash where there is none."""
+    """Format a number for a table; a dash for None."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
 def html_table(
     header: Sequence[str], rows: Iterable[tuple[Sequence[str], bool]], columns: Sequence[str] = (), label: str = "table"
 ) -> str:
-    """A table that scrolls sideways; each row with whether it stands out.
+    """A horizontally scrollable table; rows may be highlighted.
 
     Args:
         header: names of the columns.
-        rows: their cells.
-        columns: a CSS class of each column; none by default.
-        label: what a screen reader calls the table.
+        rows: cells of each row, and whether it is highlighted.
+        columns: CSS class of each column; optional.
+        label: accessible name of the table.
     """
     classes = [f' class="{name}"' if name else "" for name in columns] or [""] * len(header)
     head = "".join(f'<th scope="col"{c}>{escape(cell)}</th>' for cell, c in zip(header, classes, strict=True))

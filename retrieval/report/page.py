@@ -22,7 +22,7 @@ document.querySelectorAll(".by-metric select").forEach(select => {
   select.addEventListener("change", show); show();
 });
 </script>"""
-"""Without scripts all columns stay."""
+"""Without JavaScript all columns are shown."""
 
 
 def write_report(
@@ -37,11 +37,11 @@ def write_report(
 
     Args:
         path: file to write.
-        result: what `metrics.json` holds.
-        dataset: for the histograms.
+        result: content of `metrics.json`.
+        dataset: dataset for the histograms.
         run: the training run's `summary` and `diagnostics`; either may be empty.
-        ranks: those of test, of `read_ranks`; None for ranking models.
-        examples: test sessions with what is recommended to them.
+        ranks: test ranks from `read_ranks`; None for ranking models.
+        examples: test sessions with recommendations.
     """
     source = ", ".join(entry.name for entry in dataset.manifest.source)
     title = f"{result['model']} on {source}"
@@ -181,7 +181,7 @@ def _interval(ranks: Ranks, name: str, k: int) -> str:
 
 
 def _lists_section(result: dict[str, Any]) -> str:
-    """How diverse the recommended lists are, of the model, the blend and the baselines."""
+    """Diversity of the lists recommended by model, blend and baselines."""
     if "queries" not in result.get("test", {}):
         return ""
     k = result["cutoffs"][-1]

@@ -1,4 +1,4 @@
-"""The summary on top of the report: sentences generated from its numbers."""
+"""The summary of the report: sentences generated from its metrics."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from retrieval.rankers.registry import MODEL
 Ranks = Mapping[str, pa.Table]
 """Test ranks by ranker, tables of `user_id` and `rank`, by user."""
 EVEN = 0.95
-"""A gate whose entropy is at least this share of an even gate's hardly chooses."""
+"""A gate with at least this share of the maximum entropy is nearly uniform."""
 SURE = 0.05
-"""p below which a difference is called one."""
+"""Significance level."""
 COUNTED_SHARE = 0.05
-"""Share of test steps counted in train from which counted transitions are worth a try."""
+"""Share of test transitions counted in train from which counted transitions are recommended."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a reader should know first.
+    """The summary of a result.
 
     Attributes:
-        answer: the best list of this result against the best baseline.
-        cost: parameters, time of training, queries a second.
-        notes: what else the numbers say.
-        advice: what to do next.
+        answer: the recommended lists compared with the best baseline.
+        cost: parameters, training time, queries per second.
+        notes: other findings.
+        advice: recommended next steps.
     """
 
     answer: str
@@ -41,18 +41,18 @@ class Verdict:
 
 
 def main_cutoff(result: dict[str, Any]) -> int:
-    """The cutoff that sentences speak of: 10, else the largest."""
+    """The cutoff used in sentences: 10 if evaluated, else the largest."""
     return 10 if 10 in result["cutoffs"] else int(result["cutoffs"][-1])
 
 
 def best_baseline(result: dict[str, Any], k: int) -> str:
-    """The baseline with the highest HR@k on test: the strongest there is, chosen in hindsight."""
+    """The baseline with the highest HR@k on test (chosen in hindsight)."""
     baselines = {n: m["test"][f"hr@{k}"] for n, m in result["baselines"].items() if f"hr@{k}" in m.get("test", {})}
     return max(baselines, key=lambda name: baselines[name])
 
 
 def difference_to_baseline(ranks: Ranks, own: str, baseline: str, k: int) -> Difference:
-    """HR@k of the recommended lists minus that of a baseline, over the queries that both ranked."""
+    """HR@k of the recommended lists minus that of a baseline, over queries ranked by both."""
     first, second = matched_ranks([ranks[own], ranks[baseline]])
     return compare(first, second, f"hr@{k}")
 
@@ -63,12 +63,12 @@ def hit_interval(ranks: Ranks, ranker: str, k: int) -> tuple[float, float]:
 
 
 def verdict(result: dict[str, Any], ranks: Ranks, summary: dict[str, Any], diagnostics: dict[str, Any]) -> Verdict:
-    """The verdict on a result of a session model.
+    """Summarise a result of a session model.
 
     Args:
-        result: what `metrics.json` holds.
-        ranks: those of test, of `read_ranks`.
-        summary, diagnostics: of the training run; may be empty.
+        result: content of `metrics.json`.
+        ranks: test ranks from `read_ranks`.
+        summary, diagnostics: files of the training run; may be empty.
     """
     k = main_cutoff(result)
     own = "blend" if result.get("blend") else MODEL
@@ -123,7 +123,7 @@ def _blend_notes(result: dict[str, Any], k: int) -> list[str]:
 
 
 def _segment_notes(result: dict[str, Any], k: int) -> list[str]:
-    """Where popularity finds more than the model."""
+    """Segments in which popularity is better than the model."""
     own = result["test"].get("target_popularity", {})
     base = result["baselines"]["popularity"]["test"].get("target_popularity", {})
     better = [name for name in own if base.get(name) and base[name][f"hr@{k}"] > own[name][f"hr@{k}"]]

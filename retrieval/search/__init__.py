@@ -1,1 +1,1 @@
-"""Nearest-neighbour search: exact, indexes, tuning."""
+"""Nearest-neighbour search: exact search, indexes, tuning."""

@@ -13,18 +13,17 @@ Ids = npt.NDArray[np.int64]
 
 
 QUERIES_AT_ONCE, ITEMS_AT_ONCE = 512, 1_024
-"""Shape of a block of scores: 2 MiB, which stays in the cache between the product and the comparison."""
+"""Shape of a block of scores: 2 MiB, which stays in the cache."""
 PENDING = 4
-"""Candidates a query, on average, that may wait before the best lists are made anew."""
+"""Mean pending candidates per query before they are merged into the top lists."""
 
 
 def search_exact(item_CD: Vectors, query_QD: Vectors, k: int) -> tuple[npt.NDArray[np.float32], Ids]:
-    """The `k` best rows of `item_CD` for each query, best first, equal scores by rising row.
+    """The `k` best rows of `item_CD` for each query, best first, ties by ascending row.
 
-    Blocks of scores are multiplied out and compared with each query's k-th best so far; the few that are better
-    are all that is looked at again. So it takes little longer than the product alone, and memory does not grow
-    with C × Q. (`faiss.knn` looks at every score: a fifth of the speed at 400,000 × 65, k = 21, one AVX2 core.)
-    It runs on as many threads as FAISS is set to.
+    Blocks of scores are compared with each query's current k-th best score; only the few better ones are processed
+    further. So it takes little longer than the matrix product, and memory does not grow with C × Q. (`faiss.knn` has
+    a fifth of the speed at 400,000 × 65, k = 21, one AVX2 core.) It uses the number of threads that FAISS is set to.
 
     Returns:
         Scores float32 `[Q, k]` and rows int64 `[Q, k]`; -inf and -1 where C < k.
@@ -38,7 +37,7 @@ def search_exact(item_CD: Vectors, query_QD: Vectors, k: int) -> tuple[npt.NDArr
 
 
 class _Best:
-    """The best rows of some queries so far, and candidates that wait to join them."""
+    """The current top rows of some queries, and pending candidates."""
 
     def __init__(self, n: int, k: int) -> None:
         self.score, self.row = np.full((n, k), -np.inf, np.float32), np.full((n, k), -1, np.int64)
@@ -47,14 +46,14 @@ class _Best:
         self.count = 0
 
     def add(self, query: npt.NDArray[np.intp], row: Ids, score: npt.NDArray[np.float32]) -> None:
-        """Candidates that beat their query's least."""
+        """Add candidates that score above their query's k-th best."""
         self.waiting.append((query, row, score))
         self.count += len(query)
         if self.count > PENDING * len(self.score):
             self.merge()
 
     def merge(self) -> None:
-        """Let the waiting candidates in."""
+        """Merge the pending candidates."""
         if not self.waiting:
             return
         query, row, score = (np.concatenate(part) for part in zip(*self.waiting, strict=True))
@@ -89,14 +88,14 @@ def _search_tile(item_CD: Vectors, query_MD: Vectors, k: int) -> tuple[npt.NDArr
 
 
 MOST_CONTENDERS = 4_096
-"""Items of almost the score of a query's last neighbour that are compared exactly, the lowest rows first."""
+"""Maximum near-ties of a query's last neighbour to compare exactly, lowest rows first."""
 
 
 def search_ordered(item_CD: Vectors, query_QD: Vectors, k: int) -> tuple[npt.NDArray[np.float64], Ids]:
-    """The `k` best rows for each query by float64 scores, best first, equal ones by rising row.
+    """The `k` best rows for each query by float64 scores, best first, ties by ascending row.
 
-    `search_exact` compares rounded scores, of which equal vectors may have different ones. Where the score behind the
-    last one is so near that rounding could have exchanged the two, all that come near are compared again.
+    `search_exact` compares float32 scores, which may differ even for equal vectors. Where rounding could have swapped
+    the last listed score and the next, all near-ties are compared again in float64.
 
     Returns:
         Scores float64 `[Q, k]` and rows int64 `[Q, k]`; -inf and -1 where C < k.
@@ -106,7 +105,7 @@ def search_ordered(item_CD: Vectors, query_QD: Vectors, k: int) -> tuple[npt.NDA
     if k >= len(item_CD) or not len(query_QD):
         return score[:, :k], row[:, :k]
     item_norm, query_norm = (np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64)) for x in (item_CD, query_QD))
-    # Of a rounded score, at most:
+    # Bound on the rounding error of a score:
     error = item_CD.shape[1] * np.finfo(np.float32).eps * query_norm * item_norm[row].max(axis=1)
     near = np.flatnonzero(score[:, k - 1] - score[:, k] <= error)
     for begin in range(0, len(near), QUERIES_AT_ONCE // 8):
@@ -120,7 +119,7 @@ def search_ordered(item_CD: Vectors, query_QD: Vectors, k: int) -> tuple[npt.NDA
 
 
 def _contenders(item_CD: Vectors, query_MD: Vectors, least_M: Vectors, row_MK: Ids) -> Ids:
-    """Rows whose rounded score is `least_M` or more, in addition to `row_MK`; each once, -1 where a query has fewer."""
+    """Rows whose float32 score is at least `least_M`, in addition to `row_MK`; distinct, padded with -1."""
     count_M, least_M = np.zeros(len(query_MD), np.int64), least_M.copy()
     query, row = [np.repeat(np.arange(len(query_MD)), row_MK.shape[1])], [row_MK.ravel()]
     for begin in range(0, len(item_CD), ITEMS_AT_ONCE):
@@ -139,17 +138,17 @@ def _contenders(item_CD: Vectors, query_MD: Vectors, least_M: Vectors, row_MK: I
 
 
 def _sorted(score_QK: npt.NDArray[np.float64], row_QK: Ids) -> tuple[npt.NDArray[np.float64], Ids]:
-    """Best first, equal ones by rising row, those without a row last."""
+    """Sort best first, ties by ascending row, empty entries last."""
     order = np.lexsort((np.where(row_QK < 0, np.iinfo(np.int64).max, row_QK), -score_QK), axis=1)
     return np.take_along_axis(score_QK, order, 1), np.take_along_axis(row_QK, order, 1)
 
 
 def rescore(item_CD: Vectors, query_QD: Vectors, row_QK: Ids, *, chunk_rows: int = 1 << 13) -> npt.NDArray[np.float64]:
-    """Inner products of each query with its listed rows, in float64; -inf where a row is -1.
+    """Inner products of each query with its listed rows, in float64; -inf for row -1.
 
-    Blocked matrix multiplication rounds the same vector differently in different places. Here every
-    product is summed in the same order, so that items with equal vectors have equal scores and the
-    tie rule means something. A chunk's rows fit a core's cache.
+    Blocked matrix multiplication rounds the same vector differently by position. Here every product is
+    summed in the same order, so that items with equal vectors have equal scores and ties are exact.
+    A chunk's rows fit into a core's cache.
     """
     score = np.empty(row_QK.shape)
     step = max(1, chunk_rows // max(row_QK.shape[1], 1))

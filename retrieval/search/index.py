@@ -1,4 +1,4 @@
-"""Nearest-neighbour indexes (FAISS) over the candidates' vectors: kinds, search effort, fidelity to exact search."""
+"""FAISS indexes over the candidates' vectors: kinds, construction, search effort."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from retrieval.search.exact import Ids, Vectors, rescore, search_ordered
 from retrieval.transitions import Transitions, add_to_lists, padded
 
 FLAT_UP_TO = 2e13
-"""Multiplications up to which `auto` searches exactly: a few minutes on two cores."""
+"""Multiply-adds up to which `auto` searches exactly: a few minutes on two cores."""
 SPACES = ("inner_product", "augmented")
-"""How an index sees the vectors: as they are, or on a sphere, where the nearest by distance is the best by
-inner product whatever the norms (Bachrach et al. 2014)."""
+"""Vector space of an index: the vectors themselves, or augmented to equal norms, where the nearest by distance
+is the best by inner product (Bachrach et al. 2014)."""
 SPACE_SAMPLE, SPACE_PROBES = 100_000, (1, 4, 16)
-"""Candidates, and lists probed, by which the two are compared."""
+"""Sample size and nprobe values for comparing the two."""
 MOST_LISTS = 4_096
-"""Each vector is compared with all lists when it is added: more would make building the larger part of the work."""
+"""Maximum IVF lists: adding a vector compares it with all centroids, so more would make building dominate."""
 POINTS_PER_LIST = 64
-"""Vectors a list that k-means looks at."""
+"""Training vectors per list for k-means."""
 LEAST_FOR_CODES = 624
-"""Product codes are learned from 39 vectors for each of 16 code words; of fewer, each number is coded by itself."""
+"""Product quantisation needs 39 training vectors for each of 16 centroids; with fewer, scalar quantisation is used."""
 HNSW_LINKS = 32
 WIDTH = 8
-"""Vectors are filled up with zeros to a multiple of this length, which vector instructions want."""
+"""Vectors are zero-padded to a multiple of this dimension, for SIMD."""
 
 
 @dataclass
@@ -39,9 +39,9 @@ class Catalogue:
     """The candidates of a search.
 
     Attributes:
-        item: int32 `[C]`, dense ids in rising order.
+        item: int32 `[C]`, dense ids, sorted.
         vector: float32 `[C, D]`.
-        transitions: the sparse term of the model's score; None without.
+        transitions: the sparse term of the model's score; None = not used.
     """
 
     item: npt.NDArray[np.int32]
@@ -49,7 +49,7 @@ class Catalogue:
     transitions: Transitions | None = None
 
     def rows_of(self, item_N: npt.NDArray[np.integer]) -> Ids:
-        """Rows of items (dense ids, 0 for padding), -1 for an item that is no candidate."""
+        """Rows of items (dense ids, 0 for padding), -1 for items that are not candidates."""
         return self._row_of_item[np.minimum(item_N, len(self._row_of_item) - 1)].astype(np.int64)
 
     def join_term(
@@ -66,7 +66,7 @@ class Catalogue:
 
     @cached_property
     def _row_of_item(self) -> npt.NDArray[np.int32]:
-        # A table: searching millions of candidates by bisection for each term of a score took a fifth of the ranking.
+        # Lookup table: binary search over millions of candidates took a fifth of the ranking time.
         row = np.full(int(self.item[-1]) + 2 if len(self.item) else 1, -1, np.int32)
         row[self.item] = np.arange(len(self.item), dtype=np.int32)
         return row
@@ -74,13 +74,13 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of index.
+    """An index type.
 
     Attributes:
-        effort: what is raised for fidelity: lists probed, or candidates that the graph's search keeps.
-        first: effort that tuning begins with.
-        refine: candidates listed for each one requested, to be scored again exactly: coded vectors have rough scores.
-        bytes_per_vector: of an index over vectors of a length.
+        effort: name of the search effort parameter: lists probed (nprobe), or candidates kept in the graph search.
+        first: initial effort for tuning.
+        refine: candidates to rescore exactly per requested one, since quantised scores are approximate.
+        bytes_per_vector: index bytes per vector, by dimension.
     """
 
     effort: str
@@ -95,12 +95,12 @@ KINDS = {
     "ivf_pq_refine": Kind("nprobe", 1, 8, lambda width: width // 4 + 8),
     "hnsw": Kind("efSearch", 16, 1, lambda width: 4 * width + 8 * HNSW_LINKS + 16),
 }
-"""By name; `flat` is exact search over the vectors themselves and has no index."""
+"""Index types by name; `flat` is exact search without an index."""
 
 
 @dataclass
 class Index:
-    """A searchable index; without `faiss_index` the search is exact."""
+    """A searchable index; exact search if `faiss_index` is None."""
 
     kind: str
     catalogue: Catalogue
@@ -112,9 +112,9 @@ class Index:
     parameters: dict[str, Any] = field(default_factory=dict)
 
     def search(self, query_QD: Vectors, k: int) -> tuple[npt.NDArray[np.float64], Ids]:
-        """The best `k` candidates: float64 scores and rows `[Q, k]`, best first, equal ones by rising id.
+        """The best `k` candidates: float64 scores and rows `[Q, k]`, best first, ties by ascending id.
 
-        Rows are -1 (score -inf) where the index returned fewer.
+        Padded with row -1 (score -inf) if the index returned fewer.
         """
         size = len(self.catalogue.item)
         if self.faiss_index is None:
@@ -126,11 +126,11 @@ class Index:
 
     @property
     def most_effort(self) -> int:
-        """Effort with which nothing more is to be gained."""
+        """Maximum useful search effort."""
         return int(self.parameters.get("nlist", len(self.catalogue.item)))
 
     def set_effort(self, effort: int, refine: int | None = None) -> None:
-        """Probe so many lists, or keep so many candidates; list `refine` candidates for each one requested."""
+        """Set nprobe or efSearch; rescore `refine` candidates per requested one."""
         self.effort, self.refine = effort, refine or self.refine
         name = KINDS[self.kind].effort
         self.parameters |= {name: effort, "refine": self.refine}
@@ -141,12 +141,12 @@ class Index:
 
 
 def widened(vector_ND: Vectors, space: str, longest: float | None) -> Vectors:
-    """Vectors as an index sees them, zeros filled up to a multiple of `WIDTH`.
+    """Map vectors to an index space, zero-padded to a multiple of `WIDTH`.
 
     Args:
         vector_ND: items or queries.
-        space: of `SPACES`. The augmented one adds √(longest² − |v|²) to items, so that all have one norm, and
-            0 to queries: |q − v|² = |q|² + longest² − 2 q·v then orders items as q·v does.
+        space: one of `SPACES`. The augmented space appends √(longest² − |v|²) to items, so that all norms are equal,
+            and 0 to queries: |q − v|² = |q|² + longest² − 2 q·v then orders items as q·v does.
         longest: largest norm of the items; None for queries.
     """
     n, dimension = vector_ND.shape
@@ -165,7 +165,7 @@ def norms(vector_ND: Vectors) -> npt.NDArray[np.float64]:
 
 
 def build_index(kind: str, catalogue: Catalogue, space: str = SPACES[0]) -> Index:
-    """Build an index of a kind over the candidates."""
+    """Build an index over the candidates."""
     begin = time.perf_counter()
     if kind == "flat":
         return Index("flat", catalogue, None, 0.0)
@@ -180,7 +180,7 @@ def build_index(kind: str, catalogue: Catalogue, space: str = SPACES[0]) -> Inde
 
 
 def _empty(kind: str, vectors: Vectors, metric: int) -> tuple[Any, dict[str, Any]]:
-    """An index without vectors, and its parameters."""
+    """An empty index and its parameters."""
     n, width = vectors.shape
     if kind == "hnsw":
         graph = faiss.IndexHNSWFlat(width, HNSW_LINKS, metric)
@@ -198,9 +198,9 @@ def _empty(kind: str, vectors: Vectors, metric: int) -> tuple[Any, dict[str, Any
 
 
 def choose_kind(requested: str, n_candidates: int, n_queries: int, dimension: int, memory_gib: float = 4.0) -> str:
-    """The index that `auto` stands for.
+    """The index type for `index=auto`.
 
-    Exact search as long as it is a matter of minutes, else the least coarse inverted lists that fit into the memory.
+    Exact search if it takes minutes, else the least compressed IVF index that fits into memory.
     """
     if requested != "auto":
         return requested
@@ -213,9 +213,9 @@ def choose_kind(requested: str, n_candidates: int, n_queries: int, dimension: in
 
 
 def kept_neighbours(score_QK: npt.NDArray[np.float64], exact_QK: npt.NDArray[np.float64]) -> Ids:
-    """How many of the exact neighbours an index lists for each query `[Q]`, by the scores of both lists.
+    """Number of exact neighbours that an index found for each query `[Q]`, by the scores of both lists.
 
-    One of the same score as the last exact neighbour stands for any other of that score.
+    Ties with the last exact neighbour are interchangeable.
 
     >>> kept_neighbours(np.array([[3.0, 1, 1]]), np.array([[3.0, 2, 1]])).tolist()
     [2]

@@ -1,4 +1,4 @@
-"""Index files with their inputs' hashes and tuning results, memory-mapped and reused."""
+"""Saved indexes with their inputs' fingerprints and tuning results, memory-mapped for reuse."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ RECORD: dict[str, Any] = {
     "build_seconds": int | float,
     "parameters": dict,
 }
-"""What every record holds, and of what type."""
+"""Required fields of a record and their types."""
 HINT = "delete it with its index"
 
 
 def origin(bundle_manifest: Path, catalogue: Catalogue) -> str:
-    """Fingerprint of what an index is built over: the bundle, and which of its items are candidates."""
+    """Fingerprint of an index's inputs: the bundle and the candidates."""
     return fingerprint_of([sha256_of(bundle_manifest), len(catalogue.item), int(catalogue.item.sum(dtype=np.int64))])
 
 
@@ -38,8 +38,8 @@ class IndexFile:
     """One index file and its record.
 
     Args:
-        path: of the index file; the record has `.json` behind it.
-        made_from: `origin` of the bundle and candidates that are evaluated.
+        path: path of the index file; the record has the suffix `.json`.
+        made_from: `origin` of the evaluated bundle and candidates.
     """
 
     def __init__(self, path: Path, made_from: str) -> None:
@@ -48,11 +48,11 @@ class IndexFile:
 
     @classmethod
     def for_bundle(cls, bundle: Path, kind: str, made_from: str) -> IndexFile:
-        """The file of an index in the run folder of a bundle."""
+        """The index file in the run folder of a bundle."""
         return cls(bundle.absolute().parent / FOLDER / f"{kind}-{made_from[:16]}.faiss", made_from)
 
     def record(self) -> dict[str, Any]:
-        """What is known of the index; empty where there is none.
+        """The record of the index; empty if there is none.
 
         Raises:
             InputError: the index belongs to another bundle or other candidates.
@@ -76,10 +76,10 @@ class IndexFile:
         return result
 
     def load(self, catalogue: Catalogue) -> Index | None:
-        """The index, mapped into memory; None where there is none.
+        """Memory-map the index; None if there is none.
 
         Raises:
-            InputError: the file is not the one that was written.
+            InputError: the file was changed.
         """
         record = self.record()
         if not record or not self.path.is_file():
@@ -93,7 +93,7 @@ class IndexFile:
         return index
 
     def save(self, index: Index, extra: dict[str, Any]) -> None:
-        """Write the index, then its record; a folder that may not be written costs a warning."""
+        """Write the index, then its record; warns if the folder is not writable."""
         try:
             with atomic_file(self.path) as file:
                 faiss.write_index(index.faiss_index, str(file))
@@ -105,14 +105,14 @@ class IndexFile:
         write_json(self.record_path, record | extra)
 
     def tuned(self, fidelity: float) -> dict[str, Any] | None:
-        """Result of tuning for a fidelity: `effort`, `refine`, `curve`, `test`; None where it was not done.
+        """Tuning result for a fidelity: `effort`, `refine`, `curve`, `test`; None if not tuned.
 
         Raises:
-            InputError: the record does not hold what was written.
+            InputError: the record was changed.
         """
         result = self.record().get("tuned", {}).get(str(fidelity))
         if not isinstance(result, dict) or set(result.get("test", ())) != {entry.name for entry in fields(Fidelity)}:
-            return None  # by another version
+            return None  # written by another version
         numbers = [result.get("effort"), result.get("refine"), result["test"]["queries"]]
         if not all(isinstance(n, int) and n >= 1 for n in numbers) or not isinstance(result.get("curve"), list):
             raise InputError("effort and refine of at least 1 in the index record", self.record_path, HINT)
@@ -121,7 +121,7 @@ class IndexFile:
         return result
 
     def save_tuning(self, fidelity: float, index: Index, curve: list[dict[str, Any]], test: Fidelity) -> dict[str, Any]:
-        """Save the result of tuning, and return it."""
+        """Save the tuning result, and return it."""
         record = self.record()
         result = {"effort": index.effort, "refine": index.refine, "curve": curve, "test": asdict(test)}
         if record:

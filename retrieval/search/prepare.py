@@ -1,4 +1,4 @@
-"""The index of an evaluation: built or reopened, tuned, measured."""
+"""Prepares the index of an evaluation: builds or reopens, tunes and measures it."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def make_catalogue(bundle: Bundle, dataset: Dataset, config: RetrievalConfig) ->
 def prepare_index(
     bundle: Bundle, dataset: Dataset, catalogue: Catalogue, config: RetrievalConfig
 ) -> tuple[Index, dict[str, Any]]:
-    """The index that is searched, and what `metrics.json` says of it: its fidelity and speed on test queries.
+    """The search index, and its entry in `metrics.json`: fidelity and speed on test queries.
 
-    `index=auto` searches exactly where the index that it chose is slower; an index that was named is kept.
+    `index=auto` falls back to exact search if its index is slower; an explicit index is kept.
     """
     kind, slower = kind_of(bundle, catalogue, config), None
     if kind != "flat":
@@ -65,10 +65,10 @@ def prepare_index(
 def tuned_index(
     kind: str, bundle: Bundle, dataset: Dataset, catalogue: Catalogue, config: RetrievalConfig
 ) -> tuple[Index, dict[str, Any], dict[str, Any]]:
-    """An index with the effort that valid queries need, the result of tuning, and its record.
+    """An index with the search effort tuned on valid queries, the tuning result, and its record.
 
-    The effort for a refit model is that which the model before it needs, which alone has valid queries. An index
-    is saved with the result of tuning, so that the next evaluation of the bundle only searches.
+    A refit model uses the effort tuned for the model before the refit, since only that has valid queries. The index
+    is saved with the tuning result, so that the next evaluation of the bundle reuses it.
     """
     index_file = index_file_of(bundle, catalogue, config, kind)
     index, record = index_file.load(catalogue), index_file.record()
@@ -97,7 +97,7 @@ def tuned_index(
 
 
 def warn_of_index(kind: str, test: Fidelity, config: RetrievalConfig) -> None:
-    """Say where an index misses on test queries what was asked for, or is slower than exact search."""
+    """Warn if an index misses the requested fidelity on test queries, or is slower than exact search."""
     if not test.reaches(config.fidelity):
         hits = "" if test.hr_ratio is None else f" and HR@{FIDELITY_K} {test.hr_ratio:.4f}"
         print(
@@ -113,7 +113,7 @@ def warn_of_index(kind: str, test: Fidelity, config: RetrievalConfig) -> None:
 
 
 def kind_of(bundle: Bundle, catalogue: Catalogue, config: RetrievalConfig) -> str:
-    """The kind of index that the options stand for."""
+    """The index type selected by the options."""
     size, dimension = catalogue.vector.shape
     return choose_kind(config.index, size, bundle.n_queries("test"), dimension, config.memory_gib)
 
@@ -127,19 +127,19 @@ def index_file_of(bundle: Bundle, catalogue: Catalogue, config: RetrievalConfig,
 
 
 def valid_bundle(bundle: Bundle) -> Bundle:
-    """The bundle whose valid queries tune an index: of a refit model, the model before the refit."""
+    """The bundle whose valid queries tune an index: for a refit model, that of the model before the refit."""
     return open_bundle(bundle.sibling("bundle-selected")) if bundle.manifest.refit else bundle
 
 
 def exact_reference(bundle: Bundle, split: str, catalogue: Catalogue) -> ExactReference:
-    """Queries of a split by which the index is judged, searched exactly."""
+    """Exact search results for a sample of a split's queries."""
     queries = sample_queries(bundle, split)
     vector = np.ascontiguousarray(queries.vector)
     return ExactReference.of(catalogue, vector, queries.target, transition_term(catalogue, queries))
 
 
 def describe_index(index: Index, test: Fidelity, record: dict[str, Any]) -> dict[str, Any]:
-    """What `metrics.json` says of the index; `test` is its fidelity on test queries."""
+    """The index's entry in `metrics.json`; `test` is its fidelity on test queries."""
     described = {"kind": index.kind, **index.parameters, **({"space": index.space} if index.faiss_index else {})}
     described |= {
         f"recall_at_{FIDELITY_K}_vs_exact": test.recall,

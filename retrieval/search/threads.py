@@ -1,4 +1,4 @@
-"""Threads of a search: several batches at a time, each on one."""
+"""Parallel search: several batches at a time, one thread each."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ Result = TypeVar("Result")
 
 
 def search_threads() -> int:
-    """Threads that searches and counts run on: as many as FAISS is set to in this thread."""
+    """Number of threads for searching and counting: FAISS's setting in this thread."""
     return int(faiss.omp_get_max_threads())
 
 
 def in_threads(work: Callable[[Job], Result], jobs: Sequence[Job], threads: int) -> list[Result]:
-    """`work` of every job, in order, so many at a time; one job alone has all of FAISS's threads.
+    """Map `work` over jobs, in order, on `threads` threads; a single job uses all of FAISS's threads.
 
-    FAISS keeps the number of threads apart for every thread that calls it, and a new one begins with all cores: without
-    a limit T threads would search on T × cores.
+    FAISS's thread count is per calling thread and defaults to all cores: without a limit T threads would search on
+    T × cores.
     """
     if threads == 1 or len(jobs) == 1:
         return [work(job) for job in jobs]

@@ -1,4 +1,4 @@
-"""Tuning of the search effort to reach a fidelity, measured against exact search."""
+"""Tunes the search effort to reach a fidelity, measured against exact search."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ FIDELITY_K = 20
 
 
 def compare_spaces(catalogue: Catalogue, query_QD: Vectors) -> dict[str, float]:
-    """Mean recall of inverted lists over a sample of the candidates, by space, at the same numbers of probes.
+    """Mean recall of IVF over a sample of the candidates, by vector space, at the same nprobe values.
 
-    Norms that follow popularity draw many queries to few long vectors: which view loses less is measured.
+    If norms follow popularity, many queries are drawn to few long vectors: so the better space is measured.
     """
     step = max(1, len(catalogue.item) // SPACE_SAMPLE)
     sample = Catalogue(catalogue.item[::step], np.ascontiguousarray(catalogue.vector[::step]))
@@ -48,23 +48,23 @@ def compare_spaces(catalogue: Catalogue, query_QD: Vectors) -> dict[str, float]:
 
 
 def shared(a_QK: Ids, b_QK: Ids) -> int:
-    """How many rows of each query stand in both lists, in all."""
+    """Total number of rows that are in both lists of a query."""
     query = np.arange(len(a_QK), dtype=np.int64)[:, None] << 40
     return int(np.isin(query | a_QK, (query | b_QK)[b_QK >= 0]).sum())
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """What an index keeps of exact search on a sample of queries.
+    """Fidelity of an index to exact search on a sample of queries.
 
     Attributes:
-        recall: share of the exact 20 nearest neighbours that the index lists too; one of the same score as the
-            last of them counts as it does.
-        recall_low, recall_high: 95 % bootstrap interval of it over queries.
-        hr_ratio: HR@20 of the model through the index, with its transitions if any, over that of exact search; None
-            where that is 0.
-        hr_ratio_low: lower 95 % bound of it over the exact hits (Wilson); None without hits.
-        exact_hits: queries whose target exact search lists.
+        recall: share of the exact 20 nearest neighbours that the index finds; ties with the last one are
+            interchangeable.
+        recall_low, recall_high: its 95 % bootstrap interval over queries.
+        hr_ratio: HR@20 through the index, with transitions if any, divided by that of exact search; None if the
+            latter is 0.
+        hr_ratio_low: its lower 95 % bound over the exact hits (Wilson); None without hits.
+        exact_hits: number of queries whose target exact search finds.
     """
 
     recall: float
@@ -83,12 +83,12 @@ class Fidelity:
 
     @property
     def is_slower(self) -> bool:
-        """Whether exact search answers more queries a second."""
+        """Whether exact search has the higher throughput."""
         return self.queries_per_second < self.exact_queries_per_second
 
 
 def wilson_low(successes: int, trials: int, z: float = 1.959964) -> float | None:
-    """Lower end of Wilson's 95 % interval of a share."""
+    """Lower bound of the Wilson 95 % interval of a proportion."""
     if not trials:
         return None
     share = successes / trials
@@ -98,17 +98,17 @@ def wilson_low(successes: int, trials: int, z: float = 1.959964) -> float | None
 
 @dataclass(frozen=True)
 class ExactReference:
-    """Queries with their targets (dense ids), and what exact search lists for them.
+    """Queries with targets (dense ids) and exact search results.
 
     Attributes:
         query: float32 `[Q, D]`.
         target: `[Q]`.
         exact: rows of the k nearest candidates, int64 `[Q, k]`.
-        score: inner products of these, float64 `[Q, k]`.
-        own: complete score of the target, float64 `[Q]`; -inf where it is no candidate.
+        score: their inner products, float64 `[Q, k]`.
+        own: complete score of the target, float64 `[Q]`; -inf if it is not a candidate.
         least: complete score of the k-th best candidate, float64 `[Q]`.
-        counted: whether the target has a term beside its inner product, so that it is listed whatever the index does.
-        seconds: that exact search took.
+        counted: whether the target has a transition term, so that it is scored whatever the index returns.
+        seconds: duration of the exact search.
     """
 
     query: Vectors
@@ -128,12 +128,12 @@ class ExactReference:
         target_Q: npt.NDArray[np.integer],
         term: sparse.csr_matrix | None = None,
     ) -> ExactReference:
-        """Search exactly, and take the time.
+        """Run and time an exact search.
 
         Args:
             catalogue: the candidates.
             query_QD, target_Q: the queries.
-            term: the sparse term of a model with transitions, `[Q, n_items + 1]`, of candidates alone.
+            term: the sparse term of a model with transitions, `[Q, n_items + 1]`, for candidates only.
         """
         begin = time.perf_counter()
         k = min(FIDELITY_K, len(catalogue.item))
@@ -150,7 +150,7 @@ class ExactReference:
 
     @classmethod
     def joined(cls, parts: Sequence[ExactReference]) -> ExactReference:
-        """Queries one after another."""
+        """Concatenate references."""
         arrays = {
             entry.name: np.concatenate([getattr(part, entry.name) for part in parts])
             for entry in fields(cls)
@@ -160,7 +160,7 @@ class ExactReference:
 
 
 def measure(index: Index, reference: ExactReference) -> Fidelity:
-    """Compare an index with exact search. Which of equal scores fill the last places is nobody's merit."""
+    """Compare an index with exact search. Ties at the end of the list are interchangeable."""
     k, catalogue = reference.exact.shape[1], index.catalogue
     begin = time.perf_counter()
     score, result = index.search(reference.query, k)
@@ -188,8 +188,8 @@ def measure(index: Index, reference: ExactReference) -> Fidelity:
 def tune(index: Index, reference: ExactReference, requested: float) -> Iterator[tuple[dict[str, int], Fidelity]]:
     """Raise the effort until valid queries reach the requested fidelity; yields each effort and its fidelity.
 
-    Where more effort gains nothing although fidelity is missing, rough scores are to blame: then more candidates are
-    scored again. It ends at the latest with all lists probed and all candidates scored.
+    If more effort does not help, quantised scores are the limit: then more candidates are rescored. It ends at the
+    latest with all lists probed and all candidates rescored.
     """
     effort, refine, before = min(KINDS[index.kind].first, index.most_effort), KINDS[index.kind].refine, -1.0
     while True:

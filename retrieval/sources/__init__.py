@@ -1,1 +1,1 @@
-"""Sources of candidates: each scores some items for a batch of queries, from counts over the train clicks."""
+"""Candidate sources: each scores some items for a batch of queries, from counts over the train clicks."""

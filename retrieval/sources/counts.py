@@ -1,7 +1,7 @@
-"""Lists of items that follow or accompany an item, counted over the train sessions and capped.
+"""Item-to-item lists (successors, co-occurrence), counted over the train sessions and truncated.
 
-Both builders go through the items in ranges of bounded work, several at a time, so memory does not grow with the
-number of pairs. Equal scores are ordered by rising dense id, which is by falling train clicks.
+Both builders process items in ranges of bounded work, several in parallel, so memory does not grow with the number of
+pairs. Ties are ordered by ascending dense id, that is by descending train clicks.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from retrieval.sources.sessions import TrainSessions
 from retrieval.sources.sparse_rows import largest_of_rows, row_of_entries
 
 PAIRS_AT_ONCE = 1 << 24
-"""Pairs of clicks (or products of shared sessions) that a range of items may take."""
+"""Maximum click pairs (or products of shared sessions) per range of items."""
 GAP_BITS = 8
-"""Low bits of a pair's key, which say how far apart its clicks are."""
+"""Low bits of a pair's key, which hold the distance of its clicks."""
 
 
 def successor_lists(sessions: TrainSessions, gaps: int, most: int, threads: int = 1) -> sparse.csr_matrix:
-    """What comes after each item, `gaps` clicks later at most: float32 `[n_items + 1, n_items + 1]`.
+    """Successors of each item at most `gaps` clicks later: float32 `[n_items + 1, n_items + 1]`.
 
     The score of b after a is the sum of 1/gap over all clicks on b that come `gap` clicks after one on a in the same
     session (sequential rules, Ludewig and Jannach 2018; with `gaps=1` the counts of a first-order Markov chain). The
@@ -70,9 +70,9 @@ def successor_lists(sessions: TrainSessions, gaps: int, most: int, threads: int 
 
 
 def cosine_lists(sessions: TrainSessions, most: int, threads: int = 1) -> sparse.csr_matrix:
-    """Each item's `most` nearest others by cosine: float32 `[n_items + 1, n_items + 1]`.
+    """The `most` nearest neighbours of each item by cosine: float32 `[n_items + 1, n_items + 1]`.
 
-    The cosine of i and j is how many train sessions hold both over √(sessions of i · sessions of j)
+    The cosine of i and j is the number of train sessions with both / √(sessions of i · sessions of j)
     (Sarwar et al. 2001). An item is not its own neighbour.
     """
     scaled = sessions.incidence()
@@ -97,16 +97,16 @@ def _nearest(
 def in_ranges(
     build: Callable[[int, int], sparse.csr_matrix], work_I: npt.NDArray[np.number], most: int, threads: int
 ) -> sparse.csr_matrix:
-    """The lists that `build(low, high)` makes of ranges of items of about equal work, below each other.
+    """Stack the lists that `build(low, high)` returns for ranges of items of about equal work.
 
     Args:
-        build: float32 lists of the items from `low` to before `high`, over all items.
-        work_I: pairs that each item takes; its list is no longer.
-        most: items of a list.
-        threads: ranges at a time.
+        build: returns float32 lists of items `low` to `high - 1`, over all items.
+        work_I: number of pairs of each item, an upper bound of its list's length.
+        most: maximum items of a list.
+        threads: ranges processed in parallel.
     """
     bounds, size = ranges_of(work_I, PAIRS_AT_ONCE), len(work_I)
-    # Room for the longest lists: memory that is never written to is never taken, and no list is held twice.
+    # Allocate for the longest lists: untouched pages take no memory, and no list is copied.
     room = int(np.minimum(work_I, most).sum())
     score, item, lengths, end = np.empty(room, np.float32), np.empty(room, np.int32), [], 0
     with ThreadPoolExecutor(max(1, threads)) as pool:
@@ -116,12 +116,12 @@ def in_ranges(
             lengths.append(np.diff(block.indptr))
     offset = np.concatenate([[0], np.cumsum(np.concatenate(lengths), dtype=np.int64)])
     for array in (score, item):
-        array.resize(end, refcheck=False)  # in place: scipy copies a short view of a long array
+        array.resize(end, refcheck=False)  # in place: scipy would copy a view of a larger array
     return sparse.csr_matrix((score, item, offset), shape=(size, size))
 
 
 def ranges_of(work_I: npt.NDArray[np.number], most: int) -> Sequence[int]:
-    """Bounds of ranges whose work is at most `most`, or of one item that has more.
+    """Bounds of ranges with work of at most `most`, or a single item.
 
     >>> ranges_of(np.array([3, 3, 9, 1, 1]), 6)
     [0, 2, 3, 5]

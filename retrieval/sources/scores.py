@@ -1,4 +1,4 @@
-"""Scores of each counted source for a batch of queries."""
+"""Scoring functions of the sources for a batch of queries."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from retrieval.sources.sparse_rows import (
 )
 
 Scores = Callable[[Queries], sparse.csr_matrix]
-"""A source: positive float32 scores of some items `[Q, n_items + 1]`; items without one are none of its candidates."""
+"""A source: positive float32 scores of some items `[Q, n_items + 1]`; its candidates are the items with a score."""
 
 SESSIONS_PER_ITEM = 1_000
-"""Train sessions that V-SkNN looks at for a seen item: a sample where it has more."""
+"""Maximum train sessions per seen item in V-SkNN, sampled."""
 DECAY_STEPS = 10
-"""V-SkNN: a click so many steps back weighs nothing any more."""
+"""V-SkNN: number of steps back at which a click's weight reaches 0."""
 LONGEST_TOGETHER = 180
-"""Clicks of a query up to which the sum of its places × 2^DECAY_STEPS is exact in float32."""
+"""Maximum clicks of a query for which the sum of positions × 2^DECAY_STEPS is exact in float32."""
 STEP_OF_BITS = np.maximum(1.0 - (DECAY_STEPS - np.frexp(np.arange(1 << DECAY_STEPS))[1]) / DECAY_STEPS, 1e-9).astype(
     np.float32
 )
-"""V-SkNN: weight of the latest shared click, by the bits of all that are shared; the last click has the highest bit."""
+"""V-SkNN: weight of the latest shared click by the bit mask of shared clicks; the last click is the highest bit."""
 
 
 @dataclass(frozen=True)
 class AfterLast:
-    """The list of the last click's item: `markov` and `sequential_rules`.
+    """Scores by the list of the last clicked item: `markov` and `sequential_rules`.
 
     Attributes:
         lists: float32 `[n_items + 1, n_items + 1]`.
@@ -53,7 +53,7 @@ class AfterLast:
 
 @dataclass(frozen=True)
 class NearSeen:
-    """The lists of all distinct seen items, added up: `item_knn`.
+    """Scores by the sum of the lists of all distinct seen items: `item_knn`.
 
     Attributes:
         lists: float32 `[n_items + 1, n_items + 1]`.
@@ -69,18 +69,18 @@ class NearSeen:
 
 @dataclass(frozen=True)
 class NearSessions:
-    """V-SkNN (Ludewig and Jannach 2018): what the most similar train sessions hold.
+    """V-SkNN (Ludewig and Jannach 2018): items of the most similar train sessions.
 
     A session's similarity is the sum over shared items of their position in the query divided by its
     length, so late clicks count most. The `neighbours` best ones, ties by the lower row, add to each of their
-    items their similarity × how late the latest shared click is (1 for the last click, down to 0 ten steps back). Of
-    an item with more than `SESSIONS_PER_ITEM` sessions a sample shares it.
+    items their similarity × how late the latest shared click is (1 for the last click, down to 0 ten steps back). For
+    an item with more than `SESSIONS_PER_ITEM` sessions a sample is used.
 
     Attributes:
-        user_id: int64 `[S]`, rising, of the train sessions.
-        has: `[S, n_items + 1]`, 1 where a session has an item.
-        of_item: `[n_items + 1, S]`, of an item with many sessions a sample.
-        neighbours: sessions that score.
+        user_id: int64 `[S]`, sorted, of the train sessions.
+        has: `[S, n_items + 1]`, 1 if a session has an item.
+        of_item: `[n_items + 1, S]`, transposed; sampled for items with many sessions.
+        neighbours: number of nearest sessions.
     """
 
     user_id: npt.NDArray[np.int64]
@@ -96,11 +96,11 @@ class NearSessions:
         return cls(sessions.user_id, has, sampled_rows(has.T.tocsr(), SESSIONS_PER_ITEM), neighbours)
 
     def __call__(self, queries: Queries) -> sparse.csr_matrix:
-        """Score a batch; a query's own session holds what it asks for and has no say."""
+        """Score a batch; a query's own session is excluded, since it may contain the target."""
         position = np.arange(len(queries.seen)) - np.repeat(queries.seen_offset[:-1], queries.n_seen) + 1
         back = np.repeat(queries.n_seen, queries.n_seen) - position
         bit = np.where(back < DECAY_STEPS, 1 << np.maximum(DECAY_STEPS - 1 - back, 0), 0)
-        # Positions are integers and each click has a bit of its own, so one float32 sum holds both exactly.
+        # Positions are integers and each click has its own bit, so one float32 sum holds both exactly.
         together = int(queries.n_seen.max(initial=0)) <= LONGEST_TOGETHER
         value = (position << DECAY_STEPS) + bit if together else position
         n_items = self.has.shape[1] - 1
@@ -125,7 +125,7 @@ class NearSessions:
 
 
 def last_item(n_items: int) -> Scores:
-    """The last click once more, and nothing else."""
+    """Scores only the last clicked item."""
 
     def scores(queries: Queries) -> sparse.csr_matrix:
         last = queries.seen[queries.seen_offset[1:] - 1]
@@ -136,7 +136,7 @@ def last_item(n_items: int) -> Scores:
 
 
 def repeats(n_items: int) -> Scores:
-    """All seen items, the latest first: 1 over how many clicks ago."""
+    """Scores all seen items by 1 / (number of clicks ago)."""
 
     def scores(queries: Queries) -> sparse.csr_matrix:
         back = np.repeat(queries.seen_offset[1:], queries.n_seen) - np.arange(len(queries.seen))
@@ -146,7 +146,7 @@ def repeats(n_items: int) -> Scores:
 
 
 def popularity(popular: Popularity, most: int, *, mask_seen: bool) -> Scores:
-    """The `most` most clicked candidates, by 1 + their train clicks."""
+    """Scores the `most` most clicked candidates by 1 + train clicks."""
 
     def scores(queries: Queries) -> sparse.csr_matrix:
         return scored_lists(popular.lists(queries, most, mask_seen=mask_seen), popular)
@@ -155,14 +155,14 @@ def popularity(popular: Popularity, most: int, *, mask_seen: bool) -> Scores:
 
 
 def category_popularity(categories: CategoryPopularity, most: int, *, mask_seen: bool) -> Scores:
-    """The `most` most clicked candidates of the session's categories, by clicks × share of the session's clicks."""
+    """Scores the `most` most clicked candidates of the session's categories by clicks × the category's share."""
 
     def scores(queries: Queries) -> sparse.csr_matrix:
         query = np.repeat(np.arange(len(queries)), queries.n_seen)
         category = categories.category[queries.seen]
         pair, times = np.unique(query << 32 | category, return_counts=True)
         query, category = pair >> 32, pair & 0xFFFFFFFF
-        asked = queries.take(query)  # a copy of the query for each of its categories
+        asked = queries.take(query)  # one copy of the query per category
         listed = categories.listed(asked, category, most, mask_seen=mask_seen)
         result = scored_lists(listed, categories.popularity)
         share = times / queries.n_seen[query]
@@ -174,7 +174,7 @@ def category_popularity(categories: CategoryPopularity, most: int, *, mask_seen:
 
 
 def scored_lists(listed_QK: npt.NDArray[np.integer], popular: Popularity) -> sparse.csr_matrix:
-    """Listed items (0 = none) with 1 + their train clicks."""
+    """Scores of listed items (0 = none): 1 + train clicks."""
     inside = listed_QK > 0
     indptr = np.concatenate([[0], np.cumsum(inside.sum(axis=1))])
     item = listed_QK[inside]

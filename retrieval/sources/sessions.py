@@ -1,4 +1,4 @@
-"""The train clicks of all sessions, which every counted source is built from."""
+"""The train clicks of all sessions, the input of every counted source."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class TrainSessions:
     """The train clicks of all sessions.
 
     Attributes:
-        user_id: int64 `[S]`, rising.
+        user_id: int64 `[S]`, sorted.
         offset: int64 `[S + 1]` into `items`.
         items: int32, dense ids, oldest first.
-        n_items: items of the dataset.
+        n_items: number of items of the dataset.
     """
 
     user_id: npt.NDArray[np.int64]
@@ -31,13 +31,13 @@ class TrainSessions:
     n_items: int
 
     def __post_init__(self) -> None:
-        # All sources read the same arrays: whoever writes to them fails at once.
+        # Shared by all sources, hence read-only.
         for array in (self.user_id, self.offset, self.items):
             array.flags.writeable = False
 
     @classmethod
     def of(cls, dataset: Dataset, held_out: int = TRAIN_HOLDOUT) -> TrainSessions:
-        """Read all sessions of a dataset but their last `held_out` clicks."""
+        """Read all sessions of a dataset without their last `held_out` clicks."""
         users, lengths, items = [], [], []
         for entry in dataset.session_files:
             table = pq.read_table(dataset.file(entry.path), columns=["user_id", "items"])
@@ -58,10 +58,10 @@ class TrainSessions:
         return np.repeat(np.arange(len(self.user_id), dtype=np.int32), np.diff(self.offset))
 
     def incidence(self) -> sparse.csr_matrix:
-        """1 where a session `[S]` has an item `[n_items + 1]`."""
+        """Binary matrix of sessions and their items `[S, n_items + 1]`."""
         shape = (len(self.user_id), self.n_items + 1)
         ones = np.ones(len(self.items), np.float32)
-        # scipy takes arrays over as they are, and `sum_duplicates` compacts them in place.
+        # Copied, since scipy does not copy and `sum_duplicates` works in place.
         matrix = sparse.csr_matrix((ones, self.items.copy(), self.offset.copy()), shape=shape)
         matrix.sum_duplicates()
         matrix.data[:] = 1.0
@@ -69,6 +69,6 @@ class TrainSessions:
 
 
 def rows_of_users(user_S: npt.NDArray[np.int64], user_Q: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The row of each user of `user_Q` in the rising `user_S`, -1 where there is none."""
+    """The row of each user of `user_Q` in the sorted `user_S`, -1 if missing."""
     row, match = lookup(user_S, user_Q)
     return np.where(match, row, -1)

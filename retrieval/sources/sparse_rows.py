@@ -10,9 +10,9 @@ from etl.runtime.lookup import lookup
 from retrieval.queries import Queries
 
 LEVELS, MANY = 1_024, 4
-"""Levels by which values are told apart before they are partitioned, where rows have so many times what is taken."""
+"""Histogram bins to prefilter values before partitioning, used if rows have `MANY` × k values on average."""
 CELLS_AT_ONCE = 1 << 21
-"""Cells of a block of rows that are padded to one length."""
+"""Maximum cells of a block of padded rows."""
 
 
 def row_of_entries(matrix: sparse.csr_matrix) -> npt.NDArray[np.int64]:
@@ -21,7 +21,7 @@ def row_of_entries(matrix: sparse.csr_matrix) -> npt.NDArray[np.int64]:
 
 
 def position_in_row(row_N: npt.NDArray[np.integer], n_rows: int) -> npt.NDArray[np.int64]:
-    """How many entries of the same row stand before each; `row_N` rises.
+    """Index of each entry in its row; `row_N` is sorted.
 
     >>> position_in_row(np.array([0, 0, 2]), 3).tolist()
     [0, 1, 0]
@@ -59,7 +59,7 @@ def kth_largest(value_N: npt.NDArray[np.floating], indptr: npt.NDArray[np.intege
 def _may_be_among_largest(
     value_N: npt.NDArray[np.floating], indptr: npt.NDArray[np.integer], k: int
 ) -> npt.NDArray[np.bool_]:
-    """The values of the levels that hold a row's `k` largest: counting levels takes a third of partitioning."""
+    """Mask of values in the histogram bins of a row's `k` largest; takes a third of the time of partitioning."""
     length = np.diff(indptr)
     filled = np.flatnonzero(length)
     lowest, highest = (np.zeros(len(length), value_N.dtype) for _ in range(2))
@@ -70,11 +70,11 @@ def _may_be_among_largest(
         scale = ((LEVELS - 1) / span).astype(value_N.dtype)
     if not np.isfinite(span).all():
         return np.ones(len(value_N), bool)
-    scale[~np.isfinite(scale)] = 0  # next to no difference in a row: one level
+    scale[~np.isfinite(scale)] = 0  # nearly constant row: one bin
     level = ((value_N - np.repeat(lowest, length)) * np.repeat(scale, length)).astype(np.int32)
     cell = np.repeat(np.arange(len(length)) * LEVELS, length) + level
     times = np.bincount(cell, minlength=len(length) * LEVELS).reshape(len(length), LEVELS)
-    at_least = np.cumsum(times[:, ::-1], axis=1)[:, ::-1]  # values of a level or of higher ones
+    at_least = np.cumsum(times[:, ::-1], axis=1)[:, ::-1]  # number of values in this or higher bins
     lowest_level = np.maximum(np.sum(at_least >= k, axis=1) - 1, 0).astype(np.int32)
     return np.asarray(level >= np.repeat(lowest_level, length))
 
@@ -82,9 +82,9 @@ def _may_be_among_largest(
 def kth_largest_count(
     count_N: npt.NDArray[np.integer], indptr: npt.NDArray[np.integer], k: int
 ) -> npt.NDArray[np.int64]:
-    """The `k`-th largest of each row's non-negative integers; less for rows of at most `k`, which keep all.
+    """The `k`-th largest of each row's non-negative integers; smaller for rows of at most `k`, which keep all.
 
-    Small numbers are counted, which takes a fifth of the time of partitioning.
+    Small numbers use counting, in a fifth of the time of partitioning.
 
     >>> kth_largest_count(np.array([5, 1, 3, 2]), np.array([0, 3, 4]), 2).tolist()
     [3, 0]
@@ -92,10 +92,10 @@ def kth_largest_count(
     n_rows, most = len(indptr) - 1, int(count_N.max(initial=0)) + 1
     if n_rows * most > CELLS_AT_ONCE:
         least = kth_largest(count_N.astype(np.float64), indptr, k)
-        return np.maximum(least, 0).astype(np.int64)  # rows of k values keep all of them
+        return np.maximum(least, 0).astype(np.int64)  # rows of at most k values keep all
     cell = np.repeat(np.arange(n_rows) * most, np.diff(indptr)) + count_N
     times = np.bincount(cell, minlength=n_rows * most).reshape(n_rows, most)
-    at_least = np.cumsum(times[:, ::-1], axis=1)[:, ::-1]  # entries of so much or more
+    at_least = np.cumsum(times[:, ::-1], axis=1)[:, ::-1]  # number of entries at least this large
     return np.maximum(np.sum(at_least >= k, axis=1) - 1, 0)
 
 
@@ -106,15 +106,15 @@ def places_of_largest(
     k: int,
     least_R: npt.NDArray[np.number],
 ) -> npt.NDArray[np.int64]:
-    """Rising places of the `k` largest entries of each row, ties by the lower column.
+    """Sorted indices of the `k` largest entries of each row, ties by the lower column.
 
     Args:
-        value_N, column_N, indptr: of the rows.
-        k: entries of a row at most.
-        least_R: the `k`-th largest value of each row, or what an entry must reach where it has fewer.
+        value_N, column_N, indptr: the rows in CSR format.
+        k: maximum entries per row.
+        least_R: the `k`-th largest value of each row, or a lower bound for rows with fewer entries.
     """
     near = np.flatnonzero(value_N >= np.repeat(least_R, np.diff(indptr)))
-    row = np.searchsorted(near, indptr).astype(np.int64)  # where each row begins among them
+    row = np.searchsorted(near, indptr).astype(np.int64)  # row offsets among them
     count = np.diff(row)
     if count.max(initial=0) <= k:
         return near
@@ -128,7 +128,7 @@ def places_of_largest(
 
 
 def largest_of_rows(matrix: sparse.csr_matrix, k: int) -> sparse.csr_matrix:
-    """The `k` largest entries of each row, ties by the lower column; columns rise."""
+    """The `k` largest entries of each row, ties by the lower column; columns are sorted."""
     if np.diff(matrix.indptr).max(initial=0) > k:
         least = kth_largest(matrix.data, matrix.indptr, k)
         chosen = places_of_largest(matrix.data, matrix.indices, matrix.indptr, k, least)
@@ -139,7 +139,7 @@ def largest_of_rows(matrix: sparse.csr_matrix, k: int) -> sparse.csr_matrix:
 
 
 def entries_where(matrix: sparse.csr_matrix, chosen_N: npt.NDArray[np.bool_]) -> sparse.csr_matrix:
-    """Some of the non-zero entries."""
+    """Select non-zero entries by mask."""
     if chosen_N.all():
         return matrix
     indptr = np.concatenate([[0], np.cumsum(chosen_N)])[matrix.indptr]
@@ -149,7 +149,7 @@ def entries_where(matrix: sparse.csr_matrix, chosen_N: npt.NDArray[np.bool_]) ->
 def entries_at(
     matrix: sparse.csr_matrix, row_N: npt.NDArray[np.integer], column_N: npt.NDArray[np.integer]
 ) -> npt.NDArray[np.floating]:
-    """Values of cells, 0 where there is no entry; columns of `matrix` rise in each row.
+    """Values of cells, 0 if there is no entry; `matrix` has sorted columns.
 
     >>> entries_at(sparse.csr_matrix(([5.0, 7.0], [1, 3], [0, 2, 2]), shape=(2, 4)), np.array([0, 1]), np.array([3, 3]))
     array([7., 0.])
@@ -163,7 +163,7 @@ def entries_at(
 
 
 def sampled_rows(matrix: sparse.csr_matrix, most: int) -> sparse.csr_matrix:
-    """At most `most` entries of each row, a seeded sample where it has more."""
+    """At most `most` entries of each row, by a seeded sample."""
     count = np.diff(matrix.indptr)
     if count.max(initial=0) <= most:
         return matrix
@@ -183,7 +183,7 @@ def latest_clicks(queries: Queries) -> tuple[npt.NDArray[np.int64], npt.NDArray[
 
 
 def seen_matrix(queries: Queries, value_N: npt.NDArray[np.number], n_items: int) -> sparse.csr_matrix:
-    """Values of the seen clicks `[Q, n_items + 1]`; of an item seen twice the later one's."""
+    """Values of the seen clicks `[Q, n_items + 1]`; for repeated items that of the latest click."""
     query, last = latest_clicks(queries)
     indptr = np.concatenate([[0], np.cumsum(np.bincount(query, minlength=len(queries)))])
     shape = (len(queries), n_items + 1)

@@ -1,4 +1,4 @@
-"""STAN: what came near the shared click in the most similar train sessions."""
+"""STAN: items near the shared click in the most similar train sessions."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from retrieval.sources.sessions import TrainSessions, rows_of_users
 from retrieval.sources.sparse_rows import entries_where, largest_of_rows, latest_clicks, row_of_entries, seen_matrix
 
 CLICKS = 10
-"""Last clicks of the query that sessions are compared with."""
+"""Number of last clicks of the query that are compared with sessions."""
 RECENCY = 3.0
-"""Clicks of the query over which a shared click's weight falls to 1/e."""
+"""Decay length in clicks of a shared click's weight by its position in the query (1/e)."""
 NEARNESS = 8.0
-"""Clicks over which the weight of what a session holds falls to 1/e, on either side of the shared click."""
+"""Decay length in clicks of a session item's weight by distance from the shared click, on both sides (1/e)."""
 BEFORE = 0.3
-"""What came before the shared click counts so much less than what came after it."""
+"""Factor on the weight of clicks before the shared click."""
 LONGEST = 1_000
-"""Clicks of a session at most (`protocol.max_clicks`)."""
+"""Maximum clicks of a session (`protocol.max_clicks`)."""
 _DISTANCE = np.arange(-LONGEST, LONGEST + 1)
 DECAY = (np.exp(-np.abs(_DISTANCE) / NEARNESS) * np.where(_DISTANCE < 0, BEFORE, 1.0)).astype(np.float32)
-"""Weight by distance from the shared click, from `-LONGEST` on."""
+"""Weight by distance from the shared click, starting at `-LONGEST`."""
 
 
 @dataclass(frozen=True)
 class Stan:
-    """Sessions near a query in order (STAN, Garg et al. 2019, without its term for the time between sessions).
+    """Sequence and time aware neighbourhood (STAN, Garg et al. 2019), without the term for the time between sessions.
 
     A train session's similarity is the sum over the items that it shares with the query's last `CLICKS` clicks of idf ×
     e^(-steps back in the query / `RECENCY`); idf as in VSTAN (Ludewig et al. 2021). Each click of the `neighbours` most
@@ -43,9 +43,9 @@ class Stan:
 
     Attributes:
         sessions: train clicks in order.
-        of_item: `[n_items + 1, S]`, 1 where a session has an item; of an item with many sessions a sample.
-        idf: float32 `[n_items + 1]`, log of all sessions over those with an item.
-        neighbours: sessions that score.
+        of_item: `[n_items + 1, S]`, 1 if a session has an item; sampled for items with many sessions.
+        idf: float32 `[n_items + 1]`, log(all sessions / sessions with the item).
+        neighbours: number of nearest sessions.
     """
 
     sessions: TrainSessions
@@ -55,19 +55,19 @@ class Stan:
 
     @classmethod
     def of(cls, sessions: TrainSessions, of_item: sparse.csr_matrix, neighbours: int) -> Stan:
-        """Over sessions, with the sessions of each item."""
+        """From sessions, and the sessions of each item."""
         times = np.bincount(sessions.items, minlength=sessions.n_items + 1)
         idf = np.log1p(len(sessions.user_id) / np.maximum(times, 1))
         return cls(sessions, of_item, idf.astype(np.float32), neighbours)
 
     def __call__(self, queries: Queries) -> sparse.csr_matrix:
-        """Score a batch; a query's own session holds what it asks for and has no say."""
+        """Score a batch; a query's own session is excluded, since it may contain the target."""
         queries = queries.latest(CLICKS)
         back = np.repeat(queries.seen_offset[1:], queries.n_seen) - 1 - np.arange(len(queries.seen))
         near = self._near_sessions(queries, back)
         query, session = row_of_entries(near), near.indices
 
-        # The clicks of the near sessions, a pair of query and session after the other.
+        # The clicks of the nearest sessions, by (query, session) pair.
         offset = self.sessions.offset
         length = offset[session + 1] - offset[session]
         indptr, index = runs(offset[session], length)

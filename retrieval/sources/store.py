@@ -1,4 +1,4 @@
-"""Counted sources on disk: built once, with their inputs' fingerprints and a hash per file, memory-mapped."""
+"""Counted sources on disk: built once, memory-mapped, with input fingerprints and a hash per file."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from retrieval.sources.stan import Stan
 
 FOLDER = "indexes"
 VERSION = 2
-"""Of what the files mean."""
+"""Format version of the files."""
 Arrays = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What counted sources are built by.
+    """Options of counted sources.
 
     Attributes:
-        held_out: clicks at the end of each session that are not counted.
-        rules_per_item: retained successors of an item.
-        gaps: clicks that a successor may come later.
-        neighbours: items that ItemKNN, and sessions that V-SkNN goes by.
+        held_out: number of final clicks of each session that are not counted.
+        rules_per_item: maximum successors per item.
+        gaps: maximum distance of a successor in clicks.
+        neighbours: number of neighbours: items of ItemKNN, sessions of V-SkNN.
     """
 
     held_out: int
@@ -52,9 +52,9 @@ class Counted:
 
     Attributes:
         options: names of the options that it depends on.
-        build: arrays from sessions, options and threads.
-        open: scores from arrays and options.
-        stored: name of the stored arrays, where several sources share them; by default the source's own.
+        build: builds arrays from sessions, options and threads.
+        open: builds scores from arrays and options.
+        stored: name of the stored arrays, if shared by several sources; default: the source's name.
     """
 
     options: tuple[str, ...]
@@ -80,8 +80,8 @@ def _session_arrays(sessions: TrainSessions, options: SourceOptions, threads: in
 
 
 def _ones(arrays: Arrays, columns: str, offset: str, n_columns: int) -> sparse.csr_matrix:
-    """1 at stored columns."""
-    if ONES not in arrays:  # one array for all matrices of all sources that share these
+    """Binary matrix with ones at stored columns."""
+    if ONES not in arrays:  # one array of ones, shared by all matrices
         arrays[ONES] = np.ones(max(len(arrays["item"]), len(arrays["session"])), np.float32)
     ones = arrays[ONES][: len(arrays[columns])]
     return sparse.csr_matrix((ones, arrays[columns], arrays[offset]), shape=(len(arrays[offset]) - 1, n_columns))
@@ -100,7 +100,7 @@ def _stan(arrays: Arrays, options: SourceOptions) -> Scores:
 
 
 SESSIONS, ONES = "sessions", "ones"
-"""Stored arrays of all sources that search near sessions, and the one among them that is not stored but made."""
+"""Stored arrays of the session-neighbour sources, and the one among them that is not stored but recreated."""
 
 
 COUNTED: Mapping[str, Counted] = {
@@ -133,9 +133,9 @@ class SourceFiles:
     """The files of one counted source.
 
     Args:
-        folder: of all sources of a run.
-        name: of the source.
-        made_from: fingerprint of dataset and options.
+        folder: folder of a run's sources.
+        name: name of the source.
+        made_from: fingerprint of the dataset and options.
     """
 
     def __init__(self, folder: Path, name: str, made_from: str) -> None:
@@ -143,10 +143,10 @@ class SourceFiles:
         self.record = self.folder / "record.json"
 
     def load(self) -> Arrays | None:
-        """The arrays, mapped into memory; None where there are none.
+        """Memory-map the arrays; None if there are none.
 
         Raises:
-            InputError: a file is not the one that was written.
+            InputError: a file was changed.
         """
         try:
             record = json.loads(self.record.read_text())
@@ -164,7 +164,7 @@ class SourceFiles:
         return {name.removesuffix(".npy"): np.load(self.folder / name, mmap_mode="r") for name in hashes} or None
 
     def save(self, arrays: Arrays, details: dict[str, Any]) -> None:
-        """Write the arrays, the record last; a folder that may not be written costs a warning."""
+        """Write the arrays, then the record; warns if the folder is not writable."""
         try:
             for name, values in arrays.items():
                 with atomic_file(self.folder / f"{name}.npy") as file:
@@ -178,7 +178,7 @@ class SourceFiles:
 def open_counted(
     names: Sequence[str], dataset: Dataset, folder: Path, options: SourceOptions, threads: int = 1
 ) -> dict[str, Scores]:
-    """Counted sources by name, from the folder or built and stored there."""
+    """Open counted sources by name; builds and stores missing ones in the folder."""
     sessions = cache(lambda: TrainSessions.of(dataset, options.held_out))
     stored: dict[str, Arrays] = {}
     for name in names:
