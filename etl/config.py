@@ -15,10 +15,10 @@ from etl.runtime.option_checks import check_values
 from etl.runtime.options import group, option, read_options
 
 SCENARIOS = ("qk_video", "qb_video", "qk_article", "qb_article", "sbr", "ctr")
-"""Keys of `tenrec.SCENARIOS`, which needs Arrow."""
+"""Keys of `tenrec.SCENARIOS`, repeated here since that imports Arrow."""
 DEDUPE = ("none", "exact", "first")
 SPLIT_BYTES = 64 << 20
-"""What one task reads of a log by default: the order of sessions follows from it."""
+"""Default bytes of a log per task; determines the order of sessions."""
 ENGINES = ("auto", "local", "spark")
 UNCLICKED_PER_CLICK = 2
 MAX_CLICKS_LIMIT = 1_000
@@ -27,7 +27,7 @@ MIN_CLICKS_LIMIT = 3
 
 @dataclass
 class Protocol:
-    """Which rows, items, users and clicks are retained; see `etl/protocol.py` for the order."""
+    """Which rows, items, users and clicks are retained; see `etl/protocol.py` for the order of the filters."""
 
     name: str = option("study", "name of the preset")
     first_rows: int | None = option(None, "read the first N data rows only", at_least=1)
@@ -43,10 +43,10 @@ class Protocol:
 
 
 MASTERS = r"local|local\[(\*|[1-9]\d*)(,[1-9]\d*)?\]|spark://[^/\s:,]+:\d+(,[^/\s:,]+:\d+)*|k8s://\S+|yarn"
-"""Addresses of masters that Spark knows."""
+"""Spark master addresses."""
 UNITS = {"k": 10, "m": 20, "g": 30, "t": 40}
 LEAST_SPARK_MEMORY = 512 << 20
-"""Spark starts no driver or executor with less than about 450 MiB."""
+"""Minimum memory: Spark does not start a driver or executor with less than about 450 MiB."""
 
 
 @dataclass
@@ -96,7 +96,7 @@ class EtlConfig:
 
     @property
     def user_logs(self) -> list[str]:
-        """The logs whose users are kept, as a list of paths, globs and URIs; empty = all users are."""
+        """The logs whose users are retained, as a list of paths, globs and URIs; empty = all users."""
         return _as_list(self.users_from or [])
 
 
@@ -105,13 +105,13 @@ def _as_list(value: str | list[str]) -> list[str]:
 
 
 def _are_paths(value: Any) -> bool:
-    """Whether a value is a path, or a list of some."""
+    """Whether a value is a path or a list of paths."""
     paths = value if isinstance(value, list) else [value]
     return bool(paths) and all(isinstance(path, str) for path in paths)
 
 
 def load(options: Sequence[str]) -> EtlConfig:
-    """The checked configuration of a command line.
+    """Parse and validate a command line.
 
     Raises:
         InputError: an option is unknown, missing, ill-typed or out of its range.
@@ -143,15 +143,15 @@ def _check_spark(spark: SparkOptions) -> None:
 
 
 def protocol_record(config: EtlConfig, shards: int, users: str | None) -> dict[str, Any]:
-    """All that decides which sessions come out of the same rows, and in how many files, for the manifest.
+    """All options that determine the sessions and files made from the same rows, for the manifest.
 
     Args:
-        config: of the job.
-        shards: how many files.
-        users: fingerprint of the users of `users_from`.
+        config: options of the job.
+        shards: number of files.
+        users: fingerprint of the users in `users_from`.
     """
     of_rows: dict[str, Any] = {"seed": config.seed}
-    if config.unclicked_per_click != UNCLICKED_PER_CLICK:  # what every dataset has is not named: fingerprints stay
+    if config.unclicked_per_click != UNCLICKED_PER_CLICK:  # the default is left out, to keep fingerprints stable
         of_rows["unclicked_per_click"] = config.unclicked_per_click
     return {
         **dataclasses.asdict(config.protocol),

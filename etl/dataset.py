@@ -1,7 +1,7 @@
 """The dataset folder: schema, manifest, split rule, and validation by readers.
 
-Whoever reads or writes a dataset imports this module and nothing else of `etl`; it needs only the
-standard library, numpy and pyarrow.
+To read or write datasets, import only this module of `etl`; it needs only the standard library, numpy and
+pyarrow.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ SESSIONS_FOLDER = "sessions"
 ROWS_FOLDER = "rows"
 SPLITS = ("train", "valid", "test")
 HELD_OUT = {"valid": 2, "test": 1, "next": 0}
-"""The split rule: retained clicks at the end of a session that the query of a split does not see. The last click is the
-test target, the one before it the valid target; `next` sees all."""
+"""The split rule: number of final retained clicks hidden from a split's query. The last click is the test target, the
+second last the valid target; `next` sees all."""
 TRAIN_HOLDOUT, REFIT_HOLDOUT = HELD_OUT["valid"], HELD_OUT["test"]
-"""Retained clicks at the end of a session that nothing is trained on or counted over; a refit trains on valid's too."""
+"""Final retained clicks that are excluded from training and counting; a refit also trains on the valid target."""
 QUARANTINE_FOLDER = "quarantine"
 
 PADDING = 0
@@ -42,11 +42,11 @@ FEEDBACK_BIT = {"like": 0, "share": 1, "follow": 2, "read": 3, "favorite": 4, "c
 """Bit of each action in `feedback` and `exposure_feedback` (`click` only in the latter)."""
 CLICKED = 1 << FEEDBACK_BIT["click"]
 PASSIVE = "passive"
-"""Label of a row that was clicked and got no other action: one of the two readings of negative feedback."""
+"""Label of a row that was clicked without further action: one of the two definitions of negative feedback."""
 FEEDBACK_LABELS = (*FEEDBACK_BIT, PASSIVE)
 
 UNKNOWN = -1
-"""`gender` and `age` of a user without a value."""
+"""`gender` and `age` if unknown."""
 
 SESSIONS_SCHEMA = pa.schema(
     [
@@ -75,7 +75,7 @@ ROWS_SCHEMA = pa.schema(
         pa.field("split", pa.string(), nullable=False),
     ]
 )
-"""Scenario `ctr`: one row an exposure; `history` holds the log's `hist_1…10`, 0 where there are fewer.
+"""Scenario `ctr`: one row per exposure; `history` holds the log's `hist_1…10`, padded with 0.
 
 In Tenrec's file these are the user's first ten clicks, the same on all rows of a user.
 """
@@ -94,7 +94,7 @@ ITEMS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class DataFile:
-    """One file of an artefact: `path` relative to its folder, rows, bytes and SHA-256."""
+    """A file of an artefact: `path` relative to its folder, rows, bytes and SHA-256."""
 
     path: str
     rows: int
@@ -104,7 +104,7 @@ class DataFile:
 
 @dataclass(frozen=True)
 class Source:
-    """One input of the dataset; `fingerprint` is over the bytes that were read."""
+    """An input of the dataset; `fingerprint` hashes the bytes that were read."""
 
     name: str
     bytes: int
@@ -113,7 +113,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a dataset folder holds; written last, so a folder with a manifest is complete."""
+    """The manifest of a dataset folder; written last, so a folder with a manifest is complete."""
 
     scenario: str
     protocol: dict[str, Any]
@@ -153,22 +153,22 @@ class Dataset:
 
     @property
     def shows_exposures(self) -> bool:
-        """Whether the dataset says what was shown."""
+        """Whether the dataset has exposures."""
         return bool(self.manifest.protocol.get("exposures", True))
 
     def category_codes(self) -> npt.NDArray[np.int64]:
-        """Code of each item's category `[n_items + 1]`, in the order of their names; 0 = unknown, and padding."""
+        """Code of each item's category `[n_items + 1]`, ordered by name; 0 = unknown or padding."""
         return self.value_codes("category")[0]
 
     def value_codes(self, column: str) -> tuple[npt.NDArray[np.int64], list[str]]:
-        """Code of each item's value in a text column `[n_items + 1]`, 0 = null and padding; the value of code i + 1."""
+        """Code of each item's value in a text column `[n_items + 1]`, 0 = null or padding; values[i] has code i + 1."""
         values = self.items([column])[column].combine_chunks()
         names = sorted(value for value in values.unique().to_pylist() if value is not None)
         codes = pc.index_in(values, pa.array(names, values.type)).fill_null(-1).to_numpy()
         return np.concatenate([[0], codes.astype(np.int64) + 1]), names
 
     def items(self, columns: list[str] | None = None) -> pa.Table:
-        """`items.parquet`, one row an item, sorted by dense id."""
+        """Read `items.parquet`, one row per item, sorted by dense id."""
         return pq.read_table(self.path / ITEMS, columns=columns)
 
 
@@ -176,11 +176,11 @@ def open_dataset(path: str | Path, *, verify: bool = True) -> Dataset:
     """Open a dataset folder and check that it is complete.
 
     Args:
-        path: the folder `python -m etl` wrote, or its URI, of which a copy is made here.
-        verify: re-hash every file; otherwise only sizes are compared.
+        path: a folder written by `python -m etl`, or its URI, which is downloaded.
+        verify: whether to hash every file; otherwise only sizes are compared.
 
     Raises:
-        InputError: no manifest, another schema version, a file that is missing or differs.
+        InputError: no manifest, another schema version, a missing or changed file.
     """
     folder = fetched(path, last_file=MANIFEST)
     hint = "run python -m etl again"
@@ -213,7 +213,7 @@ def read_manifest(folder: Path, *, kind: str, hint: str) -> dict[str, Any]:
     """The manifest of an artefact folder as JSON.
 
     Raises:
-        InputError: there is no readable manifest, so the folder is not complete.
+        InputError: no readable manifest, so the folder is not complete.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -231,7 +231,7 @@ def check_files(folder: Path, files: Iterable[DataFile], *, verify: bool, hint: 
     """Compare files on disk with the manifest's entries.
 
     Raises:
-        InputError: a path that leaves the folder, a file that is missing, or other content.
+        InputError: a path outside the folder, a missing file, or changed content.
     """
     for entry in files:
         relative = PurePosixPath(entry.path)
@@ -250,7 +250,7 @@ def check_schema(path: Path, schema: pa.Schema, *, hint: str) -> None:
     """Check that a Parquet file has the columns of `schema` with their types.
 
     Raises:
-        InputError: not a Parquet file, a column missing, or a column of another type.
+        InputError: not a Parquet file, a missing column, or a column of another type.
     """
     try:
         result = pq.read_schema(path)
@@ -264,7 +264,7 @@ def check_schema(path: Path, schema: pa.Schema, *, hint: str) -> None:
 
 
 def _same_type(a: pa.DataType, b: pa.DataType) -> bool:
-    """Equal types; the name of a list's element field carries no meaning."""
+    """Whether types are equal, ignoring the names of list element fields."""
     if pa.types.is_list(a) and pa.types.is_list(b):
         return _same_type(a.value_type, b.value_type)
     if pa.types.is_fixed_size_list(a) and pa.types.is_fixed_size_list(b):

@@ -18,7 +18,7 @@ from etl.twin.published import FACTS, PUBLISHED
 ROWS = ("users", "items", "exposures", "clicks", "likes", "shares", "follows", "reads", "favorites")
 NEGATIVE = ("skip", "entered", "passive", "other", "before_first", "after_test")
 TOLERANCE = 0.2
-"""A fact of a log that is further from the real log's than this share of it differs."""
+"""Relative tolerance for statistics of a log compared with the real one."""
 TRANSITIONS = {
     "from_last": "test clicks that follow the last visible click in train",
     "from_last_three": "… one of the last three",
@@ -27,7 +27,7 @@ TRANSITIONS = {
     "repeats": "test clicks that the session has clicked before",
 }
 STUDY_LIMIT = 500
-"""The study's boxplot: most videos are watched less often."""
+"""Limit of the study's boxplot; most videos are watched less often."""
 CSS = """:root{color-scheme:light dark;--ink:#1f2933;--soft:#52606d;--line:#e4e7eb;--page:#f5f7fa;--card:#fff}
 @media(prefers-color-scheme:dark){:root{--ink:#e4e7eb;--soft:#a7b1bc;--line:#3b4754;--page:#12181f;--card:#1c242d}}
 body{font:16px/1.5 system-ui,sans-serif;margin:0;color:var(--ink);background:var(--page)}
@@ -39,7 +39,7 @@ td:first-child,th:first-child{text-align:left}svg{width:100%;min-width:34rem;hei
 
 
 def watched(dataset: Dataset) -> tuple[Array, Array]:
-    """How often each item with a retained click was clicked, and watched (sum of `watching_times`); int64 `[items]`."""
+    """Clicks and watches (sum of `watching_times`) of each item with a retained click; int64 `[items]` each."""
     clicks, times = (np.zeros(dataset.manifest.n_items + 1, np.int64) for _ in range(2))
     for entry in dataset.session_files:
         table = pq.read_table(dataset.file(entry.path), columns=["items", "watching_times"])
@@ -55,7 +55,7 @@ def boxes(values: dict[str, Array]) -> str:
 
     figure = Figure(figsize=(7.2, 0.9 + 0.55 * len(values)), layout="constrained")
     axes = figure.subplots()
-    # A never watched item cannot be drawn on a logarithmic axis: it is drawn at one half.
+    # 0 cannot be drawn on a log axis: items that were never watched are drawn at 0.5.
     shown = [np.maximum(v, 0.5) for v in values.values()]
     axes.boxplot(shown, orientation="horizontal", tick_labels=list(values), whis=(5, 95), showfliers=False)
     for x, v in enumerate(shown, 1):
@@ -98,14 +98,14 @@ def _document(title: str, body: str) -> str:
 
 
 def table(label: str, head: Sequence[str], lines: str) -> str:
-    """A table that scrolls sideways where it is too wide; `lines` are its rows as HTML."""
+    """A horizontally scrollable table; `lines` are its rows as HTML."""
     columns = "".join(f'<th scope="col">{name}</th>' for name in head)
     rows = f"<thead><tr>{columns}</tr></thead><tbody>{lines}</tbody>"
     return f'<div class="wide" tabindex="0" role="region" aria-label="{label}"><table>{rows}</table></div>'
 
 
 def log_page(scenario: str, inputs: list[str], facts: dict[str, float]) -> str:
-    """A log compared with public scans of the real one, fact by fact."""
+    """A log's statistics compared with those of public scans of the real log."""
     known, lines = FACTS[scenario], []
     for name in [*known, *(name for name in facts if name not in known)]:
         value, real = facts.get(name), known.get(name)
@@ -125,20 +125,20 @@ def log_page(scenario: str, inputs: list[str], facts: dict[str, float]) -> str:
 
 
 def differs(value: float, real: float | tuple[float, float]) -> bool:
-    """Whether a log's fact is another than the real log's."""
+    """Whether a log's statistic differs from the real log's."""
     low, high = real if isinstance(real, tuple) else (real * (1 - TOLERANCE), real * (1 + TOLERANCE))
     return not low <= value <= high
 
 
 def share(value: float | None) -> str:
-    """A share in per cent, a larger number with thousands."""
+    """Format a share in per cent, a larger number with thousands separators."""
     if value is None:
         return "–"
     return f"{value:.2%}" if value <= 1 else f"{value:,.2f}".removesuffix(".00")
 
 
 def transitions_table(scenario: str, transitions: dict[str, Any] | None) -> str:
-    """What counting could tell of the test clicks."""
+    """How well counted transitions predict the test clicks."""
     if not transitions or not transitions["sessions"]:
         return ""
     lines = "".join(f"<tr><td>{text}</td><td>{transitions[name]:.1%}</td></tr>" for name, text in TRANSITIONS.items())
@@ -151,7 +151,7 @@ def transitions_table(scenario: str, transitions: dict[str, Any] | None) -> str:
 
 
 def section(dataset: Dataset, statistics: dict[str, Any]) -> str:
-    """A dataset's Table 1: the log, what was kept, and the published values of the scenario."""
+    """Table 1 of a dataset: the log, the retained part, and the published values of the scenario."""
     manifest = dataset.manifest
     published = PUBLISHED.get(manifest.scenario)
     lines = []
@@ -184,7 +184,7 @@ def spread(scenario: str, clicks: Array, times: Array) -> str:
 
 
 def number(value: float | None) -> str:
-    """A count with thousands, a mean with two decimals, a dash for none."""
+    """Format a count with thousands separators, a mean with two decimals, None as a dash."""
     if value is None:
         return "–"
     return f"{value:,.2f}" if isinstance(value, float) and not value.is_integer() else f"{int(value):,}"

@@ -1,6 +1,6 @@
 """`python -m etl.describe data=DIR output=FILE.html`: a dataset's tables and distributions on one page.
 
-`python -m etl.describe input=LOG.csv scenario=qk_video output=FILE.html` holds a log against the real one.
+`python -m etl.describe input=LOG.csv scenario=qk_video output=FILE.html` compares a log with the real one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class DescribeConfig:
 
 
 def job(options: list[str]) -> None:
-    """Write the page that the options describe."""
+    """Write the page."""
     config = read_options(DescribeConfig, "etl.conf.describe", options)
     if (config.data is None) == (config.input is None):
         raise InputError("data=DIR or input=LOG.csv", "both" if config.data else "neither", "name one of them")

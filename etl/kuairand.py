@@ -1,8 +1,8 @@
 """`python -m etl.kuairand input=DIR output=FILE.csv`: KuaiRand's logs in the `qb_video` format.
 
-KuaiRand (Gao et al. 2022) shows what was exposed, when, and what came of it, so questions about several
-tasks can be asked of it, on data that anyone can download. Its standard logs and its log of randomly
-shown videos are merged in time order, in memory that does not grow with them.
+KuaiRand (Gao et al. 2022) has exposures with times and outcomes, so it supports multi-task experiments
+on data that anyone can download. Its standard logs and its log of randomly exposed videos are merged in
+time order, in bounded memory.
 
     user_id, video_id → user_id, item_id      is_click → click        is_like → like
     is_follow → follow                        is_forward → share      long_view → watching_times
@@ -31,7 +31,7 @@ class KuairandConfig:
 
 
 def job(options: list[str]) -> None:
-    """Convert the folder that the options name."""
+    """Convert a folder of KuaiRand logs."""
     config = read_options(KuairandConfig, "etl.conf.kuairand", options)
     from etl.logs.kuairand import convert
 

@@ -1,8 +1,8 @@
 """`python -m etl.merlin input=QK-video.csv output=FILE.csv`: rows as NVIDIA Merlin's quick start prepares them.
 
-Its published table of multi-task models is of these rows: those that were clicked or had no action at all, of users
-and items with enough of them. The output is a log of scenario `ctr` without history; `unclicked_per_click=null` of
-`python -m etl` retains all of its rows.
+Its published table of multi-task models uses these rows: clicked rows and rows without any action, of users and items
+with enough rows. The output is a log of scenario `ctr` without history; use `unclicked_per_click=null` of
+`python -m etl` to retain all of its rows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class MerlinConfig:
 
 
 def job(options: list[str]) -> None:
-    """Write the rows that the options ask for."""
+    """Write the log."""
     config = read_options(MerlinConfig, "etl.conf.merlin", options)
     check_values(config)
     if config.max_user_rows < config.min_user_rows:

@@ -1,4 +1,4 @@
-"""Messages of the sessions job: summary, quarantined and dropped rows, and why there are no sessions."""
+"""Messages of the sessions job: summary, quarantined and dropped rows, reasons for an empty dataset."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ QUARANTINE = f"{QUARANTINE_FOLDER}/rows.jsonl"
 
 
 def refuse_empty(job: Job) -> None:
-    """Check that some user has a session (scenario `ctr`: that some row is clicked).
+    """Check that at least one user has a session (scenario `ctr`: that a row is clicked).
 
     Raises:
-        InputError: none has; it says how many clicks users have, and which rows could not be read.
+        InputError: there is none; reports how many clicks users have, and which rows could not be read.
     """
     if any(cut["sessions"] for cut in read_records(job.work_folder("cut"))):
         return
@@ -42,11 +42,11 @@ def refuse_empty(job: Job) -> None:
 
 
 def warnings(statistics: dict[str, Any], output: str) -> list[str]:
-    """A line for each kind of loss that the statistics of a dataset count.
+    """One line for each kind of loss in the statistics of a dataset.
 
     Args:
-        statistics: as in `statistics.json`.
-        output: the dataset, for the path of the quarantined rows.
+        statistics: content of `statistics.json`.
+        output: path of the dataset, for the path of the quarantined rows.
     """
     lines = []
     rows, quarantined = statistics["rows_read"], Counter(statistics["rows_quarantined"])
@@ -62,7 +62,7 @@ def warnings(statistics: dict[str, Any], output: str) -> list[str]:
 
 
 def summary(statistics: dict[str, Any], seconds: float) -> str:
-    """One line for the person who ran the job."""
+    """One summary line for the user."""
     raw, kept = statistics["raw"], statistics["kept"]
     return (
         f"{statistics['rows_read']:,} rows of {raw['users']:,} users → {kept['users']:,} sessions, "

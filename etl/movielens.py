@@ -1,10 +1,10 @@
 """`python -m etl.movielens output=FILE.csv`: MovieLens-100K as a `qb_video` log.
 
 Every rating is a click in time order (ties by item id); like = rating of 4 or 5, share = rating of
-5, follow = 0. So share lies inside like and nothing is shown without a click: it is real input for
-the wiring, and cannot say what several tasks give each other.
+5, follow = 0. So share is a subset of like and there are no unclicked exposures: it is real data for
+testing the programs, but not suited for multi-task experiments.
 
-The data (GroupLens, Harper and Konstan 2015) comes inside the `recbole` wheel on PyPI.
+The data (GroupLens, Harper and Konstan 2015) is taken from the `recbole` wheel on PyPI.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WHEEL = "recbole==1.2.1"
 WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
 INSIDE = "recbole/dataset_example/ml-100k/ml-100k"
 AGE_BOUNDS = (18, 25, 35, 45, 50, 56)
-"""Age bucket = number of bounds not above the age (MovieLens-1M's own groups)."""
+"""Age bucket = number of bounds not above the age (the groups of MovieLens-1M)."""
 LIKED, SHARED = 4.0, 5.0
 
 
@@ -44,10 +44,10 @@ class MovielensConfig:
 
 
 def fetch_wheel(cache: Path) -> Path:
-    """The wheel from the cache, else from PyPI; its hash is checked either way.
+    """The wheel from the cache, else from PyPI; its hash is always checked.
 
     Raises:
-        InputError: it cannot be downloaded, or is another file than expected.
+        InputError: it cannot be downloaded, or its hash differs.
     """
     result = next(iter(sorted(cache.glob("recbole-1.2.1-*.whl"))), None)
     if result is None:
@@ -64,10 +64,10 @@ def fetch_wheel(cache: Path) -> Path:
 
 
 def to_csv(wheel: Path) -> str:
-    """The log as CSV text in Tenrec's `qb_video` format, users in order of their ids.
+    """The log as CSV text in Tenrec's `qb_video` format, sorted by user id.
 
     Raises:
-        InputError: another file than the expected wheel.
+        InputError: not the expected wheel.
     """
     from etl.logs.tenrec import NULL, VIDEO
 
@@ -90,14 +90,14 @@ def to_csv(wheel: Path) -> str:
 
 
 def titles(wheel: Path) -> str:
-    """Titles of the films with their years, as `titles=FILE` of `python -m retrieval` reads them from a `.tsv` file."""
+    """Film titles with years, in the `.tsv` format of `titles=FILE` of `python -m retrieval`."""
     with zipfile.ZipFile(wheel) as archive:
         lines = [f"{item}\t{title} ({year})" for item, title, year, *_ in _rows(archive, "item")]
     return "\n".join(["item_id\ttitle", *lines]) + "\n"
 
 
 def titles_path(log: str) -> str:
-    """The titles file of a log: next to it, and never taken for a log by `*.csv`."""
+    """Path of a log's titles file: next to it, and not matched by `*.csv`."""
     return f"{log.removesuffix('.gz').removesuffix('.csv')}.titles.tsv"
 
 
@@ -107,7 +107,7 @@ def _rows(archive: zipfile.ZipFile, kind: str) -> list[list[str]]:
 
 
 def job(options: list[str]) -> None:
-    """Write the log that the options describe."""
+    """Write the log and its titles."""
     config = read_options(MovielensConfig, "etl.conf.movielens", options)
     wheel = Path(config.wheel) if config.wheel else fetch_wheel(Path(config.cache).expanduser())
     text = to_csv(wheel)

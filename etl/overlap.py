@@ -1,4 +1,4 @@
-"""`python -m etl.overlap inputs=[A.csv,B.csv]`: users and items that logs have in common."""
+"""`python -m etl.overlap inputs=[A.csv,B.csv]`: count the users and items that logs have in common."""
 
 from __future__ import annotations
 

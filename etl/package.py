@@ -1,4 +1,4 @@
-"""`python -m etl.package ARCHIVE.zip`: this package as an archive, for the workers of a Spark cluster."""
+"""`python -m etl.package ARCHIVE.zip`: archive this package for the workers of a Spark cluster."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The session protocol: which rows, users and clicks are retained, and the positions of exposures (pure functions).
 
-Rows are grouped by user and in time order inside each user. Shapes: N rows, U users, `offset_U1`
+Rows are grouped by user and in time order within each user. Shapes: N rows, U users, `offset_U1`
 int64 `[U + 1]` with user u's rows at `offset_U1[u]:offset_U1[u + 1]`.
 """
 
@@ -29,7 +29,7 @@ def group_offsets(user_N: Array) -> Int:
 
 
 def regroup(order_U: Array, offset_U1: Int) -> tuple[Int, Int]:
-    """The rows of groups in another order of the groups: their places now, and the new offsets.
+    """Reorder groups: the current indices of the rows in the new order, and the new offsets.
 
     >>> [values.tolist() for values in regroup(np.array([1, 0]), np.array([0, 2, 3]))]
     [[2, 0, 1], [0, 1, 3]]
@@ -40,7 +40,7 @@ def regroup(order_U: Array, offset_U1: Int) -> tuple[Int, Int]:
 
 
 def clicks_through(clicked_N: Mask, offset_U1: Int) -> tuple[Int, Int]:
-    """Clicks of the user up to and including each row `[N]`, and in all `[U]`."""
+    """Number of the user's clicks up to and including each row `[N]`, and in total `[U]`."""
     running = np.concatenate([[0], np.cumsum(clicked_N, dtype=np.int64)])
     before_U = running[offset_U1[:-1]]
     total_U = running[offset_U1[1:]] - before_U
@@ -48,9 +48,9 @@ def clicks_through(clicked_N: Mask, offset_U1: Int) -> tuple[Int, Int]:
 
 
 def tail_rows(clicked_N: Mask, offset_U1: Int, max_clicks: int) -> Mask:
-    """Rows from each user's `max_clicks`-th last click on; all rows of a user with fewer clicks.
+    """Mask of rows from each user's `max_clicks`-th last click on; all rows if the user has fewer clicks.
 
-    Applied to a part of a user's rows it drops only rows that no later part can bring back.
+    Applied to a part of a user's rows it only drops rows that are dropped in the end as well.
     """
     through_N, total_U = clicks_through(clicked_N, offset_U1)
     first_kept_U = total_U - max_clicks + 1
@@ -58,13 +58,13 @@ def tail_rows(clicked_N: Mask, offset_U1: Int, max_clicks: int) -> Mask:
 
 
 def last_value(value_N: Array, offset_U1: Int, missing: int) -> Array:
-    """Each user's last value that is not `missing`, else `missing`; every user has a row.
+    """Each user's last value that is not `missing`, else `missing`; every user must have a row.
 
     >>> last_value(np.array([4, -9, -9]), np.array([0, 2, 3]), -9).tolist()
     [4, -9]
     """
     last_U = value_N[offset_U1[1:] - 1]
-    if not np.any(last_U == missing):  # the usual case: a user's last row tells
+    if not np.any(last_U == missing):  # usually a user's last row has a value
         return last_U
     index = np.where(value_N != missing, np.arange(len(value_N)), -1)
     found_U = np.maximum.reduceat(index, offset_U1[:-1])
@@ -72,13 +72,13 @@ def last_value(value_N: Array, offset_U1: Int, missing: int) -> Array:
 
 
 def first_of_equal(*keys_N: Array) -> Mask:
-    """Rows that are the first with their combination of keys.
+    """Mask of the first row of each combination of keys.
 
     >>> first_of_equal(np.array([1, 1, 1]), np.array([5, 6, 5])).tolist()
     [True, True, False]
     """
     n = len(keys_N[0])
-    order = np.lexsort(keys_N)  # stable: rows with equal keys stay in time order
+    order = np.lexsort(keys_N)  # stable: rows with equal keys keep their time order
     new = np.ones(n, bool)
     if n:
         new[1:] = np.any([key[order[1:]] != key[order[:-1]] for key in keys_N], axis=0)
@@ -88,11 +88,11 @@ def first_of_equal(*keys_N: Array) -> Mask:
 
 
 def dedupe(how: str, user_N: Array, item_N: Array, clicked_N: Mask, row_hash_N: Array) -> Mask:
-    """Rows that `protocol.dedupe` keeps.
+    """Mask of the rows that `protocol.dedupe` keeps.
 
     Args:
-        how: `none`; `exact`, rows equal in all named columns (same user, item and `row_hash`) once;
-            `first`, only a user's first click on an item, unclicked rows untouched.
+        how: `none`; `exact`: drop repeats of rows equal in all named columns (same user, item and `row_hash`);
+            `first`: keep only a user's first click on an item, and all unclicked rows.
     """
     if how == "exact":
         return first_of_equal(user_N, item_N, row_hash_N)
@@ -105,14 +105,14 @@ def dedupe(how: str, user_N: Array, item_N: Array, clicked_N: Mask, row_hash_N: 
 
 @dataclass(frozen=True)
 class Cut:
-    """What a session keeps of its user's rows.
+    """The rows of users retained in sessions.
 
     Attributes:
         user_U: users with enough clicks.
         row_N: rows of those users from the first retained click on.
-        position_N: retained clicks before the row, `retained_U` after the last; meaningful where `row_N` holds.
-        clicks_U: clicks of each user before truncation.
-        retained_U: clicks that are retained.
+        position_N: number of retained clicks before the row, `retained_U` after the last; valid where `row_N`.
+        clicks_U: number of clicks of each user before truncation.
+        retained_U: number of retained clicks.
     """
 
     user_U: Mask
@@ -123,12 +123,12 @@ class Cut:
 
 
 def cut(clicked_N: Mask, offset_U1: Int, clicks_U: Int, *, min_clicks: int, max_clicks: int) -> Cut:
-    """Keep users with at least `min_clicks` and of them the last `max_clicks` clicks.
+    """Keep users with at least `min_clicks` clicks, and their last `max_clicks` clicks.
 
     Args:
-        clicked_N: the rows, possibly already without rows before the `max_clicks`-th last click.
+        clicked_N: click mask of the rows, possibly already cut before the `max_clicks`-th last click.
         offset_U1: rows of each user.
-        clicks_U: each user's clicks, also those of rows that were cut before.
+        clicks_U: number of clicks of each user, including rows that were already cut.
 
     The rows before the first retained click are dropped. A user whose rows have clicks 0, 1, 0, 1, 0 and
     `max_clicks=30` keeps all but the first, at positions 0, 1, 1, 2.
@@ -137,7 +137,7 @@ def cut(clicked_N: Mask, offset_U1: Int, clicks_U: Int, *, min_clicks: int, max_
     through_N, present_U = clicks_through(clicked_N, offset_U1)
     retained_U = np.minimum(present_U, max_clicks)
     user_U = clicks_U >= min_clicks
-    before_N = through_N - clicked_N  # clicks before the row
+    before_N = through_N - clicked_N  # number of clicks before the row
     position_N = before_N - np.repeat(present_U - retained_U, rows_U)
     inside = (position_N >= 1) | ((position_N == 0) & clicked_N)
     return Cut(user_U, inside & np.repeat(user_U, rows_U), position_N, clicks_U, retained_U)

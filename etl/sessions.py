@@ -56,15 +56,15 @@ from etl.statistics import histogram, table
 from etl.transitions import diagnose
 
 SPLITS_PER_PARTITION = 2
-"""Log that makes one partition of users, in splits: a task holds all its rows in memory."""
+"""Log splits per partition of users; a task holds all rows of a partition in memory."""
 CLICKS_SPLITS_PER_PARTITION = 4 * SPLITS_PER_PARTITION
-"""The same where only the clicks of the log travel."""
+"""The same if only clicks are shuffled."""
 ROWS_PER_GROUP = 8_192
 SESSIONS_PER_SHARD = 4_096
 
 
 def build(config: EtlConfig) -> Manifest:
-    """Make the dataset folder `config.output`, atomically.
+    """Write the dataset folder `config.output` atomically.
 
     Raises:
         InputError: inputs, options or output that the user must fix.
@@ -99,10 +99,10 @@ def build(config: EtlConfig) -> Manifest:
 
 
 def make_job(config: EtlConfig, folder: Path, log_bytes: int) -> Job:
-    """What tasks need to know.
+    """The job description for tasks.
 
-    The number of partitions follows from input and options alone, so that the result does not depend
-    on the cluster.
+    The number of partitions depends only on input and options, so that the result does not depend on
+    the cluster.
     """
     protocol = config.protocol
     job = Job(
@@ -128,7 +128,7 @@ def make_job(config: EtlConfig, folder: Path, log_bytes: int) -> Job:
 
 
 def count_partitions(log_bytes: int, partition_bytes: int) -> int:
-    """Partitions of the users of a log."""
+    """Number of user partitions for a log."""
     return max(1, -(-log_bytes // partition_bytes))
 
 
@@ -136,7 +136,7 @@ def sessionize(engine: Engine, job: Job, splits: list[Split]) -> list[int]:
     """Read, combine, shuffle by user and cut.
 
     Returns:
-        Sessions of each partition.
+        Number of sessions of each partition.
     """
     sessions = engine.shuffle(partial(combine_split, job, splits), len(splits), partial(gather_partition, job))
     check_rows(job)
@@ -149,7 +149,7 @@ def sessionize(engine: Engine, job: Job, splits: list[Split]) -> list[int]:
 def write_sessions(engine: Engine, job: Job, sessions: list[int], shards: int | None) -> list[DataFile]:
     """Write the final files with dense ids.
 
-    The partitions' sessions, one after another, are cut into `shards` files of equal rows.
+    The concatenated sessions of all partitions are cut into `shards` files of equal rows.
     """
     shards = shards or count_shards(sum(sessions), SESSIONS_PER_SHARD)
     written = engine.map(partial(write_shard, job, shard_pieces(list(enumerate(sessions)), shards)), shards)
@@ -160,7 +160,7 @@ def write_shard(job: Job, shards: list[Pieces], shard: int) -> dict[str, Any]:
     """Task: write a file of sessions.
 
     Returns:
-        Its entry in the manifest.
+        The file's manifest entry.
     """
     dense = read_lookup(job)
     pieces = [read_rows(job.work("cut", number, "parquet"), begin, rows) for number, begin, rows in shards[shard]]
@@ -214,7 +214,7 @@ def make_manifest(
     statistics: dict[str, Any],
     files: list[DataFile],
 ) -> Manifest:
-    """The manifest of a dataset, with the fingerprint of its protocol and files."""
+    """Build the manifest of a dataset, with the fingerprint of its protocol and files."""
     kept = statistics["kept"]
     return Manifest(
         scenario=scenario,
@@ -233,7 +233,7 @@ def make_manifest(
 
 
 def make_statistics(job: Job, files: list[LogFile], splits: list[dict[str, Any]], items: pa.Table) -> dict[str, Any]:
-    """`statistics.json`: the raw log and what was kept of it, side by side."""
+    """Content of `statistics.json`: statistics of the raw log and of the retained part."""
     columns = set(job.scenario.columns) & {name for file in files for name in file.columns}
     raw: Counter[str] = sum((Counter(split["counts"]) for split in splits), Counter())
     reasons: Counter[str] = sum((Counter(split["reasons"]) for split in splits), Counter())
@@ -243,7 +243,7 @@ def make_statistics(job: Job, files: list[LogFile], splits: list[dict[str, Any]]
     cuts = read_records(job.work_folder("cut"))
     kept: Counter[str] = sum((Counter(cut["counts"]) for cut in cuts), Counter())
     if cuts and not job.scenario.history:
-        kept.update(dict.fromkeys(("before_first", "after_test"), 0))  # adding counters drops what is 0
+        kept.update(dict.fromkeys(("before_first", "after_test"), 0))  # adding Counters drops zeros
     kept_users = np.array([pair for cut in cuts for pair in cut["clicks_per_user"]], np.int64).reshape(-1, 2)
     clicks = np.array(histogram(items["clicks"].to_numpy()), np.int64).reshape(-1, 2)
     per_item = np.array(histogram(raw_items[:, 1]), np.int64).reshape(-1, 2)
@@ -266,7 +266,7 @@ def make_statistics(job: Job, files: list[LogFile], splits: list[dict[str, Any]]
         ),
         "rows_read": raw["exposures"] + of_other_users + sum(reasons.values()),
         "rows_quarantined": dict(sorted(reasons.items())),
-        # Only where asked: the file is part of the dataset's fingerprint, from which the order of training follows.
+        # Only if requested: it changes the dataset's fingerprint, which determines the order of training.
         **({"rows_of_other_users": of_other_users} if job.known_users else {}),
         "rows_of_unknown_items": sum(split["unknown"] for split in splits),
         "absent_columns": tenrec.absent_columns(files, job.scenario),
@@ -274,7 +274,7 @@ def make_statistics(job: Job, files: list[LogFile], splits: list[dict[str, Any]]
 
 
 def timed_build(config: EtlConfig) -> list[str]:
-    """Build and say what came out, and in further lines what was lost on the way."""
+    """Build the dataset; returns a summary line and lines on lost rows."""
     begin = time.monotonic()
     build(config)
     statistics = json.loads((local_path(config.output) / STATISTICS).read_text())

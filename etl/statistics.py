@@ -14,23 +14,23 @@ from etl.protocol import Array, group_offsets
 
 PLURAL = {"like": "likes", "share": "shares", "follow": "follows", "read": "reads", "favorite": "favorites"}
 DENSE_IDS = 1 << 24
-"""Ids below take an entry each in arrays of counts; the Tenrec logs number their items from 1."""
+"""Smaller ids are counted in dense arrays; the Tenrec logs number their items from 1."""
 SPARSE_PARTS = 8
-"""Parts with larger ids that are held before they are summed."""
+"""Maximum pending parts with larger ids before they are summed."""
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 
 
 def count_rows(feedback_N: Array, actions: tuple[str, ...], watching_N: Array) -> Counter[str]:
-    """Exposures, clicks, each action, and the readings of negative feedback.
+    """Count exposures, clicks, each action, and the definitions of negative feedback.
 
     Args:
         feedback_N: bits as in the dataset, bit 7 = clicked.
         actions: feedback columns of the log.
-        watching_N: how often each row's item was entered, 0 where unknown.
+        watching_N: visit count of each row's item, 0 = unknown.
 
     Returns:
         `exposures`, `clicks`, plural names of the actions, `skip` (click 0, no other action), `entered`
-        (those of them that were opened and left), `passive` (click 1, no other action), `other` (click 0
+        (skips that were opened and left), `passive` (click 1, no other action), `other` (click 0
         and an action).
     """
     by_bits = np.bincount(feedback_N.astype(np.int64), minlength=256)
@@ -47,16 +47,16 @@ def count_rows(feedback_N: Array, actions: tuple[str, ...], watching_N: Array) -
 
 
 def distinct(values_N: Array) -> tuple[Array, Array]:
-    """Distinct values in order of appearance, and for each value the index of its equal among them.
+    """Distinct values in order of appearance, and the index of each value among them.
 
-    By a hash table: several times faster than sorting, which `np.unique` does.
+    Uses a hash table, several times faster than the sorting of `np.unique`.
     """
     encoded = pa.array(values_N).dictionary_encode()
     return encoded.dictionary.to_numpy(zero_copy_only=False), encoded.indices.to_numpy(zero_copy_only=False)
 
 
 def count_items(item_N: Array, *masks_N: Array) -> Array:
-    """Rows `(item, rows where the first mask holds, …)` int64, one for each distinct item."""
+    """Rows `(item, count of the first mask, …)` int64, one per distinct item."""
     largest = int(item_N.max(initial=0))
     if largest < DENSE_IDS and largest < 8 * len(item_N):
         items = np.flatnonzero(np.bincount(item_N))
@@ -71,11 +71,11 @@ def sum_by_id(tables: Iterable[Array], n_counts: int) -> Array:
     """Sum `(id, count, …)` rows by id.
 
     Args:
-        tables: int64 `[n, 1 + n_counts]` each; ids are not negative and distinct inside a part.
+        tables: int64 `[n, 1 + n_counts]` each; ids are non-negative and distinct within a part.
         n_counts: number of counts.
 
     Returns:
-        int64 `[ids, 1 + n_counts]`, sorted by id. Memory follows from the distinct ids, not from the parts.
+        int64 `[ids, 1 + n_counts]`, sorted by id. Memory depends on the distinct ids, not on the parts.
     """
     totals = np.zeros((0, n_counts), np.int64)
     present = np.zeros(0, bool)
@@ -107,13 +107,13 @@ def _sum_sorted(tables: list[Array]) -> Array:
 
 
 def histogram(values: Array) -> list[list[int]]:
-    """Distinct values and how often each occurs, as `[value, count]`."""
+    """Distinct values and their counts, as `[value, count]`."""
     value, count = np.unique(values, return_counts=True)
     return [[int(v), int(c)] for v, c in zip(value, count, strict=True)]
 
 
 def quantiles(pairs: Array) -> dict[str, int] | None:
-    """Quantiles from `(value, count)` rows: the smallest value that so many values do not exceed.
+    """Quantiles of `(value, count)` rows: the smallest value with at least that share of values not above it.
 
     >>> quantiles(np.array([[1, 3], [9, 1]]))["0.5"]
     1
@@ -129,12 +129,12 @@ def quantiles(pairs: Array) -> dict[str, int] | None:
 def table(
     counts: Counter[str], *, users: int, items: int, columns: set[str], per_user: Array, per_item: Array
 ) -> dict[str, Any]:
-    """One column of the table; null where the log has no such column, or the count has no meaning.
+    """One column of the table; null if the log has no such column, or the count is meaningless.
 
     Args:
-        counts: of `count_rows`; of retained rows also `before_first` (rows of retained users before their first
-            retained click) and `after_test` (rows after the last one).
-        columns: of the log.
+        counts: result of `count_rows`; for retained rows also `before_first` (rows of retained users before their
+            first retained click) and `after_test` (rows after the last one).
+        columns: columns of the log.
         per_user: `(clicks, users)` rows.
         per_item: `(clicks, items)` rows.
     """

@@ -17,13 +17,13 @@ Int = npt.NDArray[np.int64]
 
 SAMPLED_SESSIONS = 20_000
 SAMPLED_CLICKS = 5_000_000
-"""Train clicks whose successors are counted for the branching; of a larger dataset an even sample of items is taken."""
+"""Maximum train clicks for the branching; larger datasets use an even sample of items."""
 SHARES = ("from_last", "from_last_three", "from_any", "from_random", "repeats")
 FILTER_BITS = 24
 
 
 def diagnose(paths: list[Path]) -> dict[str, float | int | None]:
-    """Shares of test targets that transitions of train contain, over an even sample of sessions.
+    """Shares of test targets covered by train transitions, over an even sample of sessions.
 
     A transition is a pair of consecutive train clicks (positions 1…n-2) of any session. The test query sees the clicks
     1…n-1.
@@ -34,8 +34,8 @@ def diagnose(paths: list[Path]) -> dict[str, float | int | None]:
     Returns:
         `sessions`: number sampled, of two clicks or more; `from_last`, `from_last_three`, `from_any`: share of test
         targets that follow, in train, the last visible click, one of the last three, any visible click; `from_random`:
-        the same of a random visible click, which is what a shuffled order would leave of `from_last`; `repeats`: share
-        of targets among the visible clicks; `branching`: mean number of different items that follow an item in train.
+        the same for a random visible click, an estimate of `from_last` under shuffled order; `repeats`: share of
+        targets among the visible clicks; `branching`: mean number of different items that follow an item in train.
         All null without sessions.
     """
     rows = sum(pq.ParquetFile(path).metadata.num_rows for path in paths)
@@ -62,7 +62,7 @@ def diagnose(paths: list[Path]) -> dict[str, float | int | None]:
 
 
 def _sessions(paths: list[Path]) -> Iterator[tuple[Int, Int]]:
-    """Offsets and items of sessions, a row group at a time."""
+    """Offsets and items of sessions, one row group at a time."""
     for path in paths:
         for batch in pq.ParquetFile(path).iter_batches(columns=["items"]):
             column = batch.column(0)
@@ -71,31 +71,31 @@ def _sessions(paths: list[Path]) -> Iterator[tuple[Int, Int]]:
 
 
 def _keys(source_N: Any, target_N: Any) -> Int:
-    """Pairs of items as one number."""
+    """Encode pairs of items as one number."""
     return np.asarray(source_N, np.int64) << 32 | np.asarray(target_N, np.int64)
 
 
 def _distinct(value_N: Int) -> Int:
-    """Distinct values, rising: a third of the time of np.unique, which hashes, where most values are distinct."""
+    """Distinct values, sorted: takes a third of the time of np.unique, which hashes, if most values are distinct."""
     value_N = np.sort(value_N)
     return value_N[np.diff(value_N, prepend=value_N[:1] - 1) > 0]
 
 
 def _mixed(value: Any) -> Any:
-    """A cheap hash of integers (multiplicative, by the golden ratio)."""
+    """A cheap multiplicative hash of integers (golden ratio)."""
     return np.asarray(value, np.int64).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(64 - FILTER_BITS)
 
 
 def _count(paths: list[Path], pairs: Int, every: int) -> tuple[npt.NDArray[np.bool_], float | None]:
-    """Which of the rising `pairs` are transitions of train, and the branching of one item in `every`."""
+    """Mask of the sorted `pairs` that are train transitions, and the branching of one item in `every`."""
     counted = np.zeros(len(pairs), bool)
-    # Nearly all transitions are none of the pairs: a bitmap of hashes sorts most of them out before the search.
+    # Few transitions are among the pairs: a bitmap of hashes filters most of them out before the search.
     candidate = np.zeros(1 << FILTER_BITS, bool)
     candidate[_mixed(pairs)] = True
     sampled = []
     for offset, item in _sessions(paths):
         train = np.ones(len(item), bool)
-        train[offset[:-1]] = False  # nothing comes before a first click
+        train[offset[:-1]] = False  # first clicks have no predecessor
         for back in range(1, TRAIN_HOLDOUT + 1):
             train[offset[1:] - back] = False
         at = np.flatnonzero(train)

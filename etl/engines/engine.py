@@ -1,6 +1,6 @@
 """The engine interface: runs the job's tasks in local processes or on Spark.
 
-The tasks and the numbers of their parts are the same in both, so the dataset has the same bytes.
+Tasks and part numbers are the same in both, so the dataset has the same bytes.
 """
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ from etl.logs.splits import Split
 from etl.stages.task_files import Job
 
 LOCAL_BYTES = 512 << 20
-"""Log up to which starting Spark costs more than it saves."""
+"""Largest log for which starting Spark costs more than it saves."""
 COMPRESSED = 8
-"""How often a compressed log's bytes count: about what it unpacks to."""
+"""Factor for the size of compressed logs: about their compression ratio."""
 
 Task = Callable[[int], Any]
-"""Does the part of this number and returns a JSON value; files are its true output."""
+"""Processes the part with this number and returns a JSON value; its main output are files."""
 Combine = Callable[[int], Iterator[pa.RecordBatch]]
-"""Reads the split of this number and yields partial users."""
+"""Reads the split with this number and yields partial users."""
 Gather = Callable[[int, Iterator[pa.RecordBatch]], Any]
-"""Takes the partial users of the partition of this number, in any order, and returns a JSON value."""
+"""Takes the partial users of the partition with this number, in any order, and returns a JSON value."""
 
 
 class Engine(Protocol):
-    """Runs tasks; an `InputError` of a task is raised here as if the task had run here."""
+    """Runs tasks; a task's `InputError` is re-raised in this process."""
 
     def map(self, task: Task, n: int) -> list[Any]:
-        """`task(0)` to `task(n - 1)`, results in this order."""
+        """Run `task(0)` to `task(n - 1)`; results in this order."""
         ...
 
     def shuffle(self, combine: Combine, n: int, gather: Gather) -> list[Any]:
-        """`combine` over `n` splits, then `gather` over the job's partitions, results in their order."""
+        """Run `combine` over `n` splits, then `gather` over the job's partitions; results in partition order."""
         ...
 
 
 @contextlib.contextmanager
 def open_engine(config: EtlConfig, job: Job, splits: list[Split]) -> Iterator[Engine]:
-    """The engine that the options name, or that suits the size of the log; it ends with the block.
+    """The requested engine, or one that suits the size of the log; closed after the block.
 
     Raises:
-        InputError: Spark is to run and there is no Java.
+        InputError: Spark is needed but there is no Java.
     """
     if runs_locally(config, splits):
         from etl.engines.local import local_engine
@@ -61,7 +61,7 @@ def open_engine(config: EtlConfig, job: Job, splits: list[Split]) -> Iterator[En
 
 
 def runs_locally(config: EtlConfig, splits: list[Split]) -> bool:
-    """Whether the job needs no Spark: `engine=auto` takes it for large logs and whoever sets it up."""
+    """Whether to run without Spark: `engine=auto` uses Spark for large logs, or if Spark options are set."""
     if config.engine != "auto":
         return config.engine == "local"
     unpacked = sum((s.end - s.begin) * (COMPRESSED if s.file.compression else 1) for s in splits)
@@ -69,5 +69,5 @@ def runs_locally(config: EtlConfig, splits: list[Split]) -> bool:
 
 
 def log_bytes(splits: list[Split]) -> int:
-    """Bytes of the input as it lies."""
+    """Bytes of the input on disk."""
     return sum(split.end - split.begin for split in splits)

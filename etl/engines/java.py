@@ -1,4 +1,4 @@
-"""Finds the Java that Spark starts, and checks its version."""
+"""Finds the Java that Spark would start, and checks its version."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ INSTALL = "apt-get install openjdk-17-jre-headless, set JAVA_HOME, or make sessi
 
 @dataclass(frozen=True)
 class Java:
-    """What was learned about the Java that Spark would start.
+    """The Java that Spark would start.
 
     Attributes:
-        path: the program; None where there is none.
-        version: major version; None where the program does not say one.
-        output: what it printed, or why it could not be started, on one line.
+        path: the executable; None if not found.
+        version: major version; None if unknown.
+        output: its output, or why it could not be started, on one line.
     """
 
     path: str | None
@@ -31,7 +31,7 @@ class Java:
 
 
 def find_java() -> Java:
-    """The Java of `JAVA_HOME`, else the first on `PATH`, asked for its version."""
+    """Find the Java of `JAVA_HOME`, else the first on `PATH`, and its version."""
     home = os.environ.get("JAVA_HOME")
     path = str(Path(home) / "bin" / "java") if home else shutil.which("java")
     if not path:
@@ -54,7 +54,7 @@ def require_java() -> None:
     """Check for a Java that Spark can use.
 
     Raises:
-        InputError: there is none of version 17 or newer; it names the one that failed and what that said.
+        InputError: none of version 17 or newer; names the one found and its output.
     """
     java = find_java()
     if java.version is not None and java.version >= OLDEST_JAVA:

@@ -21,21 +21,21 @@ from etl.runtime.files import atomic_file
 from etl.stages.task_files import Job
 
 PARTIAL = "partial"
-"""Kind of work file that holds the partial users of a split."""
+"""Work file kind of the partial users of a split."""
 
 
 @contextlib.contextmanager
 def local_engine(job: Job, n_splits: int, processes: int | None) -> Iterator[LocalEngine]:
-    """An engine of `processes` processes (null: one a core), as far as there is work for them.
+    """An engine with `processes` processes (null: one per core), at most one per task.
 
     Raises:
-        InputError: a worker process was ended from outside.
+        InputError: a worker process was killed.
     """
     n = min(processes or n_cores(), max(n_splits, job.partitions))
     if n == 1:
         yield LocalEngine(job, None)
         return
-    # Spawned: a process with Arrow's threads must not be forked.
+    # Spawn: a process with Arrow threads must not be forked.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(n, context, initializer=_start_worker)
     try:
@@ -48,12 +48,12 @@ def local_engine(job: Job, n_splits: int, processes: int | None) -> Iterator[Loc
 
 
 def n_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it, however it ends."""
+    """Ignore Ctrl-C, and exit when the parent exits for any reason."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -66,13 +66,13 @@ def _start_worker() -> None:
 
 
 class LocalEngine:
-    """Runs tasks one after another, or in the processes of a pool."""
+    """Runs tasks sequentially, or in a process pool."""
 
     def __init__(self, job: Job, pool: Executor | None) -> None:
         self.job, self.pool = job, pool
 
     def map(self, task: Callable[[int], Any], n: int) -> list[Any]:
-        """`task(0)` to `task(n - 1)`, results in this order."""
+        """Run `task(0)` to `task(n - 1)`; results in this order."""
         return list((self.pool.map if self.pool else map)(task, range(n)))
 
     def shuffle(
@@ -81,13 +81,13 @@ class LocalEngine:
         n: int,
         gather: Callable[[int, Iterator[pa.RecordBatch]], Any],
     ) -> list[Any]:
-        """`combine` over `n` splits, then `gather` over the job's partitions, results in their order."""
+        """Run `combine` over `n` splits, then `gather` over the job's partitions; results in partition order."""
         self.map(partial(_write_partial, self.job, combine), n)
         return self.map(partial(_gather, self.job, gather, n), self.job.partitions)
 
 
 def _write_partial(job: Job, combine: Callable[[int], Iterator[pa.RecordBatch]], split: int) -> None:
-    """Write what `combine` yields for a split, for all partitions, as one Arrow file."""
+    """Write the output of `combine` for a split, for all partitions, as one Arrow file."""
     from etl.stages.read_split import PARTIAL_SCHEMA
 
     with atomic_file(job.work(PARTIAL, split, "arrow")) as path, pa.ipc.new_file(str(path), PARTIAL_SCHEMA) as writer:
@@ -100,7 +100,7 @@ def _gather(job: Job, gather: Callable[[int, Iterator[pa.RecordBatch]], Any], n:
 
 
 def partial_users(job: Job, n: int, partition: int) -> Iterator[pa.RecordBatch]:
-    """A partition's records in the files of `n` splits; other partitions' stay unread."""
+    """Read a partition's records from the files of `n` splits, skipping those of other partitions."""
     for split in range(n):
         with pa.memory_map(str(job.work(PARTIAL, split, "arrow"))) as file:
             reader = pa.ipc.open_file(file)

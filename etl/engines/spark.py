@@ -23,36 +23,36 @@ from etl.stages.task_files import Job, read_records
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-    from etl.config import SparkOptions  # its own imports are none of the workers'
+    from etl.config import SparkOptions  # not needed by workers
 
 LEAST_MEMORY = 1 << 30
 RESULT = "number long, result string"
-"""What tasks give back: their number and a JSON value."""
+"""Task results: task number and JSON value."""
 PARTIAL_USERS = "partition int, part long, users binary, rows binary"
-"""`combine.PARTIAL_SCHEMA` in Spark's words."""
+"""`read_split.PARTIAL_SCHEMA` as a Spark schema."""
 
 
 @contextlib.contextmanager
 def spark_session(options: SparkOptions, scratch: Path, log_bytes: int = 0) -> Iterator[SparkSession]:
-    """A session that keeps its temporary files in `scratch` and ends with the block.
+    """A Spark session with temporary files in `scratch`, stopped after the block.
 
     Args:
-        options: how Spark runs; memory that they leave open follows from the size of the log.
+        options: Spark options; unset memory is derived from the size of the log.
         scratch: folder for temporary files.
         log_bytes: size of the log.
 
     Raises:
-        InputError: no Java of version 17 or newer, no master at its address, or a Spark that does not start.
+        InputError: no Java of version 17 or newer, no master at its address, or Spark does not start.
     """
     require_java()
     from pyspark.sql import SparkSession
 
     submitted, master = is_submitted(), options.master or "local[*]"
     elsewhere = submitted or not master.startswith("local")
-    # Workers here run this very interpreter; machines of a cluster may have theirs elsewhere.
+    # Local workers use this interpreter; cluster machines may have theirs elsewhere.
     os.environ["PYSPARK_PYTHON"] = os.environ.get("PYSPARK_PYTHON", sys.executable) if elsewhere else sys.executable
     os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
-    packages = str(Path(__file__).resolve().parents[2])  # where `etl` lies: its own modules are no top-level ones
+    packages = str(Path(__file__).resolve().parents[2])  # parent of the `etl` package
     if not submitted:
         _prepare_start(master)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")]))
@@ -64,31 +64,31 @@ def spark_session(options: SparkOptions, scratch: Path, log_bytes: int = 0) -> I
     session.sparkContext.setLogLevel("ERROR")
     archive = scratch / "nextclick.zip"
     sent = {Path(uri).name for uri in session.sparkContext.listFiles}
-    if elsewhere and not submitted and archive.name not in sent:  # spark-submit ships what --py-files names
+    if elsewhere and not submitted and archive.name not in sent:  # spark-submit ships --py-files itself
         package(archive)
         session.sparkContext.addPyFile(str(archive))
     try:
         yield session
     finally:
-        if not already:  # a caller's session is the caller's to end
+        if not already:  # do not stop a session of the caller
             session.stop()
 
 
 def _prepare_start(master: str) -> None:
-    """See to it that the JVM is the one of this environment, and find out what would keep it from starting.
+    """Select the Spark installation of this environment, and check what would prevent a start.
 
     Raises:
-        InputError: PYSPARK_SUBMIT_ARGS that start no session, or no master at its address.
+        InputError: invalid PYSPARK_SUBMIT_ARGS, or no master at its address.
     """
     import pyspark
 
-    # One of another installation is of another version, or not there.
+    # Another installation may have another version, or be missing.
     os.environ["SPARK_HOME"] = str(Path(pyspark.__file__).parent)
     arguments = os.environ.get("PYSPARK_SUBMIT_ARGS")
     if arguments and arguments.split()[-1] != "pyspark-shell":
         raise InputError("PYSPARK_SUBMIT_ARGS that end in pyspark-shell", arguments, "unset it")
     if master.startswith("local"):
-        # Spark asks for the address of this machine's name, which need not have one.
+        # Spark resolves this machine's host name, which may fail.
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
         os.environ.setdefault("SPARK_LOCAL_HOSTNAME", "localhost")
     require_master(master)
@@ -108,15 +108,15 @@ def _start(builder: Any, master: str) -> SparkSession:
 
 
 def is_submitted() -> bool:
-    """Whether `spark-submit` started this program: then master and memory are those it was given."""
+    """Whether `spark-submit` started this program, and has set master and memory."""
     return "PYSPARK_GATEWAY_PORT" in os.environ
 
 
 def jvm_memory(log_bytes: int, machine_bytes: int) -> str:
-    """Heap for a log: 1 GiB and an eighth of the log, 8 GiB or a quarter of the machine at most.
+    """Heap size for a log: 1 GiB plus an eighth of the log, at most 8 GiB or a quarter of the machine.
 
-    The shuffle carries about a quarter of the log and spills what does not fit: more memory saves disk
-    traffic, less costs time only.
+    The shuffle moves about a quarter of the log and spills what does not fit, so less memory only costs
+    time.
     """
     most = max(LEAST_MEMORY, min(8 << 30, machine_bytes // 4))
     return f"{min(most, LEAST_MEMORY + log_bytes // 8) >> 20}m"
@@ -125,10 +125,10 @@ def jvm_memory(log_bytes: int, machine_bytes: int) -> str:
 def _settings(options: SparkOptions, scratch: Path, log_bytes: int) -> dict[str, bool | float | int | str | None]:
     settings: dict[str, bool | float | int | str | None] = {
         "spark.ui.showConsoleProgress": "false",
-        # The partitions are ours to choose: the bytes of the dataset follow from them.
+        # Fixed partitioning, since it determines the bytes of the dataset.
         "spark.sql.adaptive.enabled": "false",
         "spark.sql.execution.arrow.maxRecordsPerBatch": "16",  # a record holds many users
-        # Pages of an application let whoever reaches them read its environment.
+        # The web UI exposes the environment to unauthenticated clients.
         "spark.ui.enabled": "false",
     }
     if is_submitted():
@@ -142,14 +142,14 @@ def _settings(options: SparkOptions, scratch: Path, log_bytes: int) -> dict[str,
     if (options.master or "local").startswith(("local", "spark://127.0.0.1")):
         settings |= {"spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1"}
     logging = Path(__file__).resolve().parent / "conf" / "log4j2.properties"
-    if logging.is_file():  # not inside a package that was shipped as an archive
+    if logging.is_file():  # missing if the package was shipped as an archive
         settings["spark.driver.extraJavaOptions"] = f"-Dlog4j2.configurationFile=file:{logging}"
     return settings
 
 
 @contextlib.contextmanager
 def spark_engine(job: Job, options: SparkOptions, log_bytes: int) -> Iterator[SparkEngine]:
-    """A Spark session as the job's engine; it ends with the block.
+    """A Spark session as the job's engine; stopped after the block.
 
     Raises:
         InputError: no Java of version 17 or newer.
@@ -159,13 +159,13 @@ def spark_engine(job: Job, options: SparkOptions, log_bytes: int) -> Iterator[Sp
 
 
 class SparkEngine:
-    """Runs tasks as Spark's: the number of its part tells a task what to do."""
+    """Runs tasks on Spark; each task gets its part number."""
 
     def __init__(self, session: SparkSession, job: Job) -> None:
         self.session, self.job = session, job
 
     def map(self, task: Callable[[int], Any], n: int) -> list[Any]:
-        """`task(0)` to `task(n - 1)`, results in this order."""
+        """Run `task(0)` to `task(n - 1)`; results in this order."""
         return self._run(self._numbered(n).mapInArrow(partial(_map, task), RESULT))
 
     def shuffle(
@@ -174,7 +174,7 @@ class SparkEngine:
         n: int,
         gather: Callable[[int, Iterator[pa.RecordBatch]], Any],
     ) -> list[Any]:
-        """`combine` over `n` splits, then `gather` over the job's partitions, results in their order."""
+        """Run `combine` over `n` splits, then `gather` over the job's partitions; results in partition order."""
         partial_users = self._numbered(n).mapInArrow(partial(_combine, combine), PARTIAL_USERS)
         by_user = partial_users.repartitionById(self.job.partitions, "partition")
         return self._run(by_user.mapInArrow(partial(_gather, gather), RESULT))
@@ -183,11 +183,11 @@ class SparkEngine:
         return self.session.range(0, n, 1, n)
 
     def _run(self, frame: DataFrame) -> list[Any]:
-        """Results of the tasks in the order of their numbers.
+        """Run the tasks; results in the order of their numbers.
 
         Raises:
-            InputError: an error of the input in a task, raised as if it had occurred here.
-            OSError: a task met a full disk.
+            InputError: an input error in a task, re-raised here.
+            OSError: the disk is full.
         """
         from py4j.protocol import Py4JError
         from pyspark.errors import PySparkException
@@ -197,7 +197,7 @@ class SparkEngine:
         except (PySparkException, Py4JError) as error:
             for record in read_records(self.job.work_folder("errors")):
                 raise InputError(**record) from None
-            if os.strerror(errno.ENOSPC) in str(error):  # a task's, or Spark's own temporary files
+            if os.strerror(errno.ENOSPC) in str(error):  # in a task, or in Spark's temporary files
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
             raise
 

@@ -1,1 +1,1 @@
-"""Log formats: headers, byte ranges, parsing."""
+"""Log formats: headers, byte ranges and parsing."""

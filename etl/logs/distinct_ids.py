@@ -16,7 +16,7 @@ IDS = Scenario(("user_id", "item_id"), "")
 
 
 def distinct_ids(log: LogFile, columns: Sequence[str] = IDS.columns) -> tuple[dict[str, Int], Counter[str]]:
-    """Distinct ids of a log by column, sorted, read a block at a time; and the rows left out, by reason."""
+    """Distinct sorted ids of a log by column, reading block by block; and counts of skipped rows by reason."""
     seen = {name: np.zeros(0, np.int64) for name in columns}
     left_out = Counter[str]()
     for tables, bad in parsed_blocks(log, IDS):
@@ -31,7 +31,7 @@ def distinct_users(inputs: list[str]) -> Int:
     """Distinct users of logs, sorted.
 
     Raises:
-        InputError: logs that cannot be read.
+        InputError: a log cannot be read.
     """
     users = [distinct_ids(log, ["user_id"])[0]["user_id"] for log in open_logs(inputs, IDS)]
     return np.unique(np.concatenate(users))

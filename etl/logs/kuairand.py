@@ -1,7 +1,7 @@
-"""KuaiRand's logs in the `qb_video` format, sorted on disk; `etl/kuairand.py` says how their columns are read.
+"""KuaiRand's logs in the `qb_video` format, sorted on disk; `etl/kuairand.py` has the mapping of columns.
 
-The largest log has 322 million rows, so it is never held in memory: a first pass counts each user's rows, a second
-one appends every row to the bucket file of its range of users, and each bucket is then sorted and written by itself.
+The largest log has 322 million rows, so it is sorted on disk: a first pass counts each user's rows, a second appends
+every row to the bucket file of its range of users, and each bucket is then sorted in memory and written.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FLAGS = {
     "is_forward": "share",
     "long_view": "watching_times",
 }
-"""Outcomes in KuaiRand → Tenrec's columns."""
+"""KuaiRand's outcome columns → Tenrec's."""
 
 LOG_COLUMNS = ["user_id", "video_id", "time_ms", *FLAGS]
 
@@ -38,7 +38,7 @@ RECORD = np.dtype([("user", "<i8"), ("video", "<i8"), ("time", "<i8"), ("flags",
 """A row in a bucket file; flag `n` of `FLAGS` is bit `n`."""
 
 BUCKET_ROWS = 4_000_000
-"""Rows that are sorted in memory at once (more only where one user has more)."""
+"""Maximum rows that are sorted in memory at once (more only if a single user has more)."""
 
 
 def convert(folder: Path, stream: IO[bytes], work: Path, bucket_rows: int = BUCKET_ROWS) -> int:
@@ -47,16 +47,16 @@ def convert(folder: Path, stream: IO[bytes], work: Path, bucket_rows: int = BUCK
     Rows of one user with the same time retain the order of the files (sorted by name) and of their rows.
 
     Args:
-        folder: of the download.
-        stream: of the CSV file.
-        work: a folder for temporary files, 25 bytes a row.
-        bucket_rows: rows that are sorted in memory at once.
+        folder: folder of the download.
+        stream: output stream of the CSV file.
+        work: folder for temporary files, 25 bytes per row.
+        bucket_rows: maximum rows that are sorted in memory at once.
 
     Returns:
         The number of rows.
 
     Raises:
-        InputError: no logs, a column missing, or an outcome that is not 0 or 1.
+        InputError: no logs, a missing column, or an outcome other than 0 or 1.
     """
     logs = sorted(folder.glob("log_*.csv"))
     if not logs:
@@ -104,7 +104,7 @@ def _distribute(logs: list[Path], first_users: np.ndarray, folder: Path) -> list
 
 
 def _records(batch: pa.RecordBatch, log: Path) -> np.ndarray:
-    """A batch of a log as `RECORD`s."""
+    """Convert a batch of a log to `RECORD`s."""
     if any(batch[name].null_count for name in LOG_COLUMNS[:3]):
         raise InputError("user_id, video_id and time_ms in every row", "an empty field", f"check {log}")
     records = np.empty(len(batch), RECORD)
@@ -120,10 +120,10 @@ def _records(batch: pa.RecordBatch, log: Path) -> np.ndarray:
 
 
 def _write_bucket(path: Path, tags: VideoTags, stream: IO[bytes]) -> int:
-    """Sort a bucket by user and time and write it as CSV, no field in quotes."""
+    """Sort a bucket by user and time and write it as CSV without quotes."""
     records = np.fromfile(path, RECORD)
     path.unlink()
-    records = records[np.lexsort((records["time"], records["user"]))]  # stable: equal times retain their order
+    records = records[np.lexsort((records["time"], records["user"]))]  # stable: equal times keep their order
     columns: dict[str, pa.Array] = {
         "user_id": pa.array(records["user"]),
         "item_id": pa.array(records["video"]),
@@ -139,12 +139,12 @@ def _write_bucket(path: Path, tags: VideoTags, stream: IO[bytes]) -> int:
 
 @dataclass(frozen=True)
 class VideoTags:
-    """The first tag of each video, 12 bytes a video.
+    """The first tag of each video, 12 bytes per video.
 
     Attributes:
         video: int64, ascending.
         code: int32, parallel to `video`: position in `names`.
-        names: strings; the first is the null's.
+        names: strings; the first stands for null.
     """
 
     video: np.ndarray
@@ -156,7 +156,7 @@ class VideoTags:
         """Read `video_features_basic*.csv`.
 
         Raises:
-            InputError: no such file, or a column missing.
+            InputError: a missing file or column.
         """
         paths = sorted(folder.glob("video_features_basic*.csv"))
         if not paths:
@@ -164,11 +164,11 @@ class VideoTags:
                 "KuaiRand's video_features_basic*.csv", f"none in {folder}", "name the data folder of the download"
             )
         code_of: dict[str | None, int] = {NULL: 0}
-        # A first entry that no video has, so that there is always one to compare with.
+        # Sentinel entry, so that searches always have an entry to compare with.
         videos, codes = [np.array([np.iinfo(np.int64).min])], [np.zeros(1, np.int32)]
         for path in paths:
             for batch in _batches(path, {"video_id": pa.int64(), "tag": pa.string()}):
-                # Several tags stand in one quoted field: "12,68".
+                # Several tags are in one quoted field: "12,68".
                 first = pc.list_element(pc.split_pattern(pc.fill_null(batch["tag"], ""), ","), 0)
                 tag = pc.dictionary_encode(pc.if_else(pc.equal(first, ""), NULL, first))
                 code_of_tag = [code_of.setdefault(name, len(code_of)) for name in tag.dictionary.to_pylist()]

@@ -1,7 +1,7 @@
-"""Rows of users and items with enough of them, counted in rounds on disk; `etl/merlin.py` says what for.
+"""Filters rows by minimum counts per user and item, in rounds on disk; see `etl/merlin.py` for the purpose.
 
-The log is read once. Rows that may remain are spooled to a file, with the codes of their user and item beside it, so
-that neither the log nor the spool is ever in memory.
+The log is read once. Candidate rows are spooled to a file, and the codes of their users and items to another, so that
+neither the log nor the spool is ever held in memory.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from etl.runtime.errors import InputError
 
 ACTIONS = ("like", "share", "follow")
 COUNTED_ROWS = 1 << 24
-"""Rows whose codes are in memory at once."""
+"""Number of rows whose codes are in memory at once."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How many rows a user and an item must have.
+    """Row count limits of users and items.
 
     Attributes:
-        min_user_rows: the least of a user.
-        max_user_rows: the most of a user.
-        min_item_rows: the least of an item.
-        rounds: times that users, then items, are counted and dropped.
+        min_user_rows: minimum rows of a user.
+        max_user_rows: maximum rows of a user.
+        min_item_rows: minimum rows of an item.
+        rounds: number of rounds of filtering users, then items.
     """
 
     min_user_rows: int
@@ -46,7 +46,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Written:
-    """What was written: rows, and the users and items in them."""
+    """Counts of written rows, users and items."""
 
     rows_read: int
     rows: int
@@ -55,18 +55,18 @@ class Written:
 
 
 def prepare(inputs: list[str], stream: IO[bytes], work: Path, limits: Limits) -> Written:
-    """Write the rows that remain as CSV of scenario `ctr` with empty histories, in the order of the logs.
+    """Write the remaining rows as CSV of scenario `ctr` with empty histories, in the order of the logs.
 
     A row remains if it was clicked or has no action, and if its user and item do. Malformed rows are left out.
 
     Args:
         inputs: video logs.
-        stream: of the CSV file.
-        work: a folder for temporary files, about 25 bytes a row.
+        stream: output stream of the CSV file.
+        work: folder for temporary files, about 25 bytes per row.
         limits: which users and items remain.
 
     Raises:
-        InputError: logs that cannot be read, or no row that remains.
+        InputError: a log cannot be read, or no row remains.
     """
     with tempfile.TemporaryDirectory(prefix=".merlin-", dir=work) as folder:
         spool = Path(folder) / "rows.arrow"
@@ -82,7 +82,7 @@ def prepare(inputs: list[str], stream: IO[bytes], work: Path, limits: Limits) ->
 
 
 def _spool(inputs: list[str], path: Path) -> tuple[int, Int, Int]:
-    """Write the rows that may remain; returns the rows read, and the distinct users and items, ascending."""
+    """Spool the candidate rows; returns the number of rows read, and the distinct users and items, ascending."""
     scenario, rows_read = SCENARIOS["qk_video"], 0
     distinct: dict[str, list[Int]] = {"user_id": [], "item_id": []}
     writer = None
@@ -105,7 +105,7 @@ def _spool(inputs: list[str], path: Path) -> tuple[int, Int, Int]:
 
 
 def _candidates(table: pa.Table) -> pa.Table:
-    """Rows that were clicked or have no action, the category as text."""
+    """Select rows that were clicked or have no action, with the category as text."""
     flags = {name: table[name].to_numpy() for name in ("click", *ACTIONS)}
     keep = (flags["click"] == 1) | ~np.any([flags[name] == 1 for name in ACTIONS], axis=0)
     table = table.filter(pa.array(keep))
@@ -120,7 +120,7 @@ def _batches(spool: Path) -> Iterator[pa.RecordBatch]:
 
 
 def _write_codes(spool: Path, path: Path, user_id: Int, item_id: Int) -> None:
-    """Write int32 pairs: where each row's user and item stand among the distinct ones."""
+    """Write int32 pairs: indices of each row's user and item among the distinct ones."""
     with path.open("wb") as stream:
         for batch in _batches(spool):
             user = np.searchsorted(user_id, batch["user_id"].to_numpy())
@@ -129,7 +129,7 @@ def _write_codes(spool: Path, path: Path, user_id: Int, item_id: Int) -> None:
 
 
 def _pairs(path: Path) -> npt.NDArray[np.int32]:
-    """The file's pairs `[N, 2]`; an empty file cannot be mapped."""
+    """Memory-map the file's pairs `[N, 2]`; handles empty files."""
     values = np.memmap(path, np.int32, mode="r") if path.stat().st_size else np.zeros(0, np.int32)
     return values.reshape(-1, 2)
 
@@ -137,14 +137,14 @@ def _pairs(path: Path) -> npt.NDArray[np.int32]:
 def remaining(codes: Path, n_users: int, n_items: int, limits: Limits) -> tuple[Mask, Mask]:
     """Which users and items remain after all rounds, bool `[n_users]` and `[n_items]`.
 
-    In each round users are counted and dropped first, then items by the rows that are left. After the last round a
-    user may have fewer rows than the least again.
+    Each round filters users first, then items by the remaining rows. After the last round a user may again have
+    fewer rows than the minimum.
 
     Args:
-        codes: file of int32 pairs (user, item), one for each row.
-        n_users: codes of users are below it.
-        n_items: codes of items are below it.
-        limits: how many rows they must have, and the rounds.
+        codes: file of int32 pairs (user, item), one per row.
+        n_users: number of user codes.
+        n_items: number of item codes.
+        limits: row count limits, and the number of rounds.
     """
     user, item = np.ones(n_users, bool), np.ones(n_items, bool)
     for _ in range(limits.rounds):
@@ -156,7 +156,7 @@ def remaining(codes: Path, n_users: int, n_items: int, limits: Limits) -> tuple[
 
 
 def _count(codes: Path, user: Mask, item: Mask, column: int) -> Int:
-    """Rows of each user (column 0) or item (column 1), among those whose user and item remain."""
+    """Number of rows of each user (column 0) or item (column 1), over rows whose user and item remain."""
     counts = np.zeros(len((user, item)[column]), np.int64)
     pairs = _pairs(codes)
     for begin in range(0, len(pairs), COUNTED_ROWS):
@@ -167,7 +167,7 @@ def _count(codes: Path, user: Mask, item: Mask, column: int) -> Int:
 
 
 def _write_rows(spool: Path, codes: Path, user: Mask, item: Mask, stream: IO[bytes]) -> int:
-    """Write the remaining rows as CSV; returns how many."""
+    """Write the remaining rows as CSV; returns their number."""
     columns = SCENARIOS["ctr"].columns
     stream.write((",".join(columns) + "\n").encode())
     pairs = _pairs(codes)

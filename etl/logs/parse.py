@@ -1,7 +1,7 @@
-"""Parsing lines of a log into typed columns, and the reasons why rows are quarantined.
+"""Parses lines of a log into typed columns, with the reasons why rows are quarantined.
 
-A block is parsed at once by Arrow. Only where Arrow, or a check of the values, objects, the block
-is halved until the few lines in doubt are left, and those are judged one by one with a reason.
+Arrow parses a block at once. If Arrow or a check of the values fails, the block is halved until few
+lines are left, which are then checked one by one.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from etl.logs.splits import Block, LogFile, make_splits, read_blocks
 from etl.logs.tenrec import NULL, Scenario
 
 FEW_BYTES = 4096
-"""Blocks in doubt are halved down to this size before their lines are judged one by one."""
+"""Failed blocks are halved down to this size before their lines are checked one by one."""
 
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that could not be used."""
+    """A quarantined row."""
 
     file: str
     byte_offset: int
@@ -37,7 +37,7 @@ class BadRow:
 
 
 class _InDoubtError(Exception):
-    """Arrow read the block, but a value or a byte in it needs a closer look."""
+    """Arrow parsed the block, but a value or byte in it may be invalid."""
 
 
 _NULLS = ("", NULL)
@@ -47,7 +47,7 @@ _DECIMAL = re.compile(r"(-?)0*(\d+\.\d*[1-9])0*", re.ASCII)
 _LONGEST_NUMBER = 19
 """Digits of 2^63 - 1."""
 _LONGEST_FIELD = 128 << 10
-"""Bytes of a line that the csv module reads without complaint."""
+"""Longest line in bytes that the csv module accepts."""
 _INT8 = (-128, 127)
 _LIMITS = {"watching_times": (0, 2**31 - 1), "gender": _INT8, "age": _INT8}
 _ID_LIMITS = (0, 2**63 - 1)
@@ -55,7 +55,7 @@ _TEXT = pa.dictionary(pa.int32(), pa.string())
 
 
 def parsed_blocks(file: LogFile, scenario: Scenario) -> Iterator[tuple[list[pa.Table], list[BadRow]]]:
-    """What `Parser.parse` makes of each block of a file, one after another."""
+    """The results of `Parser.parse` for each block of a file."""
     parser = Parser(scenario, file)
     for split in make_splits([file], SPLIT_BYTES):
         for block in read_blocks(split)[0]:
@@ -63,14 +63,14 @@ def parsed_blocks(file: LogFile, scenario: Scenario) -> Iterator[tuple[list[pa.T
 
 
 class Parser:
-    r"""Parses lines of files with one header into typed columns, and names the rows it cannot.
+    r"""Parses lines of files with one header into typed columns, and reports invalid rows.
 
     An empty field and `\N` are null; an integer may be written ` 1`, `01`, `1.0` or `"1"`, a flag also `True`.
 
     Columns of the result: `user_id`, `item_id` int64 and not null; `click` and the scenario's actions
     0 or 1, where null of an action other than the click reads as 0; `watching_times` (null = 0),
     `gender`, `age` (nullable); history columns int64 (null = 0); the category dictionary-encoded as
-    `category`, numbers in it written plainly (`0.0` is `0`). Columns that the file lacks are null, or 0 where
+    `category`, numbers in it normalised (`0.0` is `0`). Columns that the file lacks are null, or 0 where
     null reads as 0. With `row_hash`, a uint64 over the values of all named columns.
     """
 
@@ -86,7 +86,7 @@ class Parser:
         self.hashed = tuple(name for name in scenario.columns if name in file.columns) if row_hash else ()
 
     def parse(self, block: Block) -> tuple[list[pa.Table], list[BadRow]]:
-        """Tables of the good rows in order, and the rows that cannot be used."""
+        """Tables of the valid rows in order, and the invalid rows."""
         bad: list[BadRow] = []
         return list(self._parse(block, bad)), bad
 
@@ -109,10 +109,10 @@ class Parser:
         """Parse with Arrow.
 
         Raises:
-            pa.ArrowInvalid: a wrong number of columns or a value of the wrong type.
-            _InDoubtError: something that Arrow takes but this format does not mean.
+            pa.ArrowInvalid: a wrong number of columns, or a value of the wrong type.
+            _InDoubtError: something that Arrow accepts but this format does not.
         """
-        # Arrow ends lines at a lone CR, reads 0x1F as 31, and lets a quote span lines.
+        # Arrow ends lines at a lone CR, reads 0x1F as 31, and allows quotes to span lines.
         if b"\r" in data and data.count(b"\r") != data.count(b"\r\n"):
             raise _InDoubtError
         if b"\0" in data or _hexadecimal(data) or (b'"' in data and _unbalanced(data)) or _has_long_line(data):
@@ -122,7 +122,7 @@ class Parser:
     def _typed(self, data: bytes) -> pa.Table:
         integers = {name: self._type(name) for name in self.number_columns}
         text = dict.fromkeys(self.number_columns, _TEXT)
-        # Plain integers; numbers written 1.0, as the article logs do; ids written so, too.
+        # Plain integers; numbers like 1.0, as in the article logs; then also ids like 1.0.
         attempts = ((pa.int64(), integers), (pa.int64(), text), (pa.string(), text))
         for id_type, numbers in attempts[:-1]:
             try:
@@ -146,7 +146,7 @@ class Parser:
         )
 
     def _check(self, table: pa.Table) -> pa.Table:
-        """Values inside their limits, as integers, nulls of flags filled; else `_InDoubtError`."""
+        """Check limits, convert to integers and fill nulls of flags; else `_InDoubtError`."""
         typed: dict[str, Any] = {}
         for name in self.ids:
             column = _whole_ids(table[name]) if pa.types.is_string(table[name].type) else table[name]
@@ -180,7 +180,7 @@ class Parser:
         return (0, 1) if name in self.flags else _LIMITS.get(name, _ID_LIMITS)
 
     def _parse_lines(self, block: Block, bad: list[BadRow]) -> bytes:
-        """Look at each line by itself; returns the good ones in a form that Arrow reads."""
+        """Check each line; returns the valid ones in a form that Arrow reads."""
         good: list[str] = []
         offset = block.offset
         for line in block.data.split(b"\n"):
@@ -196,7 +196,7 @@ class Parser:
         return "".join(good).encode()
 
     def _parse_line(self, line: bytes) -> tuple[list[str], str]:
-        """The fields of a line, numbers written plainly, and why it cannot be used ('' if it can)."""
+        """The fields of a line with normalised numbers, and why it is invalid ('' if valid)."""
         if len(line) >= _LONGEST_FIELD:
             return [], f"line of {_LONGEST_FIELD >> 10} KiB or more"
         try:
@@ -239,13 +239,13 @@ class Parser:
 
 
 def _whole_number(text: str) -> int | None:
-    """The number that a text like `1`, ` 1`, `01` or `1.0` is; None for other texts."""
+    """Parse an integer like `1`, ` 1`, `01` or `1.0`; None for other texts."""
     result = _WHOLE.fullmatch(text.strip(" \t"))
     return int(result[1] + result[2]) if result and len(result[2]) <= _LONGEST_NUMBER else None
 
 
 def plain_text(text: str) -> str | None:
-    """A text with a number in it written plainly, so that equal values are equal texts; None for null.
+    """Normalise a text that is a number, so that equal values are equal texts; None for null.
 
     >>> [plain_text(text) for text in ("01", "-0.0", "2.50", " 7", "a b", " ")]
     ['1', '0', '2.5', '7', 'a b', None]
@@ -260,10 +260,10 @@ def plain_text(text: str) -> str | None:
 
 
 def _whole_numbers(column: pa.ChunkedArray, *, flag: bool) -> pa.Array:
-    """Integers from dictionary-encoded text; few distinct ones, so each is looked at once.
+    """Integers from dictionary-encoded text; each distinct value is parsed once.
 
     Raises:
-        _InDoubtError: a text that is no integer.
+        _InDoubtError: a text that is not an integer.
     """
     encoded = column.unify_dictionaries().combine_chunks()
     numbers: list[int | None] = []
@@ -282,14 +282,14 @@ def _whole_ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Integers from texts like `150.0`.
 
     Raises:
-        pa.ArrowInvalid: a text that is no integer.
+        pa.ArrowInvalid: a text that is not an integer.
     """
     text = pc.replace_substring_regex(pc.utf8_trim(column, characters=" \t"), r"^(-?\d+)\.0*$", r"\1")
     return text.cast(pa.int64())
 
 
 def _plain_texts(column: pa.ChunkedArray) -> pa.DictionaryArray:
-    """A dictionary-encoded column with each of its texts as `plain_text` has it."""
+    """A dictionary-encoded column with `plain_text` applied to each text."""
     encoded = column.unify_dictionaries().combine_chunks()
     names: dict[str, int] = {}
     plain = [plain_text(text) for text in encoded.dictionary.to_pylist()]
@@ -298,8 +298,8 @@ def _plain_texts(column: pa.ChunkedArray) -> pa.DictionaryArray:
 
 
 def _row_hash(columns: list[Any]) -> Any:
-    """A hash of each row's values, uint64: null is a value of its own, 1 and 1.0 are equal."""
-    import pandas as pd  # slow to import, and needed with protocol.dedupe=exact alone
+    """A hash of each row's values, uint64: null is a distinct value, 1 and 1.0 are equal."""
+    import pandas as pd  # slow import, only needed with protocol.dedupe=exact
 
     total: Any = np.uint64(0)
     for column in columns:
@@ -325,18 +325,18 @@ def _within(bounds: pa.Scalar, low: int, high: int) -> bool:
 
 
 def _hexadecimal(data: bytes) -> bool:
-    # One byte is found much faster than two, and few logs have an x at all.
+    # Searching one byte is much faster than two, and few logs contain an x.
     return (b"x" in data and b"0x" in data) or (b"X" in data and b"0X" in data)
 
 
 def _has_long_line(data: bytes) -> bool:
-    """Whether some line may reach `_LONGEST_FIELD`: it then fills one of the windows of half that length."""
+    """Whether some line may reach `_LONGEST_FIELD`: it would fill a window of half that length."""
     window = _LONGEST_FIELD // 2
     return any(data.find(b"\n", at, at + window) < 0 for at in range(0, len(data) - window + 1, window))
 
 
 def _unbalanced(data: bytes) -> bool:
-    """Whether some line has an odd number of quotes."""
+    """Whether any line has an odd number of quotes."""
     raw = np.frombuffer(data, np.uint8)
     quotes = np.cumsum(raw == ord('"'), dtype=np.int64)
     ends = np.append(np.flatnonzero(raw == ord("\n")), len(raw) - 1)
@@ -344,7 +344,7 @@ def _unbalanced(data: bytes) -> bool:
 
 
 def _to_csv(fields: list[str]) -> str:
-    # Quotes only where a field needs them: a category with a comma or a quote in it.
+    # Quotes only fields that need it: a category with a comma or a quote.
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerow(fields)
     return out.getvalue()

@@ -1,4 +1,4 @@
-"""One pass over a log for the counts that public analyses of the real Tenrec files report, for comparison."""
+"""Computes the statistics that public analyses of the real Tenrec files report, in one pass over a log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from etl.logs.tenrec import NULL, SCENARIOS, Scenario, open_logs
 from etl.runtime.object_store import filesystem
 
 SAMPLED_BYTES = 128 << 20
-"""Log of which all users are held in memory; of a larger one an even sample of users is."""
+"""Largest log for which all users are held in memory; else an even sample of users is used."""
 BLOCK_BYTES = 16 << 20
 FIRST_ROWS = 100_000
 IDS = ("user_id", "item_id")
@@ -25,13 +25,13 @@ NUMBERS = ("click", "like", "share", "follow", "read", "favorite", "watching_tim
 
 
 def scan(inputs: list[str], scenario_name: str) -> dict[str, float]:
-    """The facts of a log by their names in `etl.twin.published.FACTS`; what it has no column for is left out.
+    """Statistics of a log, by their names in `etl.twin.published.FACTS`; those without a column are left out.
 
-    Rows are counted one by one; what a user has several times (pairs, duplicates, genders, click rates) is counted over
-    an even sample of users, in bounded memory. Lines with a wrong number of fields are skipped.
+    Row counts use all rows; statistics per user (pairs, duplicates, genders, click rates) use an even sample of users,
+    in bounded memory. Lines with a wrong number of fields are skipped.
 
     Raises:
-        InputError: no such log, or not of the scenario.
+        InputError: a missing log, or one of another scenario.
     """
     scenario = SCENARIOS[scenario_name]
     files = open_logs(inputs, scenario)
@@ -118,7 +118,7 @@ def _shares(counts: Counter[str]) -> dict[str, float]:
 
 
 def _of_users(rows: pd.DataFrame, counts: Counter[str]) -> dict[str, float]:
-    """Facts that need all rows of a user, over the sampled users."""
+    """Statistics that need all rows of a user, over the sampled users."""
     if rows.empty:
         return {}
     pair = ["user_id", "item_id"]

@@ -1,4 +1,4 @@
-"""Byte ranges of logs: splitting into tasks, and reading in blocks."""
+"""Byte ranges of logs: splits for tasks, and reading in blocks."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from etl.runtime.errors import InputError
 from etl.runtime.object_store import filesystem
 
 BLOCK_BYTES = 64 << 20
-"""Read at once of a compressed file."""
+"""Bytes read at once from a compressed file."""
 
 LONGEST_LINE = 64 << 20
-"""A longer line is refused, since a task holds it in memory; long ones below that are quarantined."""
+"""A longer line is an error, since a task holds it in memory; long ones below that are quarantined."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class LogFile:
     """One input file.
 
     Attributes:
-        uri: where it is.
+        uri: its path or URI.
         bytes: its size.
-        columns: names of its header.
-        rows_begin, end: bytes (decompressed ones) between which its rows stand.
-        compression: as Arrow names it, None for plain text; by content, not by name.
-        ends_in_cr: lines end in a carriage return alone.
+        columns: column names in its header.
+        rows_begin, end: byte range of its rows (decompressed).
+        compression: Arrow's name of it, None for plain text; detected by content.
+        ends_in_cr: whether lines end in a lone carriage return.
     """
 
     uri: str
@@ -60,7 +60,7 @@ class Split:
 
 @contextlib.contextmanager
 def readable(uri: str) -> Iterator[None]:
-    """Turn what a file system or a decompressor objects to into an `InputError`."""
+    """Convert errors of the file system or decompressor to `InputError`."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
@@ -71,7 +71,7 @@ def readable(uri: str) -> Iterator[None]:
 
 
 def make_splits(files: list[LogFile], split_bytes: int) -> list[Split]:
-    """Cut files into splits at multiples of `split_bytes`; a compressed file is one split."""
+    """Cut files into splits at multiples of `split_bytes`; a compressed file is a single split."""
     splits: list[Split] = []
     for file in files:
         step = file.end if file.compression else split_bytes
@@ -81,7 +81,7 @@ def make_splits(files: list[LogFile], split_bytes: int) -> list[Split]:
 
 
 def first_rows(files: list[LogFile], n: int) -> list[LogFile]:
-    """The files cut after the first `n` data rows (non-empty lines) of all of them together."""
+    """The files truncated to the first `n` data rows (non-empty lines) in total."""
     included: list[LogFile] = []
     for file in files:
         if n <= 0:
@@ -113,14 +113,14 @@ def _lines(file: LogFile) -> Iterator[bytes]:
 
 @dataclass(frozen=True)
 class Block:
-    """Complete lines of a file, from `offset` on (in decompressed bytes)."""
+    """Complete lines of a file, starting at `offset` (in decompressed bytes)."""
 
     data: bytes
     offset: int
 
 
 def read_blocks(split: Split) -> tuple[Iterator[Block], Callable[[], str]]:
-    """The lines that start in a split, and a function giving the SHA-256 of its bytes afterwards."""
+    """The lines that start in a split, and a function that returns the SHA-256 of its bytes afterwards."""
     store, path = filesystem(split.file.uri)
     digest = hashlib.sha256()
     if split.file.compression:
@@ -134,7 +134,7 @@ def _range_block(
     store: pa_fs.FileSystem, path: str, split: Split, update: Callable[[bytes | memoryview], None]
 ) -> Iterator[Block]:
     with store.open_input_file(path) as stream:
-        # A line belongs to the split in which it starts: skip the one under way, finish the last.
+        # A line belongs to the split in which it starts: skip a partial first line, complete the last.
         start = max(split.begin, split.file.rows_begin)
         if split.begin > split.file.rows_begin:
             start = _after_newline(stream, split.begin - 1, split)
@@ -151,12 +151,12 @@ def _newline(file: LogFile) -> bytes:
 
 
 def _with_line_feeds(data: bytes, file: LogFile) -> bytes:
-    """Lines that end as in other files."""
+    """Normalise line ends to line feeds."""
     return data.replace(b"\r", b"\n") if file.ends_in_cr else data
 
 
 def _after_newline(stream: pa.NativeFile, offset: int, split: Split) -> int:
-    """The offset after the first newline at or after `offset`; the file's end without one.
+    """The offset after the first newline at or after `offset`; the file's end if there is none.
 
     Raises:
         InputError: no newline for `LONGEST_LINE` bytes after the split.

@@ -16,7 +16,7 @@ from etl.runtime.object_store import filesystem
 
 NULL = "\\N"
 _READABLE = 128 << 10
-"""Characters that the csv module reads in one field without complaint."""
+"""Longest field in characters that the csv module accepts."""
 LONGEST_HEADER = 1 << 20
 
 VIDEO = ["user_id", "item_id", "click", "follow", "like", "share", "video_category", "watching_times", "gender", "age"]
@@ -33,7 +33,7 @@ HISTORY = tuple(f"hist_{number}" for number in range(1, 11))
 
 @dataclass(frozen=True)
 class Scenario:
-    """The named columns of a log, and the role of some."""
+    """The columns of a log and their roles."""
 
     columns: tuple[str, ...]
     category: str
@@ -46,18 +46,18 @@ class Scenario:
 
     @property
     def required(self) -> tuple[str, ...]:
-        """Columns without which a row says nothing; others may be absent, their values are then null."""
+        """Required columns; others may be absent, their values are then null."""
         return tuple(name for name in ("user_id", "item_id", "click", *self.history) if name in self.columns)
 
     @property
     def used(self) -> tuple[str, ...]:
-        """Columns that are read, as far as a file has them."""
+        """Columns that are read if a file has them."""
         read = (*self.required, *self.actions, self.category, "watching_times", "gender", "age")
         return tuple(name for name in read if name in self.columns)
 
     @property
     def watching(self) -> bool:
-        """Whether the log says how often an item was watched."""
+        """Whether the log has watch counts."""
         return "watching_times" in self.columns
 
 
@@ -76,16 +76,16 @@ SCENARIOS = {
 
 
 def open_logs(inputs: list[str], scenario: Scenario) -> list[LogFile]:
-    """Find the input files in order and check their headers.
+    """Find the input files, in order, and check their headers.
 
     Raises:
-        InputError: no such file, an empty one, or a header that lacks a column.
+        InputError: a missing or empty file, or a header that lacks a column.
     """
     return [_open_log(uri, scenario) for pattern in inputs for uri in _expand(pattern)]
 
 
 def _expand(pattern: str) -> list[str]:
-    """The files that a path, glob or URI names, globs sorted by path."""
+    """The files of a path, glob or URI; globs are sorted by path."""
     if not any(c in pattern for c in "*?[") or ("://" not in pattern and Path(pattern).is_file()):
         return [pattern]
     if "://" not in pattern:
@@ -95,7 +95,7 @@ def _expand(pattern: str) -> list[str]:
         folder = path[: re.search(r"[*?\[]", path).start()].rsplit("/", 1)[0]  # type: ignore[union-attr]
         listed = store.get_file_info(pa_fs.FileSelector(folder, recursive=True))
         scheme = pattern[: len(pattern) - len(path)] if pattern.endswith(path) else pattern.split("://")[0] + "://"
-        # PurePath.match, not fnmatch: a star must not cross folders, as in a shell.
+        # PurePath.match, not fnmatch: as in a shell, a star does not match across folders.
         result = sorted(scheme + i.path for i in listed if i.is_file and Path(i.path).match(path))
     if not result:
         raise InputError("files that match the input", pattern, "check the pattern")
@@ -135,10 +135,10 @@ _FOREIGN = {
 
 
 def _compression(uri: str, head: bytes) -> str | None:
-    """How a file is compressed, from its first bytes.
+    """Compression of a file, detected from its first bytes.
 
     Raises:
-        InputError: a kind of file that is not read.
+        InputError: an unsupported file type.
     """
     for magic, (kind, hint) in _FOREIGN.items():
         if head.startswith(magic):
@@ -150,7 +150,7 @@ def read_header(uri: str, line: bytes, scenario: Scenario) -> tuple[str, ...]:
     """The column names of a header line.
 
     Raises:
-        InputError: a column is missing or stands there twice, or the line is no header of this format.
+        InputError: a missing or duplicate column, or the line is not a header of this format.
     """
     text = line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r").decode("utf-8", "replace")
     columns = tuple(name.strip() for name in next(csv.reader([text[:_READABLE]])))
@@ -176,5 +176,5 @@ def read_header(uri: str, line: bytes, scenario: Scenario) -> tuple[str, ...]:
 
 
 def absent_columns(files: list[LogFile], scenario: Scenario) -> list[str]:
-    """Columns that would be read and that no file has."""
+    """Columns that would be read but are in no file."""
     return [name for name in scenario.used if not any(name in file.columns for file in files)]

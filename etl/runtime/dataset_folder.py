@@ -1,4 +1,4 @@
-"""File names of a dataset folder, and the test for a complete one. Imports nothing heavy."""
+"""File names of a dataset folder, and a check for a complete one. Has no heavy imports."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from etl.runtime.output_folder import Kind, listed_files
 
 MANIFEST = "manifest.json"
-"""Written last: a folder without it is no dataset."""
+"""Written last: a folder without it is not a dataset."""
 ITEMS = "items.parquet"
 DATASET = Kind("a dataset", MANIFEST, lambda data: listed_files(data, {"scenario", "protocol", "source"}, MANIFEST))
 

@@ -11,5 +11,5 @@ class InputError(Exception):
         super().__init__(f"expected {expected}, got {got} ({hint})")
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, object, str]]:
-        # Crosses process borders (Spark and Ray pickle exceptions by their arguments).
+        # Pickled by Spark and Ray, which rebuild exceptions from their arguments.
         return InputError, (self.expected, self.got, self.hint)

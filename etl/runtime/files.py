@@ -1,4 +1,4 @@
-"""Hashes of files, fingerprints of values, atomic files and folders."""
+"""File hashes, fingerprints of values, atomic files and folders."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def fingerprint_of(value: Any) -> str:
 
 @contextlib.contextmanager
 def atomic_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
-    """A temporary path next to `path` that replaces it when the block ends well, and is removed otherwise.
+    """A temporary path next to `path` that replaces it if the block succeeds, and is removed otherwise.
 
-    A reader sees the old file or the new one, and two writers do not disturb each other.
+    Readers see either the old or the new file; concurrent writers do not interfere.
 
     Args:
-        path: of the file; its folder is made.
-        sync: write the file's bytes to the disk first, so that a power cut leaves no empty file.
+        path: path of the file; its folder is created.
+        sync: whether to flush the file to disk first, so that a power cut leaves no empty file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.{os.urandom(4).hex()}{path.suffix}")
@@ -47,13 +47,13 @@ def atomic_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, sync: bool = False) -> Iterator[Path]:
-    """An empty folder next to `path` that replaces it when the block ends well, and is removed otherwise.
+    """An empty folder next to `path` that replaces it if the block succeeds, and is removed otherwise.
 
-    One writer at a time: what a killed one left is removed.
+    One writer at a time: leftovers of a killed writer are removed.
 
     Args:
-        path: of the folder.
-        sync: write the files' bytes and the new name to the disk.
+        path: path of the folder.
+        sync: whether to flush the files and the new name to disk.
     """
     building = path.with_name(f".{path.name}.writing")
     shutil.rmtree(building, ignore_errors=True)
@@ -64,7 +64,7 @@ def atomic_folder(path: Path, *, sync: bool = False) -> Iterator[Path]:
             for entry in building.iterdir():
                 sync_to_disk(entry)
     except BaseException:
-        shutil.rmtree(building, ignore_errors=True)  # half a folder would fill the disk further
+        shutil.rmtree(building, ignore_errors=True)  # free the disk space
         raise
     shutil.rmtree(path, ignore_errors=True)
     building.rename(path)
@@ -82,6 +82,6 @@ def sync_to_disk(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that the file is complete or absent, also after a power cut."""
+    """Write JSON atomically, also in case of a power cut."""
     with atomic_file(path, sync=True) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")

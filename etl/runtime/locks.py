@@ -1,6 +1,6 @@
 """File locks: one writer at a time per output folder.
 
-`filelock` would leave its lock file after release; next to an output nothing may be left.
+Unlike `filelock`, removes the lock file on release, so that nothing is left next to an output.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from etl.runtime.output_path import hidden_sibling, making
 
 @contextlib.contextmanager
 def locked(output: Path, *, wait_seconds: float = 30.0) -> Iterator[None]:
-    """Hold the lock of `output`; the kernel frees it however the process ends.
+    """Hold the lock of `output`; the kernel releases it when the process ends.
 
     Raises:
         InputError: another process still holds it after `wait_seconds`.
@@ -44,7 +44,7 @@ def _try_lock(path: Path) -> IO[str] | None:
         stream = path.open("w")
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The holder before us may have unlinked the file that we opened: then it locks nothing.
+        # The previous holder may have unlinked the file that we opened: then the lock is void.
         if path.exists() and os.fstat(stream.fileno()).st_ino == path.stat().st_ino:
             return stream
     except (BlockingIOError, FileNotFoundError):

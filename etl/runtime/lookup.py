@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 
 def lookup(sorted_M: npt.NDArray[Any], value_N: Any) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
-    """The index of each value in a sorted array, and whether the value is in it; the index of others means nothing.
+    """The index of each value in a sorted array, and whether it is in it; otherwise the index is meaningless.
 
-    Faster than `np.isin` where the array is sorted already and shorter than the values.
+    Faster than `np.isin` for an array that is sorted and shorter than the values.
 
     >>> index, match = lookup(np.array([2, 3, 7]), np.array([7, 5, 2]))
     >>> index.tolist(), match.tolist()

@@ -1,8 +1,8 @@
 """Folders in object stores (`s3://bucket/…`), mirrored in a local folder.
 
-Files are mapped into memory, moved by renaming and locked, and an object store does none of these. So datasets, bundles
-and runs that lie in one are read from a copy in the cache folder, and what is made is made here and then sent.
-A copy stands for what lies there as long as sizes and times of its files agree.
+Programs memory-map, rename and lock files, which object stores do not support. So datasets, bundles and runs in a store
+are read from a copy in the cache folder, and outputs are built locally and then uploaded. A copy is up to date as long
+as the sizes and times of its files agree with the store.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from etl.runtime.output_folder import Kind, refuse_existing, refuse_unlisted, st
 
 CACHE = "NEXTCLICK_CACHE"
 ENDPOINT = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-"""Variables that name another server than Amazon's, as the AWS tools have them."""
+"""Environment variables for an endpoint other than Amazon's, as in the AWS tools."""
 LOCAL = pa_fs.LocalFileSystem()
 TRANSFERS = 8
 WAIT_SECONDS = 3600.0
-"""For another process that copies the same folder."""
+"""Timeout for another process that copies the same folder."""
 
 
 def is_remote(path: str | Path) -> bool:
@@ -37,17 +37,17 @@ def is_remote(path: str | Path) -> bool:
 
 
 def absolute(path: str) -> str:
-    """A path that means the same in other working folders."""
+    """An absolute path; URIs are unchanged."""
     return path if is_remote(path) else str(Path(path).absolute())
 
 
 def cache_folder() -> Path:
-    """Where copies lie: `NEXTCLICK_CACHE`, else `~/.cache/nextclick`."""
+    """Folder of local copies: `NEXTCLICK_CACHE`, else `~/.cache/nextclick`."""
     return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "nextclick")
 
 
 def local_path(path: str | Path) -> Path:
-    """The folder here that stands for a path: one in the cache for a URI, else the path itself."""
+    """The local folder of a path: one in the cache for a URI, else the path itself."""
     if not is_remote(path):
         return Path(path)
     uri = urlsplit(str(path).rstrip("/"))
@@ -61,7 +61,7 @@ def filesystem(uri: str) -> tuple[pa_fs.FileSystem, str]:
     """The file system of a URI or path, and the path in it.
 
     Raises:
-        InputError: no such kind of storage.
+        InputError: an unsupported kind of storage.
     """
     try:
         endpoint = next((os.environ[name] for name in ENDPOINT if os.environ.get(name)), None)
@@ -81,11 +81,11 @@ def filesystem(uri: str) -> tuple[pa_fs.FileSystem, str]:
 
 @contextlib.contextmanager
 def _told(uri: str) -> Iterator[None]:
-    """Turn what a store answers into an error that a user can fix."""
+    """Convert errors of a store to `InputError`."""
     try:
         yield
     except OSError as error:
-        if error.errno is not None:  # of a file here: a full disk, say
+        if error.errno is not None:  # a local error, for example a full disk
             raise
         hint = "check the address, AWS_ENDPOINT_URL and the credentials"
         raise InputError(f"storage that answers at {uri}", str(error).splitlines()[0], hint) from None
@@ -93,11 +93,11 @@ def _told(uri: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Mirror:
-    """A folder here and the one in a store that it stands for.
+    """A folder in a store and its local copy.
 
     Attributes:
-        uri: of the folder in the store.
-        folder: the one here.
+        uri: URI of the folder in the store.
+        folder: the local folder.
     """
 
     uri: str
@@ -105,14 +105,14 @@ class Mirror:
 
     @classmethod
     def for_uri(cls, path: str | Path) -> Mirror | None:
-        """The mirror of a URI; None for a path, which needs none."""
+        """The mirror of a URI; None for a local path."""
         return cls(str(path).rstrip("/"), local_path(path)) if is_remote(path) else None
 
     def listing(self) -> dict[str, tuple[int, int]]:
-        """Size and time in seconds of every file in the store, by its path below the folder.
+        """Size and time (in seconds) of every file in the store, by relative path.
 
         Raises:
-            InputError: the store does not answer, or holds a name that leads out of the folder.
+            InputError: the store is unreachable, or has a name that leads out of the folder.
         """
         store, base = filesystem(self.uri)
         with _told(self.uri):
@@ -128,7 +128,7 @@ class Mirror:
         return listed
 
     def read(self, name: str) -> bytes | None:
-        """The bytes of a small file in the store; None where there is none."""
+        """The bytes of a small file in the store; None if it does not exist."""
         store, base = filesystem(self.uri)
         try:
             with _told(self.uri), store.open_input_stream(f"{base}/{name}") as stream:
@@ -138,7 +138,7 @@ class Mirror:
             return None
 
     def pull(self, requested: Callable[[str], bool] = lambda _: True) -> None:
-        """Make the folder here that of the store, as far as its files are requested; a killed copy resumes."""
+        """Synchronise the requested files of the local folder with the store; resumes an interrupted copy."""
         folder = self.folder
         listed = {name: stamp for name, stamp in self.listing().items() if requested(name)}
         result = here(folder)
@@ -156,7 +156,7 @@ class Mirror:
             _each(copy, [name for name in listed if result.get(name) != listed[name]])
 
     def send(self, names: Iterable[str]) -> None:
-        """Copy files of the folder here to the store, whatever lies there."""
+        """Upload local files to the store, overwriting existing ones."""
         store, base = filesystem(self.uri)
 
         def copy(name: str) -> None:
@@ -167,7 +167,7 @@ class Mirror:
             _each(copy, names)
 
     def remove(self, names: Iterable[str]) -> None:
-        """Remove files of the store, as far as they are there."""
+        """Remove files from the store, if they exist."""
         store, base = filesystem(self.uri)
 
         def drop(name: str) -> None:
@@ -184,10 +184,10 @@ class Mirror:
             return bool(store.get_file_info(f"{base}/{name}").type == pa_fs.FileType.File)
 
     def push(self, *, last: str | None = None) -> None:
-        """Make the folder in the store that of this machine; hidden files stay here.
+        """Synchronise the store with the local folder; hidden files are not uploaded.
 
         Args:
-            last: file that makes the folder complete: while others change, the store is without it.
+            last: file that marks the folder as complete: removed from the store while others change.
         """
         listed, result = self.listing(), here(self.folder)
         differ = {name for name in listed.keys() | result.keys() if listed.get(name) != result.get(name)}
@@ -206,18 +206,18 @@ class Mirror:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file is of use to one machine only, for a moment."""
+    """Whether a file is temporary and local to one machine."""
     return any(part.startswith(".") for part in PurePosixPath(name).parts)
 
 
 def here(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of every file of a folder that is not hidden, by its path below the folder."""
+    """Size and time of every file of a folder that is not hidden, by relative path."""
     result = {}
     for path in folder.rglob("*") if folder.is_dir() else ():
         name = path.relative_to(folder)
         if path.is_file() and not is_hidden(name.as_posix()):
             stat = path.stat()
-            # Times of a store are whole seconds: a file written here since has others.
+            # Store times are whole seconds: other times mean that the file was written locally since.
             whole_seconds = stat.st_mtime_ns % 1_000_000_000 == 0
             result[name.as_posix()] = (stat.st_size, stat.st_mtime_ns // 1_000_000_000 if whole_seconds else -1)
     return result
@@ -233,10 +233,10 @@ def _each(work: Callable[[str], None], names: Iterable[str]) -> None:
 
 
 def read_file(path: str | Path) -> bytes:
-    """The bytes of a small file, by path or URI.
+    """Read a small file by path or URI.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: it does not exist.
     """
     if not is_remote(path):
         return Path(path).read_bytes()
@@ -248,14 +248,14 @@ def read_file(path: str | Path) -> bytes:
 
 
 def fetched(path: str | Path, *, last_file: str = "manifest.json") -> Path:
-    """The folder here of an artefact: a path as it is, a URI once it is copied and the same as in the store.
+    """The local folder of an artefact: a path as is, a URI after downloading it.
 
     Args:
-        path: of a dataset or bundle.
+        path: path or URI of a dataset or bundle.
         last_file: the file that was written last.
 
     Raises:
-        InputError: a store that does not answer, or without such an artefact.
+        InputError: the store is unreachable, or lacks the artefact.
     """
     mirror = Mirror.for_uri(path)
     if mirror is None:
@@ -272,16 +272,16 @@ def fetched(path: str | Path, *, last_file: str = "manifest.json") -> Path:
 
 @contextlib.contextmanager
 def published(output: str, kind: Kind, *, overwrite: bool, inputs: Iterable[str] = ()) -> Iterator[Path]:
-    """A fresh folder that becomes `output`, a path or URI, when the block ends well.
+    """A new folder that becomes `output`, a path or URI, if the block succeeds.
 
     Args:
-        output: as `folder.staged` takes it; a URI is built in the cache folder and then sent.
-        kind: of the output.
-        overwrite: replace what is there.
-        inputs: paths and URIs that are read.
+        output: as in `output_folder.staged`; a URI is built in the cache folder and then uploaded.
+        kind: kind of the output.
+        overwrite: whether to replace an existing output.
+        inputs: paths and URIs of the inputs.
 
     Raises:
-        InputError: `output` is not ours to replace, cannot be written, or a store does not answer.
+        InputError: `output` may not be replaced, cannot be written, or the store is unreachable.
     """
     mirror = Mirror.for_uri(output)
     if mirror is None:
@@ -295,10 +295,10 @@ def published(output: str, kind: Kind, *, overwrite: bool, inputs: Iterable[str]
 
 
 def refuse_output(output: str, kind: Kind, *, overwrite: bool, inputs: Iterable[str] = ()) -> None:
-    """Check that `output`, a path or URI, may be written: `published` does so too, but some work may come before it.
+    """Check that `output`, a path or URI, may be written, before work that precedes `published`.
 
     Raises:
-        InputError: something stands there that may not be replaced.
+        InputError: an existing output may not be replaced.
     """
     mirror = Mirror.for_uri(output)
     if mirror is None:
@@ -311,7 +311,7 @@ def refuse_output(output: str, kind: Kind, *, overwrite: bool, inputs: Iterable[
         if not overwrite:
             raise InputError("an output folder that does not exist yet", output, "add overwrite=true")
         data = mirror.read(kind.last)
-        # One that was being sent when its program was killed lies complete here.
+        # If an upload was killed, the complete folder is still here.
         files = kind.listed(mirror.folder) if data is None else kind.files(data)
         if files is None:
             raise InputError(f"{kind.name} to overwrite, an output of this program", output, "choose another output")

@@ -1,4 +1,4 @@
-"""Bounds and choices of options: declared in `option(…)`, printed by `--help`, checked here."""
+"""Checks bounds and choices of options, which are declared in `option(…)` and printed by `--help`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from etl.runtime.errors import InputError
 
 @dataclass(frozen=True)
 class Bounds:
-    """Between which numbers an option lies; None where nothing bounds it. A number that is NaN or infinite never does.
+    """Bounds of an option; None = unbounded. NaN and infinity are always out of bounds.
 
     >>> str(Bounds(at_least=0, below=1))
     'at least 0 and below 1'
@@ -23,7 +23,7 @@ class Bounds:
     below: float | None = None
 
     def hold(self, value: float) -> bool:
-        """Whether a number lies between the bounds."""
+        """Whether a number is within the bounds."""
         return (
             abs(value) < float("inf")
             and (self.at_least is None or value >= self.at_least)
@@ -33,7 +33,7 @@ class Bounds:
         )
 
     def nearest(self, value: float) -> str:
-        """A number at the bound that `value` is beyond."""
+        """Describe the bound that `value` violates, for error hints."""
         low, high = (self.above if self.at_least is None else self.at_least), self.at_most
         if high is not None and value > high:
             return f"{high} is the maximum"
@@ -54,10 +54,10 @@ def described(field: dataclasses.Field[Any]) -> str:
 
 
 def check_values(config: Any, section: str = "") -> None:
-    """Hold every option of a configuration and of its groups against its bounds and choices; a null default passes.
+    """Check all options of a configuration, including groups, against bounds and choices; a null default passes.
 
     Raises:
-        InputError: a value beyond its bounds, or none of its choices.
+        InputError: a value out of bounds, or not among the choices.
     """
     for field in dataclasses.fields(config):
         name, value = f"{section}{field.name}", getattr(config, field.name)

@@ -1,4 +1,4 @@
-"""Options in a file: `@FILE` on a command line stands for the options of a YAML map."""
+"""Options in a file: `@FILE` on a command line expands to the options of a YAML map."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ PREFIX = "@"
 
 
 def expand_files(options: Sequence[str]) -> list[str]:
-    """The options with each `@FILE` replaced by those of the file; what comes later on the command line wins.
+    """Replace each `@FILE` by the options of the file; later options of the command line win.
 
     Raises:
-        InputError: a file that cannot be read, or that is no map of options.
+        InputError: a file cannot be read, or is not a map of options.
     """
     out: list[str] = []
     for entry in options:
@@ -39,7 +39,7 @@ def _of_file(path: str) -> list[str]:
 
 
 def _flat(values: dict[Any, Any], prefix: str = "") -> Iterator[str]:
-    """`key=value` of a map, nested names joined by dots."""
+    """The `key=value` pairs of a map, nested names joined by dots."""
     for name, value in values.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")
@@ -48,7 +48,7 @@ def _flat(values: dict[Any, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _text(value: Any) -> str:
-    """A value as a command line has it.
+    """Format a value for a command line.
 
     >>> _text(True), _text(None), _text([5, 10]), _text("a=b"), _text(1e-05)
     ('true', 'null', '[5,10]', 'a=b', '1e-05')

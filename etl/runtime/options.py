@@ -1,7 +1,7 @@
 """Command lines: `key=value` options → one typed configuration → exit status.
 
-Hydra composes the options (`key=value`, groups, defaults) against dataclasses; whatever a user can
-get wrong ends as one `error: expected …, got … (hint)` line and exit status 2.
+Hydra composes the options (`key=value`, groups, defaults) against dataclasses; user
+errors end as one `error: expected …, got … (hint)` line and exit status 2.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from etl.runtime.option_files import expand_files
 
 Config = TypeVar("Config")
 TRACEBACK, TRACEBACK_VARIABLE = "--traceback", "NEXTCLICK_TRACEBACK"
-"""Option and environment variable that show where an error arose, which else is one line."""
+"""Option and environment variable to show tracebacks of user errors."""
 
 
 def option(default: Any, text: str, *, choices: Sequence[Any] = (), **bounds: float) -> Any:
-    """A configuration field (mutable defaults are copied for each instance).
+    """A configuration field (mutable defaults are copied per instance).
 
     Args:
-        default: its default.
-        text: its help text.
-        choices: the values that it may have.
+        default: default value.
+        text: help text.
+        choices: allowed values.
         bounds: `at_least`, `above`, `at_most`, `below`.
     """
     metadata = {"help": text, "choices": tuple(choices), "bounds": Bounds(**bounds) if bounds else None}
@@ -50,19 +50,19 @@ def group(schema: type[Config], text: str = "") -> Config:
 def read_options(schema: type[Config], module: str, options: Sequence[str], presets: Sequence[str] = ()) -> Config:
     """Compose `conf/config.yaml` of `module` with `options` into an instance of `schema`.
 
-    Texts and lists of texts are taken as they stand, whatever characters a path has; one in quotes is what stands
-    between them. Hydra reads all other values.
+    Texts and lists of texts are taken literally, whatever characters a path has, without enclosing quotes. Hydra
+    parses all other values.
 
     Args:
         schema: dataclass with the options' types and defaults.
         module: package that holds the YAML files, for instance `etl.conf`.
         options: the command line, `key=value` each.
-        presets: what the program itself adds, in Hydra's grammar; options win over it.
+        presets: overrides added by the program, in Hydra's grammar; options win over them.
 
     Raises:
         InputError: an unknown, missing, ill-typed or unreadable option.
     """
-    # Not needed for --help, and an eighth of a second.
+    # slow import (1/8 s), not needed for --help
     from hydra import compose, initialize_config_module
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
@@ -76,7 +76,7 @@ def read_options(schema: type[Config], module: str, options: Sequence[str], pres
         if kind in TEXTS:
             texts[name] = read_text(value, kind)
         else:
-            # Maps take no new names without `++`.
+            # New keys of maps need `++`.
             overrides.append(f"{'++' if kind == 'map' else ''}{name}={_plain_value(name, value, kind)}")
     ConfigStore.instance().store(name="schema", node=schema)
     GlobalHydra.instance().clear()
@@ -99,15 +99,15 @@ def read_options(schema: type[Config], module: str, options: Sequence[str], pres
 
 
 TEXTS = ("str", "str | None", "Any", "list[str]")
-"""Types whose values are read here; a value of type `Any` may also be a number, true, false or null."""
+"""Types whose values are parsed here; a value of type `Any` may also be a number, true, false or null."""
 _SCALAR = re.compile(r"[+-]?\d+|[+-]?(\d+\.\d*|\.?\d+)([eE][+-]?\d+)?|true|false|null")
 
 
 def _known_option(option: str, schema: type[Any]) -> tuple[str, str, str]:
-    """Name, value and type of an option; the type of a group of options is `group`, of an entry of a map `map`.
+    """Name, value and type of an option; the type is `group` for a group of options, `map` for an entry of a map.
 
     Raises:
-        InputError: no such option, or no `key=value`.
+        InputError: an unknown option, or not `key=value`.
     """
     name, equals, value = option.partition("=")
     fields = _fields(schema)
@@ -126,7 +126,7 @@ def _known_option(option: str, schema: type[Any]) -> tuple[str, str, str]:
 
 
 def read_text(value: str, kind: str) -> Any:
-    """The value of a text option as its user means it.
+    """Parse the value of a text option.
 
     >>> read_text("a=b, c.csv", "str"), read_text("[a b.csv,'c,d']", "Any"), read_text("3", "Any")
     ('a=b, c.csv', ['a b.csv', 'c,d'], 3)
@@ -135,7 +135,7 @@ def read_text(value: str, kind: str) -> Any:
     if kind != "str" and stripped == "null":
         return None
     if kind in ("Any", "list[str]") and stripped.startswith("[") and stripped.endswith("]"):
-        # A comma separates elements, but for one between quotes.
+        # Commas separate elements, except within quotes.
         elements = re.findall(r"""\s*("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|[^,]*)\s*(?:,|$)""", stripped[1:-1])
         elements = elements[: stripped.count(",") + 1] if stripped[1:-1].strip() else []
         if elements and not elements[-1]:
@@ -153,14 +153,14 @@ def _element(text: str, kind: str) -> Any:
         return words[number] if number in words else int(number) if number.lstrip("+-").isdigit() else float(number)
     text = text.strip() if kind != "str" and kind != "str | None" else text
     expanded = os.path.expanduser(text) if text == "~" or text.startswith("~/") else text
-    return expanded.replace("${", "\\${")  # OmegaConf would look for another option of that name
+    return expanded.replace("${", "\\${")  # escape OmegaConf's interpolation
 
 
 def _plain_value(name: str, value: str, kind: str) -> str:
-    """A value for Hydra.
+    """Validate a value for Hydra.
 
     Raises:
-        InputError: characters that no value of the type has, which Hydra's grammar may mean otherwise.
+        InputError: characters that no value of the type has, which Hydra's grammar may interpret.
     """
     allowed = {"group": r"[\w-]+", "map": r"[\w\s.:,{}+-]+"}.get(kind, r"[\w\s.,+\[\]-]*")
     if not re.fullmatch(allowed, value) or (kind.startswith(("int", "float", "bool")) and re.search(r"[,\[\]]", value)):
@@ -176,7 +176,7 @@ def _expected(kind: str) -> str:
 
 
 def _plain(error: Exception, schema: type[Any]) -> InputError:
-    """One sentence for Hydra's and OmegaConf's many-line messages."""
+    """Condense multi-line messages of Hydra and OmegaConf to one sentence."""
     text = "\n".join(str(e) for e in (error, error.__cause__) if e)
     known = list(_fields(schema))
     names = [name for name, _ in known]
@@ -213,7 +213,7 @@ def _suggest(name: str, names: list[str]) -> str:
 
 
 def _fields(schema: type[Any], prefix: str = "") -> list[tuple[str, dataclasses.Field[Any]]]:
-    """Every option with its dotted name, nested ones in place."""
+    """Every option with its dotted name, nested options in order."""
     result: list[tuple[str, dataclasses.Field[Any]]] = []
     for entry in dataclasses.fields(schema):
         nested = entry.default_factory
@@ -238,10 +238,10 @@ def usage(program: str, schema: type[Any]) -> str:
 
 
 SPINS = ("GOMP_SPINCOUNT", "10000")
-"""How long a thread of OpenMP (torch, FAISS) spins before it sleeps, read when that library is loaded.
+"""Spin count of OpenMP threads (torch, FAISS) before they sleep, read when the library is loaded.
 
-By default it spins for milliseconds, which takes the cores from the very threads it waits for where other programs run:
-two threads on two busy cores trained at a fifth of the rate of one.
+By default they spin for milliseconds, which on busy machines takes cores from the threads they wait for: two threads on
+two busy cores trained at a fifth of the rate of one.
 """
 
 
@@ -250,14 +250,14 @@ def run_program(
 ) -> int:
     """Run `job` on the command line's options and return the exit status.
 
-    0 is success, 2 a plain error line for what the user can fix, 130 an interrupt, 141 a closed output; anything
-    else is a bug and shows its traceback.
+    0 = success, 2 = a user error printed as one line, 130 = interrupted, 141 = closed output; anything else is a
+    bug and shows its traceback.
     """
     options = list(sys.argv[1:] if argv is None else argv)
     traceback = TRACEBACK in options or bool(os.environ.get(TRACEBACK_VARIABLE))
     options = [option for option in options if option != TRACEBACK]
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, ValueError):  # a terminal without our letters is no reason to fail
+        with contextlib.suppress(AttributeError, ValueError):  # do not fail on terminals without Unicode
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if {"-h", "--help"} & set(options):
         print(usage(program, schema))
@@ -269,7 +269,7 @@ def run_program(
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return 130
-    except BrokenPipeError:  # whoever read our output has gone
+    except BrokenPipeError:  # the reader of our output has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (InputError, OSError) as error:
@@ -282,7 +282,7 @@ def run_program(
 
 
 def _file_error(error: OSError) -> InputError:
-    """What the system said about a file or the network, as one line."""
+    """A system error on a file or the network, as one line."""
     hint = f"{TRACEBACK} shows where"
     if error.errno == errno.ENOSPC:
         return InputError("room on the disk", str(error), f"free disk space; {hint}")

@@ -14,7 +14,7 @@ from etl.runtime.errors import InputError
 
 @contextlib.contextmanager
 def new_file(output: str) -> Iterator[Path]:
-    """A temporary path that becomes the file `output` when the block ends well.
+    """A temporary path that becomes the file `output` if the block succeeds.
 
     Raises:
         InputError: a URI, a folder, a path that cannot be written, or a full disk.
@@ -32,7 +32,7 @@ def new_file(output: str) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         if error.filename and Path(error.filename) not in (temporary, path, *path.parents):
-            raise  # of a file that was read
+            raise  # an error of an input file
         got = f"{path}: {error.strerror or error}"
         raise InputError("an output file that can be written", got, "check the folder and its free space") from None
     finally:
@@ -42,15 +42,15 @@ def new_file(output: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_log(output: str) -> Iterator[IO[bytes]]:
-    """A stream that becomes the CSV file `output`, compressed where its name ends in `.gz`.
+    """A stream that becomes the CSV file `output`, compressed if its name ends in `.gz`.
 
     Raises:
-        InputError: as `new_file`; another compression.
+        InputError: as in `new_file`; an unsupported compression.
     """
     if output.lower().endswith((".zip", ".xz", ".bz2", ".zst", ".lz4")):
         raise InputError("an output that ends in .csv or .csv.gz", output, "compress it afterwards")
     with new_file(output) as path, path.open("wb") as raw, contextlib.ExitStack() as stack:
-        if output.lower().endswith(".gz"):  # without time and name: the same log is the same bytes
+        if output.lower().endswith(".gz"):  # without time and name, for reproducible bytes
             yield cast(IO[bytes], stack.enter_context(gzip.GzipFile("", "wb", fileobj=raw, mtime=0)))
         else:
             yield raw

@@ -1,7 +1,7 @@
-"""Atomic output folders: complete or absent, written under a lock.
+"""Atomic output folders, written under a lock.
 
-A folder is built next to its final path and moved there by one rename, so a reader never meets half
-of one, and a run that is killed leaves the old output as it was.
+A folder is built next to its final path and moved there by one rename, so a reader never sees a
+partial folder, and a killed run leaves the old output unchanged.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from etl.runtime.output_path import OTHER_OUTPUT, hidden_sibling, is_mount_point
 
 @dataclass(frozen=True)
 class Kind:
-    """A program's kind of output folder.
+    """The output folder type of a program.
 
     Attributes:
-        name: for error messages.
-        last: the file that is written last and makes the folder complete.
-        files: from the bytes of `last`, the paths of all files of the folder; None where another program wrote it.
+        name: name for error messages.
+        last: the file that is written last and marks the folder as complete.
+        files: parses the bytes of `last` to the paths of all files of the folder; None if not of this kind.
     """
 
     name: str
@@ -35,19 +35,19 @@ class Kind:
     files: Callable[[bytes], set[str] | None]
 
     def listed(self, folder: Path) -> set[str] | None:
-        """The files that a complete folder of this kind has; None for other folders."""
+        """The files of a complete folder of this kind; None for other folders."""
         try:
             return self.files((folder / self.last).read_bytes())
         except OSError:
             return None
 
     def is_complete(self, folder: Path) -> bool:
-        """Whether a folder is a finished one of this kind."""
+        """Whether a folder is a complete one of this kind."""
         return self.listed(folder) is not None
 
 
 def listed_files(data: bytes, keys: set[str], last: str) -> set[str] | None:
-    """The files that a manifest lists under `files`, and itself; None where it lacks some of `keys`."""
+    """The files that a manifest lists under `files`, and itself; None if it lacks one of `keys`."""
     try:
         manifest = json.loads(data)
         if not keys <= manifest.keys():
@@ -59,15 +59,15 @@ def listed_files(data: bytes, keys: set[str], last: str) -> set[str] | None:
 
 @contextlib.contextmanager
 def staged(output: Path, kind: Kind, *, overwrite: bool, inputs: Iterable[str] = ()) -> Iterator[Path]:
-    """A fresh folder that becomes `output` when the block ends well.
+    """A new folder that becomes `output` if the block succeeds.
 
-    An existing `output` stays until the new folder is complete. One process at a time may build the
-    same output; leftovers of a killed one are removed. A symbolic link stays, its target is replaced. Where
-    nothing can be moved to `output` (a mount point, a folder in one that is not writable), the new folder is
-    built inside it and its entries are moved.
+    An existing `output` stays until the new folder is complete. One process at a time may build an output;
+    leftovers of a killed one are removed. A symbolic link stays, its target is replaced. If `output` cannot
+    be renamed (a mount point, or a read-only parent folder), the new folder is built inside it and its
+    entries are moved.
 
     Raises:
-        InputError: `output` cannot be written or is not ours to replace, another process builds it, or the disk
+        InputError: `output` cannot be written or may not be replaced, another process builds it, or the disk
             is full.
     """
     output = output.resolve()
@@ -94,17 +94,17 @@ def staged(output: Path, kind: Kind, *, overwrite: bool, inputs: Iterable[str] =
 def refuse_existing(output: Path, kind: Kind, *, overwrite: bool, inputs: Iterable[str] = ()) -> None:
     """Check that `output` may be written.
 
-    A folder left by a killed replacement is moved back first. What another program or a person put there is never
-    replaced, since `overwrite=true` is no licence to delete a home directory.
+    A folder left by a killed replacement is moved back first. Folders of other programs or users are never replaced,
+    so that `overwrite=true` cannot delete a home directory.
 
     Args:
         output: the folder.
-        kind: what may be replaced.
-        overwrite: whether it is to be.
-        inputs: paths that are read.
+        kind: the kind of folder that may be replaced.
+        overwrite: whether to replace it.
+        inputs: paths of the inputs.
 
     Raises:
-        InputError: something stands at `output` that may not be replaced, or `output` cannot be written.
+        InputError: an existing `output` may not be replaced, or `output` cannot be written.
     """
     output = output.resolve()
     with making(output):
@@ -124,7 +124,7 @@ def refuse_existing(output: Path, kind: Kind, *, overwrite: bool, inputs: Iterab
 
 
 def refuse_unlisted(output: object, unlisted: set[str]) -> None:
-    """Raise `InputError` where files would vanish that no manifest lists."""
+    """Raise `InputError` if files would be deleted that no manifest lists."""
     if unlisted:
         names = ", ".join(sorted(unlisted)[:3])
         more = f" and {len(unlisted) - 3:,} more" if len(unlisted) > 3 else ""
@@ -132,7 +132,7 @@ def refuse_unlisted(output: object, unlisted: set[str]) -> None:
 
 
 def refuse_inputs(output: Path, inputs: Iterable[str]) -> None:
-    """Raise `InputError` where what is read lies in the output, or is it."""
+    """Raise `InputError` if an input is the output, or is inside it."""
     for name in inputs:
         path = Path(name).resolve()
         if "://" not in name and (path == output or output in path.parents):
@@ -149,7 +149,7 @@ def _refuse_place(output: Path) -> None:
 
 
 STATES = ("building", "old", "lock")
-"""What is next to an output, or inside where nothing can: the new folder, the one that it replaces, the lock."""
+"""Hidden siblings of an output (or entries, if siblings are impossible): new folder, replaced folder, lock."""
 
 
 def _entries(output: Path) -> list[Path]:
@@ -158,7 +158,7 @@ def _entries(output: Path) -> list[Path]:
 
 
 def _files(output: Path) -> set[str]:
-    """Paths of all files and links below a folder, but for our own work."""
+    """Relative paths of all files and links in a folder, without our temporary ones."""
     result = set()
     for entry in _entries(output):
         below = entry.rglob("*") if entry.is_dir() and not entry.is_symlink() else [entry]
@@ -167,7 +167,7 @@ def _files(output: Path) -> set[str]:
 
 
 def _bring_back(output: Path, kind: Kind) -> None:
-    """Undo a replacement that was killed between taking the old folder away and putting the new one there."""
+    """Undo a replacement that was killed between moving the old folder away and the new one into place."""
     old = hidden_sibling(output, "old")
     if not kind.is_complete(old) or kind.is_complete(output):
         return
@@ -184,7 +184,7 @@ def _replace(output: Path, building: Path, last: str) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if is_mount_point(output):
         old.mkdir()
-        for entry in sorted(_entries(output), key=lambda path: path.name != last):  # from now on it is incomplete
+        for entry in sorted(_entries(output), key=lambda path: path.name != last):  # `last` first
             entry.rename(old / entry.name)
         _move_entries(building, output, last)
     else:
@@ -195,7 +195,7 @@ def _replace(output: Path, building: Path, last: str) -> None:
 
 
 def _move_entries(source: Path, output: Path, last: str) -> None:
-    """Move all entries of a folder, `last` at the end."""
+    """Move all entries of a folder, `last` as the last one."""
     for entry in sorted(source.iterdir(), key=lambda path: path.name == last):
         entry.rename(output / entry.name)
     source.rmdir()

@@ -16,7 +16,7 @@ OTHER_OUTPUT = "choose another output, or check the folder and its permissions"
 
 @contextlib.contextmanager
 def making(output: Path) -> Iterator[None]:
-    """Turn what the file system objects to into an `InputError`."""
+    """Convert errors of the file system to `InputError`."""
     try:
         yield
     except OSError as error:
@@ -27,14 +27,14 @@ def making(output: Path) -> Iterator[None]:
 
 
 def is_mount_point(output: Path) -> bool:
-    """Whether a folder can be filled but not be renamed."""
+    """Whether a folder is a mount point: writable, but cannot be renamed."""
     if not output.is_dir():
         return False
     return output.is_mount() or str(output) in _mount_points() or not os.access(output.parent, os.W_OK)
 
 
 def _mount_points() -> set[str]:
-    """Also those that `Path.is_mount` does not see: folders bound from the same disk."""
+    """All mount points, including bind mounts of the same disk, which `Path.is_mount` misses."""
     try:
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
     except OSError:
@@ -43,5 +43,5 @@ def _mount_points() -> set[str]:
 
 
 def hidden_sibling(output: Path, state: str) -> Path:
-    """The path next to `output` (inside it, where it is a mount point) that a state of its making has."""
+    """The hidden path next to `output` (inside it, if it is a mount point) for a state of its construction."""
     return output / f".{state}" if is_mount_point(output) else output.with_name(f".{output.name}.{state}")

@@ -8,13 +8,13 @@ from typing import TextIO
 
 WIDTH = 100
 TERMINAL_SECONDS, LOG_SECONDS = 0.5, 30.0
-"""Least time between two lines: on a terminal, where each replaces the one before, and in a log."""
+"""Minimum seconds between two lines: on a terminal, where each replaces the last, and in a log."""
 
 
 def progress_line(
     what: str, done: float = 0, total: float | None = None, unit: str = "", rate: float = 0.0, note: str = ""
 ) -> str:
-    """What is done, of how much, how fast, and the time left; a rate of 0 is not known yet and left out.
+    """Format progress: done, total, rate, and time left; a rate of 0 is unknown and left out.
 
     >>> progress_line("reading", 640, 1280, "MB", rate=40.2)
     'reading: 640/1,280 MB, 40 MB/s, 16 s left'
@@ -33,7 +33,7 @@ def progress_line(
 
 
 def duration(seconds: float) -> str:
-    """Seconds, from two minutes on minutes, from two hours on hours.
+    """Format a duration in seconds, from two minutes on in minutes, from two hours on in hours.
 
     >>> duration(119), duration(600), duration(9000)
     ('119 s', '10 min', '2.5 h')
@@ -44,11 +44,11 @@ def duration(seconds: float) -> str:
 
 
 class ProgressLine:
-    """Shows how far a job is, not more often than is of use.
+    """Shows the progress of a job, rate-limited.
 
     Args:
         stream: standard error by default.
-        every: least seconds between two lines in a log.
+        every: minimum seconds between two lines in a log.
     """
 
     def __init__(self, stream: TextIO | None = None, *, every: float = LOG_SECONDS) -> None:
@@ -59,7 +59,7 @@ class ProgressLine:
         self.what, self.before, self.drawn = "", 0.0, False
 
     def update(self, what: str, done: float = 0, total: float | None = None, unit: str = "", note: str = "") -> None:
-        """Show the line where one is due; the rate is since `what` was first shown."""
+        """Show the progress if a line is due; the rate is since `what` was first shown."""
         now = time.monotonic()
         if what != self.what:
             self.what, self.begin, self.before = what, now, done
@@ -67,19 +67,19 @@ class ProgressLine:
         self.show(progress_line(what, done, total, unit, rate, note))
 
     def show(self, line: str) -> None:
-        """Show a line where one is due."""
+        """Show a line if one is due."""
         if time.monotonic() - self.shown >= self.every:
             self.shown = time.monotonic()
             self._print(f"\r{line:<{WIDTH}}" if self.terminal else f"{line}\n")
             self.drawn = self.terminal
 
     def say(self, line: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line."""
         self.close()
         self._print(f"{line}\n")
 
     def close(self) -> None:
-        """Wipe the line from the terminal."""
+        """Clear the line from the terminal."""
         if self.drawn:
             self._print(f"\r{'':<{WIDTH}}\r")
             self.drawn = False

@@ -1,4 +1,4 @@
-"""Checks that a server accepts connections, before a client would wait minutes for it."""
+"""Checks that a server accepts connections, since clients would wait for minutes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ RETRY_SECONDS = 0.5
 
 
 def refusal(host: str, port: int, patience: float = 3.0) -> str | None:
-    """Why nothing accepts a connection at an address; None where something does.
+    """Why an address does not accept connections; None if it does.
 
     Args:
         host: name or address.
         port: TCP port.
-        patience: seconds for which a server that does not answer is asked again; a name that is unknown is not.
+        patience: seconds to retry a server that does not respond; an unknown name is not retried.
     """
     deadline = time.monotonic() + patience
     while True:
@@ -35,7 +35,7 @@ def refusal(host: str, port: int, patience: float = 3.0) -> str | None:
 
 
 def split_address(address: str, default_port: int) -> tuple[str, int] | None:
-    """Host and port of `HOST:PORT`, `HOST` or `[IPv6]:PORT`; None where it is neither.
+    """Host and port of `HOST:PORT`, `HOST` or `[IPv6]:PORT`; None for other texts.
 
     >>> split_address("head:6379", 1), split_address("[::1]:7077", 1), split_address("head", 1)
     (('head', 6379), ('::1', 7077), ('head', 1))
@@ -50,7 +50,7 @@ def split_address(address: str, default_port: int) -> tuple[str, int] | None:
 
 
 def require_master(master: str) -> None:
-    """Check that one of the masters of a `spark://` address accepts connections; others are not asked.
+    """Check that one of the masters of a `spark://` address accepts connections; skip other addresses.
 
     Raises:
         InputError: none does.

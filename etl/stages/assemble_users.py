@@ -1,4 +1,4 @@
-"""Second stage: assembles the rows of each user of a partition and applies the session protocol."""
+"""Second stage: assembles the rows of each user in a partition and applies the session protocol."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Users:
 
     Attributes:
         user_id: int64 `[U]`.
-        clicks, rows: int64 `[U]`, all clicks and rows of the user, also those that are already cut.
+        clicks, rows: int64 `[U]`, number of all clicks and rows of the user, including those already cut.
         gender, age: int16 `[U]`.
-        offset: int64 `[U + 1]`, each user's rows.
-        item, packed, watching: one value a row; the category in `packed` is a code of all splits.
+        offset: int64 `[U + 1]`, row offsets of the users.
+        item, packed, watching: one value per row; the category in `packed` is a global code.
     """
 
     user_id: protocol.Array
@@ -40,11 +40,11 @@ class Users:
 
     @property
     def clicked(self) -> protocol.Mask:
-        """Which rows are clicks."""
+        """Mask of the rows that are clicks."""
         return (self.packed & CLICKED) != 0
 
     def select_rows(self, keep: protocol.Mask) -> Users:
-        """The same users with some of their rows; `clicks` and `rows` are counted anew."""
+        """Select rows of the same users; recounts `clicks` and `rows`."""
         new_offset = np.concatenate([[0], np.cumsum(keep)])[self.offset]
         users = Users(
             self.user_id,
@@ -61,7 +61,7 @@ class Users:
         return users
 
     def select_users(self, keep: protocol.Mask) -> Users:
-        """Some of the users with all their rows."""
+        """Select users, with all their rows."""
         rows = np.repeat(keep, np.diff(self.offset))
         offset = np.concatenate([[0], np.cumsum(np.diff(self.offset)[keep])])
         return Users(
@@ -78,15 +78,15 @@ class Users:
 
 
 def gather_partition(job: Job, partition: int, batches: Iterator[pa.RecordBatch]) -> int:
-    """Task: put the users of a partition together; its cut (or first its uncut) rows go into files.
+    """Task: assemble the users of a partition, and write their cut (or, before filters, uncut) rows.
 
     Args:
-        job: the options.
-        partition: number for the files.
+        job: the job description.
+        partition: number of the partition, used in file names.
         batches: its partial users (`PARTIAL_SCHEMA`), in any order.
 
     Returns:
-        Sessions cut, or users uncut where filters still have to count.
+        Number of sessions, or of uncut users if filters still need counts.
     """
     users, raw_clicks = _put_together(job, list(batches))
     values, counts = np.unique(raw_clicks, return_counts=True)
@@ -98,7 +98,7 @@ def cut_filtered_partition(job: Job, partition: int) -> int:
     """Task: filter a partition's uncut users by item and user id, and cut them into files.
 
     Returns:
-        Sessions cut.
+        Number of sessions.
     """
     users = read_whole(job, partition)
     allowed = np.load(job.work("allowed_items", 0, "npy"), mmap_mode="r")
@@ -111,7 +111,7 @@ def cut_filtered_partition(job: Job, partition: int) -> int:
 
 
 def _put_together(job: Job, batches: list[pa.RecordBatch]) -> tuple[Users, protocol.Array]:
-    """The users of a partition after `protocol.dedupe`, and each one's clicks in the raw log."""
+    """The users of a partition after `protocol.dedupe`, and each user's number of clicks in the raw log."""
     dtype = row_dtype(job)
     records = [record for batch in batches for record in batch.to_pylist()]
     part_of_record = np.array([r["part"] for r in records], np.int64)
@@ -153,13 +153,13 @@ def _profile(value_P: protocol.Array, offset_U1: protocol.Int) -> protocol.Array
 
 
 def all_categories(job: Job) -> list[str]:
-    """Categories of all splits, sorted by their UTF-8 bytes; a category's code is its index."""
+    """Categories of all splits, sorted by UTF-8 bytes; a category's global code is its index."""
     names = {name for record in read_records(job.work_folder("splits")) for name in record["categories"]}
     return sorted(names, key=str.encode)
 
 
 def global_categories(job: Job, packed_N: protocol.Array, split_N: protocol.Array) -> protocol.Array:
-    """Replace each split's own category codes by codes of `all_categories`."""
+    """Replace each split's category codes by global codes of `all_categories`."""
     records = read_records(job.work_folder("splits"))
     code = {name: index + 1 for index, name in enumerate(all_categories(job))}
     lengths = [1 + len(record["categories"]) for record in records]
@@ -170,7 +170,7 @@ def global_categories(job: Job, packed_N: protocol.Array, split_N: protocol.Arra
 
 
 def _keep_whole(job: Job, partition: int, users: Users) -> int:
-    """Write uncut users and their items' clicks, for the filters that need all users' counts."""
+    """Write uncut users and item click counts, for filters that need counts over all users."""
     lengths = np.diff(users.offset)
     table = pa.table({name: getattr(users, name) for name in ("item", "packed", "watching")})
     write_work_table(job.work("whole_rows", partition, "parquet"), table)
@@ -183,7 +183,7 @@ def _keep_whole(job: Job, partition: int, users: Users) -> int:
 
 
 def read_whole(job: Job, partition: int) -> Users:
-    """The uncut users that the first pass of a filtering protocol left for a partition."""
+    """Read the uncut users of a partition, written by the first pass of a filtering protocol."""
     rows = pq.read_table(job.work("whole_rows", partition, "parquet"))
     users = pq.read_table(job.work("whole_users", partition, "parquet"))
     column = {
@@ -197,7 +197,7 @@ def read_whole(job: Job, partition: int) -> Users:
 
 
 def cut_users(job: Job, partition: int, users: Users) -> int:
-    """Cut users to their sessions; files with raw item ids, item counts and statistics.
+    """Cut users to sessions; writes files with raw item ids, item counts and statistics.
 
     Returns:
         The number of sessions.
@@ -229,7 +229,7 @@ def cut_users(job: Job, partition: int, users: Users) -> int:
     )
     write_work_table(job.work("cut", partition, "parquet"), table)
     retained_N = np.repeat(cut.retained_U, np.diff(users.offset))[row]
-    # A click's position from 1: positions 1..n-2 are train, n-1 valid, n test.
+    # Click positions count from 1: positions 1..n-2 are train, n-1 valid, n test.
     train = click & (position + 1 <= retained_N - 2)
     write_items(job, partition, item, category, click, train)
     counts = statistics.count_rows(feedback, job.scenario.actions, users.watching[row])
@@ -261,7 +261,7 @@ def write_items(
     train_N: protocol.Mask,
     also: protocol.Array | None = None,
 ) -> None:
-    """Write a part's counts for the item table; items of `also` are listed with what was counted, if only 0."""
+    """Write a partition's counts for the item table; items in `also` are listed even with counts of 0."""
     unique, inverse = statistics.distinct(item_N)
     if also is not None:
         unique = np.concatenate([unique, np.setdiff1d(also, unique)])

@@ -1,8 +1,7 @@
 """Scenario `ctr`: flat rows, each with a history, for ranking models, instead of sessions.
 
-As in the benchmark's multi-task set-up: every clicked row, sampled unclicked rows for each (two, if not
-asked otherwise), and a random split by row. Both follow from the seed and the row's index in the log, not
-from the cluster.
+As in the benchmark's multi-task set-up: all clicked rows, sampled unclicked rows for each (two by default),
+and a random split by row. Both depend on the seed and the row's index in the log, not on the cluster.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ def make_rows(
     """Sample the rows of all splits, number their items and write the row files.
 
     Returns:
-        The item table and the manifest's entries of the files.
+        The item table and the manifest entries of the files.
     """
     engine.map(partial(sample_split, job, splits), len(splits))
     check_rows(job)
@@ -67,7 +66,7 @@ def sample_split(job: Job, splits: list[Split], number: int) -> int:
     """Task: write a split's sampled rows with raw item ids.
 
     Returns:
-        How many.
+        Number of rows.
     """
     split = splits[number]
     with reporting_errors(job, split):
@@ -76,7 +75,7 @@ def sample_split(job: Job, splits: list[Split], number: int) -> int:
 
 def _sample(job: Job, split: Split) -> int:
     seen = Seen(job)
-    # One generator a split: its draws depend on nothing but the seed and the split's rows.
+    # One generator per split: its draws depend only on the seed and the split's rows.
     rng = np.random.default_rng([job.seed, split.index])
     tables, users = [], []
     for table in parsed_blocks(job, split, seen):
@@ -92,7 +91,7 @@ def _sample(job: Job, split: Split) -> int:
         users.append(np.stack([user, in_all, n_rows, n_clicks], axis=1))
         category = seen.category_codes(table["category"].combine_chunks()) + 1
         history = np.stack([table[name].to_numpy()[row] for name in job.scenario.history], axis=1)
-        if seen.known is not None:  # items that the other dataset lacks leave a gap in the history
+        if seen.known is not None:  # items unknown to the other dataset become 0 in the history
             history[~np.isin(history, seen.known)] = 0
         split_name = np.searchsorted([TRAIN_SHARE, TRAIN_SHARE + VALID_SHARE], rng.random(len(row)), side="right")
         profile = {name: table[name].fill_null(UNKNOWN).to_numpy()[row].astype(np.int8) for name in ("gender", "age")}
@@ -108,7 +107,7 @@ def _sample(job: Job, split: Split) -> int:
 
 
 def _sampled(clicked: Any, is_known: Any, unclicked_per_click: int | None, rng: np.random.Generator) -> Any:
-    """Places of the clicked rows and of some unclicked ones for each (all, where there are fewer), in order."""
+    """Sorted indices of the clicked rows and of sampled unclicked ones for each (all, if there are fewer)."""
     useful = np.ones(len(clicked), bool) if is_known is None else is_known
     click, rest = np.flatnonzero(clicked & useful), np.flatnonzero(~clicked & useful)
     n_unclicked = len(rest) if unclicked_per_click is None else min(len(rest), unclicked_per_click * len(click))
@@ -116,10 +115,10 @@ def _sampled(clicked: Any, is_known: Any, unclicked_per_click: int | None, rng: 
 
 
 def count_split(job: Job, number: int) -> int:
-    """Task: give a split's categories the codes of all splits, and count its items.
+    """Task: replace a split's category codes by global codes, and count its items.
 
     Returns:
-        Its rows.
+        Number of rows.
     """
     path = job.work("sampled", number, "parquet")
     return _count(job, number, pq.read_table(path)) if path.exists() else 0
@@ -130,7 +129,7 @@ def _count(job: Job, number: int, rows: pa.Table) -> int:
     rows = rows.set_column(rows.schema.get_field_index("packed"), "packed", pa.array(packed))
     feedback, item = packed & 0xFF, rows["item"].to_numpy()
     click = feedback >= CLICKED
-    # Items that occur only in histories have a row in the item table, too: models embed them.
+    # Items that occur only in histories are in the item table too: models embed them.
     history = np.concatenate([rows[f"history_{k}"].to_numpy() for k in range(len(job.scenario.history))])
     history = np.unique(history[history != 0])
     train = click & (rows["split"].to_numpy() == 0)
@@ -142,7 +141,7 @@ def _count(job: Job, number: int, rows: pa.Table) -> int:
 
 
 def _count_users(job: Job) -> None:
-    """Leave the counts of users where the statistics look for them."""
+    """Write user counts for the statistics."""
     paths = sorted(job.work_folder("rows_of_users").glob("[0-9]*.npy"))
     users = statistics.sum_by_id((np.load(path) for path in paths), 3)
     retained = users[users[:, 2] > 0]
@@ -158,7 +157,7 @@ def write_shard(job: Job, shards: list[Pieces], shard: int) -> dict[str, Any]:
     """Task: write a file of rows.
 
     Returns:
-        Its entry in the manifest.
+        The file's manifest entry.
     """
     dense, names = read_lookup(job), pa.array(all_categories(job), pa.string())
     pieces = [ROWS_SCHEMA.empty_table()]

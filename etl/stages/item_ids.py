@@ -16,15 +16,15 @@ from etl.stages.task_files import Job, write_array
 from etl.statistics import sum_by_id
 
 DENSE_ENOUGH = 16
-"""A look-up table may have so many places for each item."""
+"""Maximum slots of a lookup table per item."""
 COUNTS = ("train_clicks", "clicks", "exposures")
 
 
 def number_items(job: Job, known: pa.Table | None) -> pa.Table:
-    """Count the retained items over all partitions and give them dense ids.
+    """Count the retained items over all partitions and assign dense ids.
 
-    Dense ids run from 1 by falling train clicks, ties by raw id; with `known` (the item table of
-    another dataset) its ids are kept, items without a row here count 0.
+    Dense ids start at 1 in the order of descending train clicks, ties by raw id; with `known` (the
+    item table of another dataset) its ids are used, and items without a row here have counts of 0.
 
     Returns:
         A table of `ITEMS_SCHEMA`, sorted by dense id.
@@ -40,16 +40,16 @@ def number_items(job: Job, known: pa.Table | None) -> pa.Table:
         item = np.arange(1, len(item_id) + 1, dtype=np.int32)
     _write_lookup(job, item_id, item)
     category = _categories(job, item)
-    if known is not None:  # an item that these logs never show keeps the category it had
+    if known is not None:  # an item that is not in these logs keeps its category
         category = pc.coalesce(category, known["category"])
     return pa.table({"item": item, "item_id": item_id, **counts, "category": category}, schema=ITEMS_SCHEMA)
 
 
 def _write_lookup(job: Job, item_id: Array, item: Array) -> None:
-    """Write what turns raw into dense ids, for the tasks to map into memory.
+    """Write the mapping from raw to dense ids, for tasks to memory-map.
 
-    A table with an entry for every raw id takes one look-up a row; where ids are too thinly spread for
-    that, the sorted ids take a binary search, some twenty look-ups far apart.
+    A table with a slot for every raw id takes one lookup per row; if ids are too sparse for that, a
+    binary search in the sorted ids takes some twenty non-local lookups.
     """
     largest = int(item_id.max(initial=0))
     if largest <= DENSE_ENOUGH * len(item_id):
@@ -63,7 +63,7 @@ def _write_lookup(job: Job, item_id: Array, item: Array) -> None:
 
 
 def read_lookup(job: Job) -> Callable[[Array], Array]:
-    """The function from retained raw ids to dense ids that `number_items` left."""
+    """The mapping from retained raw ids to dense ids, as written by `number_items`."""
     table = job.work("dense_by_id", 0, "npy")
     if table.exists():
         return np.load(table, mmap_mode="r").__getitem__
@@ -72,14 +72,14 @@ def read_lookup(job: Job) -> Callable[[Array], Array]:
 
 
 def allow_items(job: Job) -> None:
-    """Write the items and the last user that the protocol's filters leave.
+    """Write the items and the last user that the protocol's filters allow.
 
-    Item clicks are counted over all users after `dedupe`; users are those with a row of an allowed
-    item, the lowest `first_users` ids of them.
+    Item clicks are counted over all users after `dedupe`; allowed users are the `first_users` lowest
+    ids among those with a row of an allowed item.
     """
     clicks = sum_by_id(_arrays(job, "item_clicks"), 1)
     keep = np.ones(len(clicks), bool)
-    if job.min_item_clicks > 1:  # 1, the default, is no limit: what was shown and never clicked stays
+    if job.min_item_clicks > 1:  # 1, the default, is no limit: items that were shown but never clicked stay
         keep &= clicks[:, 1] >= job.min_item_clicks
     if job.max_item_clicks is not None:
         keep &= clicks[:, 1] <= job.max_item_clicks
@@ -94,7 +94,7 @@ def allow_items(job: Job) -> None:
 
 
 def raw_clicks_per_item(job: Job) -> Array:
-    """Rows `(item, clicks)` over the raw log."""
+    """Rows `(item, clicks)` of the raw log."""
     return sum_by_id(_arrays(job, "raw_items"), 1)
 
 
@@ -103,7 +103,7 @@ def _whole(job: Job) -> list[int]:
 
 
 def _users_with(job: Job, partition: int, allowed: Array) -> Array:
-    """Ids of the users of a partition who have a row of an allowed item."""
+    """Ids of a partition's users with a row of an allowed item."""
     users = read_whole(job, partition)
     row = np.isin(users.item, allowed)
     index = np.repeat(np.arange(len(users.user_id)), np.diff(users.offset))
@@ -116,13 +116,13 @@ def _arrays(job: Job, kind: str) -> Iterator[Array]:
 
 
 def _parts(job: Job, kind: str) -> Iterator[Array]:
-    """The partitions' tables of a kind as int64 rows."""
+    """All partitions' tables of a kind as int64 rows."""
     for path in sorted(job.work_folder(kind).glob("[0-9]*.parquet")):
         yield np.stack([column.to_numpy() for column in pq.read_table(path).columns], axis=1)
 
 
 def _align(ids: Array, counted_ids: Array, counts: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-    """Counts in the order of `ids`, 0 where `counted_ids` lacks an id."""
+    """Counts in the order of `ids`, 0 for ids missing in `counted_ids`."""
     order = np.argsort(ids)
     index = order[np.searchsorted(ids[order], counted_ids)]
     aligned = {name: np.zeros(len(ids), np.int64) for name in counts}
@@ -132,15 +132,15 @@ def _align(ids: Array, counted_ids: Array, counts: dict[str, Array]) -> tuple[Ar
 
 
 def _categories(job: Job, item: Array) -> pa.Array:
-    """Each item's most frequent category, ties by the smaller in UTF-8 bytes; null without one.
+    """Each item's most frequent category, ties by UTF-8 bytes; null if it has none.
 
-    Most items have one category: its rows are summed in an entry for each item, and only rows of
-    further categories are gathered and compared at the end.
+    Most items have a single category: its rows are summed in one entry per item, and only rows of
+    other categories are collected and compared at the end.
     """
     dense = read_lookup(job)
     names = pa.array(all_categories(job), pa.string())
     codes = len(names) + 1
-    best = np.zeros(int(item.max(initial=0)) + 1, np.int64)  # a code from 1: index in `names` + 1
+    best = np.zeros(int(item.max(initial=0)) + 1, np.int64)  # code: index in `names` + 1
     rows = np.zeros(len(best), np.int64)
     further = []
     for part in _parts(job, "item_categories"):

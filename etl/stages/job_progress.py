@@ -1,4 +1,4 @@
-"""Progress of the sessions job, from the files that its tasks have written."""
+"""Progress of the sessions job, derived from the files written by its tasks."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ MEGABYTE = 1_000_000
 
 
 class Stage:
-    """Where the job is.
+    """The current stage of the job.
 
     Args:
-        job: its options.
-        splits: of the log.
-        starting: what must start before there are tasks, if anything.
+        job: the job description.
+        splits: splits of the log.
+        starting: name of an engine that must start first, if any.
     """
 
     def __init__(self, job: Job, splits: list[Split], starting: str | None = None) -> None:
@@ -28,11 +28,11 @@ class Stage:
         self.megabytes = [(split.end - split.begin) / MEGABYTE for split in splits]
 
     def started(self) -> None:
-        """The engine runs."""
+        """Record that the engine has started."""
         self.starting = None
 
     def report(self) -> tuple[str, float, float | None, str]:
-        """The stage, what is done of how much of it, and its unit."""
+        """The stage, how much of it is done, the total, and the unit."""
         if self.starting:
             return self.starting, 0, None, ""
         read = [int(path.stem) for path in self._files("splits", "json")]
@@ -53,7 +53,7 @@ class Stage:
 
 @contextlib.contextmanager
 def reporting(job: Job, splits: list[Split], starting: str | None = None) -> Iterator[Stage]:
-    """While the block runs, show how far the job is; short jobs say nothing."""
+    """Show the progress of the job while the block runs; short jobs print nothing."""
     stop, stage, line = threading.Event(), Stage(job, splits, starting), ProgressLine()
 
     def show() -> None:

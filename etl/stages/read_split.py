@@ -1,8 +1,8 @@
-"""First stage: reads a byte range of the log and filters the rows that sessions may need.
+"""First stage: reads a byte range of the log and keeps the rows that sessions may need.
 
-Work per row decides the cost of the job, so rows are reduced here, before the shuffle, and travel
-through Spark as two binary values for each partition of users: a copy of bytes instead of a
-conversion per row or user.
+Work per row dominates the cost of the job, so rows are reduced before the shuffle, and pass through
+Spark as two binary values per partition of users: a copy of bytes instead of a conversion per row or
+user.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from etl.stages.task_files import QUARANTINE_ROWS_PER_SPLIT, Job, write_array, w
 PARTIAL_SCHEMA = pa.schema(
     [("partition", pa.int32()), ("part", pa.int64()), ("users", pa.binary()), ("rows", pa.binary())]
 )
-"""What is shuffled: users as `USER` and their rows as `row_dtype`, end to end."""
+"""Shuffled records: users as `USER` and their rows as `row_dtype`, concatenated."""
 USER = np.dtype(
     [
         ("user_id", "<i8"),
@@ -39,23 +39,23 @@ USER = np.dtype(
         ("age", "<i2"),
     ]
 )
-"""A user's part as it travels: clicks in the log and of useful rows, rows that travel with it, useful rows cut."""
+"""A shuffled partial user: clicks in the log and in useful rows, number of shuffled rows, useful rows cut."""
 NO_VALUE = -(2**15)
-"""`gender` or `age` null in all rows so far; -1 may be a value of the log."""
+"""`gender` or `age` that is null in all rows so far; -1 may be a value of the log."""
 PART_SHIFT = 20
-"""A part number is its split's index shifted by this, plus the block inside the split."""
+"""A part number is the split's index shifted by this, plus the block's index in the split."""
 CATEGORY_SHIFT = 8
-"""`packed` holds the feedback bits in its low byte and the category's code + 1 above."""
+"""`packed` has the feedback bits in its low byte and the category code + 1 above."""
 
 
 def row_dtype(job: Job) -> np.dtype[Any]:
-    """One row as it travels: raw item id, packed feedback and category, watching times."""
+    """A shuffled row: raw item id, packed feedback and category, watching times."""
     fields = [("item", "<i8"), ("packed", "<i4"), ("watching", "<i4")]
     return np.dtype(fields + [("row_hash", "<u8")] * (job.dedupe == "exact"))
 
 
 def combine_split(job: Job, splits: list[Split], number: int) -> Iterator[pa.RecordBatch]:
-    """Task: the partial users (`PARTIAL_SCHEMA`) of a split, a batch for each block."""
+    """Task: the partial users (`PARTIAL_SCHEMA`) of a split, one batch per block."""
     split = splits[number]
     with reporting_errors(job, split):
         seen = Seen(job)
@@ -65,7 +65,7 @@ def combine_split(job: Job, splits: list[Split], number: int) -> Iterator[pa.Rec
 
 @contextlib.contextmanager
 def reporting_errors(job: Job, split: Split) -> Iterator[None]:
-    """Leave an `InputError` in a file for the driver, which sees a task's exception only as text."""
+    """Write an `InputError` to a file for the driver, which sees a task's exception only as text."""
     try:
         yield
     except InputError as error:
@@ -75,7 +75,7 @@ def reporting_errors(job: Job, split: Split) -> Iterator[None]:
 
 
 def parsed_blocks(job: Job, split: Split, seen: Seen) -> Iterator[pa.Table]:
-    """The good rows of a split, a table for each block; what was read is written for the driver at the end."""
+    """The valid rows of a split, one table per block; finally writes counts for the driver."""
     parser = Parser(job.scenario, split.file, row_hash=job.dedupe == "exact")
     blocks, fingerprint = read_blocks(split)
     for block in blocks:
@@ -109,7 +109,7 @@ def _partial_users(job: Job, part: int, table: pa.Table, seen: Seen) -> pa.Recor
     for name in ("gender", "age"):
         users[name] = protocol.last_value(table[name].fill_null(NO_VALUE).to_numpy(), offset, NO_VALUE)
     useful = seen.known_rows(item)
-    # Unclicked rows that are filtered out count in the raw statistics only.
+    # Dropped unclicked rows count in the raw statistics only.
     if not job.needs_unclicked:
         useful = clicked if useful is None else useful & clicked
     row = np.arange(len(user)) if useful is None else np.flatnonzero(useful)
@@ -129,13 +129,13 @@ def _partial_users(job: Job, part: int, table: pa.Table, seen: Seen) -> pa.Recor
 
 
 def partition_of(user_id: protocol.Array, partitions: int) -> protocol.Array:
-    """The partition that puts a user's parts together: a hash, as ids may follow any pattern."""
+    """The partition of each user: a hash, since ids may have any pattern."""
     mixed = user_id.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing, Knuth 6.4
     return ((mixed >> np.uint64(32)) % np.uint64(partitions)).astype(np.int32)
 
 
 def feedback_bits(job: Job, table: pa.Table) -> protocol.Array:
-    """The rows' feedback bits, uint8."""
+    """Feedback bits of the rows, uint8."""
     feedback = table["click"].to_numpy().view(np.uint8) << FEEDBACK_BIT["click"]
     for action in job.scenario.actions:
         feedback |= table[action].to_numpy().view(np.uint8) << FEEDBACK_BIT[action]
@@ -145,7 +145,7 @@ def feedback_bits(job: Job, table: pa.Table) -> protocol.Array:
 def _pack(
     job: Job, table: pa.Table, item: protocol.Array, feedback: protocol.Array, row: protocol.Int, seen: Seen
 ) -> np.ndarray[Any, Any]:
-    """The rows that travel; `row` chooses them."""
+    """Pack the rows to shuffle; `row` selects them."""
     category = seen.category_codes(table["category"].combine_chunks())[row]
     rows = np.zeros(len(category), row_dtype(job))
     rows["item"] = item[row]
@@ -164,7 +164,7 @@ def _batch(
     rows: np.ndarray[Any, Any],
     offset_U1: protocol.Int,
 ) -> pa.RecordBatch:
-    """One record for each partition that has users here; users come sorted by partition."""
+    """One record for each partition with users in this batch; users are sorted by partition."""
     bounds = protocol.group_offsets(partition_U)
     columns = [
         pa.array(partition_U[bounds[:-1]]),
@@ -181,7 +181,7 @@ def _binary(values: np.ndarray[Any, Any], bounds: protocol.Int) -> pa.BinaryArra
 
 
 class Seen:
-    """What one split counted: it leaves through files, since Spark's accumulators count retries twice."""
+    """Counts of one split, written to files, since Spark's accumulators count retries twice."""
 
     def __init__(self, job: Job) -> None:
         self.users = np.load(job.work("known_users", 0, "npy"), mmap_mode="r") if job.known_users else None
@@ -199,7 +199,7 @@ class Seen:
         self.sample += bad[: QUARANTINE_ROWS_PER_SPLIT - len(self.sample)]
 
     def category_codes(self, column: pa.DictionaryArray) -> protocol.Array:
-        """Codes of this split's own dictionary, -1 for null."""
+        """Codes in this split's dictionary, -1 for null."""
         names = column.dictionary.to_pylist()
         codes = [self.categories.setdefault(name, len(self.categories)) for name in names]
         lookup = np.array([*codes, -1], np.int32)
@@ -212,7 +212,7 @@ class Seen:
         self.items.append(statistics.count_items(table["item_id"].to_numpy(), feedback >= CLICKED))
 
     def known_rows(self, item: protocol.Array) -> protocol.Mask | None:
-        """Rows whose item `items_from` knows, the others counted; None without such a limit."""
+        """Mask of rows whose item is in `items_from`, counting the others; None without `items_from`."""
         if self.known is None:
             return None
         is_known = lookup(self.known, item)[1]
@@ -220,7 +220,7 @@ class Seen:
         return is_known
 
     def of_known_users(self, table: pa.Table) -> pa.Table:
-        """The rows whose user `users_from` knows, the others counted."""
+        """The rows whose user is in `users_from`, counting the others."""
         if self.users is None:
             return table
         is_known = lookup(self.users, table["user_id"].to_numpy())[1]
@@ -228,7 +228,7 @@ class Seen:
         return table.filter(pa.array(is_known))
 
     def write(self, job: Job, split: Split, fingerprint: str) -> None:
-        """Leave all that was counted for the driver."""
+        """Write all counts for the driver."""
         write_array(job.work("raw_items", split.index, "npy"), statistics.sum_by_id(self.items, 1))
         record = {
             "file": split.file.uri,

@@ -1,4 +1,4 @@
-"""Input of every task of the sessions job, and the files that it writes."""
+"""The job description passed to every task of the sessions job, and the files that tasks write."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from etl.runtime.errors import InputError
 from etl.runtime.files import atomic_file
 
 QUARANTINE_ROWS_PER_SPLIT = 20
-"""Sampled bad rows of one split; the counts are of all."""
+"""Maximum sampled bad rows per split; counts cover all."""
 MOST_SHARDS = 64
-"""Files that a dataset is cut into where the options do not say."""
+"""Default maximum number of files of a dataset."""
 Pieces = list[list[int]]
-"""What makes one output file: `[part, first row, rows]` each."""
+"""The pieces of one output file: `[part, first row, rows]` each."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Plain values only: it travels to the tasks with their code.
+    """The job description: plain values only, since it is pickled with the tasks.
 
     Attributes:
-        folder: the dataset folder under construction, on storage that all hosts share.
-        seed: of the `ctr` scenario's samples.
-        partitions: parts into which the users are divided.
+        folder: the dataset folder under construction, on storage shared by all hosts.
+        seed: seed of the `ctr` scenario's samples.
+        partitions: number of user partitions.
         known_items: whether the work file `known_items` restricts the items (option `items_from`).
         known_users: whether the work file `known_users` restricts the users (option `users_from`).
-        unclicked_per_click: of the `ctr` scenario's samples; None for all rows.
+        unclicked_per_click: sampled unclicked rows per click in the `ctr` scenario; None = all rows.
     """
 
     folder: str
@@ -61,7 +61,7 @@ class Job:
 
     @property
     def filters_items(self) -> bool:
-        """Whether rows depend on counts over all users, so that nothing may be cut before them."""
+        """Whether filters need counts over all users, so that nothing may be cut earlier."""
         return self.min_item_clicks > 1 or self.max_item_clicks is not None or self.first_users is not None
 
     @property
@@ -71,7 +71,7 @@ class Job:
 
     @property
     def truncates_early(self) -> bool:
-        """Whether a part of a user's rows may be cut before the user is complete."""
+        """Whether partial users may be truncated before they are assembled."""
         return self.dedupe == "none" and not self.filters_items
 
     def work(self, kind: str, index: int, suffix: str) -> Path:
@@ -84,18 +84,18 @@ class Job:
 
 
 def write_table(path: Path, table: pa.Table, **options: Any) -> None:
-    """Write a Parquet file, complete or absent."""
+    """Write a Parquet file atomically."""
     with atomic_file(path) as attempt:
         pq.write_table(table, attempt, **{"compression": "zstd", **options})
 
 
 def write_work_table(path: Path, table: pa.Table) -> None:
-    """Write an intermediate table: read once or twice, so dictionaries are not worth their time."""
+    """Write an intermediate table, without dictionaries, since it is read only once or twice."""
     write_table(path, table, compression="lz4", use_dictionary=False, write_statistics=False, row_group_size=16_384)
 
 
 def write_array(path: Path, array: np.ndarray[Any, Any]) -> None:
-    """Write an array that tasks map into memory."""
+    """Write an array for tasks to memory-map."""
     with atomic_file(path) as attempt, attempt.open("wb") as stream:
         np.save(stream, array)
 
@@ -107,12 +107,12 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """All JSON records of a folder, in the order of their numbers."""
+    """Read all JSON records of a folder, in the order of their numbers."""
     return [json.loads(path.read_text()) for path in sorted(folder.glob("[0-9]*.json"))]
 
 
 def check_rows(job: Job) -> None:
-    """Raise `InputError` where not one row could be used."""
+    """Raise `InputError` if no row could be used."""
     splits = read_records(job.work_folder("splits"))
     if not any(split["counts"].get("exposures") for split in splits):
         reasons = {reason for split in splits for reason in split["reasons"]}
@@ -123,12 +123,12 @@ def check_rows(job: Job) -> None:
 
 
 def count_shards(rows: int, rows_per_shard: int) -> int:
-    """Output files for so many rows, where the options name no number: 1 to 64, from the rows alone."""
+    """Default number of output files by the number of rows: 1 to 64."""
     return min(MOST_SHARDS, max(1, -(-rows // rows_per_shard)))
 
 
 def shard_pieces(numbered_rows: list[tuple[int, int]], shards: int) -> list[Pieces]:
-    """Cut parts of `(number, rows)`, one after another, into `shards` files of equal rows."""
+    """Cut concatenated parts of `(number, rows)` into `shards` files of equal rows."""
     ends = np.cumsum([rows for _, rows in numbered_rows])
     bounds = np.arange(shards + 1) * int(ends[-1] if len(ends) else 0) // shards
     cut = []
@@ -143,7 +143,7 @@ def shard_pieces(numbered_rows: list[tuple[int, int]], shards: int) -> list[Piec
 
 
 def read_rows(path: Path, begin: int, rows: int) -> pa.Table:
-    """Rows `begin..begin + rows` of a Parquet file, from the row groups that hold them."""
+    """Read rows `begin..begin + rows` of a Parquet file, from the row groups that contain them."""
     with pq.ParquetFile(path, memory_map=True) as file:
         ends = np.cumsum([0] + [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
         first = int(np.searchsorted(ends, begin, side="right")) - 1

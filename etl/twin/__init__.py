@@ -1,1 +1,1 @@
-"""Synthetic logs of Tenrec's shape from a known process, so that the best possible scores are known."""
+"""Synthetic logs (twins) shaped like Tenrec's, from a known process, so that the best possible scores are known."""

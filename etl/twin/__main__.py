@@ -44,7 +44,7 @@ class TwinConfig:
 
 
 def job(options: list[str]) -> None:
-    """Write the twin that the options describe, and its truth."""
+    """Write the synthetic log, and its ground truth."""
     config = read_options(TwinConfig, "etl.conf.twin", options)
     check_values(config)
     if config.history and not config.scenario.endswith("video"):
@@ -67,7 +67,7 @@ def job(options: list[str]) -> None:
             seed=config.seed,
         )
         rows = write(twin, stream, scratch=output, history=config.history)
-    if not config.history:  # the truth is of sessions
+    if not config.history:  # the ground truth is for sessions
         with new_file(f"{output}.truth.json") as file:
             write_json(file, truth(twin))
     seconds = time.monotonic() - begin

@@ -1,4 +1,4 @@
-"""The columns of a log from the rows of a twin: profiles, categories, counts and scores."""
+"""Generates the columns of a log from the rows of a twin: profiles, categories, counts and scores."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from etl.twin.scenarios import item_ids, user_ids
 from etl.twin.simulate import USERS_PER_CHUNK, Twin
 
 HINT = 0.35
-"""How far a topic's share of category 1 lies from its mean: topics lean to one of the two."""
+"""Deviation of a topic's share of category 1 from the mean: each topic prefers one of the two."""
 GROUP = 4
-"""Topics of a first category of articles."""
+"""Number of topics per first category of articles."""
 RIGHT_GROUP, RIGHT_TOPIC = 0.85, 0.7
-"""Shares of articles whose first and second category are those of their topic."""
+"""Shares of articles whose first or second category is that of their topic."""
 GENDER_CHANGES_AFTER = 3
-"""Clicks after which users of two genders have the other one."""
-# Salts of the hashes, so that no two columns share their chance.
+"""Number of clicks after which users with two genders switch."""
+# Salts of the hashes, so that columns are independent.
 GENDER, AGE, CHANGING, MISSING, VIDEO, FIRST, SECOND, OTHER, COUNTS = range(200, 209)
 
 
@@ -53,20 +53,20 @@ def columns(twin: Twin, chunk: int, rows: dict[str, Any]) -> list[pa.Array]:
 
 
 def genders(twin: Twin, user_N: Int, position_N: Int) -> Int:
-    """Gender of rows: of the user, and in article logs of some users the next one after a few clicks."""
+    """Gender of rows: that of the user; for some users of article logs it changes after a few clicks."""
     gender = _drawn(GENDERS, hashed(user_N, twin.process.seed * 100 + GENDER))
     changing = hashed(user_N, twin.process.seed * 100 + CHANGING) < SCANNED[twin.scenario].changing_gender
     return (gender + (changing & (position_N > GENDER_CHANGES_AFTER))) % len(GENDERS)
 
 
 def video_category(twin: Twin, item_N: Int) -> Int:
-    """Category 0 or 1 of videos: each topic leans to one of them."""
+    """Category 0 or 1 of videos: each topic prefers one of them."""
     lean = np.where((item_N % TOPICS) // 2 % 2 == 0, HINT, -HINT)
     return (hashed(item_N, twin.process.seed * 100 + VIDEO) < VIDEO_CATEGORIES[1] + lean).astype(np.int64)
 
 
 def article_categories(twin: Twin, item_N: Int) -> tuple[Int, Int]:
-    """First category (a group of topics) and second category (a topic) of articles: hints, or exact where observed."""
+    """First category (a group of topics) and second category (a topic) of articles: noisy, unless `observed_topics`."""
     topic, seed = item_N % TOPICS, twin.process.seed * 100
     if twin.observed_topics:
         return topic // GROUP, topic
@@ -77,7 +77,7 @@ def article_categories(twin: Twin, item_N: Int) -> tuple[Int, Int]:
 
 
 def _article_values(twin: Twin, item_N: Int, rows: dict[str, Any]) -> dict[str, Any]:
-    """Counts and scores of items, and how far and how long an article was read; made up, but filled."""
+    """Synthetic counts and scores of items, and reading depth and duration of articles."""
     seed = twin.process.seed * 100 + COUNTS
     popular = 1 + (1e6 / (1 + item_N) ** 0.5).astype(np.int64)
     made: dict[str, Any] = {"exposure_count": popular * 20, "click_count": popular}
@@ -87,7 +87,7 @@ def _article_values(twin: Twin, item_N: Int, rows: dict[str, Any]) -> dict[str, 
         made[name] = np.round(hashed(item_N, seed + 2 + number), 4)
     times = rows["watching_times"]
     read = rows.get("read", np.ones(len(item_N), np.int8)) == 1
-    # Above 100: read again. An article that does not count as read can have been opened in part.
+    # Above 100: read again. An article that does not count as read may have been read in part.
     depth = hashed(np.arange(len(item_N)) * 7 + item_N, seed + 5)
     percentage = np.where(read, 30 + 70 * depth, 25 * depth) + 100 * (times - 1) * read
     made["read_percentage"] = percentage.astype(np.int64)
@@ -96,7 +96,7 @@ def _article_values(twin: Twin, item_N: Int, rows: dict[str, Any]) -> dict[str, 
 
 
 def _null_some(twin: Twin, user_N: Int, item_N: Int, code_N: Int) -> pa.Array:
-    """Codes as text, with null for some pairs of user and item, so that exact copies of a row stay copies."""
+    """Codes as text, null for some (user, item) pairs, so that duplicates of a row remain duplicates."""
     missing = hashed(user_N * twin.process.items + item_N, twin.process.seed * 100 + MISSING) < NULL_CATEGORIES
     return _text(np.where(missing, -1, code_N))
 
@@ -112,7 +112,7 @@ def _drawn(shares: tuple[float, ...], uniform_N: Float) -> Int:
 
 
 def scatter(rank_N: Int, items: int) -> Int:
-    """Numbers of items in no order of popularity: a bijection of 0..items-1."""
+    """Item numbers unrelated to popularity: a bijection of 0..items-1."""
     step = int(items * 0.618)
     while np.gcd(step, items) != 1:
         step += 1

@@ -1,4 +1,4 @@
-"""A twin in the format of the benchmark's click-through file: each row with its user's first ten clicks."""
+"""Converts a twin to the format of the benchmark's CTR file: each row with its user's first ten clicks."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from etl.protocol import Int
 
 
 def with_history(table: pa.Table, user_R: Int, position_R: Int) -> tuple[pa.Table, Int]:
-    """The table with the first ten clicked items of its user on each row, oldest first, 0 where there are fewer.
+    """Add the user's first ten clicked items to each row, oldest first, padded with 0.
 
     Rows of these items are removed, as in the benchmark's file.
 
     Args:
         table: columns of scenario `qk_video`, a user's rows in time order.
         user_R: int64, each row's user, numbered from 0.
-        position_R: int64, clicks of the user before the row.
+        position_R: int64, number of the user's clicks before the row.
 
     Returns:
-        The rows that are left, with the columns of scenario `ctr`, and the user of each.
+        The remaining rows, with the columns of scenario `ctr`, and the user of each.
     """
     item_R, is_click_R = table["item_id"].to_numpy(), table["click"].to_numpy() == 1
     early = np.flatnonzero(is_click_R & (position_R < len(HISTORY)))

@@ -1,7 +1,7 @@
-"""Scores of an oracle: expected metrics of the exact distribution under `protocol=study`.
+"""Oracle scores: expected metrics of the exact distribution under `protocol=study`.
 
-The oracle knows the process and every click of a user since the first, not the hidden taste. A model that
-sees the last thirty clicks knows less, so these figures bound what any model can reach.
+The oracle knows the process and all clicks of a user, but not the hidden taste. A model that sees only the
+last thirty clicks knows less, so these scores are an upper bound for any model.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from etl.twin.simulate import Clicks, Twin, simulate
 CUTOFFS = (5, 10, 20)
 MIN_CLICKS = 10
 USERS = 10_000
-"""Users that the expectation is averaged over (all, in a smaller twin)."""
+"""Maximum number of users that the expectation is averaged over."""
 USERS_AT_ONCE = 500
 
 
 def truth(twin: Twin) -> dict[str, Any]:
     """The expected best test scores: `hr@k`, `ndcg@k`, `mrr@k`, and `auc/<task>` by simulation.
 
-    HR, NDCG and MRR are exact expectations given each test user's history; the AUCs rank the labels that
-    were drawn by their exact probabilities, over the rows up to the test click and after it.
+    HR, NDCG and MRR are exact expectations given each test user's history; the AUCs rank sampled labels
+    by their exact probabilities, over the rows up to the test click and after it.
     """
     clicks = simulate(twin, 0)
     users = np.flatnonzero(np.diff(clicks.offset) >= MIN_CLICKS)[:USERS]
@@ -63,13 +63,13 @@ def truth(twin: Twin) -> dict[str, Any]:
 
 
 def beliefs(process: Process, clicks: Clicks, users: Int, held_out: int = 1) -> tuple[Float, Int]:
-    """What the clicks of users say, but for their last ones.
+    """Posterior over users' tastes given their clicks without the last `held_out`.
 
     Args:
-        process: of the twin.
-        clicks: of a chunk.
-        users: numbers of users with more than `held_out` clicks.
-        held_out: last clicks that are not seen.
+        process: process of the twin.
+        clicks: clicks of a chunk.
+        users: indices of users with more than `held_out` clicks.
+        held_out: number of last clicks that are hidden.
 
     Returns:
         Probabilities of the tastes `[U, TASTES]`, and the last two visible clicks `[U, 2]` (-1 = none),
@@ -88,11 +88,11 @@ def beliefs(process: Process, clicks: Clicks, users: Int, held_out: int = 1) -> 
 
 
 def best_probabilities(process: Process, belief_UZ: Float, recent_U2: Int) -> Float:
-    """Probabilities of the 20 most probable next items of each user, falling, `[U, 20]`.
+    """Probabilities of the 20 most probable next items of each user, descending, `[U, 20]`.
 
-    Probability falls with rank inside a neighbourhood, and inside a topic: an item that is neither the last click nor
-    one of the successors can only be among them if it is one of the 20 most popular of a topic, or of the neighbourhood
-    of one of the last two clicks.
+    Probability falls with rank within a neighbourhood and within a topic: an item that is neither the last click nor a
+    successor can only be among them if it is one of the 20 most popular of a topic, or of the neighbourhood of one of
+    the last two clicks.
     """
     top = min(max(CUTOFFS), process.items // TOPICS)
     popular = (np.arange(top)[:, None] * TOPICS + np.arange(TOPICS)).ravel()
@@ -105,7 +105,7 @@ def best_probabilities(process: Process, belief_UZ: Float, recent_U2: Int) -> Fl
     item = np.concatenate([*special, np.broadcast_to(popular, (len(last), len(popular)))], axis=1)
     thread, broad, inside = process.components(item, last, before)
     probability = thread + broad + inside * np.take_along_axis(belief_UZ @ AFFINITY, item % TOPICS, axis=1)
-    # The special items may be popular ones, or each other: each counts once.
+    # The special items may coincide with popular ones or each other: count each once.
     order = np.argsort(item, axis=1, kind="stable")
     ordered = np.take_along_axis(item, order, axis=1)
     again = np.concatenate([np.zeros((len(item), 1), bool), ordered[:, 1:] == ordered[:, :-1]], axis=1)
@@ -114,23 +114,23 @@ def best_probabilities(process: Process, belief_UZ: Float, recent_U2: Int) -> Fl
 
 
 def expected_ranking(best_UK: Float) -> dict[str, float]:
-    """Sums over users of expected HR, NDCG and MRR when items are ranked by their probability."""
+    """Sums over users of expected HR, NDCG and MRR if items are ranked by probability."""
     rank = np.arange(1, best_UK.shape[1] + 1)
     worth = {"hr": np.ones(len(rank)), "ndcg": 1 / np.log2(rank + 1), "mrr": 1 / rank}
     return {f"{name}@{k}": float((best_UK[:, :k] * value[:k]).sum()) for name, value in worth.items() for k in CUTOFFS}
 
 
 def score_rows(twin: Twin, clicks: Clicks, table: dict[str, Any], users: Int, held_out: int) -> dict[str, Any]:
-    """Exact scores of the rows that users saw after their clicks but for the last `held_out`, and their labels.
+    """Exact scores and labels of the rows shown to users after their clicks without the last `held_out`.
 
-    A row is a click with odds p(item | history) : s × q(item), where s rows of items drawn from q are shown unclicked
-    before a click; s is that of a user's end, since a history does not say how near its end is. Given a click, an
-    action's probability is averaged over tastes and over whether the click followed the last ones, as history and item
-    leave them open; without a click it is averaged over tastes.
+    A row is a click with odds p(item | history) : s × q(item), where s unclicked rows with items drawn from q are shown
+    before a click; s is that at a user's end, since a history does not tell how near its end is. Given a click, an
+    action's probability is averaged over the posterior of taste and of whether the click followed the last ones;
+    without a click over the posterior of taste.
 
     Returns:
         `scores`: float64 `[R]` for `click`, `<task>` (given a click) and `<task>/unclicked`; `labels`: int8 `[R]` for
-        `click` and each task; `clicked`: bool `[R]`; `row`: int64 `[R]`, numbers of the rows in `table`.
+        `click` and each task; `clicked`: bool `[R]`; `row`: int64 `[R]`, row numbers in `table`.
     """
     process = twin.process
     belief_UZ, recent_U2 = beliefs(process, clicks, users, held_out)
@@ -162,12 +162,12 @@ def score_rows(twin: Twin, clicks: Clicks, table: dict[str, Any], users: Int, he
 
 
 def all_rows_score(scores: dict[str, Float], task: str) -> Float:
-    """Probability of an action on rows of which it is not known whether they are clicked."""
+    """Probability of an action on rows, marginalised over whether they are clicked."""
     return scores["click"] * scores[task] + (1 - scores["click"]) * scores[f"{task}/unclicked"]
 
 
 def feedback_auc(twin: Twin, tables: list[dict[str, Any]]) -> dict[str, float | None]:
-    """AUC of the exact probabilities on drawn labels: all rows, `_given_click` and `_given_no_click`."""
+    """AUC of the exact probabilities on sampled labels: all rows, `_given_click` and `_given_no_click`."""
     if not tables:
         return {}
     clicked = np.concatenate([part["clicked"] for part in tables])
@@ -186,7 +186,7 @@ def feedback_auc(twin: Twin, tables: list[dict[str, Any]]) -> dict[str, float | 
 
 
 def _auc(label: Any, score: Float) -> float | None:
-    """Area under the ROC curve by ranks; equal scores share their mean rank."""
+    """Area under the ROC curve by ranks; ties get the mean rank."""
     positives = int(label.sum())
     if positives in (0, len(label)):
         return None

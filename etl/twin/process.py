@@ -1,18 +1,18 @@
 """The generating process of a twin: next clicks and feedback (pure functions).
 
-Items are numbered by popularity rank 0..M-1; their hidden topic is `rank % TOPICS`. Inside a topic items fall into
-neighbourhoods of about `NEIGHBOURHOOD` items of every popularity. Successor lists, item qualities and tastes'
-affinities are hashes, so nothing is saved per item and all of it can be computed for any item.
+Items are numbered by popularity rank 0..M-1; their hidden topic is `rank % TOPICS`. Each topic is divided into
+neighbourhoods of about `NEIGHBOURHOOD` items of all popularities. Successor lists, item qualities and taste
+affinities are hashes, so nothing is stored per item and everything can be computed for any item.
 
-A click is, with probability `COPY`, a copy of the last click (an exactly repeated row); else a draw from
-    FOLLOW      what follows the last click,
-    FOLLOW_TWO  what follows the click before it,
-    TASTE       popularity inside a topic that fits the user's hidden taste,
+A click is, with probability `COPY`, a copy of the last click (an exact duplicate row); else a draw from
+    FOLLOW      successors of the last click,
+    FOLLOW_TWO  successors of the click before it,
+    TASTE       popularity within a topic that fits the user's hidden taste,
     GLOBAL      popularity over all items.
-What follows an item is, with probability `smoothness`, popularity inside its own neighbourhood (a transition that
-similar items share, so vectors can learn it), else one of its own six successors anywhere in the catalogue (which only
-counting can learn). A first click is by taste or global popularity; a second one has no click before the last, and
-draws from global popularity instead.
+The successor of an item is, with probability `smoothness`, drawn by popularity from its neighbourhood (shared by
+similar items, so embeddings can learn it), else one of its own six successors anywhere in the catalogue (which only
+counting can learn). A first click is by taste or global popularity; a second one uses global popularity in place of
+FOLLOW_TWO.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ Float = npt.NDArray[np.float64]
 
 COPY, FOLLOW, FOLLOW_TWO, TASTE, GLOBAL = range(5)
 COPY_SHARE = 0.002
-"""Exact duplicates are 0.73 % of the published click-through file's rows: with popular items that are clicked again,
-this share of copies makes as many in a log of QK-video's shape."""
+"""Exact duplicates are 0.73 % of the published CTR file's rows: together with repeated clicks on popular items, this
+share of copies gives as many in a log of QK-video's shape."""
 MIXTURE = {FOLLOW: 0.22, FOLLOW_TWO: 0.09, TASTE: 0.42, GLOBAL: 0.27}
 SUCCESSOR_WEIGHTS = np.array([0.34, 0.24, 0.16, 0.12, 0.08, 0.06])
 TASTES, TOPICS = 20, 40
 NEIGHBOURHOOD = 50
-"""Items of a neighbourhood, where the catalogue has that many in a topic."""
+"""Items per neighbourhood, if a topic has as many."""
 FIT_OFFSETS, FIT_WEIGHTS = np.array([0, 1, 7, 20]), np.array([0.4, 0.3, 0.2, 0.1])
 """Taste z fits topics 2z + offset, with these shares."""
 STEEPNESS = 3.0
 """Rank r has probability (r + 1)^(1/s) − r^(1/s) over M^(1/s): Zipf-like with exponent 1 − 1/s."""
 UNCLICKED_STEEPNESS = 2.0
-"""The same of rows that are shown and not clicked."""
+"""The same for unclicked rows."""
 TASKS = ("like", "share", "follow", "read", "favorite")
 QUALITY, MATCH, THREAD = 0.9, 1.0, 0.6
 """Weights of item quality, taste × topic affinity and following the thread in a task's logit."""
@@ -57,7 +57,7 @@ def hashed(value_N: Array, salt: int) -> Float:
 
 
 def normal(value_N: Array, salt: int) -> Float:
-    """Roughly standard normal numbers from integers: four uniform ones, centred and scaled."""
+    """Approximately standard normal numbers from integers: the sum of four uniform numbers, centred and scaled."""
     total: Float = np.sum([hashed(value_N, salt * 4 + i) for i in range(4)], axis=0)
     return np.asarray((total - 2.0) * np.sqrt(3.0), np.float64)
 
@@ -83,11 +83,11 @@ class Process:
 
     Attributes:
         items: M.
-        task_correlation: 1 = all tasks share item quality and affinity, 0 = each has its own.
-        seed: of every hash.
-        smoothness: share of what follows an item that comes from its neighbourhood.
-        intercepts: of the tasks' logits on clicked rows, in the order of `TASKS`.
-        unclicked_intercepts: the same on rows that were shown and not clicked.
+        task_correlation: 1 = tasks share item quality and affinity, 0 = independent.
+        seed: seed of every hash.
+        smoothness: share of successors drawn from the item's neighbourhood.
+        intercepts: intercepts of the tasks' logits on clicked rows, in the order of `TASKS`.
+        unclicked_intercepts: the same on unclicked rows.
     """
 
     items: int
@@ -98,25 +98,25 @@ class Process:
     unclicked_intercepts: tuple[float, ...] = (0.0,) * len(TASKS)
 
     def topic_size(self, topic_N: Array) -> Int:
-        """Items of each topic."""
+        """Number of items of each topic."""
         return (self.items - topic_N + TOPICS - 1) // TOPICS
 
     @property
     def neighbourhoods(self) -> int:
-        """Neighbourhoods in a topic."""
+        """Number of neighbourhoods per topic."""
         return max(1, self.items // (TOPICS * NEIGHBOURHOOD))
 
     def neighbourhood(self, rank_N: Array) -> tuple[Int, Int]:
-        """The most popular item of each item's neighbourhood, and how many items it has.
+        """The most popular item of each item's neighbourhood, and the neighbourhood's size.
 
-        Member `m` of the neighbourhood that begins at `b` has rank `b + m * TOPICS * neighbourhoods`.
+        Member `m` of the neighbourhood with first item `b` has rank `b + m * TOPICS * neighbourhoods`.
         """
         first = np.asarray(rank_N) % (TOPICS * self.neighbourhoods)
         size = (self.items - first - 1) // (TOPICS * self.neighbourhoods) + 1
         return first, size
 
     def near(self, rank_N: Array, uniform_N: Float) -> Int:
-        """Items drawn by popularity from the neighbourhoods of items."""
+        """Draw items by popularity from the neighbourhoods of items."""
         first, size = self.neighbourhood(rank_N)
         return first + draw_rank(uniform_N, size) * TOPICS * self.neighbourhoods
 
@@ -127,7 +127,7 @@ class Process:
         return np.where(item_N % period == first, rank_probability(item_N // period, size), 0.0)
 
     def successor(self, rank_N: Array, place_N: Array, order: int) -> Int:
-        """Successor number `place_N` of items; `order` 1 or 2 chooses the list."""
+        """Successor number `place_N` of items; `order` 1 or 2 selects the list."""
         key = rank_N.astype(np.int64) * len(SUCCESSOR_WEIGHTS) + place_N
         return draw_rank(hashed(key, self.seed * 8 + order), self.items)
 
@@ -137,13 +137,13 @@ class Process:
         return self.successor(np.asarray(rank_N)[:, None], places, order)
 
     def draw(self, rng: np.random.Generator, taste_N: Int, last_N: Int, before_N: Int) -> tuple[Int, Int]:
-        """The next clicks of users, and which part of the mixture each came from.
+        """Draw the next clicks of users; also returns the mixture component of each.
 
         Args:
             rng: the generator.
             taste_N: hidden tastes.
-            last_N: last clicks, -1 where there is none yet.
-            before_N: clicks before these, -1 likewise.
+            last_N: last clicks, -1 = none.
+            before_N: clicks before these, -1 = none.
         """
         choose, which, where, smooth = rng.random((4, len(taste_N)))
         bounds = np.cumsum([COPY_SHARE, *((1 - COPY_SHARE) * share for share in MIXTURE.values())])
@@ -172,15 +172,15 @@ class Process:
     # Probabilities
 
     def components(self, item_NK: Int, last_N: Int, before_N: Int) -> tuple[Float, Float, Float]:
-        """What the probability of candidates is made of, before the taste is weighed in.
+        """Components of the candidates' probabilities, not yet weighted by taste.
 
         Args:
             item_NK: K candidates for each of N histories.
-            last_N, before_N: their last two clicks, -1 where missing.
+            last_N, before_N: their last two clicks, -1 = none.
 
         Returns:
-            `[N, K]` each: probability through copies and what follows the last two clicks, through global popularity,
-            and inside the candidate's topic given that the taste part chose it.
+            `[N, K]` each: probability through copies and successors of the last two clicks, through global popularity,
+            and within the candidate's topic given that the taste component selected it.
         """
         thread = np.zeros(item_NK.shape)
         for share, source, order in ((MIXTURE[FOLLOW], last_N, 1), (MIXTURE[FOLLOW_TWO], before_N, 2)):
@@ -195,7 +195,7 @@ class Process:
         return thread + copies, broad[:, None] * rank_probability(item_NK, self.items), taste[:, None] * inside
 
     def _shares(self, last_N: Int, before_N: Int) -> tuple[Float, Float]:
-        """Shares of global popularity and of taste."""
+        """Mixture shares of global popularity and of taste."""
         taste, broad = MIXTURE[TASTE], MIXTURE[GLOBAL]
         later = (1 - COPY_SHARE) * (broad + np.where(before_N < 0, MIXTURE[FOLLOW_TWO], 0.0))
         first = last_N < 0
@@ -209,7 +209,7 @@ class Process:
         return (thread + broad)[:, None] + inside[:, None] * AFFINITY[:, item_N % TOPICS].T
 
     def next_distribution(self, history: Int) -> Float:
-        """Exact probabilities of all items being clicked next, given a user's clicks so far `[M]`.
+        """Exact next-click probabilities of all items given a user's clicks so far, `[M]`.
 
         Args:
             history: ranks of all clicks since the user's first, oldest first.
@@ -227,13 +227,13 @@ class Process:
     # Feedback
 
     def logits(self, task: str, rank_N: Int, taste_N: Int, thread_N: Array | None) -> Float:
-        """Logits of an action on a row, given the taste.
+        """Logits of an action on rows, given the taste.
 
         Args:
             task: the action.
             rank_N: items.
             taste_N: hidden tastes.
-            thread_N: whether the click followed the last two clicks; None for rows that were not clicked.
+            thread_N: whether the click followed the last two clicks; None for unclicked rows.
         """
         number = TASKS.index(task)
         share = self.task_correlation

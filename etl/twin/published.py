@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Published:
-    """Totals of a log as the Tenrec paper gives them (Yuan et al. 2022), None where it has no such column."""
+    """Totals of a log in the Tenrec paper (Yuan et al. 2022), None if it has no such column."""
 
     users: int
     items: int
@@ -23,7 +23,7 @@ class Published:
     shared_items: int = 0
 
     def total(self, action: str) -> int:
-        """Rows with an action; 0 where the log has no such column."""
+        """Number of rows with an action; 0 if the log has no such column."""
         totals = {
             "like": self.likes,
             "share": self.shares,
@@ -53,19 +53,19 @@ PUBLISHED = {
     ),
     "qb_article": Published(24_516, 7_355, 348_736, 348_736, None, None, None, shared_users=58),
 }
-"""Totals of the logs; article logs hold clicked rows alone. `shared_users` and `shared_items` are those that a log has
-in common with QK-video."""
+"""Totals of the logs; article logs have only clicked rows. `shared_users` and `shared_items` are those in common with
+QK-video."""
 
 
 @dataclass(frozen=True)
 class Scanned:
-    """What public scans of a real log's rows say, in addition to its totals.
+    """Statistics from public scans of a real log's rows, in addition to its totals.
 
     Attributes:
-        resumed_blocks: times that a user's rows continue after rows of other users.
-        unclicked: share of an action's rows that were not clicked, by action. Of QK-video's likes between 37 and 57 %
-            are, and 5.77 M of its rows have an action and no click; QB-video's shares are those of its first 500,000
-            rows.
+        resumed_blocks: number of times that a user's rows continue after rows of other users.
+        unclicked: share of an action's rows that were not clicked, by action. For QK-video's likes it is between 37
+            and 57 %, and 5.77 M of its rows have an action without a click; QB-video's shares are from its first
+            500,000 rows.
         changing_gender: share of users with more than one gender.
     """
 
@@ -74,7 +74,7 @@ class Scanned:
     changing_gender: float = 0.0
 
     def blocks(self, published: Published) -> float:
-        """Mean number of contiguous blocks of a user."""
+        """Mean number of contiguous blocks per user."""
         return 1.0 + self.resumed_blocks / published.users
 
 
@@ -96,7 +96,7 @@ NULL_CATEGORIES = 0.013
 ENTERED = 0.57
 """Share of unclicked rows that were entered (`watching_times` of at least 1)."""
 CONFLICTS = 0.0047
-"""Share of rows that show an item of the user again, clicked once and not clicked once."""
+"""Share of rows that show an item to a user again, clicked once and unclicked once."""
 FEWEST_ITEMS = 1_000
 """Smallest catalogue of a twin: 25 items for each of its 40 topics."""
 
@@ -136,8 +136,8 @@ FACTS: dict[str, dict[str, float | tuple[float, float]]] = {
     "qk_article": {**_ARTICLE, "blocks of a user": 1.0},
     "qb_article": {**_ARTICLE, "blocks of a user": 1.0},
 }
-"""What public scans of the real logs report, by scenario: a value, or the bounds that it lies between.
+"""Statistics from public scans of the real logs by scenario: a value, or its bounds.
 
-Profiles, categories, entered rows and repeats of the video logs were counted in the click-through file of QK-video
+Profiles, categories, entered rows and repeats of the video logs were counted in the CTR file of QK-video
 (120,342,306 rows); the others in the logs themselves.
 """

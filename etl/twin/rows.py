@@ -1,4 +1,4 @@
-"""The rows of a chunk of users: what was shown, in order, with its outcome."""
+"""Generates the rows of a chunk of users: exposures in order, with outcomes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from etl.twin.published import CONFLICTS, ENTERED, PUBLISHED
 from etl.twin.simulate import Clicks, Twin, simulate
 
 LATE = 3.0
-"""Unclicked rows before a user's last click, and after it, as a multiple of their mean before a click: before click
-number j of n the multiple is 3 ((j + 1/2) / n)², whose mean over a user is 1. Early rows are mostly clicked, late ones
-mostly not."""
+"""Number of unclicked rows around a user's last click, as a multiple of the mean per click: before click j of n the
+multiple is 3 ((j + 1/2) / n)², whose mean over a user is 1. Early rows are mostly clicked, late rows mostly not."""
 WATCHED_AGAIN = 0.5
-"""Mean of the exponential whose integer part is added to the first time that a row was entered."""
+"""Mean of the exponential distribution whose integer part is added to the first visit of an entered row."""
 
 
 def skips_per_click(twin: Twin) -> float:
@@ -28,7 +27,7 @@ def skips_per_click(twin: Twin) -> float:
 
 
 def conflict_share(twin: Twin) -> float:
-    """Share of unclicked rows that show the last click once more."""
+    """Share of unclicked rows that show the last clicked item again."""
     published = PUBLISHED[twin.scenario]
     unclicked = published.exposures - published.clicks
     return CONFLICTS * published.exposures / unclicked if unclicked else 0.0
@@ -36,15 +35,15 @@ def conflict_share(twin: Twin) -> float:
 
 @dataclass(frozen=True)
 class Slots:
-    """Where rows lie: a slot for each click and one after each user's last click.
+    """Layout of rows: one slot per click, and one after each user's last click.
 
-    A slot is the unclicked rows before its click, then the click; the last slot of a user has no click.
+    A slot has the unclicked rows before its click, then the click; the last slot of a user has no click.
 
     Attributes:
-        user: int64 `[S]`, number in the chunk.
-        click: int64 `[S]`, number of the slot's click in the chunk, -1 in a last slot.
+        user: int64 `[S]`, index in the chunk.
+        click: int64 `[S]`, index of the slot's click in the chunk, -1 for a last slot.
         previous: int64 `[S]`, the user's click before the slot's rows, -1 before the first.
-        skips: int64 `[S]`, unclicked rows.
+        skips: int64 `[S]`, number of unclicked rows.
     """
 
     user: Int
@@ -63,16 +62,16 @@ def make_slots(twin: Twin, clicks: Clicks, rng: np.random.Generator) -> Slots:
     previous = np.where(within > 0, clicks.offset[user] + within - 1, -1)
     multiple = np.where(last, LATE, LATE * ((within + 0.5) / length[user]) ** 2)
     skips = rng.geometric(1 / (1 + skips_per_click(twin) * multiple)) - 1
-    # A copied click follows its original at once, so nothing is shown between them.
+    # A copied click directly follows its original, without rows in between.
     skips[~last] *= ~clicks.copied
     return Slots(user, click, previous, skips)
 
 
 def rows_of(twin: Twin, chunk: int, clicks: Clicks | None = None) -> dict[str, Any]:
-    """All rows of a chunk.
+    """Generate all rows of a chunk.
 
     Returns:
-        Arrays by name: `user` (number in the chunk), `position` (clicks of the user before the row), `rank`, `click`,
+        Arrays by name: `user` (index in the chunk), `position` (the user's clicks before the row), `rank`, `click`,
         `watching_times` and the actions that the log has.
     """
     clicks = clicks or simulate(twin, chunk)
@@ -88,7 +87,7 @@ def rows_of(twin: Twin, chunk: int, clicks: Clicks | None = None) -> dict[str, A
     original = np.maximum.accumulate(np.where(clicks.copied, 0, np.arange(len(clicks.rank))))
     clicked = _outcomes(twin, clicks.taste[clicks.user], clicks.rank, clicks.thread, rng)
 
-    # A slot's unclicked rows lie before its click.
+    # A slot's unclicked rows come before its click.
     has_click = slots.click >= 0
     through = np.cumsum(np.bincount(slot, minlength=len(slots.user)) + has_click)
     at_click = through[has_click] - 1
@@ -112,7 +111,7 @@ def rows_of(twin: Twin, chunk: int, clicks: Clicks | None = None) -> dict[str, A
 
 
 def _outcomes(twin: Twin, taste_N: Int, rank_N: Int, thread_N: Any | None, rng: np.random.Generator) -> dict[str, Any]:
-    """What users did with rows that were clicked (`thread_N` given) or not, by column."""
+    """Draw the actions on rows that were clicked (`thread_N` given) or not, by column."""
     n = len(rank_N)
     times = 1 + rng.exponential(WATCHED_AGAIN, n).astype(np.int64)
     if thread_N is None:
@@ -124,12 +123,12 @@ def _outcomes(twin: Twin, taste_N: Int, rank_N: Int, thread_N: Any | None, rng: 
 
 
 def chance_of(twin: Twin, task: str, rank_N: Int, taste_N: Int, thread_N: Any | None) -> Float:
-    """Probability of an action on rows, given all that is hidden; `thread_N` is None for rows not clicked."""
+    """Probability of an action on rows, given all latent variables; `thread_N` is None for unclicked rows."""
     if thread_N is None and twin.unclicked(task) == 0:
         return np.zeros(len(rank_N))
     return np.asarray(1 / (1 + np.exp(-twin.process.logits(task, rank_N, taste_N, thread_N))))
 
 
 def actions(twin: Twin) -> list[str]:
-    """Feedback tasks that the log has."""
+    """Feedback tasks of the log."""
     return [task for task in TASKS if PUBLISHED[twin.scenario].total(task)]

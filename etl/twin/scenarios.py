@@ -1,4 +1,4 @@
-"""Raw ids of a twin that is scaled to a number of users: its own, and those that logs have in common."""
+"""Raw ids of a twin scaled to a number of users: its own, and those shared between logs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from etl.protocol import Int
 from etl.twin.published import PUBLISHED
 
 OWN_IDS = {"qk_video": 0, "qk_article": 1, "qb_video": 2, "qb_article": 3}
-"""Logs take their own ids from separate ranges of this many times `ID_RANGE`."""
+"""Start of each log's own id range, as a multiple of `ID_RANGE`."""
 ID_RANGE = 100_000_000
 
 
@@ -23,12 +23,12 @@ class Ids:
     own: int
 
     def of(self, number_N: Int) -> Int:
-        """Raw ids of numbers counted from 0."""
+        """Raw ids of indices from 0."""
         return np.where(number_N < self.shared, self.first_shared + number_N, self.own + number_N)
 
 
 def user_ids(scenario: str, users: int) -> Ids:
-    """Users' raw ids: each log shares another stretch of QK-video's users, as many as published, scaled."""
+    """Raw ids of users: each log shares a different range of QK-video's users, scaled from the published number."""
     published = PUBLISHED[scenario]
     scale = users / published.users
     before = {"qk_article": 0, "qb_video": 269_207, "qb_article": 269_207 + 3_261}.get(scenario, 0)
@@ -36,6 +36,6 @@ def user_ids(scenario: str, users: int) -> Ids:
 
 
 def item_ids(scenario: str, items: int) -> Ids:
-    """Items' raw ids, likewise."""
+    """Raw ids of items, likewise."""
     published = PUBLISHED[scenario]
     return Ids(round(published.shared_items * items / published.items), 1, 1 + OWN_IDS[scenario] * ID_RANGE)

@@ -1,4 +1,4 @@
-"""Simulating the clicks of users, a chunk of users at a time."""
+"""Simulates the clicks of users, one chunk of users at a time."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from etl.twin.published import FEWEST_ITEMS, PUBLISHED, SCANNED
 
 USERS_PER_CHUNK = 50_000
 SPREAD = 1.15
-"""Standard deviation of log clicks of a user: heavy-tailed."""
+"""Standard deviation of the log of a user's click count (heavy-tailed)."""
 FEWEST_CLICKS, MOST_CLICKS = 5, 3_000
 CALIBRATION_USERS = 4_000
 
 
 @dataclass(frozen=True)
 class Twin:
-    """What is generated: everything follows from these values.
+    """The parameters of a synthetic log, which determine it completely.
 
     Attributes:
         scenario: the log that the twin is shaped like.
         users: number of users.
-        process: what is clicked.
-        log_clicks: mean of the logarithm of a user's clicks.
+        process: process that generates clicks.
+        log_clicks: mean log click count of a user.
         blocks: mean number of contiguous blocks of a user's rows.
-        observed_topics: the category column shows the hidden topic instead of hinting at it.
+        observed_topics: whether the category column is the hidden topic instead of a noisy version.
     """
 
     scenario: str
@@ -65,17 +65,17 @@ def make_twin(
     blocks: float | None = None,
     seed: int = 0,
 ) -> Twin:
-    """A twin whose mean clicks and action rates are those published, whatever its size.
+    """Build a twin of any size with the published mean clicks and action rates.
 
     Args:
         scenario: a key of `PUBLISHED`.
         users: number of users.
-        items: size of the catalogue; by default in the published proportion to the users.
-        task_correlation: of the process.
-        successor_smoothness: of the process.
+        items: catalogue size; by default in the published proportion to the users.
+        task_correlation: as in `Process`.
+        successor_smoothness: `smoothness` of `Process`.
         observed_topics: whether the category column shows the topic.
-        blocks: mean blocks of a user; by default as scanned.
-        seed: of everything.
+        blocks: mean blocks per user; by default as in the real log.
+        seed: random seed.
     """
     published, scanned = PUBLISHED[scenario], SCANNED[scenario]
     items = items or max(FEWEST_ITEMS, round(published.items * users / published.users))
@@ -103,7 +103,7 @@ def _clicks(log_clicks: Any) -> Int:
 
 
 def _intercepts(twin: Twin) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The intercepts at which actions are as frequent as published, on clicked and on other rows."""
+    """The intercepts that give the published action rates, on clicked and on unclicked rows."""
     published = PUBLISHED[twin.scenario]
     clicks = simulate(replace(twin, users=CALIBRATION_USERS), chunk=-1)
     rng = np.random.default_rng([twin.process.seed, 0, 4])
@@ -120,7 +120,7 @@ def _intercepts(twin: Twin) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _intercept(logit_N: Float, rate: float) -> float:
-    """The intercept at which the mean probability is `rate`, by bisection; 0 where there is none to find."""
+    """The intercept for which the mean probability is `rate`, by bisection; 0 if there is none."""
     if rate == 0:
         return 0.0
     low, high = -30.0, 30.0
@@ -135,12 +135,12 @@ class Clicks:
     """Clicks of a chunk's users, grouped by user, in time order.
 
     Attributes:
-        taste: int64 `[U]`, hidden.
+        taste: int64 `[U]`, hidden tastes.
         offset: int64 `[U + 1]`.
-        user: int64 `[N]`, number in the chunk.
+        user: int64 `[N]`, index in the chunk.
         rank: int64 `[N]`, items.
-        copied: bool `[N]`, exact copies of the click before.
-        thread: bool `[N]`, clicks that followed the last two (of a copy: what its original did).
+        copied: bool `[N]`, exact copies of the previous click.
+        thread: bool `[N]`, clicks that followed the last two (for a copy: that of its original).
     """
 
     taste: Int
@@ -152,7 +152,7 @@ class Clicks:
 
 
 def simulate(twin: Twin, chunk: int) -> Clicks:
-    """All clicks of a chunk of users, a step of all users at a time."""
+    """Simulate all clicks of a chunk, one click of all users at a time."""
     begin = max(chunk, 0) * USERS_PER_CHUNK
     n = min(USERS_PER_CHUNK, twin.users - begin)
     rng = np.random.default_rng([twin.process.seed, chunk + 1, 1])

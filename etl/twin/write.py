@@ -1,8 +1,8 @@
-"""Writing a twin as CSV: chunks of users over all cores, their rows interleaved as in the real log.
+"""Writes a twin as CSV: chunks of users in parallel, their rows interleaved as in the real log.
 
-A user's rows are cut into blocks, and each block lies at a random time of the log, in order. The log is written as
-`SEGMENTS` stretches of time side by side: of each chunk of users every stretch gets the blocks that fall into it, so
-memory holds a few chunks whatever the size of the log, and a user's rows lie all over it.
+A user's rows are cut into blocks, which get random times in order. The log is written as `SEGMENTS` time segments in
+parallel: each chunk of users adds its blocks to every segment, so memory holds only a few chunks whatever the size of
+the log, and a user's rows are spread over it.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from etl.twin.simulate import USERS_PER_CHUNK, Twin
 
 SEGMENTS = 10
 USERS_PER_WINDOW = 10_000
-"""Users whose blocks alternate: the first 100,000 rows of QK-video hold some 8,000 users."""
+"""Number of users whose blocks are interleaved: the first 100,000 rows of QK-video have some 8,000 users."""
 
 
 def write(twin: Twin, stream: IO[bytes], scratch: Path, *, history: bool = False) -> int:
-    """Write the log: the same bytes for the same twin, however many cores there are.
+    """Write the log; its bytes do not depend on the number of cores.
 
     Args:
-        twin: what is written.
-        stream: where to.
-        scratch: path next to which temporary files are written, which take nine tenths of the log.
-        history: write scenario `ctr`.
+        twin: the twin to write.
+        stream: output stream.
+        scratch: path next to which temporary files are written (nine tenths of the log's size).
+        history: whether to write scenario `ctr`.
 
     Returns:
         The number of rows.
@@ -55,7 +55,7 @@ def write(twin: Twin, stream: IO[bytes], scratch: Path, *, history: bool = False
         streams = [stream, *(stack.enter_context(name.open("wb")) for name in names)]
         header = SCENARIOS["ctr" if history else twin.scenario].columns
         streams[0].write((",".join(header) + "\n").encode())
-        # One chunk is not worth starting processes for.
+        # One chunk needs no processes.
         pool = stack.enter_context(_workers()) if len(chunks) > 1 else None
         jobs = [(twin, chunk, history) for chunk in chunks]
         for count, texts in _in_order(pool, jobs) if pool else [_chunk_csv(*jobs[0])]:
@@ -71,7 +71,7 @@ def write(twin: Twin, stream: IO[bytes], scratch: Path, *, history: bool = False
 
 
 def segments(twin: Twin) -> int:
-    """Stretches of time that the log is written in; one where each user's rows lie together."""
+    """Number of time segments; 1 if each user's rows are contiguous."""
     return SEGMENTS if twin.blocks > 1 else 1
 
 
@@ -79,12 +79,12 @@ def interleaved(twin: Twin, chunk: int, user_R: Int) -> tuple[Int, Int]:
     """The order of a chunk's rows in the log.
 
     Args:
-        twin: with the mean number of blocks of a user.
-        chunk: its number.
+        twin: gives the mean number of blocks per user.
+        chunk: number of the chunk.
         user_R: user of each row, in time order within a user.
 
     Returns:
-        Row numbers in the order of the log `[R]`, and where each segment ends in them `[segments]`.
+        Row numbers in the order of the log `[R]`, and the end of each segment in them `[segments]`.
     """
     n = len(user_R)
     if segments(twin) == 1:
@@ -97,7 +97,7 @@ def interleaved(twin: Twin, chunk: int, user_R: Int) -> tuple[Int, Int]:
     begin = np.flatnonzero(cut)
     length, user = np.diff(np.append(begin, n)), user_R[begin]
     time = rng.random(len(begin))
-    time = time[np.lexsort((time, user))]  # a user's blocks stay in order
+    time = time[np.lexsort((time, user))]  # keep a user's blocks in order
     segment = (time * SEGMENTS).astype(np.int64)
     order = np.lexsort((time, user // USERS_PER_WINDOW, segment))
     length = length[order]
@@ -108,12 +108,12 @@ def interleaved(twin: Twin, chunk: int, user_R: Int) -> tuple[Int, Int]:
 
 
 def _workers() -> Any:
-    """As many processes as cores."""
+    """A process pool with one process per core."""
     return multiprocessing.get_context("spawn").Pool(os.cpu_count())
 
 
 def _in_order(pool: Any, jobs: list[tuple[Twin, int, bool]]) -> Iterator[tuple[int, list[bytes]]]:
-    """Chunks in order, a few made ahead: memory does not grow where the disk is slower than the cores."""
+    """Chunks in order, with limited read-ahead to bound memory if the disk is slower than the cores."""
     ahead: deque[Any] = deque()
     for job in jobs:
         ahead.append(pool.apply_async(_chunk_csv, job))
