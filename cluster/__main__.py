@@ -13,7 +13,7 @@ ACTIONS = {"up": local.up, "down": local.down, "status": local.status}
 
 
 def job(options: list[str]) -> None:
-    """Run what the options ask for."""
+    """Run the requested action."""
     config = load(options)
     if config.action:
         print("\n".join(ACTIONS[config.action](config.local)))

@@ -19,12 +19,12 @@ TARGETS_OF = {
     "evaluate": ("local", "ray", "kubernetes"),
     "pipeline": ("local", "standalone", "ray", "kubernetes"),
 }
-"""Where each program can go."""
+"""Possible targets of each program."""
 
 
 @dataclass
 class PipelineOptions:
-    """What a pipeline runs; further options are those of the programs themselves."""
+    """Steps of a pipeline; other options are passed to the programs."""
 
     name: str = option("demo", "name of the preset")
     work: str = option("runs/demo", "folder for the outputs of all steps")
@@ -39,7 +39,7 @@ class PipelineOptions:
 
 @dataclass
 class StudyOptions:
-    """What `pipeline=study` runs; presets are `study=small`, `twin`, `kuairand` and `tenrec`."""
+    """Options of `pipeline=study`; presets are `study=small`, `twin`, `kuairand` and `tenrec`."""
 
     name: str = option("small", "name of the preset")
     work: str = option("runs/study-small", "folder for logs, datasets, runs and the site")
@@ -56,7 +56,7 @@ class StudyOptions:
 
 @dataclass
 class LocalOptions:
-    """A cluster of several processes on this machine."""
+    """A local cluster of several processes."""
 
     state: str = option("runs/cluster", "folder for its tokens, logs and process numbers")
     nodes: int = option(2, "Ray nodes and Spark workers, a core each")
@@ -65,7 +65,7 @@ class LocalOptions:
 
 @dataclass
 class KubernetesOptions:
-    """What the manifests ask for."""
+    """Options of the Kubernetes manifests."""
 
     output: str = option("runs/kubernetes", "folder for the manifests")
     namespace: str = option("nextclick", "of all objects")
@@ -128,13 +128,13 @@ FREE_TEXT = (
     "kubernetes.tolerations",
     "kubernetes.node_selector",
 )
-"""Options whose values are options, or addresses: Hydra would read their `=` and `:` as its own."""
+"""Options with free-text values (options, addresses), whose `=` and `:` Hydra would interpret."""
 QUOTED = r"""'([^'\\]|\\.)*'|"([^"\\]|\\.)*\""""
-"""One quoted text from its first to its last character."""
+"""Matches a text that is completely quoted."""
 
 
 def quoted(option: str) -> str:
-    """An option with its value quoted for Hydra where it is free text and not quoted yet.
+    """Quote an option's value for Hydra if it is free text and not quoted yet.
 
     >>> quoted("options=data=d model=hybrid"), quoted("submit=etl")
     ('options="data=d model=hybrid"', 'submit=etl')
@@ -142,13 +142,13 @@ def quoted(option: str) -> str:
     name, equals, value = option.partition("=")
     if name not in FREE_TEXT or not equals or value in ("", "null") or re.fullmatch(QUOTED, value, re.DOTALL):
         return option
-    # Hydra reads a backslash as itself, but for those right before a quote.
+    # In Hydra a backslash is literal, except directly before a quote.
     escaped = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ("\\" + m[2] if m[2] else ""), value)
     return f'{name}="{escaped}"'
 
 
 def load(options: Sequence[str]) -> ClusterConfig:
-    """The checked configuration of a command line.
+    """Parse and validate a command line.
 
     Raises:
         InputError: an option is unknown, missing, ill-typed or out of its range.

@@ -1,6 +1,6 @@
-"""What `spark-submit` runs: the sessions job, with the packages from `--py-files` (`make package`).
+"""Entry point for `spark-submit`: the sessions job, with the packages from `--py-files` (`make package`).
 
-A file outside the package: `spark-submit etl/__main__.py` would put `etl/` itself first on the module path.
+It is outside the package, since `spark-submit etl/__main__.py` would put `etl/` itself first on the module path.
 """
 
 import sys

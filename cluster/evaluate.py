@@ -11,14 +11,14 @@ from retrieval.result_folder import REPORT
 
 
 def job(options: list[str]) -> None:
-    """Evaluate the bundle that the options name and print the table."""
+    """Evaluate a bundle and print the table."""
     config = load(options)
-    # Ray, faiss and matplotlib: seconds of imports that a wrong option need not wait for.
+    # Imports Ray, faiss and matplotlib, which takes seconds: after the options are checked.
     from cluster.ray_evaluation import evaluate_on_ray
     from etl.runtime.object_store import absolute, local_path
     from retrieval.report.page import table_text
 
-    for name in ("bundle", "data", "output"):  # tasks run in other folders
+    for name in ("bundle", "data", "output"):  # tasks run in other working folders
         setattr(config, name, absolute(getattr(config, name)))
     print(table_text(evaluate_on_ray(config)))
     print(f"report: {local_path(config.output) / REPORT}")

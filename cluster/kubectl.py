@@ -1,4 +1,4 @@
-"""Calls of kubectl and spark-submit, and the check for running jobs of the same name."""
+"""Runs kubectl and spark-submit, and checks for running jobs of the same name."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 from etl.runtime.errors import InputError
 
 ENDED = ("Complete", "Failed")
-"""States of a Job (types of its conditions) and of a RayJob (its deployment's status) that nothing follows."""
+"""Final states of a Job (condition types) and of a RayJob (deployment status)."""
 
 
 def run(command: list[str], env: dict[str, str] | None = None) -> None:
-    """Run a command that shows its output here.
+    """Run a command with its output shown.
 
     Raises:
-        InputError: it did not end well.
+        InputError: it failed.
     """
     done = subprocess.run(command, env=os.environ | (env or {}), check=False)
     if done.returncode:
@@ -26,7 +26,7 @@ def run(command: list[str], env: dict[str, str] | None = None) -> None:
 
 
 def remove_ended(job: dict[str, Any]) -> None:
-    """Delete an ended job of the same name: applied over it, the new one would be refused, or never start.
+    """Delete an ended job of the same name, since applying over it is refused, or never starts.
 
     Raises:
         InputError: a job of this name is still running.
@@ -47,7 +47,7 @@ def remove_ended(job: dict[str, Any]) -> None:
 
 
 def has_ended(job: dict[str, Any]) -> bool:
-    """Whether a Job or RayJob, as Kubernetes describes it, has succeeded or failed."""
+    """Whether a Job or RayJob (its Kubernetes object) has succeeded or failed."""
     status = job.get("status", {})
     conditions = [c["type"] for c in status.get("conditions", []) if c.get("status") == "True"]
     return any(state in ENDED for state in [*conditions, status.get("jobDeploymentStatus")])

@@ -1,7 +1,7 @@
 """Kubernetes manifests from typed values: training as a RayJob, evaluation as a Job, network policies.
 
-They are written to a folder, and `python -m cluster submit=… target=kubernetes` applies them where there is a kubectl.
-Sessions go through `spark-submit --master k8s://…` with the same image.
+They are written to a folder, and `python -m cluster submit=… target=kubernetes` applies them if kubectl is installed.
+The sessions job uses `spark-submit --master k8s://…` with the same image.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from cluster.pods import CONTAINER_SECURITY, LABEL, container, labels, literal, 
 from cluster.submit import entrypoint
 
 OPERATOR = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}}
-"""KubeRay's operator, wherever it runs, by the label of its chart."""
+"""Selects KubeRay's operator in any namespace, by the label of its chart."""
 STORE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL")
-"""What the store's secret holds."""
+"""Keys of the object store's secret."""
 POLICY, SPARK_TEMPLATE, SPARK_CONTAINER = "network-policy.yaml", "spark-pod.yaml", "spark"
 
 
@@ -33,13 +33,13 @@ def metadata(name: str, options: KubernetesOptions) -> dict[str, Any]:
 
 
 def worker_range(options: KubernetesOptions) -> tuple[int, int]:
-    """Fewest and most training workers: in a queue as many as wait for admission together, which is the fewest."""
+    """Minimum and maximum training workers; with a queue both are the minimum, which is admitted as a unit."""
     least, most = options.workers
     return (least, least) if options.queue else (least, most)
 
 
 def training_options(options: KubernetesOptions) -> list[str]:
-    """Options of the trainer that follow from the manifest: its workers, their GPUs and cores."""
+    """Trainer options derived from the manifest: workers, their GPUs and cores."""
     least, most = worker_range(options)
     workers = str(least) if least == most else f"[{least},{most}]"
     gpus = "true" if options.gpus else "false"
@@ -47,13 +47,13 @@ def training_options(options: KubernetesOptions) -> list[str]:
 
 
 def missing(defaults: list[str], explicit: list[str]) -> list[str]:
-    """Those of `defaults` whose names are not among the explicit options."""
+    """The `defaults` whose names are not among the explicit options."""
     names = {option.partition("=")[0].lstrip("+") for option in explicit}
     return [option for option in defaults if option.partition("=")[0] not in names]
 
 
 def with_training_options(config: ClusterConfig, options: list[str]) -> tuple[ClusterConfig, list[str]]:
-    """Configuration and command line with the trainer's options that follow from the manifest; explicit ones win."""
+    """Add the trainer options derived from the manifest to configuration and command line; explicit ones win."""
     defaults = training_options(config.kubernetes)
     if config.submit == "train":
         more = missing(defaults, shlex.split(config.options))
@@ -65,9 +65,9 @@ def with_training_options(config: ClusterConfig, options: list[str]) -> tuple[Cl
 
 
 def ray_job(config: ClusterConfig, options: list[str]) -> dict[str, Any]:
-    """A RayJob (KubeRay, ray.io/v1) that makes its cluster, runs, and takes the cluster down.
+    """A RayJob (KubeRay, ray.io/v1) that creates its cluster, runs, and deletes the cluster.
 
-    KubeRay hands the secret's token to all pods and uses it itself to ask how the job is doing (`authOptions`).
+    KubeRay passes the secret's token to all pods and uses it to poll the job's status (`authOptions`).
     """
     values = config.kubernetes
     least, most = worker_range(values)
@@ -79,7 +79,7 @@ def ray_job(config: ClusterConfig, options: list[str]) -> dict[str, Any]:
     head = container("ray-head", values, {"cpu": "2", "memory": "8Gi"}, env=env)
     head["ports"] = [{"name": "gcs", "containerPort": 6379}, {"name": "dashboard", "containerPort": 8265}]
     worker = container("ray-worker", values, resources, env=env)
-    # Without a template of ours the pod that submits would not carry the label that the network policy goes by.
+    # Our template for the submitter pod adds the label that the network policy selects.
     submitter = container("ray-job-submitter", values, {"cpu": "500m", "memory": "1Gi"})
     group = {
         "groupName": "training",
@@ -94,11 +94,11 @@ def ray_job(config: ClusterConfig, options: list[str]) -> dict[str, Any]:
         "kind": "RayJob",
         "metadata": metadata(f"{config.name}-{config.submit}", values),
         "spec": {
-            # KubeRay makes the line an argument of the submitter's container.
+            # KubeRay makes this an argument of the submitter's container.
             "entrypoint": literal([entrypoint(config, options)])[0],
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": 600,
-            "backoffLimit": 3,  # another try resumes from the checkpoint
+            "backoffLimit": 3,  # a retry resumes from the checkpoint
             "submitterPodTemplate": pod(submitter, values, restartPolicy="Never"),
             "rayClusterSpec": {
                 "rayVersion": version("ray"),
@@ -107,7 +107,7 @@ def ray_job(config: ClusterConfig, options: list[str]) -> dict[str, Any]:
                 "autoscalerOptions": {"securityContext": dict(CONTAINER_SECURITY)},
                 "headGroupSpec": {
                     "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
-                    # The autoscaler next to the head asks Kubernetes for workers as the account that KubeRay makes.
+                    # The autoscaler next to the head requests workers with the service account created by KubeRay.
                     "template": pod(head, values, automountServiceAccountToken=None),
                 },
                 "workerGroupSpecs": [group],
@@ -117,7 +117,7 @@ def ray_job(config: ClusterConfig, options: list[str]) -> dict[str, Any]:
 
 
 def evaluation_job(config: ClusterConfig) -> dict[str, Any]:
-    """Evaluation on one machine as a Job; killed, it resumes with the parts that are left."""
+    """Evaluation on one machine as a Job; if killed, it resumes with the missing parts."""
     values = config.kubernetes
     command = literal(["python", "-m", "retrieval", *shlex.split(config.options)])
     resources = {"cpu": str(values.cpus), "memory": f"{values.memory_gib}Gi"}
@@ -131,7 +131,7 @@ def evaluation_job(config: ClusterConfig) -> dict[str, Any]:
 
 
 def network_policy(options: KubernetesOptions) -> dict[str, Any]:
-    """Our pods hear each other, and KubeRay asks the head about the job: gloo and NCCL know no authentication."""
+    """Allows traffic only between our pods, and from KubeRay to the head: gloo and NCCL have no authentication."""
     ours = [{"podSelector": {"matchLabels": dict(LABEL)}}]
     return {
         "apiVersion": "networking.k8s.io/v1",
@@ -146,11 +146,11 @@ def network_policy(options: KubernetesOptions) -> dict[str, Any]:
 
 
 def spark_command(config: ClusterConfig, folder: Path) -> list[str]:
-    """`spark-submit` of the sessions job; driver and executors run in our image and see the shared storage.
+    """`spark-submit` of the sessions job; driver and executors run in our image with the shared storage.
 
     Args:
         config: what to submit.
-        folder: where `spark-pod.yaml` is.
+        folder: folder of `spark-pod.yaml`.
     """
     values = config.kubernetes
     volume = "spark.kubernetes.{}.volumes.persistentVolumeClaim.shared.{}"
@@ -161,7 +161,7 @@ def spark_command(config: ClusterConfig, folder: Path) -> list[str]:
         "spark.executor.instances": str(values.workers[1]),
         "spark.executor.cores": str(values.cpus),
         "spark.executor.memory": f"{max(1, values.memory_gib // 2)}g",
-        "spark.authenticate": "true",  # on Kubernetes Spark makes the secret itself
+        "spark.authenticate": "true",  # on Kubernetes Spark generates the secret
         "spark.network.crypto.enabled": "true",
         "spark.ui.enabled": "false",
     }
@@ -184,7 +184,7 @@ def spark_command(config: ClusterConfig, folder: Path) -> list[str]:
 
 
 def manifests(config: ClusterConfig, options: list[str]) -> dict[str, dict[str, Any]]:
-    """Objects by file name."""
+    """Kubernetes objects by file name."""
     result = {POLICY: network_policy(config.kubernetes)}
     if config.submit == "evaluate":
         result["evaluate.yaml"] = evaluation_job(config)
@@ -196,17 +196,17 @@ def manifests(config: ClusterConfig, options: list[str]) -> dict[str, dict[str, 
 
 
 def submit(config: ClusterConfig, options: list[str]) -> list[str]:
-    """Write the manifests and apply them; sessions go through spark-submit.
+    """Write the manifests and apply them; the sessions job uses spark-submit.
 
     Args:
         config: what to submit.
-        options: the command line, of which a pipeline gets the part that concerns it.
+        options: the command line; a pipeline gets its part of it.
 
     Returns:
-        The files, and what there is left to do.
+        The files, and the remaining steps.
 
     Raises:
-        InputError: a job of this name runs, or kubectl or spark-submit failed.
+        InputError: a job of this name is running, or kubectl or spark-submit failed.
     """
     folder = Path(config.kubernetes.output).absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -214,7 +214,7 @@ def submit(config: ClusterConfig, options: list[str]) -> list[str]:
     for name, value in objects.items():
         (folder / name).write_text(yaml.safe_dump(value, sort_keys=False))
     files = [str(folder / name) for name in objects]
-    # Spark makes its pods from the template by itself.
+    # Spark itself creates its pods from the template.
     apply = ["kubectl", "apply", *(f"--filename={file}" for file in files if not file.endswith(SPARK_TEMPLATE))]
     spark = spark_command(config, folder) if config.submit == "etl" else None
     commands = [shlex.join(command) for command in (apply, spark) if command]

@@ -1,7 +1,7 @@
-"""A cluster of several processes on this machine: a Ray head with nodes, a Spark master with workers.
+"""A local cluster of several processes: a Ray head with nodes, a Spark master with workers.
 
-Everything listens on the loopback. Ray asks for a token, Spark for a secret; both lie in the state folder, readable by
-its owner alone, with the logs and the numbers of the processes. Only these are ever ended.
+Everything listens on the loopback. Ray requires a token, Spark a secret; both are in the state folder, readable only by
+its owner, with the logs and process ids. Only these processes are ever terminated.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MASTER, WORKER = "org.apache.spark.deploy.master.Master", "org.apache.spark.depl
 
 
 def free_ports(n: int) -> list[int]:
-    """Different ports of the loopback that nobody listens on."""
+    """Distinct free ports of the loopback interface."""
     held = [socket.create_server((HOST, 0)) for _ in range(n)]
     ports = [int(s.getsockname()[1]) for s in held]
     for s in held:
@@ -46,7 +46,7 @@ def free_ports(n: int) -> list[int]:
 
 
 def write_secret(path: Path, text: str) -> None:
-    """Write a file that its owner alone may read."""
+    """Write a file that only its owner can read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -55,15 +55,15 @@ def write_secret(path: Path, text: str) -> None:
 
 
 def spark_defaults(secret: str) -> str:
-    """Spark's settings for a cluster that lets no stranger in and is heard by none."""
+    """Spark settings for authentication and encryption."""
     settings = {
         "spark.authenticate": "true",
         "spark.authenticate.secret": secret,
         "spark.network.crypto.enabled": "true",
         "spark.ui.enabled": "false",
-        # On by default, this server starts what anybody posts to it, without asking for the secret.
+        # The REST server, on by default, starts applications without authentication.
         "spark.master.rest.enabled": "false",
-        # The master's page would end applications, and take workers out, for whoever reaches the loopback.
+        # The master's web page would let unauthenticated clients kill applications and remove workers.
         "spark.ui.killEnabled": "false",
         "spark.master.ui.decommission.allow.mode": "DENY",
         "spark.driver.host": HOST,
@@ -73,7 +73,7 @@ def spark_defaults(secret: str) -> str:
 
 
 class Starter:
-    """Starts processes and remembers them.
+    """Starts processes and records them.
 
     Args:
         folder: the state folder.
@@ -81,18 +81,18 @@ class Starter:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.started, self.lock = folder, list[dict[str, Any]](), Lock()
-        # Ray hands a job the cluster that its folder of temporary files names: in the common one, the latest of all.
+        # A Ray job joins the cluster named in Ray's temporary folder; the default folder is shared by all clusters.
         self.temporary = tempfile.mkdtemp(prefix="ray-")
 
     def state(self) -> dict[str, Any]:
-        """What is remembered: the processes and Ray's folder of temporary files."""
+        """The recorded state: processes and Ray's temporary folder."""
         return {"processes": self.started, "temporary": self.temporary}
 
     def start(self, name: str, command: list[str], env: dict[str, str], ready: str) -> None:
-        """Start a process of its own session, and wait until its log says that it is ready.
+        """Start a process in a new session, and wait until `ready` is in its log.
 
         Raises:
-            InputError: it ended, or took too long.
+            InputError: it ended or timed out.
         """
         log = self.folder / f"{name}.log"
         with log.open("w") as stream:
@@ -111,17 +111,17 @@ class Starter:
 
 
 def at_once(calls: Sequence[Callable[[], None]]) -> None:
-    """Make calls that mostly wait, each in a thread; once all have ended, raise what the first of them raised."""
+    """Run blocking calls in threads; after all have ended, re-raise the first exception."""
     with ThreadPoolExecutor(len(calls)) as pool:
         for made in [pool.submit(call) for call in calls]:
             made.result()
 
 
 def up(options: LocalOptions) -> list[str]:
-    """Start the cluster and tell how to use it.
+    """Start the cluster; returns instructions.
 
     Raises:
-        InputError: one is running already, Java is missing, or a process does not start.
+        InputError: a cluster is already running, Java is missing, or a process does not start.
     """
     folder = Path(options.state).absolute()
     if any(alive(entry) for entry in read_state(folder)["processes"]):
@@ -149,7 +149,7 @@ def up(options: LocalOptions) -> list[str]:
 
 
 def usage(folder: Path, gcs: int, dashboard: int, spark: int) -> list[str]:
-    """Lines to copy."""
+    """Instructions: lines to copy."""
     return [
         f"export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={folder / 'token'} SPARK_CONF_DIR={folder / 'spark'}",
         f"python -m cluster submit=train target=ray address=http://{HOST}:{dashboard} options='data=… output=…'",
@@ -159,11 +159,11 @@ def usage(folder: Path, gcs: int, dashboard: int, spark: int) -> list[str]:
 
 
 def start_ray(starter: Starter, options: LocalOptions, token: Path, gcs: int, dashboard: int) -> None:
-    """A head that computes nothing, and nodes of one core."""
+    """Start a head without cores, and nodes with one core each."""
     env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
     ray = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
     ray += ["--node-ip-address", HOST, "--temp-dir", starter.temporary]
-    agents = free_ports(options.nodes + 1)  # nodes of one machine would all want the same port
+    agents = free_ports(options.nodes + 1)  # nodes on one machine would use the same port
     ray += ["--dashboard-agent-listen-port"]
     head = [
         "--head",
@@ -185,11 +185,11 @@ def start_ray(starter: Starter, options: LocalOptions, token: Path, gcs: int, da
 
 
 def start_spark(starter: Starter, options: LocalOptions, conf: Path, port: int) -> None:
-    """A master, and workers of one core."""
+    """Start a master, and workers with one core each."""
     import pyspark
 
     home = Path(pyspark.__file__).parent
-    # SPARK_LOCAL_IP is also what the web pages of master and workers listen on.
+    # SPARK_LOCAL_IP is also the address of the web pages of master and workers.
     env = {"SPARK_HOME": str(home), "SPARK_CONF_DIR": str(conf), "SPARK_LOCAL_IP": HOST}
     spark = str(home / "bin" / "spark-class")
     master = [spark, MASTER, "--host", HOST, "--port", str(port), "--webui-port", "0"]
@@ -205,7 +205,7 @@ def start_spark(starter: Starter, options: LocalOptions, conf: Path, port: int) 
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What was started (`Starter.state`); no processes where there is no state."""
+    """The recorded state (`Starter.state`); without processes if there is none."""
     try:
         state: dict[str, Any] = json.loads((folder / STATE).read_text())
         return state if isinstance(state["processes"], list) else {"processes": []}
@@ -214,7 +214,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def alive(entry: dict[str, Any]) -> bool:
-    """Whether a process still runs, and is not another one of the same number."""
+    """Whether a process is still running, and its id was not reused."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(entry["pid"])
         return process.create_time() == entry["created"] and process.status() != psutil.STATUS_ZOMBIE
@@ -222,7 +222,7 @@ def alive(entry: dict[str, Any]) -> bool:
 
 
 def status(options: LocalOptions) -> list[str]:
-    """One line a process.
+    """One line per process.
 
     Raises:
         InputError: there is no cluster.
@@ -237,7 +237,7 @@ def status(options: LocalOptions) -> list[str]:
 
 
 def down(options: LocalOptions) -> list[str]:
-    """End what was started, with all that it started itself; tokens, state and Ray's own files go, our logs stay."""
+    """Terminate the processes and their children; removes tokens, state and Ray's files, keeps our logs."""
     folder = Path(options.state).absolute()
     ended, state = [], read_state(folder)
     for entry in reversed(state["processes"]):

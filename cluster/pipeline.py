@@ -1,4 +1,4 @@
-"""The pipeline: log → dataset → run → result, each step a process of its own."""
+"""The pipeline: log → dataset → run → result, one process per step."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ WAIT_SECONDS = 3600.0
 
 
 def run_pipeline(options: PipelineOptions) -> str:
-    """Run all steps that are not done yet.
+    """Run all unfinished steps.
 
     Returns:
-        The results table, where the reports are, and what each step took.
+        The results table, the paths of the reports, and the time of each step.
     """
     work = Path(options.work).absolute()
     work.mkdir(parents=True, exist_ok=True)
-    # Whoever starts a second pipeline on the same folder waits, and then finds everything done.
+    # A second pipeline on the same folder waits for the first, and then has nothing to do.
     with locked(work / "pipeline", wait_seconds=WAIT_SECONDS):
         data = prepare_data(options, work)
         runs = [training_options(run) for run in options.models]
@@ -41,7 +41,7 @@ def run_pipeline(options: PipelineOptions) -> str:
 
 
 def prepare_data(options: PipelineOptions, work: Path) -> Path:
-    """Make the dataset: from the named log, else from MovieLens-100K."""
+    """Build the dataset, from the given log or else from MovieLens-100K."""
     if options.input is None:
         log = work / "movielens.csv"
         step = Step("movielens", ["etl.movielens", f"output={log}"], log, [], has_titles)
@@ -64,12 +64,12 @@ def prepare_data(options: PipelineOptions, work: Path) -> Path:
 
 
 def has_titles(log: Path) -> bool:
-    """Whether MovieLens' log and its titles are there."""
+    """Whether MovieLens' log and titles exist."""
     return log.is_file() and Path(titles_path(str(log))).is_file()
 
 
 def training(options: PipelineOptions, work: Path, data: Path, name: str, model_options: list[str]) -> Step:
-    """The step that trains a model; killed, it resumes from its latest checkpoint."""
+    """The step that trains a model; if killed, it resumes from its latest checkpoint."""
     run = work / name
     command = ["trainer", f"data={data}", f"output={run}", *options.trainer.split(), *model_options]
     return Step(f"train {name}", command, run, [sha256_of(data / MANIFEST)], is_finished, resumes=True)
@@ -91,7 +91,7 @@ def evaluation(options: PipelineOptions, work: Path, data: Path, name: str) -> S
 
 
 def results(work: Path, names: list[str]) -> str:
-    """One table over all runs, and the places of their reports."""
+    """One table of all runs, and the paths of their reports."""
     from retrieval.report.page import table_text
 
     matches: list[dict[str, Any]] = [json.loads((work / f"{name}-result" / METRICS).read_text()) for name in names]

@@ -10,9 +10,9 @@ from cluster.config import KubernetesOptions
 LABEL = {"app.kubernetes.io/part-of": "nextclick"}
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 USER = 1000
-"""The image's user, who is not root."""
+"""User id of the image, not root."""
 GRACE_SECONDS = 120
-"""Time to save a checkpoint before a pod is killed."""
+"""Grace period to save a checkpoint before a pod is killed."""
 CONTAINER_SECURITY = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
@@ -28,12 +28,12 @@ POD_SECURITY = {
 
 
 def labels(options: KubernetesOptions) -> dict[str, str]:
-    """The label that the network policy goes by, and the queue of Kueue that a job waits in."""
+    """The label that the network policy selects, and the job's Kueue queue."""
     return {**LABEL, QUEUE_LABEL: options.queue} if options.queue else dict(LABEL)
 
 
 def literal(arguments: Sequence[str]) -> list[str]:
-    """Arguments of a container as Kubernetes must get them: it reads `$(NAME)` as a variable and `$$` as `$`.
+    """Escape container arguments for Kubernetes, which expands `$(NAME)` and reads `$$` as `$`.
 
     >>> literal(["a=$(b)", "c"])
     ['a=$$(b)', 'c']
@@ -42,7 +42,7 @@ def literal(arguments: Sequence[str]) -> list[str]:
 
 
 def tolerations(text: str) -> list[dict[str, str]]:
-    """Tolerations as `kubectl taint` writes taints, separated by spaces.
+    """Parse tolerations in the syntax of `kubectl taint`, separated by spaces.
 
     >>> tolerations("nvidia.com/gpu:NoSchedule team=ml:NoExecute")[1]
     {'key': 'team', 'operator': 'Equal', 'value': 'ml', 'effect': 'NoExecute'}
@@ -57,7 +57,7 @@ def tolerations(text: str) -> list[dict[str, str]]:
 
 
 def node_selector(text: str) -> dict[str, str]:
-    """Labels of nodes, `NAME=VALUE` separated by spaces.
+    """Parse node labels, `NAME=VALUE` separated by spaces.
 
     >>> node_selector("zone=a disk=ssd")
     {'zone': 'a', 'disk': 'ssd'}
@@ -67,7 +67,7 @@ def node_selector(text: str) -> dict[str, str]:
 
 
 def scheduling(options: KubernetesOptions) -> dict[str, Any]:
-    """Of a pod's specification: nodes where it may run, and the secret that pulls its image."""
+    """Scheduling part of a pod specification: node selector, tolerations, and image pull secret."""
     fields = {
         "nodeSelector": node_selector(options.node_selector),
         "tolerations": tolerations(options.tolerations),
@@ -96,7 +96,7 @@ def container(
 
 
 def pod(spec: dict[str, Any], options: KubernetesOptions, **more: Any) -> dict[str, Any]:
-    """A pod of one container, as a user who is not root; `more` adds to its specification, None takes away."""
+    """A pod of one container, as non-root user; `more` adds to its specification, None removes entries."""
     claimed = {"persistentVolumeClaim": {"claimName": options.claim}} if options.claim else {"emptyDir": {}}
     volumes = [
         {"name": "shared", **claimed},
@@ -110,7 +110,7 @@ def pod(spec: dict[str, Any], options: KubernetesOptions, **more: Any) -> dict[s
 
 
 def spark_template(name: str, options: KubernetesOptions) -> dict[str, Any]:
-    """What Spark starts its driver's and executors' pods from; image, volumes and resources it adds itself."""
+    """Pod template for Spark's driver and executors; Spark adds image, volumes and resources."""
     spec = {"containers": [{"name": name, "securityContext": dict(CONTAINER_SECURITY)}]}
     metadata = {"labels": labels(options)}
     return {

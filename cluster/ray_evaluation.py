@@ -1,7 +1,7 @@
 """Distributed evaluation: one Ray task per part of the queries.
 
-The index is prepared once and mapped by each worker; Ray starts a lost task again on another machine. The result is
-that of one process: the same parts are added up in the same order.
+The index is prepared once and memory-mapped by each worker; Ray retries a lost task on another machine. The result is
+that of a single process: the same parts are merged in the same order.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from trainer.ray_train import ray_session
 
 TELL_SECONDS = 5.0
 TASK_RETRIES = 10
-"""Times that a part is begun anew because its machine was lost."""
+"""Maximum retries of a part whose machine was lost."""
 
 _opened: dict[str, Evaluation] = {}
 """This worker's evaluation, cached between its tasks."""
 
 
 def make_part(config: RetrievalConfig, part: Part, folder: Path) -> InputError | None:
-    """Make a part in a Ray worker; what the user can fix comes back, and is no reason to try again."""
+    """Compute a part in a Ray worker; user errors are returned, so that Ray does not retry."""
     try:
         key = repr(config)
         if key not in _opened:
@@ -40,10 +40,10 @@ def make_part(config: RetrievalConfig, part: Part, folder: Path) -> InputError |
 
 
 def run_on_ray(evaluation: Evaluation, parts: list[Part], folder: Path) -> None:
-    """Make all parts as tasks of the cluster, telling how far it is.
+    """Compute all parts as Ray tasks, with progress.
 
     Raises:
-        InputError: an error of the input in a task.
+        InputError: an input error in a task.
     """
     task = ray.remote(num_cpus=1, max_retries=TASK_RETRIES)(make_part)
     line, done = ProgressLine(), 0
@@ -60,6 +60,6 @@ def run_on_ray(evaluation: Evaluation, parts: list[Part], folder: Path) -> None:
 
 
 def evaluate_on_ray(config: RetrievalConfig) -> dict[str, Any]:
-    """Make the result folder `config.output` on the cluster that RAY_ADDRESS names, and return its metrics."""
+    """Write the result folder `config.output` on the cluster at RAY_ADDRESS, and return its metrics."""
     with ray_session():
         return evaluate(config, run_on_ray)

@@ -25,20 +25,20 @@ from etl.runtime.progress import duration
 
 PR_SET_PDEATHSIG = 1
 SHARE = 0.02
-"""Of a core, for sampling memory."""
+"""Share of a core for sampling memory."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One program of a pipeline.
+    """One step of a pipeline: a program run.
 
     Attributes:
-        name: for the reader, and of the step's record.
+        name: display name, also of the step's record.
         command: arguments after `python -m`.
-        output: file or folder that the step makes.
-        inputs: fingerprints of what it reads; with the command they decide whether it is up to date.
-        is_whole: whether an output is finished.
-        resumes: whether the program continues an unfinished output by itself.
+        output: file or folder that the step creates.
+        inputs: fingerprints of its inputs; with the command they decide whether it is up to date.
+        is_complete: checks whether an output is complete.
+        resumes: whether the program resumes an unfinished output by itself.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Step:
 
     @property
     def key(self) -> str:
-        """What the output follows from."""
+        """Cache key: everything that determines the output."""
         return fingerprint_of([self.command, self.inputs])
 
 
@@ -58,7 +58,7 @@ def run_step(step: Step, records: Path) -> None:
     """Run a step unless its output is complete and made from the same inputs and options.
 
     Raises:
-        InputError: the program refused its input (it has said why) or ended otherwise than well.
+        InputError: the program rejected its input (and printed why) or failed.
     """
     record = _record(records, step.name)
     before = _read(record)
@@ -81,7 +81,7 @@ def run_step(step: Step, records: Path) -> None:
 
 
 def time_by_step(names: list[str], records: Path) -> str:
-    """What each step took when it last ran, and its share of all of them.
+    """Time of each step when it last ran, and its share of the total.
 
     Example: `time: sessions 1 s (2 %), train gru4rec 49 s (98 %)`.
     """
@@ -103,7 +103,7 @@ def _read(record: Path) -> dict[str, Any]:
 
 
 def _move_aside(step: Step) -> None:
-    """Keep what an earlier run with other options made, once, under another name."""
+    """Rename the output of an earlier run with other options, keeping one previous version."""
     if not step.output.exists():
         return
     previous = step.output.with_name(f"{step.output.name}.previous")
@@ -113,7 +113,7 @@ def _move_aside(step: Step) -> None:
 
 
 def _run(command: list[str]) -> tuple[int, int]:
-    """Exit status of a command, and the peak memory in bytes of all its processes together."""
+    """Run a command; returns its exit status, and the peak memory in bytes of all its processes together."""
     process = subprocess.Popen(command, preexec_fn=die_with_parent if sys.platform == "linux" else None)
     watch = _PeakMemory(process.pid)
     watch.start()
@@ -129,15 +129,15 @@ def _run(command: list[str]) -> tuple[int, int]:
 
 
 def die_with_parent() -> None:
-    """Called in a child: a pipeline killed with SIGKILL must not leave a step writing while the next attempt does."""
+    """Called in a child, so that a pipeline killed by SIGKILL does not leave a step running."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class _PeakMemory(threading.Thread):
     """Samples the proportional memory (shared pages counted once) of a process and its descendants.
 
-    The kernel walks all their pages for it, which takes a tenth of a second for a few GiB: sampling rests long enough
-    to take `SHARE` of a core.
+    The kernel walks all their pages, which takes a tenth of a second for a few GiB: the sampling interval is adapted to
+    use `SHARE` of a core.
     """
 
     def __init__(self, pid: int, every: float = 0.5) -> None:
@@ -145,7 +145,7 @@ class _PeakMemory(threading.Thread):
         self.process, self.every, self.peak, self.stop = psutil.Process(pid), every, 0, threading.Event()
 
     def run(self) -> None:
-        """Sample until asked to stop."""
+        """Sample until stopped."""
         cost = 0.0
         while not self.stop.wait(max(self.every, cost / SHARE)):
             begin, total = time.thread_time(), 0
@@ -164,7 +164,7 @@ class _PeakMemory(threading.Thread):
 
 
 def file_fingerprint(path: Path) -> str:
-    """Size and modification time of a local file or the files of a folder; the name of anything else."""
+    """Size and modification time of a local file or a folder's files; for anything else the name."""
     if not path.exists():
         return str(path)
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())

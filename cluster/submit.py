@@ -1,6 +1,6 @@
 """Job submission: runs a program on this machine, on a Spark cluster or on a Ray cluster.
 
-The plain commands do the same and are in `docs/cluster.md`; this adds packaging, environment, logs and exit status.
+`docs/cluster.md` has the equivalent plain commands; this adds packaging, environment, logs and exit status.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULES = {"etl": "etl", "train": "trainer", "tune": "trainer.tune", "evaluate": "retrieval", "pipeline": "cluster"}
 POLL_SECONDS = 1.0
 UNREACHABLE_SECONDS = 120.0
-"""The head of a Ray cluster may be away for so long before following a job ends."""
+"""Tolerated outage of a Ray cluster's head while following a job."""
 
 
 def submit(config: ClusterConfig, options: list[str]) -> int:
-    """Submit, follow to the end, and return the program's exit status.
+    """Submit, follow to the end, and return the exit status.
 
     Args:
-        config: what to submit, and where to.
-        options: the command line, of which a pipeline on another machine gets the part that concerns it.
+        config: what to submit, and the target.
+        options: the command line; a pipeline on another machine gets its part of it.
     """
     if config.target == "local":
         return run(local_command(config, options))
@@ -48,28 +48,28 @@ def submit(config: ClusterConfig, options: list[str]) -> int:
 
 
 def run(command: list[str], env: dict[str, str] | None = None) -> int:
-    """Exit status of a command that shows its output here."""
+    """Run a command with its output shown; returns its exit status."""
     return subprocess.run(command, env=env, check=False).returncode
 
 
 def pipeline_options(options: list[str]) -> list[str]:
-    """Those options of a command line that describe the pipeline."""
+    """The pipeline options of a command line."""
     return [o for o in options if o.lstrip("+").startswith("pipeline")]
 
 
 def local_command(config: ClusterConfig, options: list[str]) -> list[str]:
-    """The program as a process of this machine."""
+    """The command line of the program as a local process."""
     arguments = pipeline_options(options) if config.submit == "pipeline" else shlex.split(config.options)
     return [sys.executable, "-m", MODULES[config.submit or "pipeline"], *arguments]
 
 
 def submit_spark(config: ClusterConfig) -> int:
-    """The sessions job on a standalone cluster; of a pipeline its first step.
+    """Run the sessions job, or the first step of a pipeline, on a standalone Spark cluster.
 
     The secret of a cluster with `spark.authenticate` comes from `$SPARK_CONF_DIR/spark-defaults.conf`.
     """
     if config.submit == "pipeline":
-        if config.python != "python":  # the interpreter of Spark's workers, which may lie elsewhere than this one
+        if config.python != "python":  # the interpreter of Spark's workers, if at another path
             os.environ["PYSPARK_PYTHON"] = config.python
         master = f'spark.master="{config.address}"'
         print(run_pipeline(replace(config.pipeline, etl=f"{config.pipeline.etl} {master}")))
@@ -98,7 +98,7 @@ def entrypoint(config: ClusterConfig, options: list[str]) -> str:
 
 
 def runtime_env(config: ClusterConfig) -> dict[str, Any]:
-    """The code as a working directory (what `.rayignore` names stays here), and the environment."""
+    """Ray runtime environment: the code as working directory (without `.rayignore` entries), and variables."""
     variables = {"PYTHONUNBUFFERED": "1", SPINS[0]: os.environ.get(*SPINS)}
     if config.interface:
         variables |= {"GLOO_SOCKET_IFNAME": config.interface, "NCCL_SOCKET_IFNAME": config.interface}
@@ -109,13 +109,13 @@ def runtime_env(config: ClusterConfig) -> dict[str, Any]:
 
 
 def submit_ray(config: ClusterConfig, options: list[str]) -> int:
-    """A job of a Ray cluster, followed to its end.
+    """Submit a job to a Ray cluster and follow it to its end.
 
-    Its token is read from RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN. A job that was lost with its head is submitted again
-    by the same command: training resumes from its checkpoint, an evaluation with the parts that are left.
+    The token is read from RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN. If a job is lost with its head, run the same command
+    again: training resumes from its checkpoint, an evaluation with the missing parts.
 
     Raises:
-        InputError: the cluster refuses the token, or cannot be reached.
+        InputError: the cluster rejects the token or is unreachable.
     """
     client, identity = ray_client(config), f"{config.name}-{uuid.uuid4().hex[:8]}"
     deadline = time.monotonic() + UNREACHABLE_SECONDS
@@ -127,7 +127,7 @@ def submit_ray(config: ClusterConfig, options: list[str]) -> int:
         except Exception as error:
             if "try again" not in str(error) or time.monotonic() > deadline:
                 raise refused(config, error) from None
-            time.sleep(POLL_SECONDS)  # a head that has just started has no agent yet
+            time.sleep(POLL_SECONDS)  # a newly started head has no agent yet
     print(f"job {identity} at {config.address}", file=sys.stderr, flush=True)
     return follow(client, identity)
 
@@ -136,8 +136,8 @@ def ray_client(config: ClusterConfig) -> Any:
     """A client of the cluster's job server."""
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.ERROR)  # or it lists every file that it does not upload
-    # Either variable would win over the address that was asked for.
+    logging.getLogger("ray").setLevel(logging.ERROR)  # else it lists every file that it does not upload
+    # Either variable would override the requested address.
     with environment(RAY_ADDRESS=None, RAY_API_SERVER_ADDRESS=None):
         try:
             return JobSubmissionClient(str(config.address), headers=token_header())
@@ -148,7 +148,7 @@ def ray_client(config: ClusterConfig) -> Any:
 
 
 def refused(config: ClusterConfig, error: Exception) -> InputError:
-    """Why a cluster did not take a job, in one line."""
+    """Why a cluster rejected a job, in one line."""
     text = " ".join(str(error).split())
     words = ("unauthorized", "status code 401", "status code 403", "forbidden", "authentication token")
     if any(word in text.lower() for word in words):
@@ -158,9 +158,9 @@ def refused(config: ClusterConfig, error: Exception) -> InputError:
 
 
 def follow(client: Any, identity: str) -> int:
-    """Print a job's log as it grows until the job has ended; its exit status.
+    """Print a job's log until the job has ended; returns its exit status.
 
-    Log and status are asked for again and again: a log that is streamed may stop before the job does.
+    Polls log and status, since a log stream may end before the job.
     """
     shown, lost = 0, None
     while True:

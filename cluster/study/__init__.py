@@ -1,1 +1,1 @@
-"""The study: experiments declared, run as trials, and published as a site of pages."""
+"""The study: declared experiments, run as trials, and published as a static site."""

@@ -1,4 +1,4 @@
-"""What an experiment of the study is: a question, variants of models, and metrics to compare them by."""
+"""Definition of an experiment: a question, model variants, and metrics to compare them by."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from dataclasses import dataclass, field
 from cluster.study.published import Published
 
 NEXT = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@5", "mrr@10", "mrr@20")
-"""Metrics of the next click."""
+"""Next-click metrics."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A model with its options, trained once for each seed.
+    """A model with its options, trained once per seed.
 
     Attributes:
-        name: in tables.
+        name: name in tables.
         trainer: options of `python -m trainer`.
         retrieval: further options of `python -m retrieval`.
-        protocol: options of `python -m etl` that replace the dataset's own.
-        scenario: of `python -m etl`, where it is not the log's.
-        log: options of the generated log that replace the study's own; generated logs only.
-        converter: program that makes another log of the log, which is read instead.
-        history: read the log's history before it, of the users that both have.
-        ranker: whose ranks in the result are judged: the model, `blend` or a baseline.
-        members: earlier variants of the experiment, on the same data, whose scores are averaged; nothing is trained.
+        protocol: options of `python -m etl` that override the dataset's.
+        scenario: scenario of `python -m etl`, if not the log's.
+        log: options of the generated log that override the study's; generated logs only.
+        converter: program that converts the log to another one, which is used instead.
+        history: whether to prepend the log's history, for the users in both.
+        ranker: ranker of the result to evaluate: the model, `blend` or a baseline.
+        members: earlier variants of the experiment, on the same data, to ensemble by mean score; nothing is trained.
     """
 
     name: str
@@ -45,17 +45,17 @@ class Experiment:
     """A question with the variants that answer it.
 
     Attributes:
-        name: of its page.
-        question: as people ask it.
-        setup: what is varied and what stays.
-        variants: the first is what the others are compared with, unless `pairs` says otherwise.
-        metrics: of the table; the first one is that of the figure.
-        pairs: variant → what it is compared with.
-        generated: needs a generated log.
-        unclicked: needs rows that were shown and not clicked.
-        flat_rows: needs scenario `ctr`, rows without sessions; all others need sessions.
-        seeds: at most; None for the study's.
-        published: figures of other protocols.
+        name: name of its page.
+        question: the question in plain words.
+        setup: what is varied and what is fixed.
+        variants: the others are compared with the first, unless set by `pairs`.
+        metrics: metrics of the table; the first is that of the figure.
+        pairs: variant → its reference variant.
+        generated: whether it needs a generated log.
+        unclicked: whether it needs unclicked rows.
+        flat_rows: whether it needs scenario `ctr` (rows without sessions); all others need sessions.
+        seeds: maximum number of seeds; None = the study's.
+        published: published results by other protocols.
     """
 
     name: str
@@ -72,6 +72,6 @@ class Experiment:
 
 
 def reference(experiment: Experiment, variant: Variant) -> str | None:
-    """The name of the variant that a variant is compared with; None for none."""
+    """The name of a variant's reference variant; None if it has none."""
     name = experiment.pairs.get(variant.name, experiment.variants[0].name)
     return None if name in ("", variant.name) else name

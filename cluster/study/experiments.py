@@ -16,7 +16,7 @@ EVERY_BASELINE = ("popularity", "last_item", "markov", "sequential_rules", "item
 
 
 def model(name: str, *options: str, label: str = "") -> Variant:
-    """A model by its recipe, and further options."""
+    """A model with its recipe, and further options."""
     return Variant(label or name, (f"model={name}", *options))
 
 
@@ -27,7 +27,7 @@ HYBRID = model("hybrid")
 
 
 def of_gru4rec(ranker: str, label: str = "") -> Variant:
-    """What stands next to `gru4rec` in its result: a baseline or the blend."""
+    """Another ranker in the result of `gru4rec`: a baseline or the blend."""
     return Variant(label or ranker, GRU4REC.trainer, GRU4REC.retrieval, ranker=ranker)
 
 
@@ -304,8 +304,8 @@ EXPERIMENTS = (
     MERLIN_ROWS,
     RELATEDNESS,
 )
-"""In the order of the site."""
+"""All experiments, in the order of the site."""
 
 
 BY_COST = (NEXT_CLICK.name, SEVERAL_ENCODERS.name)
-"""Experiments whose page has a chart of accuracy by cost."""
+"""Experiments with a chart of accuracy against cost."""

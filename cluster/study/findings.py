@@ -1,4 +1,4 @@
-"""Results of the trials: a row per variant and seed, differences to the reference, and the sentences made from them."""
+"""Results of the trials: one row per variant and seed, differences to the reference, and sentences on them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from retrieval.ranks_file import read_ranks
 from retrieval.result_folder import RANKS
 
 SURE = 0.05
-"""p, corrected over the experiment, below which a difference is called one."""
+"""Significance level of p-values corrected over the experiment."""
 BY_RANK = ("hr@", "ndcg@", "mrr@")
 
 
 def test_metrics(cell: Cell) -> dict[str, Any]:
-    """Test metrics of the ranker that a cell asks for; empty for a failed trial."""
+    """Test metrics of a cell's ranker; empty for a failed trial."""
     if cell.trial.failure:
         return {}
     result, ranker = cell.trial.metrics, cell.variant.ranker
@@ -69,10 +69,10 @@ class Estimate:
     """A metric of a variant over its seeds, and its difference to the reference.
 
     Attributes:
-        mean, spread: over seeds; the spread is None with one.
-        difference, low, high: to the reference, with a 95 % interval; None where there is none. By rank over users,
-            of AUCs over seeds.
-        p: two-sided, corrected by Holm over the experiment on this log.
+        mean, spread: over seeds; the spread is None with a single seed.
+        difference, low, high: difference to the reference with 95 % interval; None without one. Over users for
+            rank metrics, over seeds for AUCs.
+        p: two-sided p-value, Holm-corrected over the experiment on this log.
         best: share of the best possible score; None for real logs.
     """
 
@@ -86,11 +86,11 @@ class Estimate:
 
 
 Estimates = dict[tuple[str, str], Estimate]
-"""By variant and metric."""
+"""Estimates by variant and metric."""
 
 
 def ranks_of(trial: Trial, ranker: str) -> pa.Table:
-    """Test ranks of a ranker of the trial's result: `user_id` and `rank`."""
+    """Test ranks of a ranker in the trial's result: `user_id` and `rank`."""
     return read_ranks(trial.result / RANKS, rankers=[ranker])[ranker]
 
 
@@ -104,7 +104,7 @@ def estimates_of(experiment: Experiment, cells: Sequence[Cell], best: dict[str, 
     for variant in experiment.variants:
         mine = by_variant.get(variant.name, [])
         other = by_variant.get(reference(experiment, variant) or "", [])
-        ranks = cache(partial(user_ranks, mine, other))  # read once for all metrics, where one is by rank
+        ranks = cache(partial(user_ranks, mine, other))  # read at most once, for rank metrics
         for metric in experiment.metrics:
             estimate, p = _estimate(mine, other, metric, best.get(metric), ranks)
             out[variant.name, metric] = estimate
@@ -118,7 +118,7 @@ def estimates_of(experiment: Experiment, cells: Sequence[Cell], best: dict[str, 
 def _estimate(
     mine: Sequence[Cell], other: Sequence[Cell], metric: str, best: float | None, ranks: Callable[[], Sides]
 ) -> tuple[Estimate, float | None]:
-    """An estimate, and the p of its difference before correction."""
+    """An estimate, and the uncorrected p-value of its difference."""
     values = [v for v in (test_metrics(cell).get(metric) for cell in mine) if v is not None]
     if not values:
         return Estimate(None), None
@@ -137,7 +137,7 @@ Sides = tuple[list[npt.NDArray[np.int64]], list[npt.NDArray[np.int64]]]
 
 
 def user_ranks(mine: Sequence[Cell], other: Sequence[Cell]) -> Sides:
-    """Ranks of the users that all have ranked, by rising user, of each seed of both sides."""
+    """Ranks of the users ranked in all trials, sorted by user, for each seed of both sides."""
     ranks = matched_ranks([ranks_of(cell.trial, cell.variant.ranker) for cell in (*mine, *other)])
     return ranks[: len(mine)], ranks[len(mine) :]
 
@@ -145,7 +145,7 @@ def user_ranks(mine: Sequence[Cell], other: Sequence[Cell]) -> Sides:
 def _over_seeds(
     mine: Sequence[Cell], other: Sequence[Cell], metric: str, estimate: Estimate
 ) -> tuple[Estimate, float | None]:
-    """The difference of an AUC, seed by seed, with Student's interval; one seed gives no interval."""
+    """The difference of an AUC paired by seed, with Student's t interval; a single seed has no interval."""
     from scipy import stats
 
     others = {cell.trial.seed: test_metrics(cell).get(metric) for cell in other}
@@ -162,7 +162,7 @@ def _over_seeds(
 
 
 def label(metric: str) -> str:
-    """A metric as tables call it.
+    """Display name of a metric.
 
     >>> label("ndcg@20"), label("auc/like_given_click")
     ('NDCG@20', 'AUC like given click')
@@ -172,7 +172,7 @@ def label(metric: str) -> str:
 
 
 def with_interval(estimate: Estimate) -> str:
-    """A difference with its interval and p.
+    """Format a difference with its interval and p-value.
 
     >>> with_interval(Estimate(0.2, None, 0.01, -0.001, 0.02, 0.04)), with_interval(Estimate(0.2, None, 0.01))
     ('+0.0100 [-0.0010, +0.0200], p 0.04', '+0.0100 (one seed)')
@@ -186,12 +186,12 @@ def with_interval(estimate: Estimate) -> str:
 
 
 def is_sure(estimate: Estimate) -> bool:
-    """Whether a difference is larger than chance explains."""
+    """Whether a difference is statistically significant."""
     return estimate.p is not None and estimate.p < SURE
 
 
 def answer(experiment: Experiment, metric: str, estimates: Estimates) -> str:
-    """What a metric says: the best variant, what is better and what is worse than its reference, what is neither."""
+    """A metric's findings in sentences: the best variant, and which differ significantly from their reference."""
     means = {name: e.mean for (name, m), e in estimates.items() if m == metric and e.mean is not None}
     if not means:
         return ""
@@ -217,4 +217,4 @@ def answer(experiment: Experiment, metric: str, estimates: Estimates) -> str:
 
 
 BEGINNINGS = ("Better than", "Worse than", "No difference beyond chance from", "Not tested against")
-"""Of the sentences on variants with the same reference, in this order."""
+"""Beginnings of the sentences on variants with the same reference, in this order."""

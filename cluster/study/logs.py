@@ -1,4 +1,4 @@
-"""The logs of a study, and the datasets that its variants need."""
+"""The logs of a study, and the datasets of its variants."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TENREC_FILES = {
     "ctr": "ctr_data_1M.csv",
 }
 COLD_FILES = ("cold_data.csv", "cold_data_0.3.csv", "cold_data_0.7.csv")
-"""Clicks on articles of users who are in QK-video too; the number is the share of users who are cold."""
+"""Article clicks of users who are also in QK-video; the number is the share of cold users."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Log:
     """A log of the study.
 
     Attributes:
-        name: in tables.
-        scenario: of `python -m etl`.
-        path: of the CSV file.
-        command: what makes it, arguments after `python -m`; empty for a file of the user's.
-        history: log of what the users did before; None for most.
+        name: name in tables.
+        scenario: scenario of `python -m etl`.
+        path: path of the CSV file.
+        command: command that creates it, arguments after `python -m`; empty for a user's file.
+        history: log of the users' earlier behaviour, if any.
     """
 
     name: str
@@ -46,16 +46,16 @@ class Log:
 
     @property
     def has_flat_rows(self) -> bool:
-        """Whether it is, or can be generated as, rows of scenario `ctr`."""
+        """Whether it has, or can be generated as, rows of scenario `ctr`."""
         return self.scenario == "ctr" or (self.is_generated and self.scenario.endswith("video"))
 
     @property
     def is_generated(self) -> bool:
-        """Whether the generator decides the answers."""
+        """Whether the log is synthetic."""
         return self.command[:1] == ("etl.twin",)
 
     def changed(self, options: tuple[str, ...]) -> Log:
-        """The log with other options of its generator, under a name of its own."""
+        """The log with other generator options, under a different name."""
         if not options:
             return self
         path = self.path.with_name(f"{self.path.stem}-{fingerprint_of(list(options))[:8]}.csv")
@@ -63,16 +63,16 @@ class Log:
         return Log(self.name, self.scenario, path, (*command, *options))
 
     def converted(self, program: str, folder: Path) -> Log:
-        """The log that a program makes of this one, of scenario `ctr`, in a folder."""
+        """This log converted by a program to scenario `ctr`, in a folder."""
         path = folder / f"{self.path.stem}-{program.rpartition('.')[2]}.csv"
         return Log(self.name, "ctr", path, (program, f"input={self.path}", f"output={path}"))
 
 
 def logs_of(options: StudyOptions) -> list[Log]:
-    """The logs that the study is run on.
+    """The logs of the study.
 
     Raises:
-        InputError: files that are not there.
+        InputError: a file is missing.
     """
     work = Path(options.work).absolute()
     result = []
@@ -118,12 +118,12 @@ def _input(options: StudyOptions) -> Path:
 
 @dataclass(frozen=True)
 class Data:
-    """A dataset.
+    """A dataset of the study.
 
     Attributes:
-        log: that it was made from.
-        path: of the folder.
-        scenario: that it was read by.
+        log: the log that it was made from.
+        path: path of the folder.
+        scenario: scenario that it was read with.
     """
 
     log: Log
@@ -132,17 +132,17 @@ class Data:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What the dataset holds."""
+        """The dataset's manifest."""
         return dict(json.loads((self.path / "manifest.json").read_text()))
 
     @property
     def skipped(self) -> int:
-        """Retained rows that were shown and not clicked, without another action."""
+        """Number of retained unclicked rows without action."""
         return int(json.loads((self.path / "statistics.json").read_text())["kept"].get("skip") or 0)
 
     @property
     def best_possible(self) -> dict[str, float]:
-        """Best scores on test of a generated log; empty for others."""
+        """Best possible test scores of a generated log; empty for others."""
         path = self.log.path.with_name(f"{self.log.path.name}.truth.json")
         try:
             return dict(json.loads(path.read_text())["test"])
@@ -151,14 +151,14 @@ class Data:
 
 
 def make_data(options: StudyOptions, log: Log, variant: Variant) -> Data | None:
-    """The dataset of a variant, made unless it is there; None where its converter finds no rows in the log."""
+    """The dataset of a variant, built if missing; None if its converter finds no rows in the log."""
     work, log = Path(options.work).absolute(), log.changed(variant.log if log.is_generated else ())
     _make_log(log, work)
     if variant.converter:
         log = log.converted(variant.converter, work / "logs")
         try:
             _make_log(log, work)
-        except InputError:  # it has said why
+        except InputError:  # already printed
             return None
     arguments = [*shlex.split(options.etl), *variant.protocol]
     inputs = [log.path]
@@ -174,6 +174,6 @@ def make_data(options: StudyOptions, log: Log, variant: Variant) -> Data | None:
 
 
 def _make_log(log: Log, work: Path) -> None:
-    """Run the program that makes a log, unless the log is there or is a file of the user's."""
+    """Run the program that creates a log, unless it exists or is a user's file."""
     if log.command and not log.path.exists():
         run_step(Step(f"log {log.path.stem}", list(log.command), log.path, [], Path.is_file), work / "steps")

@@ -1,4 +1,4 @@
-"""Figures that others have published for Tenrec, by protocols of their own."""
+"""Published results of others for Tenrec, by other protocols."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Published:
-    """Figures of others' code and protocol, which stand next to a table and are compared with nothing.
+    """Results of others' code and protocol, shown next to a table but not comparable.
 
     Attributes:
-        source: who measured them, and how.
-        log: scenario of the logs that they are shown with.
-        rows: metrics of each model.
+        source: who measured them and how.
+        log: scenario of the logs that they are shown for.
+        rows: metrics by model.
     """
 
     source: str

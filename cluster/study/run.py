@@ -26,13 +26,13 @@ WAIT_SECONDS = 3600.0
 
 
 def run_study(options: StudyOptions) -> str:
-    """Run what is not done yet, and write table and site.
+    """Run all unfinished trials, and write table and site.
 
     Returns:
-        Where they are, and how many trials there were.
+        Their paths, and the number of trials.
 
     Raises:
-        InputError: wrong options, or logs that are not there.
+        InputError: invalid options or missing logs.
     """
     work = Path(options.work).absolute()
     experiments = chosen(options)
@@ -54,7 +54,7 @@ def run_study(options: StudyOptions) -> str:
 
 
 def chosen(options: StudyOptions) -> list[Experiment]:
-    """The experiments that are asked for.
+    """The requested experiments.
 
     Raises:
         InputError: an unknown name.
@@ -67,11 +67,11 @@ def chosen(options: StudyOptions) -> list[Experiment]:
 
 
 Datasets = dict[tuple[Any, ...], Data | None]
-"""Datasets of a log by what makes them differ; None where the log has no rows for it."""
+"""Datasets of a log by the options in which they differ; None if the log has no rows for it."""
 
 
 def can_answer(log: Log, experiment: Experiment) -> bool:
-    """Whether a log has what an experiment is about."""
+    """Whether a log has the data that an experiment needs."""
     variants = experiment.variants
     if log.history or any(variant.history for variant in variants):
         return log.history is not None and any(variant.history for variant in variants)
@@ -83,7 +83,7 @@ def can_answer(log: Log, experiment: Experiment) -> bool:
 
 
 def cells_of(options: StudyOptions, log: Log, experiment: Experiment, made: Datasets) -> list[Cell]:
-    """What an experiment asks of a log, its datasets made; none where the log cannot answer it."""
+    """The cells of an experiment on a log, with datasets built; empty if the log lacks the data."""
     if not can_answer(log, experiment):
         return []
     seeds = min(options.seeds, experiment.seeds or options.seeds)
@@ -107,14 +107,14 @@ def cells_of(options: StudyOptions, log: Log, experiment: Experiment, made: Data
 def cell_of(
     options: StudyOptions, data: Data, experiment: Experiment, variant: Variant, seed: int, members: tuple[Trial, ...]
 ) -> Cell:
-    """A variant with its trial. What the study gives to all runs comes first, so that a variant's options win."""
+    """A variant with its trial. The study's common options come first, so that a variant's options win."""
     trainer = (*shlex.split(options.trainer), *variant.trainer) if not members else ()
     trial = Trial(Path(options.work).absolute(), data, trainer, variant.retrieval, seed, members)
     return Cell(experiment, data, variant, trial)
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """All rows as one Parquet file; a row lacks what its experiment does not have."""
+    """Write all rows to one Parquet file; columns that an experiment lacks are null."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     with new_file(str(path)) as file:
         pq.write_table(pa.table({name: pa.array([row.get(name) for row in rows]) for name in names}), file)

@@ -1,4 +1,4 @@
-"""The study's static site: an index page with the answer, a page per experiment, the numbers of each figure as CSV."""
+"""The study's static site: an index page with the answers, a page per experiment, the data of each figure as CSV."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def write_site(folder: Path, title: str, cells: Sequence[Cell], rows: Sequence[d
     """Write all pages and files, and return the first page.
 
     Args:
-        folder: of the site.
+        folder: folder of the site.
         title: name of the study.
-        cells: of all experiments and logs.
+        cells: cells of all experiments and logs.
         rows: the results table.
     """
     result: dict[tuple[str, str], tuple[Experiment, Log, list[Cell], Estimates]] = {}
@@ -58,7 +58,7 @@ def write_site(folder: Path, title: str, cells: Sequence[Cell], rows: Sequence[d
 
 
 def best_possible(cells: Sequence[Cell]) -> dict[str, float]:
-    """Best possible test scores, where all variants share the generated log."""
+    """Best possible test scores, if all variants share the generated log."""
     paths = {cell.data.path: cell.data for cell in cells}
     return next(iter(paths.values())).best_possible if len(paths) == 1 else {}
 
@@ -74,7 +74,7 @@ def _write_file(path: Path, text: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# The first page
+# Index page
 
 
 def _first_page(experiments: dict[str, list[Any]], results: dict[tuple[str, str], Any]) -> str:
@@ -106,7 +106,7 @@ def _multi_task(results: dict[tuple[str, str], Any], logs: Sequence[str]) -> Ite
 
 
 def _multi_task_of(results: dict[tuple[str, str], Any], log: str) -> Iterator[str]:
-    """The sentences on one log: next click, feedback, cost, what would change the answer."""
+    """Sentences on one log: next click, feedback, cost, and what would change the answer."""
     ladder, feedback = results.get((LADDER.name, log)), results.get((MULTI_TASK.name, log))
     unsure = False
     if ladder:
@@ -135,7 +135,7 @@ def _multi_task_of(results: dict[tuple[str, str], Any], log: str) -> Iterator[st
 
 
 def _cost(cells: Sequence[Cell]) -> Iterator[str]:
-    """What the hybrid costs compared with its encoder."""
+    """Cost of the hybrid compared with its encoder."""
     summaries = {
         name: [c.trial.summary for c in cells if c.variant.name == name and not c.trial.failure]
         for name in ("gru4rec", "hybrid")
@@ -150,7 +150,7 @@ def _cost(cells: Sequence[Cell]) -> Iterator[str]:
 
 
 # ---------------------------------------------------------------------------------------------
-# A page an experiment
+# Experiment pages
 
 
 def _experiment_page(entries: Sequence[tuple[Experiment, Log, list[Cell], Estimates]]) -> str:
@@ -188,7 +188,7 @@ def _log_section(experiment: Experiment, log: Log, cells: Sequence[Cell], estima
 
 
 def _published(experiment: Experiment, cells: Sequence[Cell]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """Of others' figures that belong next to these logs: source, header, rows."""
+    """Published results for these logs: source, header, rows."""
     scenarios = {cell.data.scenario for cell in cells}
     for published in experiment.published:
         if published.log in scenarios:
@@ -203,14 +203,14 @@ def _published_table(source: str, header: list[str], rows: list[list[str]], name
 
 
 def positives(shown: Sequence[str], cells: Sequence[Cell]) -> str:
-    """How many positives the AUCs of a table rest on, and what chance does to them; empty without AUCs."""
+    """Number of positives behind a table's AUCs, and their standard error; empty without AUCs."""
     tests = [test_metrics(cell) for cell in cells]
     tasks = dict.fromkeys(m.removeprefix("auc/") for m in shown if m.startswith("auc/") and "given" not in m)
     counts = {task: next((t[f"positives/{task}"] for t in tests if t.get(f"positives/{task}")), 0) for task in tasks}
     if not counts:
         return ""
     said = ", ".join(f"{task} {count:,}" for task, count in counts.items())
-    # Of a score that knows nothing, with many negatives (Mann and Whitney 1947).
+    # For an uninformative score and many negatives (Mann and Whitney 1947).
     return f"Positives in test: {said}; an AUC's standard error is about 0.29 / √positives."
 
 
@@ -224,7 +224,7 @@ def _tests(metric: str) -> str:
 
 
 def _main_metric(experiment: Experiment, estimates: Estimates) -> str:
-    """HR@20 where there is one, else the first metric that any variant has."""
+    """HR@20 if available, else the first metric that any variant has."""
     order = [m for m in ("hr@20", *experiment.metrics) if m in experiment.metrics]
     return next((m for m in order if any(e.mean is not None for (_, n), e in estimates.items() if n == m)), order[0])
 
@@ -266,7 +266,7 @@ def _figures(experiment: Experiment, metric: str, cells: Sequence[Cell], estimat
 
 
 def _commands(cells: Sequence[Cell]) -> str:
-    """What repeats the trials of the first seed."""
+    """Commands to reproduce the trials of the first seed."""
     lines: list[str] = []
     for cell in cells:
         if cell.trial.seed == 0:

@@ -1,6 +1,6 @@
 """Trials: a variant on a dataset with a seed, trained and evaluated once and shared between experiments.
 
-A trial with members trains nothing: it averages the scores of their models.
+A trial with members is an ensemble: nothing is trained, their models' scores are averaged.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from retrieval.result_folder import METRICS, is_result
 from trainer.run.folder import is_finished
 
 FAILED = "failed.json"
-"""Left in a trial's folder by a program that refused it; it is not tried again."""
+"""Marks a trial whose options a program rejected; it is not retried."""
 REFUSED = 2
-"""Exit status of a program whose input or options are wrong."""
+"""Exit status of a program for invalid input or options."""
 FIXED = ("ray.workers=0", "auto.targets=0")
-"""All runs train in one process, and by the first recipe of the catalogue's size: variants differ in what they name."""
+"""All runs train in one process with the catalogue size's first recipe, so that variants differ only in options."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Trial:
 
     Attributes:
         work: folder of the study.
-        data: dataset.
-        trainer: options of `python -m trainer`, the study's and the variant's.
+        data: dataset of the trial.
+        trainer: options of `python -m trainer`, of study and variant.
         retrieval: options of `python -m retrieval`.
-        seed: of the training.
-        members: trials whose models' scores are averaged; there are no options of the trainer then.
+        seed: training seed.
+        members: trials to ensemble; then there are no trainer options.
     """
 
     work: Path
@@ -57,7 +57,7 @@ class Trial:
 
     @cached_property
     def run(self) -> Path:
-        """The run folder: one for equal options, data and seed."""
+        """The run folder, shared by trials with equal options, data and seed."""
         if self.members:
             key = fingerprint_of([member.run.name for member in self.members])[:8]
             return self.work / "runs" / f"mean-{key}-seed-{self.seed}"
@@ -72,12 +72,12 @@ class Trial:
 
     @cached_property
     def result(self) -> Path:
-        """The result folder, in the run's."""
+        """The result folder, inside the run folder."""
         return self.run / f"result-{fingerprint_of(list(self.retrieval))[:8]}"
 
     @property
     def commands(self) -> list[list[str]]:
-        """Training (of a mean, averaging) and evaluation, arguments after `python -m`."""
+        """Commands for training (ensembles: averaging) and evaluation, arguments after `python -m`."""
         options = [f"data={self.data.path}", f"output={self.run}", f"seed={self.seed}", *FIXED, *self.trainer]
         evaluation = [f"bundle={self.run / 'bundle'}", f"data={self.data.path}", f"output={self.result}"]
         first = ["trainer", *options]
@@ -88,7 +88,7 @@ class Trial:
 
     @property
     def failure(self) -> str:
-        """What a program said of a trial that it refused; empty otherwise."""
+        """The error message if a program rejected the trial; else empty."""
         try:
             return str(json.loads((self.run / FAILED).read_text())["error"])
         except (OSError, ValueError, KeyError):
@@ -104,10 +104,10 @@ class Trial:
         return (self.run / "bundle").exists() if self.members else is_finished(self.run)
 
     def execute(self) -> None:
-        """Train and evaluate what is not done; a program that refuses its options ends this trial alone.
+        """Train and evaluate if not done; rejected options end only this trial.
 
         Raises:
-            InputError: a program ended otherwise than well, with its last words.
+            InputError: a program failed; includes its last line.
         """
         commands = [] if self.is_done else self.commands
         if self.members and self._has_bundle:
@@ -131,7 +131,7 @@ class Trial:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """What the training run says of itself; of a mean, its members' costs together."""
+        """Summary of the training run; for an ensemble the summed costs of its members."""
         if self.members:
             parts = [member.summary for member in self.members]
             return {
@@ -151,7 +151,7 @@ class Trial:
 
 
 def run_program(command: Sequence[str], log: Path) -> tuple[int, str]:
-    """Run a program on one core, its output in a file; returns its status and its last line."""
+    """Run a program on one core with output to a file; returns its status and last line."""
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with log.open("w") as stream:
@@ -169,11 +169,11 @@ def run_program(command: Sequence[str], log: Path) -> tuple[int, str]:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the tables: what an experiment asks of a trial.
+    """A cell of the tables: a trial in an experiment.
 
     Attributes:
-        experiment, data, variant: of the table.
-        trial: that answers.
+        experiment, data, variant: position in the tables.
+        trial: the trial with the results.
     """
 
     experiment: Experiment
@@ -182,15 +182,15 @@ class Cell:
     trial: Trial
 
     def is_of(self, variant: str, seed: int) -> bool:
-        """Whether it is of this variant and seed."""
+        """Whether it has this variant and seed."""
         return (self.variant.name, self.trial.seed) == (variant, seed)
 
 
 def execute(trials: Sequence[Trial], parallel: int, title: str) -> None:
-    """Run all trials that are not done, some at a time; those with members after all others.
+    """Run all unfinished trials, `parallel` at a time; ensembles after all others.
 
     Raises:
-        InputError: of the first program that ended otherwise than well; those under way are finished first.
+        InputError: the first failure of a program, after running trials have finished.
     """
     left = [trial for trial in trials if not trial.is_done]
     line, lock, done = ProgressLine(every=30.0), threading.Lock(), len(trials) - len(left)
@@ -208,7 +208,7 @@ def execute(trials: Sequence[Trial], parallel: int, title: str) -> None:
 
     with ThreadPoolExecutor(parallel or os.cpu_count() or 1) as pool:
         for with_members in (False, True):
-            # Trials of one run share a folder: they are one job, so that no two processes train it.
+            # Trials that share a run folder are one job, so that no two processes train in it.
             jobs: dict[Path, list[Trial]] = {}
             for trial in left:
                 if bool(trial.members) == with_members:
