@@ -76,7 +76,9 @@ def test_wrong_options_end_with_one_plain_line_and_nothing_written(fifty, tmp_pa
         ["train.task_weights.like=0.5", "train.task_weights.click=2", "train.positive_rates.share=0.25"],
     ],
 )
-@pytest.mark.parametrize(("model", "recipes"), [("gru4rec", {}), ("hybrid", {"share": 0.03, "follow": 0.03, "passive": 0.03})])
+@pytest.mark.parametrize(
+    ("model", "recipes"), [("gru4rec", {}), ("hybrid", {"share": 0.03, "follow": 0.03, "passive": 0.03})]
+)
 def test_values_by_task_are_read_whole_or_one_by_one(model, recipes, more):
     train = with_recipe(["data=d", "output=o", f"model={model}", *more], n_items=10).train
     assert train.task_weights == {"like": 0.5, "click": 2.0} | recipes
