@@ -77,7 +77,7 @@ def test_wrong_options_end_with_one_plain_line_and_nothing_written(fifty, tmp_pa
     ],
 )
 @pytest.mark.parametrize(
-    ("model", "recipes"), [("gru4rec", {}), ("hybrid", {"share": 0.03, "follow": 0.03, "passive": 0.03})]
+    ("model", "recipes"), [("gru4rec", {}), ("hybrid", {"share": 0.01, "follow": 0.01, "passive": 0.01})]
 )
 def test_values_by_task_are_read_whole_or_one_by_one(model, recipes, more):
     train = with_recipe(["data=d", "output=o", f"model={model}", *more], n_items=10).train
