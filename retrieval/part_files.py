@@ -74,8 +74,8 @@ def rank_part(evaluation: Evaluation, part: Part, folder: Path, blend: BlendRank
                 asked = queries if name in ALWAYS_ALL else sample
                 if len(asked):
                     started = perf_counter()
-                    ranked = ranker(asked)
-                    results.add(name, asked, ranked, perf_counter() - started, _transitions(asked, blend))
+                    ranks_and_lists = ranker(asked)
+                    results.add(name, asked, ranks_and_lists, perf_counter() - started, _transitions(asked, blend))
             if blend:
                 rank_by_blend(blend, results, sample, variants=True)
                 rank_by_blend(blend, results, queries.take(np.flatnonzero(~sampled)), variants=False)
