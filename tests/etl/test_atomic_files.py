@@ -1,4 +1,4 @@
-"""Atomic files and folders: the old or the new content, and nothing left by what failed."""
+"""Atomic files and folders: either the old or the new content, and no leftovers after a failure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ with {kind}(Path(sys.argv[1])) as new:
 
 
 @pytest.mark.parametrize("sync", [False, True])
-def test_a_file_is_replaced_when_the_block_ends_and_stays_when_it_fails(tmp_path, sync):
+def test_atomic_file_replaces_on_success_and_keeps_the_old_file_on_error(tmp_path, sync):
     path = tmp_path / "below" / "a.json"
     with atomic_file(path, sync=sync) as new:
         new.write_text("1")
@@ -38,7 +38,7 @@ def test_a_file_is_replaced_when_the_block_ends_and_stays_when_it_fails(tmp_path
     assert os.listdir(path.parent) == ["a.json"]
 
 
-def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path):
+def test_concurrent_writers_of_one_file_use_separate_temporary_files(tmp_path):
     path = tmp_path / "a"
     with atomic_file(path) as first:
         first.write_text("first")
@@ -50,7 +50,7 @@ def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path):
 
 
 @pytest.mark.parametrize("sync", [False, True])
-def test_a_folder_is_replaced_as_a_whole(tmp_path, sync):
+def test_atomic_folder_replaces_on_success_and_keeps_the_old_one_on_error(tmp_path, sync):
     path = tmp_path / "below" / "a"
     with atomic_folder(path, sync=sync) as new:
         (new / "old").write_text("1")
@@ -65,7 +65,7 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path, sync):
 
 
 @pytest.mark.parametrize("kind", ["atomic_file", "atomic_folder"])
-def test_a_killed_writer_leaves_the_old_content(tmp_path, kind):
+def test_killed_writer_leaves_no_partial_output(tmp_path, kind):
     path = tmp_path / "a"
     with subprocess.Popen(
         [sys.executable, "-c", WRITER.format(kind=kind), str(path)], stdout=subprocess.PIPE, text=True

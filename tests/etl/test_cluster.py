@@ -1,4 +1,4 @@
-"""The job on a standalone cluster of two workers: the same bytes, also when one of them dies."""
+"""The sessions job on a standalone Spark cluster of two workers: same bytes, even if one of them dies."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = [
 ROOT = Path(__file__).parents[2]
 SCENARIOS = ["qb_video", "qk_article", "qb_article"]
 USERS, SPLIT_BYTES, LEAST_SPLITS = 3_000, 200_000, 30
-"""A log of this many users, read in small splits: a worker can die while some are read and others wait."""
+"""A log of this many users, read in small splits: a worker can die when some are read and others pending."""
 
 
 def free_port() -> int:
@@ -40,10 +40,10 @@ def free_port() -> int:
 
 
 class Standalone:
-    """A master, and two workers that each lead a group that holds their executors.
+    """A Spark master and two workers, each in a process group with its executors.
 
     Args:
-        folder: for logs and what workers keep.
+        folder: for logs and the workers' files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -54,7 +54,7 @@ class Standalone:
         self.running: dict[str, subprocess.Popen] = {}
 
     def start(self, *names: str) -> None:
-        """Start what does not run of the master and workers `one` and `two`, which want it, and wait for them."""
+        """Start those of `master`, `one` and `two` that are named and not running, and wait until they are ready."""
         started = [name for name in names if name not in self.running or self.running[name].poll() is not None]
         for name in started:
             own = ["--host", "127.0.0.1", "--webui-port", "0"]
@@ -92,13 +92,13 @@ def machines(tmp_path_factory):
 
 @pytest.fixture
 def standalone(machines) -> Standalone:
-    """The cluster with both workers, also where a test before has killed one."""
+    """The cluster with both workers running, even if an earlier test has killed one."""
     machines.start("one", "two")
     return machines
 
 
 def kill(process: subprocess.Popen) -> None:
-    """End a process with all that it started."""
+    """Kill a process and its descendants."""
     import psutil
 
     try:
@@ -129,7 +129,7 @@ def hashes(folder: Path) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory) -> dict[str, Path]:
-    """A generated log of each scenario, and one of many splits."""
+    """A generated log of each scenario, and one with many splits."""
     folder = tmp_path_factory.mktemp("logs")
     for scenario in SCENARIOS:
         run_twin(folder / f"{scenario}.csv", scenario=scenario, users=60, seed=4)
@@ -143,7 +143,7 @@ MANY_SPLITS = ["scenario=qk_video", "shards=4", f"split_bytes={SPLIT_BYTES}"]
 
 @pytest.fixture(scope="module")
 def made(machines, logs, tmp_path_factory) -> dict[str, Path]:
-    """The datasets by one thread, by two threads and by the cluster: a folder each, a dataset in it for each log."""
+    """Datasets built by one thread, by two threads and by the cluster: one folder each, with one dataset per log."""
     machines.start("one", "two")
     folders, processes = {}, []
     for name, master in (("one", "local[1]"), ("two", "local[2]"), ("cluster", machines.url)):
@@ -165,7 +165,7 @@ def made(machines, logs, tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_one_thread_two_threads_and_a_cluster_give_the_bytes_of_the_slow_sessionizer(made, logs, scenario):
+def test_one_thread_two_threads_and_a_cluster_equal_the_reference_sessionizer(made, logs, scenario):
     outputs = [folder / scenario / "out" for folder in made.values()]
     expected = sessionize([logs[scenario].read_text()], OPTIONS)
     for output in outputs:
@@ -173,7 +173,7 @@ def test_one_thread_two_threads_and_a_cluster_give_the_bytes_of_the_slow_session
     assert hashes(outputs[0]) == hashes(outputs[1]) == hashes(outputs[2])
 
 
-def test_a_worker_killed_in_the_middle_costs_time_only(made, standalone, logs, tmp_path):
+def test_killed_worker_does_not_change_the_output(made, standalone, logs, tmp_path):
     options = [f"input={logs['many-splits']}", *MANY_SPLITS, "spark.executor_memory=512m"]
     process = etl(*options, f"output={tmp_path / 'b'}", f'spark.master="{standalone.url}"')
     kill_after_a_split(process, tmp_path / "b", lambda: kill(standalone.running["one"]))
@@ -183,7 +183,7 @@ def test_a_worker_killed_in_the_middle_costs_time_only(made, standalone, logs, t
 
 
 def kill_after_a_split(process: subprocess.Popen, output: Path, kill: Callable[[], None]) -> None:
-    """Kill something once a job has read a split of its log, and be sure that it had splits left to read."""
+    """Call `kill` once a job has read a split of its log, and check that it had splits left to read."""
     done = output.with_name(f".{output.name}.building") / "_work" / "splits"
     deadline = time.monotonic() + 400
     while not (finished := len(list(done.glob("[0-9]*.json")))):
@@ -208,7 +208,7 @@ def test_spark_submit_runs_the_packaged_job(standalone, tmp_path):
     assert len(hashes(tmp_path / "out")) == 5
 
 
-def test_memory_follows_the_size_of_the_log_within_the_machine():
+def test_jvm_memory_grows_with_the_log_up_to_the_machines_limit():
     assert jvm_memory(0, 64 << 30) == "1024m"
     assert jvm_memory(16 << 30, 64 << 30) == "3072m"
     assert jvm_memory(1 << 50, 64 << 30) == "8192m"

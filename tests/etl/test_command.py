@@ -1,4 +1,4 @@
-"""`python -m etl` and its neighbours from the command line: help, rubbish, and MovieLens."""
+"""`python -m etl` and related programs from the command line: help, invalid input, MovieLens."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def good(tmp_path):
         (["justaword"], "options as key=value"),
     ],
 )
-def test_wrong_options_end_with_one_plain_line_and_nothing_written(tmp_path, wrong, message, capfd):
+def test_invalid_options_fail_with_a_one_line_error_and_write_nothing(tmp_path, wrong, message, capfd):
     assert main([*good(tmp_path), *wrong]) == 2
     out, err = capfd.readouterr()
     assert err.startswith("error: expected ")
@@ -71,7 +71,7 @@ def test_wrong_options_end_with_one_plain_line_and_nothing_written(tmp_path, wro
 
 
 @pytest.mark.parametrize("missing", ["input", "output", "scenario"])
-def test_a_missing_option_is_named(tmp_path, missing, capfd):
+def test_missing_required_option_is_reported(tmp_path, missing, capfd):
     assert main([o for o in good(tmp_path) if not o.startswith(missing)]) == 2
     assert f"error: expected option {missing}=…, got nothing" in capfd.readouterr().err
 
@@ -92,7 +92,7 @@ def test_a_missing_option_is_named(tmp_path, missing, capfd):
         (b"\x00\x01\x02PAR1 rubbish", "column user_id"),
     ],
 )
-def test_a_wrong_file_is_refused_with_what_is_missing(tmp_path, content, message, capfd):
+def test_invalid_log_file_is_refused_with_the_reason(tmp_path, content, message, capfd):
     (tmp_path / "log.csv").write_bytes(content)
     assert main([f"input={tmp_path / 'log.csv'}", f"output={tmp_path / 'out'}", "scenario=qb_video"]) == 2
     err = capfd.readouterr().err
@@ -101,7 +101,7 @@ def test_a_wrong_file_is_refused_with_what_is_missing(tmp_path, content, message
     assert not (tmp_path / "out").exists()
 
 
-def test_help_names_every_option(capsys):
+def test_help_lists_the_options(capsys):
     assert tuple(tenrec.SCENARIOS) == SCENARIOS
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
@@ -109,22 +109,22 @@ def test_help_names_every_option(capsys):
         assert name in out
 
 
-def test_without_java_the_cure_is_named(tmp_path, monkeypatch, capfd):
+def test_error_without_java_says_how_to_install_it(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("JAVA_HOME", str(tmp_path / "nothing"))
     assert main([*good(tmp_path), "engine=spark"]) == 2
     failed = f"'No such file or directory' from {tmp_path}/nothing/bin/java of JAVA_HOME"
     assert f"error: expected Java 17 or newer, got {failed} (apt-get install" in capfd.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["log.csv"]
     monkeypatch.setenv("PATH", "")
-    assert main(good(tmp_path)) == 0  # a small log needs none
+    assert main(good(tmp_path)) == 0  # a small log needs no Java
 
 
 JAVA = """echo "$SPARK_HOME $SPARK_LOCAL_HOSTNAME $SPARK_LOCAL_IP" > {seen}
 case "$1" in -version) echo 'openjdk version "17"' >&2 ;; *) echo "no heap" >&2; exit 1 ;; esac"""
 
 
-def test_a_spark_that_does_not_start_is_one_plain_line(tmp_path):
-    """The JVM is this environment's whatever SPARK_HOME says, and this machine's name need not have an address."""
+def test_spark_startup_failure_is_a_one_line_error(tmp_path):
+    """Spark is this environment's, whatever SPARK_HOME says, and the host name need not resolve."""
     home = java_home(tmp_path / "java", JAVA.format(seen=tmp_path / "seen"))
     options = [*good(tmp_path), "engine=spark"]
     env = os.environ | {"JAVA_HOME": str(home), "SPARK_HOME": "/nowhere"}
@@ -146,7 +146,7 @@ def test_a_spark_that_does_not_start_is_one_plain_line(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_foreign_wheel_is_refused(tmp_path):
+def test_wheel_with_an_unknown_hash_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "recbole-1.2.1-py3-none-any.whl", "w") as archive:
         archive.writestr("recbole/dataset_example/ml-100k/ml-100k.inter", "planted")
     with pytest.raises(InputError, match="known SHA-256"):
@@ -157,7 +157,7 @@ ODD = "é ü, a=b [x] (1) ~ ${y} #'; {q}"
 
 
 @pytest.mark.parametrize("path", [f"/data/{ODD}", "a,b", "[x] y", "~x", "{a}", "x:y", "日本", "'", "$HOME"])
-def test_paths_need_no_quotes_whatever_their_letters(path):
+def test_paths_with_special_characters_need_no_quotes(path):
     etl = load([f"input={path}", f"output={path}/out", "scenario=qb_video", f"items_from={path}"])
     assert (etl.inputs, etl.output, etl.items_from) == ([path], f"{path}/out", path)
     assert load_retrieval([f"bundle={path}", f"data={path}", f"output={path}"]).bundle == path
@@ -177,7 +177,7 @@ def test_paths_need_no_quotes_whatever_their_letters(path):
         ("[~/a.csv,b~]", [f"{Path.home()}/a.csv", "b~"]),
     ],
 )
-def test_lists_and_quotes(value, found):
+def test_lists_and_quoted_values_are_parsed(value, found):
     assert load([f"input={value}", "output=x", "scenario=qb_video"]).inputs == found
 
 
@@ -199,13 +199,13 @@ def test_lists_and_quotes(value, found):
         ("protocol=[study]", "the name of a preset for protocol"),
     ],
 )
-def test_what_hydra_would_take_or_choke_on_is_refused_in_plain_words(option, message):
+def test_hydra_syntax_is_refused_with_a_plain_message(option, message):
     with pytest.raises(InputError) as raised:
         load(["input=a", "output=b", "scenario=qb_video", option])
     assert message in f"expected {raised.value.expected}, got {raised.value.got} ({raised.value.hint})"
 
 
-def test_a_dataset_from_and_in_a_folder_of_odd_letters(tmp_path, capsys):
+def test_input_and_output_folders_may_have_special_characters(tmp_path, capsys):
     folder = tmp_path / ODD
     folder.mkdir()
     rows = [(1, i, 1, 0, 0, 0, "c", 1, 1, 1) for i in range(12)]
@@ -221,7 +221,7 @@ class Nothing:
     pass
 
 
-def test_an_error_of_the_system_is_one_line_unless_its_traceback_is_asked_for(capsys, monkeypatch):
+def test_os_error_is_one_line_unless_a_traceback_is_requested(capsys, monkeypatch):
     def job(options):
         raise PermissionError(13, "Permission denied", "/some/file")
 
@@ -236,7 +236,7 @@ def test_an_error_of_the_system_is_one_line_unless_its_traceback_is_asked_for(ca
         run_program("x", Nothing, job, [])
 
 
-def test_a_terminal_without_our_letters_is_no_failure(monkeypatch):
+def test_characters_unknown_to_the_terminal_are_escaped(monkeypatch):
     stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
     monkeypatch.setattr("sys.stdout", stream)
     assert run_program("x", Nothing, lambda options: print("7 rows → 1 session"), []) == 0
@@ -244,7 +244,7 @@ def test_a_terminal_without_our_letters_is_no_failure(monkeypatch):
 
 
 @pytest.mark.parametrize("own", [None, "7"])
-def test_threads_spin_briefly_unless_the_user_says_otherwise(monkeypatch, own):
+def test_openmp_spin_count_is_low_unless_the_user_sets_it(monkeypatch, own):
     monkeypatch.setenv("GOMP_SPINCOUNT", own or "")  # what the program sets is undone at the end
     if not own:
         monkeypatch.delenv("GOMP_SPINCOUNT")

@@ -15,7 +15,7 @@ from etl.logs.tenrec import HISTORY, VIDEO
 
 
 def ctr_log(path, *, rows: int, seed: int, click_share: float = 0.2):
-    """Random rows; an item's id tells its place in the log, so that a row can be found again."""
+    """Random rows; an item's id encodes its line in the log, so that a row can be found again."""
     rng = np.random.default_rng(seed)
     lines = [",".join([*VIDEO, *HISTORY])]
     for row in range(rows):
@@ -34,7 +34,7 @@ def read(folder):
     return dataset, rows
 
 
-def test_every_click_two_unclicked_rows_each_and_a_seeded_split(tmp_path):
+def test_keeps_every_click_with_two_unclicked_rows_and_a_seeded_split(tmp_path):
     log = ctr_log(tmp_path / "ctr.csv", rows=6_000, seed=1)
     lines = [line.split(",") for line in log.read_text().splitlines()[1:]]
     options = [f"input={log}", "scenario=ctr", "shards=3", "seed=7", "split_bytes=60000"]
@@ -51,7 +51,7 @@ def test_every_click_two_unclicked_rows_each_and_a_seeded_split(tmp_path):
     assert sum(r["click"] for r in rows) == len(clicks)
     assert len(rows) == 3 * len(clicks)
     assert len({r["item"] for r in rows}) == len(rows)  # no row twice
-    for row in rows:  # each is the log's, value by value
+    for row in rows:  # each equals its line of the log, value by value
         line = lines[raw[row["item"]] - 1000]
         assert [str(row["user_id"]), str(row["click"]), str(row["like"])] == [line[0], line[2], line[4]]
         assert row["category"] == (None if line[6] == "\\N" else line[6])
@@ -70,7 +70,7 @@ def test_every_click_two_unclicked_rows_each_and_a_seeded_split(tmp_path):
     assert open_dataset(tmp_path / "c").manifest.fingerprint != dataset.manifest.fingerprint
 
 
-def test_fewer_unclicked_rows_than_wanted_are_all_taken(tmp_path):
+def test_all_unclicked_rows_are_kept_if_fewer_than_requested(tmp_path):
     log = ctr_log(tmp_path / "ctr.csv", rows=300, seed=2, click_share=0.6)
     etl.sessions.build(load([f"input={log}", "scenario=ctr", "shards=1", f"output={tmp_path / 'out'}"]))
     assert len(read(tmp_path / "out")[1]) == 300

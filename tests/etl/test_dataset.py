@@ -1,4 +1,4 @@
-"""What a reader accepts as a dataset, on the frozen tiny one and on damaged copies."""
+"""`open_dataset` on the frozen tiny dataset and on damaged copies."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("expected", DAMAGE)
-def test_a_damaged_dataset_is_refused_by_name(tiny, expected):
+def test_damaged_dataset_is_refused_with_the_reason(tiny, expected):
     DAMAGE[expected](tiny / "data")
     with pytest.raises(InputError, match=expected):
         open_dataset(tiny / "data")
 
 
-def test_a_changed_byte_is_found_by_its_hash(tiny):
+def test_changed_byte_fails_the_hash_check(tiny):
     path = tiny / "data" / "sessions" / "part-00000.parquet"
     data = bytearray(path.read_bytes())
     data[100] ^= 1

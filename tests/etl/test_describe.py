@@ -1,4 +1,4 @@
-"""The page of a dataset: its counts, its distributions, and what is wrong input."""
+"""The dataset page: counts, distributions and invalid input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from etl.twin.published import PUBLISHED
 from tests.support.browser import WIDTHS, opened
 
 
-def test_watching_is_counted_item_by_item(fifty):
+def test_watching_times_are_summed_per_item(fifty):
     clicks, times = Counter(), Counter()
     for entry in fifty.session_files:
         for row in pq.read_table(fifty.file(entry.path)).to_pylist():
@@ -27,7 +27,7 @@ def test_watching_is_counted_item_by_item(fifty):
     assert np.array_equal(found_clicks, [c for c in fifty.items()["clicks"].to_pylist() if c])
 
 
-def test_the_page_shows_log_kept_and_published_values(fifty, tmp_path, capsys):
+def test_page_shows_dataset_and_published_counts(fifty, tmp_path, capsys):
     page = tmp_path / "page.html"
     assert main([f"data={fifty.path}", f"output={page}"]) == 0
     text = page.read_text()
@@ -45,7 +45,7 @@ def test_the_page_shows_log_kept_and_published_values(fifty, tmp_path, capsys):
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_page_opens_without_errors_or_requests_and_fits(fifty, tmp_path, width):
+def test_page_opens_without_errors_or_requests_and_fits_the_width(fifty, tmp_path, width):
     page = tmp_path / "page.html"
     assert main([f"data={fifty.path}", f"output={page}"]) == 0
     actual = opened(page, width)

@@ -1,4 +1,4 @@
-"""The job's engines: the same bytes from each, and what ends a local one."""
+"""Engines of the sessions job: same bytes from each, and failures of local workers."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def test_one_process_two_processes_and_spark_give_the_same_bytes(spark, tmp_path
     assert {m.fingerprint for m in manifests} == {manifests[0].fingerprint}
     assert files_of(manifests[0]) == files_of(manifests[1]) == files_of(manifests[2])
     assert manifests[0].counts["rows_read"] > 1_000
-    if scenario == "qb_video":  # filters count over all users first: another pass of the tasks
+    if scenario == "qb_video":  # item filters first count over all users: one more pass
         for line in options[1:]:
             etl.sessions.build(load([*line, "protocol.min_item_clicks=20", "overwrite=true"]))
         ours, theirs = (open_dataset(tmp_path / name).manifest for name in ("two", "spark"))
         assert files_of(ours) == files_of(theirs) != files_of(manifests[0])
-        assert len(open_dataset(tmp_path / "two").session_files) == 4  # 40 sessions at most, 10 a file
+        assert len(open_dataset(tmp_path / "two").session_files) == 4  # at most 40 sessions, 10 per file
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_one_process_two_processes_and_spark_give_the_same_bytes(spark, tmp_path
         ({"spark": SparkOptions(driver_memory="4g")}, "log.csv", 1, False),
     ],
 )
-def test_auto_takes_spark_for_large_logs_and_whoever_sets_it_up(changes, uri, size, local, monkeypatch):
+def test_auto_engine_is_spark_for_large_logs_or_if_spark_is_configured(changes, uri, size, local, monkeypatch):
     config = EtlConfig(input=uri, output="out", scenario="qb_video", **changes)
     splits = [Split(0, LogFile(uri, size, (), 0, size, "gzip" if uri.endswith(".gz") else None), 0, size)]
     assert runs_locally(config, splits) is local
@@ -81,7 +81,7 @@ def test_auto_takes_spark_for_large_logs_and_whoever_sets_it_up(changes, uri, si
 
 
 @pytest.mark.parametrize(("rows", "shards"), [(0, 1), (40, 1), (4_096, 1), (4_097, 2), (1 << 30, 64)])
-def test_files_follow_from_the_number_of_sessions(rows, shards):
+def test_shard_count_follows_from_the_number_of_sessions(rows, shards):
     assert count_shards(rows, 4_096) == shards
 
 
@@ -99,7 +99,7 @@ def refuse(number: int) -> int:
     raise InputError("a thing", f"another {number}", "change it")
 
 
-def test_a_workers_error_is_raised_here_and_its_death_is_one_plain_error(tmp_path):
+def test_worker_error_is_reraised_and_a_killed_worker_is_one_plain_error(tmp_path):
     job = job_in(tmp_path)
     with (
         pytest.raises(InputError, match=r"expected a thing, got another 0 \(change it\)"),
@@ -112,7 +112,7 @@ def test_a_workers_error_is_raised_here_and_its_death_is_one_plain_error(tmp_pat
     assert not active_children()
 
 
-def test_workers_end_with_a_killed_parent_and_the_rerun_finds_no_leftovers(tmp_path):
+def test_workers_exit_if_their_parent_is_killed_and_a_rerun_succeeds(tmp_path):
     log = generated_log(tmp_path / "log.csv", users=200, items=90, seed=6)
     options = [f"input={log}", f"output={tmp_path / 'out'}", "scenario=qb_video", "processes=2", "split_bytes=50000"]
     line = [sys.executable, "-m", "etl", *options]
@@ -125,7 +125,7 @@ def test_workers_end_with_a_killed_parent_and_the_rerun_finds_no_leftovers(tmp_p
         time.sleep(0.002)
     process.send_signal(signal.SIGSTOP)  # so that it starts nothing between listing and killing
     workers = psutil.Process(process.pid).children()
-    assert len(workers) == 3  # two, and the tracker of multiprocessing's resources
+    assert len(workers) == 3  # two workers, and multiprocessing's resource tracker
     process.kill()
     process.wait(20)
     psutil.wait_procs(workers, timeout=20)
@@ -137,8 +137,8 @@ def test_workers_end_with_a_killed_parent_and_the_rerun_finds_no_leftovers(tmp_p
 
 
 @pytest.mark.spark
-def test_modules_of_etl_do_not_hide_those_of_the_standard_library(spark):
-    """Spark's workers and other children of this process find `etl` on their path, and not what lies in it."""
+def test_etl_modules_do_not_shadow_the_standard_library(spark):
+    """Spark workers and other subprocesses have the parent folder of `etl` on their path, and not `etl` itself."""
     code = "import statistics, etl.statistics; print(statistics.fmean([1.0, 2.0]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("1.5\n", "")

@@ -1,4 +1,4 @@
-"""The whole job on rubbish, on a full disk, and killed: never a wrong row, never half a dataset."""
+"""The complete job on mutated input, on a full disk and when killed: no wrong row, no partial dataset."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ needs_java = pytest.mark.skipif((java_version() or 0) < OLDEST_JAVA, reason=f"ne
 
 
 def mutated_log(seed: int) -> bytes:
-    """Lines of few users, some of them with pieces put in, cut out or overwritten; the last may lack its end."""
+    """Lines of a few users, mutated by insertion, deletion and overwriting; the last one may be truncated."""
     rng = np.random.default_rng(seed)
     lines = [
         f"{rng.integers(1, 6)},{rng.integers(1, 40)},{int(rng.random() < 0.7)},0,{rng.integers(2)},0,"
@@ -45,7 +45,7 @@ def mutated_log(seed: int) -> bytes:
 
 
 def as_csv(rows: list[tuple]) -> str:
-    """What the slow reader accepted, written plainly for the slow sessionizer."""
+    """Rows accepted by the slow reader, as plain CSV for the reference sessionizer."""
     names = ["user_id", "item_id", "click", "follow", "like", "share", "watching_times", "gender", "age", "category"]
     lines = [HEADER]
     for row in rows:
@@ -60,7 +60,7 @@ def as_csv(rows: list[tuple]) -> str:
 @pytest.mark.parametrize(
     ("engine", "seeds"), [("local", range(5, 50)), pytest.param("spark", range(5), marks=pytest.mark.spark)]
 )
-def test_fifty_mutated_files_through_the_whole_job(request, tmp_path, engine, seeds):
+def test_job_on_fifty_mutated_logs_equals_the_reference(request, tmp_path, engine, seeds):
     if engine == "spark":
         request.getfixturevalue("spark")
     for seed in seeds:
@@ -80,14 +80,14 @@ def run(*options: str) -> subprocess.Popen:
 
 
 def wait_for(process: subprocess.Popen, work: Path, pattern: str) -> list[psutil.Process]:
-    """Wait for a file, then hold the driver and all that it started, and return them, the driver first."""
+    """Wait for a file, suspend the driver and its descendants, and return them, the driver first."""
     deadline = time.monotonic() + 240
     while not list(work.glob(pattern)):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.005)
     driver = psutil.Process(process.pid)
-    driver.suspend()  # first, so that nothing starts between listing and holding the others
+    driver.suspend()  # first, so that nothing starts between listing and suspending the others
     held = [driver, *driver.children(recursive=True)]
     for member in held[1:]:
         member.suspend()
@@ -96,8 +96,8 @@ def wait_for(process: subprocess.Popen, work: Path, pattern: str) -> list[psutil
 
 @pytest.mark.spark
 @needs_java
-def test_a_killed_driver_leaves_the_old_output_whole_and_the_rerun_completes(tmp_path):
-    """What a kill leaves on the disk is what is there while all processes are held: so one driver shows three kills."""
+def test_killed_driver_keeps_the_old_output_and_a_rerun_completes(tmp_path):
+    """While all processes are suspended the disk holds what a kill would leave, so one driver shows three kills."""
     log = generated_log(tmp_path / "log.csv", users=300, items=90, seed=6)
     options = [f"input={log}", "scenario=qb_video", "shards=4", "overwrite=true"]
     out, work = tmp_path / "out", tmp_path / ".out.building"
@@ -130,7 +130,7 @@ def test_a_killed_driver_leaves_the_old_output_whole_and_the_rerun_completes(tmp
 
 
 @pytest.mark.parametrize("engine", ["local", pytest.param("spark", marks=[pytest.mark.spark, needs_java])])
-def test_a_full_disk_is_one_plain_line_and_leaves_nothing_that_looks_whole(tmp_path, engine):
+def test_full_disk_is_a_one_line_error_and_leaves_no_output(tmp_path, engine):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, check=False)

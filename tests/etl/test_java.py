@@ -1,4 +1,4 @@
-"""Which Java Spark would start, and what is said of one that it cannot use."""
+"""Which Java Spark would start, and the error for one that it cannot use."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def java_home(folder, script: str):
     ("line", "version"),
     [('openjdk version "17.0.19" 2026-04-21', 17), ('java version "1.8.0_402"', 8), ('openjdk version "25" 2025', 25)],
 )
-def test_the_major_version_is_read(tmp_path, monkeypatch, line, version):
+def test_java_major_version_is_parsed(tmp_path, monkeypatch, line, version):
     monkeypatch.setenv("JAVA_HOME", str(java_home(tmp_path, f"echo '{line}' >&2")))
     assert java_version() == version
 
@@ -32,7 +32,7 @@ def test_the_major_version_is_read(tmp_path, monkeypatch, line, version):
         ("exit 0", "no version"),
     ],
 )
-def test_the_java_that_fails_is_named_with_what_it_said(tmp_path, monkeypatch, script, said):
+def test_unusable_java_is_reported_with_its_path_and_output(tmp_path, monkeypatch, script, said):
     monkeypatch.setenv("JAVA_HOME", str(java_home(tmp_path, script)))
     with pytest.raises(InputError) as refused:
         require_java()
@@ -40,7 +40,7 @@ def test_the_java_that_fails_is_named_with_what_it_said(tmp_path, monkeypatch, s
     assert f"{tmp_path}/bin/java of JAVA_HOME" in refused.value.got
 
 
-def test_a_java_home_without_java_and_no_java_at_all(tmp_path, monkeypatch):
+def test_java_home_without_java_and_missing_java_are_reported(tmp_path, monkeypatch):
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     with pytest.raises(InputError, match="No such file or directory"):
         require_java()

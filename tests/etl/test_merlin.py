@@ -1,4 +1,4 @@
-"""The rows of Merlin's preparation: against a slow version, and through the ETL to a ranking dataset."""
+"""Merlin's preparation of rows: against a slow reference, and through the ETL to a ranking dataset."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROWS = st.lists(st.tuples(*(st.integers(0, n) for n in (4, 5, 1, 1, 1, 1)), st.s
 
 
 def slow(rows, limits):
-    """The rows that remain, one by one."""
+    """The remaining rows, counted one by one."""
     rows = [row for row in rows if row[2] or not any(row[3:6])]
     for _ in range(limits.rounds):
         users = Counter(row[0] for row in rows)
@@ -35,7 +35,7 @@ def slow(rows, limits):
 
 @given(ROWS, st.integers(1, 4), st.integers(2, 8), st.integers(1, 4), st.integers(0, 3), st.integers(1, 5))
 @settings(max_examples=100, deadline=None)
-def test_the_rows_are_those_of_the_slow_version(tmp_path_factory, rows, least, more, items, rounds, at_once):
+def test_prepared_rows_equal_the_slow_reference(tmp_path_factory, rows, least, more, items, rounds, at_once):
     folder, limits = tmp_path_factory.mktemp("merlin"), Limits(least, least + more, items, rounds)
     lines = [
         f"{u},{i},{c},{f},{lk},{s},{category if category != 'a,b' else chr(34) + category + chr(34)},1,2,\\N\n"
@@ -60,7 +60,7 @@ def test_the_rows_are_those_of_the_slow_version(tmp_path_factory, rows, least, m
     assert sorted(path.name for path in folder.iterdir()) == ["log.csv"]
 
 
-def test_a_twin_becomes_a_dataset_of_all_its_rows(tmp_path, capsys):
+def test_prepared_rows_of_a_twin_become_a_ranking_dataset(tmp_path, capsys):
     assert twin([f"output={tmp_path}/log.csv", "scenario=qk_video", "users=300", "items=3000", "seed=1"]) == 0
     assert main([f"input={tmp_path}/log.csv", f"output={tmp_path}/rows.csv", "min_item_rows=5"]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
@@ -79,7 +79,7 @@ def test_a_twin_becomes_a_dataset_of_all_its_rows(tmp_path, capsys):
         assert n == (expected if expected is not None else min(len(rows), 2 * clicks))
 
 
-def test_rubbish(tmp_path, capsys):
+def test_invalid_input_is_reported_and_writes_nothing(tmp_path, capsys):
     (tmp_path / "log.csv").write_text(HEADER + "1,1,1,0,0,0,0,1,2,3\n")
     (tmp_path / "other.csv").write_text("user_id,click\n1,1\n")
     for wrong, named in (

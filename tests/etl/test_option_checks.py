@@ -44,7 +44,7 @@ class Outer:
         ("inner.size", 10, "expected inner.size of at least 1 and at most 9, got 10 (9 is the maximum)"),
     ],
 )
-def test_a_value_beyond_its_bounds_is_named_with_them(field, value, message):
+def test_value_out_of_bounds_is_reported_with_its_bounds(field, value, message):
     config = Outer()
     *groups, name = field.split(".")
     setattr(config.inner if groups else config, name, value)
@@ -54,11 +54,11 @@ def test_a_value_beyond_its_bounds_is_named_with_them(field, value, message):
 
 
 @pytest.mark.parametrize("inner", [Inner(), Inner(share=0.0, size=1), Inner(share=0.99, size=9)])
-def test_values_on_their_bounds_and_a_null_default_pass(inner):
+def test_values_at_their_bounds_and_a_null_default_are_valid(inner):
     check_values(Outer(kind="b", mask=False, inner=inner))
 
 
-def test_help_says_bounds_and_choices():
+def test_help_shows_bounds_and_choices():
     fields = {field.name: field for field in (*dataclasses.fields(Outer), *dataclasses.fields(Inner))}
     assert described(fields["kind"]) == "a kind (a, b)"
     assert described(fields["size"]) == "a size (at least 1 and at most 9)"

@@ -14,7 +14,7 @@ from etl.twin.__main__ import main
 from trainer.config import load as load_trainer
 
 
-def test_a_file_stands_where_it_is_named_and_what_comes_later_wins(tmp_path):
+def test_option_file_expands_in_place_and_later_options_win(tmp_path):
     path = tmp_path / "options.yaml"
     path.write_text("protocol:\n  max_clicks: 20\nscenario: qb_video\nexposures: false\ninput: [a.csv, 'b, c.csv']\n")
     options = expand_files(["output=o", f"@{path}", "protocol.max_clicks=7"])
@@ -30,7 +30,7 @@ def test_a_file_stands_where_it_is_named_and_what_comes_later_wins(tmp_path):
     weights=st.dictionaries(st.sampled_from(["click", "like"]), st.floats(0.1, 3.0), min_size=1),
 )
 @settings(max_examples=20, deadline=None)
-def test_values_are_read_as_they_were_written(tmp_path_factory, units, rate, flag, weights):
+def test_values_survive_a_yaml_round_trip(tmp_path_factory, units, rate, flag, weights):
     path = tmp_path_factory.mktemp("f") / "f.yaml"
     values = {"train.learning_rate": rate, "train": {"exposures": flag, "task_weights": weights}}
     path.write_text(yaml.safe_dump(values | {"network.embedding_dim": units, "network.cosine_temperature": None}))
@@ -52,7 +52,7 @@ def test_values_are_read_as_they_were_written(tmp_path_factory, units, rate, fla
         ("users: many", "expected an integer for users, got"),
     ],
 )
-def test_wrong_files_end_with_one_plain_line(tmp_path, text, message, capfd):
+def test_invalid_option_files_fail_with_a_one_line_error(tmp_path, text, message, capfd):
     path = tmp_path / "f.yaml"
     if text is not None:
         path.write_text(text)
@@ -62,6 +62,6 @@ def test_wrong_files_end_with_one_plain_line(tmp_path, text, message, capfd):
     assert len(err.splitlines()) == 1
 
 
-def test_a_missing_file_is_named():
+def test_missing_option_file_is_reported():
     with pytest.raises(InputError, match=r"/nowhere/best\.yaml: No such file"):
         expand_files(["@/nowhere/best.yaml"])

@@ -45,7 +45,7 @@ def test_kuairand_rows_are_in_time_order_with_their_outcomes(download, tmp_path)
         "scenario=qb_video",
         "protocol.min_clicks=3",
     ]
-    with pytest.raises(InputError, match="2 users of 5 rows, who have 2 clicks at most"):  # all of them read
+    with pytest.raises(InputError, match="2 users of 5 rows, who have 2 clicks at most"):  # all rows are read
         build(options)
 
 
@@ -60,7 +60,7 @@ def test_kuairand_rows_are_in_time_order_with_their_outcomes(download, tmp_path)
         lambda d: (d / "log_random.csv").write_text(f"{LOG}\n2,,1,1,15,0,0,0,0,0,0,0,1\n"),
     ],
 )
-def test_a_broken_download_ends_with_one_plain_line(download, tmp_path, damage, capfd):
+def test_broken_download_fails_with_a_one_line_error(download, tmp_path, damage, capfd):
     damage(download)
     assert kuairand([f"input={download}", f"output={tmp_path / 'out.csv'}"]) == 2
     err = capfd.readouterr().err
@@ -71,7 +71,7 @@ def test_a_broken_download_ends_with_one_plain_line(download, tmp_path, damage, 
 
 
 @pytest.mark.parametrize("bucket_rows", [1, 7, 10_000])
-def test_kuairand_is_sorted_alike_in_buckets_of_any_size(tmp_path, bucket_rows):
+def test_kuairand_order_does_not_depend_on_the_bucket_size(tmp_path, bucket_rows):
     random = np.random.default_rng(0)
     rows = random.integers(0, [9, 50, 20, 2, 2, 2, 2, 2], (3, 400, 8))
     header = "user_id,video_id,time_ms,is_click,is_follow,is_like,is_forward,long_view"
@@ -106,7 +106,7 @@ def test_overlap_counts_distinct_users_and_items(tmp_path, capsys):
     ]
 
 
-def test_overlap_keeps_large_ids_apart_and_counts_rows_without_one(tmp_path, capsys):
+def test_overlap_distinguishes_large_ids_and_counts_rows_without_an_id(tmp_path, capsys):
     a, b = tmp_path / "a.csv", tmp_path / "b.csv"
     large = 2**53
     lines = ["user_id,item_id,click", *(f"{large + n},1,1" for n in range(3)), ",2,1", "7.0, 3,1", "x,4,1", "7,3,1,9"]
@@ -120,6 +120,6 @@ def test_overlap_keeps_large_ids_apart_and_counts_rows_without_one(tmp_path, cap
 
 
 @pytest.mark.parametrize("inputs", ["inputs=[]", "inputs=a.csv", "inputs=[/no/a.csv,/no/b.csv]"])
-def test_overlap_refuses_what_it_cannot_compare(inputs, capfd):
+def test_overlap_refuses_invalid_inputs(inputs, capfd):
     assert overlap([inputs]) == 2
     assert capfd.readouterr().err.startswith("error: expected ")

@@ -1,4 +1,4 @@
-"""Output folders: complete or absent, and nothing of others is ever replaced."""
+"""Output folders: all-or-nothing, and unrelated files are never replaced."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def content(output) -> str:
     return (output / "part" / "a").read_text()
 
 
-def test_only_what_the_same_program_made_and_lists_is_replaced(tmp_path):
+def test_overwrite_replaces_only_listed_files_of_the_same_program(tmp_path):
     output = tmp_path / "out"
     make(output, "1")
     make(output, "2")
@@ -57,7 +57,7 @@ def test_only_what_the_same_program_made_and_lists_is_replaced(tmp_path):
     assert content(output) == "2"
 
 
-def test_a_folder_is_recognised_by_what_its_manifest_says(tiny):
+def test_kind_of_a_folder_is_recognised_by_its_manifest(tiny):
     kinds = {"data": DATASET, "bundle": BUNDLE, "result": RESULT}
     (tiny / "result" / "metrics.json").write_text('{"ties": "against", "candidates": "all"}')
     assert {(name, k) for name in kinds for k in kinds if kinds[k].is_complete(tiny / name)} == {(k, k) for k in kinds}
@@ -69,7 +69,7 @@ def test_a_folder_is_recognised_by_what_its_manifest_says(tiny):
         assert KIND.files(text.encode()) is None
 
 
-def test_staging_never_replaces_what_is_not_ours(tmp_path):
+def test_unrelated_folder_is_never_replaced(tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("mine")
     with pytest.raises(InputError, match="output of this program"):
@@ -77,7 +77,7 @@ def test_staging_never_replaces_what_is_not_ours(tmp_path):
     assert (tmp_path / "home" / "letter.txt").read_text() == "mine"
 
 
-def test_a_failed_build_leaves_nothing(tmp_path):
+def test_failed_build_leaves_no_files(tmp_path):
     def fail():
         with staged(tmp_path / "out", KIND, overwrite=False) as folder:
             (folder / "half").write_text("x")
@@ -88,7 +88,7 @@ def test_a_failed_build_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_link_stays_and_its_target_is_replaced(tmp_path):
+def test_symlink_is_kept_and_its_target_is_replaced(tmp_path):
     make(tmp_path / "target", "1")
     (tmp_path / "link").symlink_to(tmp_path / "target")
     make(tmp_path / "link", "2")
@@ -99,7 +99,7 @@ def test_a_link_stays_and_its_target_is_replaced(tmp_path):
     assert content(tmp_path / "new") == "3"
 
 
-def test_the_second_of_two_jobs_does_not_replace_what_the_first_made(tmp_path):
+def test_second_of_two_concurrent_jobs_does_not_replace_the_firsts_output(tmp_path):
     begun, go_on = threading.Event(), threading.Event()
 
     def first():
@@ -135,7 +135,7 @@ def killed(*_):
 
 
 @pytest.mark.parametrize("kind", ["another filesystem", "bound folder"])
-def test_a_mount_point_is_filled_and_replaced(tmp_path, kind, monkeypatch):
+def test_output_at_a_mount_point_is_written_and_replaced(tmp_path, kind, monkeypatch):
     (tmp_path / "bound").mkdir()
     options = ("-t", "tmpfs", "tmpfs") if kind == "another filesystem" else ("--bind", str(tmp_path / "bound"))
     with mounted(tmp_path / "mount point", *options) as output:
@@ -152,7 +152,7 @@ def test_a_mount_point_is_filled_and_replaced(tmp_path, kind, monkeypatch):
         assert content(output) == "2"
 
 
-def test_impossible_places_are_named_before_any_work(tmp_path):
+def test_unusable_output_paths_are_reported_before_any_work(tmp_path):
     (tmp_path / "file").write_text("x")
     with mounted(tmp_path / "locked", "-t", "tmpfs", "-o", "ro", "tmpfs") as locked:
         for path in (tmp_path / "file", tmp_path / "file" / "out", tmp_path / ("n" * 250), locked / "out", locked):
@@ -164,7 +164,7 @@ def test_impossible_places_are_named_before_any_work(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "locked"]
 
 
-def test_files_are_whole_or_absent(tmp_path):
+def test_output_files_are_all_or_nothing(tmp_path):
     write_file(tmp_path / "deep" / "a.csv", "1")
     with pytest.raises(TypeError):
         write_file(tmp_path / "deep" / "a.csv", 2)

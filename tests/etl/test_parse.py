@@ -1,4 +1,4 @@
-"""The reader on mutated files: never a crash, never a wrong row."""
+"""The log parser on mutated files: never a crash, never a wrong row."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ PIECES = [
 
 
 def slow_rows(data: bytes) -> list[tuple]:
-    """Rows that a careful person would accept, a line at a time."""
+    """Slow reader: the valid rows, one line at a time."""
     rows = []
     for line in data.split(b"\n"):
         line = line[:-1].rstrip(b"\r") if line.endswith(b"\r") else line
@@ -108,7 +108,7 @@ def valid_lines(rng: np.random.Generator, n: int) -> bytes:
 
 
 @pytest.mark.parametrize("start", range(0, 2000, 200))
-def test_two_thousand_mutated_files_give_the_rows_of_a_slow_reader(start):
+def test_parser_equals_the_slow_reader_on_two_thousand_mutated_files(start):
     for seed in range(start, start + 200):
         rng = np.random.default_rng(seed)
         data = bytearray(valid_lines(rng, int(rng.integers(1, 40))))
@@ -134,7 +134,7 @@ def test_two_thousand_mutated_files_give_the_rows_of_a_slow_reader(start):
 
 
 @pytest.mark.parametrize("split_bytes", [1, 7, 50, 1000])
-def test_every_line_belongs_to_one_split(tmp_path, split_bytes):
+def test_every_line_belongs_to_exactly_one_split(tmp_path, split_bytes):
     body = valid_lines(np.random.default_rng(0), 30)
     (tmp_path / "log.csv").write_bytes((",".join(VIDEO) + "\n").encode() + body.rstrip(b"\n"))
     splits = make_splits(open_logs([str(tmp_path / "log.csv")], SCENARIO), split_bytes)
@@ -143,7 +143,7 @@ def test_every_line_belongs_to_one_split(tmp_path, split_bytes):
 
 
 @pytest.mark.parametrize("spread", [1, 10**12])
-def test_dense_ids_do_not_depend_on_how_raw_ids_are_spread(tmp_path, spread):
+def test_dense_ids_do_not_depend_on_the_range_of_raw_ids(tmp_path, spread):
     header = ",".join(VIDEO)
     lines = [f"{1 + i // 12},{(1 + i % 9) * spread},1,0,{i % 2},0,c,1,1,1" for i in range(48)]
     (tmp_path / "log.csv").write_text("\n".join([header, *lines]) + "\n")

@@ -1,4 +1,4 @@
-"""The progress line: what it says, when, and where the sessions job is by its files."""
+"""The progress line: its text and timing, and the job's stage derived from its files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_each_stage_is_told_from_the_files_it_leaves(tmp_path):
+def test_stage_is_derived_from_the_files_written(tmp_path):
     options = load(["input=a.csv", "output=out", "scenario=qb_video"])
     job = make_job(options, tmp_path, log_bytes=1)
     log = LogFile("a.csv", 7_000_000, (), 0, 7_000_000)
@@ -39,7 +39,7 @@ def test_each_stage_is_told_from_the_files_it_leaves(tmp_path):
     assert stage.report() == ("writing", 1, None, "files")
 
 
-def test_a_log_gets_a_line_now_and_then_and_a_terminal_one_that_is_replaced(monkeypatch):
+def test_log_gets_a_line_every_30_seconds_and_terminal_one_updated_line(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(etl.runtime.progress.time, "monotonic", lambda: now[0])
     log, terminal = io.StringIO(), Terminal()
@@ -56,8 +56,8 @@ def test_a_log_gets_a_line_now_and_then_and_a_terminal_one_that_is_replaced(monk
         "all read",
     ]
     drawn = terminal.getvalue().split("\r")
-    assert drawn[1].strip() == "reading: 1/100 MB"  # a rate of nothing is none
+    assert drawn[1].strip() == "reading: 1/100 MB"  # no rate yet
     assert drawn[61].strip() == "reading: 61/100 MB, 1.00 MB/s, 39 s left"
-    assert {len(line) for line in drawn[1:62]} == {etl.runtime.progress.WIDTH}  # each covers the one before
+    assert {len(line) for line in drawn[1:62]} == {etl.runtime.progress.WIDTH}  # each overwrites the previous one
     assert drawn[-1] == "all read\n"
     assert terminal.getvalue().count("\n") == 1

@@ -1,4 +1,4 @@
-"""What real files of Tenrec hold and other writers of CSV make of them: read right, and nothing lost without a word."""
+"""Spellings of real Tenrec files and of other CSV writers: read correctly, and every dropped row is reported."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FEW = "protocol.min_clicks=3"
 
 
 class Made:
-    """A dataset made from one log, and what was said about it."""
+    """A dataset made from one log, with its statistics and warnings."""
 
     def __init__(self, folder, text: str | bytes, *options: str, name: str = "log.csv") -> None:
         folder.mkdir(exist_ok=True)
@@ -50,7 +50,7 @@ SPELLINGS = {
 
 
 @pytest.mark.parametrize("extra", ["", "9,9,1.0\n"])
-def test_equal_rows_are_equal_however_they_are_written_and_whatever_stands_beside_them(tmp_path, extra):
+def test_exact_dedupe_ignores_number_spelling_and_malformed_rows(tmp_path, extra):
     lines = []
     for item in range(1, 6):
         for user, click, category, score in SPELLINGS.values():
@@ -60,12 +60,12 @@ def test_equal_rows_are_equal_however_they_are_written_and_whatever_stands_besid
         lines.append([{"read": "0"}.get(name, value) for name, value in zip(ARTICLE, lines[-1], strict=True)])
     made = Made(tmp_path, csv_text(ARTICLE, lines) + extra, "scenario=qk_article", "protocol.dedupe=exact", FEW)
     (session,) = made.sessions.values()
-    assert session["n_clicks"] == 2 * 5  # a read of null and one of 0 are two values
+    assert session["n_clicks"] == 2 * 5  # read=null and read=0 are different values
     assert {row["category"] for row in made.dataset.items().to_pylist()} == {"5"}
     assert made.statistics["rows_quarantined"] == ({"wrong number of columns": 1} if extra else {})
 
 
-def test_the_benchmarks_protocol_drops_unclicked_rows_before_it_counts_users(tmp_path):
+def test_tenrec_code_protocol_drops_unclicked_rows_before_counting_users(tmp_path):
     rows = [video(1, 10 + i, 0) for i in range(3)]
     rows += [video(user, 10 + i, click) for user in (2, 3, 4) for i in range(3) for click in (1, 0)]
     options = ["scenario=qk_video", "protocol=tenrec_code", "protocol.first_users=2", FEW]
@@ -75,7 +75,7 @@ def test_the_benchmarks_protocol_drops_unclicked_rows_before_it_counts_users(tmp
     assert made.statistics["raw"]["skip"] == 12
 
 
-def test_what_was_shown_after_the_last_click_is_kept_as_block_n_and_counted(tmp_path):
+def test_exposures_after_the_last_click_are_kept_as_block_n_and_counted(tmp_path):
     rows = [video(1, 99, 0, watching=0)]
     rows += [video(1, item) for item in range(12)]
     rows += [video(1, 100 + item, 0, watching=item % 3) for item in range(15)]
@@ -106,7 +106,7 @@ def test_what_was_shown_after_the_last_click_is_kept_as_block_n_and_counted(tmp_
         ("qb_video", ["user_id", "item_id", "click", "like"], ["share", "follow", "video_category", "watching_times"]),
     ],
 )
-def test_only_what_is_read_is_demanded_and_absent_actions_are_null(tmp_path, scenario, columns, absent):
+def test_only_used_columns_are_required_and_absent_actions_are_null(tmp_path, scenario, columns, absent):
     rows = [[{"user_id": 1, "item_id": item, "click": "1.0"}.get(c, "0.0") for c in columns] for item in range(5)]
     made = Made(tmp_path, csv_text(columns, rows), f"scenario={scenario}", FEW)
     assert made.sessions[1]["n_clicks"] == 5
@@ -117,7 +117,7 @@ def test_only_what_is_read_is_demanded_and_absent_actions_are_null(tmp_path, sce
     assert bool(made.warnings) == bool(absent)
 
 
-def test_ids_with_a_point_flags_as_words_and_empty_fields_are_read(tmp_path):
+def test_float_ids_true_false_flags_and_empty_fields_are_parsed(tmp_path):
     plain = [[150, item, 1, 0, item % 2, 0, r"\N" if item % 3 else 7, r"\N", 1, r"\N"] for item in range(9)]
     other = [[f"{u}.0", f"{i}.0", "True", "", f"{like == 1}", 0.0, "" if c != 7 else "7.0", "", "1.0", " "]
              for u, i, _, _, like, _, c, *_ in plain]  # fmt: skip
@@ -132,7 +132,7 @@ def test_ids_with_a_point_flags_as_words_and_empty_fields_are_read(tmp_path):
     assert not second.warnings
 
 
-def test_quarantined_rows_are_told_with_count_share_reason_and_place(tmp_path):
+def test_warning_about_quarantined_rows_has_count_share_reason_and_path(tmp_path):
     rows = [video(1, item).__str__().replace(" ", "").strip("[]").replace("'", "") for item in range(12)]
     text = ",".join(VIDEO).encode() + b"\n" + "\n".join(rows).encode() + b"\n1,2,1,0,0,0,\xcc\xe5,1,1,2" * 4 + b"\n"
     made = Made(tmp_path, text, "scenario=qb_video")
@@ -154,7 +154,7 @@ LOG = csv_text(VIDEO, [video(user, item) for user in (1, 2) for item in range(12
     ],
     ids=["CR", "gzip without suffix, in two members", "plain text named .gz"],
 )
-def test_line_ends_and_compression_are_read_by_content(tmp_path, name, data):
+def test_line_endings_and_compression_are_detected_by_content(tmp_path, name, data):
     plain = Made(tmp_path / "plain", LOG, "scenario=qb_video")
     made = Made(tmp_path / "other", data, "scenario=qb_video", name=name)
     assert made.sessions == plain.sessions
@@ -186,7 +186,7 @@ def test_an_over_long_line_is_quarantined(tmp_path, compress, length):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_other_kinds_of_file_are_named(tmp_path, data, message):
+def test_unsupported_file_formats_are_refused_by_name(tmp_path, data, message):
     with pytest.raises(InputError, match=message):
         Made(tmp_path, data, "scenario=qb_video")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["log.csv"]

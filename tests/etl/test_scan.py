@@ -1,4 +1,4 @@
-"""A log held against public scans: the counts by hand, and the twin's."""
+"""Statistics of a log compared with public scans: counted by hand, and for the twin."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROWS = [
 ]
 
 
-def test_facts_are_those_counted_by_hand(tmp_path):
+def test_scanned_statistics_match_counting_by_hand(tmp_path):
     facts = scan([str(write_log(tmp_path / "log.csv", ROWS))], "qb_video")
     expected = {
         "rows": 6,
@@ -52,8 +52,8 @@ def test_facts_are_those_counted_by_hand(tmp_path):
     assert "shares" not in facts
 
 
-def test_a_twin_of_a_video_log_is_as_scanned(tmp_path):
-    """A small log has more repeats than the real one: the other facts do not depend on the size."""
+def test_twin_of_a_video_log_matches_the_public_scan(tmp_path):
+    """A small log has more repeats than the real one; the other statistics do not depend on its size."""
     with (tmp_path / "log.csv").open("wb") as stream:
         write(make_twin("qk_video", users=2_000, items=300_000, seed=1), stream, tmp_path / "log.csv")
     facts = scan([str(tmp_path / "log.csv")], "qk_video")
@@ -76,7 +76,7 @@ def test_a_twin_of_a_video_log_is_as_scanned(tmp_path):
     assert differs(0.7, 0.57)
 
 
-def test_the_page_is_written_and_wrong_options_are_named(tmp_path, capsys):
+def test_log_page_is_written_and_invalid_options_are_reported(tmp_path, capsys):
     log, page = write_log(tmp_path / "log.csv", ROWS), tmp_path / "page.html"
     assert main([f"input={log}", "scenario=qb_video", f"output={page}"]) == 0
     assert "differs" in page.read_text()

@@ -1,4 +1,4 @@
-"""The sessions job against an independent slow sessionizer."""
+"""The sessions job against an independent, slow reference sessionizer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.support.session_logs import (
 
 @given(any_scenario(), protocols(), st.integers(40, 600), st.integers(1, 4))
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_equals_the_slow_sessionizer_element_by_element(logs_of, options, split_bytes, partitions):
+def test_job_equals_the_reference_sessionizer_element_by_element(logs_of, options, split_bytes, partitions):
     scenario, texts = logs_of
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -62,7 +62,7 @@ def test_equals_the_slow_sessionizer_element_by_element(logs_of, options, split_
         Options(min_clicks=3, max_clicks=30, dedupe="first", exposures=False),
     ],
 )
-def test_the_job_on_spark_equals_the_slow_sessionizer(spark, tmp_path, options):
+def test_job_on_spark_equals_the_reference_sessionizer(spark, tmp_path, options):
     rng = __import__("numpy").random.default_rng(5)
     lines = [
         f"{rng.integers(1, 9)},{rng.integers(1, 30)},{rng.integers(2)},{rng.integers(2)},{rng.integers(2)},0,"
@@ -75,7 +75,7 @@ def test_the_job_on_spark_equals_the_slow_sessionizer(spark, tmp_path, options):
 
 
 @pytest.mark.spark
-def test_a_rerun_gives_identical_bytes_and_the_engine_does_not_matter(spark, tmp_path):
+def test_rerun_and_other_engine_give_identical_bytes(spark, tmp_path):
     from tests.support.logs import generated_log
 
     log = generated_log(tmp_path / "log.csv", users=40, items=50, seed=3)
@@ -89,7 +89,7 @@ def test_a_rerun_gives_identical_bytes_and_the_engine_does_not_matter(spark, tmp
     assert (without.fingerprint, [f.sha256 for f in without.files]) == hashes[0]
 
 
-def test_one_user_with_a_hundred_thousand_clicks(tmp_path):
+def test_user_with_a_hundred_thousand_clicks_keeps_the_last_30(tmp_path):
     rows = [(7, 1 + i % 997, 1, 0, 0, 0, "c", 1, 1, 2) for i in range(100_000)]
     log = write_log(tmp_path / "log.csv", rows)
     dataset = build(
@@ -101,7 +101,7 @@ def test_one_user_with_a_hundred_thousand_clicks(tmp_path):
     assert [raw[i] for i in row["items"]] == [1 + i % 997 for i in range(99_970, 100_000)]
 
 
-def test_a_header_without_rows_is_refused_and_nothing_is_left(tmp_path):
+def test_log_without_rows_is_refused_and_writes_nothing(tmp_path):
     log = tmp_path / "log.csv"
     log.write_text(HEADER + "\n")
     with pytest.raises(InputError, match="data rows"):
@@ -109,7 +109,7 @@ def test_a_header_without_rows_is_refused_and_nothing_is_left(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["log.csv"]
 
 
-def test_no_user_with_enough_clicks_is_an_error_that_says_why(tmp_path):
+def test_error_if_no_user_has_enough_clicks_gives_the_counts(tmp_path):
     rows = [(user, item, 1, 0, 0, 0, "c", 1, 1, 1) for user in (1, 2) for item in range(3 * user)]
     log = write_log(tmp_path / "log.csv", [*rows, ("x", 2, 1, 0, 0, 0, "c", 1, 1, 1)])
     with pytest.raises(InputError, match="min_clicks=10") as raised:
@@ -133,7 +133,7 @@ def test_items_from_keeps_the_ids_of_another_dataset_and_drops_unknown_items(tmp
     assert statistics["raw"]["clicks"] == 6
 
 
-def test_overwrite_keeps_the_old_output_until_the_new_one_is_whole(tmp_path):
+def test_overwrite_keeps_the_old_output_until_the_new_one_is_complete(tmp_path):
     log = write_log(tmp_path / "log.csv", [(1, i, 1, 0, 0, 0, "c", 1, 1, 1) for i in range(12)])
     options = [f"input={log}", f"output={tmp_path / 'out'}", "scenario=qb_video", "shards=1"]
     before = build(options).manifest.fingerprint
@@ -143,7 +143,7 @@ def test_overwrite_keeps_the_old_output_until_the_new_one_is_whole(tmp_path):
     with pytest.raises(InputError, match="data rows"):
         build([*options, "overwrite=true"])
     assert open_dataset(tmp_path / "out").manifest.fingerprint == before
-    # Killed between the two renames of a replacement: the old folder is found again.
+    # Killed between the two renames of a replacement: the old folder is restored.
     shutil.move(tmp_path / "out", tmp_path / ".out.old")
     with pytest.raises(InputError, match="overwrite=true"):
         build(options)

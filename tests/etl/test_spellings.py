@@ -1,4 +1,4 @@
-"""Logs spelled otherwise: malformed rows, harmless variants, other columns, several files."""
+"""Variants of log files: malformed rows, harmless spellings, other columns, several files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.engine import build, write_log
 from tests.support.session_logs import HEADER
 
 
-def test_other_column_order_and_unknown_columns_change_nothing(tmp_path):
+def test_column_order_and_unknown_columns_do_not_change_the_dataset(tmp_path):
     names = HEADER.split(",")
     lines = [[1, 10 + i, 1, 0, i % 2, 0, "c", 2, 1, 3] for i in range(12)]
     order = [9, 3, 1, 0, 8, 7, 2, 6, 5, 4]
@@ -45,7 +45,7 @@ def test_other_column_order_and_unknown_columns_change_nothing(tmp_path):
         (b'1,2,1,0,0,0,"c,1,1,1', "unbalanced quote"),
     ],
 )
-def test_a_malformed_row_is_quarantined_with_its_place_and_the_others_are_kept(tmp_path, line, reason):
+def test_malformed_row_is_quarantined_with_its_offset_and_others_are_kept(tmp_path, line, reason):
     good = [f"1,{i},1,0,1,0,c,1,1,1".encode() for i in range(1, 13)]
     lines = [HEADER.encode(), *good[:5], line, *good[5:]]
     log = tmp_path / "log.csv"
@@ -73,7 +73,7 @@ def test_a_malformed_row_is_quarantined_with_its_place_and_the_others_are_kept(t
         lambda t: t.replace(b"\n", b"\n\n"),
     ],
 )
-def test_harmless_spellings_are_read_right(tmp_path, change):
+def test_harmless_spellings_give_the_same_dataset(tmp_path, change):
     text = ("\n".join([HEADER, *(f"1,{i},1,0,1,0,c,1,1,1" for i in range(1, 13))]) + "\n").encode()
     results = []
     for number, data in enumerate((text, change(text))):

@@ -1,4 +1,4 @@
-"""The diagnostics of transitions against counting in plain Python."""
+"""Transition diagnostics against counting in plain Python."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def read(dataset) -> list[list[int]]:
     return [s for f in dataset.session_files for s in pq.read_table(dataset.file(f.path))["items"].to_pylist()]
 
 
-def test_shares_are_those_of_plain_counting(fifty):
+def test_transition_shares_match_plain_counting(fifty):
     actual = diagnose([fifty.file(f.path) for f in fifty.session_files])
     sessions = read(fifty)
     assert actual["sessions"] == len(sessions)
@@ -44,15 +44,15 @@ def test_shares_are_those_of_plain_counting(fifty):
     assert json.loads(fifty.file("statistics.json").read_text())["transitions"] == actual
 
 
-def test_a_sample_of_sessions_is_held_against_all_transitions(fifty, monkeypatch):
+def test_sampled_sessions_are_compared_with_all_transitions(fifty, monkeypatch):
     monkeypatch.setattr(transitions, "SAMPLED_SESSIONS", len(read(fifty)) // 3)
     actual = diagnose([fifty.file(f.path) for f in fifty.session_files])
     assert 0 < actual["sessions"] <= len(read(fifty)) // 3
     assert actual["branching"] == pytest.approx(slow(read(fifty))["branching"])
 
 
-def test_order_is_what_a_chain_is_made_of(tmp_path):
-    """Every session walks the same ring: the last click tells the next one, a random one does not."""
+def test_sessions_on_a_ring_are_explained_by_the_last_click(tmp_path):
+    """Every session walks the same ring: the last click determines the next one, a random earlier click does not."""
     rows = [[user, 1 + (user + step) % 40, 1, 0, 0, 0, 1, 1, 0, 0] for user in range(200) for step in range(12)]
     write_log(tmp_path / "log.csv", rows)
     dataset = build([f"input={tmp_path / 'log.csv'}", f"output={tmp_path / 'data'}", "scenario=qb_video"])

@@ -45,8 +45,8 @@ def test_rows_have_the_published_and_scanned_shares(scenario):
     assert np.bincount(table["user"], clicked).min() >= 5
 
 
-def test_repeats_are_as_frequent_as_scanned():
-    """Of the published click-through file: 0.73 % exact duplicates, 1.5 % repeated pairs, 0.47 % conflicting clicks."""
+def test_repeat_rates_match_the_public_scan():
+    """In the published click-through file: 0.73 % exact duplicates, 1.5 % repeated pairs, 0.47 % conflicting clicks."""
     twin = make_twin("qk_video", users=4_000, items=PUBLISHED["qk_video"].items, seed=1)
     table = rows_of(twin, 0)
     n, pair = len(table["click"]), table["user"] * twin.process.items + table["rank"]
@@ -58,7 +58,7 @@ def test_repeats_are_as_frequent_as_scanned():
     assert ((clicks > 0) & (clicks < count)).sum() / n == pytest.approx(0.0047, abs=0.001)
 
 
-def test_clicks_grow_rare_towards_a_users_end():
+def test_click_rate_falls_towards_the_end_of_a_users_rows():
     twin = make_twin("qk_video", users=3_000, items=50_000, seed=2)
     clicks = simulate(twin, 0)
     table = rows_of(twin, 0, clicks)
@@ -85,7 +85,7 @@ def test_profiles_and_categories_have_the_scanned_shares():
     assert max(topic_one) > 0.7
 
 
-def test_observed_topics_are_what_the_category_says():
+def test_observed_topics_writes_the_topic_as_category():
     twin = make_twin("qb_video", users=2_000, items=5_000, observed_topics=True, seed=4)
     rows = rows_of(twin, 0)
     category = np.array(columns(twin, 0, rows)[6].to_pylist())
@@ -103,7 +103,7 @@ def test_some_users_of_article_logs_change_gender():
 
 
 @pytest.mark.parametrize("blocks", [1.5, 18.4])
-def test_interleaved_rows_are_all_rows_with_each_user_in_order(blocks):
+def test_interleaving_keeps_all_rows_and_the_order_within_each_user(blocks):
     twin = make_twin("qk_video", users=2_000, items=5_000, blocks=blocks, seed=6)
     user = rows_of(twin, 0)["user"]
     order, ends = interleaved(twin, 0, user)
@@ -118,7 +118,7 @@ def test_interleaved_rows_are_all_rows_with_each_user_in_order(blocks):
     assert (np.diff([0, *ends]) > 0.05 * len(user)).all()
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
+def test_same_seed_gives_the_same_bytes_and_another_seed_different_ones(tmp_path):
     contents = []
     for name, seed in (("a.csv", 4), ("b.csv.gz", 4), ("c.csv", 5)):
         assert main([f"output={tmp_path / name}", "scenario=qb_article", "users=300", f"seed={seed}"]) == 0
@@ -128,10 +128,10 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
     best_possible = json.loads((tmp_path / "a.csv.truth.json").read_text())
     assert set(best_possible["test"]) >= {"hr@5", "hr@10", "hr@20", "ndcg@20", "mrr@20", "auc/click"}
     assert "auc/like" not in best_possible["test"]
-    assert len(list(tmp_path.iterdir())) == 6  # nothing is left of the stretches that a log is written in
+    assert len(list(tmp_path.iterdir())) == 6  # no temporary segment of a log is left
 
 
-def test_scenarios_share_as_many_users_and_items_as_published_scaled():
+def test_overlaps_of_scenarios_are_the_published_ones_to_scale():
     scale = 0.1
     sets = {}
     for scenario, published in PUBLISHED.items():
@@ -145,7 +145,7 @@ def test_scenarios_share_as_many_users_and_items_as_published_scaled():
     assert len(items[0] & items[1]) == pytest.approx(7_848.2, abs=3)
 
 
-def test_the_log_is_read_back_as_it_was_drawn(tmp_path):
+def test_written_log_equals_the_drawn_rows(tmp_path):
     assert main([f"output={tmp_path / 'a.csv'}", "scenario=qb_video", "users=200", "items=1000", "seed=0"]) == 0
     twin = make_twin("qb_video", users=200, items=1000, seed=0)
     table, drawn = pa_csv.read_csv(tmp_path / "a.csv"), rows_of(twin, 0)
@@ -171,7 +171,7 @@ def test_the_log_is_read_back_as_it_was_drawn(tmp_path):
         ["output=/proc/x/y.csv"],
     ],
 )
-def test_wrong_options_end_with_one_plain_line(tmp_path, wrong, capfd):
+def test_invalid_options_fail_with_a_one_line_error(tmp_path, wrong, capfd):
     assert main([f"output={tmp_path / 'a.csv'}", "scenario=qb_video", "users=5", "seed=0", *wrong]) == 2
     err = capfd.readouterr().err
     assert err.startswith("error: expected ")
@@ -181,7 +181,7 @@ def test_wrong_options_end_with_one_plain_line(tmp_path, wrong, capfd):
 
 
 @pytest.mark.parametrize("scenario", list(PUBLISHED))
-def test_the_job_counts_what_the_twin_drew_in_every_scenario(tmp_path, scenario):
+def test_job_statistics_match_the_twins_rows_in_every_scenario(tmp_path, scenario):
     assert main([f"output={tmp_path / 'log.csv'}", f"scenario={scenario}", "users=300", "seed=2"]) == 0
     drawn = rows_of(make_twin(scenario, users=300, seed=2), 0)
     dataset = build([f"input={tmp_path / 'log.csv'}", f"output={tmp_path / 'out'}", f"scenario={scenario}", "shards=2"])
@@ -205,7 +205,7 @@ def test_the_job_counts_what_the_twin_drew_in_every_scenario(tmp_path, scenario)
 
 
 @pytest.mark.parametrize("blocks", [1, 6])
-def test_history_is_the_first_ten_clicks_and_their_rows_are_gone(tmp_path, blocks):
+def test_history_is_the_first_ten_clicks_and_their_rows_are_removed(tmp_path, blocks):
     options = ["scenario=qk_video", "users=300", "items=2000", f"blocks={blocks}", "seed=3"]
     assert main([f"output={tmp_path / 'log.csv'}", *options]) == 0
     assert main([f"output={tmp_path / 'ctr.csv'}", *options, "history=true"]) == 0
@@ -227,7 +227,7 @@ def test_history_is_the_first_ten_clicks_and_their_rows_are_gone(tmp_path, block
     assert any("0" in rows[0][10:] for rows in actual.values())
 
 
-def test_articles_have_no_history(tmp_path, capfd):
+def test_history_is_refused_for_article_logs(tmp_path, capfd):
     options = [f"output={tmp_path / 'log.csv'}", "scenario=qb_article", "users=20", "history=true"]
     assert main(options) == 2
     assert "expected a video log for history=true, got qb_article" in capfd.readouterr().err

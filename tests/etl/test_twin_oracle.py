@@ -1,4 +1,4 @@
-"""The twin's process: its exact distribution against simulation, its truth against brute force."""
+"""The twin's process: exact distribution against simulation, best possible metrics against brute force."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def test_shares_of_topics_in_tastes_sum_to_one():
 @pytest.mark.parametrize("smoothness", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("history", [[], [7], [7, 7], [3, 250, 3], [4100, 41, 5, 5, 123, 0]])
 def test_the_exact_distribution_agrees_with_a_million_simulated_steps(history, smoothness):
-    """Draw a taste from the belief that the history leaves, then a step: the counts follow the distribution."""
-    items = 4500  # two neighbourhoods a topic
+    """Draw a taste from the posterior given the history, then a step: the counts follow the distribution."""
+    items = 4500  # two neighbourhoods per topic
     process = Process(items, 0.5, seed=11, smoothness=smoothness)
     exact = process.next_distribution(np.array(history, np.int64))
     assert exact.sum() == pytest.approx(1.0, abs=1e-9)
@@ -52,7 +52,7 @@ def test_the_exact_distribution_agrees_with_a_million_simulated_steps(history, s
 
 
 def slow_probability(process: Process, item: int, last: int, before: int, taste: int) -> float:
-    """The mixture written out for one click, from the process's own successor lists and shares."""
+    """Probability of one click by the written-out mixture, from the process's successor lists."""
     weights = [0.34, 0.24, 0.16, 0.12, 0.08, 0.06]
     share = {"follow": 0.22, "two": 0.09, "taste": 0.42, "global": 0.27}
     category, size = item % 40, len(range(item % 40, process.items, 40))
@@ -81,14 +81,14 @@ def slow_probability(process: Process, item: int, last: int, before: int, taste:
 
 
 def neighbours(process: Process, source: int) -> list[int]:
-    """An item's neighbourhood by counting: of its topic's items every k-th, for k neighbourhoods of fifty."""
+    """An item's neighbourhood by counting: every k-th item of its topic, for k neighbourhoods of fifty."""
     k = max(1, process.items // (40 * 50))
     topic = range(source % 40, process.items, 40)
     return [item for number, item in enumerate(topic) if number % k == (source // 40) % k]
 
 
-def test_truth_agrees_with_a_brute_force_scorer_over_all_items(twin):
-    """Rank all items for each user by the exact distribution: the mean score is the expected one within its error."""
+def test_best_possible_metrics_match_brute_force_over_all_items(twin):
+    """Rank all items for each user by the exact distribution: the mean is within 4 standard errors of the expected."""
     clicks = simulate(twin, 0)
     users = np.flatnonzero(np.diff(clicks.offset) >= 10)
     belief, recent = beliefs(twin.process, clicks, users)
@@ -109,7 +109,7 @@ def test_truth_agrees_with_a_brute_force_scorer_over_all_items(twin):
 
 
 @pytest.mark.parametrize("smoothness", [0.0, 1.0])
-def test_the_best_items_are_the_best_of_all(smoothness):
+def test_best_probabilities_are_the_top_20_of_all_items(smoothness):
     twin = make_twin("qb_video", users=40, items=9000, successor_smoothness=smoothness, seed=5)
     clicks = simulate(twin, 0)
     users = np.arange(40)
@@ -120,7 +120,7 @@ def test_the_best_items_are_the_best_of_all(smoothness):
         assert best[user] == pytest.approx(np.sort(exact)[::-1][:20], abs=1e-12)
 
 
-def test_no_other_score_beats_the_truths_auc():
+def test_best_possible_auc_is_above_that_of_popularity():
     twin = make_twin("qb_video", users=1500, items=1000, seed=3)
     best_possible = truth(twin)["test"]
     clicks, table = simulate(twin, 0), rows_of(twin, 0)
@@ -137,7 +137,7 @@ def test_no_other_score_beats_the_truths_auc():
 
 
 @pytest.mark.parametrize("correlation", [0.0, 1.0])
-def test_task_correlation_is_what_the_logits_have_in_common(correlation):
+def test_task_correlation_is_the_correlation_of_the_logits(correlation):
     process = Process(5000, correlation, seed=2)
     rng = np.random.default_rng(0)
     item, taste = rng.integers(0, 5000, 20_000), rng.integers(0, TASTES, 20_000)
@@ -145,7 +145,7 @@ def test_task_correlation_is_what_the_logits_have_in_common(correlation):
     assert np.corrcoef(*logits)[0, 1] == pytest.approx(correlation, abs=0.05)
 
 
-def test_longer_histories_help(twin):
+def test_longer_histories_raise_the_best_possible_score(twin):
     """The belief about the taste sharpens with the history, so the best expected score rises."""
     clicks = simulate(twin, 0)
     users = np.flatnonzero(np.diff(clicks.offset) >= 31)

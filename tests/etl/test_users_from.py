@@ -1,4 +1,4 @@
-"""`users_from`: rows of the users of another log only, as sessions of several logs one after another need."""
+"""`users_from`: keep only rows of the users of another log, for sessions of several logs in sequence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ARTICLE = "user_id,item_id,click,gender,age,like\n"
 
 @pytest.fixture
 def logs(tmp_path):
-    """Five users with four video clicks each; two of them, and a stranger, with articles."""
+    """Five users with four video clicks each; two of them and an unknown user have article clicks."""
     video = [f"{user},{item},1,0,0,0,\\N,1,0,0\n" for item in range(1, 5) for user in range(1, 6)]
     (tmp_path / "video.csv").write_text(VIDEO + "".join(video))
     article = ["2.0,901,1.0,1,3,0\n", "4.0,902,1.0,1,3,1\n", "2.0,903,1.0,1,3,0\n", "9.0,903,1.0,1,3,0\n"]
@@ -39,10 +39,10 @@ def sessions(path):
 
 
 @pytest.mark.parametrize("more", [[], ["protocol.min_item_clicks=2"], ["split_bytes=64"]])
-def test_history_of_one_log_and_targets_of_another(logs, more):
+def test_sessions_take_history_from_one_log_and_targets_from_another(logs, more):
     status, path = build(logs, "data", f"users_from={logs}/article.csv", *more)
     assert status == 0
-    few = "protocol.min_item_clicks=2" in more  # 903 alone has two clicks: of user 2 and of the stranger
+    few = "protocol.min_item_clicks=2" in more  # only 903 has two clicks: of user 2 and of the unknown user
     assert sessions(path) == {2: [1, 2, 3, 4, *([] if few else [901]), 903], 4: [1, 2, 3, 4, *([] if few else [902])]}
     statistics = json.loads((path / "statistics.json").read_text())
     assert statistics["rows_of_other_users"] == 3 * 4
@@ -50,7 +50,7 @@ def test_history_of_one_log_and_targets_of_another(logs, more):
     assert statistics["raw"]["users"] == 3
 
 
-def test_the_users_are_part_of_the_fingerprint_and_without_them_nothing_changes(logs):
+def test_fingerprint_depends_on_the_set_of_users(logs):
     (logs / "others.csv").write_text(ARTICLE + "2,901,1,1,3,0\n4,902,0,1,3,1\n9,1,0,1,1,1\n")
     (logs / "fewer.csv").write_text(ARTICLE + "2,901,1,1,3,0\n9,1,0,1,1,1\n")
     manifests = {}
@@ -76,7 +76,7 @@ def test_the_users_are_part_of_the_fingerprint_and_without_them_nothing_changes(
         ("{}/strangers.csv", "24 are of users that users_from lacks"),
     ],
 )
-def test_rubbish(logs, capsys, value, expected):
+def test_invalid_users_from_is_reported_and_writes_nothing(logs, capsys, value, expected):
     (logs / "strangers.csv").write_text(ARTICLE + "77,901,1,1,3,0\n")
     status, path = build(logs, "data", f"users_from={value.format(logs)}")
     err = capsys.readouterr().err
