@@ -27,7 +27,7 @@ def slow_scores(bundle, split):
     return out
 
 
-def test_scores_are_the_mean_of_normalised_ones(tmp_path):
+def test_mean_bundle_scores_are_the_mean_of_normalised_scores(tmp_path):
     second, output = other_model(tmp_path / "second"), tmp_path / "mean"
     assert main([f"bundles=[{TINY / 'bundle'},{second}]", f"output={output}"]) == 0
     mean = open_bundle(output)
@@ -47,13 +47,13 @@ def test_scores_are_the_mean_of_normalised_ones(tmp_path):
     assert evaluate(options) == 0
 
 
-def test_a_query_that_scores_all_alike_says_nothing():
+def test_query_with_equal_scores_for_all_items_contributes_zero():
     covariance = np.diag([4.0, 0.0])
     actual = scaled_queries(np.array([[3, 7], [0, 5]], np.float32), covariance)
     np.testing.assert_allclose(actual, [[0.5, 7 / 6], [0, 0]])
 
 
-def test_what_cannot_be_averaged_is_refused(tmp_path, capsys):
+def test_bundles_that_cannot_be_averaged_are_refused(tmp_path, capsys):
     fewer = other_model(tmp_path / "fewer", drop_user=True)
     own, output = TINY / "bundle", tmp_path / "mean"
     for options, said in (
@@ -75,7 +75,7 @@ def test_bundles_of_two_datasets_are_refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("scale", [0.01, 100.0])
-def test_the_scale_of_a_model_does_not_matter(scale):
+def test_scale_of_a_models_scores_does_not_matter(scale):
     query, covariance = np.array([[1.0, -2.0]], np.float32), np.array([[2.0, 0.3], [0.3, 1.0]])
     expected = scaled_queries(query, covariance)
     np.testing.assert_allclose(scaled_queries((scale * query).astype(np.float32), covariance), expected, rtol=1e-5)

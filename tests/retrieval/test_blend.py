@@ -1,4 +1,4 @@
-"""Pools, weights and re-rankers of a blend against slow versions and sources that are known to be good or useless."""
+"""Pools, weights and re-rankers of a blend, against slow references and sources known to be good or useless."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def queries_of(rng, n):
 
 
 def source_of(score_QI):
-    """A source that scores query number `user_id / 7` by a row; values of few digits, so ties abound."""
+    """A source that scores query number `user_id / 7` by one row; the values are small integers, so ties are common."""
     return lambda queries: sparse.csr_matrix(score_QI[queries.user_id // 7].astype(np.float32))
 
 
@@ -58,7 +58,7 @@ def pools_of(rng, sources, *, mask_seen=True, candidates=N_ITEMS):
 
 @pytest.mark.parametrize("mask_seen", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_a_pool_is_the_union_of_the_best_with_every_sources_score(seed, mask_seen, monkeypatch):
+def test_pool_is_the_union_of_top_items_with_the_scores_of_every_source(seed, mask_seen, monkeypatch):
     monkeypatch.setattr(pool_module, "CANDIDATES", 7)
     rng = np.random.default_rng(seed)
     queries, scores = queries_of(rng, 20), {"a": sparse_scores(rng, 20), "b": sparse_scores(rng, 20, 0.1)}
@@ -88,7 +88,7 @@ def test_a_pool_is_the_union_of_the_best_with_every_sources_score(seed, mask_see
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_ranks_and_lists_of_a_blend_equal_a_slow_ranking_with_ties_against(seed):
+def test_blend_ranks_and_lists_equal_a_slow_ranking_with_pessimistic_ties(seed):
     rng = np.random.default_rng(seed)
     queries = queries_of(rng, 30)
     names = {"a": sparse_scores(rng, 30), "b": sparse_scores(rng, 30)}
@@ -122,7 +122,7 @@ def weights(values):
 
 
 def signal(rng, queries, strength):
-    """Scores that put the target first where chance is kind, else somewhere."""
+    """Random scores with a random bonus up to `strength` for the target."""
     scores = rng.random((len(queries), N_ITEMS + 1)) * (np.arange(N_ITEMS + 1) > 0)
     scores[np.arange(len(queries)), queries.target] += strength * rng.random(len(queries))
     return scores
@@ -135,7 +135,7 @@ def unseen_targets(rng, n):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_weights_never_lose_to_a_source_and_a_useless_one_gets_none(seed):
+def test_weights_are_no_worse_than_any_source_and_ignore_useless_ones(seed):
     rng = np.random.default_rng(seed)
     queries = unseen_targets(rng, 1000)
     good, other = signal(rng, queries, 1.0), signal(rng, queries, 0.8)
@@ -147,9 +147,9 @@ def test_weights_never_lose_to_a_source_and_a_useless_one_gets_none(seed):
     assert np.array_equal(actual, find_weights(pool, 10, pool.names, threads=3))
     assert actual.sum() == pytest.approx(1.0)
     assert gain(actual) >= max(gain(unit) for unit in np.eye(4))
-    assert actual[2] < 0.05  # what chance gives
+    assert actual[2] < 0.05  # random scores
     assert actual[3] == 0.0
-    assert min(actual[:2]) > 0  # two good ones together
+    assert min(actual[:2]) > 0  # both good sources are used
     twice = {**options, "copy": good}
     pools, _ = pools_of(np.random.default_rng(seed + 9), {n: source_of(v) for n, v in twice.items()}, mask_seen=False)
     copied = pools.of(queries)
@@ -157,10 +157,10 @@ def test_weights_never_lose_to_a_source_and_a_useless_one_gets_none(seed):
     assert with_copy == pytest.approx(gain(actual), abs=0.01)
 
 
-def test_nothing_is_learned_from_shuffled_targets_and_the_re_ranker_is_chosen_where_it_is_better(monkeypatch):
+def test_reranker_is_chosen_if_better_and_learns_nothing_from_shuffled_targets(monkeypatch):
     rng = np.random.default_rng(0)
     queries = unseen_targets(rng, 1200)
-    # Of short sessions the first source knows the target, of others the second: no one weight suits both.
+    # The first source knows the targets of short sessions, the second those of the others: no one weight suits both.
     short = queries.n_seen <= 2
     first, second = (rng.random((len(queries), N_ITEMS + 1)) + 0.0 for _ in range(2))
     first[np.flatnonzero(short), queries.target[short]] += 0.8
@@ -182,7 +182,7 @@ def test_nothing_is_learned_from_shuffled_targets_and_the_re_ranker_is_chosen_wh
         assert by_chance[kind] == pytest.approx(expected, abs=0.03)
 
 
-def test_a_prediction_does_not_depend_on_the_other_rows_and_what_was_learned_is_read_to_the_bit(tmp_path):
+def test_predictions_are_independent_of_other_rows_and_blend_files_are_bit_exact(tmp_path):
     rng = np.random.default_rng(1)
     queries = unseen_targets(rng, 600)
     sources = {"a": source_of(signal(rng, queries, 1.0)), "b": source_of(signal(rng, queries, 1.0))}
@@ -201,13 +201,13 @@ def test_a_prediction_does_not_depend_on_the_other_rows_and_what_was_learned_is_
         Learned.read(tmp_path)
 
 
-def test_folds_are_of_users_and_about_equal():
+def test_folds_depend_on_the_user_and_are_about_equal():
     user = np.arange(30_000)
     assert np.array_equal(fold_of(user)[::-1], fold_of(user[::-1]))
     assert np.bincount(fold_of(user), minlength=FOLDS) == pytest.approx([10_000] * FOLDS, rel=0.05)
 
 
-def test_weights_of_few_queries_are_what_many_queries_agree_on():
+def test_weights_fitted_to_few_queries_are_nearly_as_good_as_to_many():
     """Weights of 150 queries rank other queries nearly as well as those of 4,000 queries."""
     rng = np.random.default_rng(3)
     queries = unseen_targets(rng, 5000)

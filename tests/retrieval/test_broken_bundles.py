@@ -1,4 +1,4 @@
-"""Bundles and datasets that are broken or do not go together."""
+"""Bundles and datasets that are broken or do not belong together."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ BROKEN = {
 
 
 def rewrite(tiny, part, rows=None, **columns):
-    """A bundle's file with other columns, or its first rows alone, and a manifest that goes with it."""
+    """Rewrite a file of a bundle with other columns or only its first rows, and the manifest to match."""
     (path,) = (tiny / "bundle" / part).glob("*.parquet")
     table = pq.read_table(path).slice(0, rows)
     for name, values in columns.items():
@@ -67,7 +67,7 @@ def edit_manifest(manifest, **changes):
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_input_ends_with_one_plain_line_and_no_output(tiny, name, capfd):
+def test_broken_input_fails_with_a_one_line_error_and_no_output(tiny, name, capfd):
     BROKEN[name](tiny)
     status = main([f"bundle={tiny / 'bundle'}", f"data={tiny / 'data'}", f"output={tiny / 'out'}", "cutoffs=[1,2]"])
     out, err = capfd.readouterr()
@@ -88,8 +88,8 @@ def test_targets_outside_the_catalogue_are_refused(tiny):
         list(open_bundle(tiny / "bundle").queries("test"))
 
 
-def test_more_items_than_the_manifest_says_are_refused_wherever_they_begin(tmp_path):
-    """Vectors are read in batches: the surplus stands in one of its own here."""
+def test_more_items_than_in_the_manifest_are_refused_in_any_batch(tmp_path):
+    """Vectors are read in batches; here the surplus item is in a batch of its own."""
     n = 1 << 17
     item = np.concatenate([np.arange(1, n + 1), [1]]).astype(np.int32)
     vector = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(len(item), np.float32)), 1)

@@ -12,8 +12,8 @@ from retrieval.report.charts import name_dots, named_points
 
 
 @pytest.mark.parametrize("n", [1, 3, 13])
-def test_names_of_near_dots_cover_neither_each_other_nor_a_dot(n):
-    """Costs and scores as the study has them: several models at nearly the same place."""
+def test_labels_of_close_points_overlap_neither_each_other_nor_a_point(n):
+    """Costs and scores as in the study: several models at nearly the same point."""
     rng = np.random.default_rng(n)
     pairs = [(f"hybrid over model {i}", 10 + rng.random(), 0.2 + 0.002 * rng.random()) for i in range(n)]
     figure, axes = plt.subplots(figsize=(4.6, 4.8), dpi=72)
@@ -31,6 +31,6 @@ def test_names_of_near_dots_cover_neither_each_other_nor_a_dot(n):
     plt.close(figure)
 
 
-def test_the_drawing_has_every_name_once():
+def test_chart_shows_every_label_once():
     svg = named_points([("a", 1.0, 0.1), ("b", 1.0, 0.1), ("c", 30.0, 0.2)], "cost", "score")
     assert [svg.count(f">{name}<") for name in "abc"] == [1, 1, 1]

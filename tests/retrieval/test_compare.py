@@ -33,7 +33,7 @@ def evaluated(tmp_path_factory):
 
 @pytest.fixture
 def results(evaluated, tmp_path):
-    """The result twice, the second one's ranks turned round."""
+    """The result twice, with the ranks of the second in reverse order."""
     tiny = tmp_path / "tiny"
     shutil.copytree(evaluated, tiny)
     shutil.copytree(tiny / "a", tiny / "b")
@@ -44,7 +44,7 @@ def results(evaluated, tmp_path):
 
 
 def write_ranks(path, table, where):
-    """The table with the ranks of some rows in the opposite order."""
+    """Write the table with the ranks of some rows in reverse order."""
     rank = table["rank"].to_numpy().copy()
     rank[where] = rank[where][::-1]
     pq.write_table(table.set_column(table.schema.get_field_index("rank"), "rank", pa.array(rank)), path)
@@ -87,7 +87,7 @@ def test_every_ranker_is_compared_with_the_first_model(results, capfd):
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_page_opens_without_errors_or_requests_and_fits(results, width):
+def test_page_opens_without_errors_or_requests_and_fits_the_width(results, width):
     assert main(command(results)) == 0
     actual = opened(results / "page.html", width)
     assert (actual.errors, actual.requests, actual.violations) == ([], [], [])
@@ -125,7 +125,7 @@ def test_sentences_say_who_is_better():
         ),
     ],
 )
-def test_results_that_do_not_fit_are_refused(results, spoil, words, capfd):
+def test_results_that_are_not_comparable_are_refused(results, spoil, words, capfd):
     metrics, ranks = results / "b" / "metrics.json", results / "b" / "ranks.parquet"
     table = pq.read_table(ranks)
     table = pa.concat_tables([table.filter(pa.compute.equal(table["split"], s)) for s in ("test", "valid")])
@@ -139,8 +139,8 @@ def test_results_that_do_not_fit_are_refused(results, spoil, words, capfd):
     assert not (results / "page.html").exists()
 
 
-def test_results_of_one_name_stay_apart_and_baselines_stand_once_unless_they_differ(results, capfd):
-    """Three results of the model tiny, the last one given twice, and popularity otherwise in that one."""
+def test_equal_model_names_are_distinguished_and_equal_baselines_shown_once(results, capfd):
+    """Three results of the model tiny; the last one is named twice and has other ranks of popularity."""
     table = pq.read_table(results / "b" / "ranks.parquet")
     write_ranks(results / "b" / "ranks.parquet", table, table["ranker"].to_numpy() == "popularity")
     third = f"results=[{results / 'a'},{results / 'b'},{results / 'b'}]"
@@ -156,14 +156,14 @@ def test_results_of_one_name_stay_apart_and_baselines_stand_once_unless_they_dif
 
 
 @pytest.mark.parametrize("metrics", ["coverage@10", "coverage@2", "hr@3", "hr", "hr@2,hr@2", "repeat_share"])
-def test_metrics_that_ranks_do_not_decide_are_refused(results, metrics, capfd):
+def test_metrics_not_determined_by_ranks_are_refused(results, metrics, capfd):
     assert main([*command(results)[:2], f"metrics=[{metrics}]"]) == 2
     err = capfd.readouterr().err
     assert err.startswith("error: expected ")
     assert err.count("\n") == 1
 
 
-def test_what_is_no_result_is_refused(results, capfd):
+def test_folders_without_a_result_and_invalid_outputs_are_refused(results, capfd):
     shutil.rmtree(results / "b")
     assert main(command(results)) == 2
     assert "error: expected result folders of python -m retrieval" in capfd.readouterr().err

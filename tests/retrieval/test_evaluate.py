@@ -24,7 +24,7 @@ from tests.support.bundles import run
 
 @pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("index", ["flat", "ivf_flat", "ivf_sq8", "ivf_pq_refine", "hnsw", "auto"])
-def test_the_tiny_result_is_the_one_worked_by_hand(tiny, index):
+def test_tiny_result_equals_the_hand_computed_one(tiny, index):
     expected = json.loads((tiny / "result" / "metrics.json").read_text())
     actual = run(tiny, "out", f"index={index}", "fidelity=1.0")
     for name, value in expected["test"].items():
@@ -43,8 +43,8 @@ def test_masked_targets_miss_and_masked_items_do_not_compete(tiny):
 
 @pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("repeats", [True, False])
-def test_seen_items_are_masked_by_default_where_no_valid_target_repeats(tiny, repeats, capfd, monkeypatch):
-    """Of the tiny log's valid targets, the fourth clicks, some repeat one of the three before."""
+def test_seen_items_are_masked_by_default_if_valid_targets_do_not_repeat(tiny, repeats, capfd, monkeypatch):
+    """Some valid targets of the tiny log (the fourth clicks) repeat one of the three clicks before."""
     expected = sum(clicks[3] in clicks[:3] for clicks in CLICKS.values())
     assert count_repeats(open_dataset(tiny / "data")) == Repeats(12, expected)
     if not repeats:
@@ -57,7 +57,7 @@ def test_seen_items_are_masked_by_default_where_no_valid_target_repeats(tiny, re
     assert {name: actual["test"][name] for name in expected_test} == pytest.approx(expected_test, abs=1e-12)
 
 
-def test_repeats_are_counted_over_evenly_spread_row_groups(tmp_path):
+def test_repeats_are_counted_over_evenly_spaced_row_groups(tmp_path):
     """Each row group holds a session whose target repeats and one whose does not; a third of all are sampled."""
     table = pa.table({"items": [[1, 2, 1, 9], [1, 2, 3, 9]]}).cast(pa.schema([("items", pa.list_(pa.int32()))]))
     with pq.ParquetWriter(tmp_path / "part", table.schema) as writer:
@@ -71,10 +71,10 @@ def test_repeats_are_counted_over_evenly_spread_row_groups(tmp_path):
 
 
 @pytest.mark.usefixtures("no_report")
-def test_topk_leaves_out_seen_items_and_names_raw_ids(tiny):
+def test_topk_omits_seen_items_and_has_raw_ids(tiny):
     run(tiny, "out", "blend=none")
     rows = {r["user_id"]: r for r in pq.read_table(tiny / "out" / "topk.parquet").to_pylist()}
-    # User 1 saw items 1 to 5 and scores by (1, 0): item 6 alone is left.
+    # User 1 saw items 1 to 5 and scores by (1, 0): only item 6 is left.
     assert (rows[1]["items"], rows[1]["item_ids"], rows[1]["scores"]) == ([6], [106], [0.0])
     # User 8 saw 1 2 5 3 1 and scores by (0, 1): 6 before 4.
     assert rows[8]["items"] == [6, 4]
@@ -82,7 +82,7 @@ def test_topk_leaves_out_seen_items_and_names_raw_ids(tiny):
 
 @pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("seen", ["true", "false"])
-def test_the_ranks_file_holds_what_the_metrics_average(tiny, seen):
+def test_metrics_are_the_averages_over_the_ranks_file(tiny, seen):
     actual = run(tiny, "out", f"mask_seen={seen}")
     for split in ("valid", "test"):
         by_ranker = read_ranks(tiny / "out" / "ranks.parquet", split)
@@ -95,7 +95,7 @@ def test_the_ranks_file_holds_what_the_metrics_average(tiny, seen):
                 assert gains(table["rank"].to_numpy(), metric).mean() == pytest.approx(message[metric], abs=1e-12)
 
 
-def test_a_refit_bundle_tunes_on_the_model_before(tiny):
+def test_index_of_a_refit_bundle_is_tuned_on_the_bundle_before_the_refit(tiny):
     shutil.move(tiny / "bundle", tiny / "bundle-selected")
     shutil.copytree(tiny / "bundle-selected", tiny / "bundle")
     for part in ("queries-valid", "feedback-valid"):
@@ -107,7 +107,7 @@ def test_a_refit_bundle_tunes_on_the_model_before(tiny):
     assert actual["index"]["tuned_on_valid"]
 
 
-def test_a_bundle_of_feedback_alone_has_no_ranking(tiny):
+def test_bundle_with_feedback_only_gives_no_ranking_metrics(tiny):
     for part in ("queries-valid", "queries-test", "queries-next"):
         shutil.rmtree(tiny / "bundle" / part)
     (tiny / "bundle" / "items.parquet").unlink()
@@ -119,7 +119,7 @@ def test_a_bundle_of_feedback_alone_has_no_ranking(tiny):
     assert not (tiny / "out" / "topk.parquet").exists()
 
 
-def test_feedback_stands_beside_each_items_own_rate(fifty):
+def test_item_rates_are_smoothed_shares_of_positives_in_train(fifty):
     rates = item_rates(fifty, ["click", "like"])
     shown, positive = np.zeros(fifty.manifest.n_items + 1), {"click": 0.0, "like": 0.0}
     own = {task: np.zeros(len(shown)) for task in positive}
@@ -152,7 +152,7 @@ def test_feedback_stands_beside_each_items_own_rate(fifty):
         ["index"],
     ],
 )
-def test_wrong_options_end_with_one_plain_line(tiny, options, capfd):
+def test_invalid_options_fail_with_a_one_line_error(tiny, options, capfd):
     status = main([f"bundle={tiny / 'bundle'}", f"data={tiny / 'data'}", f"output={tiny / 'out'}", *options])
     _, err = capfd.readouterr()
     assert status == 2

@@ -16,7 +16,7 @@ from retrieval.search.tuning import ExactReference, measure, tune
 
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("space", ["inner_product", "augmented"])
-def test_an_index_is_tuned_until_the_asked_fidelity_holds_and_converges_to_exact_search(kind, space):
+def test_tuning_reaches_the_requested_fidelity_and_full_effort_is_exact(kind, space):
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(3000, 16)).astype(np.float32) * rng.lognormal(0, 0.5, (3000, 1)).astype(np.float32)
     catalogue = Catalogue(np.arange(1, 3001, dtype=np.int32), vectors)
@@ -26,7 +26,7 @@ def test_an_index_is_tuned_until_the_asked_fidelity_holds_and_converges_to_exact
     curve = list(tune(index, reference, 0.95))
     assert curve[-1][1].recall >= 0.95
     assert all(actual.recall < 0.95 for _, actual in curve[:-1])
-    if kind != "hnsw":  # a graph may have corners that no effort reaches
+    if kind != "hnsw":  # a graph may have nodes that no search effort reaches
         index.set_effort(index.most_effort, len(vectors))
         assert measure(index, reference).recall == 1.0
         score, _ = index.search(query, 20)
@@ -37,7 +37,7 @@ def test_an_index_is_tuned_until_the_asked_fidelity_holds_and_converges_to_exact
 @given(st.data())
 @settings(deadline=None, max_examples=60)
 def test_exact_search_equals_a_full_sort(data):
-    """Blocks smaller than the problem, ties in plenty, more wanted than there is."""
+    """Blocks smaller than the problem, many ties, and sometimes k above the number of items."""
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     items, queries, k = (data.draw(st.integers(low, high)) for low, high in ((1, 60), (0, 12), (1, 9)))
     vectors, query = rng.integers(-2, 3, (items, 3)).astype("f"), rng.integers(-2, 3, (queries, 3)).astype("f")
@@ -57,8 +57,8 @@ def test_exact_search_equals_a_full_sort(data):
 
 
 @pytest.mark.parametrize("most", [4_096, 6])
-def test_equal_scores_are_listed_by_rising_row_though_products_round_them_differently(most, monkeypatch):
-    """Few distinct vectors, each at many rows, in blocks of odd sizes; some differ in the last bit alone."""
+def test_equal_scores_are_listed_by_rising_row_despite_rounding_of_products(most, monkeypatch):
+    """Few distinct vectors, each in many rows, in blocks of odd sizes; some products differ only in the last bit."""
     monkeypatch.setattr(exact, "ITEMS_AT_ONCE", 37)
     monkeypatch.setattr(exact, "MOST_CONTENDERS", most)
     rng = np.random.default_rng(0)
@@ -76,7 +76,7 @@ def test_equal_scores_are_listed_by_rising_row_though_products_round_them_differ
         assert (row[:, 500:] == -1).all()
 
 
-def test_fidelity_is_counted_as_by_hand():
+def test_fidelity_matches_hand_computation():
     catalogue = Catalogue(np.arange(1, 41, dtype=np.int32), np.arange(40, dtype=np.float32)[:, None])
     reference = ExactReference.of(catalogue, np.ones((4, 1), np.float32), np.array([40, 21, 20, 30]))
 
@@ -95,14 +95,14 @@ def test_fidelity_is_counted_as_by_hand():
     assert actual.hr_ratio_low == pytest.approx(0.0615, abs=1e-4)  # Wilson's interval of 1 in 3
 
 
-def test_equals_of_the_last_exact_neighbour_count_as_kept():
-    """Ten items score 2 and thirty 1: of the twenty best any ten of the thirty are as good as others."""
+def test_items_tied_with_the_last_exact_neighbour_count_as_found():
+    """Ten items score 2 and thirty score 1: any ten of the thirty complete the twenty best."""
     vector = np.repeat(np.float32([2, 1]), (10, 30))[:, None]
     catalogue = Catalogue(np.arange(1, 41, dtype=np.int32), vector)
     reference = ExactReference.of(catalogue, np.ones((3, 1), np.float32), np.array([5, 12, 40]))
     index = build_index("flat", catalogue)
     for rows, recall, ratio in (
-        ([*range(10), *range(30, 40)], 1.0, 1.0),  # exact search lists the equals with the lowest ids
+        ([*range(10), *range(30, 40)], 1.0, 1.0),  # exact search lists the tied items with the lowest ids
         ([*range(5, 10), *range(25, 40)], 0.75, 2 / 3),  # five of score 2 are missing, item 5 among them
         ([*range(10), *[-1] * 10], 0.5, 1 / 3),
     ):
@@ -113,7 +113,7 @@ def test_equals_of_the_last_exact_neighbour_count_as_kept():
         assert actual.recall_low == actual.recall_high == recall
 
 
-def test_auto_goes_by_size_queries_and_memory():
+def test_auto_kind_follows_from_size_queries_and_memory():
     assert choose_kind("auto", 100_000, 10_000, 64) == "flat"
     assert choose_kind("auto", 3_750_000, 5_000_000, 64) == "ivf_flat"
     assert choose_kind("auto", 3_750_000, 5_000_000, 64, memory_gib=0.5) == "ivf_sq8"

@@ -30,7 +30,7 @@ def random_queries(rng, n_items, n, dimension):
 def test_ranks_equal_a_slow_ranking_of_all_candidates(seed, mask_seen):
     rng = np.random.default_rng(seed)
     n_items = 40
-    vectors = rng.integers(-1, 2, (n_items, 3)).astype(np.float32)  # few values: ties abound
+    vectors = rng.integers(-1, 2, (n_items, 3)).astype(np.float32)  # few values, so ties are common
     candidates = np.sort(rng.choice(np.arange(1, n_items + 1), 30, replace=False)).astype(np.int32)
     catalogue = Catalogue(candidates, vectors[candidates - 1])
     clicks = rng.integers(0, 5, 30)
@@ -59,8 +59,8 @@ def test_ranks_equal_a_slow_ranking_of_all_candidates(seed, mask_seen):
             assert [i for i in listed.tolist() if i] == best
 
 
-def test_masking_falls_back_to_exact_search_where_an_index_lists_too_few():
-    """One list of a few candidates is probed, most of which the query has seen."""
+def test_masking_falls_back_to_exact_search_if_the_index_lists_too_few():
+    """A single list of few candidates is probed, and the query has seen most of them."""
     rng = np.random.default_rng(3)
     vectors = np.concatenate([rng.normal(5, 0.1, (40, 2)), rng.normal(-5, 0.1, (400, 2))]).astype(np.float32)
     catalogue = Catalogue(np.arange(1, 441, dtype=np.int32), vectors)

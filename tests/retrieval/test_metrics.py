@@ -22,7 +22,7 @@ def slow_rank(scores: list[float], target: int, masked: set[int]) -> int:
 
 
 @given(st.lists(st.sampled_from([0.0, 1.0, 2.0, math.nan]), min_size=2, max_size=12), st.data())
-def test_rank_equals_counting_by_hand_with_ties_nan_and_masks(scores, data):
+def test_rank_equals_plain_counting_with_ties_nan_and_masks(scores, data):
     target = data.draw(st.integers(0, len(scores) - 1))
     masked = data.draw(st.sets(st.integers(0, len(scores) - 1))) - {target}
     listed = np.array([[0 if i in masked else i + 1 for i in range(len(scores))]])
@@ -30,12 +30,12 @@ def test_rank_equals_counting_by_hand_with_ties_nan_and_masks(scores, data):
     assert actual[0] == slow_rank(scores, target, masked)
 
 
-def test_a_model_that_scores_all_alike_hits_nothing():
+def test_equal_scores_for_all_items_give_the_worst_rank():
     rank = rank_among(np.zeros((3, 50)), np.tile(np.arange(1, 51), (3, 1)), np.array([1, 20, 50]), np.zeros(3))
     assert rank.tolist() == [50, 50, 50]
 
 
-def test_sums_by_hand():
+def test_ranking_sums_match_hand_computation():
     totals = RankingSums([1, 3])
     totals.add(np.array([1, 2, 4]), np.array([True, False, False]))
     assert totals.averages() == {
@@ -50,7 +50,7 @@ def test_sums_by_hand():
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(0, 30))
-def test_sums_of_parts_add_up(ranks, cut):
+def test_merged_sums_equal_the_sums_of_all_ranks(ranks, cut):
     whole, left, right = RankingSums([2, 5]), RankingSums([2, 5]), RankingSums([2, 5])
     whole.add(np.array(ranks))
     left.add(np.array(ranks[:cut], np.int64))
@@ -59,7 +59,7 @@ def test_sums_of_parts_add_up(ranks, cut):
     assert left.averages() == pytest.approx(whole.averages(), abs=1e-12)
 
 
-def test_ndcg_equals_scikit_learn_where_scores_differ():
+def test_ndcg_equals_scikit_learn_without_ties():
     rng = np.random.default_rng(0)
     scores = rng.permuted(np.tile(np.arange(40.0), (25, 1)), axis=1)
     target = rng.integers(0, 40, 25)
@@ -95,9 +95,9 @@ def test_auc_and_gauc_equal_scikit_learn(dtype, rows):
     assert gauc(user, label, score) == (None if expected is None else pytest.approx(expected, abs=1e-12))
 
 
-def test_a_nan_score_counts_against_auc_on_either_side():
+def test_nan_score_lowers_auc_for_either_label():
     label = np.array([0, 0, 1, 1])
-    assert auc(label, np.array([0.1, 0.2, np.nan, 0.9])) == 0.5  # the positive stands below both negatives
-    assert auc(label, np.array([np.nan, 0.2, 0.8, 0.9])) == 0.5  # the negative stands above both positives
+    assert auc(label, np.array([0.1, 0.2, np.nan, 0.9])) == 0.5  # the positive ranks below both negatives
+    assert auc(label, np.array([np.nan, 0.2, 0.8, 0.9])) == 0.5  # the negative ranks above both positives
     assert auc(label, np.full(4, np.nan)) == 0.0
     assert auc(label, np.full(4, np.nan, np.float32)) == 0.0

@@ -1,4 +1,4 @@
-"""Indexes that are tuned, saved next to a bundle and reused; broken records of them."""
+"""Indexes that are tuned, saved next to a bundle and reused; broken index records."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.bundles import flip, rewrite_items, run, with_vector
 
 @pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_an_index_is_kept_and_used_again_with_what_tuning_found(tiny, kind, monkeypatch):
+def test_saved_index_is_reused_with_its_tuning(tiny, kind, monkeypatch):
     first = run(tiny, "a", f"index={kind}")
 
     def never(*arguments):
@@ -38,7 +38,7 @@ def test_an_index_is_kept_and_used_again_with_what_tuning_found(tiny, kind, monk
 
 @pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize(("asked", "kind"), [("auto", "flat"), ("ivf_flat", "ivf_flat")])
-def test_an_index_slower_than_exact_search_or_below_the_fidelity_is_told(tiny, asked, kind, monkeypatch, capfd):
+def test_warns_of_an_index_slower_than_exact_search_or_below_fidelity(tiny, asked, kind, monkeypatch, capfd):
     def slow(index, reference):
         return replace(
             measure(index, reference), recall=0.5, recall_low=0.4, queries_per_second=1, exact_queries_per_second=9
@@ -71,7 +71,7 @@ BROKEN_RECORDS = {
 }
 
 
-def test_broken_index_records_are_named(tiny):
+def test_broken_index_records_are_refused(tiny):
     options = [*(f"{n}={tiny / n}" for n in ("bundle", "data")), f"output={tiny / 'b'}", "cutoffs=[1]"]
     config = load([*options, "index=ivf_flat", f"index_file={tiny / 'mine.faiss'}"])
     dataset, bundle = open_inputs(config)
@@ -96,7 +96,7 @@ def test_broken_index_records_are_named(tiny):
 
 
 @pytest.mark.usefixtures("no_report")
-def test_an_index_of_another_bundle_or_a_changed_file_is_refused(tiny):
+def test_index_of_another_bundle_or_kind_or_a_changed_file_is_refused(tiny):
     index = f"index_file={tiny / 'mine.faiss'}"
     run(tiny, "a", "index=ivf_flat", index)
     flip(tiny / "mine.faiss")

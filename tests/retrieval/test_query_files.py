@@ -1,4 +1,4 @@
-"""An evaluation in parts: killed and resumed, and the sums that parts add up to."""
+"""An evaluation in parts: killed and resumed, and the metrics merged from parts."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def without_times(result):
 
 
 def same_numbers(a, b):
-    """Equal but for the last bit of a sum of floats, which parts add in another order."""
+    """Equal except for rounding of float sums, which parts add in another order."""
     if isinstance(a, dict):
         assert a.keys() == b.keys()
         for name in a:
@@ -68,7 +68,7 @@ def same_numbers(a, b):
 
 
 @pytest.mark.parametrize("mask", ["true", "false"])
-def test_many_files_give_what_one_file_gives(tiny, mask):
+def test_many_query_files_give_the_same_result_as_one(tiny, mask):
     whole = evaluate(load(options(tiny, "whole", f"mask_seen={mask}")))
     ranks = pq.read_table(tiny / "whole" / "ranks.parquet").to_pydict()
     split_files(tiny)
@@ -82,7 +82,7 @@ def test_many_files_give_what_one_file_gives(tiny, mask):
     assert not list(tiny.glob(".*.parts"))
 
 
-def test_small_files_make_a_part_together(tiny):
+def test_small_files_are_joined_into_one_part(tiny):
     split_files(tiny, rows=2)  # six files of two queries
     config = load(options(tiny, "out", "part_queries=5"))
     dataset, bundle = query_files.open_inputs(config)
@@ -102,7 +102,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("at", [1, 3, 6, 9])
-def test_a_killed_evaluation_goes_on_with_the_parts_that_are_left(tiny, at, monkeypatch):
+def test_killed_evaluation_resumes_with_the_remaining_parts(tiny, at, monkeypatch):
     split_files(tiny)
     whole = evaluate(load(options(tiny, "whole")))
     made, run, feedback = [], Evaluation._rank, []
@@ -125,12 +125,12 @@ def test_a_killed_evaluation_goes_on_with_the_parts_that_are_left(tiny, at, monk
             evaluate(load(options(tiny, "out")))
         assert not (tiny / "out").exists()
     actual = evaluate(load(options(tiny, "out")))
-    assert len(made) == len(set(made)) + (at <= 8)  # only the part that was under way was made twice
+    assert len(made) == len(set(made)) + (at <= 8)  # only the interrupted part is computed twice
     assert len(feedback) == 1
     assert without_times(actual) == without_times(whole)
 
 
-def test_parts_of_other_options_are_not_taken(tiny, monkeypatch):
+def test_parts_computed_with_other_options_are_not_reused(tiny, monkeypatch):
     split_files(tiny)
 
     def killed(self, part, folder):
@@ -143,7 +143,7 @@ def test_parts_of_other_options_are_not_taken(tiny, monkeypatch):
     assert without_times(evaluate(load(options(tiny, "out")))) == without_times(evaluate(load(options(tiny, "whole"))))
 
 
-def test_sums_are_written_and_read_to_the_bit(tmp_path, tiny):
+def test_sums_survive_a_round_trip_through_files(tmp_path, tiny):
     rng = np.random.default_rng(0)
     facts = SegmentAttributes.of(open_dataset(tiny / "data"))
     whole, merged = RankingResult([1, 3], 6), RankingResult([1, 3], 6)
@@ -167,7 +167,7 @@ def random_queries(rng, n_items, n, dimension):
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=12))
 @settings(deadline=None)
-def test_gini_is_the_mean_difference_over_twice_the_mean(times):
+def test_gini_equals_the_mean_absolute_difference_over_twice_the_mean(times):
     expected = None
     if sum(times):
         pairs = [abs(a - b) for a in times for b in times]
@@ -176,7 +176,7 @@ def test_gini_is_the_mean_difference_over_twice_the_mean(times):
     assert actual == (pytest.approx(expected, abs=1e-12) if expected is not None else None)
 
 
-def test_deciles_hold_a_tenth_of_the_clicks_each():
+def test_each_popularity_decile_has_a_tenth_of_the_clicks():
     clicks = np.concatenate([[0], np.sort(np.random.default_rng(0).zipf(1.4, 5000).clip(max=500))[::-1], [0, 0]])
     actual = deciles(clicks)
     assert set(actual[clicks == 0].tolist()) == {0}
@@ -185,7 +185,7 @@ def test_deciles_hold_a_tenth_of_the_clicks_each():
         assert clicks[actual == number].sum() == pytest.approx(clicks.sum() / DECILES, abs=500)
 
 
-def test_novelty_and_popularity_of_lists_by_hand():
+def test_novelty_popularity_coverage_and_gini_match_hand_computation():
     result = RankingResult([1, 2], 3)
     result.shown[0, 1], result.shown[1, 2], result.shown[1, 3] = 2, 1, 1
     actual = result.metrics(np.array([0, 6, 1, 0]), 3)
@@ -197,7 +197,7 @@ def test_novelty_and_popularity_of_lists_by_hand():
     assert actual["gini@2"] == pytest.approx(((2 * 3 - 4) * 2 + (2 * 1 - 4) * 1) / (3 * 4))
 
 
-def test_log_loss_and_calibration_equal_sklearns():
+def test_log_loss_and_calibration_equal_scikit_learn():
     from sklearn.calibration import calibration_curve
     from sklearn.metrics import log_loss
 
@@ -245,8 +245,8 @@ def rows_of(folder):
 
 
 @pytest.mark.parametrize("most", [1, 4, 5, 7, 12, 1_000])
-def test_evenly_spaced_queries_are_ranked_and_all_are_answered(tiny, most):
-    """In files of three queries each as in one; baselines go by every third of those that are ranked."""
+def test_max_queries_ranks_evenly_spaced_queries_and_recommends_for_all(tiny, most):
+    """Files of three queries give the ranks of one file; baselines rank an evenly spaced sample of two at most."""
     evaluate(load(options(tiny, "whole")))
     _, bundle = query_files.open_inputs(load(options(tiny, "some")))
     users = {split: np.concatenate([q.user_id for q in bundle.queries(split)]) for split in ("valid", "test")}
@@ -263,7 +263,7 @@ def test_evenly_spaced_queries_are_ranked_and_all_are_answered(tiny, most):
     assert pq.read_table(tiny / "some" / "topk.parquet").equals(pq.read_table(tiny / "whole" / "topk.parquet"))
 
 
-def test_test_metrics_are_told_before_many_recommendations(tiny, monkeypatch, capsys):
+def test_test_metrics_are_printed_before_many_recommendations(tiny, monkeypatch, capsys):
     split_files(tiny)
     monkeypatch.setattr("retrieval.evaluate.MANY_QUERIES", 1)
     told = []

@@ -44,7 +44,7 @@ def report(tmp_path_factory):
     return tiny / "out" / "report.html"
 
 
-def test_the_page_says_what_metrics_json_says(report):
+def test_page_shows_the_values_of_metrics_json(report):
     text = report.read_text()
     metrics = json.loads((report.parent / "metrics.json").read_text())
     for name in ("hr@5", "ndcg@5", "mrr@5", "auc/like"):
@@ -73,7 +73,7 @@ def test_the_page_says_what_metrics_json_says(report):
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_page_opens_without_errors_or_requests_and_fits(report, width, scheme):
+def test_page_opens_without_errors_or_requests_and_fits_the_width(report, width, scheme):
     actual = opened(report, width, scheme)
     assert actual.errors == []
     assert actual.violations == []

@@ -1,4 +1,4 @@
-"""Intervals and tests against scipy and numbers worked by hand."""
+"""Intervals and significance tests against SciPy and hand-computed numbers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from retrieval.metrics.significance import compare, gains, holm, interval
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=60))
-def test_gains_average_to_the_metrics(ranks):
+def test_mean_gains_equal_the_metrics(ranks):
     rank, totals = np.array(ranks), RankingSums([5, 20])
     totals.add(rank)
     for name, value in totals.averages().items():
         assert gains(rank, name).mean() == pytest.approx(value, abs=1e-12)
 
 
-def test_the_interval_is_scipys_and_covers_the_truth_as_often_as_it_says():
+def test_interval_equals_scipys_and_has_the_nominal_coverage():
     rng = np.random.default_rng(0)
     value = gains(rng.integers(1, 60, 3_000), "ndcg@20")
     peer = bootstrap((value,), np.mean, method="percentile", n_resamples=2_000, rng=rng).confidence_interval
@@ -34,8 +34,8 @@ def test_the_interval_is_scipys_and_covers_the_truth_as_often_as_it_says():
     assert 0.92 * 400 <= inside <= 0.98 * 400
 
 
-def test_a_difference_by_hand():
-    """Of 20 users 9 are hit by the first alone and 1 by the second alone: McNemar's exact p is 22 / 1024."""
+def test_difference_and_mcnemar_p_match_hand_computation():
+    """Of 20 users, 9 are hits of the first only and 1 of the second only: McNemar's exact p is 22 / 1024."""
     first = np.array([1] * 9 + [30] + [2] * 5 + [30] * 5)
     second = np.array([30] * 9 + [1] + [2] * 5 + [30] * 5)
     actual = compare(first, second, "hr@20")
@@ -46,8 +46,8 @@ def test_a_difference_by_hand():
     assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
 
 
-def test_wilcoxons_p_is_the_normal_approximations_on_many_users():
-    """Differences as fractions: 1/2 - 1/3 and 1/6 - 0 tie, which floats tell apart."""
+def test_wilcoxon_p_equals_the_normal_approximation_on_many_users():
+    """Differences as fractions: 1/2 - 1/3 and 1/6 - 0 tie, which as floats differ."""
     rng = np.random.default_rng(1)
     first, second = rng.integers(1, 30, 4_000), rng.integers(1, 31, 4_000)
     gain = [Fraction(1, rank) if rank <= 20 else Fraction(0) for rank in range(1, 32)]
@@ -64,6 +64,6 @@ def test_wilcoxons_p_is_the_normal_approximations_on_many_users():
     assert compare(first, second, "mrr@20").p == pytest.approx(2 * norm.sf(abs(z)), rel=1e-12)
 
 
-def test_holm_by_hand_keeps_order_and_never_falls():
+def test_holm_matches_hand_computation_and_is_monotonic():
     assert holm([0.01, 0.04, 0.03, 0.005]).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]).tolist() == [1.0, 1.0]

@@ -1,4 +1,4 @@
-"""Co-occurrence baselines against slow versions, one query at a time."""
+"""Co-occurrence baselines against slow references, one query at a time."""
 
 from __future__ import annotations
 
@@ -149,10 +149,10 @@ METHODS = {
     asked=st.lists(st.tuples(sequences, st.integers(0, 9)), min_size=1, max_size=4),
 )
 @settings(deadline=None, max_examples=80)
-def test_scores_equal_a_slow_version(name, histories, asked):
+def test_source_scores_equal_a_slow_reference(name, histories, asked):
     fast, slow = METHODS[name]
     train = {10 * number: history for number, history in enumerate(histories)}
-    users = [10 * number for _, number in asked]  # some with a session of their own among the train ones
+    users = [10 * number for _, number in asked]  # some have a session among the train sessions
     queries = queries_of([seen for seen, _ in asked], users, [1] * len(asked))
     actual = fast(train_sessions(histories))(queries).toarray()
     for row, (seen, _) in enumerate(asked):
@@ -212,8 +212,8 @@ def test_category_popularity_equals_a_full_sort(mask_seen, data):
     asked=st.lists(st.lists(st.integers(1, N_ITEMS), min_size=1, max_size=30), min_size=1, max_size=4),
 )
 @settings(deadline=None, max_examples=40)
-def test_sessions_near_a_long_query_are_those_near_a_short_one(histories, asked):
-    """Beyond `LONGEST_TOGETHER` clicks, places and latest shared clicks are added up apart."""
+def test_long_and_short_query_code_paths_find_the_same_neighbour_sessions(histories, asked):
+    """Above `LONGEST_TOGETHER` clicks, positions and latest shared clicks are summed separately."""
     queries = queries_of(asked, [999] * len(asked), [1] * len(asked))
     near = NearSessions.of(train_sessions(histories), NEIGHBOURS)
     together = near(queries).toarray()
@@ -221,7 +221,7 @@ def test_sessions_near_a_long_query_are_those_near_a_short_one(histories, asked)
         assert np.array_equal(near(queries).toarray(), together)
 
 
-def test_places_of_the_longest_query_together_add_up_exactly():
+def test_packed_position_sums_of_the_longest_query_are_exact_in_float32():
     n, step = source_scores.LONGEST_TOGETHER, 1 << source_scores.DECAY_STEPS
     values = [place * step + (step >> 1 >> n - place) for place in range(1, n + 1)]
     total = np.float32(0)
@@ -232,7 +232,7 @@ def test_places_of_the_longest_query_together_add_up_exactly():
 
 @given(rows=st.lists(st.lists(st.integers(0, 9), max_size=12), min_size=1, max_size=5), k=st.integers(1, 6))
 @pytest.mark.parametrize("cells", [0, 1 << 21])
-def test_the_largest_of_a_row_equal_a_full_sort(cells, rows, k):
+def test_k_largest_values_of_a_row_equal_a_full_sort(cells, rows, k):
     value = np.array([v for row in rows for v in row], np.int32)
     column = np.array([c for row in rows for c in range(len(row), 0, -1)], np.int32)
     indptr = np.cumsum([0, *map(len, rows)])
@@ -249,7 +249,7 @@ def test_the_largest_of_a_row_equal_a_full_sort(cells, rows, k):
 
 
 @pytest.mark.parametrize("n", [0, 3, 5_000, 300_000])
-def test_values_among_others_equal_isin(n):
+def test_is_among_equals_numpy_isin(n):
     rng = np.random.default_rng(n)
     value, rising = rng.integers(0, 1 << 40, n), np.sort(rng.integers(0, 1 << 40, 900))
     value[::7] = rng.choice(rising, len(value[::7]))
@@ -257,7 +257,7 @@ def test_values_among_others_equal_isin(n):
     assert not is_among(value, rising[:0]).any()
 
 
-def test_popular_items_are_looked_at_in_a_sample_that_estimates_the_whole(monkeypatch):
+def test_sampled_sessions_of_popular_items_estimate_the_full_scores(monkeypatch):
     rng = np.random.default_rng(0)
     histories = [[1, *rng.choice(np.arange(2, N_ITEMS + 1), 2, replace=False)] for _ in range(3_000)]
     sessions, queries = train_sessions(histories), queries_of([[1]], [5], [2])
@@ -270,7 +270,7 @@ def test_popular_items_are_looked_at_in_a_sample_that_estimates_the_whole(monkey
     assert actual[1][2:] / 1_000 == pytest.approx(actual[0][2:] / 3_000, rel=0.15)
 
 
-def test_train_sessions_hold_no_click_of_valid_or_test(fifty):
+def test_train_sessions_contain_no_valid_or_test_click(fifty):
     import pyarrow.parquet as pq
 
     sessions = TrainSessions.of(fifty)
@@ -284,9 +284,9 @@ def test_train_sessions_hold_no_click_of_valid_or_test(fifty):
 
 
 @pytest.mark.parametrize("order", itertools.permutations(("markov", "sequential_rules", "item_knn", "v_sknn", "stan")))
-def test_no_baseline_changes_what_another_reads(order):
-    """Every order in full, so every subset in every order as a beginning of one: each equals itself alone."""
-    histories = [[1, 2, 2, 3, 1], [2, 2, 4], [4, 1, 2, 1], [5, 5, 5, 2], [3, 4, 2, 4]]  # repeats, which scipy adds up
+def test_baselines_do_not_modify_shared_sessions(order):
+    """All permutations and their prefixes, so every subset in every order: each baseline gives its scores alone."""
+    histories = [[1, 2, 2, 3, 1], [2, 2, 4], [4, 1, 2, 1], [5, 5, 5, 2], [3, 4, 2, 4]]  # repeats, which SciPy sums
     queries = queries_of([[1, 2], [4], [5, 2, 2]], [0, 10, 99], [3, 1, 4])
     shared = train_sessions(histories)
     for end in range(1, len(order) + 1):
@@ -306,7 +306,7 @@ rows_of_values = st.lists(st.lists(numbers, max_size=40), min_size=1, max_size=6
 
 @given(rows=rows_of_values, k=st.integers(1, 4), levels=st.integers(2, 20))
 @settings(deadline=None, max_examples=300)
-def test_the_kth_largest_by_levels_is_that_of_a_sort(rows, k, levels):
+def test_kth_largest_by_levels_equals_a_sort(rows, k, levels):
     value = np.array([v for row in rows for v in row], np.float32)
     indptr = np.cumsum([0, *map(len, rows)])
     expected = [np.sort(np.float32(row))[-k] if len(row) > k else -math.inf for row in rows]
@@ -316,7 +316,7 @@ def test_the_kth_largest_by_levels_is_that_of_a_sort(rows, k, levels):
 
 
 @given(histories=st.lists(sequences, min_size=1, max_size=4), n=st.integers(1, 8))
-def test_latest_clicks_of_queries_are_the_last_ones(histories, n):
+def test_latest_keeps_the_last_n_clicks_of_each_query(histories, n):
     queries = queries_of(histories, list(range(len(histories))), [1] * len(histories)).latest(n)
     parts = np.split(queries.seen, queries.seen_offset[1:-1])
     assert [part.tolist() for part in parts] == [history[-n:] for history in histories]

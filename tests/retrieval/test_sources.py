@@ -1,4 +1,4 @@
-"""Counted sources on disk, and lists built range by range."""
+"""Counted sources stored on disk, and lists built in ranges of items."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def scores(sources):
     return {name: source(queries).toarray() for name, source in sources.items()}
 
 
-def test_sources_are_stored_mapped_and_used_again(fifty, tmp_path, monkeypatch):
+def test_sources_are_stored_and_reused_as_memory_maps(fifty, tmp_path, monkeypatch):
     first = scores(open_counted(list(COUNTED), fifty, tmp_path, OPTIONS))
 
     def never(*_):
@@ -34,14 +34,14 @@ def test_sources_are_stored_mapped_and_used_again(fifty, tmp_path, monkeypatch):
     assert isinstance(again["v_sknn"].user_id, np.memmap)
     for name, values in scores(again).items():
         assert np.array_equal(values, first[name]), name
-    # Other options of the same source are another source; options that it does not know are not.
+    # Options that a source uses make it another source; options that it does not use do not.
     open_counted(["markov"], fifty, tmp_path, replace(OPTIONS, gaps=7, neighbours=9))
     for other in (replace(OPTIONS, rules_per_item=6), replace(OPTIONS, held_out=1)):
         with pytest.raises(AssertionError, match="read again"):
             open_counted(["markov"], fifty, tmp_path, other)
 
 
-def test_clicks_after_train_are_counted_where_they_are_asked_for(fifty, tmp_path):
+def test_held_out_1_adds_the_valid_click_of_each_session(fifty, tmp_path):
     train, valid = (TrainSessions.of(fifty, held_out) for held_out in (2, 1))
     assert len(valid.items) == len(train.items) + len(train.user_id)
     begin = valid.offset[:-1]
@@ -51,7 +51,7 @@ def test_clicks_after_train_are_counted_where_they_are_asked_for(fifty, tmp_path
 
 
 @pytest.mark.parametrize("broken", ["item.npy", "record.json"])
-def test_a_changed_file_is_refused(fifty, tmp_path, broken):
+def test_changed_source_file_is_refused(fifty, tmp_path, broken):
     open_counted(["item_knn"], fifty, tmp_path, OPTIONS)
     (folder,) = tmp_path.iterdir()
     content = bytearray((folder / broken).read_bytes())
@@ -61,7 +61,7 @@ def test_a_changed_file_is_refused(fifty, tmp_path, broken):
         open_counted(["item_knn"], fifty, tmp_path, OPTIONS)
 
 
-def test_a_folder_that_cannot_be_written_costs_a_warning(fifty, tmp_path, capsys):
+def test_unwritable_source_folder_gives_a_warning_only(fifty, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     actual = open_counted(["markov"], fifty, tmp_path / "file" / "below", OPTIONS)
     assert "warning: the source is not stored" in capsys.readouterr().err
@@ -83,7 +83,7 @@ def test_lists_do_not_depend_on_ranges_or_threads(fifty, monkeypatch, threads):
             assert np.array_equal(getattr(parts, array), getattr(whole[name], array))
 
 
-def test_the_version_is_part_of_what_a_source_is_made_from(fifty, tmp_path, monkeypatch):
+def test_source_of_another_version_is_not_reused(fifty, tmp_path, monkeypatch):
     open_counted(["markov"], fifty, tmp_path, OPTIONS)
     monkeypatch.setattr(store, "VERSION", store.VERSION + 1)
     open_counted(["markov"], fifty, tmp_path, OPTIONS)

@@ -1,4 +1,4 @@
-"""Threads of a search: jobs side by side use no more cores than one alone."""
+"""Search threads: parallel jobs use no more cores than a single one."""
 
 import threading
 
@@ -16,7 +16,7 @@ def threads(request):
     faiss.omp_set_num_threads(before)
 
 
-def test_jobs_side_by_side_have_one_thread_each_and_keep_their_order(threads):
+def test_parallel_jobs_get_one_thread_each_and_keep_their_order(threads):
     seen = set()
 
     def work(job):
@@ -25,5 +25,5 @@ def test_jobs_side_by_side_have_one_thread_each_and_keep_their_order(threads):
 
     assert in_threads(work, range(7), threads) == [(job, 1) for job in range(7)]
     assert len(seen) <= threads
-    assert in_threads(work, [5], threads) == [(5, threads)]  # nothing else runs: it may have all
+    assert in_threads(work, [5], threads) == [(5, threads)]  # a single job gets all threads
     assert in_threads(work, [], threads) == []

@@ -1,4 +1,4 @@
-"""Files of titles: columns by name, delimiters, compression, and what is refused."""
+"""Title files: columns by name, delimiters, compression, and invalid files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from retrieval.titles import read_titles
         ("a.csv", "item_id,title\n", {}),
     ],
 )
-def test_titles_by_raw_id(tmp_path, name, text, titles):
+def test_titles_are_read_by_raw_item_id(tmp_path, name, text, titles):
     data = text.encode()
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
     assert read_titles(str(tmp_path / name)) == titles
@@ -36,13 +36,13 @@ def test_titles_by_raw_id(tmp_path, name, text, titles):
         (b"item_id,title\n1,\xff\n", "titles in UTF-8"),
     ],
 )
-def test_what_is_no_file_of_titles_is_refused(tmp_path, data, message):
+def test_invalid_title_files_are_refused(tmp_path, data, message):
     (tmp_path / "a.csv").write_bytes(data)
     with pytest.raises(InputError, match=message):
         read_titles(str(tmp_path / "a.csv"))
 
 
-def test_files_that_cannot_be_read_are_refused(tmp_path):
+def test_unreadable_title_files_are_refused(tmp_path):
     (tmp_path / "a.csv.gz").write_bytes(b"item_id,title\n")
     for name in ("a.csv.gz", "none.csv"):
         with pytest.raises(InputError, match="a readable file of titles"):

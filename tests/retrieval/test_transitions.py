@@ -36,7 +36,7 @@ def counted(lists: list[list[int]], n_items: int, most: int = 100) -> Transition
 
 
 def slow_term(transitions: Transitions, clicks: list[int], weight: np.ndarray) -> np.ndarray:
-    """The term of every item `[n_items + 1]` after some clicks, oldest first, as the module's formula has it."""
+    """The term of every item `[n_items + 1]` after some clicks, oldest first, by the module's formula."""
     rules, cosine = (transitions.terms[name].toarray() for name in ("rules", "cosine"))
     out = np.zeros(len(rules))
     for back, click in enumerate(reversed(clicks), 1):
@@ -48,11 +48,11 @@ def slow_term(transitions: Transitions, clicks: list[int], weight: np.ndarray) -
 
 
 def problem(seed: int) -> tuple[Catalogue, Queries, np.ndarray]:
-    """Candidates, queries, and all scores `[Q, n_items + 1]`, -inf for items that are no candidates."""
+    """Candidates, queries, and all scores `[Q, n_items + 1]`, with -inf for items that are not candidates."""
     rng = np.random.default_rng(seed)
     transitions = counted([rng.integers(1, N_ITEMS + 1, 12).tolist() for _ in range(6)], N_ITEMS, most=5)
     item = np.sort(rng.choice(np.arange(1, N_ITEMS + 1), 30, replace=False)).astype(np.int32)
-    vector = rng.integers(-2, 3, (30, 3)).astype(np.float32)  # ties in plenty
+    vector = rng.integers(-2, 3, (30, 3)).astype(np.float32)  # many ties
     n_seen = rng.integers(1, 16, QUERIES)
     offset = np.concatenate([[0], np.cumsum(n_seen)]).astype(np.int64)
     seen = rng.integers(1, N_ITEMS + 1, offset[-1]).astype(np.int32)
@@ -69,7 +69,7 @@ def problem(seed: int) -> tuple[Catalogue, Queries, np.ndarray]:
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("kind", ["flat", "ivf_flat"])
-def test_lists_and_ranks_are_those_of_a_full_sort(seed, kind):
+def test_lists_and_ranks_with_transitions_equal_a_full_sort(seed, kind):
     catalogue, queries, score = problem(seed)
     index = build_index(kind, catalogue)
     if kind != "flat":
@@ -84,7 +84,7 @@ def test_lists_and_ranks_are_those_of_a_full_sort(seed, kind):
     for q, target in enumerate(queries.target):
         ahead = np.flatnonzero(score[q] >= score[q, target] - 1e-9)
         expected = 1 + len(ahead[ahead != target]) if np.isfinite(score[q, target]) else MISS
-        assert abs(rank[q] - expected) <= 1 or (rank[q] > 20 and expected > 20)  # sums in two orders may break a tie
+        assert abs(rank[q] - expected) <= 1 or (rank[q] > 20 and expected > 20)  # another summing order may break a tie
     _, unseen = search_unseen(index, queries, 5)
     for q in range(QUERIES):
         masked = score[q].copy()
@@ -94,7 +94,7 @@ def test_lists_and_ranks_are_those_of_a_full_sort(seed, kind):
 
 
 def test_equal_scores_count_against_the_target_and_are_listed_by_rising_id():
-    """Weights of one term alone, integers: equal sums are equal to the bit."""
+    """All vectors and weights are zero, so all scores are exactly equal."""
     catalogue, queries, _ = problem(0)
     queries = replace(
         queries, vector=np.zeros_like(queries.vector), transition_weight=np.zeros((QUERIES, 2), np.float32)
@@ -105,14 +105,14 @@ def test_equal_scores_count_against_the_target_and_are_listed_by_rising_id():
     assert (listed == catalogue.item[:20]).all()
 
 
-def test_the_blends_scores_of_the_model_have_the_term():
+def test_model_scores_in_the_blend_include_the_transition_term():
     catalogue, queries, score = problem(3)
     query, row = np.divmod(np.arange(QUERIES * len(catalogue.item)), len(catalogue.item))
     item = catalogue.item[row].astype(np.int64)
     assert exact_scores(catalogue, queries, query, item) == pytest.approx(score[query, item], abs=1e-5)
 
 
-def test_queries_that_are_chosen_or_joined_keep_their_weights():
+def test_taken_and_joined_queries_keep_their_transition_weights():
     _, queries, _ = problem(0)
     taken = queries.take(np.array([3, 1]))
     assert np.array_equal(taken.transition_weight, queries.transition_weight[[3, 1]])
@@ -126,7 +126,7 @@ def bundle_of(folder):
     return SimpleNamespace(path=folder, manifest=SimpleNamespace(n_items=N_ITEMS), files_by_kind=files)
 
 
-def test_files_of_transitions_are_read_as_they_were_written_and_wrong_ones_refused(tmp_path):
+def test_transition_files_round_trip_and_invalid_ones_are_refused(tmp_path):
     catalogue, _, _ = problem(1)
     write_transitions(tmp_path / "transitions", catalogue.transitions)
     again = read_transitions(bundle_of(tmp_path))
@@ -148,7 +148,7 @@ def test_files_of_transitions_are_read_as_they_were_written_and_wrong_ones_refus
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_an_index_loses_only_hits_that_it_does_not_list_and_no_count_brings_back(seed):
+def test_fidelity_counts_targets_found_by_the_index_or_by_transitions(seed):
     catalogue, queries, score = problem(seed)
     term = transition_term(catalogue, queries)
     reference = ExactReference.of(catalogue, queries.vector, queries.target, term)
@@ -172,7 +172,7 @@ def index_of(catalogue, rows):
     return index
 
 
-def test_a_model_without_transitions_is_searched_as_before():
+def test_model_without_transitions_is_searched_by_the_index_alone():
     catalogue, queries, _ = problem(2)
     index = build_index("flat", replace(catalogue, transitions=None))
     score, listed = search_items(index, queries, 7)

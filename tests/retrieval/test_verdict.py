@@ -1,4 +1,4 @@
-"""The verdict's sentences, from numbers worked by hand."""
+"""The verdict's sentences, from hand-computed numbers."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def result_of(hits: int, baseline: int, **more):
 @pytest.mark.parametrize(
     ("hits", "baseline", "end"),
     [
-        (30, 10, "p 1.9e-06."),  # 20 queries that only the model hits: 2 / 2**20
+        (30, 10, "p 1.9e-06."),  # 20 queries are hits of the model only: 2 / 2**20
         (10, 30, "The baseline is better."),
         (11, 10, "These queries do not tell which is better."),
     ],
 )
-def test_the_answer_names_the_best_baseline_and_what_the_queries_tell(tmp_path, hits, baseline, end):
+def test_answer_names_the_best_baseline_and_the_significance(tmp_path, hits, baseline, end):
     own, other = (np.where(np.arange(QUERIES) < n, 3, 11) for n in (hits, baseline))
     write_ranks(tmp_path / "ranks.parquet", model=own, markov=other, popularity=np.full(QUERIES, 11))
     actual = verdict(result_of(hits, baseline), read_ranks(tmp_path / "ranks.parquet"), {}, {})
@@ -56,7 +56,7 @@ def test_the_answer_names_the_best_baseline_and_what_the_queries_tell(tmp_path, 
     assert actual.answer.endswith(end)
 
 
-def test_the_blend_is_judged_where_there_is_one_and_gates_and_popularity_are_told(tmp_path):
+def test_verdict_judges_the_blend_if_any_and_reports_gates_and_popularity(tmp_path):
     own = np.where(np.arange(QUERIES) < 20, 3, 11)
     write_ranks(tmp_path / "ranks.parquet", model=own, blend=own, markov=own, popularity=own)
     segments = {"1": {"hr@10": 0.1, "queries": 20}, "2": {"hr@10": 0.4, "queries": 20}}
