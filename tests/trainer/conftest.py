@@ -1,4 +1,4 @@
-"""What several files of tests read: a run that nothing disturbed, and the devices that models are trained on."""
+"""Shared fixtures: an undisturbed run, and the devices that models are trained on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def undisturbed(fifty, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def gpu(monkeypatch) -> torch.device:
-    """A GPU that computes in float32 as it says, for the tolerances of float32."""
+    """A GPU with TF32 disabled, so that the tolerances of float32 hold."""
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU and NEXTCLICK_GPU=1")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
@@ -29,5 +29,5 @@ def gpu(monkeypatch) -> torch.device:
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request) -> torch.device:
-    """The CPU, and a GPU where there is one."""
+    """The CPU, and a GPU if there is one."""
     return torch.device("cpu") if request.param == "cpu" else request.getfixturevalue("gpu")

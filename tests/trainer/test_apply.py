@@ -18,7 +18,7 @@ from trainer.apply import main
 
 @pytest.fixture(scope="module")
 def other(fifty, tmp_path_factory):
-    """Logs of other users over the same items, and some that nobody knows."""
+    """A log of other users over the same items and some unknown ones."""
     folder = tmp_path_factory.mktemp("other")
     log = generated_log(folder / "log.csv", users=30, items=70, seed=5)
     options = [f"input={log}", f"output={folder / 'data'}", "scenario=qb_video", "shards=2"]
@@ -32,17 +32,17 @@ def run_of(fifty, folder, *more):
 
 
 @pytest.mark.parametrize("model", ["gru4rec", "hybrid", "rank_mmoe"])
-def test_on_its_own_data_a_run_gives_its_own_bundle_again(fifty, tmp_path, model):
+def test_applying_a_run_to_its_own_data_reproduces_its_bundle(fifty, tmp_path, model):
     run = run_of(fifty, tmp_path, f"model={model}")
     assert main([f"run={run}", f"data={fifty.path}", f"output={tmp_path / 'again'}"]) == 0
     manifests = [open_bundle(path).manifest for path in (run / "bundle", tmp_path / "again")]
     assert manifests[0] == manifests[1]
-    if model == "gru4rec":  # a dataset, which has a manifest too, is no bundle to overwrite
+    if model == "gru4rec":  # a dataset also has a manifest, but is not overwritten as a bundle
         assert main([f"run={run}", f"data={fifty.path}", f"output={fifty.path}", "overwrite=true"]) == 2
         assert open_dataset(fifty.path).manifest == fifty.manifest
 
 
-def test_a_refit_run_scores_with_the_refits_parameters(fifty, tmp_path):
+def test_refit_run_scores_with_the_parameters_of_the_refit(fifty, tmp_path):
     run = run_of(fifty, tmp_path, "model=gru4rec", "train.refit=true")
     assert main([f"run={run}", f"data={fifty.path}", f"output={tmp_path / 'again'}"]) == 0
     vectors = [open_bundle(p).item_vectors() for p in (run / "bundle", run / "bundle-selected", tmp_path / "again")]
@@ -51,7 +51,7 @@ def test_a_refit_run_scores_with_the_refits_parameters(fifty, tmp_path):
 
 
 @pytest.mark.parametrize("model", ["hybrid", "rank_mmoe"])
-def test_other_logs_are_scored_by_the_items_the_run_knows(fifty, other, tmp_path, model):
+def test_logs_of_other_users_are_scored_over_the_items_of_the_run(fifty, other, tmp_path, model):
     more = ["network.past_actions=true"] if model == "hybrid" else []
     run = run_of(fifty, tmp_path, f"model={model}", "network.item_features=[category]", *more)
     bundle = tmp_path / "bundle"
@@ -63,7 +63,7 @@ def test_other_logs_are_scored_by_the_items_the_run_knows(fifty, other, tmp_path
         assert np.array_equal(actual.item_vectors(), open_bundle(run / "bundle").item_vectors())
 
 
-def test_what_a_run_cannot_score_is_refused(fifty, other, tmp_path, capfd):
+def test_unsupported_runs_datasets_and_outputs_are_refused(fifty, other, tmp_path, capfd):
     run = run_of(fifty, tmp_path, "model=gru4rec")
     capfd.readouterr()
     log = generated_log(tmp_path / "log.csv", users=30, items=40, seed=5)

@@ -1,4 +1,4 @@
-"""AUCs of the last validation are those that the evaluation finds in the bundle."""
+"""AUCs of the last validation equal those that the evaluation computes from the bundle."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.__main__ import main as train
 
 
 @pytest.mark.parametrize("model", ["hybrid", "rank_mmoe", "rank_esmm"])
-def test_the_aucs_of_training_are_those_of_the_bundle(fifty, tmp_path, model):
+def test_validation_aucs_equal_those_of_the_bundle(fifty, tmp_path, model):
     run, result = tmp_path / "run", tmp_path / "result"
     assert train([f"data={fifty.path}", f"output={run}", *SMALL, f"model={model}", "train.valid_sessions=1000"]) == 0
     options = [f"bundle={run / 'bundle'}", f"data={fifty.path}", f"output={result}", "blend=none"]

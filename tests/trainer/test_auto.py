@@ -1,4 +1,4 @@
-"""`recipe=auto` with several recipes: what is tried, that valid decides, that nothing of it is lost or mixed up."""
+"""`recipe=auto` with several recipes: which are tried, selection by valid metrics, resuming."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OF_GRU4REC = [*BOTH, "small_dropout"]
 
 
 def options(dataset, run: Path, *more: str) -> list[str]:
-    """Four epochs of the recipe of two that is better after two epochs."""
+    """Four epochs of whichever of two recipes is better after two epochs."""
     fixed = ["model=gru4rec", *SMALL, "train.epochs=4", f"auto.candidates=[{','.join(BOTH)}]"]
     return [f"data={dataset.path}", f"output={run}", *fixed, *more]
 
@@ -37,7 +37,7 @@ def recipe_of(run: Path) -> str:
 
 @pytest.fixture(scope="module")
 def chosen(fifty, tmp_path_factory) -> Path:
-    """A run that nothing disturbed, and beside it the number of steps that trials and training took."""
+    """An undisturbed run; next to it a file `steps` with the number of steps of trials and training."""
     run, step, taken = tmp_path_factory.mktemp("chosen") / "run", TrainStep.step, []
 
     def counted(self, *arguments):
@@ -63,7 +63,7 @@ def chosen(fifty, tmp_path_factory) -> Path:
         (["model=nextitnet", "auto.candidates=[medium,small]"], 10**6, ["medium", "small"]),
     ],
 )
-def test_recipes_to_try_follow_from_model_and_catalogue_unless_they_are_named(more, n_items, tried):
+def test_recipes_to_try_follow_from_model_and_catalogue_unless_given(more, n_items, tried):
     assert recipes_to_try(load(["data=d", "output=o", *more]), n_items) == tried
 
 
@@ -81,14 +81,14 @@ def test_recipes_to_try_follow_from_model_and_catalogue_unless_they_are_named(mo
         (164_490, 19_412, ["auto.targets=300000"], 3),
     ],
 )
-def test_trials_are_longer_where_clicks_are_few(clicks, sessions, more, epochs):
+def test_trials_have_more_epochs_if_clicks_are_few(clicks, sessions, more, epochs):
     config = load(["data=d", "output=o", "model=gru4rec", "train.epochs=20", *more])
     dataset = mock.Mock()
     dataset.manifest.counts = {"clicks": clicks, "sessions": sessions}
     assert trial_epochs(config, dataset) == epochs
 
 
-def test_the_recipe_that_is_best_on_valid_is_trained_as_if_it_had_been_named(fifty, chosen, tmp_path, capfd):
+def test_best_recipe_on_valid_gives_the_same_run_as_naming_it(fifty, chosen, tmp_path, capfd):
     choice, reached = choice_of(chosen), {}
     for recipe in BOTH:
         alone = options(fifty, tmp_path / recipe, f"recipe={recipe}", "train.epochs=2")
@@ -102,7 +102,7 @@ def test_the_recipe_that_is_best_on_valid_is_trained_as_if_it_had_been_named(fif
     assert json.loads((chosen / "summary.json").read_text())["recipe"] == best
     assert main(options(fifty, tmp_path / "named", f"recipe={best}")) == 0
     assert_same_run(chosen, tmp_path / "named")
-    # In another order, and by a metric that they differ in as well.
+    # In another order, and by another metric in which they differ.
     run = tmp_path / "turned"
     assert main(options(fifty, run, "auto.candidates=[small_softmax,small]", "train.select_by=hr@20")) == 0
     scores = {row["recipe"]: row["valid"]["hr@20"] for row in choice_of(run)["tried"]}
@@ -111,9 +111,7 @@ def test_the_recipe_that_is_best_on_valid_is_trained_as_if_it_had_been_named(fif
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_a_run_killed_at_any_step_of_its_trials_ends_with_the_bits_of_an_undisturbed_one(
-    fifty, chosen, tmp_path, share
-):
+def test_run_killed_during_its_trials_resumes_to_a_bit_identical_result(fifty, chosen, tmp_path, share):
     run, total = tmp_path / "run", int((chosen.parent / "steps").read_text())
     with killed_at_step(int(share * total)):
         main(options(fifty, run))
@@ -127,7 +125,7 @@ def test_a_run_killed_at_any_step_of_its_trials_ends_with_the_bits_of_an_undistu
         assert [line["epoch"] for line in lines if line["name"] == "ndcg@20"] == [1, 2]
 
 
-def test_sigterm_while_recipes_are_tried_saves_and_the_same_command_goes_on(fifty, chosen, tmp_path, capfd):
+def test_sigterm_during_trials_saves_a_checkpoint_and_the_command_resumes(fifty, chosen, tmp_path, capfd):
     with terminated_at_step(3):
         main(options(fifty, tmp_path / "run", "train.checkpoint_steps=1000"))
     assert "the same command resumes from there\n" in capfd.readouterr().err
@@ -137,7 +135,7 @@ def test_sigterm_while_recipes_are_tried_saves_and_the_same_command_goes_on(fift
     assert_same_run(chosen, tmp_path / "run")
 
 
-def test_a_run_keeps_its_recipe_and_refuses_other_options_from_the_first_trial_on(fifty, tmp_path, capfd):
+def test_run_keeps_its_recipe_and_refuses_changed_options_from_the_first_trial(fifty, tmp_path, capfd):
     run = tmp_path / "run"
     with killed_at_step(5):
         main(options(fifty, run))
@@ -145,7 +143,7 @@ def test_a_run_keeps_its_recipe_and_refuses_other_options_from_the_first_trial_o
     assert "expected seed=0 as the run began with" in capfd.readouterr().err
     assert main(options(fifty, run, "train.learning_rate=0.3")) == 2
     assert main(options(fifty, run)) == 0
-    # What auto would try now decides nothing; the other recipe is refused.
+    # Options of auto have no effect any more; the other recipe is refused.
     assert main(options(fifty, run, "auto.candidates=[medium,large]", "auto.targets=1", "train.epochs=5")) == 0
     other = next(name for name in BOTH if name != recipe_of(run))
     assert main(options(fifty, run, f"recipe={other}")) == 2
@@ -156,23 +154,23 @@ def test_a_run_keeps_its_recipe_and_refuses_other_options_from_the_first_trial_o
     ("more", "recipe"),
     [
         (["auto.targets=0"], "small"),
-        (["train.epochs=3"], "small"),  # half of which is one
+        (["train.epochs=3"], "small"),  # half of them is one
         (["loss=sampled_softmax"], "small_softmax"),
-        (["loss=gbce"], "small"),  # no recipe has it
-        (["loss=embedding"], "small"),  # nor do cosines go with it
+        (["loss=gbce"], "small"),  # no recipe has this loss
+        (["loss=embedding"], "small"),  # not combinable with cosine scores
         (["auto.candidates=[small_dropout]"], "small_dropout"),
         (["recipe=small_softmax"], "small_softmax"),
-        (["recipe=small_softmax", "model=nextitnet"], "small_softmax"),  # which has no such file
+        (["recipe=small_softmax", "model=nextitnet"], "small_softmax"),  # nextitnet has no such recipe file
     ],
 )
-def test_nothing_is_tried_where_nothing_is_to_be_chosen(fifty, tmp_path, more, recipe, monkeypatch):
+def test_no_trials_run_if_there_is_only_one_recipe_to_choose(fifty, tmp_path, more, recipe, monkeypatch):
     monkeypatch.setattr(Trial, "run", lambda self, report: pytest.fail("tried"))
     assert main(options(fifty, tmp_path / "run", "train.valid_sessions=5", *more)) == 0
     assert recipe_of(tmp_path / "run") == recipe
     assert not (tmp_path / "run" / "recipe_choice.json").exists()
 
 
-def test_a_recipe_whose_training_fails_is_not_taken(fifty, tmp_path, monkeypatch, capfd):
+def test_recipe_whose_trial_fails_is_not_chosen(fifty, tmp_path, monkeypatch, capfd):
     run, better = tmp_path / "run", Trial.run
 
     def fails(self, report):
@@ -198,7 +196,7 @@ def test_a_recipe_whose_training_fails_is_not_taken(fifty, tmp_path, monkeypatch
         ["data=/no"],
     ],
 )
-def test_wrong_options_end_before_anything_is_tried(fifty, tmp_path, wrong, capfd):
+def test_invalid_options_fail_before_any_trial(fifty, tmp_path, wrong, capfd):
     assert main(options(fifty, tmp_path / "run", *wrong)) == 2
     error = capfd.readouterr().err
     assert error.startswith("error: expected ")
@@ -206,7 +204,7 @@ def test_wrong_options_end_before_anything_is_tried(fifty, tmp_path, wrong, capf
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_of_something_else_is_refused_before_anything_is_tried(fifty, tmp_path, capfd):
+def test_unrelated_output_folder_is_refused_before_any_trial(fifty, tmp_path, capfd):
     (tmp_path / "thesis.txt").touch()
     assert main(options(fifty, tmp_path)) == 2
     assert "a fresh output folder" in capfd.readouterr().err

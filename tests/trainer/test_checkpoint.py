@@ -20,7 +20,7 @@ from trainer.run.checkpoint import STATE, TENSORS, latest
 from trainer.show import main as show
 
 
-def test_a_full_disk_costs_a_checkpoint_and_not_the_run(fifty, undisturbed, tmp_path, monkeypatch, capfd):
+def test_full_disk_skips_a_checkpoint_and_the_run_continues(fifty, undisturbed, tmp_path, monkeypatch, capfd):
     save, written = trainer.run.checkpoint.save_file, 0
 
     def full(tensors, path):
@@ -39,7 +39,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(fifty, undisturbed, tmp_
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small disk")
-def test_a_disk_that_is_really_full_ends_plainly_and_the_run_goes_on_elsewhere(fifty, undisturbed, tmp_path, capfd):
+def test_permanently_full_disk_is_a_plain_error_and_the_run_can_be_resumed(fifty, undisturbed, tmp_path, capfd):
     small = tmp_path / "small"
     small.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], check=True)
@@ -52,11 +52,11 @@ def test_a_disk_that_is_really_full_ends_plainly_and_the_run_goes_on_elsewhere(f
         assert main(options(fifty, small / "run")) == 0
         assert_same_run(undisturbed, small / "run")
     finally:
-        subprocess.run(["umount", "--lazy", small], check=True)  # a mapped checkpoint may not be collected yet
+        subprocess.run(["umount", "--lazy", small], check=True)  # a memory-mapped checkpoint may still be open
 
 
-def test_a_checkpoint_is_of_the_step_it_names_though_training_went_on(fifty, undisturbed, tmp_path, monkeypatch):
-    """A slow disk: every write ends after further steps have changed the parameters."""
+def test_checkpoint_holds_its_step_even_if_written_slowly(fifty, undisturbed, tmp_path, monkeypatch):
+    """A slow disk: every write finishes after later steps have changed the parameters."""
     write = trainer.run.checkpoint.write
 
     def slow(*arguments, **more):
@@ -71,8 +71,8 @@ def test_a_checkpoint_is_of_the_step_it_names_though_training_went_on(fifty, und
         assert all(torch.equal(tensor, there[name]) for name, tensor in load_file(path / TENSORS).items())
 
 
-def test_a_damaged_best_checkpoint_is_named_and_nothing_is_exported(fifty, undisturbed, tmp_path, capfd):
-    """64 bytes of its tensors are changed; the latest checkpoint, of a later epoch, is complete."""
+def test_damaged_best_checkpoint_is_reported_and_nothing_is_exported(fifty, undisturbed, tmp_path, capfd):
+    """64 bytes of its tensors are changed; the latest checkpoint, of a later epoch, is intact."""
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
     newest = latest(run / "checkpoints")

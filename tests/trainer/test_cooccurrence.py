@@ -1,4 +1,4 @@
-"""Item vectors that begin as factors of co-occurrence: slow versions, and that no held-out click enters."""
+"""Item vectors initialised from co-occurrence factors: slow references, and no use of held-out clicks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trainer.training.cooccurrence import Matrix, counted_clicks, factors, posit
 from trainer.training.objective import INPUT, ITEM
 
 Clicks = tuple[np.ndarray, np.ndarray]
-"""Session and dense id of clicks, in order."""
+"""Session and dense item id of each click, in order."""
 
 
 def dense(matrix: Matrix) -> np.ndarray:
@@ -36,7 +36,7 @@ def dense(matrix: Matrix) -> np.ndarray:
 
 
 def slow_ppmi(clicks: Clicks, n: int) -> np.ndarray:
-    """Pair by pair: 1 / distance up to five clicks, contexts to the power .75, the mean of both directions."""
+    """Pair by pair: 1 / distance up to five clicks, contexts to the power 0.75, mean of both directions."""
     count = defaultdict(float)
     for session in np.unique(clicks[0]):
         items = clicks[1][clicks[0] == session].tolist()
@@ -54,17 +54,17 @@ def slow_ppmi(clicks: Clicks, n: int) -> np.ndarray:
     return out
 
 
-def test_ppmi_is_that_of_a_loop_over_pairs(fifty):
+def test_ppmi_equals_a_loop_over_pairs(fifty):
     n, (session, item) = fifty.manifest.n_items, counted_clicks(fifty, 2)
     few = session[session < 8], item[session < 8]
     actual, expected = positive_pmi(*few, n), slow_ppmi(few, n)
     assert (expected > 0).sum() > 100
     assert dense(actual) == pytest.approx(expected, abs=1e-6)
-    for at_once in (1, 300, 1_000):  # rows by rows
+    for at_once in (1, 300, 1_000):  # in chunks of rows
         assert np.array_equal(dense(positive_pmi(*few, n, at_once)), dense(actual))
 
 
-def test_the_counted_clicks_are_those_of_the_counted_sources(fifty):
+def test_counted_clicks_equal_those_of_the_retrieval_sources(fifty):
     for holdout in (1, 2):
         expected = TrainSessions.of(fifty, holdout)
         theirs = [expected.items[a:b].tolist() for a, b in itertools.pairwise(expected.offset)]
@@ -72,7 +72,7 @@ def test_the_counted_clicks_are_those_of_the_counted_sources(fifty):
         assert sorted(theirs) == sorted(item[session == s].tolist() for s in range(len(theirs)))
 
 
-def test_factors_are_those_of_the_eigenvectors_of_the_largest_magnitude():
+def test_factors_are_the_eigenvectors_of_largest_absolute_eigenvalue():
     rng = np.random.default_rng(0)
     basis, _ = np.linalg.qr(rng.normal(size=(60, 60)))
     value = np.array([9.0, -7.0, 5.0, 3.0, *rng.normal(size=56) * 0.1])
@@ -86,8 +86,8 @@ def test_factors_are_those_of_the_eigenvectors_of_the_largest_magnitude():
     assert actual @ actual.T == pytest.approx(magnitude, abs=1e-3)
 
 
-def test_items_that_are_clicked_together_begin_together(tmp_path):
-    """Two groups of items that share no session, and items without a neighbour in train."""
+def test_items_clicked_together_start_with_similar_vectors(tmp_path):
+    """Two groups of items without common sessions, and two items without a neighbour in train."""
     rng, rows = np.random.default_rng(0), []
     for user in range(40):
         items = [*(rng.choice(10, 10, replace=False) + 10 * (user % 2)), 20, 21]
@@ -103,7 +103,7 @@ def test_items_that_are_clicked_together_begin_together(tmp_path):
 
 
 def log_with(folder, last_two):
-    """Users whose train clicks are always the same and whose last two clicks are given."""
+    """A log with fixed train clicks and the given last two clicks of each user."""
     rng, rows = np.random.default_rng(0), []
     for user, last in enumerate(last_two):
         items = [*range(user % 5, 30, 5), *rng.choice(30, 8, replace=False), *last]
@@ -123,7 +123,7 @@ def begun(dataset, holdout: int) -> dict[str, np.ndarray]:
     return {name: train_step.tables[name].vector.numpy() for name in (ITEM, INPUT)}
 
 
-def test_no_valid_or_test_click_enters_before_the_refit(tmp_path):
+def test_initial_vectors_do_not_depend_on_held_out_clicks(tmp_path):
     rng = np.random.default_rng(1)
     drawn = rng.integers(0, 30, (20, 2))
     one = log_with(tmp_path / "one", drawn)
@@ -134,12 +134,12 @@ def test_no_valid_or_test_click_enters_before_the_refit(tmp_path):
     assert np.array_equal(first[ITEM], first[INPUT])
     for dataset in (other, third):
         assert np.array_equal(first[ITEM], begun(dataset, 2)[ITEM])
-    assert np.array_equal(begun(one, 1)[ITEM], begun(other, 1)[ITEM])  # a refit has seen the valid click
+    assert np.array_equal(begun(one, 1)[ITEM], begun(other, 1)[ITEM])  # a refit also uses the valid click
     assert not np.allclose(begun(one, 1)[ITEM], begun(third, 1)[ITEM], atol=1e-3)
     assert not np.allclose(begun(one, 1)[ITEM], first[ITEM], atol=1e-3)
 
 
-def test_a_run_and_its_refit_begin_with_the_counts_of_their_own_clicks(fifty, tmp_path):
+def test_run_and_refit_are_initialised_from_their_own_train_clicks(fifty, tmp_path):
     options = ["model=gru4rec", "train.ppmi_start=2", "train.learning_rate=1e-9", "train.refit=true", "train.epochs=1"]
     assert main([f"data={fifty.path}", f"output={tmp_path / 'run'}", *SMALL, *options]) == 0
     for bundle, holdout in (("bundle-selected", 2), ("bundle", 1)):

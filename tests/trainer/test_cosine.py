@@ -1,4 +1,4 @@
-"""Scores that are cosines over a temperature: in the loss, and in the vectors that are searched."""
+"""Cosine scores divided by a temperature: in the loss and in the exported vectors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZES = {"embedding_dim": 8, "hidden_size": 8, "positions": 30, "embedding_dropo
 
 
 @pytest.mark.parametrize("model", ["gru4rec", "hybrid"])
-def test_loss_and_exported_vectors_score_by_the_cosine_over_the_temperature(fifty, model):
+def test_loss_and_exported_vectors_score_by_cosine_over_temperature(fifty, model):
     network = ModelOptions(cosine_temperature=0.2, tower=8, **SIZES)
     config = TrainerConfig(data="", output="", model=model, tasks=["next"], loss="softmax", network=network)
     model_task = model_task_of(config, fifty, World.alone())

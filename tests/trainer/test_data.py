@@ -1,4 +1,4 @@
-"""The order of an epoch and what a batch holds."""
+"""The order of an epoch and the content of batches."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def order(reader, epoch=0, tokens=64, buffer=20) -> Order:
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=200), st.integers(1, 200), st.integers(0, 5))
 @settings(deadline=None)
-def test_batches_hold_each_session_with_targets_once_and_about_equal_tokens(tokens, batch_tokens, window):
+def test_batches_contain_each_session_once_with_about_equal_tokens(tokens, batch_tokens, window):
     tokens = np.array(tokens)
     batches = Order(np.array([len(tokens)]), 1, 2, "ab" * 20, batch_tokens, 10).batches(window, tokens)
     rows = np.concatenate([*batches, np.zeros(0, np.int64)])
@@ -45,7 +45,7 @@ def test_batches_hold_each_session_with_targets_once_and_about_equal_tokens(toke
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_every_session_is_read_once_an_epoch_whatever_the_workers(fifty, world_size):
+def test_every_session_is_read_once_per_epoch_for_any_number_of_workers(fifty, world_size):
     reader = SessionReader(fifty, exposures=False, holdout=2)
     users = []
     for rank in range(world_size):
@@ -54,7 +54,7 @@ def test_every_session_is_read_once_an_epoch_whatever_the_workers(fifty, world_s
     assert sorted(users) == list(range(1, 51))
 
 
-def test_the_order_changes_with_the_epoch_and_the_seed_alone(fifty):
+def test_order_is_reproducible_and_changes_with_the_epoch(fifty):
     reader = SessionReader(fifty, exposures=False, holdout=2)
 
     def users(o):
@@ -65,7 +65,7 @@ def test_the_order_changes_with_the_epoch_and_the_seed_alone(fifty):
 
 
 @pytest.mark.parametrize("worlds", [(1, 1), (2, 1), (2, 3), (1, 2)])
-def test_resuming_anywhere_with_other_workers_reads_the_rest_once(fifty, worlds):
+def test_resuming_with_another_number_of_workers_reads_the_rest_once(fifty, worlds):
     reader = SessionReader(fifty, exposures=False, holdout=2)
 
     def read(world, start, stop=None):
@@ -84,7 +84,7 @@ def test_resuming_anywhere_with_other_workers_reads_the_rest_once(fifty, worlds)
         assert sorted(first + rest) == list(range(1, 51))
 
 
-def test_shares_cover_a_batch_and_differ_by_one_session_at_most():
+def test_worker_shares_cover_a_batch_and_differ_by_at_most_one_session():
     batch = np.arange(10)
     shares = [share(batch, rank, 3) for rank in range(3)]
     assert sorted(np.concatenate(shares).tolist()) == batch.tolist()
@@ -102,7 +102,7 @@ def all_sessions(dataset) -> Sessions:
 
 @pytest.mark.parametrize("holdout", [1, 2])
 @pytest.mark.parametrize("exposures", [True, False])
-def test_a_batch_holds_what_a_slow_reading_of_the_sessions_says(fifty, holdout, exposures):
+def test_batch_equals_a_slow_reading_of_the_sessions(fifty, holdout, exposures):
     batch = train_batch(
         all_sessions(fifty), batch_options(holdout=holdout, tasks=["click", "like"], exposures=exposures)
     )
@@ -128,8 +128,8 @@ def test_a_batch_holds_what_a_slow_reading_of_the_sessions_says(fifty, holdout, 
     assert list(actual) == wanted_rows
 
 
-def test_the_test_click_and_what_follows_the_valid_click_reach_no_batch(fifty):
-    """Change every session's last click and all rows of the last two blocks: training sees no difference."""
+def test_batches_do_not_contain_held_out_clicks_or_their_rows(fifty):
+    """Changing every session's last clicks and all rows of the last two blocks makes no difference to training."""
     sessions = all_sessions(fifty)
     changed = all_sessions(fifty)
     last = changed.items.offset[1:] - 1
@@ -153,7 +153,7 @@ def test_the_test_click_and_what_follows_the_valid_click_reach_no_batch(fifty):
             assert (getattr(batches[0], name) == getattr(batches[1], name)).all(), name
 
 
-def test_sampled_rows_are_the_same_however_a_batch_is_shared(fifty):
+def test_sampled_rows_do_not_depend_on_how_a_batch_is_split(fifty):
     sessions = all_sessions(fifty)
 
     def rows(s, salt):
@@ -172,7 +172,7 @@ def test_sampled_rows_are_the_same_however_a_batch_is_shared(fifty):
     assert len(rows_once) <= 4 * 50 < len(everything.item)
 
 
-def test_sampled_prefixes_are_some_of_all_targets_with_their_rows_alone(fifty):
+def test_sampled_prefixes_are_a_subset_of_targets_with_their_rows(fifty):
     sessions = all_sessions(fifty)
     everything, some = (train_batch(sessions, batch_options(prefixes=k, salt=7)) for k in (0, 3))
     has_target_BT = some.targets != 0
@@ -187,7 +187,7 @@ def test_sampled_prefixes_are_some_of_all_targets_with_their_rows_alone(fifty):
 
 
 @pytest.mark.parametrize("limit", [1, 2, 100])
-def test_skipped_items_are_those_shown_with_a_target_and_not_clicked(fifty, limit):
+def test_skipped_items_are_shown_with_a_target_and_not_clicked(fifty, limit):
     batch = train_batch(all_sessions(fifty), batch_options(skipped=limit))
     width, expected = batch.items.shape[1], {}
     for number, row in enumerate(all_rows(fifty)):
@@ -205,14 +205,14 @@ def test_skipped_items_are_those_shown_with_a_target_and_not_clicked(fifty, limi
         assert Counter(items) <= Counter(expected[state])
 
 
-def test_targets_of_sessions_are_all_targets_of_their_batch(fifty):
+def test_targets_of_equals_the_targets_of_the_batch(fifty):
     sessions = all_sessions(fifty)
     for holdout in (1, 2):
         batch = train_batch(sessions, batch_options(holdout=holdout))
         assert targets_of(sessions, holdout).tolist() == batch.targets[batch.targets != 0].tolist()
 
 
-def test_rows_of_blocks_carry_the_last_ten_clicks_before_them(fifty):
+def test_ranking_rows_have_the_last_ten_clicks_before_their_block(fifty):
     sessions = all_sessions(fifty)
     rows = feedback_rows(sessions, exposures=True)
     actual = block_rows(sessions, rows)
@@ -229,14 +229,14 @@ def test_rows_of_blocks_carry_the_last_ten_clicks_before_them(fifty):
     assert batch.label[:, 1].tolist() == [float(bits >> 2 & 1) for bits in rows.feedback.tolist()]
 
 
-def test_an_empty_share_is_one_session_of_padding(fifty):
+def test_empty_share_of_a_batch_is_one_padding_session(fifty):
     sessions = all_sessions(fifty).take(np.zeros(0, np.int64))
     batch = train_batch(sessions, batch_options(skipped=2))
     assert batch.items.tolist() == batch.targets.tolist() == [[0]]
     assert len(batch.row_item) == 0
 
 
-def test_prefetch_hands_on_elements_and_errors():
+def test_prefetch_passes_on_elements_and_errors():
     def source():
         yield 1
         raise ValueError("broken shard")
@@ -247,8 +247,8 @@ def test_prefetch_hands_on_elements_and_errors():
         next(prefetched)
 
 
-def test_a_validation_sample_is_spread_over_many_row_groups():
-    """Users with neighbouring ids are alike in real data: a few complete groups would not represent all."""
+def test_validation_sample_is_spread_over_many_row_groups():
+    """Users with adjacent ids are similar in real data: a few complete row groups would not be representative."""
     reader = SimpleNamespace(groups=range(400), dataset=SimpleNamespace(manifest=SimpleNamespace(fingerprint="f" * 64)))
     counts = np.full(400, 1_000)
     groups, _ = sample_groups(reader, counts, 10_000)

@@ -1,4 +1,4 @@
-"""Encoders against the papers' formulas in numpy, one session at a time."""
+"""Encoders against the papers' formulas in NumPy, one session at a time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def gru_by_steps(gru: torch.nn.GRU, x_TD: np.ndarray, layer: int = 0) -> np.ndar
     return np.array(states)
 
 
-def test_gru_equals_a_step_by_step_numpy_version(device):
+def test_gru_equals_a_step_by_step_numpy_reference(device):
     torch.manual_seed(0)
     encoder = GRUEncoder(options(layers=2)).eval()
     clicks, items = torch.randn(4, 7, 6), torch.ones(4, 7, dtype=torch.long)
@@ -44,7 +44,7 @@ def test_gru_equals_a_step_by_step_numpy_version(device):
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_the_training_grus_states_and_gradients_are_those_of_torchs(layers):
+def test_training_gru_has_the_states_and_gradients_of_torchs_gru(layers):
     torch.manual_seed(0)
     gru = torch.nn.GRU(6, 5, layers, batch_first=True).double()
     clicks, weight = torch.randn(4, 7, 6).double().requires_grad_(), torch.randn(4, 7, 5).double()
@@ -57,7 +57,7 @@ def test_the_training_grus_states_and_gradients_are_those_of_torchs(layers):
 
 
 def srgnn_by_graph(encoder: SRGNNEncoder, items: list[int], vector_of: dict[int, np.ndarray]) -> np.ndarray:
-    """The state after a session's last click: one graph, built and walked by Wu et al.'s equations 1 to 7."""
+    """The state after a session's last click, from its graph by equations 1 to 7 of Wu et al."""
     p = weights(encoder)
     nodes = list(dict.fromkeys(items))
     n = len(nodes)
@@ -111,8 +111,8 @@ def test_srgnn_equals_a_loop_over_single_graphs_for_every_prefix(steps, sessions
             assert next(actual) == pytest.approx(srgnn_by_graph(encoder, session[:end], vector_of), abs=1e-5)
 
 
-def test_srgnn_makes_the_graphs_of_long_sessions_a_few_at_a_time(monkeypatch):
-    """All graphs at once need memory by the cube of the length; parts give the same states and gradients."""
+def test_srgnn_builds_the_graphs_of_long_sessions_in_chunks(monkeypatch):
+    """All graphs at once need memory cubic in the length; chunks give the same states and gradients."""
     made, graphs_of = [], srgnn.session_graphs
 
     def counted(items, needed):
@@ -177,7 +177,7 @@ def attention_by_position(encoder, x_TD: np.ndarray) -> np.ndarray:
     return np.array([norm(x, "last") for x in h])
 
 
-def test_nextitnet_equals_convolutions_position_by_position():
+def test_nextitnet_equals_convolutions_computed_position_by_position():
     torch.manual_seed(0)
     encoder = build_encoder("nextitnet", options(embedding_dim=5, hidden_size=4, layers=2, dilations=[1, 3])).eval()
     clicks = torch.randn(7, 5)
@@ -203,12 +203,12 @@ def test_nextitnet_equals_convolutions_position_by_position():
 
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("relative", [False, True])
-def test_sasrec_equals_attention_position_by_position(block, relative):
+def test_sasrec_equals_attention_computed_position_by_position(block, relative):
     torch.manual_seed(0)
     sizes = {"hidden_size": 6, "attention_heads": 2, "layers": 2}
     encoder = build_encoder("sasrec", options(attention_block=block, relative_positions=relative, **sizes)).eval()
     for made in encoder.blocks if relative else ():
-        torch.nn.init.normal_(made.attention.bias_by_distance)  # they begin at zero
+        torch.nn.init.normal_(made.attention.bias_by_distance)  # initialised to zero
     clicks, items = torch.randn(3, 7, 6), torch.ones(3, 7, dtype=torch.long)
     actual = encoder(items, clicks, every_place(items)).detach().numpy().reshape(3, 7, 6)
     for session in range(3):
@@ -217,19 +217,19 @@ def test_sasrec_equals_attention_position_by_position(block, relative):
 
 
 @pytest.mark.parametrize("changes", [{"attention_block": "ligr"}, {"relative_positions": True}], ids=str)
-def test_a_later_click_or_padding_changes_no_state_of_sasrecs_options(changes):
+def test_sasrec_states_do_not_depend_on_later_clicks_or_padding(changes):
     torch.manual_seed(0)
     encoder = build_encoder("sasrec", options(layers=2, **changes)).eval()
     clicks, items = torch.randn(2, 7, 6), torch.ones(2, 7, dtype=torch.long)
     changed = clicks.clone()
-    changed[:, 4:] = 0.0  # as padding is
+    changed[:, 4:] = 0.0  # like padding
     before, after = (encoder(items, each, every_place(items)).view(2, 7, -1) for each in (clicks, changed))
     assert torch.allclose(before[:, :4], after[:, :4], atol=1e-6)
     assert not torch.allclose(before[:, 4:], after[:, 4:], atol=1e-3)
 
 
 @pytest.mark.parametrize("changes", [{}, {"attention_block": "ligr"}, {"relative_positions": True}], ids=str)
-def test_a_session_alone_has_the_state_of_sasrec_that_it_has_in_a_batch_to_the_bit(changes):
+def test_sasrec_states_of_a_single_session_are_bit_identical_to_a_batch(changes):
     torch.manual_seed(0)
     sizes = {"embedding_dim": 32, "hidden_size": 32, "positions": 40, "layers": 2}
     encoder = build_encoder("sasrec", options(**sizes, **changes)).eval()

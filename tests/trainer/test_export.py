@@ -1,4 +1,4 @@
-"""The exported encoder: queries of the bundle, in a process that knows torch alone."""
+"""The exported encoder gives the queries of the bundle, in a process with torch and without our packages."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ with torch.no_grad():
     ],
     ids=lambda options: options[0],
 )
-def test_queries_are_those_of_the_bundle(fifty, tmp_path, options):
+def test_exported_encoder_reproduces_the_queries_of_the_bundle(fifty, tmp_path, options):
     run, output = tmp_path / "run", tmp_path / "export"
     assert train([f"data={fifty.path}", f"output={run}", *SMALL, *options]) == 0
     assert main([f"run={run}", f"output={output}"]) == 0
@@ -78,7 +78,7 @@ def test_queries_are_those_of_the_bundle(fifty, tmp_path, options):
     assert manifest["reads_actions"] == ("network.past_actions=true" in options)
 
 
-def test_what_cannot_be_exported_is_refused(fifty, tmp_path, capfd):
+def test_models_that_cannot_be_exported_are_refused(fifty, tmp_path, capfd):
     for model in ("srgnn", "rank_mmoe"):
         assert (
             train([f"data={fifty.path}", f"output={tmp_path / model}", *SMALL, f"model={model}", "train.epochs=1"]) == 0

@@ -1,4 +1,4 @@
-"""Gates that begin with a preference, experts of alike scale, what feedback towers read."""
+"""Gates with an initial preference, normalised experts, inputs of the feedback towers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def options(**changes) -> ModelOptions:
 
 
 @pytest.mark.parametrize("residual", [False, True])
-def test_a_normalised_expert_is_swish_of_the_layer_norm_of_a_plain_one(residual):
+def test_normalised_expert_equals_swish_of_layer_norm_of_a_plain_expert(residual):
     torch.manual_seed(0)
     made, state = expert(6, options(residual=residual, expert_norm=True)), torch.randn(7, 6)
     plain = made.network[:3](state) if residual else made[0](state)
@@ -38,10 +38,10 @@ def test_a_normalised_expert_is_swish_of_the_layer_norm_of_a_plain_one(residual)
     expected = norm * torch.sigmoid(norm) + (state if residual else 0)
     assert torch.allclose(made(state), expected, atol=1e-5)
     loud, louder = (made(size * state) - (size * state if residual else 0) for size in (100, 1000))
-    assert torch.allclose(loud, louder, atol=0.2)  # how loud it is makes no difference
+    assert torch.allclose(loud, louder, atol=0.2)  # the scale of the input does not matter
 
 
-def test_each_task_begins_with_experts_of_its_own_and_none_is_without_a_task():
+def test_gate_preference_assigns_each_expert_to_one_task_initially():
     head = MMoE(Layout((5,)), options(gate_preference=2.0), TASKS)
     weights = head.gate_weights(torch.zeros(1, 5))
     owners = np.zeros(8, int)
@@ -59,13 +59,13 @@ def test_each_task_begins_with_experts_of_its_own_and_none_is_without_a_task():
             assert torch.allclose(weight[0], expected)
 
 
-def test_without_the_options_gates_and_experts_have_the_parameters_of_the_paper():
+def test_default_gates_and_experts_have_the_parameters_of_the_paper():
     names = {name for name, _ in MMoE(Layout((5,)), options(residual=False), TASKS).named_parameters()}
     experts = {f"experts.{e}.0.{kind}" for e in range(8) for kind in ("weight", "bias")}
     assert names == experts | {f"gates.{task}.weight" for task in TASKS}
 
 
-def test_a_gates_load_is_its_mean_weight_and_how_often_each_expert_leads():
+def test_gate_statistics_are_mean_weights_lead_shares_and_entropy():
     feedback = FeedbackSums([])
     weight = np.array([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.6, 0.2, 0.2], [0.2, 0.5, 0.3]])
     for part in (weight[:1], weight[1:]):
@@ -76,7 +76,7 @@ def test_a_gates_load_is_its_mean_weight_and_how_often_each_expert_leads():
     assert actual.entropy["like"] == pytest.approx(-(weight * np.log(weight)).sum(1).mean())
 
 
-def test_a_tower_reads_the_embeddings_of_its_own_task_and_those_of_features():
+def test_tower_reads_its_own_task_embeddings_and_feature_embeddings():
     torch.manual_seed(0)
     network = options(task_embedding_dim=3, feedback_features=["category", "tag"], feedback_feature_dim=2)
     config = TrainerConfig(data="", output="", model="hybrid", tasks=TASKS[:3], network=network)
@@ -97,17 +97,17 @@ def test_a_tower_reads_the_embeddings_of_its_own_task_and_those_of_features():
     actual = model.feedback_logits(state, mixes, row, item, item_FD, own)
     assert list(actual) == ["click", "like"]
     assert torch.allclose(actual["like"], expected, atol=1e-5)
-    other = torch.cat([torch.randn(3, 3), of_like], dim=1)  # those of click
+    other = torch.cat([torch.randn(3, 3), of_like], dim=1)  # only the click part differs
     actual = model.feedback_logits(state, mixes, row, item, item_FD, other, only={"like"})
     assert list(actual) == ["like"]
     assert torch.allclose(actual["like"], expected, atol=1e-5)
     plain = str(Recommender(replace(config, network=options(feedback_feature_dim=2))))
     assert "own_mix" not in plain
-    assert "feature_mix" not in plain  # no features are named
+    assert "feature_mix" not in plain  # no features are given
 
 
 @given(sessions=st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=7), min_size=1, max_size=4))
-def test_features_of_clicks_are_the_mean_over_those_so_far(sessions):
+def test_features_of_clicks_are_the_mean_over_the_clicks_so_far(sessions):
     codes = np.array([[0, 0], [1, 3], [2, 0], [1, 2], [0, 0]])
     features = FeedbackFeatures(torch.from_numpy(codes), 3, actions=False)
     of_value = features.embedding.weight.detach().double().numpy()

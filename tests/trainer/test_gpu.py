@@ -1,4 +1,4 @@
-"""What training on a GPU gives, against the CPU."""
+"""Training on a GPU against the CPU."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("name", ALIKE)
-def test_ten_steps_and_the_validation_after_them_are_those_of_the_cpu(fifty, name, gpu):
-    """In float64, as workers are compared: see `test_step.py`."""
+def test_ten_steps_and_validation_on_a_gpu_equal_the_cpu(fifty, name, gpu):
+    """In float64, like the comparison of workers in `test_step.py`."""
     settings, states, metrics = config(fifty.path, **ALIKE[name]), [], []
     with default_dtype(torch.float64):
         for device in (torch.device("cpu"), gpu):
@@ -30,7 +30,7 @@ def test_ten_steps_and_the_validation_after_them_are_those_of_the_cpu(fifty, nam
     assert metrics[1] == pytest.approx(metrics[0], rel=1e-4)
 
 
-def test_the_losses_of_a_bfloat16_step_are_near_those_of_float32(fifty, gpu):
+def test_losses_of_a_bfloat16_step_are_close_to_float32(fifty, gpu):
     losses = []
     for precision in ("float32", "bfloat16"):
         train_step = make_stepper(config(fifty.path, train={"precision": precision}), fifty, World(0, 1, gpu))
@@ -39,6 +39,6 @@ def test_the_losses_of_a_bfloat16_step_are_near_those_of_float32(fifty, gpu):
     assert not torch.equal(losses[1], losses[0])
 
 
-def test_a_run_ends_with_a_bundle(fifty, tmp_path, gpu):
+def test_run_on_a_gpu_writes_a_bundle(fifty, tmp_path, gpu):
     assert main(options(fifty, tmp_path / "run", "train.epochs=1")) == 0
     assert open_bundle(tmp_path / "run" / "bundle").manifest.dataset == fifty.manifest.fingerprint

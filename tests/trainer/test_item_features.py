@@ -1,4 +1,4 @@
-"""Vectors of item features: their sum, unknown values, items that nobody clicked in train."""
+"""Embeddings of item features: their sum, unknown values, items without a train click."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CATEGORIES, ITEMS_OF_EACH, COLD_OF_EACH = 10, 6, 2
 
 @pytest.fixture(scope="module")
 def categories(tmp_path_factory) -> Dataset:
-    """Sessions around a ring of categories, by any item of each; two items of each are only ever a last click."""
+    """Sessions around a ring of categories, with a random item of each; two items of each are clicked only last."""
     folder = tmp_path_factory.mktemp("categories")
     rng, rows = np.random.default_rng(0), []
     for user in range(1, 301):
@@ -44,7 +44,7 @@ def categories(tmp_path_factory) -> Dataset:
     return build([f"input={log}", f"output={folder / 'data'}", "scenario=qb_video", "shards=2"])
 
 
-def test_codes_follow_the_names_and_null_is_zero(categories):
+def test_feature_codes_follow_the_value_names_and_null_is_zero(categories):
     codes, vocabulary = feature_codes(categories, ["category"])
     items = categories.items().to_pylist()
     assert codes.shape == (len(items) + 1, 1)
@@ -55,7 +55,7 @@ def test_codes_follow_the_names_and_null_is_zero(categories):
     assert feature_codes(categories, [])[0].shape == (len(items) + 1, 0)
 
 
-def test_a_vector_is_the_items_own_and_those_of_its_features():
+def test_item_vector_is_the_sum_of_its_own_and_its_feature_vectors():
     codes = np.array([[0, 0], [1, 3], [2, 0], [0, 0]])
     features = ItemFeatures(codes, np.array([5, 1, 0]), ["item"])
     tables = {
@@ -65,7 +65,7 @@ def test_a_vector_is_the_items_own_and_those_of_its_features():
     tables["item"].vector.copy_(torch.tensor([[0.0, 0.0], [0.1, 0.1], [0.2, 0.2], [0.3, 0.3]]))
     tables["item_features"].vector.copy_(torch.tensor([[0.0, 0.0], [1.0, 2.0], [10.0, 20.0], [100.0, 200.0]]))
     ids = torch.tensor([1, 2, 3])
-    # The third item was never clicked in train: its own vector does not count.
+    # The third item has no train click, so its own vector is not used.
     expected = torch.tensor([[101.1, 202.1], [10.2, 20.2], [0.0, 0.0]])
     assert torch.allclose(features.vectors(tables, "item", ids), expected)
     assert torch.equal(ItemFeatures.none().vectors(tables, "item", ids), tables["item"].vector[1:])
@@ -81,17 +81,17 @@ def test_a_vector_is_the_items_own_and_those_of_its_features():
     actual.sum().backward()
     assert rows["item"].vector.grad.tolist() == [[1, 1], [1, 1], [0, 0]]
     tables["item_features"].update(rows["item_features"].ids, rows["item_features"].gradient(), 1.0)
-    assert tables["item_features"].vector[0].tolist() == [0, 0]  # that of unknown stays zero
+    assert tables["item_features"].vector[0].tolist() == [0, 0]  # the vector of unknown values stays zero
     assert tables["item_features"].vector[1].tolist() == pytest.approx([0, 1], abs=1e-4)
 
 
-def test_start_vectors_are_split_into_the_means_of_values_and_what_is_left():
+def test_initial_vectors_are_split_into_value_means_and_residuals():
     codes = np.array([[0, 0], [1, 3], [1, 0], [2, 3], [2, 4], [0, 0]])
     vector = torch.tensor([[2.0, 0.0], [0.0, 4.0], [6.0, 2.0], [7.0, 7.0], [1.0, 1.0]])
     features = ItemFeatures(codes, np.ones(5, np.int64), ["item"])
     counted = torch.tensor([0, 1, 2, 4])  # the fourth item has no vector
     own, value = features.split(vector, counted)
-    # By hand: half of the mean over a value's items, for there are two columns; the fourth value has none.
+    # By hand: half the mean over a value's items, as there are two columns; the fourth value has no item.
     assert value.tolist() == [[0, 0], [0.5, 1], [3, 1], [2, 0.5], [0, 0]]
     assert torch.equal(own + value[torch.from_numpy(codes)[counted + 1]].sum(1), vector[counted])
     same, none = ItemFeatures.none().split(vector, counted)
@@ -99,7 +99,7 @@ def test_start_vectors_are_split_into_the_means_of_values_and_what_is_left():
     assert len(none) == 0
 
 
-def test_items_begin_from_cooccurrence_with_the_vectors_of_their_values(categories):
+def test_ppmi_start_with_item_features_keeps_vectors_and_fills_cold_items(categories):
     def begun(columns):
         network = ModelOptions(embedding_dim=8, hidden_size=8, item_features=columns)
         train = TrainOptions(ppmi_start=0.5)
@@ -145,7 +145,7 @@ def cold_hits(dataset: Dataset, run, k: int) -> float:
     ],
     ids=" ".join,
 )
-def test_items_without_a_train_click_are_found_by_their_features(categories, tmp_path, model):
+def test_items_without_a_train_click_are_ranked_by_their_features(categories, tmp_path, model):
     actual = {}
     size = ["network.embedding_dim=16", "network.hidden_size=16", "train.epochs=15", "train.negatives=60"]
     for name, features in (("without", "[]"), ("with", "[category]")):
@@ -160,7 +160,7 @@ def test_items_without_a_train_click_are_found_by_their_features(categories, tmp
 
 
 @pytest.mark.parametrize("option", ["network.item_features", "network.feedback_features"])
-def test_a_column_that_is_not_there_is_refused(categories, tmp_path, option, capfd):
+def test_unknown_or_unusable_feature_columns_are_refused(categories, tmp_path, option, capfd):
     for features in ("[colour]", "[item_id]", "[category,category]"):
         options = [f"data={categories.path}", f"output={tmp_path / 'run'}", "model=hybrid"]
         assert main([*options, f"{option}={features}"]) == 2
@@ -185,7 +185,7 @@ def test_a_column_that_is_not_there_is_refused(categories, tmp_path, option, cap
     ],
     ids=str,
 )
-def test_feedback_towers_read_the_category_unasked_where_it_has_few_values(
+def test_feedback_towers_read_the_category_by_default_if_it_has_few_values(
     fifty, monkeypatch, options, most_values, expected
 ):
     monkeypatch.setattr(trainer.data.item_features, "MOST_VALUES", most_values)
@@ -207,14 +207,14 @@ def test_feedback_towers_read_the_category_unasked_where_it_has_few_values(
     ],
     ids=" ".join,
 )
-def test_what_feedback_towers_read_is_refused_where_there_are_none(fifty, tmp_path, options, capfd):
+def test_options_of_feedback_towers_are_refused_without_feedback_towers(fifty, tmp_path, options, capfd):
     assert main([f"data={fifty.path}", f"output={tmp_path / 'run'}", *options]) == 2
     err = capfd.readouterr().err
     assert err.startswith("error: expected a hybrid with feedback tasks and network.feedback_feature_dim above 0 for")
     assert err.count("\n") == 1
 
 
-def test_vectors_of_features_learn_at_a_fifth_of_the_items_rate(fifty):
+def test_feature_vectors_learn_at_a_fifth_of_the_item_rate_by_default(fifty):
     moved = {}
     for rate in (0.2, 1.0):
         changes = {"network": {"item_features": ["category"]}, "train": {} if rate == 0.2 else {"feature_rate": rate}}

@@ -1,4 +1,4 @@
-"""Timeouts between workers: waiting for one that writes alone is no fault, losing one inside a step is."""
+"""Timeouts between workers: a worker that writes files is waited for, a worker lost within a step is not."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def worker(rank: int, meet: Path, config: TrainerConfig, case: str) -> None:
     except RuntimeError as error:
         outcome = str(error)
     meet.with_name(f"{case} {rank}").write_text(f"{time.monotonic() - begin} {outcome}")
-    os._exit(0)  # the other one may sleep on, and gloo's threads abort now and then when the interpreter ends
+    os._exit(0)  # the other worker may still sleep, and gloo's threads sometimes abort at interpreter exit
 
 
 def outcome_of(fifty, folder: Path, case: str, *more: str) -> tuple[float, str]:
-    """Seconds and outcome of the first of two workers."""
+    """Seconds and outcome of worker 0 of two."""
     small = ["model=gru4rec", "train.epochs=1", "train.checkpoint_steps=20", *more]
     config, _ = prepare([*options(fifty, folder / "run"), *small])
     run_workers(worker, (folder / "meet", config, case), nprocs=2)
@@ -65,14 +65,14 @@ def outcome_of(fifty, folder: Path, case: str, *more: str) -> tuple[float, str]:
 
 
 @pytest.mark.parametrize("case", ["export", "share of the files", "checkpoint"])
-def test_a_worker_that_writes_for_longer_than_a_step_may_take_is_waited_for(fifty, tmp_path, case):
+def test_worker_writing_longer_than_the_step_timeout_is_waited_for(fifty, tmp_path, case):
     seconds, outcome = outcome_of(fifty, tmp_path, case)
     assert outcome == "finished"
     assert seconds > SLOW_SECONDS
     assert (tmp_path / "run" / "summary.json").is_file()
 
 
-def test_a_worker_that_is_lost_inside_a_step_ends_the_others(fifty, tmp_path):
+def test_worker_lost_within_a_step_ends_the_others_by_timeout(fifty, tmp_path):
     seconds, outcome = outcome_of(fifty, tmp_path, "step")
     assert "timed out" in outcome.lower() or "timeout" in outcome.lower()
     assert seconds < 4 * STEP_SECONDS

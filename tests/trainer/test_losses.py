@@ -22,7 +22,7 @@ def random_problem(seed, n=7, items=12, dimension=4, device="cpu"):
 
 
 @pytest.mark.parametrize("chunk", [1, 25, 1 << 22])
-def test_with_all_items_it_is_torchs_cross_entropy_with_its_gradients(chunk, device, monkeypatch):
+def test_softmax_over_all_items_equals_torchs_cross_entropy_and_gradients(chunk, device, monkeypatch):
     monkeypatch.setattr(losses, "CHUNK_SCORES", chunk)
     query, vector, bias, target = random_problem(0, device=device)
     ids = torch.arange(len(vector), device=device)
@@ -63,7 +63,7 @@ def test_a_sampled_target_does_not_compete_with_itself():
     assert with_hit.item() == pytest.approx(without.item(), rel=1e-6)
 
 
-def test_the_corrected_sample_estimates_the_full_normaliser_without_bias():
+def test_corrected_samples_estimate_the_full_normaliser_without_bias():
     """The mean over draws of Σ exp(s − log K q) over non-targets is Σ exp(s) over all other items."""
     rng = np.random.default_rng(0)
     clicks, scores = rng.integers(0, 50, 30), rng.normal(size=30)
@@ -80,7 +80,7 @@ def test_the_corrected_sample_estimates_the_full_normaliser_without_bias():
     assert error < 0.01 * expected
 
 
-def test_the_expected_sampled_gradient_nears_the_full_one_as_samples_grow():
+def test_expected_sampled_gradient_converges_to_the_full_gradient():
     query, vector, bias, target = random_problem(2, n=5, items=30)
     ids = torch.arange(1, 31)
     full = fused_sum(softmax_kernel, query, vector[target], bias[target], vector, bias, target + 1, ids)
@@ -109,7 +109,7 @@ def test_the_expected_sampled_gradient_nears_the_full_one_as_samples_grow():
     assert distance[1] < distance[0]
 
 
-def test_draws_follow_the_stated_probabilities_and_only_the_step_decides_them():
+def test_negatives_follow_the_stated_probabilities_and_depend_on_the_step():
     from scipy.stats import chisquare
 
     clicks = np.array([0, 1, 10, 100, 5])
@@ -124,7 +124,7 @@ def test_draws_follow_the_stated_probabilities_and_only_the_step_decides_them():
 
 
 def scores_of(seed: int, n: int = 6, k: int = 9) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
-    """Own scores `[N]`, candidates' `[N, K]` with some hits masked, and which count."""
+    """Target scores `[N]`, candidate scores `[N, K]` with some hits masked, and which candidates count."""
     rng = np.random.default_rng(seed)
     own, score = rng.normal(size=n), rng.normal(size=(n, k)) * 2
     present = rng.random((n, k)) > 0.2
@@ -166,7 +166,7 @@ LOSS_OF_SCORES = {
 
 @pytest.mark.parametrize("name", list(LOSS_OF_SCORES))
 @pytest.mark.parametrize("seed", range(5))
-def test_pairwise_losses_equal_the_papers_formulas_and_hits_take_no_part(name, seed):
+def test_pairwise_losses_equal_the_papers_formulas_and_ignore_hits(name, seed):
     own, score, present = scores_of(seed)
     actual = LOSS_OF_SCORES[name](own, score)
     rows = zip(own.detach().numpy(), score.detach().numpy(), present, strict=True)
@@ -189,7 +189,7 @@ KERNELS = {
 
 @pytest.mark.parametrize("name", list(KERNELS))
 @pytest.mark.parametrize("chunk", [1, 30, 1 << 20])
-def test_fused_losses_and_their_gradients_are_torchs_of_the_whole_score_matrix(name, chunk, device, monkeypatch):
+def test_fused_losses_and_gradients_equal_those_of_the_full_score_matrix(name, chunk, device, monkeypatch):
     monkeypatch.setattr(losses, "CHUNK_SCORES", chunk)
     query, vector, bias, target = random_problem(5, device=device)
     ids = torch.tensor([0, 3, 3, 7, 11, 2, 9], device=device)
@@ -204,8 +204,8 @@ def test_fused_losses_and_their_gradients_are_torchs_of_the_whole_score_matrix(n
 
 
 @pytest.mark.parametrize("name", list(KERNELS))
-def test_a_target_that_is_all_that_was_drawn_moves_no_candidate_and_stays_finite(name):
-    """A catalogue of one item, or a step that drew the target alone: BPR-max squared the score of the hit."""
+def test_losses_are_finite_if_every_drawn_negative_is_the_target(name):
+    """A catalogue of one item, or a step that drew only the target: BPR-max once squared the score of the hit."""
     query, vector, bias, _ = random_problem(2)
     ids = torch.full((4,), 3)
     target = torch.full((len(query),), 3)
@@ -215,13 +215,13 @@ def test_a_target_that_is_all_that_was_drawn_moves_no_candidate_and_stays_finite
     assert actual.item() == pytest.approx(LOSS_OF_SCORES[name](own, hits).item(), rel=1e-5, abs=1e-6)
     gradients = torch.autograd.grad(actual, (query, vector, bias))
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
-    if name != "gbce":  # which judges the target by itself too
+    if name != "gbce":  # gbce also has a term of the target alone
         assert actual.item() == 0
         assert not any(gradient.any() for gradient in gradients)
 
 
 @pytest.mark.parametrize("name", list(LOSS_OF_SCORES))
-def test_gradients_of_the_losses_are_those_of_finite_differences(name):
+def test_loss_gradients_match_finite_differences(name):
     own, score, present = scores_of(9, n=3, k=4)
     counted = torch.from_numpy(present)
 
@@ -237,7 +237,7 @@ def test_gbce_with_all_negatives_or_t_0_is_plain_binary_cross_entropy():
     assert losses.gbce_sum(own, score, sampling_rate=0.1, t=0.0).item() == pytest.approx(plain.item())
 
 
-def test_the_embedding_loss_turns_queries_towards_targets_and_leaves_these_alone():
+def test_embedding_loss_moves_queries_towards_targets_and_not_the_targets():
     query, target = torch.randn(4, 5, requires_grad=True), torch.randn(4, 5, requires_grad=True)
     loss = losses.embedding_sum(query, target)
     q, t = query.detach().numpy(), target.detach().numpy()
@@ -248,8 +248,8 @@ def test_the_embedding_loss_turns_queries_towards_targets_and_leaves_these_alone
     assert losses.embedding_sum(query - 0.1 * query.grad, target).item() < loss.item()
 
 
-def test_the_batchs_targets_and_drawn_negatives_together_still_estimate_the_full_normaliser():
-    """Candidates from two sources: each weighs 1 / how often it is expected, so the sum stays unbiased."""
+def test_batch_positives_with_drawn_negatives_estimate_the_full_normaliser():
+    """Candidates from two sources: each is weighted by 1 / its expected count, so the sum is unbiased."""
     rng = np.random.default_rng(1)
     clicks, scores = rng.integers(0, 50, 30), rng.normal(size=30)
     sampler = NegativeSampler(clicks, popularity_exponent=0.5, uniform_share=0.3)
@@ -264,7 +264,7 @@ def test_the_batchs_targets_and_drawn_negatives_together_still_estimate_the_full
     assert error < 0.01 * np.exp(scores).sum()
 
 
-def test_candidate_scores_are_the_products_with_hits_masked():
+def test_candidate_scores_are_inner_products_with_hits_masked():
     query, vector, bias, target = random_problem(4)
     ids = torch.tensor([2, 5, 2, 7, 11])
     actual = losses.candidate_scores(query, vector[ids], bias[ids], target, ids)
@@ -276,7 +276,7 @@ def test_candidate_scores_are_the_products_with_hits_masked():
 
 @pytest.mark.parametrize("name", ["softmax", "bpr_max", "bpr"])
 @pytest.mark.parametrize("k", [0, 1, 3, 7, 50])
-def test_with_hard_negatives_a_target_competes_with_its_k_highest_alone(name, k):
+def test_hard_negatives_are_the_k_highest_scored_candidates_of_a_target(name, k):
     query, vector, bias, target = random_problem(6)
     ids = torch.tensor([0, 3, 5, 7, 11, 2, 9])
     options = (query, vector[target], bias[target], vector[ids], bias[ids], target, ids)

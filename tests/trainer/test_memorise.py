@@ -1,4 +1,4 @@
-"""Every session model and every loss learns a tiny dataset by heart."""
+"""Every session model and every loss overfits a tiny dataset."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from trainer.__main__ import main
 
 @pytest.fixture(scope="module")
 def ring(tmp_path_factory) -> Dataset:
-    """Every user clicks around the same ring, so the next click follows from the last; of several lengths, so that
-    no model meets a length for the first time in test."""
+    """Every user clicks around the same ring, so the last click determines the next; sessions vary in length, so that
+    no model sees a length for the first time in test."""
     folder = tmp_path_factory.mktemp("ring")
     rows = [
         (u, 1 + (u + i) % 12, 1, 0, int((u + i) % 12 < 4), 0, "c", 1, 1, 1)
@@ -44,7 +44,7 @@ SETTINGS = [
     "options",
     [
         *([f"model={model}", "loss=softmax"] for model in ("gru4rec", "srgnn", "sasrec", "nextitnet", "hybrid")),
-        # With seed 0 one of 48 test sessions is second in the first epoch of a perfect valid; with 1 to 3 none is.
+        # With seed 0 one of 48 test targets ranks second in the first epoch with perfect valid; with seeds 1 to 3 none.
         ["model=hybrid", "encoder=[gru4rec,srgnn]", "loss=softmax", "seed=1"],
         ["model=hybrid", "head=ple"],
         ["model=gru4rec", "network.tie_embeddings=false", "train.batch_positives=true"],
@@ -53,7 +53,7 @@ SETTINGS = [
     ],
     ids=" ".join,
 )
-def test_a_tiny_dataset_is_memorised(ring, tmp_path, options):
+def test_model_overfits_a_tiny_dataset(ring, tmp_path, options):
     run = tmp_path / "run"
     assert main([f"data={ring.path}", f"output={run}", *SETTINGS, *options]) == 0
     actual = evaluate(

@@ -1,4 +1,4 @@
-"""The rate that a run shows is that of the last minute; the epoch's mean goes into its log."""
+"""The displayed rate of a run is that of the last minute; the log has the mean of the epoch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.run.checkpoint import Progress
 from trainer.run.metrics_log import Meter
 
 
-def test_the_rate_shown_is_of_the_last_minute(monkeypatch):
+def test_displayed_rate_is_that_of_the_last_minute(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(metrics_log.time, "perf_counter", lambda: clock[0])
     progress = Progress(loss_sums=[0.0], loss_counts=[500.0])
@@ -30,7 +30,7 @@ def test_the_rate_shown_is_of_the_last_minute(monkeypatch):
     assert "30 clicks/s" in metrics_log.epoch_line(shown[240])
 
 
-def test_what_another_version_left_shows_nothing(tmp_path, capfd):
+def test_progress_file_of_another_version_is_ignored(tmp_path, capfd):
     (tmp_path / metrics_log.PROGRESS).write_text(json.dumps({"epoch": 1, "epochs": 2, "rate": 3.0}))
     stop = threading.Event()
     stop.set()

@@ -1,4 +1,4 @@
-"""Heads, rankers and the recommender against the papers' formulas in numpy, one example at a time."""
+"""Heads, rankers and the recommender against the papers' formulas in NumPy, one example at a time."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_mmoe_equals_the_papers_formula(residual, width):
 
 
 @pytest.mark.parametrize("head", sorted(HEADS))
-def test_a_hybrid_begins_near_the_query_of_its_encoder(head):
+def test_initial_query_of_a_hybrid_is_close_to_its_encoder_state(head):
     torch.manual_seed(0)
     model = Recommender(config(options(embedding_dim=5, levels=2), head=head)).eval()
     state = torch.randn(40, 5)
@@ -54,7 +54,7 @@ def test_a_hybrid_begins_near_the_query_of_its_encoder(head):
     assert 0 < change.norm() < 0.25 * state.norm()
 
 
-def test_each_encoders_state_feeds_its_own_experts_and_gates_see_all():
+def test_experts_read_one_encoders_state_and_gates_read_all_states():
     torch.manual_seed(0)
     head, state = MMoE(Layout((2, 3), shared=1), options(experts=4, residual=False), TASKS), torch.randn(8, 6)
     assert [network[0].in_features for network in head.experts] == [3, 3, 4, 4]
@@ -95,7 +95,7 @@ def test_ple_equals_the_papers_formula_over_two_levels(residual):
 
 @pytest.mark.parametrize("model", list(RANK_HEADS))
 def test_rankers_equal_the_papers_formula(model):
-    """Every logit by hand from the features; ESMM (Ma et al. 2018): p(task, click) = p(click) p(task | click)."""
+    """Every logit computed from the features; ESMM (Ma et al. 2018): p(task, click) = p(click) p(task | click)."""
     torch.manual_seed(0)
     categories = torch.tensor([0, 2, 1, 0, 2])
     ranker = Ranker(config(model=model, tasks=["click", "like", "share"]), categories).eval()
@@ -136,7 +136,7 @@ def test_rankers_equal_the_papers_formula(model):
 
 @given(st.floats(-40, 40), st.floats(-40, 40))
 @settings(deadline=None)
-def test_the_logit_of_a_product_is_finite_and_right(first, second):
+def test_product_logit_is_finite_and_correct(first, second):
     a, b = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (first, second))
     actual = product_logit(a, b)
     actual.backward()
@@ -147,7 +147,7 @@ def test_the_logit_of_a_product_is_finite_and_right(first, second):
 
 @pytest.mark.parametrize("head", list(HEADS))
 @pytest.mark.parametrize("encoder", MODELS, ids=str)
-def test_padding_batch_composition_and_order_change_no_state(encoder, head):
+def test_states_do_not_depend_on_padding_batch_composition_or_order(encoder, head):
     torch.manual_seed(0)
     model = Recommender(config(encoder=encoder, head=head)).eval()
     table, profile = torch.randn(5, 6), torch.zeros(5, 2, dtype=torch.long)
@@ -171,7 +171,7 @@ def test_padding_batch_composition_and_order_change_no_state(encoder, head):
 
 
 @pytest.mark.parametrize("encoder", MODELS, ids=str)
-def test_a_later_click_changes_no_earlier_state(encoder):
+def test_states_do_not_depend_on_later_clicks(encoder):
     torch.manual_seed(0)
     model = Recommender(config(encoder=encoder)).eval()
     table, profile = torch.randn(7, 6), torch.zeros(1, 2, dtype=torch.long)
@@ -182,7 +182,7 @@ def test_a_later_click_changes_no_earlier_state(encoder):
     assert not torch.allclose(before[4:], after[4:], atol=1e-3)
 
 
-def test_profile_joins_the_state_and_unknown_codes_share_one_vector():
+def test_profile_is_appended_to_the_state_and_unknown_codes_share_a_vector():
     torch.manual_seed(0)
     model = Recommender(config(options(profile=True), encoder=["gru4rec", "sasrec"])).eval()
     items = torch.ones(4, 2, dtype=torch.long)
@@ -193,7 +193,7 @@ def test_profile_joins_the_state_and_unknown_codes_share_one_vector():
     assert not torch.allclose(states[0], states[3])
 
 
-def test_feedback_towers_begin_at_the_rate_of_their_task():
+def test_feedback_towers_are_initialised_to_the_positive_rate_of_their_task():
     settings = config()
     settings.train.positive_rates = {"click": 0.7, "like": 0.02}
     model = Recommender(settings)
@@ -210,7 +210,7 @@ def test_flops_count_two_for_each_weight_and_candidate():
     assert flops["next scores"] == 2 * 100 * 6
 
 
-def test_flops_are_those_that_torch_counts():
+def test_flops_equal_torchs_flop_counter():
     from torch.utils.flop_counter import FlopCounterMode
 
     model = Recommender(config(options(levels=1, positions=LENGTH_STEP), encoder="sasrec", head="ple")).eval()
@@ -220,7 +220,7 @@ def test_flops_are_those_that_torch_counts():
             items, torch.randn(1, LENGTH_STEP, 6), torch.zeros(1, 2, dtype=torch.long), every_place(items)
         )
         model.query(model.task_representations(state)["next"])
-    flops = model.flops(candidates=0, embedding_dim=6, clicks=0)  # the counter does not look into attention
-    mixing = len(TASKS) * 2 * (4 + 1) * 6  # shares × outputs, which the count by weights leaves out
+    flops = model.flops(candidates=0, embedding_dim=6, clicks=0)  # torch's counter leaves attention out
+    mixing = len(TASKS) * 2 * (4 + 1) * 6  # gate weights × expert outputs, which `flops` leaves out
     message = LENGTH_STEP * (flops["encoder sasrec"] + flops["head"] + flops["next tower"] + mixing)
     assert counter.get_total_flops() == message

@@ -1,4 +1,4 @@
-"""Optimisers of tables and networks against formulas and torch's own; learning-rate schedules."""
+"""Optimisers of tables and networks against formulas and torch.optim; learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.training.optimizers import Adagrad, AdamW
 from trainer.training.step import learning_rate_factor
 
 
-def test_row_wise_adagrad_equals_the_formula_row_by_row(device):
+def test_rowwise_adagrad_equals_the_formula(device):
     table = SparseTable(5, 3, generator=torch.Generator().manual_seed(0), device=device)
     vector, bias = table.vector.cpu().double().numpy().copy(), np.zeros(6)
     square, bias_square = np.zeros(6), np.zeros(6)
@@ -32,7 +32,7 @@ def test_row_wise_adagrad_equals_the_formula_row_by_row(device):
     assert table.bias.cpu().numpy() == pytest.approx(bias, abs=1e-5)
 
 
-def test_full_adagrad_equals_torchs_on_the_same_rows(device):
+def test_full_adagrad_equals_torch_on_the_same_rows(device):
     table = SparseTable(5, 3, generator=torch.Generator().manual_seed(0), device=device, bias=False, rowwise=False)
     theirs = torch.nn.Parameter(table.vector.clone())
     optimizer = torch.optim.Adagrad([theirs], lr=0.1, eps=1e-6)
@@ -50,7 +50,7 @@ def test_full_adagrad_equals_torchs_on_the_same_rows(device):
     ("ours", "theirs"),
     [(Adagrad, partial(torch.optim.Adagrad, eps=1e-6)), (AdamW, partial(torch.optim.AdamW, foreach=False))],
 )
-def test_the_networks_optimisers_are_torchs_to_the_bit_on_a_cpu(ours, theirs, decay, device):
+def test_network_optimisers_are_bit_identical_to_torch_on_a_cpu(ours, theirs, decay, device):
     generator = torch.Generator().manual_seed(2)
     start = [torch.randn(shape, generator=generator).to(device) for shape in ((3, 4), (5,), (2,))]
     left, right = ([torch.nn.Parameter(t.clone()) for t in start] for _ in range(2))
@@ -71,7 +71,7 @@ def test_the_networks_optimisers_are_torchs_to_the_bit_on_a_cpu(ours, theirs, de
     assert torch.equal(left[2], start[2])
 
 
-def test_decay_pulls_touched_rows_towards_zero_and_no_others(device):
+def test_weight_decay_applies_only_to_updated_rows(device):
     table = SparseTable(4, 3, generator=torch.Generator().manual_seed(0), device=device)
     before = table.vector.clone()
     table.update(torch.tensor([2], device=device), torch.zeros(1, 4, device=device), 0.01, decay=0.5)
@@ -79,7 +79,7 @@ def test_decay_pulls_touched_rows_towards_zero_and_no_others(device):
     assert torch.equal(table.vector[[1, 3, 4]], before[[1, 3, 4]])
 
 
-def test_learning_rates_rise_and_fall_as_told():
+def test_learning_rate_follows_warmup_and_cosine_schedule():
     options = TrainOptions(warmup_steps=4, schedule="cosine")
     factors = [learning_rate_factor(options, step, 24) for step in range(26)]
     assert factors[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])

@@ -1,4 +1,4 @@
-"""Options of a run: wrong ones, values by task, recipes, datasets with nothing to learn from."""
+"""Options of a run: invalid ones, values by task, recipes, datasets with nothing to learn."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ from trainer.recipe import MEDIUM_CATALOGUE, SMALL_CATALOGUE, with_recipe
         ["model=rank_mmoe", "tasks=[next]"],
     ],
 )
-def test_wrong_options_end_with_one_plain_line_and_nothing_written(fifty, tmp_path, wrong, capfd):
+def test_invalid_options_fail_with_a_one_line_error_and_write_nothing(fifty, tmp_path, wrong, capfd):
     assert main([*options(fifty, tmp_path / "run"), *wrong]) == 2
     out, err = capfd.readouterr()
     assert err.startswith("error: expected "), err
@@ -79,7 +79,7 @@ def test_wrong_options_end_with_one_plain_line_and_nothing_written(fifty, tmp_pa
 @pytest.mark.parametrize(
     ("model", "recipes"), [("gru4rec", {}), ("hybrid", {"share": 0.01, "follow": 0.01, "passive": 0.01})]
 )
-def test_values_by_task_are_read_whole_or_one_by_one(model, recipes, more):
+def test_values_by_task_are_given_as_a_map_or_one_by_one(model, recipes, more):
     train = with_recipe(["data=d", "output=o", f"model={model}", *more], n_items=10).train
     assert train.task_weights == {"like": 0.5, "click": 2.0} | recipes
     assert train.positive_rates == {"share": 0.25}
@@ -96,13 +96,13 @@ def test_values_by_task_are_read_whole_or_one_by_one(model, recipes, more):
         ("train.positive_rates.like=often", "expected a number for train.positive_rates.like, got 'often'"),
     ],
 )
-def test_values_by_task_that_make_no_sense_are_named(fifty, tmp_path, wrong, message, capfd):
+def test_invalid_values_by_task_are_reported(fifty, tmp_path, wrong, message, capfd):
     assert main([*options(fifty, tmp_path / "run"), wrong]) == 2
     assert message in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_recipe_is_named_on_the_command_line_or_follows_from_the_catalogue(model):
+def test_recipe_is_given_or_follows_from_the_catalogue_size(model):
     line = ["data=d", "output=o", f"model={model}"]
     sizes = ("small", "medium", "large")
     small, medium, large = (with_recipe([*line, f"recipe={size}"], n_items=10) for size in sizes)
@@ -114,7 +114,7 @@ def test_a_recipe_is_named_on_the_command_line_or_follows_from_the_catalogue(mod
     assert with_recipe([*line, "recipe=large", "train.batch_tokens=7"], n_items=10).train.batch_tokens == 7
 
 
-def test_missing_options_and_foreign_folders_are_refused(fifty, tmp_path, capfd):
+def test_missing_options_and_unrelated_output_folders_are_refused(fifty, tmp_path, capfd):
     assert main([f"data={fifty.path}", "model=gru4rec"]) == 2
     assert "error: expected option output=" in capfd.readouterr().err
     (tmp_path / "file").touch()
@@ -146,7 +146,7 @@ def dataset_of(folder: Path, sessions: list[list[int]]) -> Dataset:
         ([[i, i + 1, i + 2] for i in range(20)], "rank_mmoe", "a session of at least 4 retained clicks"),
     ],
 )
-def test_a_log_without_anything_to_learn_from_is_refused_in_plain_words(tmp_path, sessions, model, words, capfd):
+def test_dataset_with_nothing_to_learn_is_refused_with_the_reason(tmp_path, sessions, model, words, capfd):
     dataset = dataset_of(tmp_path, sessions)
     assert main([f"data={dataset.path}", f"output={tmp_path / 'run'}", f"model={model}", *SMALL]) == 2
     out, err = capfd.readouterr()
@@ -155,7 +155,7 @@ def test_a_log_without_anything_to_learn_from_is_refused_in_plain_words(tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_one_session_is_learned_by_the_largest_seed_and_dropped_tasks_are_told_on_stderr(tmp_path, capfd):
+def test_single_session_and_largest_seed_train_and_dropped_tasks_are_warned_of(tmp_path, capfd):
     dataset = dataset_of(tmp_path, [[1, 2, 3, 4, 5, 6]])
     arguments = [f"data={dataset.path}", f"output={tmp_path / 'run'}", "model=hybrid", *SMALL, "recipe=small"]
     assert main([*arguments, f"seed={2**63 - 1}", "train.epochs=1"]) == 0
@@ -178,7 +178,7 @@ def test_a_dataset_without_sessions_is_refused(fifty, tmp_path, capfd):
     [
         (["model=sasrec"], 0),
         (["model=sasrec", "network.hidden_size=256"], 100),
-        (["model=gru4rec"], 100),  # by its recipe
+        (["model=gru4rec"], 100),  # from its recipe
         (["model=gru4rec", "recipe=medium"], 0),
         (["model=gru4rec", "recipe=medium", "network.hidden_size=256"], 100),
         (["model=hybrid", "network.embedding_dim=512"], 100),
@@ -186,5 +186,5 @@ def test_a_dataset_without_sessions_is_refused(fifty, tmp_path, capfd):
         (["model=rank_mmoe", "network.embedding_dim=512"], 0),
     ],
 )
-def test_wide_session_models_warm_up_unless_told_otherwise(options, steps):
+def test_wide_session_models_warm_up_by_default(options, steps):
     assert with_recipe(["data=d", "output=o", *options], 1_000).train.warmup_steps == steps

@@ -1,4 +1,4 @@
-"""What was done with past clicks: what a model reads of it, and what it must not see yet."""
+"""Actions on past clicks: what models read of them, and no leakage of later ones."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def sessions(fifty):
 
 
 def flipped(sessions, back: int):
-    """The same sessions with other outcomes of the click `back` from the end (1 = the last), and of its row."""
+    """The same sessions with other outcomes of the click `back` from the end (1 = last) and of its exposure row."""
     position = sessions.items.offset[1:] - back
     feedback, entered = sessions.feedback.values.copy(), sessions.watching_times.values.copy()
     feedback[position] ^= 31
@@ -67,7 +67,7 @@ def scorer_of(dataset, encoder, reading=ENCODER_READS):
 
 
 def exported(scorer, sessions) -> dict[str, dict]:
-    """By file of the bundle: a query's vector by user, a row's score by task, user and place."""
+    """For each file of the bundle: query vectors by user, row scores by task, user and row number."""
     actual: dict[str, dict] = {}
     for kind, table in score_sessions(sessions, scorer, ["valid", "test", "next"], exposures=True):
         rows = actual.setdefault(kind, {})
@@ -82,10 +82,10 @@ def exported(scorer, sessions) -> dict[str, dict]:
     [*((encoder, ENCODER_READS) for encoder in (*ENCODERS, ["gru4rec", "srgnn"])), ("gru4rec", TOWERS_READ)],
     ids=str,
 )
-def test_a_score_follows_from_the_actions_of_clicks_before_its_block_alone(fifty, sessions, encoder, reading):
-    """The valid block begins after click n - 2 and ends in click n - 1: flips of n - 2 count, those of n - 1 do not.
+def test_scores_depend_only_on_actions_of_clicks_before_their_block(fifty, sessions, encoder, reading):
+    """The valid block begins after click n - 2 and ends with click n - 1: flips of n - 2 matter, those of n - 1 do not.
 
-    Where feedback towers alone read actions, queries follow from none.
+    If only the feedback towers read actions, queries depend on none.
     """
     scorer = scorer_of(fifty, encoder, reading)
     plain = exported(scorer, sessions)
@@ -103,7 +103,7 @@ def test_a_score_follows_from_the_actions_of_clicks_before_its_block_alone(fifty
                 assert max(difference.values()) < 1e-6, (back, kind)
             elif kind in changed:
                 assert max(difference.values()) > 1e-3, (back, kind)
-            elif kind == "feedback-test":  # what was shown after the last click is scored after it
+            elif kind == "feedback-test":  # rows shown after the last click are scored from the state after it
                 late = after_test(sessions)
                 before = [d for (_, user, _), d in difference.items() if user not in late]
                 assert max(before) < 1e-6
@@ -119,7 +119,7 @@ def after_test(sessions) -> set[int]:
 
 
 def changed_states(encoder: str, items: list[int], position: int) -> list[bool]:
-    """Which states other actions of the click at a place change."""
+    """Which states change if the click at `position` has other actions."""
     network = ModelOptions(embedding_dim=8, hidden_size=8, positions=9, past_actions=True)
     model = Recommender(TrainerConfig(data="", output="", model=encoder, tasks=["next"], network=network)).eval()
     torch.nn.init.normal_(model.past_actions.weight)
@@ -132,14 +132,14 @@ def changed_states(encoder: str, items: list[int], position: int) -> list[bool]:
     return ((states[0] - states[1]).abs().amax(1) > 1e-6).tolist()
 
 
-def test_feedback_towers_read_the_mean_of_the_actions_and_features_of_the_clicks_so_far():
+def test_feedback_towers_read_the_mean_over_actions_and_features_so_far():
     features = FeedbackFeatures(torch.tensor([[0], [1], [2], [0]]), 4, actions=True)
     torch.nn.init.normal_(features.actions.weight)
     items, actions = torch.tensor([[1, 3, 2], [2, 0, 0]]), torch.tensor([[5, 0, 9], [2, 0, 0]])
     of_click = features.embedding.weight[features.codes[items, 0]] + features.actions(actions)
     expected = torch.stack([of_click[0, :2].mean(0), of_click[1, 0], of_click[0].mean(0)])
     assert torch.allclose(features.clicked(items, torch.tensor([1, 3, 2]), actions), expected, atol=1e-6)
-    # How often a click was entered is not read: a later visit may be among them.
+    # The number of visits is not read: it may include later ones.
     entered = features.clicked(items, torch.tensor([1, 3, 2]), actions | 1 << ACTION_BITS)
     assert torch.equal(entered, features.clicked(items, torch.tensor([1, 3, 2]), actions))
     alone = FeedbackFeatures(torch.zeros(4, 0, dtype=torch.long), 4, actions=True)  # a log without categories
@@ -150,17 +150,17 @@ def test_feedback_towers_read_the_mean_of_the_actions_and_features_of_the_clicks
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
-def test_an_action_changes_the_states_from_its_click_on_and_none_before(encoder):
+def test_actions_change_only_states_from_their_click_on(encoder):
     for position in range(9):
         assert changed_states(encoder, list(range(1, 10)), position) == [at >= position for at in range(9)]
 
 
-def test_a_node_of_the_session_graph_reads_the_latest_click_on_its_item():
+def test_session_graph_node_reads_actions_of_the_latest_click_on_its_item():
     assert changed_states("srgnn", [1, 2, 1, 3], 0) == [True, True, False, False]
     assert changed_states("srgnn", [1, 2, 1, 3], 2) == [False, False, True, True]
 
 
-def test_a_code_holds_bits_and_how_often_and_a_vector_their_sum(fifty, sessions):
+def test_action_code_packs_bits_and_visits_and_its_vector_is_their_sum(fifty, sessions):
     bits, entered = sessions.feedback, sessions.watching_times
     visible = sessions.items.lengths - 3
     codes = action_codes(sessions, visible, int(visible.max()))
@@ -182,7 +182,7 @@ def test_a_code_holds_bits_and_how_often_and_a_vector_their_sum(fifty, sessions)
     assert np.array_equal(train_batch(sessions, BatchOptions(**options, actions=True)).actions.numpy(), codes)
 
 
-def test_nothing_is_read_or_sent_along_without_the_option(fifty):
+def test_without_the_option_actions_are_neither_read_nor_batched(fifty):
     reader = SessionReader(fifty, exposures=True, holdout=2)
     assert "watching_times" not in reader.columns
     sessions = reader.read(np.array([0]))
@@ -193,7 +193,7 @@ def test_nothing_is_read_or_sent_along_without_the_option(fifty):
 
 @pytest.fixture(scope="module")
 def forks(tmp_path_factory) -> Dataset:
-    """A liked click is followed by the next item of a ring, another by the one before."""
+    """A liked click is followed by the next item of a ring, any other click by the previous item."""
     folder = tmp_path_factory.mktemp("forks")
     rng, rows = np.random.default_rng(0), []
     for user in range(1, 101):
@@ -207,7 +207,7 @@ def forks(tmp_path_factory) -> Dataset:
 
 
 @pytest.mark.parametrize("model", ["gru4rec", "sasrec"])
-def test_an_action_that_decides_the_next_click_is_learned(forks, tmp_path, model):
+def test_model_learns_that_an_action_determines_the_next_click(forks, tmp_path, model):
     size = ["network.embedding_dim=16", "network.hidden_size=16", "train.epochs=40", "train.early_stopping_patience=40"]
     quiet = ["network.embedding_dropout=0", "network.state_dropout=0", "loss=softmax", f"model={model}"]
     actual = {}
@@ -227,7 +227,7 @@ def valid_hits_at_1(run) -> float:
     return float(np.concatenate(hits).mean())
 
 
-def test_a_killed_run_with_actions_and_features_ends_with_the_bits_of_an_undisturbed_one(fifty, tmp_path):
+def test_killed_run_with_actions_and_features_resumes_bit_identical(fifty, tmp_path):
     more = ["model=hybrid", "train.epochs=2", "network.past_actions=true", "network.item_features=[category]"]
     more += ["network.feedback_feature_dim=3", "train.feedback_learning_rate=0.1"]
     options = [f"data={fifty.path}", *SMALL, *more]
@@ -238,7 +238,7 @@ def test_a_killed_run_with_actions_and_features_ends_with_the_bits_of_an_undistu
     assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
-def test_ranking_models_refuse_the_option(fifty, tmp_path, capfd):
+def test_ranking_models_refuse_past_actions(fifty, tmp_path, capfd):
     options = [f"data={fifty.path}", f"output={tmp_path / 'run'}", "model=rank_mmoe", "network.past_actions=true"]
     assert main(options) == 2
     assert capfd.readouterr().err.startswith("error: expected network.past_actions=false for ranking models")

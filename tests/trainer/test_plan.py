@@ -1,4 +1,4 @@
-"""What a run will take, worked out from steps measured here."""
+"""Resource estimates of a run, from steps measured on this machine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GIVEN = [o for o in SMALL if not o.startswith("ray.")]
     ("model", "more"),
     [("gru4rec", ["train.table=sharded", "train.ppmi_start=0"]), ("hybrid", []), ("rank_mmoe", [])],
 )
-def test_a_plan_names_the_steps_and_parameters_that_the_run_then_has(fifty, tmp_path, model, more, capfd, monkeypatch):
+def test_plan_gives_the_steps_and_parameters_of_the_actual_run(fifty, tmp_path, model, more, capfd, monkeypatch):
     monkeypatch.setattr("trainer.step_measurement.spawn", run_workers)
     line = [f"data={fifty.path}", f"model={model}", *GIVEN, "train.epochs=1", *more]
     assert main([*line, "workers=2", "measured_steps=3"]) == 0
@@ -37,7 +37,7 @@ def test_a_plan_names_the_steps_and_parameters_that_the_run_then_has(fifty, tmp_
     assert train([*line, f"output={tmp_path / 'run'}", "ray.workers=0"]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert message["parameters"] == f"{summary['parameters']['total']:,}"
-    # Windows end with a smaller step, so that an epoch has a few more than targets / batch_tokens.
+    # Windows end with a smaller step, so an epoch has slightly more steps than targets / batch_tokens.
     assert int(message["steps an epoch"]) <= summary["steps"] <= int(message["steps an epoch"]) + 2
     assert [int(row[0]) for row in rows] == [1, 2, 8, 64, 512]
     assert ("… while it counts co-occurrence" in message) == (model == "hybrid")  # by its recipe
@@ -65,15 +65,15 @@ SMALL_STEP = Measured(
 MODEL = StepModel(SMALL_STEP, replace(SMALL_STEP, seconds=0.046, targets=400, own_rows=200))
 
 
-def test_what_workers_exchange_by_hand():
-    """Of four workers each receives three quarters of its rows' ids and gradients, of all rows' states, of the ring."""
+def test_received_bytes_and_messages_match_hand_computation():
+    """Each of four workers receives 3/4 of its rows' ids and gradients, of all rows' states, of the ring all-reduce."""
     gradients, states = 70 * 264 + 50 * 260, 180 * 272
     assert received_bytes(SMALL_STEP, 70, 180, 4) == 0.75 * (gradients + states + 2 * 4_000)
     assert (messages(2), messages(64)) == (8, 8 * 63)
 
 
-def test_what_workers_exchange_by_hand_where_the_table_is_sharded():
-    """Ids once, rows to who reads them, gradients back to their owners; no states of updated rows."""
+def test_received_bytes_with_a_sharded_table_match_hand_computation():
+    """Ids once, rows to their readers, gradients back to the owners; no states of updated rows."""
     assert sharded_bytes(SMALL_STEP, 70, 4) == 0.75 * (70 * 4 + (70 + 50) * 260 + (70 + 50) * 260 + 2 * 4_000)
     link, sharded = Link(1e-4, 1e6), replace(MODEL, sharded=True)
     cost = sharded.cost(1600, 4, link)
@@ -82,8 +82,8 @@ def test_what_workers_exchange_by_hand_where_the_table_is_sharded():
     assert cost.latency == MODEL.cost(1600, 4, link).latency
 
 
-def test_memory_of_a_sharded_table_by_hand(fifty):
-    """Rows are shared out, what is counted of all items is not: clicks in 4 bytes, a cumulative share in 8."""
+def test_memory_of_a_sharded_table_matches_hand_computation(fifty):
+    """Rows are split among workers, counts of all items are not: clicks in 4 bytes, a cumulative share in 8."""
     settings = config(fifty.path, model="gru4rec", tasks=["next"], train={"table": "sharded"})
     train_step, n = model_task_of(settings, fifty, World.alone()).train_step(1), fifty.manifest.n_items
     networks = sum(p.numel() for p in train_step.model.parameters())
@@ -100,8 +100,8 @@ def test_memory_of_a_sharded_table_by_hand(fifty):
     assert lines["a worker's file of a checkpoint"] == "1 MiB"
 
 
-def test_a_steps_cost_follows_from_two_sizes_by_hand():
-    """Computing: 0.12 ms a target and nothing else but 2 ms less; rows: four times the targets have twice the rows."""
+def test_step_cost_fitted_to_two_sizes_matches_hand_computation():
+    """Compute: 0.12 ms per target minus 2 ms; rows: four times the targets have twice the rows."""
     assert MODEL.compute(100) == pytest.approx(0.010)
     assert MODEL.compute(1600) == pytest.approx(0.046 + 1200 * 0.00012)
     assert MODEL.own_rows(1600) == pytest.approx(400)
@@ -115,7 +115,7 @@ def test_a_steps_cost_follows_from_two_sizes_by_hand():
     assert MODEL.efficiency(1600, 1, Link(1e-4, 1e6)) == 1.0
 
 
-def test_the_batch_from_which_workers_are_used_well():
+def test_efficient_batch_is_the_smallest_with_sufficient_efficiency():
     fast = Link(1e-6, 1e12)
     text = efficient_batch(MODEL, 400, 64, fast)
     tokens = int(text.rpartition(" target")[0].rpartition(" ")[2].replace(",", ""))
@@ -126,7 +126,7 @@ def test_the_batch_from_which_workers_are_used_well():
 @pytest.mark.parametrize(
     "wrong", ["workers=0", "workers=many", "network_gbit=-1", "latency_us=0", "model=bert", "no_such=1"]
 )
-def test_wrong_options_end_with_one_plain_line(fifty, wrong, capfd):
+def test_invalid_options_fail_with_a_one_line_error(fifty, wrong, capfd):
     assert main([f"data={fifty.path}", "model=gru4rec", wrong]) == 2
     err = capfd.readouterr().err
     assert err.startswith("error: expected ")

@@ -1,4 +1,4 @@
-"""What somebody else may have put into a run folder runs nothing and ends plainly."""
+"""Malicious files in a run folder execute nothing and give a plain error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainer.show import main as show
 
 
 class Planted:
-    """Leaves a file behind where it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -33,7 +33,7 @@ def lying_header(size: int) -> bytes:
 
 
 @pytest.mark.parametrize("what", ["pickle", "a length beyond the file", "a header that is too long", "nothing"])
-def test_a_checkpoint_that_is_none_is_named_and_the_one_before_taken(fifty, undisturbed, tmp_path, what, capfd):
+def test_invalid_checkpoint_is_reported_and_the_previous_one_is_used(fifty, undisturbed, tmp_path, what, capfd):
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
     (run / "summary.json").unlink()
@@ -59,7 +59,7 @@ def test_a_checkpoint_that_is_none_is_named_and_the_one_before_taken(fifty, undi
     "text",
     ["!!python/object/apply:os.mkdir ['{}']", "train: !!python/name:os.system", "a: [", "just words", "train: 3"],
 )
-def test_a_configuration_that_is_none_runs_nothing_and_ends_plainly(fifty, undisturbed, tmp_path, text, capfd):
+def test_invalid_config_executes_nothing_and_is_a_one_line_error(fifty, undisturbed, tmp_path, text, capfd):
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
     (run / "config.yaml").write_text(text.format(tmp_path / "planted"))

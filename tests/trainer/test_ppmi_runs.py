@@ -1,4 +1,4 @@
-"""Runs whose item vectors begin as factors of co-occurrence: with several workers, resumed, short of memory."""
+"""Runs with item vectors initialised from co-occurrence: several workers, resumption, too little memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def begun(data: str, world: World) -> dict[str, torch.Tensor]:
 
 
 def worker(rank: int, size: int, port: int, data: str, folder: str) -> None:
-    """Leave the vectors that a worker begins with; then what it says with too little memory."""
+    """Save a worker's initial vectors, and check its error with too little memory."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
     world = World(rank, size, torch.device("cpu"))
@@ -57,7 +57,7 @@ def worker(rank: int, size: int, port: int, data: str, folder: str) -> None:
 
 
 @pytest.mark.cluster
-def test_two_and_three_workers_begin_with_the_bits_of_one(fifty, tmp_path):
+def test_initial_vectors_of_several_workers_are_bit_identical_to_one(fifty, tmp_path):
     one = begun(str(fifty.path), World.alone())
     assert one[ITEM].norm(dim=1).median() == pytest.approx(0.7, abs=1e-5)
     for size in (2, 3):
@@ -68,10 +68,10 @@ def test_two_and_three_workers_begin_with_the_bits_of_one(fifty, tmp_path):
 
 
 @pytest.mark.parametrize(("refit", "at", "counts_again"), [("false", 8, False), ("true", 30, True)])
-def test_a_killed_run_goes_on_to_the_same_bits_and_counts_for_a_phase_once(
+def test_killed_run_resumes_bit_identical_and_counts_once_per_phase(
     fifty, tmp_path, monkeypatch, refit, at, counts_again
 ):
-    """Killed in the first epoch; and, with a refit, in the second, after which the refit alone counts."""
+    """Killed in the first epoch; and with a refit in the second, after which only the refit counts."""
     more = (START, f"train.refit={refit}", "train.epochs=2")
     assert main(options(fifty, tmp_path / "calm", *more)) == 0
     with killed_at_step(at):
@@ -89,7 +89,7 @@ def test_a_killed_run_goes_on_to_the_same_bits_and_counts_for_a_phase_once(
     assert_same_run(tmp_path / "calm", tmp_path / "run")
 
 
-def test_too_little_memory_is_refused_with_the_need(fifty, tmp_path, monkeypatch, capfd):
+def test_too_little_memory_is_refused_with_the_requirement(fifty, tmp_path, monkeypatch, capfd):
     no_memory(monkeypatch)
     assert main(options(fifty, tmp_path / "run", START)) == 2
     error = capfd.readouterr().err
@@ -98,8 +98,8 @@ def test_too_little_memory_is_refused_with_the_need(fifty, tmp_path, monkeypatch
     assert main(options(fifty, tmp_path / "other", "train.ppmi_start=0", "train.epochs=1")) == 0
 
 
-def test_the_need_grows_with_clicks_and_items(monkeypatch):
-    """QK-video's 72,066,187 clicks of 3,753,436 items fit into 24 GiB and not into 12; 120,000 clicks fit into one."""
+def test_memory_requirement_grows_with_clicks_and_items(monkeypatch):
+    """QK-video's 72,066,187 clicks on 3,753,436 items fit into 24 GiB but not 12; 120,000 clicks fit into 1 GiB."""
     monkeypatch.setattr(cooccurrence.psutil, "virtual_memory", lambda: SimpleNamespace(available=24 * 2**30))
     cooccurrence.check_memory(72_066_187, 3_753_436, 128)
     monkeypatch.setattr(cooccurrence.psutil, "virtual_memory", lambda: SimpleNamespace(available=12 * 2**30))

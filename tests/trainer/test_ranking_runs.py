@@ -1,4 +1,4 @@
-"""Ranking models from the command line: over the blocks of sessions and over the rows of scenario `ctr`."""
+"""Ranking models from the command line: on the blocks of sessions and on the rows of scenario `ctr`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def result(dataset: Dataset, run: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def ctr(tmp_path_factory) -> Dataset:
-    """Rows that are clicked where the category is even, and liked where a clicked one's age is above 3."""
+    """Rows that are mostly clicked if the category is even, and mostly liked if clicked and the age is above 3."""
     import etl.config
     import etl.sessions
 
@@ -67,7 +67,7 @@ def ctr(tmp_path_factory) -> Dataset:
 
 @pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("model", list(RANK_HEADS))
-def test_every_ranking_model_finds_what_rows_were_made_from(ctr, tmp_path, model):
+def test_every_ranking_model_learns_the_planted_dependence(ctr, tmp_path, model):
     folder = run(ctr, tmp_path / "run", f"model={model}", "tasks=[click,like]")
     actual = result(ctr, folder)["test"]
     assert actual["auc/click"] > 0.8
@@ -91,7 +91,7 @@ def test_session_models_refuse_rows_and_a_refit_exports_no_valid_rows(ctr, tmp_p
 
 
 @pytest.mark.parametrize("model", ["rank_esmm", "rank_ple"])
-def test_ranking_models_train_on_the_blocks_of_sessions_and_resume_to_the_bit(fifty, tmp_path, model):
+def test_ranking_models_train_on_session_blocks_and_resume_bit_identical(fifty, tmp_path, model):
     complete = run(fifty, tmp_path / "whole", f"model={model}")
     with killed_at_step(30):
         run(fifty, tmp_path / "cut", f"model={model}")
@@ -107,7 +107,7 @@ def test_ranking_models_train_on_the_blocks_of_sessions_and_resume_to_the_bit(fi
     assert result(fifty, complete)["test"]["rows/like"] == shown
 
 
-def test_rates_are_the_shares_of_positives_among_train_rows(fifty, capfd):
+def test_positive_rates_are_the_shares_among_train_rows(fifty, capfd):
     sessions = [r for f in fifty.session_files for r in pq.read_table(fifty.file(f.path)).to_pylist()]
     bits = [
         bits
@@ -124,7 +124,7 @@ def test_rates_are_the_shares_of_positives_among_train_rows(fifty, capfd):
     assert "task click is dropped: only one class" in capfd.readouterr().err
 
 
-def test_passive_rows_are_those_clicked_without_another_action(fifty, tmp_path):
+def test_passive_rows_are_clicked_without_another_action(fifty, tmp_path):
     expected = {"valid": 0, "test": 0}
     for entry in fifty.session_files:
         for row in pq.read_table(fifty.file(entry.path)).to_pylist():
@@ -144,8 +144,8 @@ def test_passive_rows_are_those_clicked_without_another_action(fifty, tmp_path):
     assert 0 <= evaluate(load([*options, "cutoffs=[5]"]))["test"]["auc/passive"] <= 1
 
 
-def test_progress_counts_rows_and_ends_at_all_of_them(fifty, tmp_path, monkeypatch):
-    """Rows are met as sessions come: the total is what so many rows in so many sessions make of all sessions."""
+def test_progress_counts_rows_and_ends_at_the_total(fifty, tmp_path, monkeypatch):
+    """Rows are seen session by session: the total is extrapolated from the rows and sessions seen so far."""
     message = []
     monkeypatch.setattr("trainer.run.metrics_log.RunLog.progress", lambda self, **values: message.append(values))
     run(fifty, tmp_path / "run", "model=rank_mmoe", "train.epochs=1")

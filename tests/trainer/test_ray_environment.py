@@ -1,4 +1,4 @@
-"""Variables that Ray reads: as before after a block; whose token is taken."""
+"""Environment variables that Ray reads: restored after a block, and the source of the token."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def nothing_chosen(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
-def test_a_block_leaves_the_variables_as_they_were(monkeypatch):
+def test_environment_block_restores_the_variables(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "before")
     with environment(RAY_ADDRESS=None, RAY_AUTH_MODE="token"):
         assert os.environ["RAY_AUTH_MODE"] == "token"
@@ -26,7 +26,7 @@ def test_a_block_leaves_the_variables_as_they_were(monkeypatch):
     assert "RAY_AUTH_MODE" not in os.environ
 
 
-def test_a_ray_of_our_own_has_one_token_in_a_process_unless_one_was_chosen(monkeypatch):
+def test_own_ray_has_one_token_per_process_unless_the_user_set_one(monkeypatch):
     first = of_own_ray()
     assert len(first["RAY_AUTH_TOKEN"]) == 64
     assert of_own_ray() == first
@@ -37,7 +37,7 @@ def test_a_ray_of_our_own_has_one_token_in_a_process_unless_one_was_chosen(monke
     assert of_own_ray() == {"RAY_AUTH_MODE": "disabled"}
 
 
-def test_the_token_is_read_where_ray_reads_it(monkeypatch, tmp_path):
+def test_token_is_read_from_the_places_that_ray_reads(monkeypatch, tmp_path):
     assert token_header() == {}
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("home\n")
@@ -51,7 +51,7 @@ def test_the_token_is_read_where_ray_reads_it(monkeypatch, tmp_path):
     assert token_header() == {}
 
 
-def test_a_token_that_cannot_be_read_is_named(monkeypatch, tmp_path):
+def test_unreadable_token_file_is_reported(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path))
     with pytest.raises(InputError, match="Ray's token in"):
         token_header()

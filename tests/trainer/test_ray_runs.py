@@ -1,4 +1,4 @@
-"""Runs on Ray workers: killed, stopped, and the same bits in the end."""
+"""Runs on Ray workers: killed or stopped, and bit-identical after resuming."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from trainer.run.checkpoint import latest, read_progress
 
 pytestmark = [pytest.mark.cluster]
 TWO_WORKERS = ["ray.workers=2", "train.epochs=10", "train.early_stopping_patience=10"]
-"""So many that workers do not get to the end before they hear that their driver is gone."""
+"""Enough epochs that workers do not finish before they notice that their driver is gone."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """A running Ray: its first process, and the variables by which drivers find it and come in."""
+    """A running Ray: its first process, and the variables with which drivers find it and authenticate."""
 
     pid: int
     env: dict[str, str]
@@ -38,7 +38,7 @@ class Head:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory) -> Iterator[Head]:
-    """One Ray of two cores for all drivers here that name it (`RAY_ADDRESS`)."""
+    """One Ray cluster of two cores, shared by all drivers here that set `RAY_ADDRESS`."""
     folder, (port, agent) = tmp_path_factory.mktemp("ray"), free_ports(2)
     log, token = folder / "head.log", folder / "token"
     write_secret(token, secrets.token_hex(32))
@@ -64,7 +64,7 @@ def head(tmp_path_factory) -> Iterator[Head]:
 def driver(
     fifty, run: Path, head: Head | None, *more: str, env: dict[str, str] | None = None, **settings: object
 ) -> subprocess.Popen:
-    """`python -m trainer` on the shared Ray, or on one of its own that starts and ends with it."""
+    """`python -m trainer` on the shared Ray, or on its own Ray that starts and ends with it."""
     env = os.environ | BUSY | (head.env if head else {}) | (env or {})
     return subprocess.Popen([sys.executable, "-m", "trainer", *options(fifty, run, *more)], env=env, **settings)
 
@@ -94,7 +94,7 @@ def stopped(fifty, head, tmp_path_factory) -> Path:
 
 
 def started(fifty, run: Path, head: Head | None, **env: str) -> subprocess.Popen:
-    """The same run in another folder, in its second epoch or later."""
+    """Start the same run in another folder, and return when it is in its second epoch or later."""
     process = driver(fifty, run, head, *TWO_WORKERS, env=env)
     deadline = time.monotonic() + 300
     while latest_epoch(run) < 1:
@@ -104,8 +104,8 @@ def started(fifty, run: Path, head: Head | None, **env: str) -> subprocess.Popen
     return process
 
 
-def test_two_ray_workers_one_killed_end_with_the_bits_of_an_undisturbed_run(fifty, head, calm, tmp_path):
-    """`kill -9` of a worker: Ray starts the group again, which goes on from the latest checkpoint."""
+def test_run_with_a_killed_ray_worker_is_bit_identical(fifty, head, calm, tmp_path):
+    """`kill -9` of a worker: Ray restarts the worker group, which resumes from the latest checkpoint."""
     process = started(fifty, tmp_path / "run", head)
     assert kill_one_worker(head.pid)
     assert not (tmp_path / "run" / "summary.json").exists()
@@ -114,8 +114,8 @@ def test_two_ray_workers_one_killed_end_with_the_bits_of_an_undisturbed_run(fift
 
 
 @pytest.mark.parametrize("whom", ["driver", "all"])
-def test_kill_9_of_the_driver_or_of_all_and_the_same_command_ends_with_the_same_bits(fifty, head, calm, tmp_path, whom):
-    """A driver with a Ray of its own, which ends by itself when its driver is gone, and leaves no token at home."""
+def test_run_resumes_bit_identical_after_kill_9_of_the_driver_or_all_processes(fifty, head, calm, tmp_path, whom):
+    """A driver with its own Ray, which exits by itself when the driver is gone and leaves no token in HOME."""
     run = tmp_path / "run"
     process = started(fifty, run, None, HOME=str(tmp_path))
     children = psutil.Process(process.pid).children(recursive=True)
@@ -127,7 +127,7 @@ def test_kill_9_of_the_driver_or_of_all_and_the_same_command_ends_with_the_same_
     process.wait()
     _, alive = psutil.wait_procs(workers, timeout=120)
     assert not alive
-    for child in children:  # Ray's agents look for their parent once in a while
+    for child in children:  # Ray's agents check for their parent only periodically
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
     assert not (tmp_path / ".ray").exists()
@@ -136,8 +136,8 @@ def test_kill_9_of_the_driver_or_of_all_and_the_same_command_ends_with_the_same_
     assert_same_run(calm, run)
 
 
-def test_from_two_workers_to_one_each_sample_is_trained_on_once(fifty, head, calm, stopped, tmp_path):
-    """Other sums, so other last bits: the parameters agree closely and the counts of targets exactly."""
+def test_resuming_with_fewer_workers_trains_on_each_sample_once(fifty, head, calm, stopped, tmp_path):
+    """Sums in another order differ in rounding, so only the counts of targets agree exactly."""
     run = shutil.copytree(stopped, tmp_path / "run")
     fewer = [o for o in TWO_WORKERS if not o.startswith("ray.")] + ["ray.workers=1"]
     finish(driver(fifty, run, head, *fewer))
@@ -148,7 +148,7 @@ def test_from_two_workers_to_one_each_sample_is_trained_on_once(fifty, head, cal
     assert progress[0].examples == progress[1].examples
 
 
-def test_losses_that_are_not_finite_end_all_workers_with_one_plain_line(fifty, head, tmp_path):
+def test_non_finite_losses_end_all_workers_with_a_one_line_error(fifty, head, tmp_path):
     wild = ["ray.workers=2", "train.learning_rate=1e30", "train.epochs=2"]
     process = driver(fifty, tmp_path / "run", head, *wild, stderr=subprocess.PIPE, text=True)
     _, errors = process.communicate()
@@ -157,16 +157,14 @@ def test_losses_that_are_not_finite_end_all_workers_with_one_plain_line(fifty, h
     assert "Traceback" not in errors
 
 
-def test_sigterm_stops_two_ray_workers_and_the_same_command_ends_with_the_same_bits(
-    fifty, head, calm, stopped, tmp_path
-):
+def test_run_on_two_ray_workers_resumes_bit_identical_after_sigterm(fifty, head, calm, stopped, tmp_path):
     run = shutil.copytree(stopped, tmp_path / "run")
     finish(driver(fifty, run, head, *TWO_WORKERS))
     assert_same_run(calm, run)
 
 
 def latest_epoch(run: Path) -> int:
-    """Epochs that are done."""
+    """Number of finished epochs."""
     try:
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     except (OSError, ValueError):

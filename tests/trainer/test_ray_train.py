@@ -1,4 +1,4 @@
-"""What Ray is asked for, and what its failures become, without starting it."""
+"""Resource requests to Ray and the translation of its failures, without starting it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def config(*more: str):
     return load(["data=d", "output=o", "model=gru4rec", "ray.workers=1", *more])
 
 
-def test_workers_spread_over_hosts_and_take_the_cores_that_are_asked_for(monkeypatch):
+def test_workers_spread_over_hosts_and_take_the_requested_cores(monkeypatch):
     scaling = _scaling(config(), 4)
     assert (scaling.num_workers, scaling.placement_strategy) == (4, "SPREAD")
     assert scaling.resources_per_worker == {"CPU": 1}
-    monkeypatch.setenv("RAY_ADDRESS", "head:6379")  # more cores than there may be here
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")  # possibly more cores than this machine has
     scaling = _scaling(config("ray.cores=64", "ray.use_gpu=true", "ray.spread=false"), (1, 2))
     assert scaling.placement_strategy == "PACK"
     assert scaling.resources_per_worker == {"CPU": 64, "GPU": 1}
@@ -35,7 +35,7 @@ def test_workers_spread_over_hosts_and_take_the_cores_that_are_asked_for(monkeyp
         ("h:x", "no HOST:PORT"),
     ],
 )
-def test_a_cluster_that_cannot_be_reached_is_one_plain_line(monkeypatch, address, why):
+def test_unreachable_cluster_is_a_plain_error(monkeypatch, address, why):
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(InputError, match=f"a Ray cluster at RAY_ADDRESS={address}, got {why}"), ray_session():
         pass
@@ -54,7 +54,7 @@ class Group:
         return function.__name__, node
 
 
-def test_the_process_group_is_not_set_up_where_workers_miss_one_another(monkeypatch):
+def test_process_group_is_not_started_if_workers_cannot_reach_each_other(monkeypatch):
     monkeypatch.setattr(
         "trainer.ray_train.ray.get", lambda calls: [(node, 1) for name, node in calls if name == "listen"]
     )
@@ -64,7 +64,7 @@ def test_the_process_group_is_not_set_up_where_workers_miss_one_another(monkeypa
         backend.on_start(Group(), ConnectedTorchConfig())
 
 
-def test_failures_of_ray_train_become_what_the_user_can_mend():
+def test_failures_of_ray_train_become_errors_with_a_hint():
     own = InputError("a", "b", "c")
     assert _explained(ControllerError(own), config()) is own
     full = WorkerGroupError("OSError: No space left on device", {})

@@ -1,4 +1,4 @@
-"""Who reaches whom, with sockets of this machine in the place of hosts."""
+"""Reachability between workers, with local sockets in place of hosts."""
 
 import socket
 
@@ -16,7 +16,7 @@ def closed():
     stop_listening()
 
 
-def test_workers_reach_open_ports_and_miss_closed_ones():
+def test_closed_ports_are_reported_as_unreachable():
     opened = listen("127.0.0.1")
     with socket.create_server(("127.0.0.2", 0)) as server:
         closed = server.getsockname()
@@ -26,7 +26,7 @@ def test_workers_reach_open_ports_and_miss_closed_ones():
     assert reachability._listening == []
 
 
-def test_the_named_interface_decides_the_address(monkeypatch):
+def test_address_is_that_of_gloo_socket_ifname(monkeypatch):
     loopback = next(
         name for name, actual in psutil.net_if_addrs().items() if "127.0.0.1" in [a.address for a in actual]
     )
@@ -36,7 +36,7 @@ def test_the_named_interface_decides_the_address(monkeypatch):
     assert own_address("10.0.0.9") == "10.0.0.9"
 
 
-def test_the_first_worker_that_is_cut_off_is_named_with_whom_it_misses():
+def test_first_disconnected_worker_is_reported_with_the_hosts_it_misses():
     addresses = [("a", 1), ("a", 2), ("b", 3), ("c", 4)]
     assert first_of_each_host(addresses) == [("a", 1), ("b", 3), ("c", 4)]
     check(addresses, [[], [], [], []])

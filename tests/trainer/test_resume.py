@@ -1,4 +1,4 @@
-"""Runs that end early and are started again: killed, signalled, with a broken checkpoint, with other options."""
+"""Runs that end early and are resumed: killed, signalled, with a broken checkpoint, with other options."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trainer.__main__ import main
 from trainer.run.checkpoint import TENSORS, latest
 
 
-def test_running_a_finished_run_again_changes_nothing(fifty, undisturbed, capfd):
+def test_rerunning_a_finished_run_changes_nothing(fifty, undisturbed, capfd):
     before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.name != "config.yaml"}
     assert main(options(fifty, undisturbed)) == 0
     assert "already finished" in capfd.readouterr().out
@@ -30,7 +30,7 @@ def test_running_a_finished_run_again_changes_nothing(fifty, undisturbed, capfd)
 
 
 @pytest.mark.parametrize("at", [3, 8, 26, 41])
-def test_a_run_killed_at_any_step_ends_with_the_bits_of_an_undisturbed_one(fifty, undisturbed, tmp_path, at):
+def test_run_killed_at_any_step_resumes_to_a_bit_identical_result(fifty, undisturbed, tmp_path, at):
     with killed_at_step(at):
         main(options(fifty, tmp_path / "run"))
     assert not (tmp_path / "run" / "summary.json").exists()
@@ -40,7 +40,7 @@ def test_a_run_killed_at_any_step_ends_with_the_bits_of_an_undisturbed_one(fifty
     assert [line["epoch"] for line in lines if line["name"] == "ndcg@20"] == [1, 2, 3]
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(fifty, undisturbed, tmp_path, capfd):
+def test_sigterm_saves_a_checkpoint_and_the_same_command_resumes(fifty, undisturbed, tmp_path, capfd):
     with terminated_at_step(12):
         main(options(fifty, tmp_path / "run", "train.checkpoint_steps=1000"))
     assert "stopped after step 16; the same command resumes from there\n" in capfd.readouterr().err
@@ -49,7 +49,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(fifty, undisturbed, tmp_path
     assert_same_run(undisturbed, tmp_path / "run")
 
 
-def test_ctrl_c_says_so_and_exits_130_though_a_handler_would_leave_with_0(fifty, tmp_path, monkeypatch, capfd):
+def test_ctrl_c_exits_with_130_and_a_message_despite_another_handler(fifty, tmp_path, monkeypatch, capfd):
     def quiet(*arguments):
         signal.signal(signal.SIGINT, lambda *_: sys.exit(0))  # as Ray's handler does
         os.kill(os.getpid(), signal.SIGINT)
@@ -68,7 +68,7 @@ def test_ctrl_c_says_so_and_exits_130_though_a_handler_would_leave_with_0(fifty,
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_truncated_checkpoint_is_named_and_the_one_before_taken(fifty, undisturbed, tmp_path, capfd):
+def test_truncated_checkpoint_is_reported_and_the_previous_one_is_used(fifty, undisturbed, tmp_path, capfd):
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
     for name in ("summary.json", "bundle"):
@@ -82,7 +82,7 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_taken(fifty, undistu
     assert_same_run(undisturbed, run)
 
 
-def test_more_epochs_continue_a_finished_run_and_equal_one_that_had_them_at_once(fifty, undisturbed, tmp_path):
+def test_adding_epochs_to_a_finished_run_equals_training_them_at_once(fifty, undisturbed, tmp_path):
     shutil.copytree(undisturbed, tmp_path / "a")
     assert main(options(fifty, tmp_path / "a", "train.epochs=4")) == 0
     assert main(options(fifty, tmp_path / "b", "train.epochs=4")) == 0
@@ -90,7 +90,7 @@ def test_more_epochs_continue_a_finished_run_and_equal_one_that_had_them_at_once
 
 
 @pytest.mark.parametrize("where", ["trainer.training.step.TrainStep.step", "trainer.loop.export"])
-def test_a_run_killed_while_it_adds_epochs_is_not_finished(fifty, undisturbed, tmp_path, where):
+def test_run_killed_while_adding_epochs_is_not_marked_finished(fifty, undisturbed, tmp_path, where):
     run, more = tmp_path / "run", options(fifty, tmp_path / "run", "train.epochs=4")
     shutil.copytree(undisturbed, run)
     with mock.patch(where, side_effect=Killed), pytest.raises(Killed):
@@ -111,14 +111,14 @@ def test_a_run_killed_while_it_adds_epochs_is_not_finished(fifty, undisturbed, t
         ["network.experts=4"],
     ],
 )
-def test_a_run_refuses_to_go_on_otherwise_than_it_began(fifty, undisturbed, wrong, capfd):
+def test_resume_with_changed_options_is_refused(fifty, undisturbed, wrong, capfd):
     assert main([*options(fifty, undisturbed), *wrong]) == 2
     err = capfd.readouterr().err
     assert err.startswith("error: expected ")
     assert err.count("\n") == 1
 
 
-def test_a_run_of_a_program_without_an_option_goes_on_with_the_options_default(fifty, undisturbed, tmp_path, capfd):
+def test_resume_with_an_option_unknown_to_the_earlier_version_takes_its_default(fifty, undisturbed, tmp_path, capfd):
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -131,7 +131,7 @@ def test_a_run_of_a_program_without_an_option_goes_on_with_the_options_default(f
     assert_same_run(run, tmp_path / "at once")
 
 
-def test_an_option_whose_default_is_not_what_was_done_before_it_has_the_value_that_is(fifty, tmp_path, capfd):
+def test_resume_takes_the_former_behaviour_if_a_new_option_has_another_default(fifty, tmp_path, capfd):
     run = tmp_path / "run"
     line = options(fifty, run, "train.epochs=1", "network.item_features=[category]", "train.feature_rate=1")
     assert main(line) == 0
@@ -143,7 +143,7 @@ def test_an_option_whose_default_is_not_what_was_done_before_it_has_the_value_th
     assert main(line) == 0
 
 
-def test_the_checkpoint_of_other_networks_is_refused(fifty, undisturbed, tmp_path, capfd):
+def test_resume_from_a_checkpoint_with_other_networks_is_refused(fifty, undisturbed, tmp_path, capfd):
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -160,7 +160,7 @@ def test_the_checkpoint_of_other_networks_is_refused(fifty, undisturbed, tmp_pat
         ("[]", "[category]", "table item_features is not in the checkpoint"),
     ],
 )
-def test_the_checkpoint_of_other_tables_is_refused(fifty, tmp_path, capfd, trained, continued, problem):
+def test_resume_from_a_checkpoint_with_other_tables_is_refused(fifty, tmp_path, capfd, trained, continued, problem):
     run, plain = tmp_path / "run", ("model=gru4rec", "train.ppmi_start=0")
     assert main(options(fifty, run, *plain, f"network.item_features={trained}", "train.epochs=1")) == 0
     path = run / "config.yaml"
@@ -171,7 +171,7 @@ def test_the_checkpoint_of_other_tables_is_refused(fifty, tmp_path, capfd, train
     assert problem in capfd.readouterr().err
 
 
-def test_a_run_refuses_another_dataset(undisturbed, tmp_path, capfd):
+def test_resume_with_another_dataset_is_refused(undisturbed, tmp_path, capfd):
     rows = [(u, 1 + (u + i) % 12, 1, 0, i % 2, 0, "c", 1, 1, 1) for u in range(1, 9) for i in range(14)]
     other = build(
         [

@@ -1,4 +1,4 @@
-"""Rows between workers and their owners, against sums written out row by row."""
+"""Exchange of rows between workers and owners, against sums computed row by row."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OWN = {
     "item": [[0, 1, 2, 7], [], [1, 5, 7, 8, 9, 41]],
     "user": [[], [4], [4, 5, 6]],
 }
-"""Rows that each of three workers reads: some read by two, some shared too, some owners without any."""
+"""Rows that each of three workers reads: some are read by two, some are also shared, some owners have none."""
 
 
 def rows_of(name: str, rank: int, size: int) -> list[int]:
@@ -50,7 +50,7 @@ def worker(rank: int, size: int, folder: Path) -> None:
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("size", [2, 3])
-def test_sums_lie_at_their_owners_and_come_back_to_who_reads_them_and_to_all(tmp_path, size):
+def test_sums_reach_their_owners_and_return_to_readers_and_to_all_workers(tmp_path, size):
     run_workers(worker, (size, tmp_path), nprocs=size)
     for name, width in WIDTHS.items():
         expected: dict[int, np.ndarray] = {}
@@ -70,7 +70,7 @@ def test_sums_lie_at_their_owners_and_come_back_to_who_reads_them_and_to_all(tmp
                 assert total == pytest.approx(expected[row])
 
 
-def test_sums_are_added_by_sender_whatever_the_number_of_threads():
+def test_sum_by_sender_does_not_depend_on_the_number_of_threads():
     random = torch.Generator().manual_seed(0)
     place = torch.cat([torch.randperm(2_000, generator=random)[:1_500] for _ in range(20)])
     rows = torch.randn(len(place), 16, generator=random)

@@ -1,4 +1,4 @@
-"""Complete runs: what a run folder holds, a refit, what a test click may not change."""
+"""Complete runs: content of the run folder, refit, no influence of test clicks."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_the_first_step_without_ray_waits_for_no_ray_tensorboard_or_compiler(fifty, tmp_path):
+def test_first_step_without_ray_imports_no_ray_tensorboard_or_compiler(fifty, tmp_path):
     line = [sys.executable, "-c", FIRST_STEP, *options(fifty, tmp_path / "run")]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
-    assert done.returncode == 130  # as an interrupt ends
+    assert done.returncode == 130  # exit status of an interrupt
     (message,) = (text.split() for text in done.stdout.splitlines() if text.startswith("MODULES"))
     late = {"ray", "tensorboard", "matplotlib", "scipy", "torch._dynamo", "torch._inductor", "torch.utils.flop_counter"}
     assert not late & set(message)
 
 
-def test_a_run_folder_holds_what_it_should(fifty, undisturbed):
+def test_run_folder_has_summary_metrics_diagnostics_and_bundle(fifty, undisturbed):
     summary = json.loads((undisturbed / "summary.json").read_text())
     assert summary["tasks"] == ["next", "click", "like", "share", "follow"]
     assert summary["parameters"]["item"] == (fifty.manifest.n_items + 1) * 9
@@ -69,14 +69,14 @@ def test_a_run_folder_holds_what_it_should(fifty, undisturbed):
     assert {r["label"] for r in feedback["click"] if r["clicked"]} == {1}
 
 
-def test_a_profiled_run_writes_a_trace_and_a_table(fifty, tmp_path):
+def test_profiled_run_writes_a_trace_and_a_table(fifty, tmp_path):
     assert main(options(fifty, tmp_path / "run", "train.profile=true", "train.epochs=1")) == 0
     table = (tmp_path / "run" / "profile" / "table.txt").read_text()
     assert "aten::addmm" in table
     assert json.loads((tmp_path / "run" / "profile" / "trace.json").read_text())["traceEvents"]
 
 
-def test_a_refit_bundle_holds_no_valid_part_and_another_model(fifty, tmp_path):
+def test_refit_bundle_has_no_valid_part_and_other_parameters(fifty, tmp_path):
     run = tmp_path / "run"
     assert main(options(fifty, run, "train.refit=true", "train.epochs=2")) == 0
     bundle, selected = open_bundle(run / "bundle"), open_bundle(run / "bundle-selected")
@@ -89,8 +89,8 @@ def test_a_refit_bundle_holds_no_valid_part_and_another_model(fifty, tmp_path):
     assert [epoch for epoch, _ in curves["valid/ndcg@20"]] == [1, 2]
 
 
-def test_the_test_click_changes_neither_training_nor_the_test_query(tmp_path):
-    """Two logs that differ in every user's last click: one run's bits in the other."""
+def test_test_clicks_change_neither_training_nor_test_queries(tmp_path):
+    """Two logs that differ only in every user's last click give bit-identical parameters."""
     rng = np.random.default_rng(0)
     sequences = [rng.integers(1, 25, rng.integers(10, 20)).tolist() for _ in range(40)]
     everything = list(range(1, 25)) * 3  # a user with every item, so that the catalogue stays the same

@@ -1,4 +1,4 @@
-"""What may and what may not change a score: later clicks, outcomes, the order and size of blocks."""
+"""Invariance of scores to later clicks, outcomes, and the order and size of blocks."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def untrained(dataset, changes):
 
 
 def score(dataset, sessions, changes) -> dict[tuple[int, int, int, int], float]:
-    """Score of each row of the valid blocks, by task, user, item and how often the item came before in the block."""
+    """Score of each row of the valid blocks, by task, user, item and number of earlier rows of that item there."""
     config, scorer = untrained(dataset, changes)
     visible = sessions.items.lengths - 2
     rows = feedback_rows(sessions, exposures=True)
@@ -65,7 +65,7 @@ def score(dataset, sessions, changes) -> dict[tuple[int, int, int, int], float]:
 
 
 def shuffled_within_blocks(sessions, seed=0):
-    """The same sessions, what was shown in each block in another order."""
+    """The same sessions with the rows of each block in another order."""
     rng = np.random.default_rng(seed)
     shown = sessions.exposure_items
     order = np.lexsort((rng.random(len(shown.values)), sessions.exposure_position.values, shown.row))
@@ -74,7 +74,7 @@ def shuffled_within_blocks(sessions, seed=0):
 
 
 def first_of_each_block(sessions):
-    """The same sessions, but one row shown in each block."""
+    """The same sessions with only the first row of each block."""
     shown, position = sessions.exposure_items, sessions.exposure_position.values
     first = np.ones(len(position), bool)
     first[1:] = (np.diff(position) != 0) | (np.diff(shown.row) != 0)
@@ -89,7 +89,7 @@ def only_rows(sessions, keep):
 
 
 def with_other_outcomes(sessions):
-    """The same sessions, every outcome of rows and clicks turned over."""
+    """The same sessions with every outcome of rows and clicks flipped."""
     shown, clicked = sessions.exposure_feedback, sessions.feedback
     return replace(
         sessions,
@@ -99,7 +99,7 @@ def with_other_outcomes(sessions):
 
 
 def with_other_last_clicks(sessions):
-    """The same sessions, but the clicks that the valid query does not see are others."""
+    """The same sessions with other clicks after those visible to the valid query."""
     values = sessions.items.values.copy()
     for back in (1, 2):
         values[sessions.items.offset[1:] - back] = back
@@ -107,7 +107,7 @@ def with_other_last_clicks(sessions):
 
 
 @pytest.mark.parametrize("changes", MODELS, ids=str)
-def test_scores_follow_from_what_came_before_the_block_alone(fifty, sessions, changes):
+def test_scores_depend_only_on_clicks_before_the_block(fifty, sessions, changes):
     torch.manual_seed(0)
     plain = score(fifty, sessions, changes)
     assert len(set(plain.values())) > len(plain) // 4
@@ -122,8 +122,8 @@ def test_scores_follow_from_what_came_before_the_block_alone(fifty, sessions, ch
 
 
 @pytest.mark.parametrize("chunk", [1, 40, 1 << 24])
-def test_validation_ranks_equal_the_evaluations_rules_with_ties_nan_and_masks(chunk, monkeypatch):
-    """Against counting: other candidates that are not lower; seen ones left out; a NaN, or a seen target, is a miss."""
+def test_validation_ranks_follow_the_evaluations_rules_for_ties_nan_and_masks(chunk, monkeypatch):
+    """Against plain counting: rank = 1 + other unseen candidates not scored lower; NaN or a seen target is a miss."""
     monkeypatch.setattr("trainer.inference.target_ranks.CHUNK_NUMBERS", {"cpu": chunk})
     rng = np.random.default_rng(0)
     vector = torch.from_numpy(rng.integers(-1, 2, (21, 3)).astype(np.float32))
@@ -147,7 +147,7 @@ def test_validation_ranks_equal_the_evaluations_rules_with_ties_nan_and_masks(ch
                 assert actual[q] == 1 + sum(not s < own for s in others)
 
 
-def test_pairs_of_seen_clicks_end_where_the_query_does(sessions):
+def test_seen_pairs_are_the_clicks_visible_to_the_query(sessions):
     visible = sessions.items.lengths - 2
     row, item = seen_pairs(sessions, visible).tolist()
     expected = [(r, i) for r in range(len(sessions)) for i in sessions.take(np.array([r])).items.values[: visible[r]]]
@@ -155,8 +155,8 @@ def test_pairs_of_seen_clicks_end_where_the_query_does(sessions):
 
 
 @pytest.mark.parametrize("changes", [{"model": "hybrid"}, {"model": "rank_mmoe"}], ids=str)
-def test_rows_after_the_test_click_are_scored_from_the_state_after_all_clicks(fifty, sessions, changes):
-    """As if one more click had followed: then they are the block that ends in the test click."""
+def test_rows_after_the_test_click_are_scored_from_the_last_state(fifty, sessions, changes):
+    """The scores equal those with one more click appended, after which the rows are the block of the test click."""
     _, scorer = untrained(fifty, changes)
     n = sessions.items.lengths
     late = only_rows(sessions, sessions.exposure_position.values == n[sessions.exposure_items.row])

@@ -1,4 +1,4 @@
-"""The server: answers of the evaluation to the bit, wrong requests, and the page in a browser."""
+"""The server: answers bit-identical to the evaluation, invalid requests, and the page in a browser."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def requests_of(dataset, recommender: Recommender) -> list[SessionRequest]:
 
 @pytest.mark.parametrize("name", list(VARIANTS))
 @pytest.mark.parametrize("at_once", [1, 9])
-def test_answers_are_those_of_the_evaluation_to_the_bit(fifty, served, tmp_path, name, at_once):
+def test_answers_are_bit_identical_to_the_evaluation(fifty, served, tmp_path, name, at_once):
     run, result = served if name == "hybrid with blend" else evaluated(fifty, tmp_path, name)
     recommender = Recommender.open(ServeConfig(run=str(run), result=str(result)))
     batch = {row["user_id"]: row for row in pq.read_table(result / "topk.parquet").to_pylist()}
@@ -86,8 +86,8 @@ def test_answers_are_those_of_the_evaluation_to_the_bit(fifty, served, tmp_path,
             assert np.array_equal(actual.scores[row][listed], np.array(expected["scores"], np.float32))
 
 
-def test_probabilities_are_those_of_the_bundle(fifty, served):
-    """What was shown after the last click is scored by the bundle, as if it were recommended."""
+def test_probabilities_equal_the_feedback_scores_of_the_bundle(fifty, served):
+    """The bundle scores rows shown around the last click; recommended items have the same probabilities."""
     recommender = Recommender.open(ServeConfig(run=str(served[0]), result=str(served[1])))
     rows = pq.read_table(served[0] / "bundle" / "feedback-test").to_pylist()
     like: dict[tuple[int, int], list[float]] = {}
@@ -111,7 +111,7 @@ def test_probabilities_are_those_of_the_bundle(fifty, served):
     assert checked > 5
 
 
-def test_unknown_items_and_sessions_without_any(fifty, served):
+def test_unknown_items_are_ignored_and_sessions_with_no_others_get_popular_ones(fifty, served):
     recommender = Recommender.open(ServeConfig(run=str(served[0]), result=str(served[1])))
     known = requests_of(fifty, recommender)[0].items[:4]
     actual = recommender.recommend([SessionRequest([*known, 10**9]), SessionRequest(known), SessionRequest([10**9])], 5)
@@ -123,7 +123,7 @@ def test_unknown_items_and_sessions_without_any(fifty, served):
     assert np.isnan(actual.probabilities["like"][2]).all()
 
 
-def test_what_cannot_be_served_is_refused(fifty, served, tmp_path, capfd):
+def test_runs_and_results_that_cannot_be_served_are_refused(fifty, served, tmp_path, capfd):
     run, result = served
     other = tmp_path / "other"
     shutil.copytree(run, other)
@@ -145,7 +145,7 @@ def test_what_cannot_be_served_is_refused(fifty, served, tmp_path, capfd):
 
 @pytest.fixture
 def address(served):
-    """The address of a server in a process of its own, ended by SIGTERM with status 0."""
+    """The address of a server in a subprocess, which SIGTERM ends with status 0."""
     command = [sys.executable, "-m", "trainer.serve", f"run={served[0]}", f"result={served[1]}", "port=0"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
@@ -164,7 +164,7 @@ def post(address: str, body: bytes, kind: str = "application/json") -> tuple[int
         return error.code, json.load(error)
 
 
-def test_requests_right_and_wrong(fifty, served, address):
+def test_valid_requests_are_answered_and_invalid_ones_get_status_400(fifty, served, address):
     batch = pq.read_table(served[1] / "topk.parquet").to_pylist()[0]
     recommender = Recommender.open(ServeConfig(run=str(served[0]), result=str(served[1])))
     session = next(vars(r) for r in requests_of(fifty, recommender) if r.user_id == batch["user_id"])
@@ -200,7 +200,7 @@ def test_requests_right_and_wrong(fifty, served, address):
     assert about["milliseconds"]["p50"] > 0
 
 
-def test_the_server_ends_well_by_a_signal_that_comes_with_its_address(address):
+def test_sigterm_right_after_startup_ends_the_server_with_status_0(address):
     """The fixture sends SIGTERM as soon as the address is read."""
     assert address.startswith("http://127.0.0.1:")
 

@@ -1,4 +1,4 @@
-"""A row-sharded item table: the run that a replicated one gives, on any number of workers, with 1 / W of the rows."""
+"""A row-sharded item table: same run as with a replicated table, on any number W of workers, with 1 / W of the rows."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CASES = {
 }
 SHARDED, WHOLE = "train.table=sharded", "train.table=replicated"
 RANKS = ("ndcg@", "hr@", "mrr@")
-"""Not compared with features: vectors of items without a train click are equal then, and rounding ranks them."""
+"""Not compared with item features: items without a train click then have equal vectors, ranked by rounding."""
 NO_DROPOUT = ["network.embedding_dropout=0", "network.state_dropout=0"]
 COMMON = ["train.ppmi_start=0", "train.epochs=2", "train.batch_tokens=128", "train.validate_steps=7", *NO_DROPOUT]
 
@@ -56,7 +56,7 @@ def worker(rank: int, size: int, meet: Path, settings: TrainerConfig, kill_at: i
 
 
 def run(fifty, folder: Path, size: int, *more: str, kill_at: int = 0) -> Path:
-    """A run on some workers, in this process if on one."""
+    """Train on `size` workers, or in this process if it is 1."""
     settings, _ = prepare([*options(fifty, folder / "run"), *COMMON, *more])
     if size == 1 and kill_at:
         with killed_at_step(kill_at):
@@ -70,7 +70,7 @@ def run(fifty, folder: Path, size: int, *more: str, kill_at: int = 0) -> Path:
 
 
 def complete(shards: list[dict[str, torch.Tensor]]) -> dict[str, np.ndarray]:
-    """Tables of which worker r has every W-th row from r on; rows are put in their order one by one."""
+    """Complete tables from shards, of which that of worker r has every W-th row from r on."""
     result = {}
     for name in shards[0]:
         parts = [shard[name].numpy() for shard in shards]
@@ -87,7 +87,7 @@ def final_tensors(run: Path) -> dict[str, np.ndarray]:
 
 
 def logged(path: Path) -> dict[tuple, float]:
-    """Losses and validation by step; times and memory are not compared."""
+    """Losses and validation metrics by step, without times and memory."""
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     names = ("loss/", "auc", *(() if "item_features: []" not in (path / "config.yaml").read_text() else RANKS))
     return {(e["step"], e["split"], e["name"]): e["value"] for e in lines if e["name"].startswith(names)}
@@ -119,7 +119,7 @@ def assert_alike(one: Path, other: Path, atol: float = 1e-5) -> None:
 
 @pytest.mark.cluster
 @pytest.mark.parametrize(("name", "size"), [("hybrid", 2), ("hybrid", 3), ("features", 2), ("features of tasks", 2)])
-def test_a_sharded_run_has_the_bits_of_a_replicated_one_on_as_many_workers(fifty, tmp_path, name, size):
+def test_sharded_run_is_bit_identical_to_a_replicated_one_on_as_many_workers(fifty, tmp_path, name, size):
     for table in TABLES:
         (tmp_path / table).mkdir()
     replicated, sharded = (run(fifty, tmp_path / t, size, f"train.table={t}", *CASES[name]) for t in TABLES)
@@ -134,7 +134,7 @@ def test_a_sharded_run_has_the_bits_of_a_replicated_one_on_as_many_workers(fifty
 
 
 @pytest.mark.cluster
-def test_a_sharded_run_on_one_two_and_three_workers_is_the_replicated_one_on_one(fifty, tmp_path):
+def test_sharded_runs_on_1_2_and_3_workers_equal_the_replicated_run_on_1(fifty, tmp_path):
     folders = [tmp_path / name for name in ("whole", "1", "2", "3")]
     for folder in folders:
         folder.mkdir()
@@ -144,7 +144,7 @@ def test_a_sharded_run_on_one_two_and_three_workers_is_the_replicated_one_on_one
 
 
 @pytest.mark.cluster
-def test_a_sharded_run_that_was_killed_goes_on_with_the_same_bits_on_as_many_workers(fifty, tmp_path):
+def test_killed_sharded_run_resumes_bit_identical_on_as_many_workers(fifty, tmp_path):
     for name in ("calm", "broken"):
         (tmp_path / name).mkdir()
     calm = run(fifty, tmp_path / "calm", 2, SHARDED, *CASES["hybrid"])
@@ -166,7 +166,7 @@ def test_a_sharded_run_that_was_killed_goes_on_with_the_same_bits_on_as_many_wor
         ((1, WHOLE), (3, SHARDED)),
     ],
 )
-def test_a_killed_run_goes_on_with_another_number_of_workers_or_another_table(fifty, calm, tmp_path, first, second):
+def test_killed_run_resumes_with_other_workers_or_another_table_kind(fifty, calm, tmp_path, first, second):
     run(fifty, tmp_path, first[0], first[1], *CASES["gru4rec"], kill_at=13)
     assert not (tmp_path / "run" / "summary.json").exists()
     assert_alike(run(fifty, tmp_path, second[0], second[1], *CASES["gru4rec"]), calm)
@@ -174,12 +174,12 @@ def test_a_killed_run_goes_on_with_another_number_of_workers_or_another_table(fi
 
 @pytest.fixture(scope="module")
 def calm(fifty, tmp_path_factory) -> Path:
-    """The run of one worker with a replicated table that nothing disturbed."""
+    """The undisturbed run of one worker with a replicated table."""
     return run(fifty, tmp_path_factory.mktemp("calm"), 1, WHOLE, *CASES["gru4rec"])
 
 
 @pytest.mark.cluster
-def test_other_programs_open_a_sharded_run_and_a_damaged_shard_is_named(fifty, calm, tmp_path, capfd):
+def test_show_opens_a_sharded_run_and_a_damaged_shard_is_reported(fifty, calm, tmp_path, capfd):
     sharded = run(fifty, tmp_path, 3, SHARDED, *CASES["gru4rec"])
     shown = []
     for path in (sharded, calm):
@@ -212,7 +212,7 @@ def full_disk_worker(rank: int, meet: Path, settings: TrainerConfig) -> None:
 
 
 @pytest.mark.cluster
-def test_a_full_disk_of_one_worker_costs_a_checkpoint_and_not_the_run(fifty, calm, tmp_path, capfd):
+def test_full_disk_of_one_worker_skips_a_checkpoint_and_the_run_continues(fifty, calm, tmp_path, capfd):
     settings, _ = prepare([*options(fifty, tmp_path / "run"), *COMMON, SHARDED, *CASES["gru4rec"]])
     run_workers(full_disk_worker, (tmp_path / "meet", settings), nprocs=2)
     assert_alike(tmp_path / "run", calm)
@@ -230,7 +230,7 @@ def test_a_full_disk_of_one_worker_costs_a_checkpoint_and_not_the_run(fifty, cal
         (["train.table=striped"], "train.table"),
     ],
 )
-def test_what_needs_all_vectors_on_one_worker_is_refused(fifty, tmp_path, wrong, named, capfd):
+def test_options_that_need_all_vectors_on_one_worker_are_refused(fifty, tmp_path, wrong, named, capfd):
     assert main([*options(fifty, tmp_path / "run"), "train.ppmi_start=0", SHARDED, *wrong]) == 2
     err = capfd.readouterr().err
     assert err.startswith("error: expected ")
@@ -240,8 +240,8 @@ def test_what_needs_all_vectors_on_one_worker_is_refused(fifty, tmp_path, wrong,
 
 
 @pytest.mark.parametrize(("n", "size"), [(100, 1), (100, 3), (1, 4), (257, 2), (64 * 4 + 3, 5)])
-def test_shards_are_the_rows_of_the_complete_table_and_take_their_part_of_the_memory(n, size, monkeypatch):
-    """Drawn 64 rows at a time, the last rows with those before them where they are few."""
+def test_shards_have_the_rows_of_the_full_table_and_their_share_of_memory(n, size, monkeypatch):
+    """Initialised 64 rows at a time; a short remainder is drawn with the rows before it."""
     monkeypatch.setattr(embedding_table, "DRAWN_ROWS", 64)
     whole = torch.empty(n + 1, 5).normal_(0.0, 5**-0.5 * 0.5, generator=torch.Generator().manual_seed(3))
     whole[0] = 0.0
@@ -262,7 +262,7 @@ def lookup_worker(rank: int, folder: Path) -> None:
     world, found = World.of_process_group(), []
     tables = {name: small_table(name, Shard(rank, 3)) for name in ("item", "input")}
     lookup = RowLookup(tables, world)
-    for number in range(2 * rank):  # the first worker asks for nothing, the last one four times
+    for number in range(2 * rank):  # the first worker reads nothing, the last one reads four times
         name = ("item", "input")[number % 2]
         found.append((name, lookup.tables[name].read(torch.tensor([[5, 0, 7], [number, 5, rank]]))))
     lookup.finish()
@@ -277,7 +277,7 @@ def small_table(name: str, shard: Shard) -> SparseTable:
 
 
 @pytest.mark.cluster
-def test_workers_that_ask_for_different_things_get_them_and_the_others_answer(tmp_path):
+def test_row_lookup_serves_workers_with_different_numbers_of_reads(tmp_path):
     run_workers(lookup_worker, (tmp_path,), nprocs=3)
     for rank in range(3):
         found = torch.load(tmp_path / f"{rank}.pt")
@@ -285,7 +285,7 @@ def test_workers_that_ask_for_different_things_get_them_and_the_others_answer(tm
         for number, (name, (vector, bias)) in enumerate(found):
             ids, table = torch.tensor([[5, 0, 7], [number, 5, rank]]), small_table(name, Shard())
             assert torch.equal(vector, table.vector[ids])
-            assert vector.is_contiguous()  # as a table's, whose products with it have other last bits where it is not
+            assert vector.is_contiguous()  # as in a table: products of non-contiguous rows round differently
             assert torch.equal(bias, table.bias[ids] if name == "item" else torch.zeros(0))
 
 
@@ -294,8 +294,8 @@ POSSIBLE = {name: case for name, case in ALIKE.items() if case.get("loss") != "s
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("name", POSSIBLE)
-def test_ten_steps_with_shards_give_the_parameters_of_one_worker(fifty, tmp_path, name):
-    """In float64, as the test of replicated tables says why."""
+def test_ten_steps_with_shards_equal_one_worker(fifty, tmp_path, name):
+    """In float64, for the reason given in the test of replicated tables."""
     settings = config(fifty.path, **POSSIBLE[name])
     with default_dtype(torch.float64):
         one = state_of(ten_steps(settings, World.alone()))

@@ -1,4 +1,4 @@
-"""`trainer.show` against numbers worked out independently."""
+"""`trainer.show` against independently computed numbers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def hybrid(fifty, tmp_path_factory):
     return run
 
 
-def test_it_prints_parts_gates_neighbours_and_recommendations(fifty, hybrid, capsys):
+def test_show_prints_parts_gates_neighbours_and_recommendations(fifty, hybrid, capsys):
     bundle = open_bundle(hybrid / "bundle")
     queries = next(iter(bundle.queries("next")))
     user = int(queries.user_id[1])
@@ -52,7 +52,7 @@ def test_it_prints_parts_gates_neighbours_and_recommendations(fifty, hybrid, cap
     assert [float(words[0]) for words in listed] == pytest.approx(sorted(score)[::-1][:4], abs=1e-3)
 
 
-def test_a_ranking_model_has_no_session_to_recommend_for(fifty, tmp_path, capsys):
+def test_ranking_model_shows_no_recommendations(fifty, tmp_path, capsys):
     assert train([f"data={fifty.path}", f"output={tmp_path / 'run'}", "model=rank_ple", *SMALL]) == 0
     capsys.readouterr()
     assert main([f"run={tmp_path / 'run'}"]) == 0
@@ -65,7 +65,7 @@ def test_a_ranking_model_has_no_session_to_recommend_for(fifty, tmp_path, capsys
 @pytest.mark.parametrize(
     "wrong", [["run=/nowhere"], ["item=0"], ["item=100000"], ["user=999"], ["k=0"], ["data=/nowhere"], ["nosuch=1"]]
 )
-def test_wrong_options_end_with_one_plain_line(hybrid, wrong, capfd):
+def test_invalid_options_fail_with_a_one_line_error(hybrid, wrong, capfd):
     assert main([f"run={hybrid}", *wrong]) == 2
     err = capfd.readouterr().err
     assert err.startswith("error: expected ")
@@ -87,7 +87,7 @@ def edit_config(run, old, new):
     (run / "config.yaml").write_text(text.replace(old, new))
 
 
-def test_spoiled_runs_are_named(hybrid, tmp_path, capfd):
+def test_damaged_runs_are_a_one_line_error(hybrid, tmp_path, capfd):
     for number, spoil in enumerate(SPOILED.values()):
         run = tmp_path / str(number)
         shutil.copytree(hybrid, run)

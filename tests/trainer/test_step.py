@@ -1,4 +1,4 @@
-"""One step: what it touches, what it refuses, and that workers together do what one does."""
+"""One training step: rows it updates, non-finite values, and equality of several workers to one."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def worker(rank: int, size: int, port: int, settings: TrainerConfig, folder: str
     torch.save(state_of(ten_steps(settings, World(rank, size, torch.device("cpu")))), f"{folder}/{size}-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
-    # A thread of gloo's that meets the interpreter's end aborts now and then; the result is on disk.
+    # Threads of gloo sometimes abort at interpreter exit; the result is already on disk.
     os._exit(0)
 
 
@@ -137,17 +137,17 @@ ALIKE = {
     },
     "ranking": {"model": "rank_ple", "network": {"item_features": ["category"]}},
 }
-"""Configurations that workers must agree on."""
+"""Configurations in which several workers must equal one."""
 
 
-# In float64, since the first step of Adagrad and Adam is a learning rate times the sign of the gradient: where that is
-# near 0 its rounding decides, and in float32 an element in thousands differs by 1e-4 on one processor and not another.
-# What is left of the tolerance is for torch's DDP, which averages over three workers with 1/3 in float32.
+# In float64, since the first step of Adagrad and Adam is the learning rate times the sign of the gradient: if that is
+# near 0, rounding decides, and in float32 one element in thousands differs by 1e-4 on one processor and not another.
+# The remaining tolerance is for torch's DDP, which averages over three workers with 1/3 in float32.
 @pytest.mark.cluster
 @pytest.mark.parametrize(
     ("name", "dtype"), [("sampled softmax", torch.float32), *((name, torch.float64) for name in ALIKE)]
 )
-def test_two_and_three_workers_give_the_parameters_of_one_after_ten_steps(fifty, tmp_path, name, dtype):
+def test_ten_steps_on_two_and_three_workers_equal_one_worker(fifty, tmp_path, name, dtype):
     settings = config(fifty.path, **ALIKE[name])
     with default_dtype(dtype):
         one = state_of(ten_steps(settings, World.alone()))
@@ -175,7 +175,7 @@ TRAINED = [
 
 
 @pytest.mark.parametrize("changes", TRAINED, ids=str)
-def test_every_parameter_of_every_model_gets_gradient_and_changes(fifty, changes, device):
+def test_every_parameter_of_every_model_gets_a_gradient_and_changes(fifty, changes, device):
     settings, world = config(fifty.path, **changes), World(0, 1, device)
     before, after = make_stepper(settings, fifty, world), ten_steps(settings, world, steps=1)
     names = dict(before.objective.named_parameters())
@@ -190,13 +190,13 @@ def test_every_parameter_of_every_model_gets_gradient_and_changes(fifty, changes
         assert not table.vector[0].any()
 
 
-def test_the_hybrids_gates_and_experts_are_parameters(fifty):
+def test_gates_and_experts_of_a_hybrid_are_registered_parameters(fifty):
     names = dict(make_stepper(config(fifty.path), fifty, World.alone()).model.named_parameters())
     assert sum("gates" in name for name in names) == len(TASKS)
     assert sum("experts" in name for name in names) == 4 * 3
 
 
-def test_the_head_of_a_hybrid_and_its_feedback_towers_may_learn_at_rates_of_their_own(fifty):
+def test_head_and_feedback_towers_can_have_their_own_learning_rates(fifty):
     network = {"profile": True, "past_actions": True, "feedback_features": ["category"], "feedback_feature_dim": 3}
     train = {"balance": "uncertainty", "network_learning_rate": 0.1}
     rates = [{}, {"head_learning_rate": 0.01}, {"head_learning_rate": 0.01, "feedback_learning_rate": 0.2}]
@@ -218,7 +218,7 @@ def test_the_head_of_a_hybrid_and_its_feedback_towers_may_learn_at_rates_of_thei
     assert set(make_stepper(alone, fifty, world).optimizer.rates.values()) == {0.1}
 
 
-def test_a_step_touches_only_the_rows_of_its_batch_and_negatives(fifty, device):
+def test_step_updates_only_rows_of_its_batch_and_negatives(fifty, device):
     settings, world = config(fifty.path), World(0, 1, device)
     settings.train.negatives = 2
     settings.train.batch_tokens = 8
@@ -236,8 +236,8 @@ def test_a_step_touches_only_the_rows_of_its_batch_and_negatives(fifty, device):
 
 
 @pytest.mark.parametrize("loss", ["sampled_softmax", "bpr_max"])
-def test_negatives_drawn_twice_are_scored_once_and_weigh_twice(fifty, loss, device):
-    """32 draws from few items: the loss and every gradient are those of scoring each draw by itself."""
+def test_repeated_negatives_are_scored_once_and_weighted_by_their_count(fifty, loss, device):
+    """32 draws from few items: the loss and every gradient equal those of scoring each draw separately."""
     train_step = make_stepper(config(fifty.path, loss=loss, tasks=["next"]), fifty, World(0, 1, device))
     batch, objective, actual = some_batch(fifty, tasks=[]).to(device), train_step.objective, []
     merged = objective.candidates(batch, 3)
@@ -256,7 +256,7 @@ def test_negatives_drawn_twice_are_scored_once_and_weigh_twice(fifty, loss, devi
 
 
 @pytest.mark.parametrize("logq", [0.0, 0.4, 1.0])
-def test_a_part_of_the_logq_correction_is_taken_from_the_scores(fifty, logq):
+def test_logq_option_scales_the_correction_of_sampled_scores(fifty, logq):
     train_step = make_stepper(config(fifty.path, train={"logq": logq}), fifty, World.alone())
     objective = train_step.objective
     candidates = objective.candidates(some_batch(fifty), 3)
@@ -266,8 +266,8 @@ def test_a_part_of_the_logq_correction_is_taken_from_the_scores(fifty, logq):
         assert correction == pytest.approx(np.log((drawn == item).sum()) - logq * np.log(expected), abs=1e-5)
 
 
-def test_clipping_shrinks_all_gradients_by_one_factor(fifty, device):
-    """AdaGrad forgets the scale of a first gradient, so its accumulators tell: they hold the squares."""
+def test_clipping_scales_all_gradients_by_the_same_factor(fifty, device):
+    """The first AdaGrad step does not depend on the gradient's scale, but its accumulators hold the squares."""
     train_steps = [
         ten_steps(config(fifty.path, train={"max_grad_norm": clip}), World(0, 1, device), steps=1)
         for clip in (0.0, 0.05)
@@ -285,7 +285,7 @@ def test_clipping_shrinks_all_gradients_by_one_factor(fifty, device):
     assert sum(clipped) == pytest.approx(0.05**2, rel=1e-3)
 
 
-def test_learned_uncertainty_weighs_tasks_by_its_formula():
+def test_uncertainty_balance_weights_tasks_by_the_papers_formula():
     settings = config("", train={"balance": "uncertainty", "task_weights": {"like": 2.0}})
     balance = Balance(settings, ["next", "like"])
     with torch.no_grad():
@@ -297,7 +297,7 @@ def test_learned_uncertainty_weighs_tasks_by_its_formula():
 
 
 @pytest.mark.parametrize("changes", [{}, {"train": {"balance": "uncertainty"}}, {"model": "rank_esmm"}], ids=str)
-def test_a_step_in_parts_is_the_step_of_the_whole(fifty, changes, device):
+def test_gradient_accumulation_equals_a_step_on_the_full_batch(fifty, changes, device):
     settings = config(fifty.path, **changes)
     model_task = model_task_of(settings, fifty, World(0, 1, device))
     reader, collate = model_task.reader(2), model_task.collate(2, 1)
@@ -310,7 +310,7 @@ def test_a_step_in_parts_is_the_step_of_the_whole(fifty, changes, device):
         assert torch.allclose(value, state_of(parts)[name], atol=1e-5), name
 
 
-def test_a_step_that_is_not_finite_updates_nothing_and_names_itself(fifty, device):
+def test_non_finite_step_updates_nothing_and_reports_its_number(fifty, device):
     train_step = ten_steps(config(fifty.path), World(0, 1, device), steps=1)
     with torch.no_grad():
         train_step.tables[ITEM].vector[3] = torch.nan
@@ -322,7 +322,7 @@ def test_a_step_that_is_not_finite_updates_nothing_and_names_itself(fifty, devic
         assert torch.equal(value.nan_to_num(), before[name].nan_to_num()), name
 
 
-def test_biases_begin_where_a_softmax_gives_each_item_its_share_of_the_clicks():
+def test_initial_biases_give_each_item_its_share_of_the_clicks():
     clicks = np.array([0, 3, 99, 7])
     config = TrainerConfig(data="", output="", model="gru4rec", loss="sampled_softmax")
     assert not first_biases(config, clicks).any()

@@ -1,4 +1,4 @@
-"""`train.best_epoch_by_task`: each feedback task is scored by the epoch that is best for it, the queries by theirs."""
+"""`train.best_epoch_by_task`: each feedback task is scored by its own best epoch, the queries by theirs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def options(dataset, run: Path, *more: str) -> list[str]:
 
 
 def score(run: Path, split: str, task: str) -> np.ndarray:
-    """Scores of a task's rows in the order of user and item."""
+    """Scores of a task's rows, sorted by user and item."""
     return open_bundle(run).feedback(split, task).sort_by([("user_id", "ascending"), ("item", "ascending")])["score"]
 
 
@@ -47,12 +47,12 @@ def summary(run: Path) -> dict:
     return json.loads((run / "summary.json").read_text())
 
 
-def test_each_task_has_its_best_valid_auc_and_the_queries_are_those_of_a_run_without(fifty, own, tmp_path):
+def test_each_task_has_its_best_valid_auc_and_queries_are_unchanged(fifty, own, tmp_path):
     assert main(options(fifty, tmp_path / "run")) == 0
     plain = summary(tmp_path / "run")
     epochs = summary(own)["epoch_by_task"]
     assert epochs == {task: plain["best_epoch_by_metric"][f"auc/{task}"] for task in TASKS}
-    assert len({summary(own)["best_epoch"], *epochs.values()}) > 1  # else there is nothing to see here
+    assert len({summary(own)["best_epoch"], *epochs.values()}) > 1  # otherwise the test shows nothing
     bundles = [open_bundle(run / "bundle") for run in (own, tmp_path / "run")]
     assert np.array_equal(*(bundle.item_vectors() for bundle in bundles))
     for split in ("valid", "test", "next"):
@@ -69,21 +69,21 @@ def test_each_task_has_its_best_valid_auc_and_the_queries_are_those_of_a_run_wit
     assert summary(own)["valid"]["auc"] == pytest.approx(mean)
 
 
-def test_a_task_is_scored_as_by_a_run_that_is_selected_by_it(fifty, own, tmp_path):
+def test_task_scores_equal_those_of_a_run_selected_by_that_task(fifty, own, tmp_path):
     for task in TASKS:
         assert main(options(fifty, tmp_path / task, f"train.select_by=auc/{task}")) == 0
         for split in ("valid", "test"):
             assert score(own / "bundle", split, task).equals(score(tmp_path / task / "bundle", split, task))
 
 
-def test_old_checkpoints_go_but_those_of_the_tasks(own):
+def test_best_checkpoints_of_tasks_are_retained(own):
     kept = {int(path.name[5:]) for path in (own / "checkpoints").glob("step-*")}
     steps, epochs = summary(own)["steps"], summary(own)["epochs"]
     own_epochs = {summary(own)["best_epoch"], *summary(own)["epoch_by_task"].values(), epochs}
     assert kept == {epoch * steps // epochs for epoch in own_epochs}
 
 
-def test_killed_and_continued_it_is_the_same_run(fifty, own, tmp_path):
+def test_killed_run_resumes_to_the_same_result(fifty, own, tmp_path):
     settings, _ = prepare(options(fifty, tmp_path / "run", MINE))
     with killed_at_step(2 * summary(own)["steps"] // 3):
         train(settings, World.alone())
@@ -91,13 +91,13 @@ def test_killed_and_continued_it_is_the_same_run(fifty, own, tmp_path):
     assert_same_run(own, tmp_path / "run")
 
 
-def test_apply_scores_with_the_same_epochs(fifty, own, tmp_path):
+def test_apply_scores_with_the_best_epoch_of_each_task(fifty, own, tmp_path):
     assert apply([f"run={own}", f"data={fifty.path}", f"output={tmp_path / 'bundle'}"]) == 0
     for task in TASKS:
         assert score(tmp_path / "bundle", "test", task).equals(score(own / "bundle", "test", task))
 
 
-def test_a_ranking_model_too(fifty, tmp_path):
+def test_ranking_model_scores_each_task_by_its_best_epoch(fifty, tmp_path):
     line = [o for o in options(fifty, tmp_path / "run", MINE) if not o.startswith(("model=", "tasks="))]
     assert main([*line, "model=rank_mmoe", "tasks=[click,like]"]) == 0
     for task in ("click", "like"):
@@ -106,7 +106,7 @@ def test_a_ranking_model_too(fifty, tmp_path):
         assert value == pytest.approx(summary(tmp_path / "run")["valid"][f"auc/{task}"], abs=1e-6)
 
 
-def test_a_refit_is_refused(fifty, tmp_path, capfd):
+def test_best_epoch_by_task_with_a_refit_is_refused(fifty, tmp_path, capfd):
     assert main(options(fifty, tmp_path / "run", MINE, "train.refit=true")) == 2
     assert "train.best_epoch_by_task" in capfd.readouterr().err
 
@@ -119,7 +119,7 @@ def worker(rank: int, size: int, meet: Path, settings) -> None:
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("table", ["replicated", "sharded"])
-def test_on_two_workers_a_task_is_scored_as_by_a_run_that_is_selected_by_it(fifty, tmp_path, table):
+def test_task_scores_on_two_workers_equal_those_of_a_run_selected_by_the_task(fifty, tmp_path, table):
     found = {}
     for name, more in (("plain", ["train.select_by=auc/like"]), ("own", [MINE])):
         settings, _ = prepare(options(fifty, tmp_path / name, *more, f"train.table={table}", "train.ppmi_start=0"))

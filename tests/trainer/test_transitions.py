@@ -1,4 +1,4 @@
-"""Counted transitions in the score of a trained model: how their weights are fitted, and what a run does with them."""
+"""Counted transitions in the score of a trained model: fitting their weights, and their use in runs."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ OPTIONS = [*SMALL, "network.transitions=true", "train.valid_sessions=50"]
 
 
 def random_pool(seed: int, queries: int = 60, helps: float = 3.0, helps_rare: float | None = None) -> Pool:
-    """Twelve candidates a query; the first feature helps to find the target, the second is noise.
+    """Twelve candidates per query; the first feature predicts the target, the second is noise.
 
-    After an item of fewer than 20 clicks, which every other query has seen last, the first helps as `helps_rare` says.
+    In every other query the last item has fewer than 20 clicks; there the first feature has strength `helps_rare`.
     """
     rng = np.random.default_rng(seed)
     last_clicks = np.where(np.arange(queries) % 2 == 0, 2, 500)
@@ -47,11 +47,11 @@ def random_pool(seed: int, queries: int = 60, helps: float = 3.0, helps_rare: fl
     logit = (score + helps_Q[query] * feature[:, 0] + noise).reshape(queries, 12)
     is_target = np.zeros((queries, 12), bool)
     is_target[np.arange(queries), logit.argmax(1)] = True
-    is_target[:3] = False  # of some queries the target is none of the candidates
+    is_target[:3] = False  # in some queries the target is not among the candidates
     return Pool(query, score, feature, is_target.ravel(), np.arange(queries), last_clicks)
 
 
-def test_weights_are_those_of_scipys_minimum_of_the_same_likelihood():
+def test_fitted_weights_equal_scipys_minimum_of_the_same_likelihood():
     pool = random_pool(0, queries=600)
     has = pool.query >= 3
     score, feature = pool.score[has].reshape(-1, 12), pool.feature[has].reshape(-1, 12, 2)
@@ -81,7 +81,7 @@ def test_weights_depend_on_how_often_the_last_item_was_clicked():
     assert often[0] == pytest.approx(1.0, abs=0.3)
 
 
-def test_a_fold_has_no_say_in_its_own_weights():
+def test_weights_of_a_fold_do_not_depend_on_its_own_queries():
     pool = random_pool(1)
     everyone, folds = find_weights(pool)
     mine = np.flatnonzero(fold_of(pool.user_id) == 1)
@@ -93,14 +93,14 @@ def test_a_fold_has_no_say_in_its_own_weights():
     assert everyone != again
 
 
-def test_what_tells_nothing_weighs_next_to_nothing():
+def test_useless_transitions_get_weights_near_zero():
     clicks = np.array([0, 2, 500])
     noise = minimise(random_pool(2, queries=2_000, helps=0.0), np.ones(2_000, bool))
     assert noise.weights(clicks) == pytest.approx(np.zeros((3, 2)), abs=0.15)
     assert not minimise(random_pool(3), np.zeros(60, bool)).weights(clicks).any()
 
 
-def test_a_pool_holds_the_nearest_and_all_counted_candidates():
+def test_pool_contains_the_nearest_and_all_counted_candidates():
     rng = np.random.default_rng(4)
     lists = [rng.integers(1, 301, 9).tolist() for _ in range(20)]
     transitions = counted(lists, 300)
@@ -128,7 +128,7 @@ def test_a_pool_holds_the_nearest_and_all_counted_candidates():
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_nearest_of_many_chunks_are_those_of_a_sort(masked, monkeypatch):
+def test_nearest_over_many_chunks_equal_a_sort(masked, monkeypatch):
     rng = np.random.default_rng(5)
     monkeypatch.setattr(transition_term, "CHUNK_SCORES", 7 * 150)
     vector, query = rng.normal(size=(1_001, 4)).astype("f"), rng.normal(size=(7, 4)).astype("f")
@@ -146,7 +146,7 @@ def test_the_nearest_of_many_chunks_are_those_of_a_sort(masked, monkeypatch):
     assert np.isneginf(best[:, 30:]).all()
 
 
-def test_validation_ranks_by_inner_product_and_term():
+def test_validation_ranks_by_inner_product_plus_transition_term():
     rng = np.random.default_rng(1)
     vector = torch.from_numpy(rng.normal(size=(9, 3)).astype("f"))
     query = torch.from_numpy(rng.normal(size=(20, 3)).astype("f"))
@@ -164,7 +164,7 @@ def test_validation_ranks_by_inner_product_and_term():
 
 
 def chain_log(folder, shuffled: bool):
-    """Users who walk through a fixed chain of 300 items from anywhere; or the same items in any order."""
+    """Users who walk along a fixed chain of 300 items from a random start; if shuffled, random items."""
     rng, rows = np.random.default_rng(0), []
     chain = rng.permutation(300)
     for user in range(1, 301):
@@ -176,7 +176,7 @@ def chain_log(folder, shuffled: bool):
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
-def test_counted_transitions_are_found_and_shuffled_targets_are_not(tmp_path, shuffled, no_report):
+def test_transitions_help_on_a_chain_and_do_not_on_shuffled_items(tmp_path, shuffled, no_report):
     dataset, actual = chain_log(tmp_path, shuffled), {}
     for name in ("false", "true"):
         run = tmp_path / name
@@ -201,7 +201,7 @@ def run(fifty, tmp_path_factory):
     return folder
 
 
-def test_training_validates_as_the_evaluation_ranks(fifty, run, tmp_path, no_report):
+def test_validation_metrics_of_training_equal_the_evaluations(fifty, run, tmp_path, no_report):
     options = [f"bundle={run / 'bundle-selected'}", f"data={fifty.path}", f"output={tmp_path / 'r'}", "cutoffs=[10,20]"]
     actual = evaluate(load([*options, "blend=none", "baselines=[markov]"]))["valid"]
     summary = json.loads((run / "summary.json").read_text())["valid"]
@@ -209,7 +209,7 @@ def test_training_validates_as_the_evaluation_ranks(fifty, run, tmp_path, no_rep
         assert actual[name] == pytest.approx(summary[name], abs=1e-6)
 
 
-def test_a_bundle_holds_the_counts_of_what_was_trained_on_and_weights(fifty, run):
+def test_bundle_has_the_counts_of_its_train_clicks_and_the_weights(fifty, run):
     weights = json.loads((run / "transition_weights.json").read_text())
     clicks = np.concatenate([[0], fifty.items(["train_clicks"])["train_clicks"].to_numpy()])
 
@@ -234,13 +234,13 @@ def test_a_bundle_holds_the_counts_of_what_was_trained_on_and_weights(fifty, run
         assert queries.transition_weight == pytest.approx(expected, rel=1e-6)
 
 
-def test_weights_of_an_earlier_version_are_refused(tmp_path):
+def test_transition_weights_of_an_earlier_version_are_refused(tmp_path):
     (tmp_path / "transition_weights.json").write_text('{"everyone": [6.6, 5.2], "folds": [[6.3, 7.7]]}')
     with pytest.raises(InputError, match="train it again"):
         TransitionTerm.read(tmp_path, of_counts({}), np.zeros(3, np.int64))
 
 
-def test_a_run_applied_to_its_own_data_gives_its_own_bundle(fifty, run, tmp_path, capfd):
+def test_applying_a_run_to_its_own_data_reproduces_its_bundle(fifty, run, tmp_path, capfd):
     assert apply([f"run={run}", f"data={fifty.path}", f"output={tmp_path / 'again'}"]) == 0
     ours, theirs = (open_bundle(path) for path in (tmp_path / "again", run / "bundle"))
     files = [{f.path: f.sha256 for f in bundle.manifest.files if "valid" not in f.path} for bundle in (ours, theirs)]
@@ -249,14 +249,14 @@ def test_a_run_applied_to_its_own_data_gives_its_own_bundle(fifty, run, tmp_path
     assert "next by score" in capfd.readouterr().out
 
 
-def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(fifty, run, tmp_path):
+def test_run_continued_with_more_epochs_is_bit_identical(fifty, run, tmp_path):
     line = [f"data={fifty.path}", f"output={tmp_path / 'run'}", "model=hybrid", "train.refit=true", *OPTIONS]
     assert main([*line, "train.epochs=1"]) == 0
     assert main(line) == 0
     assert_same_run(run, tmp_path / "run")
 
 
-def test_counts_are_stored_by_what_they_were_made_from(tmp_path, fifty):
+def test_stored_counts_depend_on_the_held_out_clicks(tmp_path, fifty):
     first, mapped = (open_transitions(fifty, tmp_path / "a", 2) for _ in range(2))
     again, other = open_transitions(fifty, tmp_path / "b", 2), open_transitions(fifty, tmp_path / "a", 1)
     for name, matrix in first.terms.items():
@@ -265,15 +265,15 @@ def test_counts_are_stored_by_what_they_were_made_from(tmp_path, fifty):
         assert (matrix != other.terms[name]).nnz > 0
 
 
-def test_log_of_rules_and_plain_cosine():
-    """Session a b c: b follows a at 1, c at 2, so log 2 and log 1.5; each pair shares the one session, cosine 1."""
+def test_transition_terms_are_log_rules_and_plain_cosine():
+    """Session a b c: b follows a at distance 1, c at 2: log 2 and log 1.5; each pair shares one session: cosine 1."""
     transitions = counted([[1, 2, 3]], 3)
     assert slow_term(transitions, [1], np.array([1.0, 0])) == pytest.approx([0, 0, np.log(2), np.log(1.5)])
     assert slow_term(transitions, [1], np.array([0, 1.0])) == pytest.approx([0, 0, 1, 1])
     assert of_counts({}).terms == {}
 
 
-def test_ranking_models_have_no_transitions(fifty, tmp_path, capfd):
+def test_ranking_models_refuse_transitions(fifty, tmp_path, capfd):
     assert main([f"data={fifty.path}", f"output={tmp_path / 'run'}", *OPTIONS, "model=rank_mmoe"]) == 2
     assert "network.transitions=false for ranking models" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()

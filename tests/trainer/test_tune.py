@@ -1,4 +1,4 @@
-"""The search: spaces, settings, refused options; and a search that is killed, continued and enlarged."""
+"""Hyperparameter search: spaces, settings, invalid options; a search that is killed, resumed and extended."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from trainer.tuning.trial import Trial
 SHARED = " ".join(option for option in SMALL if not option.startswith(("ray.", "train.epochs")))
 
 
-def test_settings_follow_from_seed_and_number_and_more_trials_keep_the_first():
+def test_settings_depend_on_seed_and_trial_number_only():
     space = {"a": Uniform(0.01, 100.0, log=True), "b": Choice([True, False, "x"]), "c": Uniform(-1.0, 1.0)}
     few, many = (settings("gru4rec", space, n, seed=3, known=False) for n in (5, 400))
     assert many[:5] == few
@@ -44,14 +44,14 @@ def test_settings_follow_from_seed_and_number_and_more_trials_keep_the_first():
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_all_settings_of_the_default_spaces_are_options_of_the_trainer(model):
+def test_settings_of_the_default_spaces_are_valid_trainer_options(model):
     actual = settings(model, default_space(model), 40, seed=0, known=True)
     assert actual[: len(first_settings(model))] == first_settings(model)
     for setting in actual:
         load(["data=d", "output=o", f"model={model}", *command_line(setting)])
 
 
-def test_a_space_is_read_from_a_file(tmp_path):
+def test_search_space_is_read_from_a_file_and_invalid_ones_are_refused(tmp_path):
     path = tmp_path / "space.yaml"
     path.write_text(
         "loss: {choice: [bpr_max, gbce]}\ntrain.learning_rate: {log_uniform: [0.01, 1]}\nx: {uniform: [0, 2]}"
@@ -90,7 +90,7 @@ def test_a_space_is_read_from_a_file(tmp_path):
         (["data=/nowhere"], "a dataset"),
     ],
 )
-def test_wrong_options_are_one_line_and_leave_nothing(fifty, tmp_path, capfd, wrong, message):
+def test_invalid_options_are_reported_and_write_nothing(fifty, tmp_path, capfd, wrong, message):
     options = [f"data={fifty.path}", f"output={tmp_path / 'tune'}", "model=gru4rec"]
     assert main([*options, *wrong]) == 2
     error = capfd.readouterr().err
@@ -99,7 +99,7 @@ def test_wrong_options_are_one_line_and_leave_nothing(fifty, tmp_path, capfd, wr
     assert not (tmp_path / "tune").exists()
 
 
-def test_a_trial_reports_what_is_done_and_ends_alone_where_its_setting_is_wrong(fifty, tmp_path):
+def test_trial_reports_every_epoch_and_fails_alone_on_a_bad_setting(fifty, tmp_path):
     options = [f"data={fifty.path}", f"output={tmp_path / 'trial'}", "model=gru4rec", *SMALL, "train.epochs=2"]
     trial, reported = Trial(0, tmp_path / "trial", {}, options), []
     trial.run(reported.append)
@@ -110,7 +110,7 @@ def test_a_trial_reports_what_is_done_and_ends_alone_where_its_setting_is_wrong(
     again = []
     trial.run(again.append)
     assert [m["ndcg@20"] for m in again] == [m["ndcg@20"] for m in reported]
-    # The run of a finished trial is a run: the trainer makes its bundle without training again.
+    # A finished trial is an ordinary run: the trainer exports its bundle without training again.
     assert train(options) == 0
     assert (tmp_path / "trial" / "bundle" / "manifest.json").is_file()
     wild = Trial(1, tmp_path / "wild", {}, [*options, f"output={tmp_path / 'wild'}", "train.learning_rate=1e30"])
@@ -125,7 +125,7 @@ def search(data: Path, folder: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.cluster
-def test_a_killed_search_continues_and_takes_more_trials(fifty, tmp_path, capfd):
+def test_killed_search_resumes_and_can_be_extended(fifty, tmp_path, capfd):
     folder, space = tmp_path / "tune", tmp_path / "space.yaml"
     space.write_text("train.learning_rate: {choice: [0.05, 0.2, 1.0e+30]}\nnetwork.layers: {choice: [1, 2]}")
     options = search(fifty.path, folder, f"space={space}")
@@ -158,7 +158,7 @@ def test_a_killed_search_continues_and_takes_more_trials(fifty, tmp_path, capfd)
         name: rows[0][name] for name in ("train.learning_rate", "network.layers") if rows[0][name] is not None
     }
     assert not list(folder.glob("trials/*/bundle"))
-    # All have ended: nothing is started, not even Ray; two trials more leave the others as they are.
+    # All trials have ended, so nothing is started, not even Ray; two more trials leave the others unchanged.
     with mock.patch("trainer.ray_tune.run_trials", side_effect=AssertionError):
         assert main([*options, "trials=8"]) == 0
     before = {path: path.read_bytes() for path in folder.glob("trials/*/trial.json")}

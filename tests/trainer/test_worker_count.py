@@ -1,4 +1,4 @@
-"""`ray.workers=auto`: what it takes follows from the work, and an explicit number is obeyed."""
+"""`ray.workers=auto` chooses by the amount of work; an explicit number is used as given."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ HERE, CLUSTER = False, True
         (8192, 10**9, 2, HERE, 2),  # no more workers than cores
         (8192, 10**9, 64, HERE, 4),
         (8192, 10**9, 1, HERE, 0),
-        (8192, 4_999_999, 64, HERE, 0),  # over before Ray has started
+        (8192, 4_999_999, 64, HERE, 0),  # finished before Ray would have started
         (256, 1, 2, CLUSTER, [1, 1]),
         (8192, 1, 2, CLUSTER, [1, 4]),
     ],
 )
-def test_workers_follow_from_the_size_of_the_work(batch_targets, clicks, cores, elsewhere, workers):
+def test_worker_count_follows_from_batch_size_clicks_and_cores(batch_targets, clicks, cores, elsewhere, workers):
     assert worker_count(batch_targets, clicks, cores, elsewhere=elsewhere) == workers
 
 
 @pytest.mark.parametrize(("requested", "taken"), [("auto", 0), ("1", 1), ("[1,2]", [1, 2])])
-def test_auto_says_what_it_takes_and_a_number_is_obeyed(fifty, tmp_path, monkeypatch, capsys, requested, taken):
+def test_auto_prints_its_choice_and_an_explicit_number_is_used(fifty, tmp_path, monkeypatch, capsys, requested, taken):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     line = [o for o in options(fifty, tmp_path) if not o.startswith("ray.")]

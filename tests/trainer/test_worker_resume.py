@@ -1,4 +1,4 @@
-"""Two workers without Ray: a run that is stopped and goes on ends with the bits of an undisturbed one."""
+"""Two workers without Ray: a run that is stopped and resumed is bit-identical to an undisturbed one."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run(fifty, folder: Path, *, stop_at: int = -1, meet: str = "meet") -> Path:
     return folder / "run"
 
 
-def test_stopped_and_continued_ends_with_the_same_bits(fifty, tmp_path):
+def test_stopped_run_of_two_workers_resumes_bit_identical(fifty, tmp_path):
     for name in ("calm", "broken"):
         (tmp_path / name).mkdir()
     calm = run(fifty, tmp_path / "calm")
