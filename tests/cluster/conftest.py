@@ -1,4 +1,4 @@
-"""One cluster over three hosts for all tests that need hosts, and the undisturbed run that the others must equal."""
+"""One cluster over three hosts for all tests that need hosts, and the undisturbed reference run."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.support.readme_cluster import TRAINING, ReadmeCluster
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What README's pipeline over three hosts has made."""
+    """The output of README's pipeline over three hosts."""
 
     work: Path
     returncode: int
     output: str
     trained_on: frozenset[int]
-    """The hosts with a training worker."""
+    """Hosts that had a training worker."""
 
     @property
     def data(self) -> Path:
@@ -36,7 +36,7 @@ class Pipeline:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
-    """The three hosts with Ray and Spark; a test that ends programs starts them again."""
+    """The three hosts with Ray and Spark; a test that stops programs restarts them."""
     if (java_version() or 0) < OLDEST_JAVA:
         pytest.skip(f"needs Java {OLDEST_JAVA} or newer")
     folder = tmp_path_factory.mktemp("hosts")
@@ -49,14 +49,14 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def whole(request) -> None:
-    """Tests of the hosts begin with Ray on all three, whatever became of the test before."""
+    """Every test on the hosts begins with Ray running on all three, whatever the previous test did."""
     if "cluster" in request.fixturenames:
         request.getfixturevalue("cluster").mend()
 
 
 @pytest.fixture(scope="session")
 def pipeline(cluster, tmp_path_factory) -> Pipeline:
-    """README's pipeline on fifty generated users, undisturbed, with training as short as that of other tests."""
+    """README's pipeline on fifty generated users, undisturbed, with the short training of the other tests."""
     log = generated_log(tmp_path_factory.mktemp("log") / "log.csv", users=50, items=60, seed=1)
     line = cluster.filled(cluster.pipeline).replace("recipe=small", " ".join(TRAINING)).rstrip()
     line = re.sub(r"(pipeline\.etl=\S+)", r"'\1 shards=3'", line)

@@ -1,4 +1,4 @@
-"""Network exposure: clients without a token, over three hosts; what listens, as in `docs/security.md`."""
+"""Network exposure over three hosts: clients without a token, and the open ports listed in `docs/security.md`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tests.support.readme_cluster import RAY_PORT, SPARK_PORT
 pytestmark = pytest.mark.cluster
 RAY = str(Path(sys.executable).with_name("ray"))
 SPARK_WORKER = "UNAVAILABLE UNAVAILABLE UNAVAILABLE"
-"""How Spark's encrypted RPC answers whoever speaks another protocol: it hangs up."""
+"""Spark's encrypted RPC closes the connection of clients that speak another protocol."""
 
 
-def test_strangers_are_refused(cluster, tmp_path):
+def test_clients_without_the_token_are_refused(cluster, tmp_path):
     wrong = tmp_path / "wrong"
     write_secret(wrong, secrets.token_hex(32))
     before = cluster.ray_nodes()
@@ -83,8 +83,8 @@ print(json.dumps({port: answer(port) for port in ports}))
 """
 
 
-def test_all_that_listens_on_a_node_asks_for_the_token_or_is_metrics(cluster):
-    """Every port of host 2, tried from host 3: what the table of `docs/security.md` lists, and no more."""
+def test_every_open_port_of_a_node_requires_the_token_or_serves_metrics(cluster):
+    """Every port of host 2, probed from host 3: exactly those in the table of `docs/security.md`."""
     cluster.start(1, 2, 3)
     hosts = cluster.hosts
     command = hosts.on(3, sys.executable, "-c", SCAN, hosts.address(2))
@@ -112,15 +112,15 @@ print(json.dumps([c.laddr for c in found if c.status == psutil.CONN_LISTEN]))
 
 
 def listening(cluster, host: int) -> list[tuple[str, int]]:
-    """Addresses and ports where the Spark program of a host listens, as they are seen on the host."""
+    """Addresses and ports on which the Spark process of a host listens, as seen on that host."""
     pid = str(cluster.running[host, "spark"].process.pid)
     command = cluster.hosts.on(host, sys.executable, "-c", LISTENING, pid)
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     return sorted((ip.removeprefix("::ffff:"), port) for ip, port in json.loads(done.stdout))
 
 
-def test_spark_takes_nothing_that_a_third_host_posts(cluster):
-    """6066, where Spark's REST server would start it without the secret, is closed; so is all but RPC and the pages."""
+def test_spark_refuses_job_submissions_from_another_host(cluster):
+    """Port 6066 of Spark's REST server, which needs no secret, is closed; only RPC and the web pages listen."""
     cluster.start(1, 2, 3)
     master, worker = (cluster.hosts.address(host) for host in (1, 2))
     assert listening(cluster, 1) == [(master, SPARK_PORT), ("127.0.0.1", 8080)]

@@ -1,4 +1,4 @@
-"""Ray over three hosts, with a token: hosts killed, cut off and brought back."""
+"""Ray over three hosts, with a token: hosts killed, disconnected and restarted."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ SECOND_EPOCH = 25
 
 
 def finish(process: subprocess.Popen, seconds: float = 400) -> str:
-    """The job's output, once it has ended well."""
+    """Output of the job after it has succeeded."""
     out, _ = process.communicate(timeout=seconds)
     assert process.returncode == 0, out[-4000:]
     return out
 
 
 def training(pipeline, run: Path, *more: str) -> list[str]:
-    """The pipeline's own training, in another folder; a worker takes all cores of its host."""
+    """The training of the pipeline, in another folder; a worker takes all cores of its host."""
     return [f"data={pipeline.data}", f"output={run}", "model=hybrid", *TRAINING, "ray.workers=2", "ray.cores=2", *more]
 
 
 def in_the_middle(run: Path, process: subprocess.Popen, after: int = SECOND_EPOCH) -> int:
-    """Return once a training has written a checkpoint of a step beyond `after`; the step, which is not the last."""
+    """Wait until a training has written a checkpoint of a step beyond `after`, and return the step."""
     deadline = time.monotonic() + 300
     while (step := latest_step(run)) <= after:
         assert process.poll() is None, process.communicate()[0][-4000:]
@@ -54,13 +54,13 @@ def latest_step(run: Path) -> int:
 
 
 def disturbed(run: Path, process: subprocess.Popen, disturb: Callable[[], None], after: int = SECOND_EPOCH) -> None:
-    """Do something to a training that is under way, and be sure that it still was."""
+    """Call `disturb` during a training, and check that the training had not finished."""
     in_the_middle(run, process, after)
     disturb()
     assert not (run / "summary.json").exists()
 
 
-def test_a_host_killed_and_started_again_changes_nothing(cluster, pipeline, tmp_path):
+def test_run_with_a_host_killed_and_restarted_equals_the_undisturbed_run(cluster, pipeline, tmp_path):
     process = cluster.submit("train", training(pipeline, tmp_path / "run"))
     disturbed(tmp_path / "run", process, lambda: cluster.hosts.kill(3))
     cluster.start(3, programs=("ray",))
@@ -68,14 +68,14 @@ def test_a_host_killed_and_started_again_changes_nothing(cluster, pipeline, tmp_
     assert_same_run(pipeline.run, tmp_path / "run")
 
 
-def test_a_cable_pulled_for_twenty_seconds_ends_well_or_fails_clearly(cluster, pipeline, tmp_path):
+def test_network_partition_of_20_seconds_is_survived_or_fails_with_exit_status_2(cluster, pipeline, tmp_path):
     run = tmp_path / "run"
     process = cluster.submit("train", training(pipeline, run))
     disturbed(run, process, lambda: cluster.hosts.link(3, "down"))
     time.sleep(20)
     cluster.hosts.link(3, "up")
-    out, _ = process.communicate(timeout=400)  # a hang would end here
-    if cluster.ray_nodes() < 3:  # Ray may have given the host up meanwhile, which ends its processes
+    out, _ = process.communicate(timeout=400)  # a hang fails here
+    if cluster.ray_nodes() < 3:  # Ray may have declared the host dead, which ends its processes
         cluster.hosts.kill(3)
         cluster.start(3, programs=("ray",))
     if process.returncode:
@@ -84,7 +84,7 @@ def test_a_cable_pulled_for_twenty_seconds_ends_well_or_fails_clearly(cluster, p
     assert_same_run(pipeline.run, run)
 
 
-def test_workers_that_miss_each_other_though_the_head_sees_both_are_named(cluster, pipeline, tmp_path):
+def test_workers_that_cannot_reach_each_other_are_reported_with_addresses(cluster, pipeline, tmp_path):
     hosts = cluster.hosts
     route = ["blackhole", f"{hosts.address(2)}/32"]
     ip("-n", hosts.space(3), "route", "add", *route)
@@ -94,15 +94,15 @@ def test_workers_that_miss_each_other_though_the_head_sees_both_are_named(cluste
     finally:
         ip("-n", hosts.space(3), "route", "del", *route)
     assert process.returncode == 2, out[-4000:]
-    # Neither hears of the other: the error names the worker of the lower rank first, which may be on either host.
+    # Neither reaches the other: the error names the worker of lower rank first, which may be on either host.
     named = [f"got no connection from {hosts.address(a)} to {hosts.address(b)}" for a, b in ((2, 3), (3, 2))]
     errors = [f"error: expected training workers that reach one another, {missing}" for missing in named]
     assert any(error in out for error in errors), out[-4000:]
 
 
-def test_a_host_that_never_returns_leaves_an_elastic_run_with_fewer_workers(cluster, pipeline, tmp_path):
+def test_elastic_run_continues_with_fewer_workers_after_losing_a_host(cluster, pipeline, tmp_path):
     run = tmp_path / "run"
-    # Ray may count with the lost host for 20 s, and gives up at the fourth start that fails.
+    # Ray may count on the lost host for 20 s, and gives up after four failed starts.
     python = impatient(tmp_path, 20)
     process = cluster.submit("train", training(pipeline, run, "ray.workers=[1,2]"), python=python)
     disturbed(run, process, lambda: cluster.hosts.kill(3))
@@ -112,9 +112,9 @@ def test_a_host_that_never_returns_leaves_an_elastic_run_with_fewer_workers(clus
 
 
 def impatient(folder: Path, seconds: int) -> str:
-    """An interpreter under which Ray waits not a minute for workers that should start, but some seconds.
+    """An interpreter under which Ray waits `seconds` instead of a minute for workers to start.
 
-    The first start has no more, and a busy machine is slow to see that a host is lost: four times 8 s were too few.
+    A busy machine is slow to notice that a host is lost: four times 8 s were too few.
     """
     python = folder / "python"
     python.write_text(f'#!/bin/sh\nRAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S={seconds} exec {sys.executable} "$@"\n')
@@ -124,8 +124,8 @@ def impatient(folder: Path, seconds: int) -> str:
 
 @pytest.fixture(scope="module")
 def given_up(cluster, pipeline, tmp_path_factory) -> tuple[Path, int, str]:
-    """A run of two workers whose second host died and stayed away: folder, exit status, output."""
-    cluster.mend()  # this comes before what is done for each test
+    """A run of two workers whose second host was killed and not restarted: folder, exit status, output."""
+    cluster.mend()  # module fixtures run before the per-test one
     folder = tmp_path_factory.mktemp("given-up")
     run = folder / "run"
     process = cluster.submit("train", training(pipeline, run), python=impatient(folder, 15))  # four times
@@ -134,14 +134,14 @@ def given_up(cluster, pipeline, tmp_path_factory) -> tuple[Path, int, str]:
     return run, process.returncode, out
 
 
-def test_a_host_that_never_returns_ends_a_run_of_fixed_size_in_an_error(given_up):
+def test_run_of_fixed_size_fails_after_losing_a_host(given_up):
     run, status, out = given_up
     assert status == 2, out[-4000:]
     assert "error: expected a cluster that can start 2 workers" in out
     assert not (run / "summary.json").exists()
 
 
-def test_evaluation_over_two_hosts_one_killed_is_that_of_one_process(cluster, tiny):
+def test_evaluation_on_two_hosts_with_one_killed_equals_a_single_process(cluster, tiny):
     split_files(tiny, rows=1)
     options = [f"bundle={tiny / 'bundle'}", f"data={tiny / 'data'}", "cutoffs=[1,2,5]", "index=ivf_flat"]
     options.append("part_queries=1")
@@ -161,8 +161,8 @@ def test_evaluation_over_two_hosts_one_killed_is_that_of_one_process(cluster, ti
         assert pq.read_table(tiny / "many" / name).equals(pq.read_table(tiny / "alone" / name))
 
 
-def test_the_head_killed_and_a_resubmission_resumes(cluster, pipeline, given_up):
-    """The run that was given up goes on when it is submitted again, and once more after the head has died."""
+def test_resubmitted_run_resumes_after_the_head_was_killed(cluster, pipeline, given_up):
+    """The failed run resumes when it is submitted again, and once more after the head was killed."""
     run, _, _ = given_up
     before = latest_step(run)
     assert before
@@ -175,11 +175,11 @@ def test_the_head_killed_and_a_resubmission_resumes(cluster, pipeline, given_up)
     assert_same_run(pipeline.run, run)
 
 
-def test_one_search_runs_its_trials_on_two_hosts(cluster, pipeline, tmp_path):
+def test_hyperparameter_search_runs_trials_on_two_hosts(cluster, pipeline, tmp_path):
     shared = [option for option in TRAINING if not option.startswith("train.epochs")]
     search = tmp_path / "search"
     options = [f"data={pipeline.data}", f"output={search}", "model=gru4rec", "trials=6", "epochs=2", "scheduler=none"]
-    # A trial takes all cores of its host, so that none has two.
+    # A trial takes all cores of its host, so no host runs two at once.
     process = cluster.submit("tune", [*options, "cores=2", shlex.quote(f"options={shlex.join(shared)}")])
     out, seen = cluster.watched(process, "ray::ImplicitFunc")
     assert process.returncode == 0, out[-4000:]
@@ -187,7 +187,7 @@ def test_one_search_runs_its_trials_on_two_hosts(cluster, pipeline, tmp_path):
     table = pq.read_table(search / "trials.parquet").to_pylist()
     assert sorted(row["trial"] for row in table) == list(range(6))
     assert {row["state"] for row in table} == {"finished"}
-    # The best one again, by the line that the search printed, on this machine.
+    # Train the best trial again on this machine, with the command that the search printed.
     best = table[0]
     line = shlex.split(out.strip().splitlines()[-1])[3:]
     assert train([option.replace("output=RUN", f"output={tmp_path / 'run'}") for option in line]) == 0

@@ -1,4 +1,4 @@
-"""Manifests: what follows from what, Pod Security, options that a shell would read, and what kubectl is asked to do."""
+"""Manifests: derived options, Pod Security, shell quoting of options, and the calls of kubectl."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def entrypoint_of(*options: str) -> str:
         (["options=data=d output=r model=hybrid ray.workers=1 ray.use_gpu=false"], (1, False, 8)),
     ],
 )
-def test_workers_gpus_and_cores_of_training_follow_from_the_manifest(command_line, settled):
-    """Read back by the trainer itself; what the user gives wins."""
+def test_workers_gpus_and_cores_of_training_are_derived_from_the_options(command_line, settled):
+    """Parsed by the trainer's own options; explicit options of the user win."""
     python, module, program, *options = shlex.split(entrypoint_of(*command_line))
     assert (python, module, program) == ("python", "-m", "trainer")
     ray = trainer_options([o for o in options if not o.startswith("ray.workers")]).ray
@@ -51,7 +51,7 @@ def test_workers_gpus_and_cores_of_training_follow_from_the_manifest(command_lin
     assert (workers, ray.use_gpu, ray.cores) == settled
 
 
-def test_a_pipeline_trains_with_the_manifests_workers_too():
+def test_pipeline_trains_with_the_workers_of_the_manifest():
     options = [
         "submit=pipeline",
         "target=kubernetes",
@@ -68,18 +68,18 @@ ODD = ["a=1&2", "b=$HOME", "c=it's", "d=$(rm x)", "e=two words", "f=$$", 'g="q"'
 
 
 def expand(argument: str) -> str:
-    """What Kubernetes makes of an argument in a container without variables: `$$` is `$`."""
+    """What Kubernetes makes of an argument in a container without variables: `$$` becomes `$`."""
     return argument.replace("$$", "$")
 
 
 def by_shell(line: str) -> list[str]:
-    """The words that a shell makes of a line."""
+    """Split a line into words by a shell."""
     script = f"for word in {line}; do printf '%s\\0' \"$word\"; done"
     return subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout.split("\0")[:-1]
 
 
-def test_letters_that_a_shell_reads_survive_on_their_way_to_the_program():
-    """KubeRay hands the line through a container's arguments and a shell to `ray job submit`, which quotes it again
+def test_shell_special_characters_in_options_reach_the_program_unchanged():
+    """KubeRay passes the line through a container's arguments and a shell to `ray job submit`, which quotes it again
     for the shell of the head; a Job and Spark's pods get arguments, and no shell.
     """
     options = [*TRAIN, f"options={shlex.join(ODD)}"]
@@ -94,7 +94,7 @@ def test_letters_that_a_shell_reads_survive_on_their_way_to_the_program():
 
 
 def restricted(spec: dict, containers: list[dict]) -> list[str]:
-    """What Pod Security's level "restricted" (Kubernetes 1.34) finds wrong with a pod of Linux."""
+    """Violations of Pod Security's level "restricted" (Kubernetes 1.34) in a Linux pod."""
     own, wrong = spec["securityContext"], []
     for name in ("hostNetwork", "hostPID", "hostIPC"):
         wrong += [name] if spec.get(name) else []
@@ -130,7 +130,7 @@ def pods_of(value: dict) -> list[dict]:
 
 @pytest.mark.parametrize("what", ["etl", "train", "evaluate", "pipeline"])
 @pytest.mark.parametrize("places", [[], PLACES])
-def test_pods_pass_pod_security_restricted_and_go_where_they_are_asked_to(what, places):
+def test_pods_pass_pod_security_restricted_and_have_the_requested_placement(what, places):
     options = [f"submit={what}", "target=kubernetes", "options=data=d", *places]
     actual = manifests(load(options), options)
     seen = 0
@@ -154,7 +154,7 @@ def test_pods_pass_pod_security_restricted_and_go_where_they_are_asked_to(what, 
     assert seen == {"etl": 1, "evaluate": 1}.get(what, 3)
 
 
-def test_sparks_pods_start_from_the_template_that_is_written():
+def test_spark_pods_use_the_written_pod_template():
     options = ["submit=etl", "target=kubernetes", *PLACES]
     line = " ".join(spark_command(load(options), Path("/k")))
     for part in ("driver", "executor"):
@@ -168,7 +168,7 @@ def test_sparks_pods_start_from_the_template_that_is_written():
     "wrong",
     ["tolerations=gpu:Never", "tolerations=a=b:c:d", "node_selector=zone", "gpus=-1", "cpus=0", "workers=[1,2,3]"],
 )
-def test_places_and_sizes_that_mean_nothing_are_refused(wrong):
+def test_invalid_placement_and_sizes_are_refused(wrong):
     with pytest.raises(InputError, match=f"kubernetes.{wrong.partition('=')[0]}"):
         load([*TRAIN, f"kubernetes.{wrong}"])
 
@@ -182,7 +182,7 @@ exit 0
 
 @pytest.fixture
 def kubectl(tmp_path, monkeypatch):
-    """A kubectl that answers `get` with a file's content and writes its arguments down."""
+    """A fake kubectl that answers `get` with the content of a file and records its arguments."""
     program = tmp_path / "bin" / "kubectl"
     program.parent.mkdir()
     program.write_text(KUBECTL.format(calls=tmp_path / "calls", state=tmp_path / "state"))
@@ -198,7 +198,7 @@ def submit(folder: Path, *more: str) -> int:
     return main(["submit=evaluate", "target=kubernetes", "options=bundle=b", f"kubernetes.output={out}", *more])
 
 
-def test_only_the_files_of_this_submit_are_applied(kubectl):
+def test_only_manifests_of_this_submission_are_applied(kubectl):
     assert submit(kubectl) == 0
     get, apply = (kubectl / "calls").read_text().splitlines()
     assert get.startswith("get job/nextclick-evaluate --namespace=nextclick")
@@ -221,7 +221,7 @@ def test_manifests_are_rendered_without_applying(kubectl, capfd):
         {"jobDeploymentStatus": "Complete"},
     ],
 )
-def test_an_ended_job_of_the_same_name_makes_room(kubectl, status):
+def test_finished_job_of_the_same_name_is_deleted_first(kubectl, status):
     (kubectl / "state").write_text(json.dumps({"status": status}))
     assert submit(kubectl) == 0
     calls = [line.split()[0] for line in (kubectl / "calls").read_text().splitlines()]
@@ -232,7 +232,7 @@ def test_an_ended_job_of_the_same_name_makes_room(kubectl, status):
     "status",
     [{}, {"active": 1}, {"conditions": [{"type": "Complete", "status": "False"}]}, {"jobDeploymentStatus": "Running"}],
 )
-def test_a_running_job_of_the_same_name_is_left_alone(kubectl, status, capfd):
+def test_running_job_of_the_same_name_is_an_error_and_is_kept(kubectl, status, capfd):
     (kubectl / "state").write_text(json.dumps({"status": status}))
     assert submit(kubectl) == 2
     assert "error: expected no running job/nextclick-evaluate, got one" in capfd.readouterr().err

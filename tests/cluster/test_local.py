@@ -1,4 +1,4 @@
-"""Settings of Spark's clusters, in `action=up` and in `docs/cluster.md`: what is open by default and must not be."""
+"""Security settings of Spark clusters in `action=up` and `docs/cluster.md`: everything open by default is closed."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def of_action_up() -> dict[str, str]:
 
 
 def of_readme() -> dict[str, str]:
-    """What the page's command writes to spark-defaults.conf."""
+    """Settings that the page's command writes to spark-defaults.conf."""
     command = PAGE.split("printf '%s\\n' ")[1].split("> /shared/keys/spark-defaults.conf")[0]
     return dict(setting.split(maxsplit=1) for setting in re.findall(r'"(spark\.[^"]+)"', command))
 
 
 @pytest.mark.parametrize("settings", [of_action_up, of_readme])
-def test_a_cluster_asks_for_the_secret_everywhere(settings):
+def test_cluster_settings_require_the_secret_everywhere(settings):
     actual = settings()
     assert {name: actual.get(name) for name in CLOSED} == CLOSED
     assert actual["spark.authenticate.secret"]

@@ -34,11 +34,11 @@ SUBMISSION = {
     "environmentVariables": {},
     "sparkProperties": {"spark.app.name": "stranger", "spark.submit.deployMode": "cluster"},
 }
-"""What Spark's REST server starts on a worker, whoever sends it."""
+"""A submission that Spark's REST server would start on a worker for any client."""
 
 
 def assert_spark_takes_nothing_without_the_secret(processes: list[dict]) -> None:
-    """Master and worker listen on the loopback alone, each for RPC and its page; neither starts what is posted."""
+    """Master and worker listen on loopback only, each for RPC and its web page; neither accepts a posted submission."""
     for name in ("spark-master", "spark-worker-1"):
         (pid,) = (entry["pid"] for entry in processes if entry["name"] == name)
         actual = [c.laddr for c in psutil.Process(pid).net_connections() if c.status == psutil.CONN_LISTEN]
@@ -52,7 +52,7 @@ def assert_spark_takes_nothing_without_the_secret(processes: list[dict]) -> None
 
 
 def assert_result_of_one_process(result: Path, options: list[str], alone: Path) -> None:
-    """The blend of Ray tasks is that of one process to the bit, in ranks, lists and scores."""
+    """The evaluation by Ray tasks equals that of one process bit by bit: ranks, lists and scores."""
 
     def untimed(metrics: dict) -> dict:
         blend = {name: value for name, value in metrics["blend"].items() if name != "milliseconds"}
@@ -68,7 +68,7 @@ def assert_result_of_one_process(result: Path, options: list[str], alone: Path) 
 
 @pytest.mark.cluster
 @pytest.mark.skipif((java_version() or 0) < OLDEST_JAVA, reason=f"needs Java {OLDEST_JAVA} or newer")
-def test_a_cluster_on_this_machine_takes_all_programs_and_ends_with_what_it_started(tmp_path, capfd):
+def test_local_cluster_runs_all_programs_and_stops_all_its_processes(tmp_path, capfd):
     state = [f"local.state={tmp_path / 'c'}", "local.nodes=1"]
     assert main(["action=up", *state]) == 0
     try:
@@ -89,7 +89,7 @@ def test_a_cluster_on_this_machine_takes_all_programs_and_ends_with_what_it_star
             return Popen(line, cwd=ROOT, env=env)
 
         etl = f"input={log} scenario=qb_video shards=2"
-        unknown = env | {"SPARK_CONF_DIR": str(tmp_path / "nowhere")}  # who is refused after Spark's many tries
+        unknown = env | {"SPARK_CONF_DIR": str(tmp_path / "nowhere")}  # is refused after Spark's many retries
         stranger = submitted("etl", "standalone", message["spark"], f"{etl} output={tmp_path / 'strange'}", unknown)
         nothing = submitted("train", "ray", message["ray"], "data=/nowhere output=x model=gru4rec")
         assert submitted("etl", "standalone", message["spark"], f"{etl} output={data}").wait(300) == 0

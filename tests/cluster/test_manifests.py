@@ -48,7 +48,7 @@ def test_manifests_are_valid(what, more):
 
 
 def ray_pods(job: dict) -> list[dict]:
-    """Templates of head, workers and the pod that submits."""
+    """Pod templates of the head, the workers and the submitter."""
     spec = job["spec"]["rayClusterSpec"]
     groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
     return [*(group["template"] for group in groups), job["spec"]["submitterPodTemplate"]]
@@ -63,7 +63,7 @@ def pods(rendered_files: dict) -> list[dict]:
 
 
 @pytest.mark.parametrize("what", ["train", "evaluate", "pipeline"])
-def test_pods_are_closed_and_nobody_is_root_and_no_secret_is_written_down(what):
+def test_pods_are_isolated_run_as_non_root_and_contain_no_secret(what):
     actual = rendered(what)
     chosen = actual["network-policy.yaml"]["spec"]["podSelector"]["matchLabels"]
     ours, operator = actual["network-policy.yaml"]["spec"]["ingress"]
@@ -78,7 +78,7 @@ def test_pods_are_closed_and_nobody_is_root_and_no_secret_is_written_down(what):
             assert not any("TOKEN" in entry["name"] for entry in container.get("env", []))
 
 
-def test_a_ray_job_is_elastic_and_ends_with_its_job():
+def test_ray_job_is_elastic_and_shuts_its_cluster_down():
     spec = rendered("train", "kubernetes.workers=[2,9]")["train.yaml"]["spec"]
     (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
     assert (group["minReplicas"], group["replicas"], group["maxReplicas"]) == (2, 2, 9)
@@ -89,8 +89,8 @@ def test_a_ray_job_is_elastic_and_ends_with_its_job():
     assert spec["rayClusterSpec"]["authOptions"] == {"mode": "token", "secretName": "ray-token"}
 
 
-def test_ray_reads_from_the_job_what_was_meant():
-    """By the parser of Ray's own autoscaler, which reads such specifications on Kubernetes."""
+def test_rays_own_parser_reads_the_intended_workers_and_resources():
+    """Parsed by Ray's own autoscaler, which reads these specifications on Kubernetes."""
     job = rendered("train", "kubernetes.workers=[2,9]", "kubernetes.cpus=6", "kubernetes.memory_gib=24")["train.yaml"]
     read = _derive_autoscaling_config_from_ray_cr(
         {"metadata": {"name": "n", "namespace": "s"}, "spec": job["spec"]["rayClusterSpec"]}
@@ -104,7 +104,7 @@ def test_ray_reads_from_the_job_what_was_meant():
     assert "automountServiceAccountToken" not in account  # Ray's autoscaler reads the account's token there
 
 
-def test_keys_of_a_store_come_from_its_secret_alone():
+def test_store_keys_come_only_from_its_secret():
     pod = rendered("evaluate", *STORE)["evaluate.yaml"]["spec"]["template"]["spec"]
     assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "store"}}]
     assert {"name": "shared", "emptyDir": {}} in pod["volumes"]
@@ -114,7 +114,7 @@ def test_keys_of_a_store_come_from_its_secret_alone():
         assert f"spark.kubernetes.{part}.secretKeyRef.AWS_SECRET_ACCESS_KEY=store:AWS_SECRET_ACCESS_KEY" in line
 
 
-def test_spark_on_kubernetes_sees_the_shared_storage_and_authenticates():
+def test_spark_on_kubernetes_mounts_the_shared_storage_and_authenticates():
     options = [
         "submit=etl",
         "target=kubernetes",
@@ -143,13 +143,13 @@ ROLES = {
     "SPARK_RESOURCE_PROFILE_ID": "0",
     "SPARK_DRIVER_BIND_ADDRESS": "127.0.0.1",
 }
-"""Variables that Spark gives its pods (`org.apache.spark.deploy.k8s.Constants`)."""
+"""Variables that Spark sets in its pods (`org.apache.spark.deploy.k8s.Constants`)."""
 
 
 @pytest.mark.spark
 @pytest.mark.skipif((java_version() or 0) < OLDEST_JAVA, reason=f"needs Java {OLDEST_JAVA} or newer")
-def test_the_image_takes_the_roles_that_spark_gives_its_pods(tmp_path):
-    """As Spark on Kubernetes starts them: a driver with its properties, executors by variables alone."""
+def test_image_entrypoint_starts_spark_driver_and_executor(tmp_path):
+    """As Spark on Kubernetes starts them: the driver with a properties file, executors by variables only."""
     log, data = generated_log(tmp_path / "log.csv", users=40, items=30, seed=3), tmp_path / "data"
     package(tmp_path / "nextclick.zip")
     (tmp_path / "spark.properties").write_text(
@@ -181,7 +181,7 @@ def test_the_image_takes_the_roles_that_spark_gives_its_pods(tmp_path):
     assert plain.stdout == "a b\n"
 
 
-def test_without_kubectl_the_manifests_are_written_and_named(tmp_path, capfd, monkeypatch):
+def test_without_kubectl_manifests_are_written_and_the_command_is_printed(tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     out = f"kubernetes.output={tmp_path / 'k'}"
     assert main(["submit=evaluate", "target=kubernetes", "options=bundle=b data=d output=o", out]) == 0

@@ -1,4 +1,4 @@
-"""All three programs in a row, as processes, on fifty generated users; killed and run again."""
+"""The pipeline of all three programs, as processes, on fifty generated users; killed and resumed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def result(tmp_path, name):
 @pytest.mark.spark
 @pytest.mark.cluster
 @pytest.mark.skipif((java_version() or 0) < OLDEST_JAVA, reason=f"needs Java {OLDEST_JAVA} or newer")
-def test_the_chain_runs_skips_what_is_whole_and_survives_kill_9_in_every_step(tmp_path):
+def test_pipeline_skips_complete_steps_and_survives_kill_9_in_every_step(tmp_path):
     generated_log(tmp_path / "log.csv", users=50, items=60, seed=1)
     first = subprocess.run(command(tmp_path, "calm"), capture_output=True, text=True, check=True)
     for step in ("sessions", "train hybrid", "evaluate hybrid"):
@@ -62,13 +62,13 @@ def test_the_chain_runs_skips_what_is_whole_and_survives_kill_9_in_every_step(tm
         kill_during(command(tmp_path, "killed", "spark"), program, lambda p=under_way: any(work.glob(p)))
         assert not (work / whole).exists(), f"{program} was done before it could be killed"
     last = subprocess.run(command(tmp_path, "killed", "spark"), capture_output=True, text=True, check=True)
-    assert last.stdout.count("already done") == 2  # sessions and training, which later attempts have finished
+    assert last.stdout.count("already done") == 2  # sessions and training, finished by later attempts
     assert "report of hybrid" in last.stdout
     assert result(tmp_path, "killed") == result(tmp_path, "calm")
 
 
 def kill_during(line: list[str], program: str, under_way: Callable[[], bool]) -> None:
-    """Start a pipeline, and kill it with SIGKILL as soon as a program has done a part of its work."""
+    """Start a pipeline, and send SIGKILL as soon as a program has done part of its work."""
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while not under_way():
@@ -85,7 +85,7 @@ def kill_during(line: list[str], program: str, under_way: Callable[[], bool]) ->
     pytest.fail(f"{program} outlived its pipeline")
 
 
-def test_changed_options_run_anew_and_keep_the_former_output_once(tmp_path):
+def test_changed_options_rerun_a_step_and_keep_the_previous_output(tmp_path):
     from cluster.steps import Step, run_step
 
     log = tmp_path / "out"
@@ -107,7 +107,7 @@ def test_changed_options_run_anew_and_keep_the_former_output_once(tmp_path):
     "wrong",
     [["pipeline=none"], ["nosuch=1"], ["pipeline.models=[]"], ["pipeline.input=/no/file"], ["pipeline=qk_video"]],
 )
-def test_wrong_options_end_with_a_plain_line(tmp_path, wrong):
+def test_invalid_options_fail_with_a_plain_error(tmp_path, wrong):
     done = subprocess.run(
         [sys.executable, "-m", "cluster", f"pipeline.work={tmp_path / 'work'}", *wrong],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""What README says of several hosts, line by line, as a new user would; two of the three do not have the code."""
+"""README's commands for several hosts, run line by line; two of the three hosts do not have the code."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ pytestmark = [
 ]
 
 
-def test_the_whole_pipeline_over_three_hosts_by_readmes_commands_alone(cluster, pipeline):
+def test_readme_commands_run_the_complete_pipeline_over_three_hosts(cluster, pipeline):
     assert pipeline.returncode == 0, pipeline.output[-6000:]
     for host in (2, 3):
         assert "Executor" in cluster.logs(host, "spark")
     assert (pipeline.work / "hybrid-result" / "report.html").is_file()
-    assert pipeline.trained_on == {2, 3}  # where each alone has the cores for both workers
+    assert pipeline.trained_on == {2, 3}  # though each host alone has cores for both workers
     assert json.loads((pipeline.run / "summary.json").read_text())["workers"] == 2

@@ -1,4 +1,4 @@
-"""Sessions on a standalone Spark cluster over three hosts, with a secret: a host killed in the middle, a stranger."""
+"""Sessions on a standalone Spark cluster over three hosts, with a secret: a killed host, a client without it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = [
 ]
 
 
-def test_a_host_killed_in_the_middle_costs_time_only_and_a_stranger_is_refused(cluster, tmp_path):
+def test_killed_host_does_not_change_the_output_and_clients_need_the_secret(cluster, tmp_path):
     cluster.start(1, 2, 3, programs=("spark",))
     log = tmp_path / "log.csv"
     run_twin(log, scenario="qk_video", users=USERS, seed=1)

@@ -1,4 +1,4 @@
-"""What a pipeline says of its steps."""
+"""The summary of a pipeline's steps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from cluster.steps import time_by_step
 
 
-def test_each_steps_time_and_its_share_of_all(tmp_path):
+def test_time_of_each_step_is_shown_with_its_share_of_the_total(tmp_path):
     for name, seconds in (("sessions", 6.0), ("train-gru4rec", 234.0)):
         (tmp_path / f"{name}.json").write_text(json.dumps({"done": True, "seconds": seconds}))
     message = time_by_step(["sessions", "train gru4rec", "evaluate gru4rec"], tmp_path)

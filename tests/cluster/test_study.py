@@ -1,4 +1,4 @@
-"""The study: its declarations, what is made of the numbers, and a run that is killed and continued."""
+"""The study: its declarations, its statistics and sentences, and a run that is killed and resumed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from trainer.config import load as load_trainer
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)
-def test_declarations_name_variants_and_options_that_exist(experiment):
+def test_experiments_name_existing_variants_and_valid_options(experiment):
     names = [variant.name for variant in experiment.variants]
     assert len(set(names)) == len(names)
     assert set(experiment.pairs) <= set(names)
@@ -59,7 +59,7 @@ def test_declarations_name_variants_and_options_that_exist(experiment):
         assert experiment.flat_rows == (variant.scenario == "ctr")
 
 
-def test_names_of_experiments_are_pages():
+def test_experiments_are_unique_and_chosen_by_name():
     names = [experiment.name for experiment in EXPERIMENTS]
     assert len(set(names)) == len(names)
     assert [e.name for e in chosen(StudyOptions(experiments=["ladder", "next-click"]))] == ["ladder", "next-click"]
@@ -69,7 +69,7 @@ def test_names_of_experiments_are_pages():
 
 
 @pytest.mark.parametrize("study", ["small", "twin", "kuairand", "tenrec"])
-def test_presets_compose_and_ask_for_what_they_need(study, tmp_path):
+def test_presets_compose_and_report_missing_inputs(study, tmp_path):
     options = load(["pipeline=study", f"study={study}", f"study.input={tmp_path}"]).study
     assert options.name == study
     if study == "tenrec":
@@ -92,7 +92,7 @@ def ranks_table(ranks):
 
 
 def cells(monkeypatch, **by_variant):
-    """Cells of two seeds whose ranks (users 0, 1, …) and AUCs are given."""
+    """Cells with given ranks (of users 0, 1, …) and AUCs, one per seed."""
     monkeypatch.setattr(findings, "ranks_of", lambda trial, ranker: ranks_table(trial.ranks))
     monkeypatch.setattr(findings, "test_metrics", lambda cell: cell.trial.test)
     made = []
@@ -107,7 +107,7 @@ def cells(monkeypatch, **by_variant):
 EXPERIMENT = Experiment("e", "?", "", (Variant("a", ()), Variant("b", ())), metrics=("hr@20", "auc/like"))
 
 
-def test_estimates_are_means_over_seeds_and_tests_over_users_and_seeds(monkeypatch):
+def test_estimates_average_over_seeds_and_tests_use_users_or_seeds(monkeypatch):
     users = 60
     first = [[1 if u < 20 else 50 for u in range(users)], [1 if u < 30 else 50 for u in range(users)]]
     second = [[1 if u < 40 else 50 for u in range(users)], [1 if u < 50 else 50 for u in range(users)]]
@@ -121,7 +121,7 @@ def test_estimates_are_means_over_seeds_and_tests_over_users_and_seeds(monkeypat
     assert actual["b", "hr@20"].best == pytest.approx(45 / 60 / 0.9)
     own, other = (np.mean([gains(np.array(r), "hr@20") for r in ranks], axis=0) for ranks in (second, first))
     assert actual["b", "hr@20"].difference == pytest.approx(20 / 60)
-    # Two tests on this table: the smaller p counts twice (Holm).
+    # Two tests on this table: the smaller p is doubled (Holm).
     p_rank, p_auc = signed_rank(own, other), 0.204833  # t = .03 / (.01 √2 / √2) = 3, one degree of freedom
     assert p_rank < p_auc
     assert actual["b", "hr@20"].p == pytest.approx(2 * p_rank)
@@ -131,7 +131,7 @@ def test_estimates_are_means_over_seeds_and_tests_over_users_and_seeds(monkeypat
     assert actual["b", "auc/like"].low == pytest.approx(0.03 - half, abs=1e-4)
 
 
-def test_sentences_come_from_the_numbers():
+def test_answer_sentences_follow_from_the_estimates():
     sure, unsure = Estimate(0.3, None, 0.1, 0.05, 0.15, 0.001), Estimate(0.21, None, 0.01, -0.1, 0.1, 0.6)
     base = {("a", "hr@20"): Estimate(0.2)}
     assert answer(EXPERIMENT, "hr@20", base | {("b", "hr@20"): sure}) == (
@@ -148,10 +148,10 @@ def test_sentences_come_from_the_numbers():
 
 
 @pytest.mark.cluster
-def test_a_killed_study_continues_and_its_site_says_what_the_table_says(tmp_path):
+def test_killed_study_resumes_and_its_site_shows_the_values_of_the_table(tmp_path):
     log, work = generated_log(tmp_path / "log.csv", users=60, items=60, seed=1), tmp_path / "study"
     small = [option for option in SMALL if not option.startswith(("ray.", "train.epochs"))]
-    # One value that cannot be: these trials fail, and the others go on.
+    # An option for every trainer; no trial may fail.
     options = [
         *(
             "pipeline=study",
@@ -199,7 +199,7 @@ def test_a_killed_study_continues_and_its_site_says_what_the_table_says(tmp_path
 
 @pytest.fixture
 def members(tmp_path):
-    """Two finished trials without training: the tiny bundle, and one that scores by other vectors."""
+    """Two finished trials without training: the tiny bundle, and one with other vectors."""
     data = Data(Log("tiny", "qb_video", tmp_path / "log.csv"), TINY / "data", "qb_video")
     made = tuple(
         Trial(tmp_path, data, (f"model={name}",), ("blend=none", "baselines=[]", "cutoffs=[1,2]"), 0)
@@ -219,7 +219,7 @@ def members(tmp_path):
     return made
 
 
-def test_a_mean_is_made_of_its_members_and_costs_what_they_cost_together(members):
+def test_mean_trial_averages_its_members_and_adds_their_costs(members):
     mean = replace(members[0], trainer=(), members=members)
     assert not mean.is_done
     mean.execute()
@@ -227,7 +227,7 @@ def test_a_mean_is_made_of_its_members_and_costs_what_they_cost_together(members
     assert mean.failure == ""
     vectors = [open_bundle(trial.run / "bundle").manifest.dimension for trial in (*members, mean)]
     assert vectors[2] == vectors[0] + vectors[1]
-    # A query of one then the other costs 1/300 + 1/600 seconds.
+    # One query of each model takes 1/300 + 1/600 seconds.
     assert mean.summary["examples_per_second"] == pytest.approx(200)
     assert (mean.summary["seconds"], mean.summary["flops_per_example"]) == (6.0, 30)
     assert mean.summary["parameters"]["total"] == 300
@@ -241,7 +241,7 @@ def test_a_mean_is_made_of_its_members_and_costs_what_they_cost_together(members
     assert (mean.run / "bundle" / "manifest.json").stat().st_mtime_ns == before
 
 
-def test_a_mean_of_a_failed_member_fails_and_says_so(members):
+def test_mean_trial_with_a_failed_member_fails_with_its_error(members):
     (members[1].run / "failed.json").write_text(json.dumps({"error": "no rows", "command": []}))
     mean = replace(members[0], trainer=(), members=members)
     mean.execute()
@@ -249,7 +249,7 @@ def test_a_mean_of_a_failed_member_fails_and_says_so(members):
     assert mean.failure == "a member failed: no rows"
 
 
-def test_means_are_run_after_all_others_and_know_their_members(tmp_path, monkeypatch):
+def test_mean_trials_run_last_and_reference_their_members(tmp_path, monkeypatch):
     log = generated_log(tmp_path / "log.csv", users=20, items=40, seed=1)
     options = StudyOptions(work=str(tmp_path / "study"), logs=[f"qb_video:{log}"], seeds=2)
     (experiment,) = chosen(StudyOptions(experiments=["several-encoders"]))
@@ -265,7 +265,7 @@ def test_means_are_run_after_all_others_and_know_their_members(tmp_path, monkeyp
     assert order == sorted(order)
 
 
-def test_published_figures_stand_next_to_logs_of_their_scenario_alone(tmp_path):
+def test_published_results_are_shown_only_for_logs_of_their_scenario(tmp_path):
     rows, merlin_rows, sessions = chosen(StudyOptions(experiments=["benchmark-rows", "merlin-rows", "tenrec-code"]))
 
     def sources(experiment, scenario):
@@ -282,13 +282,13 @@ def test_published_figures_stand_next_to_logs_of_their_scenario_alone(tmp_path):
     assert ["SASRec", "0.0502", "0.0194"] in sources(sessions, "qk_video")[0][2]
 
 
-def test_tables_of_aucs_say_how_many_positives_they_rest_on(monkeypatch):
+def test_auc_tables_state_the_number_of_positives(monkeypatch):
     tests = [{}, {"auc/like": 0.5, "positives/like": 1234, "positives/share": 9}]
     monkeypatch.setattr("cluster.study.site.test_metrics", lambda cell: cell)
     said = positives(["hr@20", "auc/like", "auc/like_given_click", "auc/share"], tests)
     assert said.startswith("Positives in test: like 1,234, share 9; an AUC's standard error is about 0.29")
     assert positives(["hr@20"], tests) == ""
-    # 0.29: the spread of the AUC of scores by chance, 60 positives among many rows.
+    # 0.29: the standard deviation of the AUC of random scores, for 60 positives among many rows.
     rng = np.random.default_rng(0)
     aucs = [(rng.random(60)[:, None] > rng.random(2_000)).mean() for _ in range(400)]
     assert np.std(aucs) == pytest.approx(0.289 / 60**0.5, rel=0.1)

@@ -1,4 +1,4 @@
-"""Logs and datasets of a study: which experiments a log can answer, and what their variants read."""
+"""Logs and datasets of a study: which experiments a log supports, and which data their variants read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.logs import generated_log
 
 
 @pytest.mark.parametrize("unclicked", [True, False])
-def test_negative_feedback_is_asked_of_logs_that_show_it(tmp_path, unclicked):
+def test_negative_feedback_experiment_needs_a_log_with_unclicked_rows(tmp_path, unclicked):
     rows = [
         (user, item, int(not unclicked or item % 2), 0, 0, 0, "c", 1, 1, 1) for user in range(3) for item in range(24)
     ]
@@ -25,7 +25,7 @@ def test_negative_feedback_is_asked_of_logs_that_show_it(tmp_path, unclicked):
     assert bool(cells_of(options, logs_of(options)[0], experiment, {})) == unclicked
 
 
-def test_flat_rows_answer_their_own_experiment_and_no_other(tmp_path):
+def test_logs_of_flat_rows_support_only_the_experiments_on_rows(tmp_path):
     rows, sessions = chosen(StudyOptions(experiments=["benchmark-rows", "cold-start"]))
     log = ctr_log(tmp_path / "ctr_data_1M.csv", rows=300, seed=1)
     options = StudyOptions(work=str(tmp_path / "study"), seeds=1, name="tenrec", input=str(tmp_path))
@@ -39,14 +39,14 @@ def test_flat_rows_answer_their_own_experiment_and_no_other(tmp_path):
     cells = cells_of(options, generated, rows, {})
     assert {cell.data.scenario for cell in cells} == {"ctr"}
     assert open_dataset(cells[0].data.path).row_files
-    assert cells[0].data.best_possible == {}  # the truth is of sessions
+    assert cells[0].data.best_possible == {}  # the best possible metrics are of sessions
     assert cells_of(options, generated, sessions, {})[0].data.scenario == "qb_video"
     own = generated_log(tmp_path / "log.csv", users=20, items=40, seed=1)
     options = StudyOptions(work=str(tmp_path / "own"), logs=[f"qb_video:{own}"], seeds=1)
     assert cells_of(options, logs_of(options)[0], rows, {}) == []
 
 
-def test_rows_of_merlin_are_made_of_video_logs_with_enough_rows(tmp_path, capfd):
+def test_merlin_rows_are_prepared_from_video_logs_with_enough_rows(tmp_path, capfd):
     (rows,) = chosen(StudyOptions(experiments=["merlin-rows"]))
     options = StudyOptions(work=str(tmp_path / "twin"), seeds=1, generated=["qb_video 2000 1000"])
     (log,) = logs_of(options)
@@ -55,8 +55,8 @@ def test_rows_of_merlin_are_made_of_video_logs_with_enough_rows(tmp_path, capfd)
     assert dataset.row_files
     assert len(cells) == len(rows.variants)
     with (tmp_path / "twin" / "logs" / "qb_video-merlin.csv").open() as stream:
-        assert dataset.manifest.counts["exposures"] == sum(1 for _ in stream) - 1  # none is sampled away
-    # A log without such rows leaves the experiment out, not the study.
+        assert dataset.manifest.counts["exposures"] == sum(1 for _ in stream) - 1  # no row is sampled away
+    # A log with too few rows skips the experiment, not the study.
     own = generated_log(tmp_path / "log.csv", users=20, items=400, seed=1)
     options = StudyOptions(work=str(tmp_path / "own"), logs=[f"qb_video:{own}"], seeds=1)
     assert cells_of(options, logs_of(options)[0], rows, {}) == []
@@ -64,14 +64,14 @@ def test_rows_of_merlin_are_made_of_video_logs_with_enough_rows(tmp_path, capfd)
     assert cells_of(options, Log("ctr", "ctr", own), rows, {}) == []
 
 
-def test_cold_start_files_are_read_after_the_clicks_of_the_same_users_in_qk_video(tmp_path):
-    """Five users of the video log; two of them have articles, and one of these enough for a session of their own."""
+def test_cold_start_logs_are_appended_to_the_same_users_qk_video_clicks(tmp_path):
+    """Five users of the video log; two also have article clicks, one of them enough for a session of articles only."""
     folder = tmp_path / "files"
     folder.mkdir()
     rows = [(user, item, 1, 0, 0, 0, "0", 1, 0, 0) for user in range(1, 6) for item in range(1, 9)]
     write_log(folder / "QK-video.csv", rows)
     cold = [(2, 901), (4, 901), (4, 902), (4, 903), (4, 904)]
-    lines = "".join(f"{user}.0,{item}.0,1.0,1.0,3.0,0.0\n" for user, item in cold)  # as pandas writes the benchmark's
+    lines = "".join(f"{user}.0,{item}.0,1.0,1.0,3.0,0.0\n" for user, item in cold)  # floats, as written by pandas
     (folder / "cold_data_0.3.csv").write_text(f"user_id,item_id,click,gender,age,like\n{lines}")
     options = StudyOptions(work=str(tmp_path / "study"), seeds=1, name="tenrec", input=str(folder))
     video, log = logs_of(options)

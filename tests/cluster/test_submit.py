@@ -1,4 +1,4 @@
-"""Submitting: what is started where, and wrong options."""
+"""Submission: which program is started where, and invalid options."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.runs import SMALL
 ROOT = Path(__file__).parents[2]
 
 
-def test_options_of_options_need_no_quotes():
+def test_nested_options_need_no_quotes():
     options = 'options=data=d model=hybrid tasks=[next,like] spark.master="local[1]"'
     config = load(["submit=train", options])
     assert shlex.split(config.options, posix=False) == [
@@ -47,14 +47,14 @@ def test_options_of_options_need_no_quotes():
         ["submit=train", "target=ray", "address=http://127.0.0.1:1"],
     ],
 )
-def test_wrong_options_end_with_one_plain_line(wrong, capfd):
+def test_invalid_options_fail_with_a_one_line_error(wrong, capfd):
     assert main(wrong) == 2
     err = capfd.readouterr().err
     assert err.strip().splitlines()[-1].startswith("error: expected ")
     assert "Traceback" not in err
 
 
-def test_a_program_submitted_to_this_machine_is_that_program(fifty, tmp_path):
+def test_local_submission_runs_the_program(fifty, tmp_path):
     small = " ".join(SMALL)
     run = tmp_path / "run"
     options = f"options=data={fifty.path} output={run} model=gru4rec {small} train.epochs=1"
@@ -66,7 +66,7 @@ def test_a_program_submitted_to_this_machine_is_that_program(fifty, tmp_path):
     assert left.value.code == 2
 
 
-def test_the_package_holds_the_whole_of_etl_and_nothing_else(tmp_path):
+def test_package_contains_all_of_etl_and_nothing_else(tmp_path):
     package(tmp_path / "a.zip")
     names = zipfile.ZipFile(tmp_path / "a.zip").namelist()
     tracked = {
@@ -76,14 +76,14 @@ def test_the_package_holds_the_whole_of_etl_and_nothing_else(tmp_path):
     assert "etl/conf/config.yaml" in names
 
 
-def test_a_pipeline_goes_to_ray_with_its_own_options_alone():
+def test_pipeline_is_submitted_to_ray_with_its_own_options_only():
     options = ["submit=pipeline", "target=ray", "address=http://h:8265", "pipeline=demo", "pipeline.work=/shared/w"]
     line = submitting.entrypoint(load(options), options)
     assert line == "python -m cluster pipeline=demo pipeline.work=/shared/w pipeline.on_ray=true"
 
 
 @pytest.mark.parametrize("program", ["etl", "pipeline"])
-def test_sparks_workers_get_the_interpreter_that_was_named_for_them(program, monkeypatch):
+def test_spark_workers_use_the_interpreter_given_by_the_python_option(program, monkeypatch):
     seen = []
     monkeypatch.setenv("PYSPARK_PYTHON", "before")
     monkeypatch.setattr(submitting, "require_master", lambda master: seen.clear())
@@ -94,7 +94,7 @@ def test_sparks_workers_get_the_interpreter_that_was_named_for_them(program, mon
     assert seen == ["/opt/env/bin/python"]
 
 
-def test_the_working_directory_that_ray_uploads_is_small():
+def test_working_directory_uploaded_by_ray_is_small():
     ignored = [line.rstrip("/") for line in (ROOT / ".rayignore").read_text().split()]
     size = 0
     for path in ROOT.iterdir():
