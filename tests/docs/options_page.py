@@ -36,7 +36,7 @@ PROGRAMS = {
 
 
 def schema_of(program: str) -> type[Any]:
-    """The dataclass with a program's options: what its `main` hands to `run_program`."""
+    """The dataclass of a program's options: what its `main` passes to `run_program`."""
     module = importlib.import_module(PROGRAMS[program])
     with mock.patch.object(module, "run_program") as run_program:
         module.main([])
@@ -45,7 +45,7 @@ def schema_of(program: str) -> type[Any]:
 
 
 def option_fields(schema: type[Any], prefix: str = "") -> list[tuple[str, dataclasses.Field[Any]]]:
-    """Options by their dotted names, those of groups in place."""
+    """Options by dotted name, with those of groups in place."""
     fields: list[tuple[str, dataclasses.Field[Any]]] = []
     for field in dataclasses.fields(schema):
         group = field.default_factory
@@ -57,7 +57,7 @@ def option_fields(schema: type[Any], prefix: str = "") -> list[tuple[str, datacl
 
 
 def default_of(field: dataclasses.Field[Any]) -> str:
-    """The default as one writes it on the command line; empty for a required option."""
+    """The default as written on the command line; empty for a required option."""
     value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
     if isinstance(value, list):
         return f"`[{','.join(map(str, value))}]`"

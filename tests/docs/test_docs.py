@@ -26,7 +26,7 @@ def commands(text: str) -> list[list[str]]:
     return [words[words.index("python") + 2 :] for words in actual if "python" in words]
 
 
-def test_options_page_is_that_of_the_programs():
+def test_options_page_is_up_to_date():
     assert PAGE.read_text() == page(), "run python -m tests.docs.options_page"
     assert set(PROGRAMS.values()) == set(LIGHT)
 
@@ -46,17 +46,17 @@ def test_commands_name_programs_and_options_that_exist(path):
             assert name in names | groups | {"--help"}, (path.name, program, option)
 
 
-def test_commands_are_found():
+def test_commands_are_found_in_the_pages():
     assert sum(len(commands(path.read_text())) for path in PAGES) > 30
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_links_lead_to_files(path):
+def test_links_point_to_existing_files(path):
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
         assert target.startswith("http") or (path.parent / target).is_file(), target
 
 
-def test_the_example_of_a_session_is_what_the_program_makes(tmp_path):
+def test_session_example_in_data_md_matches_the_programs_output(tmp_path):
     text = (ROOT / "docs" / "data.md").read_text()
     log = tmp_path / "log.csv"
     log.write_text(re.search(r"```csv\n(.*?)```", text, re.DOTALL)[1])
@@ -73,5 +73,5 @@ def test_the_example_of_a_session_is_what_the_program_makes(tmp_path):
     assert drawn["position"] == [str(position) for position in session["exposure_position"]]
 
 
-def test_pages_are_short():
+def test_pages_have_at_most_150_lines():
     assert [path.name for path in PAGES if len(path.read_text().splitlines()) > 150 and path != PAGE] == []

@@ -1,4 +1,4 @@
-"""The encoder of docs/extending.md is added to a copy of the project by its diff, and works."""
+"""The diff in docs/extending.md adds a working encoder to a copy of the project."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ print(sum(item > 0 for item in answer.items[0]))
 """
 
 
-def test_the_encoder_of_the_page_takes_its_diff_alone(fifty, tmp_path):
+def test_diff_in_extending_md_adds_a_working_encoder(fifty, tmp_path):
     diff = re.search(r"```diff\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)[1]
     assert re.findall(r"^\+\+\+ b/(.*)$", diff, re.MULTILINE) == [
         "tests/trainer/test_decay.py",

@@ -12,7 +12,7 @@ from etl.runtime.errors import InputError
 
 FOLDER = Path(__file__).parents[2] / "docs" / "notebooks"
 IN_ORDER = ("movielens", "reading_a_result")
-"""The second one reads what the first one makes."""
+"""The second notebook reads the output of the first."""
 
 
 def cells(name: str) -> list[str]:
