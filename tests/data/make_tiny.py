@@ -55,7 +55,7 @@ def gain(rank: int) -> float:
 # (6 2 4 1 2 3) rank 1 5 3 6 5 4, those of users 1 3 5 7 9 11 (5 1 3 6 5 4) rank 5 1 4 6 5 4.
 # Train clicks are 10 10 9 5 2 0: popularity ranks items 1..6 at 2 2 3 4 5 6 (1 and 2 tie), so the
 # targets rank 6 2 4 2 2 3 and 5 2 3 6 5 4.
-# Like scores rise with the user id. Each user has two rows with one score; positives are a row of
+# Like scores rise with the user id. Each user has two rows of equal score; positives are one row each of
 # users 3 4 8 10, over which 4 + ½, 5 + ½, 12 + ½, 15 + ½ of the 20 negatives score lower. Among clicked
 # rows it is 2, 2, 5, 6 of 8. Inside these four users positive and negative tie: ½.
 # mask_seen: 7 targets are repeats and miss; of users 1 2 7 9 11 the targets rank 1 1 2 1 1.
