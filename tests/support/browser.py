@@ -1,4 +1,4 @@
-"""A page opened in headless Chromium: what it complains of, asks for, and how it fits."""
+"""A page opened in headless Chromium: its errors, requests and layout."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WIDTHS = (390, 1280)
-"""Of a phone and of a desktop."""
+"""Widths of a phone and of a desktop, in pixels."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """What was seen.
+    """Observations on an opened page.
 
     Attributes:
         errors: messages of the console, and uncaught errors.
@@ -36,7 +36,7 @@ class Opened:
 
 
 def violations(page: Any) -> list[str]:
-    """Rules of axe-core that an opened page breaks, each with the first place."""
+    """Rules of axe-core that an opened page breaks, each with the first offending element."""
     from axe_playwright_python.sync_playwright import Axe
 
     actual = Axe().run(page).response["violations"]
@@ -44,7 +44,7 @@ def violations(page: Any) -> list[str]:
 
 
 def opened(path: Path, width: int, scheme: str = "light") -> Opened:
-    """Open a page in a colour scheme; the test is skipped where there is no Chromium."""
+    """Open a page in a colour scheme; skips the test if there is no Chromium."""
     if CHROMIUM is None:
         pytest.skip("needs Chromium (apt-get install chromium)")
     from playwright.sync_api import sync_playwright

@@ -1,4 +1,4 @@
-"""The frozen tiny bundle: evaluated, and changed in place."""
+"""The frozen tiny bundle: evaluate it, or change it in place."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def flip(path):
 
 
 def other_model(path, *, dimension=5, drop_user=False):
-    """The tiny bundle with vectors of another length drawn at random; its query files' rows turned round."""
+    """The tiny bundle with random vectors of another dimension, and the rows of its query files in reverse order."""
     shutil.copytree(TINY / "bundle", path)
     shutil.rmtree(path / TRANSITIONS, ignore_errors=True)
     manifest, rng = open_bundle(TINY / "bundle").manifest, np.random.default_rng(3)

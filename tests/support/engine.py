@@ -1,4 +1,4 @@
-"""Datasets for tests: the job in this process, which makes them in milliseconds."""
+"""Datasets for tests, built by the job in this process within milliseconds."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from etl.dataset import Dataset, open_dataset
 
 
 def build(options: Sequence[str] | EtlConfig, *, split_bytes: int | None = None, partitions: int = 2) -> Dataset:
-    """Make a dataset from the options of `python -m etl`, or from what these say (reading them takes the longest)."""
+    """Build a dataset from options of `python -m etl` or from a config (parsing options takes the longest)."""
     config = options if isinstance(options, EtlConfig) else load(options)
     config = dataclasses.replace(config, engine="local", processes=1, split_bytes=split_bytes or config.split_bytes)
     partial_users = etl.engines.local.partial_users
     with (
         mock.patch.object(sessions, "count_partitions", return_value=partitions),
-        # No order of the partial users may be relied on.
+        # The job must not rely on the order of partial users.
         mock.patch.object(etl.engines.local, "partial_users", lambda *a: iter(list(partial_users(*a))[::-1])),
         mock.patch("etl.logs.splits.BLOCK_BYTES", config.split_bytes),
     ):

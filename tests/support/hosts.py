@@ -1,4 +1,4 @@
-"""Three hosts on one machine: network namespaces, joined with the machine by a bridge. Needs root."""
+"""Three hosts on one machine: network namespaces, connected to the machine by a bridge. Needs root."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 
 def needed() -> str | None:
-    """Why there can be no hosts here; None where there can."""
+    """The reason why hosts cannot be created here; None if they can."""
     if os.geteuid() != 0:
         return "needs root for network namespaces"
     if shutil.which("ip") is None:
@@ -30,20 +30,20 @@ def needed() -> str | None:
 NUMBERS = (1, 2, 3)
 START_SECONDS = 300
 BUSY = {"RAY_raylet_start_wait_time_s": "200", "RAY_memory_monitor_refresh_ms": "0", "RAY_worker_niceness": "0"}
-"""For Ray on a machine that others use too: it may start slowly, ends no worker for memory that is not its own, and its
-workers wait for nobody."""
+"""For Ray on a machine that is used by others too: it may start slowly, does not kill workers because of other
+programs' memory, and does not lower its workers' priority."""
 
 
 @dataclass
 class Started:
-    """A process on a host, its log, and what the log holds once it is ready."""
+    """A process on a host, its log, and the text that its log contains once it is ready."""
 
     process: subprocess.Popen
     log: Path
     ready: str
 
     def wait(self) -> None:
-        """Return when it is ready."""
+        """Wait until it is ready."""
         deadline = time.monotonic() + START_SECONDS
         while self.ready not in self.log.read_text(errors="replace"):
             message = self.log.read_text(errors="replace")[-3000:]
@@ -57,7 +57,7 @@ class Started:
 
 
 class Hosts:
-    """The hosts, each a namespace with the interface `eth0`; the machine itself reaches them over the bridge."""
+    """The hosts, each a namespace with the interface `eth0`; the machine reaches them over the bridge."""
 
     def __init__(self, logs: Path) -> None:
         self.tag, self.logs = f"nx{os.getpid() % 10_000}", logs
@@ -99,11 +99,11 @@ class Hosts:
         subprocess.run(["ip", "link", "del", f"{self.tag}b"], capture_output=True)
 
     def on(self, host: int, *command: str) -> list[str]:
-        """A command as one of a host."""
+        """The command line that runs a command on a host."""
         return ["ip", "netns", "exec", self.space(host), *command]
 
     def start(self, host: int, name: str, command: list[str], env: dict[str, str], ready: str) -> Started:
-        """Start a process on a host; it is ready when its log holds `ready`."""
+        """Start a process on a host; it is ready when its log contains `ready`."""
         log = self.logs / f"{name}.log"
         with log.open("w") as stream:
             process = subprocess.Popen(
@@ -113,12 +113,12 @@ class Hosts:
         return Started(process, log, ready)
 
     def pids(self, host: int) -> list[int]:
-        """All processes of a host."""
+        """Process ids of a host."""
         actual = subprocess.run(["ip", "netns", "pids", self.space(host)], capture_output=True, text=True)
         return [int(pid) for pid in actual.stdout.split()]
 
     def run(self, host: int, program: str) -> bool:
-        """Whether a host runs a process with this in its command line."""
+        """Whether a host runs a process whose command line contains `program`."""
         for pid in self.pids(host):
             with contextlib.suppress(psutil.NoSuchProcess):
                 if program in " ".join(psutil.Process(pid).cmdline()):
@@ -126,7 +126,7 @@ class Hosts:
         return False
 
     def kill(self, host: int) -> None:
-        """All processes of a host, at once and without a word."""
+        """Kill all processes of a host at once, with SIGKILL."""
         pids = self.pids(host)
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
@@ -136,7 +136,7 @@ class Hosts:
                 process.wait(timeout=20)
 
     def link(self, host: int, state: str) -> None:
-        """The host's cable: `up` or `down`."""
+        """Set the host's network link `up` or `down`."""
         ip("link", "set", f"{self.tag}v{host}", state)
 
 
@@ -145,7 +145,7 @@ def ip(*words: str) -> None:
 
 
 def kill_family(pid: int) -> None:
-    """A process and all that it started."""
+    """Kill a process and its descendants."""
     with contextlib.suppress(psutil.NoSuchProcess):
         family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
         for member in family:
@@ -156,7 +156,7 @@ def kill_family(pid: int) -> None:
 
 @contextlib.contextmanager
 def three_hosts(logs: Path) -> Iterator[Hosts]:
-    """Hosts for a block; the test is skipped with the reason where there can be none."""
+    """Hosts for a block; skips the test with the reason if they cannot be created."""
     reason = needed()
     if reason:
         pytest.skip(reason)

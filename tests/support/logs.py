@@ -1,4 +1,4 @@
-"""Generated `qb_video` logs with something to learn: items follow each other around a ring."""
+"""Generated `qb_video` logs with a learnable pattern: items follow each other around a ring."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def generated_log(
     """Write a log in which the next click is mostly the next item of the ring.
 
     Args:
-        late: unclicked rows of each user after the last click, at most.
+        late: maximum number of unclicked rows of a user after the last click.
     """
     rng, late_rng = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     rows = []

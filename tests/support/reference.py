@@ -1,4 +1,4 @@
-"""The sessionizer once more: slow, pure Python, a row at a time, sharing no code with `etl`."""
+"""Reference sessionizer: slow, pure Python, row by row, sharing no code with `etl`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def read_rows(texts: list[str], first_rows: int | None) -> list[dict[str, Any]]:
 
 
 def value_of(text: str) -> int | Decimal | str | None:
-    """The value that a field stands for, however it is spelled."""
+    """The value of a field, independent of its spelling."""
     plain = text.strip(" \t")
     if plain in ("", "\\N"):
         return None
@@ -66,7 +66,7 @@ def value_of(text: str) -> int | Decimal | str | None:
 
 
 def category_of(text: str) -> str | None:
-    """A category's name: its text, or the plainest spelling of its number."""
+    """A category's name: its text, or the shortest spelling of its number."""
     value = value_of(text)
     return f"{value:f}".rstrip("0") if isinstance(value, Decimal) else None if value is None else str(value)
 
@@ -142,7 +142,7 @@ def cut(rows: list[dict[str, Any]], options: Options) -> dict[str, Any] | None:
     first = next(number for number, row in enumerate(rows) if row is kept[0])
     shown, position = [], 0
     for row in rows[first:]:
-        shown.append((row, position))  # the clicks before the row; after the last click all of them
+        shown.append((row, position))  # number of clicks before the row; after the last click that of all clicks
         position += bool(row["click"])
     listed = shown if options.exposures else []
     return {

@@ -1,4 +1,4 @@
-"""Runs of a second or two, and when two of them are the same."""
+"""Options of runs of a second or two, comparing two runs, and interrupting one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SMALL = [
     "train.epochs=3",
     "train.checkpoint_steps=5",
 ]
-"""A run of a second or two."""
+"""Options of a run of a second or two."""
 
 
 def options(dataset, run: Path, *more: str) -> list[str]:
@@ -51,12 +51,12 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 
 class Killed(BaseException):
-    """What no run catches."""
+    """An exception that no run catches."""
 
 
 @contextmanager
 def killed_at_step(number: int) -> Iterator[None]:
-    """Kill the training inside, which must not end, at the `number`-th step that it takes."""
+    """Raise `Killed` at the `number`-th step of the training inside, which must not finish before."""
     taken, step = 0, TrainStep.step
 
     def counted(self, *arguments):
@@ -72,7 +72,7 @@ def killed_at_step(number: int) -> Iterator[None]:
 
 @contextmanager
 def terminated_at_step(number: int) -> Iterator[None]:
-    """Send SIGTERM to the training inside at its step of that number; it must leave with status 143."""
+    """Send SIGTERM to the training inside at step `number`; it must exit with status 143."""
     step = TrainStep.step
 
     def asked(self, batch, now):

@@ -1,9 +1,9 @@
-"""Item sequences (one user a line: user id, then items in time order) as a `qb_video` log.
+"""Item sequences (one user per line: user id, then items in time order) as a `qb_video` log.
 
     python -m tests.support.sequences Toys_and_Games.txt toys.csv
 
-Then `python -m etl input=toys.csv output=toys scenario=qb_video protocol.min_clicks=3 protocol.max_clicks=50` keeps
-what published results on such files keep: all sequences of three items or more, their last fifty.
+Then `python -m etl input=toys.csv output=toys scenario=qb_video protocol.min_clicks=3 protocol.max_clicks=50` retains
+what published results on such files use: all sequences of three items or more, their last fifty.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.support.engine import write_log
 
 
 def convert(sequences: Path, log: Path) -> int:
-    """Write the log, every item a click without other outcome; returns the number of clicks."""
+    """Write the log, with every item as a click without other outcomes; returns the number of clicks."""
     rows = []
     for number, line in enumerate(sequences.read_text().splitlines(), 1):
         words = line.split()

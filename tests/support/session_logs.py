@@ -1,4 +1,4 @@
-"""Random logs and protocols for the sessions job, and its dataset compared with the slow sessionizer's."""
+"""Random logs and protocols for the sessions job, and comparison of its dataset with the reference sessionizer."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ HEADER = "user_id,item_id,click,follow,like,share,video_category,watching_times,
 
 
 DENSE_IDS = 64
-"""In place of `etl.statistics.DENSE_IDS` (arrays of 256 MiB) where hundreds of logs have ids on both sides of it."""
+"""Replaces `etl.statistics.DENSE_IDS` (arrays of 256 MiB) where hundreds of logs have ids on both sides of it."""
 
 
 @st.composite
 def logs(draw) -> list[str]:
-    """One to three files; users and items few, so that repeats, conflicts and splits abound."""
+    """One to three files with few users and items, so that repeats, conflicts and splits are common."""
     flag = st.sampled_from([0, 0, 0, 1])
     row = st.tuples(
         st.integers(1, 4),
@@ -36,7 +36,7 @@ def logs(draw) -> list[str]:
         st.sampled_from(["\\N", "", "3", "-1"]),
     )
     rows = draw(st.lists(row, min_size=1, max_size=120))
-    # Ids that fit arrays with a place for each, ids that do not, and some of both.
+    # Ids that fit dense arrays, ids that do not, and some of both.
     base = draw(st.sampled_from([0, 0, DENSE_IDS - 6, 1 << 60]))
     rows = [(r[0], r[1] + base, *r[2:]) for r in rows]
     if draw(st.booleans()):
@@ -50,7 +50,7 @@ def logs(draw) -> list[str]:
 
 
 def spelled_otherwise(row: tuple) -> tuple:
-    """A row of the same values."""
+    """The row with the same values in other spellings."""
     user, item, click, *more, category, watching, gender, age = row
     texts = {"\\N": "", "": " ", "0": "0.0", "0.0": "-0", "2.50": "02.5", "-1": '"-1.0"'}
     flags = [f"{bool(flag)}" for flag in more]
@@ -65,7 +65,7 @@ def spelled_otherwise(row: tuple) -> tuple:
 
 @st.composite
 def any_scenario(draw) -> tuple[str, list[str]]:
-    """Logs of one of the scenarios; those of articles are the video ones' rows in the articles' columns."""
+    """Logs of one of the scenarios; article logs have the rows of video logs in the columns of articles."""
     scenario = draw(st.sampled_from(["qk_video", "qb_video", "qk_article", "qb_article", "sbr"]))
     texts = draw(logs())
     if "article" not in scenario:

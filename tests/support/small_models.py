@@ -1,4 +1,4 @@
-"""Options of small models, and their weights in numpy."""
+"""Options of small models, and their weights in NumPy."""
 
 from __future__ import annotations
 

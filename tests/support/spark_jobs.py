@@ -1,4 +1,4 @@
-"""`python -m tests.support.spark_jobs MASTER < jobs.json`: many `python -m etl` in one process and Spark session."""
+"""`python -m tests.support.spark_jobs MASTER < jobs.json`: many runs of `python -m etl` in one process."""
 
 from __future__ import annotations
 

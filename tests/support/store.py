@@ -1,4 +1,4 @@
-"""An S3 server on loopback, a process of its own."""
+"""An S3 server on loopback, in a subprocess."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BUCKET = "sessions"
 
 @contextmanager
 def s3_server() -> Iterator[dict[str, str]]:
-    """The variables by which programs reach the server, with one bucket in it."""
+    """Start the server with one bucket; yields the environment variables for programs to reach it."""
     process = subprocess.Popen([sys.executable, "-c", SERVE], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
