@@ -1,1 +1,1 @@
-"""What is timed and measured, not asserted: ratios and what they are ratios of."""
+"""Benchmarks: timings and measurements without assertions, mostly ratios and the values behind them."""

@@ -55,7 +55,7 @@ LONG = {
     "workers": rates.workers,
     "official": official.official,
 }
-"""Run by name only: an hour of training or more each, but `reading` (minutes) and `gpu` (ten, where there is one)."""
+"""Run by name only: an hour of training or more each, except `reading` (minutes) and `gpu` (ten minutes on a GPU)."""
 
 
 def main(names: list[str]) -> int:

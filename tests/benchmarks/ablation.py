@@ -1,7 +1,7 @@
-"""What item features, past actions and counted transitions add to a session model, on logs of different kinds.
+"""Ablation of item features, past actions and counted transitions in a session model, on logs of different kinds.
 
-Sequence files are named in `NEXTCLICK_SEQUENCES`, logs in the `qb_video` format in `NEXTCLICK_LOGS`, `:` between;
-`NEXTCLICK_CASES` names the data to take of all (default: all), `NEXTCLICK_SEEDS` the number of seeds. Every figure is
+Sequence files are given by `NEXTCLICK_SEQUENCES`, logs in the `qb_video` format by `NEXTCLICK_LOGS`, separated by `:`;
+`NEXTCLICK_CASES` selects some of the data (default: all), `NEXTCLICK_SEEDS` the number of seeds. Every figure is
 of a model trained without the last two clicks. "Found" is HR@20 of test targets whose step from the last click was
 counted in train.
 """
@@ -30,11 +30,11 @@ RICH = PLAIN | {
 CATEGORIES = PLAIN | {"item features": (FEATURES,), "item features and transitions": (FEATURES, TRANSITIONS)}
 METRICS = ("hr@10", "ndcg@10")
 TWIN_USERS, TWIN_ITEMS = 5_000, 19_761
-"""A tenth of QB-video and more: a variant takes a minute or two."""
+"""More than a tenth of QB-video: a variant takes a minute or two."""
 
 
 def log_sessions(path: Path, *protocol: str) -> Path:
-    """The dataset of a log by the protocol of published sequences, or with further options of it."""
+    """The dataset of a log by the protocol of published sequences, or with further protocol options."""
     folder = work() / "-".join([path.name.split(".")[0], *(option.replace("=", "-") for option in protocol)])
     if not (folder / "data" / "manifest.json").exists():
         folder.mkdir(exist_ok=True)
@@ -57,7 +57,7 @@ def cases() -> dict[str, tuple[Path, dict[str, tuple[str, ...]]]]:
 
 
 def ablation() -> None:
-    """One line a dataset and variant of `gru4rec`: valid and test, mean ± standard deviation over seeds."""
+    """One line per dataset and variant of `gru4rec`: valid and test, mean ± standard deviation over seeds."""
     seeds = tuple(range(int(os.environ.get("NEXTCLICK_SEEDS", "1"))))
     chosen = os.environ.get("NEXTCLICK_CASES", "")
     columns = [*(f"{s} {m}" for s in ("valid", "test") for m in METRICS), "found", "events/s"]

@@ -1,7 +1,7 @@
-"""The learning curve: what more users of the same catalogue give, by `recipe=small` as it stands.
+"""The learning curve: quality with more users of the same catalogue, by `recipe=small`.
 
-Each size is a twin of its own users over one catalogue, so a figure is compared with the best possible for just
-these users, compared with two baselines that need no training: counts of items and of pairs.
+Each size is a twin with its own users over one catalogue, so a figure is compared with the best possible for
+these users, and with two baselines that need no training: counts of items and of pairs.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ MODELS = {
     },
     "hybrid-transitions": ("model=hybrid", TRANSITIONS),
 }
-"""All of them, or those that `NEXTCLICK_MODELS` names, `:` between."""
+"""All models, or those in `NEXTCLICK_MODELS`, separated by `:`."""
 BASELINES = ("popularity", "markov")
 STOP = ("train.early_stopping_patience=2",)
 LAST = {"three times": ("train.epochs=3",)}
-"""Instead of the recipe's patience of four and its twenty epochs: they end training earlier and change nothing of the
-epochs before, for learning rates are constant."""
+"""Instead of the recipe's patience of four and its twenty epochs: training ends earlier and is the same in the
+epochs before, since learning rates are constant."""
 
 
 def curve() -> None:
-    """One line a size and model: test metrics, in brackets the share of the best possible; "found" as in `ablation`."""
+    """One line per size and model: test metrics (in brackets: share of the best possible); "found" as in `ablation`."""
     chosen = os.environ.get("NEXTCLICK_MODELS", ":".join(MODELS)).split(":")
     columns = ["hr@20", "ndcg@20", *(f"auc/{task}" for task in TASKS)]
     print("QB-video twin, test; in brackets the share of the best possible")

@@ -1,7 +1,7 @@
 """AUCs of a twin's test split in expectation over its labels.
 
-A log of QB-video's size has some forty shares and forty follows in its test split: AUCs of drawn labels say next to
-nothing about these. The process that made the log tells how likely each action was, so nothing need be drawn.
+A log of QB-video's size has about forty shares and forty follows in its test split: AUCs of drawn labels say little
+about these. The process that made the log gives the probability of each action, so nothing need be drawn.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 ACTIONS = ("like", "share", "follow")
 ORACLE_USERS = 4_000
-"""Users that the best possible is averaged over."""
+"""Number of users over which the best possible is averaged."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """A twin's users with what was bound to happen to each one's test click.
+    """A twin's users with the true probabilities of actions around their test clicks.
 
     Attributes:
         twin: the log.
         clicks: of all users.
-        users: numbers of those that are kept, rising.
+        users: numbers of the retained users, ascending.
         user_id: int64, their raw ids.
     """
 
@@ -46,13 +46,13 @@ class Truth:
 
     @classmethod
     def of(cls, made: Twin) -> Truth:
-        """Of a twin whose users are one chunk."""
+        """The truth of a twin whose users are one chunk."""
         clicks = simulate(made, 0)
         users = np.flatnonzero(np.diff(clicks.offset) >= MIN_CLICKS)
         return cls(made, clicks, users, user_ids(made.scenario, made.users).of(users))
 
     def chance(self, task: str, user_R: Int, rank_R: Int, clicked_R: npt.NDArray[np.bool_]) -> Float:
-        """Probability of the action on rows of the test blocks, given all that is hidden.
+        """Probability of the action on rows of the test blocks, given all hidden variables.
 
         Args:
             task: the action.
@@ -65,11 +65,11 @@ class Truth:
         return np.where(clicked_R, on_click, chance_of(self.twin, task, rank_R, taste, None))
 
     def of_bundle(self, path: Path, dataset: Dataset, tasks: Iterable[str] = ACTIONS) -> dict[str, float]:
-        """Expected AUCs of a bundle's scores on the test blocks, by a table's first two cells.
+        """Expected AUCs of a bundle's scores on the test blocks, keyed by the first two cells of a table's line.
 
         Args:
             path: the bundle.
-            dataset: that the bundle was made from.
+            dataset: the dataset of the bundle.
             tasks: actions.
         """
         bundle, out = open_bundle(path), {}
@@ -87,7 +87,7 @@ class Truth:
         return out
 
     def best(self) -> dict[str, float]:
-        """The same of the exact probabilities given the history, which no model can outdo but by chance."""
+        """The same for the exact probabilities given the history, which no model can beat except by chance."""
         users, table, out = self.users[:ORACLE_USERS], rows_of(self.twin, 0, self.clicks), {}
         tables = [score_rows(self.twin, self.clicks, table, users, held_out) for held_out in (1, 0)]
         row, clicked = (np.concatenate([part[name] for part in tables]) for name in ("row", "clicked"))
@@ -100,10 +100,10 @@ class Truth:
 
 
 def expected_auc(score_F: npt.NDArray[np.floating], chance_F: Float) -> float:
-    """Expected pairs of a positive and a negative row that scores put right, over the expected number of pairs.
+    """Expected number of correctly ordered pairs of a positive and a negative row, over the expected number of pairs.
 
-    Row i is positive with probability `chance_F[i]`, independently of the others; equal scores count half. Chances of
-    0 and 1 give the AUC.
+    Row i is positive with probability `chance_F[i]`, independently of the others; equal scores count half. With
+    probabilities of 0 and 1 this is the AUC.
 
     >>> expected_auc(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0.0, 0.0, 1.0, 1.0]))
     0.75
@@ -111,6 +111,6 @@ def expected_auc(score_F: npt.NDArray[np.floating], chance_F: Float) -> float:
     _, level = np.unique(score_F, return_inverse=True)
     positive, negative = (np.bincount(level, weights=weight) for weight in (chance_F, 1.0 - chance_F))
     below = np.cumsum(negative) - negative
-    with_itself = float(np.sum(chance_F * (1.0 - chance_F)))  # half of it in the ties, all of it in the product
+    with_itself = float(np.sum(chance_F * (1.0 - chance_F)))  # a row with itself: half in the ties, all in the product
     right = float(positive @ (below + negative / 2)) - with_itself / 2
     return right / (float(positive.sum() * negative.sum()) - with_itself)

@@ -1,4 +1,4 @@
-"""Tests, training rates and share of peak on a GPU, beside the CPU of the same machine; without one the CPU alone."""
+"""Tests, training rates and share of peak on a GPU, against the CPU of the same machine; without a GPU the CPU only."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ FULL = 3_753_436
 """Items of the QK-video log."""
 LENGTH = 30
 TEST_SECONDS = 300
-"""That the tests may take."""
+"""Time limit of the tests."""
 
 
 def gpu(n_items: int = FULL, sessions: int = 512, many: int = 8192) -> None:
-    """Central tests on the GPU, then rates of both models on the CPU and the GPU; half of ten minutes is for each.
+    """Central tests on the GPU, then rates of both models on the CPU and the GPU; five minutes for each of the two.
 
     Args:
         n_items: items of the table.
-        sessions: of a step, 30 target clicks each, as of the benchmark `train`.
-        many: sessions of a second step on the GPU, which one of the first size does not fill.
+        sessions: sessions per step, of 30 target clicks each, as in the benchmark `train`.
+        many: sessions of a larger second step on the GPU, which the first size does not fill.
     """
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)
@@ -49,7 +49,7 @@ def gpu(n_items: int = FULL, sessions: int = 512, many: int = 8192) -> None:
         for model in SIZES:
             try:
                 rate, flops = events_per_second(model, n_items, size * LENGTH, LENGTH, device, precision)
-            except RuntimeError as error:  # the other rows are wanted all the same
+            except RuntimeError as error:  # print the other rows all the same
                 print(
                     f"| {device} | {precision} | {size:,} | {model} | {str(error).splitlines()[0]} | | | | |",
                     flush=True,
@@ -64,7 +64,7 @@ def gpu(n_items: int = FULL, sessions: int = 512, many: int = 8192) -> None:
 
 
 def matrix_peak(device: torch.device, precision: str) -> float:
-    """FLOPs a second of a square matrix product that is large for its device."""
+    """FLOPs per second of a square matrix product that is large for its device."""
     side = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(side, side, device=device, dtype=getattr(torch, precision)) for _ in range(2))
 
@@ -77,7 +77,7 @@ def matrix_peak(device: torch.device, precision: str) -> float:
 
 
 def tests_on_gpu() -> str:
-    """The last line of the tests of group `gpu`, those that failed before it."""
+    """The last line of the tests marked `gpu`, preceded by those that failed."""
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/trainer", "--durations=0", "-p", "no:cacheprovider"]
     begin = time.perf_counter()
     try:

@@ -1,6 +1,6 @@
-"""Counted sources and their blend at the size of QK-video: seconds and memory to build, queries ranked a second.
+"""Counted sources and their blend at the size of QK-video: seconds and memory to build, queries ranked per second.
 
-Sessions are independent clicks by Zipf's law and vectors are random, so the figures are of speed alone. The number of
+Sessions are independent clicks by Zipf's law and vectors are random, so only speed is meaningful. The number of
 sessions is `NEXTCLICK_SESSIONS` (default: 3,200,000, of 28 clicks).
 """
 
@@ -37,7 +37,7 @@ DRAWN_AT_ONCE = 1 << 22
 
 
 def large_blend() -> None:
-    """Each source's build and rate, then the blend of all, with the resident memory at its highest."""
+    """Each source's build and rate, then the blend of all, with peak resident memory."""
     sessions = drawn(int(os.environ.get("NEXTCLICK_SESSIONS", str(SESSIONS))))
     threads = os.cpu_count() or 1
     queries = with_vectors(queries_of(sessions, QUERIES))
@@ -49,7 +49,7 @@ def large_blend() -> None:
         for name, counted_source in COUNTED.items():
             files = files_of(Path(folder), name)
             with watched() as spent:
-                if files.load() is None:  # others may have stored what it reads
+                if files.load() is None:  # other sources may have stored these files
                     files.save(counted_source.build(sessions, OPTIONS, threads), {})
             source = opened(Path(folder), name)
             rate = per_second(source, queries, threads)
@@ -86,7 +86,7 @@ OPTIONS = SourceOptions(held_out=2, rules_per_item=100, gaps=10, neighbours=100)
 
 
 def drawn(n_sessions: int) -> TrainSessions:
-    """Sessions of `CLICKS` clicks; drawn block by block, so that making them is not what takes the memory."""
+    """Sessions of `CLICKS` clicks; drawn block by block, so that drawing does not determine the peak memory."""
     rng = np.random.default_rng(0)
     share = np.cumsum(np.arange(1, ITEMS + 1) ** -ZIPF)
     items = np.empty(n_sessions * CLICKS, np.int32)
@@ -116,7 +116,7 @@ def opened(folder: Path, name: str) -> Scores:
 
 
 def best_of_three(work: Callable[[], object]) -> float:
-    """Queries a second."""
+    """Queries per second, best of three rounds."""
     rounds = []
     for _ in range(3):
         begin = time.perf_counter()
@@ -127,7 +127,7 @@ def best_of_three(work: Callable[[], object]) -> float:
 
 @contextmanager
 def watched() -> Iterator[dict[str, float]]:
-    """Seconds, and the highest resident memory of this process, of a block."""
+    """Seconds and peak resident memory of this process during a block."""
     spent, done, process = {"gib": 0.0, "seconds": 0.0}, threading.Event(), psutil.Process()
 
     def watch() -> None:

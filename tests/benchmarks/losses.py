@@ -1,8 +1,8 @@
-"""Losses of the next item against each other: `gru4rec` on logs of different kinds, judged by valid NDCG@20 alone.
+"""Comparison of next-item losses: `gru4rec` on logs of different kinds, judged by valid NDCG@20 only.
 
-Each loss has the settings that it is strong with, the rest is `recipe=small`. Logs are MovieLens-100K, the files that
-`NEXTCLICK_SEQUENCES` names and the logs in the `qb_video` format that `NEXTCLICK_LOGS` names, `:` between; of the
-latter the first `NEXTCLICK_USERS` users (default: all). What `recipe=auto` chooses from is taken from this table.
+Each loss has its best known settings, the rest is `recipe=small`. Logs are MovieLens-100K, the files in
+`NEXTCLICK_SEQUENCES` and the logs in the `qb_video` format in `NEXTCLICK_LOGS`, separated by `:`; of the
+latter the first `NEXTCLICK_USERS` users (default: all). The candidates of `recipe=auto` were selected by this table.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ LOSSES: Mapping[str, tuple[str, ...]] = {
     "full softmax, cosine": ("loss=softmax", COSINE, *DROPOUT),
     "gBCE": ("loss=gbce", *DROPOUT),
 }
-"""Options behind `recipe=small model=gru4rec`; of sampled softmax dropout and exponent are GRU4Rec's authors'."""
+"""Options after `recipe=small model=gru4rec`; dropout and exponent of sampled softmax as by GRU4Rec's authors."""
 FEW_EPOCHS = ("train.epochs=8", "train.early_stopping_patience=2")
-"""For logs of more than `MANY_CLICKS`."""
+"""For logs of more than `MANY_CLICKS` clicks."""
 MANY_CLICKS = 100_000
 
 
 def losses() -> None:
-    """A line a loss: the best epoch's valid NDCG@20 on each log with its rank there, and the worst rank."""
+    """One line per loss: the best epoch's valid NDCG@20 on each log with its rank there, and the worst rank."""
     sequence, logs = (filter(None, os.environ.get(f"NEXTCLICK_{n}", "").split(":")) for n in ("SEQUENCES", "LOGS"))
     data = {"MovieLens-100K": movielens()} | {path.stem: sessions(path) for path in map(Path, sequence)}
     users = os.environ.get("NEXTCLICK_USERS")
@@ -55,7 +55,7 @@ def losses() -> None:
 
 
 def table(value: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """The lines of a table by loss and log of values, of which larger ones are better, with their ranks.
+    """Lines of a table of values by loss and log, with their ranks; larger values are better.
 
     >>> print("\\n".join(table({"a": {"x": 0.2, "y": 0.1}, "b": {"x": 0.3, "y": 0.05}})))
     | loss | x | y | worst rank |

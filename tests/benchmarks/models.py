@@ -1,8 +1,8 @@
-"""Every model on real input and on the twin, and the ladder that separates causes.
+"""Every model on real input and on the twin, and a ladder of changes that separates causes.
 
-The runs are the programs' own command lines on one core each, `NEXTCLICK_JOBS` at a time (default: as many as cores).
-They lie in a folder that is kept (`NEXTCLICK_BENCH`, default `runs/benchmarks`), so a benchmark that was stopped goes
-on where it was.
+Runs use the programs' command lines on one core each, `NEXTCLICK_JOBS` at a time (default: number of cores).
+They are in a permanent folder (`NEXTCLICK_BENCH`, default `runs/benchmarks`), so a benchmark that was stopped
+resumes.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from tests.benchmarks.expected import ACTIONS, Truth
 TASKS = ("click", "like", "share", "follow")
 TWIN = ("recipe=medium_dropout", "train.batch_tokens=1024", "train.epochs=6", "train.early_stopping_patience=2")
 TWIN_RANK = ("train.learning_rate=0.001",)
-"""For the QB twin, chosen on valid: 256 target clicks a step take twice as long for as much, epochs beyond the
-third add nothing."""
+"""For the QB twin, chosen on valid: 256 target clicks per step take twice as long for the same quality, epochs beyond
+the third add nothing."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run with its evaluation, which `evaluation` gives options to."""
+    """One training run with its evaluation, whose options are `evaluation`."""
 
     name: str
     data: Path
@@ -55,7 +55,7 @@ def work() -> Path:
 
 
 def program(name: str, *options: str) -> None:
-    """Run a program on one core; prints its last output where it fails."""
+    """Run a program on one core; prints its last output if it fails."""
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-m", name, *options], env=env, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -63,11 +63,11 @@ def program(name: str, *options: str) -> None:
 
 
 QB_USERS, QB_ITEMS = 34_240, 130_637
-"""Of QB-video as published."""
+"""Users and items of QB-video as published."""
 
 
 SMOOTHNESS = 0.7
-"""The generator's default share of transitions that similar items have in common."""
+"""The generator's default share of transitions that similar items share."""
 
 
 def twin(
@@ -78,9 +78,9 @@ def twin(
     items: int = QB_ITEMS,
     topics: bool = False,
 ) -> Path:
-    """The sessions of a QB-video twin, at full size or of another number of users or items.
+    """The sessions of a QB-video twin, at full size or with other numbers of users or items.
 
-    With `topics` its categories are the hidden topics, which tastes depend on; else they only hint at them.
+    With `topics` its categories are the hidden topics, on which tastes depend; else they are only correlated with them.
     """
     apart = f"-{users}" * (users != QB_USERS) + f"-seed-{seed}" * (seed != 0) + f"-items-{items}" * (items != QB_ITEMS)
     apart += f"-smoothness-{smoothness}" * (smoothness != SMOOTHNESS) + "-topics" * topics
@@ -103,7 +103,7 @@ def truth_of(correlation: float, seed: int = 0) -> Truth:
 
 
 def movielens(max_clicks: int = 30) -> Path:
-    """The sessions of MovieLens-100K, of so many clicks at most."""
+    """The sessions of MovieLens-100K, of at most `max_clicks` clicks."""
     folder = work() / f"movielens{f'-last-{max_clicks}' * (max_clicks != 30)}"
     log = folder / "log.csv"
     if not (folder / "data" / "manifest.json").exists():
@@ -161,7 +161,7 @@ def model_runs(data: Path, *, on_twin: bool) -> list[Run]:
         extra = twin_options(options[0]) if on_twin else ()
         for seed in range(3 if name in SEEDED else 1):
             runs.append(Run(name.replace(" ", "-"), data, (*options, *extra), seed))
-    return [replace(runs[0], evaluation=()), *runs[1:]]  # baselines are the same for every run: once is enough
+    return [replace(runs[0], evaluation=()), *runs[1:]]  # baselines do not depend on the run: once is enough
 
 
 def twin_options(model: str) -> tuple[str, ...]:
@@ -209,7 +209,7 @@ def expected_table(runs: Sequence[Run], found: dict[tuple[str, int], dict[str, A
 
 
 def best_possible(data: Path) -> dict[str, float]:
-    """What the twin's truth file says of the test split; nothing for real input."""
+    """The twin's best possible test metrics from its truth file; empty for real input."""
     path = data.parent / "log.csv.truth.json"
     return json.loads(path.read_text())["test"] if path.exists() else {}
 
@@ -228,7 +228,7 @@ def task_weights(weight: float) -> str:
 
 
 def ladder(seeds: Sequence[int] = (0,)) -> None:
-    """One cause a step: capacity, sharing, gates, parameters, what was shown, what the tasks weigh."""
+    """One cause per step: capacity, sharing, gates, parameters, exposures, task weights."""
     data, alike, wide = twin(0.5), task_weights(1), f"network.hidden_size={matched_hidden()}"
     steps: dict[str, tuple[str, ...]] = {
         "gru4rec": ("model=gru4rec",),
@@ -256,7 +256,7 @@ def ladder(seeds: Sequence[int] = (0,)) -> None:
 
 
 def matched_hidden() -> int:
-    """Units that give `gru4rec` about as many network parameters as the hybrid has, both by their recipes."""
+    """Hidden size with which `gru4rec` has about as many network parameters as the hybrid, both by their recipes."""
     from trainer.models.recommender import Recommender
     from trainer.recipe import with_recipe
 

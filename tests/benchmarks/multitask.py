@@ -1,7 +1,7 @@
-"""What several tasks cost the next click, and what tells feedback: session states, features, past actions.
+"""The cost of several tasks for the next click, and the inputs that predict feedback: states, features, past actions.
 
-Hybrids, with the best epoch of each task, against their encoder (next click) and against `rank_mmoe`, which reads the
-categories too (feedback), on QB-video twins whose tasks depend on one another as much as `NEXTCLICK_CORRELATIONS` says
+Hybrids, with the best epoch of each task, against their encoder (next click) and `rank_mmoe`, which also reads the
+categories (feedback), on QB-video twins with the task correlations in `NEXTCLICK_CORRELATIONS`
 (default 0:0.5:1) and on MovieLens-100K. AUCs of twins are in expectation over labels (`expected.py`).
 `NEXTCLICK_SEEDS` seeds, one by default.
 """
@@ -39,14 +39,14 @@ RATES = {"model=rank_mmoe": TWIN_RANK}
 
 
 def multitask() -> None:
-    """A table a log: next click, feedback AUCs, the gates' entropy as a share of even gates', events/s."""
+    """One table per log: next click, feedback AUCs, entropy of gates relative to uniform gates, events/s."""
     for correlation in map(float, os.environ.get("NEXTCLICK_CORRELATIONS", "0:0.5:1").split(":")):
         compare(f"QB-video twin, task_correlation={correlation:g}", correlation)
     compare("MovieLens-100K", None)
 
 
 def compare(title: str, correlation: float | None) -> None:
-    """The table of a log: a twin's, or MovieLens'."""
+    """The table of one log: a twin with this correlation, or MovieLens."""
     data, seeds = (
         movielens() if correlation is None else twin(correlation, topics=True),
         range(int(os.environ.get("NEXTCLICK_SEEDS", "1"))),
@@ -88,7 +88,7 @@ def compare(title: str, correlation: float | None) -> None:
 
 
 def entropy(run: Run) -> str:
-    """Mean entropy of each task's gate over valid rows, in percent of an even gate's."""
+    """Mean entropy of each task's gate over valid rows, in percent of a uniform gate's."""
     gates = json.loads((run.folder / "diagnostics.json").read_text()).get("gates")
     if not gates:
         return "–"

@@ -1,7 +1,7 @@
-"""Training compared with the official GRU4Rec: the same events, a core each, in turn, by processor time; and quality.
+"""Comparison with the official GRU4Rec: training rate on the same events, one core, by CPU time; and quality.
 
-`NEXTCLICK_OFFICIAL` names a checkout of `hidasib/GRU4Rec_PyTorch_Official`, `NEXTCLICK_SEQUENCES` a file of sequences
-(see `tests.benchmarks.sequences`). Cross-entropy at the official settings for it: 100 units, 2,048 negatives.
+`NEXTCLICK_OFFICIAL` is a checkout of `hidasib/GRU4Rec_PyTorch_Official`, `NEXTCLICK_SEQUENCES` a file of sequences
+(see `tests.benchmarks.sequences`). Cross-entropy at its official settings: 100 units, 2,048 negatives.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.benchmarks.models import program
 from tests.benchmarks.sequences import METRICS, sessions
 
 ROUNDS, ROUND_EPOCHS, EPOCHS = 3, 1, 10
-"""Rates are of short runs in turn; quality is of one long run each."""
+"""Rates are of short alternating runs; quality is of one long run each."""
 OURS = (
     "model=gru4rec",
     "recipe=small",
@@ -56,11 +56,11 @@ THEIRS = {
     "logq": 1.0,
 }
 KEPT = 50
-"""Clicks of a sequence, as in the sequences' protocol."""
+"""Retained clicks of a sequence, as in the sequences' protocol."""
 
 
 def official() -> None:
-    """Rates of both in turn, their ratio, and test quality of both with seen items masked."""
+    """Alternating rates of both, their ratio, and test quality of both with seen items masked."""
     checkout, files = (os.environ.get(f"NEXTCLICK_{name}", "") for name in ("OFFICIAL", "SEQUENCES"))
     if not (checkout and files):
         print("NEXTCLICK_OFFICIAL=CHECKOUT and NEXTCLICK_SEQUENCES=FILE name no code or no file: nothing to do")
@@ -80,12 +80,12 @@ def official() -> None:
 
 
 def in_turn(checkout: str, sequences: Path, data: Path, folder: Path) -> None:
-    """Events a second of processor time of both, one after the other, several times."""
+    """Events per second of CPU time of both, alternating several times."""
     ratios = []
     for number in range(ROUNDS):
         actual = run_theirs(checkout, sequences, ROUND_EPOCHS, folder)
         theirs = actual["events"] * ROUND_EPOCHS / actual["seconds"]
-        # An epoch alone costs what it adds to a run: neither start nor export, but its validation and checkpoint.
+        # The cost of an epoch is what it adds to a run: no start-up or export, but its validation and checkpoint.
         first, more = (run_ours(data, folder / f"{number}-{n}", n) for n in (1, 1 + ROUND_EPOCHS))
         ours = actual["events"] * ROUND_EPOCHS / (more - first)
         ratios.append(ours / theirs)
@@ -94,7 +94,7 @@ def in_turn(checkout: str, sequences: Path, data: Path, folder: Path) -> None:
 
 
 def run_ours(data: Path, run: Path, epochs: int) -> float:
-    """Train on one core and return the seconds of processor time."""
+    """Train on one core and return the seconds of CPU time."""
     before = children_seconds()
     program(
         "trainer",
@@ -108,18 +108,18 @@ def run_ours(data: Path, run: Path, epochs: int) -> float:
 
 
 def children_seconds() -> float:
-    """Processor time of all processes that were started here and have ended."""
+    """CPU time of all child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def run_theirs(checkout: str, sequences: Path, epochs: int, folder: Path) -> dict:
-    """Train the official code on one core: events of an epoch, seconds of processor time, ranks of the test items."""
+    """Train the official code on one core: events per epoch, seconds of CPU time, ranks of the test items."""
     source, out = folder / "official", folder / "official.json"
     if not source.exists():
         shutil.copytree(checkout, source, ignore=shutil.ignore_patterns(".git"))
         module = source / "gru4rec_pytorch.py"
-        # Today's pandas gives torch a Series there, which it takes by label.
+        # Current pandas passes torch a Series here, which torch indexes by label.
         text = module.read_text().replace("itemidmap.index.values], dtype", "itemidmap.index.values].values, dtype")
         module.write_text(text)
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{source}:{os.environ.get('PYTHONPATH', '.')}"}
@@ -132,7 +132,7 @@ def run_theirs(checkout: str, sequences: Path, epochs: int, folder: Path) -> dic
 
 
 def train_theirs(sequences: Path, epochs: int, out: Path) -> None:
-    """In a process of its own: train on all but the last two items, rank the last."""
+    """In a subprocess: train on all but the last two items, rank the last."""
     import pandas as pd
     import torch
     from gru4rec_pytorch import GRU4Rec  # type: ignore[import-not-found]
@@ -152,7 +152,7 @@ def train_theirs(sequences: Path, epochs: int, out: Path) -> None:
 
 
 def rank_of(model, items: list[int]) -> int:
-    """Rank of a sequence's last item after all others, seen items masked; a miss counts as the last rank."""
+    """Rank of a sequence's last item given all others, seen items masked; a miss counts as the last rank."""
     import torch
 
     number = model.data_iterator.itemidmap

@@ -20,11 +20,11 @@ from etl.sessions import build
 
 ROUNDS = 2
 USERS = 818_000
-"""Of the twin, that makes 80 million rows."""
+"""Users of the twin, which gives 80 million rows."""
 
 
 def sessionizing(users: int = USERS) -> None:
-    """Our job, Polars and Spark SQL on a twin of QK-video; the best of two rounds each, session start excluded."""
+    """Our job, Polars and Spark SQL on a twin of QK-video; best of two rounds each, without starting the session."""
     with tempfile.TemporaryDirectory() as name:
         log, folder = Path(name) / "log.csv", Path(name)
         twin = ["-m", "etl.twin", f"output={log}", "scenario=qk_video", f"users={users}", "seed=3"]
@@ -69,7 +69,7 @@ def scan(log: Path):
 
 
 def polars_clicks(log: Path, output: Path) -> None:
-    """Clicks-only sessions with every column that ours have, raw item ids."""
+    """Clicks-only sessions with all columns of ours, with raw item ids."""
     pl, rows = scan(log)
     feedback = (pl.col("like") + 2 * pl.col("share") + 4 * pl.col("follow")).cast(pl.Int8)
     clicks = rows.filter(pl.col("click") == 1).with_columns(feedback.alias("feedback"))
@@ -81,7 +81,7 @@ def polars_clicks(log: Path, output: Path) -> None:
 
 
 def polars_exposures(log: Path, output: Path) -> None:
-    """Sessions with exposures and their positions, raw item ids."""
+    """Sessions with exposures and their positions, with raw item ids."""
     pl, rows = scan(log)
     click = pl.col("click").cast(pl.Int32)
     bits = pl.col("like") + 2 * pl.col("share") + 4 * pl.col("follow") + 128 * pl.col("click").cast(pl.Int16)
@@ -100,7 +100,7 @@ def polars_exposures(log: Path, output: Path) -> None:
 
 
 def spark_sql(spark, log: Path, output: Path) -> None:
-    """`read.csv`, `groupBy`, `sort_array(collect_list)`: what one would write first."""
+    """The straightforward version: `read.csv`, `groupBy`, `sort_array(collect_list)`."""
     from pyspark.sql import functions as f
 
     schema = "user_id long, item_id long, click byte, follow byte, like byte, share byte, video_category string, "
@@ -120,7 +120,7 @@ def spark_sql(spark, log: Path, output: Path) -> None:
 
 
 def same_sessions(folder: Path) -> None:
-    """Check that the three made the same sessions."""
+    """Check that all three give the same sessions."""
     dataset = open_dataset(folder / "clicks", verify=False)
     raw = np.concatenate([[0], dataset.items(["item_id"])["item_id"].to_numpy()])
     tables = [pq.read_table(dataset.file(f.path)) for f in dataset.session_files]

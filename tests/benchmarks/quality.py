@@ -1,4 +1,4 @@
-"""Quality on real input over seeds, from the programs' own command lines."""
+"""Quality on real input over several seeds, by the programs' command lines."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def timed(work: Callable[[], object], repeats: int) -> float:
 
 
 STEPS = 15
-"""That `workers` measures."""
+"""Number of steps measured by `workers`."""
 SIZES = {"gru4rec": ["next"], "hybrid": ["next", "click", "like", "share", "follow"]}
 
 
@@ -49,7 +49,7 @@ CPU = torch.device("cpu")
 def make_step(
     model: str, n_items: int, tokens: int, length: int, device: torch.device = CPU, precision: str = "float32"
 ) -> tuple[TrainStep, Batch]:
-    """A train_step of a model with a batch of sessions of one length."""
+    """A `TrainStep` of a model and a batch of sessions of one length."""
     clicks = np.random.default_rng(0).zipf(1.5, n_items).clip(max=10**6)
     options = TrainOptions(precision=precision)
     config = TrainerConfig(data="", output="", model=model, tasks=SIZES[model], train=options)
@@ -65,7 +65,7 @@ def make_step(
 def events_per_second(
     model: str, n_items: int, tokens: int, length: int, device: torch.device = CPU, precision: str = "float32"
 ) -> tuple[float, float]:
-    """Target clicks and FLOPs a second of training steps, their batches on the way to the device included."""
+    """Target clicks and FLOPs per second of training steps, including the transfer of batches to the device."""
     train_step, batch = make_step(model, n_items, tokens, length, device, precision)
     step = iter(range(10**9))
 
@@ -84,7 +84,7 @@ def events_per_second(
 
 
 def finish(device: torch.device) -> None:
-    """Wait for what a device has been told to do."""
+    """Wait for all work queued on a device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -117,9 +117,9 @@ def training(small: int = 100_000, full: int = 3_753_436, sessions: int = 512, l
 
 
 def workers() -> None:
-    """Two workers on two cores against one on one, exchange and reading included, over `NEXTCLICK_LARGE`'s dataset.
+    """Two workers on two cores against one on one, including exchange and reading, on `NEXTCLICK_LARGE`'s dataset.
 
-    They are compared with two that exchange nothing: what two cores of this machine can reach, sharing its memory.
+    They are compared with two that exchange nothing: the limit of two cores of this machine that share its memory.
     """
     named = os.environ.get("NEXTCLICK_LARGE", "")
     if ":" not in named:
@@ -142,7 +142,7 @@ def workers() -> None:
 
 
 def independent(config: TrainerConfig, cores: list[int]) -> list[float]:
-    """Events a second of workers by themselves that run at once, each on its core."""
+    """Events per second of independent workers that run at the same time, each on its core."""
     with get_context("spawn").Pool(len(cores), maxtasksperchild=1) as pool:
         return pool.starmap(_pinned, [(config, core) for core in cores], chunksize=1)
 
@@ -155,7 +155,7 @@ def _pinned(config: TrainerConfig, core: int) -> float:
 
 
 def random_batch(tokens: int, length: int, n_items: int, tasks: int) -> Batch:
-    """Sessions of one length, with two feedback rows a click where there are feedback tasks."""
+    """Sessions of one length, with two feedback rows per click if there are feedback tasks."""
     rng = np.random.default_rng(1)
     sessions = tokens // length
     item = torch.from_numpy(rng.integers(1, n_items + 1, (sessions, length + 1)))
@@ -171,7 +171,7 @@ def random_batch(tokens: int, length: int, n_items: int, tasks: int) -> Batch:
 
 
 def search(n_items: int = 200_000, dimension: int = 65, n_queries: int = 2_000) -> None:
-    """Exact search, rescoring included, against a full product and top-k in torch, all cores."""
+    """Exact search, including rescoring, against a full product and top-k in torch, on all cores."""
     torch.set_num_threads(torch.get_num_threads())
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(n_items, dimension)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What it costs that each worker decodes complete windows: seconds of a window against those of a worker's steps."""
+"""The cost of decoding complete windows on each worker: seconds of a window against those of a worker's steps."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ WORKERS = (1, 2, 4, 8, 16, 32, 64)
 BATCHES = (512, 8_192, 65_536)
 STEPS, WARM = 24, 2
 SECONDS = 4.0
-"""That the steps of a number of workers take at most, three of them apart."""
+"""Time limit for the steps of one number of workers; at least three steps are run."""
 MATTERS = 0.05
-"""Share of a step from which on decoding would be worth dividing."""
+"""Share of a step above which dividing the decoding among workers would pay off."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """Processor seconds of one worker for a window of row groups, whatever the number of workers.
+    """CPU seconds of one worker for a window of row groups, with any number of workers.
 
     Attributes:
         groups, sessions, steps: row groups, sessions, and global batches that they are cut into.
         decode: to read the row groups.
         cut: to shuffle, sort and cut the sessions into batches.
-        step: to collate and take the first worker's share of a step, by number of workers; without exchange.
+        step: to collate and compute the first worker's share of a step, by number of workers; without exchange.
     """
 
     groups: int
@@ -48,17 +48,17 @@ class Window:
     step: dict[int, float]
 
     def decode_share(self, workers: int, latency: float = 0.0) -> float:
-        """Of a step that is collated, computed and, where the latency of a message is given, waits for messages."""
+        """Share of decoding in a step, which includes collating, computing and waiting for messages of this latency."""
         a_step = self.decode / self.steps
         return a_step / (a_step + self.cut / self.steps + self.step[workers] + messages(workers) * latency)
 
     def earliest(self) -> float:
-        """Workers from which on decoding is `MATTERS` of a step, if nothing of a step but decoding stayed the same."""
+        """Number of workers at which decoding is `MATTERS` of a step, if all but decoding is divided among them."""
         return MATTERS / (1 - MATTERS) * (self.step[1] + self.cut / self.steps) * self.steps / self.decode
 
 
 def processor_seconds(work: Callable[[], object], repeats: int = 5) -> float:
-    """Of one call, the least of some: what other programs do on the machine takes no part."""
+    """CPU seconds of one call, the minimum of several, so that other programs on the machine do not matter."""
     rounds = []
     for _ in range(repeats):
         begin = time.process_time()
@@ -68,7 +68,7 @@ def processor_seconds(work: Callable[[], object], repeats: int = 5) -> float:
 
 
 def measure_window(config: TrainerConfig) -> Window:
-    """An epoch's first window."""
+    """Measure the first window of an epoch."""
     dataset = open_dataset(config.data, verify=False)
     model_task, options = model_task_of(config, dataset, World(0, 1, CPU)), config.train
     train_step, reader = model_task.train_step(1), model_task.reader(TRAIN_HOLDOUT)
@@ -96,7 +96,7 @@ def measure_window(config: TrainerConfig) -> Window:
 
 
 def reading() -> None:
-    """One line a model and batch: a window's seconds, and decoding's share of a step by number of workers."""
+    """One line per model and batch: seconds of a window, and the share of decoding in a step by number of workers."""
     torch.set_num_threads(1)
     data, latency = twin(0.5), PlanConfig.latency_us / 1e6
     print("QB-video twin, recipe=medium, one thread, processor seconds; a step: collating and computing its share")

@@ -1,6 +1,6 @@
-"""The search behind `recipe=small`: changes of the session models, judged by valid NDCG@20 alone.
+"""The search behind `recipe=small`: changes of the session models, judged by valid NDCG@20 only.
 
-Data are MovieLens-100K and the files that `NEXTCLICK_SEQUENCES` names; a change is taken where it helps on both, or on
+Data are MovieLens-100K and the files in `NEXTCLICK_SEQUENCES`; a change is accepted if it helps on both, or on
 one without harm to the other. The recipes in `trainer/conf/recipes` and the figures in RESULTS.md come from here.
 """
 
@@ -22,7 +22,7 @@ BEFORE = (
     "train.network_learning_rate=null",
     "train.ppmi_start=0",
 )
-"""What all session models had before the search; changes stand behind it and win."""
+"""Options of all session models before the search; changes come later and override them."""
 PAIRWISE, SLOW = "loss=bpr_max", "train.network_learning_rate=0.01"
 WIDE = ("network.embedding_dim=128", "network.hidden_size=128")
 START = "train.ppmi_start=0.5"
@@ -35,7 +35,7 @@ ATTENTION = (
     "network.embedding_dropout=0.2",
     "network.state_dropout=0.2",
 )
-"""sasrec until 2026-11-26."""
+"""Options of sasrec until 2026-11-26."""
 SLOWLY = (
     "train.network_learning_rate=0.001",
     *WIDE,
@@ -43,7 +43,7 @@ SLOWLY = (
     "train.learning_rate=0.01",
     "train.ppmi_start=1",
 )
-"""sasrec since: with what its recipe adds, uniform negatives, one layer and dropout 0.5."""
+"""Options of sasrec since then: with those of its recipe, uniform negatives, one layer and dropout 0.5."""
 CANDIDATES: dict[str, dict[str, tuple[str, ...]]] = {
     "gru4rec": {
         "before": (),
@@ -79,7 +79,7 @@ CANDIDATES: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def recipes(seeds: tuple[int, ...] = (0, 1)) -> None:
-    """One table a data set: the best valid NDCG@20 of every change, by seed."""
+    """One table per dataset: the best valid NDCG@20 of every change, by seed."""
     files = [Path(name) for name in os.environ.get("NEXTCLICK_SEQUENCES", "").split(":") if name]
     for title, data in {"MovieLens-100K": movielens(), **{path.stem: sessions(path) for path in files}}.items():
         print(f"\n{title}: valid NDCG@20 of the best epoch, mean (by seed)")

@@ -1,7 +1,7 @@
-"""Does training the sparse tasks together help, where they are related and where they are not?
+"""Joint training of sparse tasks, when they are related and when they are not.
 
-AUCs are in expectation over labels (`expected.py`). Each seed is a log of its own, trained on with that seed, so
-that the test over seeds speaks of such logs and not of one.
+AUCs are in expectation over labels (`expected.py`). Each seed has its own log, trained on with that seed, so
+that the test over seeds is about such logs and not about one of them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COMPARED = {
     "separate": "selected by its valid AUC, as joint training is by the mean of its tasks'",
     "in hindsight": "the epoch of the highest test AUC, better than any selection could find",
 }
-"""Forty valid shares select poorly: what a separate run loses by that is not what the other tasks could give it."""
+"""Forty valid shares select poorly: the loss of a separate run by that is not a gain of training tasks together."""
 
 
 def relatedness(seeds: Sequence[int] = (0, 1, 2)) -> None:
@@ -67,10 +67,10 @@ def relatedness(seeds: Sequence[int] = (0, 1, 2)) -> None:
 
 
 def table(values: dict[str, list[dict[str, float]]], name: str) -> dict[str, Float]:
-    """One line a task and kind of row: means ± standard deviations, each log's gain, a paired t-test.
+    """One line per task and kind of row: means ± standard deviations, each log's gain, a paired t-test.
 
     Returns:
-        The gains of the logs by the line's first two cells.
+        The gains of the logs, keyed by the line's first two cells.
     """
     gains = {}
     print("| task | over | joint | separate | best possible | joint − separate | paired t, two-sided p |")
@@ -86,7 +86,7 @@ def table(values: dict[str, list[dict[str, float]]], name: str) -> dict[str, Flo
 
 
 def of_epochs(run: Run, truth: Truth, task: str) -> list[dict[str, float]]:
-    """Expected test AUCs of a task after each epoch whose checkpoint a finished run has kept, in their order."""
+    """Expected test AUCs of a task after each epoch whose checkpoint a finished run has retained, in order."""
     config, dataset = open_run(str(run.folder), None)
     world, actual = World.alone(), []
     model_task = model_task_of(config, dataset, world)
@@ -95,7 +95,7 @@ def of_epochs(run: Run, truth: Truth, task: str) -> list[dict[str, float]]:
         checkpoint.load(path, train_step)
         with TemporaryDirectory() as folder:
             bundle = Path(folder) / "bundle"
-            # As of a refit, whose bundle has no valid parts: only the test rows are looked at.
+            # As for a refit, whose bundle has no valid parts: only the test rows are needed.
             export(RunFolder(bundle), model_task.scorer(train_step), dataset, world, model=model_task.name, refit=True)
             actual.append(truth.of_bundle(bundle, dataset, [task]))
     return actual

@@ -1,6 +1,6 @@
 """Retrieval over trained vectors of a large catalogue, each figure compared with exact search in the same run.
 
-Name a finished run whose bundle has millions of items, and its dataset, in `NEXTCLICK_LARGE=RUN:DATA`, for instance of
+`NEXTCLICK_LARGE=RUN:DATA` gives a finished run whose bundle has millions of items, and its dataset, for instance from
 `python -m etl.twin scenario=qk_video users=500000 items=3753436`.
 """
 
@@ -35,15 +35,15 @@ from retrieval.search.prepare import make_catalogue, prepare_index
 from retrieval.search.tuning import FIDELITY_K, ExactReference, measure
 
 EXACT_HITS, BOUND = 2_000, 0.98
-"""Exact hits over which the HR ratio is measured, and what its lower bound shall reach."""
+"""Number of exact hits over which the HR ratio is measured, and the required lower bound of the ratio."""
 QUERIES = 100_000
-"""Queries over which the search's share of the time is measured."""
+"""Number of queries over which the search's share of the time is measured."""
 FIDELITY = 0.99
 MANIFEST = "manifest.json"
 
 
 def large() -> None:
-    """The table of a large catalogue: exact search, index, fidelity, what an evaluation spends its time on."""
+    """The table of a large catalogue: exact search, index, fidelity, time profile of an evaluation."""
     named = os.environ.get("NEXTCLICK_LARGE", "")
     if ":" not in named:
         print("NEXTCLICK_LARGE=RUN:DATA names no run: nothing to do")
@@ -71,7 +71,7 @@ def norm_quantiles(catalogue: Catalogue) -> list[float]:
 
 
 def exact_rates(catalogue: Catalogue, query: np.ndarray) -> float:
-    """Exact search as a share of the matrix product; a full softmax with top-k, whose queries/s are returned."""
+    """Exact search relative to the matrix product, and a full softmax with top-k, whose queries/s are returned."""
     c, d = catalogue.vector.shape
     q, v = torch.from_numpy(query), torch.from_numpy(catalogue.vector)
     part = v[: c // 8].t().contiguous()
@@ -96,7 +96,7 @@ def exact_rates(catalogue: Catalogue, query: np.ndarray) -> float:
 
 
 def index_rates(run: Path, data: Path, catalogue: Catalogue, softmax: float) -> None:
-    """Use the kept index by the program itself; then measure its fidelity over many exact hits."""
+    """Use the saved index through the program; then measure its fidelity over many exact hits."""
     with tempfile.TemporaryDirectory() as folder:
         again = evaluate(run, data, Path(folder) / "result")
     index = again["metrics"]["index"]
@@ -124,7 +124,7 @@ def index_rates(run: Path, data: Path, catalogue: Catalogue, softmax: float) -> 
 
 
 def fidelity_over_hits(run: Path, catalogue: Catalogue, index: Index, softmax: float) -> None:
-    """HR@20 by effort against exact search, over as many test queries as it takes for enough exact hits.
+    """HR@20 by search effort against exact search, over enough test queries for `EXACT_HITS` exact hits.
 
     The complete curve is printed, up to the first effort whose bound is high enough and whose recall is 0.999 or more.
     """
@@ -157,7 +157,7 @@ def fidelity_over_hits(run: Path, catalogue: Catalogue, index: Index, softmax: f
 
 
 def timed(options: list[str]) -> None:
-    """Evaluate as `python -m retrieval` does, and print how many seconds went into parts and into search."""
+    """Evaluate like `python -m retrieval`, and print the seconds spent on parts and on search."""
     spent = {"parts": 0.0, "search": 0.0, "queries": 0.0}
 
     def wrapped(work: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -179,7 +179,7 @@ def timed(options: list[str]) -> None:
 
 
 def evaluate(run: Path, data: Path, output: Path) -> dict[str, Any]:
-    """Seconds, memory over time and metrics of an evaluation in a process of its own."""
+    """Seconds, memory over time and metrics of an evaluation in a subprocess."""
     code = "import sys; from tests.benchmarks.retrieval import timed; timed(sys.argv[1:])"
     options = [f"bundle={run / 'bundle'}", f"data={data}", f"output={output}", "index=auto", f"fidelity={FIDELITY}"]
     begin = time.perf_counter()

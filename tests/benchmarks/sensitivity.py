@@ -1,7 +1,7 @@
-"""The study's questions of sensitivity, on MovieLens-100K: session length, embedding size, regularisation, neighbours.
+"""Sensitivity on MovieLens-100K: session length, embedding size, regularisation, neighbours.
 
-One option at a time is changed around `recipe=small`. Epochs are selected on valid as ever; the test figures are
-reported as such and choose nothing.
+One option at a time is changed around `recipe=small`. Epochs are selected on valid as always; the test figures are
+only reported and select nothing.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ CHANGES: dict[str, tuple[str, ...]] = {
     **{f"weight decay {decay}": (f"train.weight_decay={decay}",) for decay in (1e-3,)},
 }
 WEIGHTS = {f"task weights {weight}": (task_weights(weight),) for weight in (0.1, 0.3, 1.0)}
-"""Of the hybrid's feedback tasks."""
+"""Weights of the hybrid's feedback tasks."""
 LENGTHS = (10, 30, 100)
-"""Clicks of a session that are kept. The target is the user's last click at every length, so the queries stay."""
+"""Retained clicks of a session. The target is the user's last click at every length, so the queries are the same."""
 NEIGHBOURS = (10, 30, 100, 300, 900)
 
 
 def sensitivity(seeds: tuple[int, ...] = (0, 1)) -> None:
-    """Three tables: the models' options, clicks kept of a session, neighbours of the two baselines that have them."""
+    """Three tables: options of the models, retained clicks of a session, neighbours of the two neighbour baselines."""
     for model in MODELS:
         changes = CHANGES | (WEIGHTS if model == "hybrid" else {})
         runs = [
@@ -59,7 +59,7 @@ def name_of(model: str, change: str) -> str:
 
 
 def table(title: str, results: dict[str, list[dict[str, Any]]]) -> None:
-    """One line a setting: valid NDCG@20, test metrics over seeds, best epochs, training seconds."""
+    """One line per setting: valid NDCG@20, test metrics over seeds, best epochs, training seconds."""
     print(f"\n{title}: mean ± standard deviation over seeds")
     heads = ("setting", "valid ndcg@20", *COLUMNS, "best epochs", "seconds")
     print(f"| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|")
@@ -72,7 +72,7 @@ def table(title: str, results: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def neighbours(run: Run) -> None:
-    """V-SkNN by sessions and ItemKNN by items that they go by."""
+    """V-SkNN by its number of neighbour sessions and ItemKNN by its number of neighbour items."""
     print("\nMovieLens-100K, test HR@20 / NDCG@20 by neighbours\n| neighbours | v_sknn | item_knn |\n|---|---|---|")
     for count in NEIGHBOURS:
         result = run.folder / f"result-neighbours-{count}"

@@ -1,8 +1,8 @@
 """Quality on public sequences with published results: models × data × seeds, without and with a refit.
 
-Name the files (a user a line: user id, then items in time order) in `NEXTCLICK_SEQUENCES`, `:` between. The protocol is
-that of the published results: sequences of three items or more, the last fifty of each, the last item for test and
-the one before for validation, ranked among all items but those the user has seen.
+`NEXTCLICK_SEQUENCES` gives the files (one user per line: user id, then items in time order), separated by `:`. As in
+the published results: sequences of three items or more, the last fifty of each, the last item for test and
+the one before for validation, ranked among all items that the user has not seen.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ MODELS: dict[str, tuple[str, ...]] = {
     "nextitnet": ("model=nextitnet",),
     "srgnn": ("model=srgnn", "train.prefixes=8"),
 }
-"""Such files hold clicks alone: the hybrid drops its feedback tasks and is `tasks=[next]`."""
+"""Such files have only clicks: the hybrid drops its feedback tasks and is `tasks=[next]`."""
 RECIPE = ("recipe=small",)
 METRICS = ("hr@10", "ndcg@10")
 PROTOCOL = ("protocol.min_clicks=3", "protocol.max_clicks=50")
 
 
 def sequences(seeds: tuple[int, ...] = (0, 1, 2)) -> None:
-    """The table of every file, one line a model: mean over seeds, bootstrap interval over users, each seed."""
+    """One table per file, one line per model: mean over seeds, bootstrap interval over users, each seed."""
     files = os.environ.get("NEXTCLICK_SEQUENCES", "")
     if not files:
         print("NEXTCLICK_SEQUENCES names no files: nothing to do")
@@ -64,7 +64,7 @@ def sessions(path: Path) -> Path:
 
 
 def line(name: str, data: Path, options: tuple[str, ...], seeds: tuple[int, ...]) -> str:
-    """Train with a refit; the model before it is kept, so that one run gives both figures."""
+    """Train with a refit; the model before it is retained, so that one run gives both figures."""
     arguments = (*RECIPE, *options, "train.refit=true")
     runs = [Run(name.replace(" ", "-"), data, arguments, seed, ("mask_seen=true",)) for seed in seeds]
     execute(runs)
@@ -86,7 +86,7 @@ def ranks_of(run: Run, data: Path, bundle: str) -> np.ndarray[Any, Any]:
 
 
 def cell(ranks: list[np.ndarray[Any, Any]], metric: str) -> str:
-    """Mean over users and seeds, the users' interval, each seed's figure."""
+    """Mean over users and seeds, the interval over users, each seed's figure."""
     value = np.stack([gains(rank, metric) for rank in ranks])
     low, high = interval(value.mean(0))
     each = f" ({', '.join(number(v) for v in value.mean(1))})" if len(ranks) > 1 else ""

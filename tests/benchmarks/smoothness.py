@@ -1,4 +1,4 @@
-"""Where vectors pass counting: QB-video twins whose transitions similar items share in different measure."""
+"""When vectors beat counting: QB-video twins in which similar items share transitions to different degrees."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ METRICS = ("hr@10", "hr@20", "ndcg@20")
 
 
 def smoothness() -> None:
-    """One line a twin and ranker: test metrics, in brackets the share of the best possible."""
+    """One line per twin and ranker: test metrics, in brackets the share of the best possible."""
     print("QB-video twin, test; in brackets the share of the best possible")
     print(f"| successor_smoothness | ranker | {' | '.join(METRICS)} |\n" + "|---" * (len(METRICS) + 2) + "|")
     for value in (0.0, SMOOTHNESS, 1.0):

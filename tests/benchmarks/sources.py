@@ -1,4 +1,4 @@
-"""Counted sources over a generated log: build, queries scored a second, V-SkNN beside its earlier version."""
+"""Counted sources over a generated log: build, queries scored per second, V-SkNN against its earlier version."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def generated(n_items: int = ITEMS, n_sessions: int = SESSIONS) -> TrainSessions
 
 
 def queries_of(sessions: TrainSessions, n: int) -> Queries:
-    """Queries that are the sessions of the first users; each one's target is the first click of the next."""
+    """Queries from the sessions of the first users; the target of each is the first click of the next session."""
     end = sessions.offset[n]
     target = sessions.items[sessions.offset[1 : n + 1]]
     clicks = np.diff(sessions.offset[: n + 1]).astype(np.int32)
@@ -46,7 +46,7 @@ def queries_of(sessions: TrainSessions, n: int) -> Queries:
 
 
 def per_second(work: Callable[[Queries], object], queries: Queries, threads: int) -> float:
-    """Queries a second over tiles of `TILE`, `threads` of them at a time; the best of three rounds."""
+    """Queries per second over tiles of `TILE`, `threads` of them at a time; the best of three rounds."""
     tiles = [queries.take(np.arange(i, min(i + TILE, len(queries)))) for i in range(0, len(queries), TILE)]
     work(tiles[0])
     rounds = []
@@ -59,7 +59,7 @@ def per_second(work: Callable[[Queries], object], queries: Queries, threads: int
 
 
 def sources() -> None:
-    """Sources alone and as baselines (with ranks and lists) at 100,000 items; builds; V-SkNN against before."""
+    """Sources alone and as baselines (with ranks and lists) at 100,000 items; builds; V-SkNN against the old one."""
     threads = os.cpu_count() or 1
     sessions = generated()
     queries = queries_of(sessions, QUERIES)
@@ -102,7 +102,7 @@ def without_own(weight_QS: sparse.csr_matrix, own_Q: npt.NDArray[np.int64]) -> s
 
 
 def compare(name: str, before: Scores, new: Scores, queries: Queries) -> None:
-    """Queries of which both give the same scores; others differ where rounding had parted equal sessions, and by clicks
+    """Queries with the same scores in both; others differ where rounding separated equal sessions, and by clicks
     on items whose sessions are sampled: the earlier version took the latest shared click from all of them."""
     same, tiles = 0, [queries.take(np.arange(i, i + TILE)) for i in range(0, len(queries), TILE)]
     for tile in tiles:
@@ -116,10 +116,10 @@ def compare(name: str, before: Scores, new: Scores, queries: Queries) -> None:
 
 
 class FloatSessions:
-    """V-SkNN as it was until 2026-11-26: float sums, own session removed first, shared clicks looked up."""
+    """V-SkNN until 2026-11-26: float sums, own session removed first, shared clicks looked up."""
 
     def __init__(self, of: NearSessions, *, ties: bool = False) -> None:
-        self.ties = ties  # equal similarities are made equal again, which float sums of different order are not
+        self.ties = ties  # whether to restore ties of similarities, which float sums of different order break
         self.user_id, self.has, self.of_item, self.neighbours = of.user_id, of.has, of.of_item, of.neighbours
 
     def __call__(self, queries: Queries) -> sparse.csr_matrix:
