@@ -1,4 +1,4 @@
-"""What tests share: one Spark session, and a small dataset made without it."""
+"""Shared fixtures: one Spark session, and a small dataset built without Spark."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tests.data import TINY
 from tests.support.engine import build
 from tests.support.logs import generated_log
 
-# Models of tests are tiny: threads would wait for one another, and four times as long where a core is busy elsewhere.
+# Test models are tiny: threads would mostly wait for each other, four times as long if a core is busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Tests are of the CPU wherever they run; those of a GPU (`-m gpu`) by `python -m tests.benchmarks gpu`, which says so.
+# Tests run on the CPU everywhere; `python -m tests.benchmarks gpu` sets NEXTCLICK_GPU and runs those marked `gpu`.
 if not os.environ.get("NEXTCLICK_GPU"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-# Hundreds of datasets of a few rows are written and removed again: on a disk that takes longer than making them.
+# Hundreds of tiny datasets are written and removed: on a disk that takes longer than computing them.
 MEMORY = Path("/dev/shm")
 if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 << 30:
     tempfile.tempdir = str(MEMORY)
@@ -38,7 +38,7 @@ SHARED_HOSTS = ("test_exposure.py", "test_hosts.py", "test_readme_hosts.py", "te
 
 
 class FilesOfOneCluster(LoadFileScheduling):
-    """Files to processes, as `--dist loadfile` does, but those that share a cluster to the same one."""
+    """Like `--dist loadfile`, but all files that share a cluster go to the same process."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
@@ -46,7 +46,7 @@ class FilesOfOneCluster(LoadFileScheduling):
 
 
 class FailuresAtOnce:
-    """Prints each failure when it happens: a suite that is stopped on the way still says what failed."""
+    """Print each failure when it happens, so that an interrupted suite still reports it."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
@@ -59,7 +59,7 @@ class FailuresAtOnce:
 
 
 def pytest_configure(config):
-    """Called once at the start, in every process of pytest-xdist; only the first reports to the terminal."""
+    """Called once in every pytest-xdist process; only the main process reports to the terminal."""
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(FailuresAtOnce(config))
 
@@ -95,6 +95,6 @@ def tiny(tmp_path) -> Path:
 
 @pytest.fixture
 def no_report() -> Iterator[None]:
-    """Results without their page, whose charts take longer than all else; `test_report.py` has it."""
+    """Results without `report.html`, whose charts take longest; `test_report.py` covers the page."""
     with mock.patch("retrieval.evaluate.write_report", lambda path, *_: path.touch() or ""):
         yield

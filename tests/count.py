@@ -1,6 +1,6 @@
-"""`python -m tests.count`: assertions that the tests' source holds, so that a change can be seen to lose none.
+"""`python -m tests.count`: count the assertions in the tests, to show that a change loses none.
 
-An assertion is an `assert` or a `pytest.raises`. Cases, which parameters multiply, are counted by
+An assertion is an `assert` or a `pytest.raises`. Parametrised cases are counted by
 `python -m pytest --collect-only -q`.
 """
 

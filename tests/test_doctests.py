@@ -26,13 +26,13 @@ def modules_with_examples() -> list[str]:
 
 
 @pytest.mark.parametrize("name", modules_with_examples())
-def test_examples_hold(name):
+def test_docstring_examples_pass(name):
     failed, tried = doctest.testmod(importlib.import_module(name))
     assert tried > 0
     assert failed == 0
 
 
-def test_modules_are_found_in_every_folder():
+def test_modules_with_examples_are_found_in_every_package():
     names = modules_with_examples()
     assert {"cluster.config", "etl.protocol", "retrieval.metrics.ranking", "tests.benchmarks.expected"} <= set(names)
     folders = {path.parent.relative_to(ROOT) for p in PACKAGES for path in (ROOT / p).rglob("*.py")}

@@ -1,4 +1,4 @@
-"""Programs meet in files: imports run etl ← retrieval ← trainer ← cluster, engines stay at the edge."""
+"""Import rules: etl ← retrieval ← trainer ← cluster, and engines only in the modules that drive them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def imports(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)
-def test_no_package_imports_against_the_direction(package):
+def test_packages_import_in_one_direction_only(package):
     files = sorted((ROOT / package).rglob("*.py"))
     assert files
     for path in files:
@@ -46,14 +46,14 @@ def test_no_package_imports_against_the_direction(package):
 
 
 @pytest.mark.parametrize("package", ["retrieval", "trainer"])
-def test_etl_is_entered_by_two_doors(package):
-    """Other programs use its dataset's schema and what all programs stand on, and nothing of the job."""
+def test_other_packages_import_only_dataset_and_runtime_of_etl(package):
+    """Other packages use the dataset schema and the shared runtime, and nothing of the sessions job."""
     for path in (ROOT / package).rglob("*.py"):
         rooms = {tuple(name.split(".")[:2]) for name in imports(path) if name.split(".")[0] == "etl"}
         assert rooms <= {("etl", "dataset"), ("etl", "runtime")}, path
 
 
-def test_contracts_need_nothing_but_numpy_and_pyarrow():
+def test_contract_modules_import_only_numpy_and_pyarrow():
     for name in LEAN:
         for module in imports(ROOT / name):
             root = module.split(".")[0]
@@ -61,7 +61,7 @@ def test_contracts_need_nothing_but_numpy_and_pyarrow():
             assert own or root in {"numpy", "pyarrow"} or root in sys.stdlib_module_names, (name, module)
 
 
-def test_ray_is_known_to_two_files_of_the_trainer():
+def test_only_two_trainer_modules_import_ray():
     knowing = [p.name for p in (ROOT / "trainer").rglob("*.py") if {m.split(".")[0] for m in imports(p)} & {"ray"}]
     assert sorted(knowing) == ["ray_train.py", "ray_tune.py"]
 
@@ -119,8 +119,8 @@ for name, line, _ in json.loads(sys.argv[1]):
 """
 
 
-def test_help_and_a_wrong_option_need_no_engine():
-    """One process runs all programs, one after the other, so what one of them imports the later ones have too."""
+def test_help_and_option_errors_import_no_heavy_package():
+    """One process runs all programs in turn, so an import by one of them shows in all later ones."""
     options = [sys.executable, "-c", PROBE, json.dumps(LINES)]
     done = subprocess.run(options, cwd=ROOT, capture_output=True, text=True, check=True)
     message = [
@@ -131,7 +131,7 @@ def test_help_and_a_wrong_option_need_no_engine():
         assert not HEAVY & set(modules), (name, line)
 
 
-def test_every_program_is_among_them():
+def test_light_lists_every_program():
     """A file that ends with a call of its `main` is a program; `cluster.etl_job` is one that Spark has started."""
     files = [p for package in FORBIDDEN for p in (ROOT / package).rglob("*.py") if "sys.exit(main())" in p.read_text()]
     assert {".".join(p.relative_to(ROOT).with_suffix("").parts) for p in files} - {"cluster.etl_job"} == set(LIGHT)

@@ -1,4 +1,4 @@
-"""Data, runs, bundles and results in an S3 store: the same bytes as on a disk, whatever is killed or missing."""
+"""Datasets, runs, bundles and results in an S3 store: same bytes as on a disk; killed runs and missing objects."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def server():
 
 @pytest.fixture
 def store(server, monkeypatch, tmp_path) -> str:
-    """URI of a folder of the test's own, with an empty cache."""
+    """URI of a folder for this test alone, with an empty cache."""
     for name, value in server.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("NEXTCLICK_CACHE", str(tmp_path / "cache"))
@@ -53,7 +53,7 @@ def store(server, monkeypatch, tmp_path) -> str:
 
 
 def put(folder: Path, uri: str) -> str:
-    """Send a folder as it is."""
+    """Upload a folder."""
     Mirror(uri, folder).push()
     return uri
 
@@ -65,7 +65,7 @@ def data(fifty, store, tmp_path) -> str:
 
 
 def elsewhere(monkeypatch, tmp_path) -> None:
-    """From now on work as another machine would, which has seen nothing yet."""
+    """Switch to an empty cache, as on another machine that has downloaded nothing."""
     monkeypatch.setenv("NEXTCLICK_CACHE", str(tmp_path / "other"))
 
 
@@ -77,7 +77,7 @@ def files_of(bundle: str | Path) -> list[tuple[str, str]]:
     return [(f.path, f.sha256) for f in open_bundle(bundle).manifest.files]
 
 
-def test_a_folder_comes_and_goes_as_it_is(store, tmp_path):
+def test_push_and_pull_mirror_a_folder_exactly(store, tmp_path):
     folder = tmp_path / "folder"
     (folder / "deep").mkdir(parents=True)
     (folder / "a").write_text("one")
@@ -89,7 +89,7 @@ def test_a_folder_comes_and_goes_as_it_is(store, tmp_path):
     copy = Mirror(f"{store}/x", tmp_path / "copy")
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / "stale").write_text("old")
-    (tmp_path / "copy" / "a").write_text("two")  # as long as the other
+    (tmp_path / "copy" / "a").write_text("two")  # the same size as the original
     copy.pull()
     assert sorted(p.name for p in copy.folder.rglob("*") if p.is_file()) == ["a", "b"]
     assert (copy.folder / "a").read_text() == "one"
@@ -103,7 +103,7 @@ def test_a_folder_comes_and_goes_as_it_is(store, tmp_path):
     assert mirror.listing().keys() == {"a"}
 
 
-def test_only_what_changed_travels(store, tmp_path, monkeypatch):
+def test_push_sends_only_changed_files(store, tmp_path, monkeypatch):
     folder = tmp_path / "folder"
     folder.mkdir()
     for name in "abc":
@@ -119,7 +119,7 @@ def test_only_what_changed_travels(store, tmp_path, monkeypatch):
     assert sent == ["b"]
 
 
-def test_what_makes_a_folder_whole_is_sent_last_and_gone_first(store, tmp_path, monkeypatch):
+def test_push_removes_the_manifest_first_and_sends_it_last(store, tmp_path, monkeypatch):
     folder = tmp_path / "folder"
     folder.mkdir()
     for name in ("data", "manifest.json"):
@@ -137,7 +137,7 @@ def test_what_makes_a_folder_whole_is_sent_last_and_gone_first(store, tmp_path, 
     assert "manifest.json" not in mirror.listing()
 
 
-def test_names_that_lead_out_of_a_folder_are_refused(store, server, tmp_path):
+def test_object_names_outside_the_folder_are_refused(store, server, tmp_path):
     client = boto3.client("s3", endpoint_url=server["AWS_ENDPOINT_URL"])
     client.put_object(Bucket=BUCKET, Key=f"{tmp_path.name}/evil/deep/../../outside", Body=b"x")
     with pytest.raises(InputError, match="names inside the folder"):
@@ -148,19 +148,19 @@ def test_names_that_lead_out_of_a_folder_are_refused(store, server, tmp_path):
 
 
 @pytest.mark.parametrize("main", [trainer.__main__.main, retrieval.__main__.main])
-def test_what_is_not_there_is_told(main, store, capsys):
+def test_missing_input_in_the_store_is_reported(main, store, capsys):
     options = f"bundle={store}/none" if main is retrieval.__main__.main else "model=gru4rec"
     assert main([f"data={store}/none", f"output={store}/out", options]) == 2
     assert "expected a complete folder with manifest.json" in capsys.readouterr().err
 
 
-def test_a_store_that_does_not_answer_is_told(store, monkeypatch):
+def test_unreachable_store_is_reported(store, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(InputError, match="storage that answers"):
         open_dataset(f"{store}/data")
 
 
-def test_a_planted_change_is_found(data):
+def test_changed_object_fails_the_hash_check(data):
     broken = local_path(data)
     fetched(data)
     path = next(broken.glob("sessions/*"))
@@ -173,7 +173,7 @@ def test_a_planted_change_is_found(data):
 
 
 def program(name: str, asked: list[str]) -> int:
-    """Run a program in a process of its own, whose workers know the store; a failure is printed."""
+    """Run a program in a subprocess that inherits the store's variables; a failure shows its stderr."""
     env = dict(os.environ) | {"PYTHONPATH": os.getcwd()}
     done = subprocess.run([sys.executable, "-m", name, *asked], env=env, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 2), done.stderr
@@ -192,11 +192,11 @@ def test_sessions_are_read_from_and_written_to_a_store(store, tmp_path):
     assert program("etl", asked) == 0
     theirs = open_dataset(f"{store}/data").manifest
     assert [f.sha256 for f in theirs.files] == [f.sha256 for f in ours.files]
-    assert etl.__main__.main(asked) == 2  # what is there is not replaced unasked
+    assert etl.__main__.main(asked) == 2  # existing output is not replaced without overwrite
 
 
-def test_a_run_its_bundle_and_its_result(data, store, fifty, tmp_path, monkeypatch):
-    """Trained here, evaluated on another machine: what one disk gives."""
+def test_train_and_evaluate_in_a_store_give_the_files_of_a_local_run(data, store, fifty, tmp_path, monkeypatch):
+    """Trained on one machine and evaluated on another: same bytes as on a local disk."""
     assert trainer.__main__.main(small(str(fifty.path), tmp_path / "run", "train.refit=true")) == 0
     assert trainer.__main__.main(small(data, f"{store}/run", "train.refit=true")) == 0
     assert files_of(f"{store}/run/bundle") == files_of(tmp_path / "run" / "bundle")
@@ -212,7 +212,7 @@ def test_a_run_its_bundle_and_its_result(data, store, fifty, tmp_path, monkeypat
     assert Mirror(f"{store}/result", tmp_path).listing().keys() >= {"metrics.json", "topk.parquet", "report.html"}
 
 
-def test_a_killed_run_goes_on_on_another_machine(data, store, fifty, tmp_path, monkeypatch):
+def test_killed_run_resumes_on_another_machine(data, store, fifty, tmp_path, monkeypatch):
     undisturbed = small(str(fifty.path), tmp_path / "run")
     assert trainer.__main__.main(undisturbed) == 0
     kill = (
@@ -242,8 +242,8 @@ def one_of_two(rank: int, meet: str, caches: list[str], variables: dict[str, str
     dist.destroy_process_group()
 
 
-def test_two_machines_that_share_nothing_but_the_store(data, store, server, fifty, tmp_path):
-    """Their caches are two, as two machines' would be; the bundle has the files of both."""
+def test_two_workers_without_a_shared_disk_train_through_the_store(data, store, server, fifty, tmp_path):
+    """Each worker has its own cache, as on two machines; the bundle holds the files of both."""
     more = ["train.epochs=4", "train.early_stopping_patience=1"]
     runs = [small(data, f"{store}/run", *more), small(str(fifty.path), tmp_path / "run", *more)]
     caches = [str(tmp_path / name) for name in ("one", "two")]
@@ -257,10 +257,10 @@ def test_ray_workers_train_into_a_store(data, store, fifty, tmp_path):
     assert program("trainer", small(data, f"{store}/run", "ray.workers=2", "train.epochs=1")) == 0
     assert open_bundle(f"{store}/run/bundle", dataset=fifty.manifest.fingerprint).n_queries("test") == 50
     listed = filesystem(store)[0].get_file_info(pa_fs.FileSelector(filesystem(f"{store}/run")[1], recursive=True))
-    assert not [info.path for info in listed if info.is_file and "/." in info.path]  # what Ray and workers left
+    assert not [info.path for info in listed if info.is_file and "/." in info.path]  # no leftovers of Ray or workers
 
 
-def test_a_stop_is_heard_through_the_store(store, monkeypatch):
+def test_stop_request_is_read_from_the_store(store, monkeypatch):
     watch = trainer.run.signals.StopWatch(RunFolder.of(f"{store}/run"), World.alone())
     assert not watch(8)
     mirror = Mirror.for_uri(f"{store}/run")
@@ -268,12 +268,12 @@ def test_a_stop_is_heard_through_the_store(store, monkeypatch):
     (mirror.folder / trainer.run.signals.STOP).touch()
     mirror.send([trainer.run.signals.STOP])
     (mirror.folder / trainer.run.signals.STOP).unlink()
-    assert not watch(16)  # looked a moment ago
+    assert not watch(16)  # polled a moment ago, so not yet again
     watch.looked = 0.0
     assert watch(24)
 
 
-def test_foreign_objects_are_not_replaced(store, data, tmp_path, capsys):
+def test_output_folder_with_unrelated_objects_is_refused(store, data, tmp_path, capsys):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_text("cat")
     put(tmp_path / "photos", f"{store}/photos")
