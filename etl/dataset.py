@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from etl.runtime.dataset_folder import ITEMS, MANIFEST
 from etl.runtime.errors import InputError
 from etl.runtime.files import sha256_of
-from etl.runtime.object_store import fetched
+from etl.runtime.object_store import download_if_remote
 
 SCHEMA_VERSION = 1
 STATISTICS = "statistics.json"
@@ -182,7 +182,7 @@ def open_dataset(path: str | Path, *, verify: bool = True) -> Dataset:
     Raises:
         InputError: no manifest, another schema version, a missing or changed file.
     """
-    folder = fetched(path, last_file=MANIFEST)
+    folder = download_if_remote(path, last_file=MANIFEST)
     hint = "run python -m etl again"
     raw = read_manifest(folder, kind="a dataset", hint="set it to a folder written by python -m etl")
     version = raw.get("schema_version")

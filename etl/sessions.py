@@ -35,7 +35,7 @@ from etl.logs.splits import LogFile, Split, first_rows, make_splits
 from etl.messages import QUARANTINE, refuse_empty, summary, warnings
 from etl.runtime.dataset_folder import DATASET, ITEMS, MANIFEST
 from etl.runtime.files import fingerprint_of, write_json
-from etl.runtime.object_store import local_path, published, refuse_output
+from etl.runtime.object_store import local_path, refuse_output, staged_output
 from etl.stages.assemble_users import cut_filtered_partition, gather_partition
 from etl.stages.ctr_rows import make_rows
 from etl.stages.item_ids import allow_items, number_items, raw_clicks_per_item, read_lookup
@@ -78,7 +78,7 @@ def build(config: EtlConfig) -> Manifest:
     splits = make_splits(files, config.split_bytes)
     users = distinct_users(config.user_logs) if config.user_logs else None
     read = [*(file.uri for file in files), *config.user_logs, *filter(None, [config.items_from])]
-    with published(config.output, DATASET, overwrite=config.overwrite, inputs=read) as folder:
+    with staged_output(config.output, DATASET, overwrite=config.overwrite, inputs=read) as folder:
         job = make_job(config, folder, log_bytes(splits))
         if known is not None:
             write_array(job.work("known_items", 0, "npy"), np.sort(known["item_id"].to_numpy()))

@@ -21,7 +21,7 @@ import trainer.run.signals
 from etl.dataset import open_dataset
 from etl.engines.java import OLDEST_JAVA, java_version
 from etl.runtime.errors import InputError
-from etl.runtime.object_store import Mirror, fetched, filesystem, local_path
+from etl.runtime.object_store import Mirror, download_if_remote, filesystem, local_path
 from retrieval.bundle import open_bundle
 from tests.support.engine import build
 from tests.support.logs import generated_log
@@ -162,7 +162,7 @@ def test_unreachable_store_is_reported(store, monkeypatch):
 
 def test_changed_object_fails_the_hash_check(data):
     broken = local_path(data)
-    fetched(data)
+    download_if_remote(data)
     path = next(broken.glob("sessions/*"))
     other = bytearray(path.read_bytes())
     other[100] ^= 1
@@ -238,7 +238,7 @@ def one_of_two(rank: int, meet: str, caches: list[str], variables: dict[str, str
     dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=2)
     for options in runs:
         config, _ = prepare(options)
-        train(config, World.of_process_group())
+        train(config, World.from_process_group())
     dist.destroy_process_group()
 
 

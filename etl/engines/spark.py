@@ -48,9 +48,9 @@ def spark_session(options: SparkOptions, scratch: Path, log_bytes: int = 0) -> I
     from pyspark.sql import SparkSession
 
     submitted, master = is_submitted(), options.master or "local[*]"
-    elsewhere = submitted or not master.startswith("local")
+    on_cluster = submitted or not master.startswith("local")
     # Local workers use this interpreter; cluster machines may have theirs elsewhere.
-    os.environ["PYSPARK_PYTHON"] = os.environ.get("PYSPARK_PYTHON", sys.executable) if elsewhere else sys.executable
+    os.environ["PYSPARK_PYTHON"] = os.environ.get("PYSPARK_PYTHON", sys.executable) if on_cluster else sys.executable
     os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     packages = str(Path(__file__).resolve().parents[2])  # parent of the `etl` package
     if not submitted:
@@ -64,7 +64,7 @@ def spark_session(options: SparkOptions, scratch: Path, log_bytes: int = 0) -> I
     session.sparkContext.setLogLevel("ERROR")
     archive = scratch / "nextclick.zip"
     sent = {Path(uri).name for uri in session.sparkContext.listFiles}
-    if elsewhere and not submitted and archive.name not in sent:  # spark-submit ships --py-files itself
+    if on_cluster and not submitted and archive.name not in sent:  # spark-submit ships --py-files itself
         package(archive)
         session.sparkContext.addPyFile(str(archive))
     try:

@@ -42,7 +42,7 @@ class _InDoubtError(Exception):
 
 _NULLS = ("", NULL)
 _FLAGS = {"True": "1", "true": "1", "TRUE": "1", "False": "0", "false": "0", "FALSE": "0"}
-_WHOLE = re.compile(r"(-?)0*(\d+)(?:\.0*)?", re.ASCII)
+_INTEGER = re.compile(r"(-?)0*(\d+)(?:\.0*)?", re.ASCII)
 _DECIMAL = re.compile(r"(-?)0*(\d+\.\d*[1-9])0*", re.ASCII)
 _LONGEST_NUMBER = 19
 """Digits of 2^63 - 1."""
@@ -92,7 +92,7 @@ class Parser:
 
     def _parse(self, block: Block, bad: list[BadRow]) -> Iterator[pa.Table]:
         try:
-            yield self._fast(block.data)
+            yield self._parse_by_arrow(block.data)
             return
         except (pa.ArrowInvalid, _InDoubtError):
             pass
@@ -105,7 +105,7 @@ class Parser:
         yield from self._parse(Block(block.data[:middle], block.offset), bad)
         yield from self._parse(Block(block.data[middle:], block.offset + middle), bad)
 
-    def _fast(self, data: bytes) -> pa.Table:
+    def _parse_by_arrow(self, data: bytes) -> pa.Table:
         """Parse with Arrow.
 
         Raises:
@@ -149,14 +149,14 @@ class Parser:
         """Check limits, convert to integers and fill nulls of flags; else `_InDoubtError`."""
         typed: dict[str, Any] = {}
         for name in self.ids:
-            column = _whole_ids(table[name]) if pa.types.is_string(table[name].type) else table[name]
+            column = _parse_integer_ids(table[name]) if pa.types.is_string(table[name].type) else table[name]
             if column.null_count or not _within(pc.min_max(column), *_ID_LIMITS):
                 raise _InDoubtError
             typed[name] = column
         for name in self.number_columns:
             column = table[name]
             if pa.types.is_dictionary(column.type):
-                column = _whole_numbers(column, flag=name in self.flags)
+                column = _parse_integers(column, flag=name in self.flags)
             if (name == "click" and column.null_count) or not _within(pc.min_max(column), *self._limits(name)):
                 raise _InDoubtError
             typed[name] = column.cast(self._type(name))
@@ -221,7 +221,7 @@ class Parser:
     def _check_id(self, name: str, value: str) -> tuple[str, str]:
         if value in _NULLS:
             return f"{name} is not set", value
-        match = _WHOLE.fullmatch(value)
+        match = _INTEGER.fullmatch(value)
         if not match or (match[1] and match[2] != "0"):
             return f"{name} is not a non-negative integer", value
         if len(match[2]) > _LONGEST_NUMBER or int(match[2]) > _ID_LIMITS[1]:
@@ -231,16 +231,16 @@ class Parser:
     def _check_number(self, name: str, value: str) -> tuple[str, str]:
         if value in _NULLS:
             return ("click is null" if name == "click" else ""), NULL
-        number = _whole_number(_FLAGS.get(value, value) if name in self.flags else value)
+        number = _parse_integer(_FLAGS.get(value, value) if name in self.flags else value)
         low, high = self._limits(name)
         if number is not None and low <= number <= high:
             return "", str(number)
         return f"{name} is not " + ("0 or 1" if name in self.flags else f"an integer in {low}..{high}"), value
 
 
-def _whole_number(text: str) -> int | None:
+def _parse_integer(text: str) -> int | None:
     """Parse an integer like `1`, ` 1`, `01` or `1.0`; None for other texts."""
-    result = _WHOLE.fullmatch(text.strip(" \t"))
+    result = _INTEGER.fullmatch(text.strip(" \t"))
     return int(result[1] + result[2]) if result and len(result[2]) <= _LONGEST_NUMBER else None
 
 
@@ -253,13 +253,13 @@ def plain_text(text: str) -> str | None:
     stripped = text.strip(" \t")
     if stripped in _NULLS:
         return None
-    result = _WHOLE.fullmatch(stripped) or _DECIMAL.fullmatch(stripped)
+    result = _INTEGER.fullmatch(stripped) or _DECIMAL.fullmatch(stripped)
     if not result:
         return text
     return result[2] if result[2] == "0" else result[1] + result[2]
 
 
-def _whole_numbers(column: pa.ChunkedArray, *, flag: bool) -> pa.Array:
+def _parse_integers(column: pa.ChunkedArray, *, flag: bool) -> pa.Array:
     """Integers from dictionary-encoded text; each distinct value is parsed once.
 
     Raises:
@@ -269,7 +269,7 @@ def _whole_numbers(column: pa.ChunkedArray, *, flag: bool) -> pa.Array:
     numbers: list[int | None] = []
     for text in encoded.dictionary.to_pylist():
         value = text.strip(" \t")
-        number = _whole_number(_FLAGS.get(value, value) if flag else value)
+        number = _parse_integer(_FLAGS.get(value, value) if flag else value)
         if number is None and value not in _NULLS:
             raise _InDoubtError
         numbers.append(number)
@@ -278,7 +278,7 @@ def _whole_numbers(column: pa.ChunkedArray, *, flag: bool) -> pa.Array:
     return pa.array(numbers, pa.int64()).take(encoded.indices)
 
 
-def _whole_ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _parse_integer_ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Integers from texts like `150.0`.
 
     Raises:

@@ -47,7 +47,8 @@ def scan(inputs: list[str], scenario_name: str) -> dict[str, float]:
         counts += _count(table, scenario)
         samples.append(table.filter(pa.array(user % every == 0)))
     facts = {"users in the first 100,000 rows": float(len(first_users))} if counts["rows"] >= FIRST_ROWS else {}
-    return _shares(counts) | facts | (_of_users(pa.concat_tables(samples).to_pandas(), counts) if samples else {})
+    by_user = _user_statistics(pa.concat_tables(samples).to_pandas(), counts) if samples else {}
+    return _shares(counts) | facts | by_user
 
 
 def _tables(files: list[LogFile], scenario: Scenario) -> Iterator[pa.Table]:
@@ -117,7 +118,7 @@ def _shares(counts: Counter[str]) -> dict[str, float]:
     return facts
 
 
-def _of_users(rows: pd.DataFrame, counts: Counter[str]) -> dict[str, float]:
+def _user_statistics(rows: pd.DataFrame, counts: Counter[str]) -> dict[str, float]:
     """Statistics that need all rows of a user, over the sampled users."""
     if rows.empty:
         return {}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from etl.runtime.output_folder import Kind, listed_files
+from etl.runtime.output_folder import OutputFolderType, listed_files
 
 MANIFEST = "manifest.json"
 """Written last: a folder without it is not a dataset."""
 ITEMS = "items.parquet"
-DATASET = Kind("a dataset", MANIFEST, lambda data: listed_files(data, {"scenario", "protocol", "source"}, MANIFEST))
+DATASET = OutputFolderType(
+    "a dataset", MANIFEST, lambda data: listed_files(data, {"scenario", "protocol", "source"}, MANIFEST)
+)
 
 
 def is_dataset(path: Path) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from etl.runtime.errors import InputError
-from etl.runtime.output_path import hidden_sibling, making
+from etl.runtime.output_path import hidden_sibling, os_errors_as_input_error
 
 
 @contextlib.contextmanager
@@ -24,7 +24,7 @@ def locked(output: Path, *, wait_seconds: float = 30.0) -> Iterator[None]:
     Raises:
         InputError: another process still holds it after `wait_seconds`.
     """
-    with making(output):
+    with os_errors_as_input_error(output):
         path = hidden_sibling(output, "lock")
     deadline = time.monotonic() + wait_seconds
     while (stream := _try_lock(path)) is None:
@@ -40,7 +40,7 @@ def locked(output: Path, *, wait_seconds: float = 30.0) -> Iterator[None]:
 
 def _try_lock(path: Path) -> IO[str] | None:
     """The open, locked file, or None while another process holds it."""
-    with making(path):
+    with os_errors_as_input_error(path):
         stream = path.open("w")
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

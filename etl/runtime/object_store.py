@@ -20,7 +20,7 @@ import pyarrow.fs as pa_fs
 from etl.runtime.errors import InputError
 from etl.runtime.files import atomic_file
 from etl.runtime.locks import locked
-from etl.runtime.output_folder import Kind, refuse_existing, refuse_unlisted, staged
+from etl.runtime.output_folder import OutputFolderType, refuse_existing, refuse_unlisted, staged
 
 CACHE = "NEXTCLICK_CACHE"
 ENDPOINT = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
@@ -80,7 +80,7 @@ def filesystem(uri: str) -> tuple[pa_fs.FileSystem, str]:
 
 
 @contextlib.contextmanager
-def _told(uri: str) -> Iterator[None]:
+def _store_errors_as_input_error(uri: str) -> Iterator[None]:
     """Convert errors of a store to `InputError`."""
     try:
         yield
@@ -115,7 +115,7 @@ class Mirror:
             InputError: the store is unreachable, or has a name that leads out of the folder.
         """
         store, base = filesystem(self.uri)
-        with _told(self.uri):
+        with _store_errors_as_input_error(self.uri):
             result = store.get_file_info(pa_fs.FileSelector(base, recursive=True, allow_not_found=True))
         listed = {}
         for info in result:
@@ -131,7 +131,7 @@ class Mirror:
         """The bytes of a small file in the store; None if it does not exist."""
         store, base = filesystem(self.uri)
         try:
-            with _told(self.uri), store.open_input_stream(f"{base}/{name}") as stream:
+            with _store_errors_as_input_error(self.uri), store.open_input_stream(f"{base}/{name}") as stream:
                 data: bytes = stream.read()
                 return data
         except FileNotFoundError:
@@ -141,7 +141,7 @@ class Mirror:
         """Synchronise the requested files of the local folder with the store; resumes an interrupted copy."""
         folder = self.folder
         listed = {name: stamp for name, stamp in self.listing().items() if requested(name)}
-        result = here(folder)
+        result = local_files(folder)
         for name in result.keys() - listed.keys():
             if requested(name):
                 (folder / name).unlink()
@@ -152,7 +152,7 @@ class Mirror:
                 pa_fs.copy_files(f"{base}/{name}", str(part), source_filesystem=store, destination_filesystem=LOCAL)
                 _stamp(part, listed[name])
 
-        with _told(self.uri):
+        with _store_errors_as_input_error(self.uri):
             _each(copy, [name for name in listed if result.get(name) != listed[name]])
 
     def send(self, names: Iterable[str]) -> None:
@@ -163,7 +163,7 @@ class Mirror:
             path = str(self.folder / name)
             pa_fs.copy_files(path, f"{base}/{name}", source_filesystem=LOCAL, destination_filesystem=store)
 
-        with _told(self.uri):
+        with _store_errors_as_input_error(self.uri):
             _each(copy, names)
 
     def remove(self, names: Iterable[str]) -> None:
@@ -174,13 +174,13 @@ class Mirror:
             with contextlib.suppress(FileNotFoundError):
                 store.delete_file(f"{base}/{name}")
 
-        with _told(self.uri):
+        with _store_errors_as_input_error(self.uri):
             _each(drop, names)
 
     def has(self, name: str) -> bool:
         """Whether the store has a file."""
         store, base = filesystem(self.uri)
-        with _told(self.uri):
+        with _store_errors_as_input_error(self.uri):
             return bool(store.get_file_info(f"{base}/{name}").type == pa_fs.FileType.File)
 
     def push(self, *, last: str | None = None) -> None:
@@ -189,7 +189,7 @@ class Mirror:
         Args:
             last: file that marks the folder as complete: removed from the store while others change.
         """
-        listed, result = self.listing(), here(self.folder)
+        listed, result = self.listing(), local_files(self.folder)
         differ = {name for name in listed.keys() | result.keys() if listed.get(name) != result.get(name)}
         if not differ:
             return
@@ -210,7 +210,7 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") for part in PurePosixPath(name).parts)
 
 
-def here(folder: Path) -> dict[str, tuple[int, int]]:
+def local_files(folder: Path) -> dict[str, tuple[int, int]]:
     """Size and time of every file of a folder that is not hidden, by relative path."""
     result = {}
     for path in folder.rglob("*") if folder.is_dir() else ():
@@ -247,7 +247,7 @@ def read_file(path: str | Path) -> bytes:
     return data
 
 
-def fetched(path: str | Path, *, last_file: str = "manifest.json") -> Path:
+def download_if_remote(path: str | Path, *, last_file: str = "manifest.json") -> Path:
     """The local folder of an artefact: a path as is, a URI after downloading it.
 
     Args:
@@ -271,7 +271,9 @@ def fetched(path: str | Path, *, last_file: str = "manifest.json") -> Path:
 
 
 @contextlib.contextmanager
-def published(output: str, kind: Kind, *, overwrite: bool, inputs: Iterable[str] = ()) -> Iterator[Path]:
+def staged_output(
+    output: str, kind: OutputFolderType, *, overwrite: bool, inputs: Iterable[str] = ()
+) -> Iterator[Path]:
     """A new folder that becomes `output`, a path or URI, if the block succeeds.
 
     Args:
@@ -294,8 +296,8 @@ def published(output: str, kind: Kind, *, overwrite: bool, inputs: Iterable[str]
     mirror.push(last=kind.last)
 
 
-def refuse_output(output: str, kind: Kind, *, overwrite: bool, inputs: Iterable[str] = ()) -> None:
-    """Check that `output`, a path or URI, may be written, before work that precedes `published`.
+def refuse_output(output: str, kind: OutputFolderType, *, overwrite: bool, inputs: Iterable[str] = ()) -> None:
+    """Check that `output`, a path or URI, may be written, before work that precedes `staged_output`.
 
     Raises:
         InputError: an existing output may not be replaced.

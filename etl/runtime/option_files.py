@@ -19,11 +19,11 @@ def expand_files(options: Sequence[str]) -> list[str]:
     """
     out: list[str] = []
     for entry in options:
-        out += _of_file(entry.removeprefix(PREFIX)) if entry.startswith(PREFIX) else [entry]
+        out += _read_option_file(entry.removeprefix(PREFIX)) if entry.startswith(PREFIX) else [entry]
     return out
 
 
-def _of_file(path: str) -> list[str]:
+def _read_option_file(path: str) -> list[str]:
     import yaml  # not needed for --help
 
     try:

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from etl.runtime.errors import InputError
 from etl.runtime.locks import locked
-from etl.runtime.output_path import OTHER_OUTPUT, hidden_sibling, is_mount_point, making
+from etl.runtime.output_path import OTHER_OUTPUT, hidden_sibling, is_mount_point, os_errors_as_input_error
 
 
 @dataclass(frozen=True)
-class Kind:
+class OutputFolderType:
     """The output folder type of a program.
 
     Attributes:
@@ -58,7 +58,7 @@ def listed_files(data: bytes, keys: set[str], last: str) -> set[str] | None:
 
 
 @contextlib.contextmanager
-def staged(output: Path, kind: Kind, *, overwrite: bool, inputs: Iterable[str] = ()) -> Iterator[Path]:
+def staged(output: Path, kind: OutputFolderType, *, overwrite: bool, inputs: Iterable[str] = ()) -> Iterator[Path]:
     """A new folder that becomes `output` if the block succeeds.
 
     An existing `output` stays until the new folder is complete. One process at a time may build an output;
@@ -71,17 +71,17 @@ def staged(output: Path, kind: Kind, *, overwrite: bool, inputs: Iterable[str] =
             is full.
     """
     output = output.resolve()
-    with making(output):
+    with os_errors_as_input_error(output):
         output.parent.mkdir(parents=True, exist_ok=True)
     with locked(output):
         refuse_existing(output, kind, overwrite=overwrite, inputs=inputs)
         building = hidden_sibling(output, "building")
-        with making(output):
+        with os_errors_as_input_error(output):
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir()
         try:
             yield building
-            with making(output):
+            with os_errors_as_input_error(output):
                 _replace(output, building, kind.last)
         except BaseException as error:
             shutil.rmtree(building, ignore_errors=True)
@@ -91,7 +91,7 @@ def staged(output: Path, kind: Kind, *, overwrite: bool, inputs: Iterable[str] =
             raise
 
 
-def refuse_existing(output: Path, kind: Kind, *, overwrite: bool, inputs: Iterable[str] = ()) -> None:
+def refuse_existing(output: Path, kind: OutputFolderType, *, overwrite: bool, inputs: Iterable[str] = ()) -> None:
     """Check that `output` may be written.
 
     A folder left by a killed replacement is moved back first. Folders of other programs or users are never replaced,
@@ -107,9 +107,9 @@ def refuse_existing(output: Path, kind: Kind, *, overwrite: bool, inputs: Iterab
         InputError: an existing `output` may not be replaced, or `output` cannot be written.
     """
     output = output.resolve()
-    with making(output):
-        _refuse_place(output)
-        _bring_back(output, kind)
+    with os_errors_as_input_error(output):
+        _refuse_unwritable(output)
+        _restore_interrupted(output, kind)
         entries = _entries(output)
     refuse_inputs(output, inputs)
     if not entries:
@@ -139,7 +139,7 @@ def refuse_inputs(output: Path, inputs: Iterable[str]) -> None:
             raise InputError(f"inputs outside the output {output}", name, "choose another output")
 
 
-def _refuse_place(output: Path) -> None:
+def _refuse_unwritable(output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise InputError("an output folder", f"the file {output}", "choose another output")
     nearest = next(path for path in (output, *output.parents) if path.exists())
@@ -166,7 +166,7 @@ def _files(output: Path) -> set[str]:
     return result
 
 
-def _bring_back(output: Path, kind: Kind) -> None:
+def _restore_interrupted(output: Path, kind: OutputFolderType) -> None:
     """Undo a replacement that was killed between moving the old folder away and the new one into place."""
     old = hidden_sibling(output, "old")
     if not kind.is_complete(old) or kind.is_complete(output):

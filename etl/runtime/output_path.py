@@ -15,7 +15,7 @@ OTHER_OUTPUT = "choose another output, or check the folder and its permissions"
 
 
 @contextlib.contextmanager
-def making(output: Path) -> Iterator[None]:
+def os_errors_as_input_error(output: Path) -> Iterator[None]:
     """Convert errors of the file system to `InputError`."""
     try:
         yield

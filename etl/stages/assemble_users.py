@@ -88,10 +88,10 @@ def gather_partition(job: Job, partition: int, batches: Iterator[pa.RecordBatch]
     Returns:
         Number of sessions, or of uncut users if filters still need counts.
     """
-    users, raw_clicks = _put_together(job, list(batches))
+    users, raw_clicks = _merge_partial_users(job, list(batches))
     values, counts = np.unique(raw_clicks, return_counts=True)
     write_array(job.work("raw_clicks_per_user", partition, "npy"), np.stack([values, counts], axis=1))
-    return cut_users(job, partition, users) if job.truncates_early else _keep_whole(job, partition, users)
+    return cut_users(job, partition, users) if job.truncates_early else _write_uncut_users(job, partition, users)
 
 
 def cut_filtered_partition(job: Job, partition: int) -> int:
@@ -100,7 +100,7 @@ def cut_filtered_partition(job: Job, partition: int) -> int:
     Returns:
         Number of sessions.
     """
-    users = read_whole(job, partition)
+    users = read_uncut_users(job, partition)
     allowed = np.load(job.work("allowed_items", 0, "npy"), mmap_mode="r")
     users = users.select_rows(lookup(allowed, users.item)[1])
     last_user = np.load(job.work("last_user", 0, "npy"))[0]
@@ -110,7 +110,7 @@ def cut_filtered_partition(job: Job, partition: int) -> int:
     return cut_users(job, partition, users)
 
 
-def _put_together(job: Job, batches: list[pa.RecordBatch]) -> tuple[Users, protocol.Array]:
+def _merge_partial_users(job: Job, batches: list[pa.RecordBatch]) -> tuple[Users, protocol.Array]:
     """The users of a partition after `protocol.dedupe`, and each user's number of clicks in the raw log."""
     dtype = row_dtype(job)
     records = [record for batch in batches for record in batch.to_pylist()]
@@ -169,7 +169,7 @@ def global_categories(job: Job, packed_N: protocol.Array, split_N: protocol.Arra
     return feedback | lookup[base[split_N] + (packed_N >> CATEGORY_SHIFT)] << CATEGORY_SHIFT
 
 
-def _keep_whole(job: Job, partition: int, users: Users) -> int:
+def _write_uncut_users(job: Job, partition: int, users: Users) -> int:
     """Write uncut users and item click counts, for filters that need counts over all users."""
     lengths = np.diff(users.offset)
     table = pa.table({name: getattr(users, name) for name in ("item", "packed", "watching")})
@@ -182,7 +182,7 @@ def _keep_whole(job: Job, partition: int, users: Users) -> int:
     return len(lengths)
 
 
-def read_whole(job: Job, partition: int) -> Users:
+def read_uncut_users(job: Job, partition: int) -> Users:
     """Read the uncut users of a partition, written by the first pass of a filtering protocol."""
     rows = pq.read_table(job.work("whole_rows", partition, "parquet"))
     users = pq.read_table(job.work("whole_users", partition, "parquet"))

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from etl.dataset import ITEMS_SCHEMA
 from etl.protocol import Array, group_offsets
-from etl.stages.assemble_users import all_categories, read_whole
+from etl.stages.assemble_users import all_categories, read_uncut_users
 from etl.stages.task_files import Job, write_array
 from etl.statistics import sum_by_id
 
@@ -87,7 +87,7 @@ def allow_items(job: Job) -> None:
     write_array(job.work("allowed_items", 0, "npy"), allowed)
     last = np.iinfo(np.int64).max
     if job.first_users is not None:
-        users = np.sort(np.concatenate([_users_with(job, partition, allowed) for partition in _whole(job)]))
+        users = np.sort(np.concatenate([_users_with(job, partition, allowed) for partition in _uncut_partitions(job)]))
         if len(users) > job.first_users:
             last = int(users[job.first_users - 1])
     write_array(job.work("last_user", 0, "npy"), np.array([last], np.int64))
@@ -98,13 +98,13 @@ def raw_clicks_per_item(job: Job) -> Array:
     return sum_by_id(_arrays(job, "raw_items"), 1)
 
 
-def _whole(job: Job) -> list[int]:
+def _uncut_partitions(job: Job) -> list[int]:
     return sorted(int(path.stem) for path in job.work_folder("whole_users").glob("[0-9]*.parquet"))
 
 
 def _users_with(job: Job, partition: int, allowed: Array) -> Array:
     """Ids of a partition's users with a row of an allowed item."""
-    users = read_whole(job, partition)
+    users = read_uncut_users(job, partition)
     row = np.isin(users.item, allowed)
     index = np.repeat(np.arange(len(users.user_id)), np.diff(users.offset))
     return users.user_id[np.unique(index[row])]

@@ -87,7 +87,7 @@ def parsed_blocks(job: Job, split: Split, seen: Seen) -> Iterator[pa.Table]:
                 f"{bad[0].reason} in {bad[0].file} at byte {bad[0].byte_offset}",
                 "fix the file, or run without strict=true to quarantine such rows",
             )
-        table = seen.of_known_users(pa.concat_tables(tables).unify_dictionaries()) if tables else None
+        table = seen.select_known_users(pa.concat_tables(tables).unify_dictionaries()) if tables else None
         if table:
             yield table.combine_chunks()
     seen.write(job, split, fingerprint())
@@ -219,7 +219,7 @@ class Seen:
         self.unknown += int((~is_known).sum())
         return is_known
 
-    def of_known_users(self, table: pa.Table) -> pa.Table:
+    def select_known_users(self, table: pa.Table) -> pa.Table:
         """The rows whose user is in `users_from`, counting the others."""
         if self.users is None:
             return table

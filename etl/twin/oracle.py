@@ -116,8 +116,8 @@ def best_probabilities(process: Process, belief_UZ: Float, recent_U2: Int) -> Fl
 def expected_ranking(best_UK: Float) -> dict[str, float]:
     """Sums over users of expected HR, NDCG and MRR if items are ranked by probability."""
     rank = np.arange(1, best_UK.shape[1] + 1)
-    worth = {"hr": np.ones(len(rank)), "ndcg": 1 / np.log2(rank + 1), "mrr": 1 / rank}
-    return {f"{name}@{k}": float((best_UK[:, :k] * value[:k]).sum()) for name, value in worth.items() for k in CUTOFFS}
+    gains = {"hr": np.ones(len(rank)), "ndcg": 1 / np.log2(rank + 1), "mrr": 1 / rank}
+    return {f"{name}@{k}": float((best_UK[:, :k] * value[:k]).sum()) for name, value in gains.items() for k in CUTOFFS}
 
 
 def score_rows(twin: Twin, clicks: Clicks, table: dict[str, Any], users: Int, held_out: int) -> dict[str, Any]:

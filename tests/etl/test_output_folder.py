@@ -12,11 +12,11 @@ import pytest
 from etl.runtime.dataset_folder import DATASET
 from etl.runtime.errors import InputError
 from etl.runtime.output_file import new_file
-from etl.runtime.output_folder import Kind, listed_files, staged
+from etl.runtime.output_folder import OutputFolderType, listed_files, staged
 from retrieval.result_folder import RESULT
 from trainer.inference.score_dataset import BUNDLE
 
-KIND = Kind("a thing", "last.json", lambda data: listed_files(data, {"thing"}, "last.json"))
+KIND = OutputFolderType("a thing", "last.json", lambda data: listed_files(data, {"thing"}, "last.json"))
 
 
 def make(output, content: str, **options) -> None:
