@@ -26,7 +26,7 @@ GRU4REC = Variant(
 HYBRID = model("hybrid")
 
 
-def of_gru4rec(ranker: str, label: str = "") -> Variant:
+def gru4rec_ranker(ranker: str, label: str = "") -> Variant:
     """Another ranker in the result of `gru4rec`: a baseline or the blend."""
     return Variant(label or ranker, GRU4REC.trainer, GRU4REC.retrieval, ranker=ranker)
 
@@ -38,8 +38,8 @@ NEXT_CLICK = Experiment(
     "to the blend of gru4rec with the counted sources. All are judged on the same test queries.",
     (
         GRU4REC,
-        *(of_gru4rec(name) for name in EVERY_BASELINE),
-        of_gru4rec("blend", "blend of gru4rec and counts"),
+        *(gru4rec_ranker(name) for name in EVERY_BASELINE),
+        gru4rec_ranker("blend", "blend of gru4rec and counts"),
         model("srgnn", "train.prefixes=8"),
         model("sasrec"),
         model("nextitnet"),
@@ -120,7 +120,7 @@ SEVERAL_ENCODERS = Experiment(
         model("hybrid", "encoder=[gru4rec,sasrec]", label="hybrid over gru4rec and sasrec"),
         Variant("mean of hybrid and hybrid over srgnn", members=("hybrid", "hybrid over srgnn")),
         Variant("mean of hybrid and hybrid over sasrec", members=("hybrid", "hybrid over sasrec")),
-        of_gru4rec("blend", "blend of gru4rec and counts"),
+        gru4rec_ranker("blend", "blend of gru4rec and counts"),
     ),
     metrics=("hr@20", "ndcg@20", "hr@10", "ndcg@10"),
 )
