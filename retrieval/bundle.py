@@ -19,7 +19,7 @@ from etl.dataset import FEEDBACK_LABELS, DataFile, check_files, check_schema, de
 from etl.runtime.dataset_folder import MANIFEST
 from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
-from etl.runtime.object_store import absolute, fetched
+from etl.runtime.object_store import absolute, download_if_remote
 from retrieval.bundle_checks import HINT, check_feedback, check_finite, check_nulls, check_users
 from retrieval.queries import Queries
 
@@ -206,7 +206,7 @@ def open_bundle(path: str | Path, *, dataset: str | None = None, verify: bool = 
     Raises:
         InputError: not a complete bundle, or made from another dataset.
     """
-    folder = fetched(path, last_file=MANIFEST)
+    folder = download_if_remote(path, last_file=MANIFEST)
     raw = read_manifest(folder, kind="a bundle", hint="give RUN/bundle of a finished training run")
     if raw.get("schema_version") != SCHEMA_VERSION:
         raise InputError(f"bundle schema_version {SCHEMA_VERSION}", raw.get("schema_version"), HINT)

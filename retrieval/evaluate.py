@@ -13,7 +13,7 @@ from etl.dataset import Dataset
 from etl.runtime.dataset_folder import MANIFEST
 from etl.runtime.errors import InputError
 from etl.runtime.files import sha256_of, write_json
-from etl.runtime.object_store import published, read_file, refuse_output
+from etl.runtime.object_store import read_file, refuse_output, staged_output
 from etl.runtime.progress import ProgressLine
 from retrieval.blend.describe import describe_blend, put_blend
 from retrieval.blend.prepare import prepare_blend
@@ -65,7 +65,7 @@ def evaluate(config: RetrievalConfig, run_parts: RunParts = run_in_process) -> d
     repeats = count_repeats(dataset) if config.mask_seen == "auto" else None
     if repeats:
         config = replace(config, mask_seen=repeats.mask_seen)
-    with published(config.output, RESULT, overwrite=config.overwrite, inputs=read) as folder:
+    with staged_output(config.output, RESULT, overwrite=config.overwrite, inputs=read) as folder:
         result: dict[str, Any] = {"valid": {}, "test": {}, "baselines": {}, "index": None}
         work_folder = parts_folder(config, bundle)
         feedback = saved_feedback(bundle, dataset, work_folder)  # first, to find invalid rows early
@@ -200,7 +200,7 @@ def reopen(config: RetrievalConfig) -> Evaluation:
         )
     if config.index == "auto" and Fidelity(**known["test"]).is_slower:
         return Evaluation(config, dataset, bundle, build_index("flat", catalogue))
-    index.set_effort(known["effort"], known["refine"])
+    index.set_search_effort(known["effort"], known["refine"])
     return Evaluation(config, dataset, bundle, index)
 
 

@@ -18,7 +18,7 @@ from retrieval.bundle import BATCH, lists_array
 from retrieval.metrics.accumulators import RankingResult, Segments
 from retrieval.queries import Queries
 from retrieval.rankers.index_ranker import check_targets, search_unseen
-from retrieval.rankers.lists import places_of_listed
+from retrieval.rankers.lists import columns_of_listed
 from retrieval.rankers.registry import MODEL
 from retrieval.ranks_file import RankWriter
 
@@ -46,13 +46,13 @@ class PartResults:
     def __init__(self, evaluation: Evaluation, part: Part, names: list[str], ranks: RankWriter) -> None:
         config = evaluation.config
         self.results = {name: RankingResult(config.cutoffs, evaluation.dataset.manifest.n_items) for name in names}
-        self.facts, self.split, self.ranks = evaluation.facts, part.split, ranks
+        self.attributes, self.split, self.ranks = evaluation.attributes, part.split, ranks
 
     def add(self, name: str, queries: Queries, ranked: Ranked, seconds: float, more: Segments = ()) -> None:
         """Add a ranker's ranks and lists of a batch; ranks of blend variants are not written individually."""
         results = self.results[name]
         results.seconds += seconds
-        results.add(queries, CLICKS_AFTER_QUERY[self.split], *ranked, self.facts, more)
+        results.add(queries, CLICKS_AFTER_QUERY[self.split], *ranked, self.attributes, more)
         if not name.startswith(f"{BLEND}-"):
             self.ranks.add(name, self.split, queries, ranked[0])
 
@@ -64,22 +64,23 @@ def rank_part(evaluation: Evaluation, part: Part, folder: Path, blend: BlendRank
     ranked = -(-evaluation.bundle.n_queries(part.split) // every)
     sampled_every = every * -(-ranked // config.baseline_queries)
     names = [*evaluation.rankers, *(blend.names if blend else ())]
-    with RankWriter(folder / "ranks.parquet", config.deepest) as ranks:
-        results = PartResults(evaluation, part, names, ranks)
+    with RankWriter(folder / "ranks.parquet", config.deepest) as writer:
+        results = PartResults(evaluation, part, names, writer)
         for number, queries in ranked_batches(evaluation, part):
             check_targets(queries)
             sampled = number % sampled_every == 0
             sample = queries.take(np.flatnonzero(sampled))
             for name, ranker in evaluation.rankers.items():
-                asked = queries if name in ALWAYS_ALL else sample
-                if len(asked):
+                queries_of_ranker = queries if name in ALWAYS_ALL else sample
+                if len(queries_of_ranker):
                     started = perf_counter()
-                    ranks_and_lists = ranker(asked)
-                    results.add(name, asked, ranks_and_lists, perf_counter() - started, _transitions(asked, blend))
+                    ranks_and_lists = ranker(queries_of_ranker)
+                    seconds, weights = perf_counter() - started, _transitions(queries_of_ranker, blend)
+                    results.add(name, queries_of_ranker, ranks_and_lists, seconds, weights)
             if blend:
                 rank_by_blend(blend, results, sample, variants=True)
                 rank_by_blend(blend, results, queries.take(np.flatnonzero(~sampled)), variants=False)
-            evaluation.tell(len(queries))
+            evaluation.on_progress(len(queries))
     for name, result in results.results.items():
         result.write(folder / name)
     if blend:
@@ -126,7 +127,7 @@ def _transitions(queries: Queries, blend: BlendRanker | None) -> Segments:
     """Segments of queries whose transition from last click to target was counted in train, and the others."""
     if blend is None:
         return ()
-    counted = blend.facts.counted(queries.seen[queries.seen_offset[1:] - 1], queries.target) > 0
+    counted = blend.candidate_features.counted(queries.seen[queries.seen_offset[1:] - 1], queries.target) > 0
     return (("transition", "counted", counted), ("transition", "new", ~counted))
 
 
@@ -136,7 +137,7 @@ def recommend_part(evaluation: Evaluation, part: Part, folder: Path, blend: Blen
     with pq.ParquetWriter(folder / "topk.parquet", TOPK_SCHEMA, compression="zstd") as writer:
         for queries in evaluation.batches(part):
             score, listed = blend.recommend(queries) if blend else search_unseen(evaluation.index, queries, k)
-            order = places_of_listed(listed, k)
+            order = columns_of_listed(listed, k)
             items, scores = np.take_along_axis(listed, order, 1), np.take_along_axis(score, order, 1)
             result = items > 0
             offset = np.concatenate([[0], np.cumsum(result.sum(axis=1))])
@@ -144,4 +145,4 @@ def recommend_part(evaluation: Evaluation, part: Part, folder: Path, blend: Blen
             columns = (items[result].astype(np.int32), raw, scores[result].astype(np.float32))
             arrays = [pa.array(queries.user_id), *(lists_array(offset, values) for values in columns)]
             writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=TOPK_SCHEMA))
-            evaluation.tell(len(queries))
+            evaluation.on_progress(len(queries))

@@ -66,18 +66,18 @@ class Evaluation:
         config: options of the evaluation.
         dataset, bundle: the opened inputs.
         index: index over the candidates, with tuned search effort.
-        tell: progress callback, called with the number of queries of each completed batch.
+        on_progress: progress callback, called with the number of queries of each completed batch.
     """
 
     config: RetrievalConfig
     dataset: Dataset
     bundle: Bundle
     index: Index
-    tell: Callable[[int], None] = field(default=lambda done: None, repr=False)
+    on_progress: Callable[[int], None] = field(default=lambda done: None, repr=False)
     _blends: dict[Path, BlendRanker | None] = field(default_factory=dict, repr=False)
 
     @cached_property
-    def facts(self) -> SegmentAttributes:
+    def attributes(self) -> SegmentAttributes:
         """Attributes that define query segments."""
         return SegmentAttributes.of(self.dataset)
 
@@ -158,7 +158,7 @@ class Evaluation:
             total = RankingResult(self.config.cutoffs, self.dataset.manifest.n_items)
             for part in parts:
                 total.add_written(folder / part.name / name)
-            out[name] = total.metrics(self.facts.train_clicks, len(self.index.catalogue.item))
+            out[name] = total.metrics(self.attributes.train_clicks, len(self.index.catalogue.item))
         return out
 
 
@@ -179,14 +179,14 @@ def run_in_process(evaluation: Evaluation, parts: list[Part], folder: Path) -> N
         total = sum(map(evaluation.ranked, mine))
         done = total - sum(map(evaluation.ranked, left))
 
-        def tell(rows: int, name: str = name, total: int = total) -> None:
+        def on_progress(rows: int, name: str = name, total: int = total) -> None:
             nonlocal done
             done += rows
             line.update(name, done, total, "queries")
 
-        evaluation.tell = tell
+        evaluation.on_progress = on_progress
         for part in left:
-            tell(0)
+            on_progress(0)
             evaluation.run(part, folder)
     line.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from etl.runtime.output_folder import Kind, listed_files
+from etl.runtime.output_folder import OutputFolderType, listed_files
 
 METRICS = "metrics.json"
 """Written last: a folder without it is not a result."""
@@ -26,7 +26,7 @@ def _unlisted_files(data: bytes) -> set[str] | None:
         return None
 
 
-RESULT = Kind("a result", METRICS, _files)
+RESULT = OutputFolderType("a result", METRICS, _files)
 
 
 def is_result(path: Path) -> bool:

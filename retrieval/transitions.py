@@ -26,7 +26,7 @@ from etl.runtime.lookup import lookup
 from retrieval.bundle import TRANSITIONS, TRANSITIONS_SCHEMA, Bundle
 from retrieval.bundle_checks import HINT
 from retrieval.queries import Queries
-from retrieval.sources.scores import AfterLast, NearSeen
+from retrieval.sources.scores import ItemKNNScores, SuccessorScores
 from retrieval.sources.sparse_rows import row_of_entries
 from retrieval.sources.store import SourceOptions, open_counted
 
@@ -113,12 +113,12 @@ def open_transitions(dataset: Dataset, folder: Path, held_out: int, threads: int
     lists = {}
     for name, source in COUNTED.items():
         scores = counted[source]
-        assert isinstance(scores, AfterLast | NearSeen)
+        assert isinstance(scores, SuccessorScores | ItemKNNScores)
         lists[name] = scores.lists
-    return of_counts(lists)
+    return transitions_from_counts(lists)
 
 
-def of_counts(counts: dict[str, sparse.csr_matrix]) -> Transitions:
+def transitions_from_counts(counts: dict[str, sparse.csr_matrix]) -> Transitions:
     """Terms from rule scores and cosines."""
     terms = {}
     for name, matrix in counts.items():

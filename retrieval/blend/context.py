@@ -18,8 +18,8 @@ Context = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class SegmentAttributes:
-    """Item and session attributes of the dataset.
+class CandidateFeatures:
+    """Item and session attributes of the dataset, and the candidate features computed from them.
 
     Attributes:
         popularity: of the candidates.

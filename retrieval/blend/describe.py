@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from retrieval.blend.learned import Learned
+from retrieval.blend.learned import FittedBlend
 from retrieval.blend.ranker import BLEND
 
 
-def describe_blend(learned: Learned) -> dict[str, Any]:
+def describe_blend(learned: FittedBlend) -> dict[str, Any]:
     """Kind, weights, and the metrics they were selected by."""
     return {
         "kind": learned.kind,
-        "weights": learned.everyone.weights,
+        "weights": learned.all_users.weights,
         "temperature": learned.temperature,
         "selection": learned.selection,
     }

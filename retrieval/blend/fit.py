@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from retrieval.blend import reranker
-from retrieval.blend.context import Context, SegmentAttributes
-from retrieval.blend.learned import FOLDS, Learned, Weights, fold_of
+from retrieval.blend.context import CandidateFeatures, Context
+from retrieval.blend.learned import FOLDS, FittedBlend, Weights, fold_of
 from retrieval.blend.pool import Pool, Pools, softmax_of_rows
 from retrieval.blend.weights import find_weights, gain_of, summed
 from retrieval.queries import Queries
@@ -23,18 +23,18 @@ TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 def learn_blend(
-    pools: Pools, facts: SegmentAttributes, queries: Iterable[Queries], cutoff: int, threads: int
-) -> Learned | None:
+    pools: Pools, candidate_features: CandidateFeatures, queries: Iterable[Queries], cutoff: int, threads: int
+) -> FittedBlend | None:
     """Fit on valid queries; None if no target is in any pool.
 
     Args:
         pools: pools of the model with valid queries, and of sources counted without valid clicks.
-        facts: session and item attributes, for candidate features.
+        candidate_features: computes candidate features from session and item attributes.
         queries: a sample of valid queries.
         cutoff: cutoff of the NDCG to maximise.
         threads: threads of the weight search and of LightGBM; the result does not depend on it.
     """
-    hits = collect_hits(pools, facts, queries)
+    hits = collect_hits(pools, candidate_features, queries)
     return fit_blend(hits, cutoff, threads) if len(hits.user_id) else None
 
 
@@ -54,7 +54,7 @@ class Hits:
     n_queries: int
 
 
-def fit_blend(hits: Hits, cutoff: int, threads: int) -> Learned:
+def fit_blend(hits: Hits, cutoff: int, threads: int) -> FittedBlend:
     """Fit temperature, weights and re-ranker on all users, and without the users of each fold."""
     pool, context, users, n_queries = hits.pool, hits.context, hits.user_id, hits.n_queries
     temperature = _best_temperature(pool) if MODEL in pool.names else 1.0
@@ -65,24 +65,24 @@ def fit_blend(hits: Hits, cutoff: int, threads: int) -> Learned:
     texts: list[str | None] = []
     trees = []
     for each in range(FOLDS):
-        train, test = _of(pool, context, fold != each), _of(pool, context, fold == each)
+        train, test = _select_queries(pool, context, fold != each), _select_queries(pool, context, fold == each)
         result = find_weights(train[0], cutoff, names, threads)
         weights.append(result)
-        gains["sum"][fold == each] = gain_of(test[0].ahead(summed(test[0], result)), cutoff)
+        gains["sum"][fold == each] = gain_of(test[0].target_ranks(summed(test[0], result)), cutoff)
         text, count = _learn_reranker(train, result, threads)
         texts.append(text)
         if text is not None:
             trees.append(count)
-            ranks = test[0].ahead(reranked(test, result, reranker.Reranker(text, threads)))
+            ranks = test[0].target_ranks(reranked(test, result, reranker.Reranker(text, threads)))
             gains["reranker"][fold == each] = gain_of(ranks, cutoff)
     complete = len(trees) == FOLDS and len(rows) == FOLDS
     total = {kind: float(gain.sum()) / n_queries for kind, gain in gains.items()}
     kind = "reranker" if complete and total["reranker"] > total["sum"] else "sum"
-    everyone = find_weights(pool, cutoff, names, threads)
+    all_users = find_weights(pool, cutoff, names, threads)
     text = None
     if complete:
-        text, _ = _learn_reranker((pool, context), everyone, threads, max(1, round(float(np.mean(trees)))))
-    single = {name: gain_of(pool.ahead(summed(pool, unit)), cutoff) for name, unit in _units(names)}
+        text, _ = _learn_reranker((pool, context), all_users, threads, max(1, round(float(np.mean(trees)))))
+    single = {name: gain_of(pool.target_ranks(summed(pool, unit)), cutoff) for name, unit in _units(names)}
     alone = {name: float(gain.sum()) / n_queries for name, gain in single.items()}
     selection = {
         "queries": n_queries,
@@ -91,10 +91,10 @@ def fit_blend(hits: Hits, cutoff: int, threads: int) -> Learned:
         "trees": trees if complete else [],
     }
     folds = [Weights(_named(names, w), t if complete else None) for w, t in zip(weights, texts, strict=True)]
-    return Learned(list(names), temperature, kind, Weights(_named(names, everyone), text), folds, selection)
+    return FittedBlend(list(names), temperature, kind, Weights(_named(names, all_users), text), folds, selection)
 
 
-def collect_hits(pools: Pools, facts: SegmentAttributes, queries: Iterable[Queries]) -> Hits:
+def collect_hits(pools: Pools, candidate_features: CandidateFeatures, queries: Iterable[Queries]) -> Hits:
     """Collect the queries whose target is in their pool."""
     parts: list[Pool] = []
     contexts: list[Context] = []
@@ -105,7 +105,7 @@ def collect_hits(pools: Pools, facts: SegmentAttributes, queries: Iterable[Queri
             n_queries += len(tile)
             hit = np.bincount(pool.query[pool.is_target], minlength=len(tile)) > 0
             chosen = hit[pool.query]
-            contexts.append({name: values[chosen] for name, values in facts.context(pool, tile).items()})
+            contexts.append({name: values[chosen] for name, values in candidate_features.context(pool, tile).items()})
             number = np.cumsum(hit) - 1 + begin
             selected = pool.take(chosen)
             parts.append(replace(selected, query=number[selected.query]))
@@ -131,7 +131,7 @@ def _tiles(batch: Queries) -> Iterator[Queries]:
         yield batch.take(np.arange(begin, min(begin + FIT_AT_ONCE, len(batch))))
 
 
-def _of(pool: Pool, context: Context, chosen_Q: npt.NDArray[np.bool_]) -> tuple[Pool, Context]:
+def _select_queries(pool: Pool, context: Context, chosen_Q: npt.NDArray[np.bool_]) -> tuple[Pool, Context]:
     """Select queries, renumbered."""
     chosen, number = chosen_Q[pool.query], np.cumsum(chosen_Q) - 1
     selected = pool.take(chosen)

@@ -32,14 +32,14 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Learned:
+class FittedBlend:
     """A blend fitted on valid queries.
 
     Attributes:
         names: source names.
         temperature: softmax temperature of the model's scores.
         kind: `sum` or `reranker`, whichever is better on valid, cross-fitted.
-        everyone: fitted on all users; used for test and next.
+        all_users: fitted on all users; used for test and next.
         folds: fitted without the users of each fold; used for their valid queries.
         selection: details of the selection: NDCG of both kinds and of each single source, queries, hits, trees.
     """
@@ -47,18 +47,19 @@ class Learned:
     names: list[str]
     temperature: float
     kind: str
-    everyone: Weights
+    all_users: Weights
     folds: list[Weights]
     selection: dict[str, Any]
 
     def write(self, folder: Path) -> None:
         """Write the file, atomically."""
         record = asdict(self)
+        record["everyone"] = record.pop("all_users")
         with atomic_file(folder / FILE) as file:
             file.write_text(json.dumps(record | {"fingerprint": fingerprint_of(record)}))
 
     @classmethod
-    def read(cls, folder: Path) -> Learned | None:
+    def read(cls, folder: Path) -> FittedBlend | None:
         """Read the blend; None if there is none.
 
         Raises:
@@ -68,8 +69,8 @@ class Learned:
             record = json.loads((folder / FILE).read_text())
             if record.pop("fingerprint") != fingerprint_of(record):
                 raise ValueError("other content")
-            everyone, folds = Weights(**record.pop("everyone")), [Weights(**fold) for fold in record.pop("folds")]
-            return cls(**record, everyone=everyone, folds=folds)
+            all_users, folds = Weights(**record.pop("everyone")), [Weights(**fold) for fold in record.pop("folds")]
+            return cls(**record, all_users=all_users, folds=folds)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -67,7 +67,7 @@ class Pool:
         columns = {name: getattr(self, name)[:, chosen_N] for name in ("raw", "share", "rank")}
         return replace(self, **rows, **columns)
 
-    def ahead(self, score_N: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+    def target_ranks(self, score_N: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
         """Rank of each query's target by a score, ties count against it; 0 if the target is not in the pool."""
         own = np.full(self.n_queries, np.inf, score_N.dtype)
         own[self.query[self.is_target]] = score_N[self.is_target]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from etl.dataset import REFIT_HOLDOUT, TRAIN_HOLDOUT, Dataset
 from etl.runtime.errors import InputError
-from retrieval.blend.context import SegmentAttributes
+from retrieval.blend.context import CandidateFeatures
 from retrieval.blend.fit import FIT_QUERIES, learn_blend
-from retrieval.blend.learned import Learned
+from retrieval.blend.learned import FittedBlend
 from retrieval.blend.pool import CANDIDATES, Pools
 from retrieval.blend.ranker import BlendRanker
 from retrieval.bundle import Bundle
@@ -19,7 +19,7 @@ from retrieval.rankers.popularity import CategoryPopularity, Popularity
 from retrieval.rankers.registry import MODEL, source_options, sources_folder
 from retrieval.search.index import Index
 from retrieval.search.threads import search_threads
-from retrieval.sources.scores import AfterLast, Scores, category_popularity, popularity, repeats
+from retrieval.sources.scores import Scores, SuccessorScores, category_popularity, popularity, repeats
 from retrieval.sources.store import COUNTED, open_counted
 
 
@@ -48,13 +48,13 @@ class OpenedSources:
         names: source names.
         counted: the counted sources, always including `markov`.
         index: index over the candidates.
-        facts: session and item attributes, for candidate features.
+        candidate_features: computes candidate features from session and item attributes.
     """
 
     names: list[str]
     counted: dict[str, Scores]
     index: Index
-    facts: SegmentAttributes
+    candidate_features: CandidateFeatures
 
     @classmethod
     def of(
@@ -66,12 +66,12 @@ class OpenedSources:
         options = source_options(config, held_out)
         counted = open_counted(requested, dataset, sources_folder(bundle), options, search_threads())
         markov = counted["markov"]
-        successors = markov.lists if isinstance(markov, AfterLast) else None
-        return cls(names, counted, index, SegmentAttributes(popular, dataset.category_codes(), successors))
+        successors = markov.lists if isinstance(markov, SuccessorScores) else None
+        return cls(names, counted, index, CandidateFeatures(popular, dataset.category_codes(), successors))
 
     def pools(self, *, mask_seen: bool, temperature: float = 1.0) -> Pools:
         """Pools of all sources."""
-        popular, mask = self.facts.popularity, {"mask_seen": mask_seen}
+        popular, mask = self.candidate_features.popularity, {"mask_seen": mask_seen}
         sources: dict[str, Scores | None] = {}
         for name in self.names:
             if name == MODEL:
@@ -81,7 +81,7 @@ class OpenedSources:
             elif name == "popularity":
                 sources[name] = popularity(popular, CANDIDATES, **mask)
             elif name == "category_popularity":
-                categories = CategoryPopularity(popular, self.facts.category)
+                categories = CategoryPopularity(popular, self.candidate_features.category)
                 sources[name] = category_popularity(categories, CANDIDATES, **mask)
             else:
                 sources[name] = repeats(popular.n_items)
@@ -90,7 +90,7 @@ class OpenedSources:
 
 def prepare_blend(
     dataset: Dataset, selected: Bundle, index: Index, config: RetrievalConfig, folder: Path
-) -> Learned | None:
+) -> FittedBlend | None:
     """Fit the blend and write it to `folder`, or read it if it exists; None if there is none to fit.
 
     Args:
@@ -106,12 +106,16 @@ def prepare_blend(
     names = source_names(config, dataset)
     if not names:
         return None
-    learned = Learned.read(folder)
+    learned = FittedBlend.read(folder)
     if learned is None:
         opened = OpenedSources.of(names, dataset, selected, index, config, TRAIN_HOLDOUT)
         pools = opened.pools(mask_seen=bool(config.mask_seen))
         learned = learn_blend(
-            pools, opened.facts, selected.sample_queries("valid", FIT_QUERIES), ndcg_cutoff(config), search_threads()
+            pools,
+            opened.candidate_features,
+            selected.sample_queries("valid", FIT_QUERIES),
+            ndcg_cutoff(config),
+            search_threads(),
         )
     if learned is None:
         if config.blend != "auto":
@@ -126,7 +130,7 @@ def open_blend(
     dataset: Dataset, bundle: Bundle, index: Index, config: RetrievalConfig, folder: Path
 ) -> BlendRanker | None:
     """Open the blend in `folder` over a bundle; for a refit model sources count the valid clicks too."""
-    learned = Learned.read(folder) if config.blend != "none" else None
+    learned = FittedBlend.read(folder) if config.blend != "none" else None
     if learned is None:
         return None
     held_out = REFIT_HOLDOUT if bundle.manifest.refit else TRAIN_HOLDOUT
@@ -134,4 +138,4 @@ def open_blend(
     ranked, listed = (
         opened.pools(mask_seen=mask, temperature=learned.temperature) for mask in (bool(config.mask_seen), True)
     )
-    return BlendRanker(learned, ranked, listed, opened.facts, config.deepest, search_threads())
+    return BlendRanker(learned, ranked, listed, opened.candidate_features, config.deepest, search_threads())

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from retrieval.blend.context import SegmentAttributes
+from retrieval.blend.context import CandidateFeatures
 from retrieval.blend.fit import reranked
-from retrieval.blend.learned import Learned, Weights, fold_of
+from retrieval.blend.learned import FittedBlend, Weights, fold_of
 from retrieval.blend.pool import Pool, Pools
 from retrieval.blend.reranker import Reranker
 from retrieval.blend.weights import summed
@@ -36,15 +36,21 @@ class BlendRanker:
         learned: weights and re-rankers.
         pools: pools for ranking targets.
         unseen: pools without seen items, for recommendations.
-        facts: session and item attributes, for candidate features.
+        candidate_features: computes candidate features from session and item attributes.
         deepest: the largest cutoff.
         threads: number of tiles ranked in parallel.
     """
 
     def __init__(
-        self, learned: Learned, pools: Pools, unseen: Pools, facts: SegmentAttributes, deepest: int, threads: int
+        self,
+        learned: FittedBlend,
+        pools: Pools,
+        unseen: Pools,
+        candidate_features: CandidateFeatures,
+        deepest: int,
+        threads: int,
     ) -> None:
-        self.learned, self.pools, self.unseen, self.facts = learned, pools, unseen, facts
+        self.learned, self.pools, self.unseen, self.candidate_features = learned, pools, unseen, candidate_features
         self.deepest, self.threads = deepest, threads
         self.seconds = {"sum": 0.0, "reranker": 0.0}
 
@@ -56,9 +62,9 @@ class BlendRanker:
     @property
     def variants(self) -> list[str]:
         """Names of the variants: both kinds, each single source, the sum without each source that has a weight."""
-        kinds = ["sum", "reranker"] if self.learned.everyone.reranker else ["sum"]
+        kinds = ["sum", "reranker"] if self.learned.all_users.reranker else ["sum"]
         out = [f"{BLEND}-{kind}" for kind in kinds] + [f"{BLEND}-source-{name}" for name in self.learned.names]
-        used = [name for name, weight in self.learned.everyone.weights.items() if weight]
+        used = [name for name, weight in self.learned.all_users.weights.items() if weight]
         return out + [f"{BLEND}-without-{name}" for name in used if len(used) > 1]
 
     def spent(self) -> dict[str, float]:
@@ -70,7 +76,7 @@ class BlendRanker:
     @cached_property
     def _rerankers(self) -> list[Reranker | None]:
         """Re-rankers by fold, then that of all users."""
-        texts = [weights.reranker for weights in (*self.learned.folds, self.learned.everyone)]
+        texts = [weights.reranker for weights in (*self.learned.folds, self.learned.all_users)]
         return [Reranker(text, 1) if text else None for text in texts]
 
     def rank(self, queries: Queries, split: str, *, variants: bool = True) -> dict[str, Ranked]:
@@ -122,7 +128,7 @@ class BlendRanker:
 
     def _rank(self, queries: Queries, member: int, names: list[str]) -> dict[str, Ranked]:
         pool = self.pools.of(queries)
-        no_candidate = self.facts.popularity.clicks_of(queries.target) < 0
+        no_candidate = self.candidate_features.popularity.clicks_of(queries.target) < 0
         if self.pools.mask_seen:
             no_candidate |= queries.is_repeat
         kinds = {kind: self._score(pool, queries, member, kind) for kind in self._kinds(names)}
@@ -134,7 +140,7 @@ class BlendRanker:
                 if name == BLEND or variant in kinds
                 else (summed(pool, self._without(variant, member)))
             )
-            rank = pool.ahead(score)
+            rank = pool.target_ranks(score)
             rank[rank == 0] = np.maximum(np.bincount(pool.query, minlength=len(queries)), self.deepest)[rank == 0] + 1
             rank[no_candidate] = MISS
             # Lists of variants are not needed.
@@ -146,7 +152,7 @@ class BlendRanker:
         return [kind for kind in ("sum", "reranker") if f"{BLEND}-{kind}" in names or kind == self.learned.kind]
 
     def _weights(self, member: int) -> Weights:
-        return self.learned.everyone if member < 0 else self.learned.folds[member]
+        return self.learned.all_users if member < 0 else self.learned.folds[member]
 
     def _array(self, weights: Mapping[str, float]) -> npt.NDArray[np.float64]:
         return np.array([weights.get(name, 0.0) for name in self.learned.names])
@@ -164,6 +170,6 @@ class BlendRanker:
         if kind == "sum" or model is None:
             score: npt.NDArray[np.floating] = summed(pool, weights)
         else:
-            score = reranked((pool, self.facts.context(pool, queries)), weights, model)
+            score = reranked((pool, self.candidate_features.context(pool, queries)), weights, model)
         self.seconds[kind] += perf_counter() - begin
         return score

@@ -76,16 +76,16 @@ def deciles(train_clicks: Int) -> npt.NDArray[np.int8]:
     return out
 
 
-def segments(queries: Queries, clicks_after: int, facts: SegmentAttributes) -> Segments:
+def segments(queries: Queries, clicks_after: int, attributes: SegmentAttributes) -> Segments:
     """Kind, name and mask `[Q]` of each segment of queries."""
     length = queries.n_seen + clicks_after
     for low, high in LENGTHS:
         yield "session_length", f"{low}-{high}" if high else f"{low}+", (length >= low) & (length <= (high or length))
-    decile = facts.decile[queries.target]
+    decile = attributes.decile[queries.target]
     for number in range(1, DECILES + 1):
         yield "target_popularity", str(number), decile == number
     yield "target_popularity", "cold", decile == 0
-    profile = facts.profile_of(queries.user_id)
+    profile = attributes.profile_of(queries.user_id)
     for column, kind in enumerate(("gender", "age")):
         for value in np.unique(profile[:, column]).tolist():
             yield kind, "unknown" if value < 0 else str(value), profile[:, column] == value
@@ -108,12 +108,18 @@ class RankingResult:
         self.seconds = 0.0
 
     def add(
-        self, queries: Queries, clicks_after: int, rank: Int, lists: Any, facts: SegmentAttributes, more: Segments = ()
+        self,
+        queries: Queries,
+        clicks_after: int,
+        rank: Int,
+        lists: Any,
+        attributes: SegmentAttributes,
+        more: Segments = (),
     ) -> None:
-        """Add a batch: ranks of its targets and top lists; `more` are segments besides those by `facts`."""
+        """Add a batch: ranks of its targets and top lists; `more` are segments besides those by `attributes`."""
         repeat = queries.is_repeat
         self.total.add(rank, repeat)
-        for kind, name, inside in (*segments(queries, clicks_after, facts), *more):
+        for kind, name, inside in (*segments(queries, clicks_after, attributes), *more):
             if inside.any():
                 segment = self.segments.setdefault((kind, name), RankingSums(self.cutoffs))
                 segment.add(rank[inside], repeat[inside])

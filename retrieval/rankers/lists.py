@@ -59,9 +59,9 @@ def seen_among(queries: Queries, listed_QK: npt.NDArray[np.integer]) -> npt.NDAr
 
 def first_listed(listed_QK: npt.NDArray[np.integer], k: int) -> npt.NDArray[np.integer]:
     """The first `k` non-zero items, in order, padded with 0."""
-    return np.take_along_axis(listed_QK, places_of_listed(listed_QK, k), 1)
+    return np.take_along_axis(listed_QK, columns_of_listed(listed_QK, k), 1)
 
 
-def places_of_listed(listed_QK: npt.NDArray[np.integer], k: int) -> npt.NDArray[np.intp]:
+def columns_of_listed(listed_QK: npt.NDArray[np.integer], k: int) -> npt.NDArray[np.intp]:
     """Columns `[Q, k]` of the first `k` non-zero items, in order, then columns of zeros."""
     return np.argsort(listed_QK == 0, axis=1, kind="stable")[:, :k]

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from etl.runtime.errors import InputError
-from etl.runtime.object_store import fetched
+from etl.runtime.object_store import download_if_remote
 from etl.runtime.output_file import new_file
 from retrieval.metrics.ranking import Int
 from retrieval.metrics.significance import GAINS, compare, gains, holm, interval
@@ -108,7 +108,7 @@ def read_results(folders: Sequence[str], metrics: Sequence[str]) -> dict[str, In
     Raises:
         InputError: results over different queries, or without a metric.
     """
-    results = [Result.read(fetched(folder, last_file=METRICS)) for folder in folders]
+    results = [Result.read(download_if_remote(folder, last_file=METRICS)) for folder in folders]
     rankers: dict[str, Int] = {}
     for result in results:
         result.check(results[0], metrics)

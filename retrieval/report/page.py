@@ -121,17 +121,17 @@ def _feedback_rows(result: dict[str, Any], split: str) -> list[tuple[str, list[s
 
 def _headline(result: dict[str, Any], dataset: Dataset) -> str:
     counts, test = dataset.manifest.counts, result.get("test", {})
-    facts = [
+    key_figures = [
         (f"{counts['sessions']:,}", "sessions"),
         (f"{counts['items']:,}", "items"),
         (f"{counts['clicks']:,}", "clicks"),
     ]
     if "queries" in test:
         k = main_cutoff(result)
-        facts.insert(0, (f"{test[f'hr@{k}']:.1%}", f"HR@{k} of the model on test"))
+        key_figures.insert(0, (f"{test[f'hr@{k}']:.1%}", f"HR@{k} of the model on test"))
         if result.get("blend"):
-            facts.insert(1, (f"{result['blend']['test'][f'hr@{k}']:.1%}", f"HR@{k} of the blend"))
-    numbers = "".join(f"<span><b>{escape(value)}</b>{escape(name)}</span>" for value, name in facts)
+            key_figures.insert(1, (f"{result['blend']['test'][f'hr@{k}']:.1%}", f"HR@{k} of the blend"))
+    numbers = "".join(f"<span><b>{escape(value)}</b>{escape(name)}</span>" for value, name in key_figures)
     return f'<div class="numbers">{numbers}</div>'
 
 

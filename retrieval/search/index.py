@@ -73,27 +73,27 @@ class Catalogue:
 
 
 @dataclass(frozen=True)
-class Kind:
+class IndexType:
     """An index type.
 
     Attributes:
-        effort: name of the search effort parameter: lists probed (nprobe), or candidates kept in the graph search.
+        effort_parameter: name of the search effort: lists probed (nprobe), or candidates kept in the graph search.
         first: initial effort for tuning.
         refine: candidates to rescore exactly per requested one, since quantised scores are approximate.
         bytes_per_vector: index bytes per vector, by dimension.
     """
 
-    effort: str
+    effort_parameter: str
     first: int
     refine: int
     bytes_per_vector: Any
 
 
 KINDS = {
-    "ivf_flat": Kind("nprobe", 1, 1, lambda width: 4 * width + 8),
-    "ivf_sq8": Kind("nprobe", 1, 2, lambda width: width + 8),
-    "ivf_pq_refine": Kind("nprobe", 1, 8, lambda width: width // 4 + 8),
-    "hnsw": Kind("efSearch", 16, 1, lambda width: 4 * width + 8 * HNSW_LINKS + 16),
+    "ivf_flat": IndexType("nprobe", 1, 1, lambda width: 4 * width + 8),
+    "ivf_sq8": IndexType("nprobe", 1, 2, lambda width: width + 8),
+    "ivf_pq_refine": IndexType("nprobe", 1, 8, lambda width: width // 4 + 8),
+    "hnsw": IndexType("efSearch", 16, 1, lambda width: 4 * width + 8 * HNSW_LINKS + 16),
 }
 """Index types by name; `flat` is exact search without an index."""
 
@@ -107,7 +107,7 @@ class Index:
     faiss_index: Any = field(repr=False)
     build_seconds: float
     space: str = SPACES[0]
-    effort: int | None = None
+    search_effort: int | None = None
     refine: int = 1
     parameters: dict[str, Any] = field(default_factory=dict)
 
@@ -119,20 +119,20 @@ class Index:
         size = len(self.catalogue.item)
         if self.faiss_index is None:
             return search_ordered(self.catalogue.vector, query_QD, min(k, size))
-        _, row = self.faiss_index.search(widened(query_QD, self.space, None), min(k * self.refine, max(k, size)))
+        _, row = self.faiss_index.search(to_index_space(query_QD, self.space, None), min(k * self.refine, max(k, size)))
         score = rescore(self.catalogue.vector, query_QD, row)
         order = np.lexsort((np.where(row < 0, np.iinfo(np.int64).max, row), -score), axis=1)[:, :k]
         return np.take_along_axis(score, order, 1), np.take_along_axis(row, order, 1)
 
     @property
-    def most_effort(self) -> int:
+    def max_search_effort(self) -> int:
         """Maximum useful search effort."""
         return int(self.parameters.get("nlist", len(self.catalogue.item)))
 
-    def set_effort(self, effort: int, refine: int | None = None) -> None:
+    def set_search_effort(self, effort: int, refine: int | None = None) -> None:
         """Set nprobe or efSearch; rescore `refine` candidates per requested one."""
-        self.effort, self.refine = effort, refine or self.refine
-        name = KINDS[self.kind].effort
+        self.search_effort, self.refine = effort, refine or self.refine
+        name = KINDS[self.kind].effort_parameter
         self.parameters |= {name: effort, "refine": self.refine}
         if self.kind == "hnsw":
             self.faiss_index.hnsw.efSearch = effort
@@ -140,7 +140,7 @@ class Index:
             self.faiss_index.nprobe = effort
 
 
-def widened(vector_ND: Vectors, space: str, longest: float | None) -> Vectors:
+def to_index_space(vector_ND: Vectors, space: str, longest: float | None) -> Vectors:
     """Map vectors to an index space, zero-padded to a multiple of `WIDTH`.
 
     Args:
@@ -169,13 +169,13 @@ def build_index(kind: str, catalogue: Catalogue, space: str = SPACES[0]) -> Inde
     begin = time.perf_counter()
     if kind == "flat":
         return Index("flat", catalogue, None, 0.0)
-    vectors = widened(catalogue.vector, space, float(norms(catalogue.vector).max(initial=0.0)))
+    vectors = to_index_space(catalogue.vector, space, float(norms(catalogue.vector).max(initial=0.0)))
     index, parameters = _empty(kind, vectors, faiss.METRIC_L2 if space == "augmented" else faiss.METRIC_INNER_PRODUCT)
     if not index.is_trained:
         index.train(vectors)
     index.add(vectors)
     built = Index(kind, catalogue, index, time.perf_counter() - begin, space, parameters=parameters)
-    built.set_effort(min(KINDS[kind].first, built.most_effort), KINDS[kind].refine)
+    built.set_search_effort(min(KINDS[kind].first, built.max_search_effort), KINDS[kind].refine)
     return built
 
 
@@ -212,12 +212,12 @@ def choose_kind(requested: str, n_candidates: int, n_queries: int, dimension: in
     return "ivf_pq_refine"
 
 
-def kept_neighbours(score_QK: npt.NDArray[np.float64], exact_QK: npt.NDArray[np.float64]) -> Ids:
+def recalled_neighbours(score_QK: npt.NDArray[np.float64], exact_QK: npt.NDArray[np.float64]) -> Ids:
     """Number of exact neighbours that an index found for each query `[Q]`, by the scores of both lists.
 
     Ties with the last exact neighbour are interchangeable.
 
-    >>> kept_neighbours(np.array([[3.0, 1, 1]]), np.array([[3.0, 2, 1]])).tolist()
+    >>> recalled_neighbours(np.array([[3.0, 1, 1]]), np.array([[3.0, 2, 1]])).tolist()
     [2]
     """
     least = exact_QK.min(axis=1, keepdims=True)

@@ -123,7 +123,7 @@ class IndexFile:
     def save_tuning(self, fidelity: float, index: Index, curve: list[dict[str, Any]], test: Fidelity) -> dict[str, Any]:
         """Save the tuning result, and return it."""
         record = self.record()
-        result = {"effort": index.effort, "refine": index.refine, "curve": curve, "test": asdict(test)}
+        result = {"effort": index.search_effort, "refine": index.refine, "curve": curve, "test": asdict(test)}
         if record:
             record.setdefault("tuned", {})[str(fidelity)] = result
             write_json(self.record_path, record)

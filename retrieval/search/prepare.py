@@ -53,7 +53,7 @@ def prepare_index(
         index, known, record = tuned_index(kind, bundle, dataset, catalogue, config)
         test = Fidelity(**known["test"])
         described = describe_index(index, test, record | {"curve": known["curve"]})
-        warn_of_index(kind, test, config)
+        warn_about_index(kind, test, config)
         if not (config.index == "auto" and test.is_slower):
             return index, described
         slower = described
@@ -76,7 +76,7 @@ def tuned_index(
         raise InputError(f"an index of kind {kind}", f"{index.kind} in {index_file.path}", "name another index_file")
     known = index_file.tuned(config.fidelity) if index else None
     if index and known:
-        index.set_effort(known["effort"], known["refine"])
+        index.set_search_effort(known["effort"], known["refine"])
         return index, known, record
     selected = valid_bundle(bundle)
     tuned_on = catalogue if selected is bundle else make_catalogue(selected, dataset, config)
@@ -89,14 +89,14 @@ def tuned_index(
         index_file.save(index, record)
     tuning = index if selected is bundle else build_index(kind, tuned_on, index.space)
     curve = [{**effort, **asdict(result)} for effort, result in tune(tuning, valid, config.fidelity)]
-    index.set_effort(tuning.effort or 1, tuning.refine)
+    index.set_search_effort(tuning.search_effort or 1, tuning.refine)
     known = index_file.save_tuning(
         config.fidelity, index, curve, measure(index, exact_reference(bundle, "test", catalogue))
     )
     return index, known, record
 
 
-def warn_of_index(kind: str, test: Fidelity, config: RetrievalConfig) -> None:
+def warn_about_index(kind: str, test: Fidelity, config: RetrievalConfig) -> None:
     """Warn if an index misses the requested fidelity on test queries, or is slower than exact search."""
     if not test.reaches(config.fidelity):
         hits = "" if test.hr_ratio is None else f" and HR@{FIDELITY_K} {test.hr_ratio:.4f}"

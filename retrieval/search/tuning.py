@@ -21,7 +21,7 @@ from retrieval.search.index import (
     Catalogue,
     Index,
     build_index,
-    kept_neighbours,
+    recalled_neighbours,
 )
 from retrieval.sources.sparse_rows import entries_at
 
@@ -41,7 +41,7 @@ def compare_spaces(catalogue: Catalogue, query_QD: Vectors) -> dict[str, float]:
     for space in SPACES:
         index, recalls = build_index("ivf_flat", sample, space), []
         for probes in SPACE_PROBES:
-            index.set_effort(min(probes, index.most_effort))
+            index.set_search_effort(min(probes, index.max_search_effort))
             recalls.append(shared(exact, index.search(query_QD, k)[1]) / max(exact.size, 1))
         result[space] = float(np.mean(recalls))
     return result
@@ -165,7 +165,7 @@ def measure(index: Index, reference: ExactReference) -> Fidelity:
     begin = time.perf_counter()
     score, result = index.search(reference.query, k)
     seconds = time.perf_counter() - begin
-    recall = kept_neighbours(score, reference.score) / k
+    recall = recalled_neighbours(score, reference.score) / k
     target, own = catalogue.rows_of(reference.target), reference.own
     exact_hit = (target >= 0) & (own >= reference.least)
     listed = reference.counted | (result == target[:, None]).any(axis=1)
@@ -191,17 +191,18 @@ def tune(index: Index, reference: ExactReference, requested: float) -> Iterator[
     If more effort does not help, quantised scores are the limit: then more candidates are rescored. It ends at the
     latest with all lists probed and all candidates rescored.
     """
-    effort, refine, before = min(KINDS[index.kind].first, index.most_effort), KINDS[index.kind].refine, -1.0
+    effort, refine, before = min(KINDS[index.kind].first, index.max_search_effort), KINDS[index.kind].refine, -1.0
     while True:
-        index.set_effort(effort, refine)
+        index.set_search_effort(effort, refine)
         result = measure(index, reference)
-        yield {KINDS[index.kind].effort: effort, "refine": refine}, result
+        yield {KINDS[index.kind].effort_parameter: effort, "refine": refine}, result
         all_scored = refine * FIDELITY_K >= len(index.catalogue.item)
-        if result.reaches(requested) or (effort >= index.most_effort and all_scored):
+        if result.reaches(requested) or (effort >= index.max_search_effort and all_scored):
             return
         stuck = result.recall - before < 0.1 * (requested - result.recall)
-        if effort >= index.most_effort or (stuck and index.kind in ("ivf_sq8", "ivf_pq_refine") and not all_scored):
+        rescore_more = stuck and index.kind in ("ivf_sq8", "ivf_pq_refine") and not all_scored
+        if effort >= index.max_search_effort or rescore_more:
             refine *= 2
         else:
-            effort = min(2 * effort, index.most_effort)
+            effort = min(2 * effort, index.max_search_effort)
         before = result.recall

@@ -105,7 +105,7 @@ def in_ranges(
         most: maximum items of a list.
         threads: ranges processed in parallel.
     """
-    bounds, size = ranges_of(work_I, PAIRS_AT_ONCE), len(work_I)
+    bounds, size = bounds_by_work(work_I, PAIRS_AT_ONCE), len(work_I)
     # Allocate for the longest lists: untouched pages take no memory, and no list is copied.
     room = int(np.minimum(work_I, most).sum())
     score, item, lengths, end = np.empty(room, np.float32), np.empty(room, np.int32), [], 0
@@ -120,10 +120,10 @@ def in_ranges(
     return sparse.csr_matrix((score, item, offset), shape=(size, size))
 
 
-def ranges_of(work_I: npt.NDArray[np.number], most: int) -> Sequence[int]:
+def bounds_by_work(work_I: npt.NDArray[np.number], most: int) -> Sequence[int]:
     """Bounds of ranges with work of at most `most`, or a single item.
 
-    >>> ranges_of(np.array([3, 3, 9, 1, 1]), 6)
+    >>> bounds_by_work(np.array([3, 3, 9, 1, 1]), 6)
     [0, 2, 3, 5]
     """
     total, bounds = np.cumsum(work_I), [0]

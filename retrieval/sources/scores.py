@@ -14,8 +14,8 @@ from retrieval.rankers.popularity import CategoryPopularity, Popularity
 from retrieval.sources.sessions import TrainSessions, rows_of_users
 from retrieval.sources.sparse_rows import (
     entries_at,
+    entries_of_largest,
     kth_largest_count,
-    places_of_largest,
     row_of_entries,
     sampled_rows,
     seen_matrix,
@@ -37,7 +37,7 @@ STEP_OF_BITS = np.maximum(1.0 - (DECAY_STEPS - np.frexp(np.arange(1 << DECAY_STE
 
 
 @dataclass(frozen=True)
-class AfterLast:
+class SuccessorScores:
     """Scores by the list of the last clicked item: `markov` and `sequential_rules`.
 
     Attributes:
@@ -52,7 +52,7 @@ class AfterLast:
 
 
 @dataclass(frozen=True)
-class NearSeen:
+class ItemKNNScores:
     """Scores by the sum of the lists of all distinct seen items: `item_knn`.
 
     Attributes:
@@ -68,7 +68,7 @@ class NearSeen:
 
 
 @dataclass(frozen=True)
-class NearSessions:
+class VSkNNScores:
     """V-SkNN (Ludewig and Jannach 2018): items of the most similar train sessions.
 
     A session's similarity is the sum over shared items of their position in the query divided by its
@@ -89,7 +89,7 @@ class NearSessions:
     neighbours: int
 
     @classmethod
-    def of(cls, sessions: TrainSessions, neighbours: int) -> NearSessions:
+    def of(cls, sessions: TrainSessions, neighbours: int) -> VSkNNScores:
         """Index the sessions."""
         has = sessions.incidence()
         has.sort_indices()
@@ -109,7 +109,7 @@ class NearSessions:
         own = rows_of_users(self.user_id, queries.user_id).astype(shared.indices.dtype)
         places[shared.indices == np.repeat(own, np.diff(shared.indptr))] = 0
         least = np.maximum(kth_largest_count(places, shared.indptr, self.neighbours), 1)
-        best = places_of_largest(places, shared.indices, shared.indptr, self.neighbours, least)
+        best = entries_of_largest(places, shared.indices, shared.indptr, self.neighbours, least)
         query = np.searchsorted(shared.indptr, best, side="right") - 1
         session = shared.indices[best]
         if together:
@@ -162,8 +162,8 @@ def category_popularity(categories: CategoryPopularity, most: int, *, mask_seen:
         category = categories.category[queries.seen]
         pair, times = np.unique(query << 32 | category, return_counts=True)
         query, category = pair >> 32, pair & 0xFFFFFFFF
-        asked = queries.take(query)  # one copy of the query per category
-        listed = categories.listed(asked, category, most, mask_seen=mask_seen)
+        query_per_category = queries.take(query)
+        listed = categories.listed(query_per_category, category, most, mask_seen=mask_seen)
         result = scored_lists(listed, categories.popularity)
         share = times / queries.n_seen[query]
         result.data *= np.repeat(share, np.diff(result.indptr)).astype(np.float32)

@@ -99,7 +99,7 @@ def kth_largest_count(
     return np.maximum(np.sum(at_least >= k, axis=1) - 1, 0)
 
 
-def places_of_largest(
+def entries_of_largest(
     value_N: npt.NDArray[np.number],
     column_N: npt.NDArray[np.integer],
     indptr: npt.NDArray[np.integer],
@@ -131,7 +131,7 @@ def largest_of_rows(matrix: sparse.csr_matrix, k: int) -> sparse.csr_matrix:
     """The `k` largest entries of each row, ties by the lower column; columns are sorted."""
     if np.diff(matrix.indptr).max(initial=0) > k:
         least = kth_largest(matrix.data, matrix.indptr, k)
-        chosen = places_of_largest(matrix.data, matrix.indices, matrix.indptr, k, least)
+        chosen = entries_of_largest(matrix.data, matrix.indices, matrix.indptr, k, least)
         indptr = np.searchsorted(chosen, matrix.indptr)
         matrix = sparse.csr_matrix((matrix.data[chosen], matrix.indices[chosen], indptr), shape=matrix.shape)
     matrix.sort_indices()

@@ -19,7 +19,7 @@ from etl.dataset import Dataset
 from etl.runtime.errors import InputError
 from etl.runtime.files import atomic_file, fingerprint_of, sha256_of, write_json
 from retrieval.sources.counts import cosine_lists, successor_lists
-from retrieval.sources.scores import AfterLast, NearSeen, NearSessions, Scores
+from retrieval.sources.scores import ItemKNNScores, Scores, SuccessorScores, VSkNNScores
 from retrieval.sources.sessions import TrainSessions
 from retrieval.sources.stan import Stan
 
@@ -73,7 +73,7 @@ def _lists(arrays: Arrays) -> sparse.csr_matrix:
 
 
 def _session_arrays(sessions: TrainSessions, options: SourceOptions, threads: int) -> Arrays:
-    result = NearSessions.of(sessions, options.neighbours)
+    result = VSkNNScores.of(sessions, options.neighbours)
     arrays = {"user_id": result.user_id, "item": result.has.indices, "offset": result.has.indptr}
     arrays |= {"session": result.of_item.indices, "session_offset": result.of_item.indptr}
     return arrays | {"click": sessions.items, "click_offset": sessions.offset}
@@ -90,7 +90,7 @@ def _ones(arrays: Arrays, columns: str, offset: str, n_columns: int) -> sparse.c
 def _near_sessions(arrays: Arrays, options: SourceOptions) -> Scores:
     has = _ones(arrays, "item", "offset", len(arrays["session_offset"]) - 1)
     of_item = _ones(arrays, "session", "session_offset", has.shape[0])
-    return NearSessions(arrays["user_id"], has, of_item, options.neighbours)
+    return VSkNNScores(arrays["user_id"], has, of_item, options.neighbours)
 
 
 def _stan(arrays: Arrays, options: SourceOptions) -> Scores:
@@ -107,17 +107,17 @@ COUNTED: Mapping[str, Counted] = {
     "sequential_rules": Counted(
         ("rules_per_item", "gaps"),
         lambda s, o, threads: _arrays(successor_lists(s, o.gaps, o.rules_per_item, threads)),
-        lambda arrays, _: AfterLast(_lists(arrays)),
+        lambda arrays, _: SuccessorScores(_lists(arrays)),
     ),
     "markov": Counted(
         ("rules_per_item",),
         lambda s, o, threads: _arrays(successor_lists(s, 1, o.rules_per_item, threads)),
-        lambda arrays, _: AfterLast(_lists(arrays)),
+        lambda arrays, _: SuccessorScores(_lists(arrays)),
     ),
     "item_knn": Counted(
         ("neighbours",),
         lambda s, o, threads: _arrays(cosine_lists(s, o.neighbours, threads)),
-        lambda arrays, _: NearSeen(_lists(arrays)),
+        lambda arrays, _: ItemKNNScores(_lists(arrays)),
     ),
     "v_sknn": Counted((), _session_arrays, _near_sessions, SESSIONS),
     "stan": Counted((), _session_arrays, _stan, SESSIONS),

@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from retrieval.blend.context import SegmentAttributes
-from retrieval.blend.learned import FOLDS, Learned, Weights
+from retrieval.blend.context import CandidateFeatures
+from retrieval.blend.learned import FOLDS, FittedBlend, Weights
 from retrieval.blend.pool import CANDIDATES, Pools
 from retrieval.blend.ranker import BlendRanker
 from retrieval.queries import Queries
 from retrieval.rankers.popularity import Popularity
 from retrieval.rankers.registry import MODEL
 from retrieval.search.index import Catalogue, build_index
-from retrieval.sources.scores import AfterLast, Scores, popularity
+from retrieval.sources.scores import Scores, SuccessorScores, popularity
 from retrieval.sources.sessions import TrainSessions
 from retrieval.sources.store import COUNTED, SourceFiles, SourceOptions, stored_name
 from tests.benchmarks.sources import ZIPF, per_second, queries_of
@@ -61,7 +61,7 @@ def large_blend() -> None:
             vector = rng.standard_normal((ITEMS, WIDTH), np.float32)
             catalogue = Catalogue(np.arange(1, ITEMS + 1, dtype=np.int32), vector)
             index = build_index("ivf_flat", catalogue, "augmented")
-            index.set_effort(PROBES)
+            index.set_search_effort(PROBES)
         rate = per_second(lambda q: index.search(q.vector, CANDIDATES), queries, 1)
         seconds, gib = spent["seconds"], spent["gib"]
         print(f"| index (ivf_flat, {PROBES} probes) | {seconds:.0f} | {gib:.1f} | {rate:,.0f} |", flush=True)
@@ -70,12 +70,12 @@ def large_blend() -> None:
             sources: dict[str, Scores | None] = {MODEL: None, **counted}
             sources["popularity"] = popularity(popular, CANDIDATES, mask_seen=True)
             markov = counted["markov"]
-            assert isinstance(markov, AfterLast)
-            attributes = SegmentAttributes(popular, np.zeros(ITEMS + 1, np.int64), markov.lists)
+            assert isinstance(markov, SuccessorScores)
+            candidate_features = CandidateFeatures(popular, np.zeros(ITEMS + 1, np.int64), markov.lists)
             pools = Pools(sources, index, popular, mask_seen=True)
             weights = Weights(dict.fromkeys(sources, 1 / len(sources)))
-            learned = Learned(list(sources), 1.0, "sum", weights, [weights] * FOLDS, {})
-            ranker = BlendRanker(learned, pools, pools, attributes, 20, threads)
+            learned = FittedBlend(list(sources), 1.0, "sum", weights, [weights] * FOLDS, {})
+            ranker = BlendRanker(learned, pools, pools, candidate_features, 20, threads)
             rate = best_of_three(lambda: ranker.rank(queries, "test", variants=False))
         print(f"| blend (sum) | {spent['seconds']:.0f} | {spent['gib']:.1f} | {rate:,.0f} |")
         parts = {name: 1000 * seconds / QUERIES / 3 for name, seconds in ranker.spent().items() if seconds}

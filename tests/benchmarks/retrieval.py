@@ -141,7 +141,7 @@ def fidelity_over_hits(run: Path, catalogue: Catalogue, index: Index, softmax: f
     )
     effort = 1
     while True:
-        index.set_effort(effort)
+        index.set_search_effort(effort)
         actual = measure(index, whole)
         assert actual.hr_ratio is not None
         assert actual.hr_ratio_low is not None
@@ -151,7 +151,7 @@ def fidelity_over_hits(run: Path, catalogue: Catalogue, index: Index, softmax: f
             f"{actual.queries_per_second / softmax:,.0f} × the softmax (wanted 100)",
             flush=True,
         )
-        if (actual.hr_ratio_low >= BOUND and actual.recall >= 0.999) or effort >= index.most_effort:
+        if (actual.hr_ratio_low >= BOUND and actual.recall >= 0.999) or effort >= index.max_search_effort:
             return
         effort *= 2
 

@@ -16,7 +16,7 @@ from retrieval.rankers.lists import is_among
 from retrieval.rankers.popularity import Popularity
 from retrieval.rankers.source_ranker import SourceRanker
 from retrieval.sources.counts import cosine_lists, successor_lists
-from retrieval.sources.scores import DECAY_STEPS, AfterLast, NearSeen, NearSessions, Scores, repeats
+from retrieval.sources.scores import DECAY_STEPS, ItemKNNScores, Scores, SuccessorScores, VSkNNScores, repeats
 from retrieval.sources.sessions import TrainSessions, rows_of_users
 from retrieval.sources.sparse_rows import largest_of_rows, latest_clicks, row_of_entries, seen_matrix
 from retrieval.sources.stan import Stan
@@ -66,11 +66,11 @@ def sources() -> None:
     print(f"{ITEMS:,} items, {SESSIONS:,} sessions of {CLICKS} clicks (Zipf {ZIPF}), {QUERIES:,} queries")
     built: dict[str, Scores] = {"repeats": repeats(ITEMS)}
     makers: dict[str, Callable[[], Scores]] = {
-        "markov": lambda: AfterLast(successor_lists(sessions, 1, 100, threads)),
-        "sequential_rules": lambda: AfterLast(successor_lists(sessions, GAPS, 100, threads)),
-        "item_knn": lambda: NearSeen(cosine_lists(sessions, NEIGHBOURS, threads)),
-        "v_sknn": lambda: NearSessions.of(sessions, NEIGHBOURS),
-        "stan": lambda: Stan.of(sessions, NearSessions.of(sessions, NEIGHBOURS).of_item, NEIGHBOURS),
+        "markov": lambda: SuccessorScores(successor_lists(sessions, 1, 100, threads)),
+        "sequential_rules": lambda: SuccessorScores(successor_lists(sessions, GAPS, 100, threads)),
+        "item_knn": lambda: ItemKNNScores(cosine_lists(sessions, NEIGHBOURS, threads)),
+        "v_sknn": lambda: VSkNNScores.of(sessions, NEIGHBOURS),
+        "stan": lambda: Stan.of(sessions, VSkNNScores.of(sessions, NEIGHBOURS).of_item, NEIGHBOURS),
     }
     seconds = {"repeats": 0.0}
     for name, make in makers.items():
@@ -86,7 +86,7 @@ def sources() -> None:
         ranked = per_second(lambda q, r=ranker: r.tile(q, 20, mask_seen=True), queries, threads)
         print(f"| {name} | {seconds[name]:.1f} | {alone:,.0f} | {together:,.0f} | {ranked:,.0f} |", flush=True)
     new = built["v_sknn"]
-    assert isinstance(new, NearSessions)
+    assert isinstance(new, VSkNNScores)
     before = FloatSessions(new)
     for t in dict.fromkeys((1, threads)):
         old, now = (per_second(source, queries, t) for source in (before, new))
@@ -118,7 +118,7 @@ def compare(name: str, before: Scores, new: Scores, queries: Queries) -> None:
 class FloatSessions:
     """V-SkNN until 2026-11-26: float sums, own session removed first, shared clicks looked up."""
 
-    def __init__(self, of: NearSessions, *, ties: bool = False) -> None:
+    def __init__(self, of: VSkNNScores, *, ties: bool = False) -> None:
         self.ties = ties  # whether to restore ties of similarities, which float sums of different order break
         self.user_id, self.has, self.of_item, self.neighbours = of.user_id, of.has, of.of_item, of.neighbours
 

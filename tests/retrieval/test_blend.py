@@ -11,9 +11,9 @@ from scipy import sparse
 from etl.runtime.errors import InputError
 from retrieval.blend import pool as pool_module
 from retrieval.blend import reranker
-from retrieval.blend.context import SegmentAttributes
+from retrieval.blend.context import CandidateFeatures
 from retrieval.blend.fit import collect_hits, learn_blend
-from retrieval.blend.learned import FILE, FOLDS, Learned, fold_of
+from retrieval.blend.learned import FILE, FOLDS, FittedBlend, fold_of
 from retrieval.blend.pool import Pools
 from retrieval.blend.ranker import BLEND, BlendRanker
 from retrieval.blend.weights import find_weights, gain_of, summed
@@ -52,8 +52,8 @@ def pools_of(rng, sources, *, mask_seen=True, candidates=N_ITEMS):
     item = np.sort(rng.choice(np.arange(1, N_ITEMS + 1), candidates, replace=False)).astype(np.int32)
     catalogue = Catalogue(item, rng.normal(size=(candidates, D)).astype(np.float32))
     popularity = Popularity(item, rng.integers(0, 50, candidates), N_ITEMS)
-    facts = SegmentAttributes(popularity, np.zeros(N_ITEMS + 1, np.int64), None)
-    return Pools(sources, build_index("flat", catalogue), popularity, mask_seen=mask_seen), facts
+    features = CandidateFeatures(popularity, np.zeros(N_ITEMS + 1, np.int64), None)
+    return Pools(sources, build_index("flat", catalogue), popularity, mask_seen=mask_seen), features
 
 
 @pytest.mark.parametrize("mask_seen", [False, True])
@@ -92,10 +92,10 @@ def test_blend_ranks_and_lists_equal_a_slow_ranking_with_pessimistic_ties(seed):
     rng = np.random.default_rng(seed)
     queries = queries_of(rng, 30)
     names = {"a": sparse_scores(rng, 30), "b": sparse_scores(rng, 30)}
-    pools, facts = pools_of(rng, {name: source_of(values) for name, values in names.items()}, candidates=40)
-    learned = Learned(["a", "b"], 1.0, "sum", weights({"a": 0.75, "b": 0.25}), [weights({"a": 1.0})] * FOLDS, {})
-    actual = BlendRanker(learned, pools, pools, facts, 5, 2).rank(queries, "test")
-    score, listed = BlendRanker(learned, pools, pools, facts, 5, 2).recommend(queries)
+    pools, features = pools_of(rng, {name: source_of(values) for name, values in names.items()}, candidates=40)
+    learned = FittedBlend(["a", "b"], 1.0, "sum", weights({"a": 0.75, "b": 0.25}), [weights({"a": 1.0})] * FOLDS, {})
+    actual = BlendRanker(learned, pools, pools, features, 5, 2).rank(queries, "test")
+    score, listed = BlendRanker(learned, pools, pools, features, 5, 2).recommend(queries)
     pool = pools.of(queries)
     for name, weight in ((BLEND, (0.75, 0.25)), ("blend-source-b", (0, 1)), ("blend-without-b", (0.75, 0))):
         scores, (rank, _) = summed(pool, np.array(weight)), actual[name]
@@ -103,7 +103,7 @@ def test_blend_ranks_and_lists_equal_a_slow_ranking_with_pessimistic_ties(seed):
             mine = dict(zip(pool.item[pool.query == q].tolist(), scores[pool.query == q].tolist(), strict=True))
             target = int(queries.target[q])
             seen = queries.seen[queries.seen_offset[q] : queries.seen_offset[q + 1]].tolist()
-            if target in seen or target not in facts.popularity.best_first:
+            if target in seen or target not in features.popularity.best_first:
                 assert rank[q] == MISS
             elif target in mine:
                 assert rank[q] == 1 + sum(v >= mine[target] for i, v in mine.items() if i != target)
@@ -142,7 +142,7 @@ def test_weights_are_no_worse_than_any_source_and_ignore_useless_ones(seed):
     options = {"good": good, "other": other, "random": rng.random(good.shape), "empty": np.zeros_like(good)}
     pools, _ = pools_of(rng, {n: source_of(v) for n, v in options.items()}, mask_seen=False)
     pool = pools.of(queries)
-    gain = lambda w: gain_of(pool.ahead(summed(pool, w)), 10).mean()  # noqa: E731
+    gain = lambda w: gain_of(pool.target_ranks(summed(pool, w)), 10).mean()  # noqa: E731
     actual = find_weights(pool, 10, pool.names)
     assert np.array_equal(actual, find_weights(pool, 10, pool.names, threads=3))
     assert actual.sum() == pytest.approx(1.0)
@@ -153,7 +153,7 @@ def test_weights_are_no_worse_than_any_source_and_ignore_useless_ones(seed):
     twice = {**options, "copy": good}
     pools, _ = pools_of(np.random.default_rng(seed + 9), {n: source_of(v) for n, v in twice.items()}, mask_seen=False)
     copied = pools.of(queries)
-    with_copy = gain_of(copied.ahead(summed(copied, find_weights(copied, 10, copied.names))), 10).mean()
+    with_copy = gain_of(copied.target_ranks(summed(copied, find_weights(copied, 10, copied.names))), 10).mean()
     assert with_copy == pytest.approx(gain(actual), abs=0.01)
 
 
@@ -166,17 +166,17 @@ def test_reranker_is_chosen_if_better_and_learns_nothing_from_shuffled_targets(m
     first[np.flatnonzero(short), queries.target[short]] += 0.8
     second[np.flatnonzero(~short), queries.target[~short]] += 0.8
     sources = {"first": source_of(first), "second": source_of(second)}
-    pools, facts = pools_of(rng, sources, mask_seen=False)
-    learned = learn_blend(pools, facts, [queries], 10, 1)
+    pools, features = pools_of(rng, sources, mask_seen=False)
+    learned = learn_blend(pools, features, [queries], 10, 1)
     message = learned.selection["ndcg@10"]
     assert learned.kind == "reranker"
     assert message["reranker"] > message["sum"] > max(message["sources"].values()) - 0.02
-    ranker = BlendRanker(learned, pools, pools, facts, 10, 2)
+    ranker = BlendRanker(learned, pools, pools, features, 10, 2)
     assert gain_of(ranker.rank(queries, "valid")["blend"][0], 10).mean() == pytest.approx(message["reranker"], abs=1e-9)
 
     shuffled = rng.permutation(queries.target)
     queries.target[:] = shuffled
-    by_chance = learn_blend(pools, facts, [queries], 10, 1).selection["ndcg@10"]
+    by_chance = learn_blend(pools, features, [queries], 10, 1).selection["ndcg@10"]
     expected = (1 / np.log2(np.arange(1, 11) + 1)).sum() / N_ITEMS
     for kind in ("sum", "reranker"):
         assert by_chance[kind] == pytest.approx(expected, abs=0.03)
@@ -186,19 +186,19 @@ def test_predictions_are_independent_of_other_rows_and_blend_files_are_bit_exact
     rng = np.random.default_rng(1)
     queries = unseen_targets(rng, 600)
     sources = {"a": source_of(signal(rng, queries, 1.0)), "b": source_of(signal(rng, queries, 1.0))}
-    pools, facts = pools_of(rng, sources, mask_seen=False)
-    learned = learn_blend(pools, facts, [queries], 10, 1)
-    model = reranker.Reranker(learned.everyone.reranker, 1)
+    pools, features = pools_of(rng, sources, mask_seen=False)
+    learned = learn_blend(pools, features, [queries], 10, 1)
+    model = reranker.Reranker(learned.all_users.reranker, 1)
     rows = rng.random((500, model.booster.num_feature())).astype(np.float32)
     assert np.array_equal(model(rows)[::7], model(rows[::7]))
-    assert Learned.read(tmp_path) is None
+    assert FittedBlend.read(tmp_path) is None
     learned.write(tmp_path)
-    assert Learned.read(tmp_path) == learned
-    assert Learned.read(tmp_path) == learn_blend(pools, facts, [queries], 10, 1)
+    assert FittedBlend.read(tmp_path) == learned
+    assert FittedBlend.read(tmp_path) == learn_blend(pools, features, [queries], 10, 1)
     text = (tmp_path / FILE).read_text()
     (tmp_path / FILE).write_text(text.replace('"kind": "', '"kind": "s'))
     with pytest.raises(InputError, match="other content"):
-        Learned.read(tmp_path)
+        FittedBlend.read(tmp_path)
 
 
 def test_folds_depend_on_the_user_and_are_about_equal():
@@ -212,8 +212,8 @@ def test_weights_fitted_to_few_queries_are_nearly_as_good_as_to_many():
     rng = np.random.default_rng(3)
     queries = unseen_targets(rng, 5000)
     options = {name: source_of(signal(rng, queries, 0.5)) for name in "abc"}
-    pools, facts = pools_of(rng, options, mask_seen=False)
-    hits = collect_hits(pools, facts, [queries])
+    pools, features = pools_of(rng, options, mask_seen=False)
+    hits = collect_hits(pools, features, [queries])
     assert hits.n_queries == len(hits.user_id) == 5000
 
     def part(begin, end):
@@ -222,7 +222,7 @@ def test_weights_fitted_to_few_queries_are_nearly_as_good_as_to_many():
         return replace(some, query=some.query - begin, n_queries=end - begin)
 
     rest = part(4000, 5000)
-    value = lambda weight: gain_of(rest.ahead(summed(rest, weight)), 10).mean()  # noqa: E731
+    value = lambda weight: gain_of(rest.target_ranks(summed(rest, weight)), 10).mean()  # noqa: E731
     best = value(find_weights(part(0, 4000), 10, hits.pool.names))
     few = [value(find_weights(part(i, i + 150), 10, hits.pool.names)) for i in range(0, 3000, 150)]
     alone = max(value(unit) for unit in np.eye(3))

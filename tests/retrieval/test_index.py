@@ -27,7 +27,7 @@ def test_tuning_reaches_the_requested_fidelity_and_full_effort_is_exact(kind, sp
     assert curve[-1][1].recall >= 0.95
     assert all(actual.recall < 0.95 for _, actual in curve[:-1])
     if kind != "hnsw":  # a graph may have nodes that no search effort reaches
-        index.set_effort(index.most_effort, len(vectors))
+        index.set_search_effort(index.max_search_effort, len(vectors))
         assert measure(index, reference).recall == 1.0
         score, _ = index.search(query, 20)
         expected = np.sort(query.astype(np.float64) @ vectors.astype(np.float64).T, axis=1)[:, ::-1][:, :20]

@@ -74,7 +74,7 @@ def test_masking_falls_back_to_exact_search_if_the_index_lists_too_few():
         np.array([38], np.int32),
         np.ones((1, 2), np.float32),
     )
-    index.set_effort(1)
+    index.set_search_effort(1)
     assert (index.search(queries.vector, 60)[1] < 0).any()
     _, listed = search_unseen(index, queries, 10)
     exact = np.argsort(-(vectors.astype(np.float64) @ np.ones(2)), kind="stable") + 1

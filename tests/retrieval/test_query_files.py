@@ -145,18 +145,18 @@ def test_parts_computed_with_other_options_are_not_reused(tiny, monkeypatch):
 
 def test_sums_survive_a_round_trip_through_files(tmp_path, tiny):
     rng = np.random.default_rng(0)
-    facts = SegmentAttributes.of(open_dataset(tiny / "data"))
+    attributes = SegmentAttributes.of(open_dataset(tiny / "data"))
     whole, merged = RankingResult([1, 3], 6), RankingResult([1, 3], 6)
     for part in range(3):
         one = RankingResult([1, 3], 6)
         queries = random_queries(rng, 6, 20, 2)
         rank, lists = rng.integers(1, 7, 20), rng.integers(0, 7, (20, 3))
         for each in (whole, one):
-            each.add(queries, 1, rank, lists, facts)
+            each.add(queries, 1, rank, lists, attributes)
         one.write(tmp_path / str(part))
         merged.add_written(tmp_path / str(part))
     assert np.array_equal(merged.shown, whole.shown)
-    same_numbers(merged.metrics(facts.train_clicks, 6), whole.metrics(facts.train_clicks, 6))
+    same_numbers(merged.metrics(attributes.train_clicks, 6), whole.metrics(attributes.train_clicks, 6))
 
 
 def random_queries(rng, n_items, n, dimension):

@@ -21,7 +21,7 @@ from retrieval.rankers.source_ranker import SourceRanker
 from retrieval.sources import scores as source_scores
 from retrieval.sources import sparse_rows, stan
 from retrieval.sources.counts import cosine_lists, successor_lists
-from retrieval.sources.scores import AfterLast, NearSeen, NearSessions, last_item, repeats
+from retrieval.sources.scores import ItemKNNScores, SuccessorScores, VSkNNScores, last_item, repeats
 from retrieval.sources.sessions import TrainSessions, rows_of_users
 
 N_ITEMS = 9
@@ -132,12 +132,15 @@ def slow_last_item(train: dict[int, list[int]], user: int, seen: list[int]) -> d
 METHODS = {
     "last_item": (lambda sessions: last_item(sessions.n_items), slow_last_item),
     "repeats": (lambda sessions: repeats(sessions.n_items), slow_repeats),
-    "markov": (lambda sessions: AfterLast(successor_lists(sessions, 1, N_ITEMS)), slow_markov),
-    "sequential_rules": (lambda sessions: AfterLast(successor_lists(sessions, GAPS, RULES)), slow_sequential_rules),
-    "item_knn": (lambda sessions: NearSeen(cosine_lists(sessions, NEIGHBOURS)), slow_item_knn),
-    "v_sknn": (lambda sessions: NearSessions.of(sessions, NEIGHBOURS), slow_v_sknn),
+    "markov": (lambda sessions: SuccessorScores(successor_lists(sessions, 1, N_ITEMS)), slow_markov),
+    "sequential_rules": (
+        lambda sessions: SuccessorScores(successor_lists(sessions, GAPS, RULES)),
+        slow_sequential_rules,
+    ),
+    "item_knn": (lambda sessions: ItemKNNScores(cosine_lists(sessions, NEIGHBOURS)), slow_item_knn),
+    "v_sknn": (lambda sessions: VSkNNScores.of(sessions, NEIGHBOURS), slow_v_sknn),
     "stan": (
-        lambda sessions: stan.Stan.of(sessions, NearSessions.of(sessions, NEIGHBOURS).of_item, NEIGHBOURS),
+        lambda sessions: stan.Stan.of(sessions, VSkNNScores.of(sessions, NEIGHBOURS).of_item, NEIGHBOURS),
         slow_stan,
     ),
 }
@@ -171,7 +174,7 @@ def test_ranks_and_lists_equal_a_full_sort(mask_seen, data):
     candidates = np.array(sorted(data.draw(st.sets(st.integers(1, N_ITEMS), min_size=1))))
     clicks = np.array(data.draw(st.lists(st.integers(0, 3), min_size=len(candidates), max_size=len(candidates))))
     queries = queries_of([seen for seen, _ in asked], [99] * len(asked), [target for _, target in asked])
-    scores = AfterLast(successor_lists(train_sessions(histories), 1, N_ITEMS))
+    scores = SuccessorScores(successor_lists(train_sessions(histories), 1, N_ITEMS))
     ranker = SourceRanker(scores, Popularity(candidates, clicks))
     k = data.draw(st.integers(1, 6))
     rank, lists = ranker.rank(queries, k, mask_seen=mask_seen)
@@ -215,7 +218,7 @@ def test_category_popularity_equals_a_full_sort(mask_seen, data):
 def test_long_and_short_query_code_paths_find_the_same_neighbour_sessions(histories, asked):
     """Above `LONGEST_TOGETHER` clicks, positions and latest shared clicks are summed separately."""
     queries = queries_of(asked, [999] * len(asked), [1] * len(asked))
-    near = NearSessions.of(train_sessions(histories), NEIGHBOURS)
+    near = VSkNNScores.of(train_sessions(histories), NEIGHBOURS)
     together = near(queries).toarray()
     with mock.patch.object(source_scores, "LONGEST_TOGETHER", 0):
         assert np.array_equal(near(queries).toarray(), together)
@@ -240,7 +243,7 @@ def test_k_largest_values_of_a_row_equal_a_full_sort(cells, rows, k):
         least = sparse_rows.kth_largest_count(value, indptr, k)
     for row, value_of_kth in zip(rows, least.tolist(), strict=True):
         assert value_of_kth == sorted(row)[-k] if len(row) > k else value_of_kth <= min(row, default=0)
-    actual = sparse_rows.places_of_largest(value, column, indptr, k, least).tolist()
+    actual = sparse_rows.entries_of_largest(value, column, indptr, k, least).tolist()
     expected = []
     for begin, end in itertools.pairwise(indptr.tolist()):
         best = sorted(range(begin, end), key=lambda i: (-value[i], column[i]))[:k]
@@ -264,7 +267,7 @@ def test_sampled_sessions_of_popular_items_estimate_the_full_scores(monkeypatch)
     actual = []
     for most in (10_000, 1_000):
         monkeypatch.setattr(source_scores, "SESSIONS_PER_ITEM", most)
-        actual.append(NearSessions.of(sessions, 10_000)(queries).toarray()[0])
+        actual.append(VSkNNScores.of(sessions, 10_000)(queries).toarray()[0])
     assert actual[0][1] == 3_000
     assert actual[1][1] == 1_000
     assert actual[1][2:] / 1_000 == pytest.approx(actual[0][2:] / 3_000, rel=0.15)

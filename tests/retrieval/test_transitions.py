@@ -20,7 +20,7 @@ from retrieval.search.index import Catalogue, build_index
 from retrieval.search.tuning import ExactReference, measure
 from retrieval.sources.counts import cosine_lists, successor_lists
 from retrieval.sources.sessions import TrainSessions
-from retrieval.transitions import Transitions, of_counts, read_transitions, write_transitions
+from retrieval.transitions import Transitions, read_transitions, transitions_from_counts, write_transitions
 
 N_ITEMS, QUERIES = 40, 25
 
@@ -32,7 +32,9 @@ def sessions_of(lists: list[list[int]], n_items: int) -> TrainSessions:
 
 def counted(lists: list[list[int]], n_items: int, most: int = 100) -> Transitions:
     sessions = sessions_of(lists, n_items)
-    return of_counts({"rules": successor_lists(sessions, 10, most), "cosine": cosine_lists(sessions, most)})
+    return transitions_from_counts(
+        {"rules": successor_lists(sessions, 10, most), "cosine": cosine_lists(sessions, most)}
+    )
 
 
 def slow_term(transitions: Transitions, clicks: list[int], weight: np.ndarray) -> np.ndarray:
@@ -73,7 +75,7 @@ def test_lists_and_ranks_with_transitions_equal_a_full_sort(seed, kind):
     catalogue, queries, score = problem(seed)
     index = build_index(kind, catalogue)
     if kind != "flat":
-        index.set_effort(index.most_effort, 30)
+        index.set_search_effort(index.max_search_effort, 30)
     for k in (1, 5, 30):
         actual, listed = search_items(index, queries, k)
         best = np.sort(score, axis=1)[:, ::-1][:, :k]
