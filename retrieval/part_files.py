@@ -75,8 +75,9 @@ def rank_part(evaluation: Evaluation, part: Part, folder: Path, blend: BlendRank
                 if len(queries_of_ranker):
                     started = perf_counter()
                     ranks_and_lists = ranker(queries_of_ranker)
-                    seconds, weights = perf_counter() - started, _transitions(queries_of_ranker, blend)
-                    results.add(name, queries_of_ranker, ranks_and_lists, seconds, weights)
+                    seconds = perf_counter() - started
+                    segments = _transitions(queries_of_ranker, blend)
+                    results.add(name, queries_of_ranker, ranks_and_lists, seconds, segments)
             if blend:
                 rank_by_blend(blend, results, sample, variants=True)
                 rank_by_blend(blend, results, queries.take(np.flatnonzero(~sampled)), variants=False)

@@ -9,10 +9,10 @@ from trainer.config import TrainerConfig, load
 
 def job(options: list[str]) -> None:
     """Train, or resume training, the run that the options describe."""
-    asked = load(options)
+    loaded_config = load(options)
     from trainer.launch import launch  # imports torch, which takes seconds; not needed for --help or option errors
 
-    launch(options, asked)
+    launch(options, loaded_config)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -107,7 +107,7 @@ class TrainerConfig:
         return self.train.select_by or ("auc" if self.ranks else "ndcg@20")
 
     @property
-    def negatives_alpha(self) -> float:
+    def negative_popularity_exponent(self) -> float:
         """Exponent of item popularity in negative sampling; gBCE's calibration assumes uniform negatives."""
         if self.train.negative_popularity_exponent is not None:
             return self.train.negative_popularity_exponent

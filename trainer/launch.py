@@ -16,23 +16,23 @@ from trainer.run.metrics_log import progress_bar
 from trainer.run.object_store import RunFolder
 from trainer.run.signals import INTERRUPTED, STATUS, Stopped, on_sigterm
 from trainer.training.step import NotFiniteError
-from trainer.tuning.auto import settle_recipe
+from trainer.tuning.auto import resolve_auto_recipe
 
 
-def launch(options: list[str], asked: TrainerConfig) -> None:
+def launch(options: list[str], loaded_config: TrainerConfig) -> None:
     """Train, or resume training, the run that the options describe, and print its best epoch.
 
     Args:
         options: the command line.
-        asked: the result of `trainer.config.load(options)`.
+        loaded_config: the result of `trainer.config.load(options)`.
 
     Raises:
         InputError: an error that the user must fix.
         SystemExit: the run was stopped and has saved its state.
     """
     try:
-        options, asked = settle_recipe(options, asked)
-        config, finished = prepare(options, asked)
+        options, loaded_config = resolve_auto_recipe(options, loaded_config)
+        config, finished = prepare(options, loaded_config)
         if not finished:
             _train(config)
     except Stopped as stopped:
@@ -46,7 +46,7 @@ def launch(options: list[str], asked: TrainerConfig) -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        where = local_path(asked.output)
+        where = local_path(loaded_config.output)
         raise InputError(f"room on the disk of {where}", "a full disk", "free space, run again") from None
     summary = json.loads((local_path(config.output) / SUMMARY).read_text())
     valid = "  ".join(f"{name} {value:.4f}" for name, value in summary["valid"].items() if value is not None)

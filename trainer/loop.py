@@ -90,7 +90,7 @@ def select(
     selection = Phase("train", TRAIN_HOLDOUT, config.train.epochs, validates=True)
     train_step, progress = fit(config, model_task, run, world, selection, on_epoch)
     sample = model_task.sample()
-    model_task.fit_term(train_step, sample, run.path)
+    model_task.fit_transition_weights(train_step, sample, run.path)
     return {
         "seconds": progress.seconds,
         "parameters": parameter_counts(train_step)["total"],
@@ -106,7 +106,7 @@ def _train(
     select = Phase("train", TRAIN_HOLDOUT, config.train.epochs, validates=True)
     train_step, progress = fit(config, model_task, run, world, select, on_epoch)
     sample = model_task.sample()
-    model_task.fit_term(train_step, sample, run.path)
+    model_task.fit_transition_weights(train_step, sample, run.path)
     result = model_task.validate(train_step, sample)
     result.metrics = with_best_aucs(result.metrics, progress)
     refit = config.train.refit
@@ -118,7 +118,7 @@ def _train(
         again = Phase("refit", REFIT_HOLDOUT, progress.best_epoch, validates=False)
         train_step, _ = fit(config, model_task, run, world, again, on_epoch)
         world.barrier()
-        model_task.load_term(run.path, again.holdout)
+        model_task.load_transition_weights(run.path, again.holdout)
         write_bundle(run.below("bundle"), model_task.scorer(train_step), refit=True)
     if world.is_first:
         write_diagnostics(run.path, result, train_step)
@@ -147,7 +147,7 @@ def fit(
     path = checkpoint.latest(folder)
     progress = checkpoint.load(path, train_step) if path else Progress()
     if path is None:
-        model_task.begin(train_step, phase.holdout)
+        model_task.init_from_counts(train_step, phase.holdout)
     steps = world.gather(progress.step)
     if len(set(steps)) > 1:
         raise InputError(

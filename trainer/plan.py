@@ -29,14 +29,14 @@ class PlanConfig(TrainerConfig):
 def job(options: list[str]) -> None:
     """Print the plan."""
     own = {name: text for name, _, text in (o.partition("=") for o in options) if name in OWN}
-    asked = PlanConfig(data="", model="")
+    plan_options = PlanConfig(data="", model="")
     for name, text in own.items():
         kind = float if name in ("network_gbit", "latency_us") else int
         try:
-            setattr(asked, name, kind(text))
+            setattr(plan_options, name, kind(text))
         except ValueError:
             raise InputError(f"a number for {name}", repr(text), f"for example {name}=8") from None
-        if not 0 < getattr(asked, name) < float("inf"):
+        if not 0 < getattr(plan_options, name) < float("inf"):
             raise InputError(f"{name} above 0", text, "1 is always valid")
     arguments = [o for o in options if o.partition("=")[0] not in OWN]
     if not any(o.startswith("output=") for o in arguments):
@@ -47,7 +47,7 @@ def job(options: list[str]) -> None:
     from trainer.step_cost import plan
 
     config, _ = resolve_config(arguments, config)
-    print("\n".join(plan(asked, config)))
+    print("\n".join(plan(plan_options, config)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

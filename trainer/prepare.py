@@ -33,23 +33,23 @@ VOCABULARY = "item_features.json"
 RATE_ROWS = 1_000_000
 LEAST_CLICKS = TRAIN_HOLDOUT + 2
 """Minimum retained clicks of a training session: one input and one target, besides the held-out ones."""
-FORMER = {"train.feature_rate": 1.0}
+LEGACY_DEFAULTS = {"train.feature_rate": 1.0}
 """Values that reproduce the behaviour of runs started before an option existed, if not its default."""
 MAY_CHANGE = ("ray.", "auto.", "train.epochs", "resume", "data", "output")
 """Prefixes of options that may change on resume; `data` is compared by content instead."""
 
 
-def prepare(options: Sequence[str], asked: TrainerConfig | None = None) -> tuple[TrainerConfig, bool]:
+def prepare(options: Sequence[str], loaded_config: TrainerConfig | None = None) -> tuple[TrainerConfig, bool]:
     """Resolve the configuration of a run and write it to its folder; also return whether the run is finished.
 
     Args:
         options: the command line.
-        asked: the result of `load(options)`, if already called.
+        loaded_config: the result of `load(options)`, if already called.
 
     Raises:
         InputError: options, dataset or output that the user must fix.
     """
-    config, dataset = resolve_config(options, asked)
+    config, dataset = resolve_config(options, loaded_config)
     run = RunFolder.of(config.output)
     run.pull(checkpoints=False)
     output = run.path
@@ -99,19 +99,19 @@ def read_config(path: Path) -> dict[str, Any]:
     raise InputError(f"the configuration of a run in {path}", problem, "choose the folder of a run, or another output")
 
 
-def resolve_config(options: Sequence[str], asked: TrainerConfig | None = None) -> tuple[TrainerConfig, Dataset]:
+def resolve_config(options: Sequence[str], loaded_config: TrainerConfig | None = None) -> tuple[TrainerConfig, Dataset]:
     """The configuration of a command line, with its recipe and the values derived from the dataset.
 
     Args:
         options: the command line.
-        asked: the result of `load(options)`, if already called.
+        loaded_config: the result of `load(options)`, if already called.
 
     Raises:
         InputError: options or a dataset that the user must fix.
     """
-    asked = asked or load(options)
-    dataset = open_dataset(asked.data)
-    config = with_recipe(options, dataset.manifest.n_items, asked)
+    loaded_config = loaded_config or load(options)
+    dataset = open_dataset(loaded_config.data)
+    config = with_recipe(options, dataset.manifest.n_items, loaded_config)
     config.data, config.output = (absolute(path) for path in (config.data, config.output))
     _check_data(config, dataset)
     shown = config.train.exposures and dataset.shows_exposures
@@ -141,11 +141,11 @@ def _compare(before: Any, now: dict[str, Any], *, resume: str) -> None:
     hint = "choose another output, or the options that the run began with"
     if resume == "never":
         raise InputError("a fresh output folder with resume=never", "a run", "choose another output, or resume=auto")
-    former, old, new = _flat(TrainerConfig().plain()) | FORMER, _flat(before), _flat(now)
+    defaults, old, new = _flat(TrainerConfig().plain()) | LEGACY_DEFAULTS, _flat(before), _flat(now)
     for name in sorted(old.keys() | new.keys()):
         if name == "train.table" or (name.startswith(MAY_CHANGE) and name != "dataset"):
             continue
-        began = old.get(name, former.get(name))
+        began = old.get(name, defaults.get(name))
         if began != new.get(name):
             raise InputError(f"{name}={began} as the run began with", new.get(name), hint)
 

@@ -33,7 +33,7 @@ def _set(values: dict[str, str | None]) -> None:
             os.environ[name] = value
 
 
-def of_own_ray() -> dict[str, str | None]:
+def local_ray_environment() -> dict[str, str | None]:
     """Variables for a Ray started by this process: token authentication with a token that is not written to disk.
 
     Otherwise Ray writes a token to the user's home folder and reuses it later. A token or mode set by the user is kept.

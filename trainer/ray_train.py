@@ -27,7 +27,7 @@ from trainer import reachability
 from trainer.config import TrainerConfig, from_plain
 from trainer.distributed.world import World
 from trainer.loop import train
-from trainer.ray_environment import environment, of_own_ray
+from trainer.ray_environment import environment, local_ray_environment
 from trainer.run.folder import is_finished
 from trainer.run.object_store import RunFolder
 from trainer.run.signals import Stopped, interrupted_plainly, on_sigterm
@@ -81,7 +81,7 @@ def ray_session(cpus: int = 0) -> Iterator[None]:
     local: dict[str, Any] = {}
     variables: dict[str, str | None] = {}
     if "RAY_ADDRESS" not in os.environ:
-        variables = of_own_ray()
+        variables = local_ray_environment()
         cpus = max(cpus, os.cpu_count() or 1)
         local = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     logging.getLogger("ray.train").setLevel(logging.WARNING)
@@ -209,7 +209,7 @@ def work(settings: dict[str, Any]) -> None:
 
     Errors common to all workers are not raised, since Ray would restart the workers.
     """
-    config, world = from_plain(settings), World.of_process_group()
+    config, world = from_plain(settings), World.from_process_group()
     try:
         train(config, world, lambda metrics: report(metrics))
     except Stopped:

@@ -46,21 +46,21 @@ class Halving(ASHAScheduler):
 
 
 class Progress(tune.Callback):
-    """Reports the progress of a search. `tell` is a class variable, since Ray Tune pickles callbacks."""
+    """Reports the progress of a search. `on_progress` is a class variable, since Ray Tune pickles callbacks."""
 
-    tell: ClassVar[Callable[[], None]] = staticmethod(lambda: None)
+    on_progress: ClassVar[Callable[[], None]] = staticmethod(lambda: None)
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
         """Called after each epoch of a trial."""
-        Progress.tell()
+        Progress.on_progress()
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Called at the end of a trial."""
-        Progress.tell()
+        Progress.on_progress()
 
 
 def run_trials(
-    trials: Sequence[Trial], config: TuneOptions, metric: str, hours: float | None, progress: Callable[[], None]
+    trials: Sequence[Trial], config: TuneOptions, metric: str, hours: float | None, on_progress: Callable[[], None]
 ) -> None:
     """Run trials in parallel on the cluster at RAY_ADDRESS, else on the local cores.
 
@@ -71,7 +71,7 @@ def run_trials(
         config: options of the search.
         metric: validation metric to compare, larger is better.
         hours: time budget; None = unlimited.
-        progress: called after each reported epoch.
+        on_progress: called after each reported epoch.
     """
     # Suppress Ray Tune's own tables, log files and advice.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -84,7 +84,7 @@ def run_trials(
             lambda metrics: tune.report({EPOCH: metrics["epoch"], METRIC: metrics.get(metric, 0.0)})
         )
 
-    Progress.tell = staticmethod(progress)
+    Progress.on_progress = staticmethod(on_progress)
     storage = Path(config.output).absolute() / ".ray"  # shared by all machines of a cluster
     try:
         with ray_session(config.cores):

@@ -16,7 +16,7 @@ WIDE, WIDE_WARMUP_STEPS = 256, 100
 """Hidden size from which session models get a warm-up, and its steps, unless `train.warmup_steps` is set."""
 
 
-def with_recipe(options: Sequence[str], n_items: int, asked: TrainerConfig | None = None) -> TrainerConfig:
+def with_recipe(options: Sequence[str], n_items: int, loaded_config: TrainerConfig | None = None) -> TrainerConfig:
     """Apply the recipe; options of the command line take precedence.
 
     Wide session models get a warm-up: at the recipes' learning rates 256 units and more diverge at first.
@@ -24,9 +24,9 @@ def with_recipe(options: Sequence[str], n_items: int, asked: TrainerConfig | Non
     Args:
         options: the command line.
         n_items: catalogue size; `recipe=auto` takes the first recipe of that size here.
-        asked: the result of `load(options)`, if already called: composing it again takes a tenth of a second.
+        loaded_config: the result of `load(options)`, if already called: composing it again takes a tenth of a second.
     """
-    config = asked or load(options)
+    config = loaded_config or load(options)
     recipe = catalogue_size(n_items) if config.recipe == "auto" else config.recipe
     preset = f"+recipes@_global_={recipe_file(recipe, config.recipe_model)}"
     config = read_options(TrainerConfig, "trainer.conf", options, [preset])

@@ -121,7 +121,7 @@ def plan(options: PlanConfig, config: TrainerConfig) -> list[str]:
     small, large = (measure(config, options, 1, tokens)[0][0] for tokens in (share, batch))
     model = StepModel(small, large, sharded=config.train.table == "sharded")
     pair, here = measure(config, options, 2, batch)
-    actual = max(m.seconds for m in pair)
+    measured_seconds = max(m.seconds for m in pair)
     checked = model.cost(model.large.targets, 2, here)
     concurrent, _ = measure(config, options, 2, max(1, batch // 2), apart=True)
     slower = max(1.0, *(m.seconds / max(model.compute(m.targets), 1e-9) for m in concurrent))
@@ -135,10 +135,10 @@ def plan(options: PlanConfig, config: TrainerConfig) -> list[str]:
         f"{model.small.targets:,.0f} and of {model.large.targets:,.0f} target clicks",
         f"between two workers here: {here.latency * 1e6:,.0f} us a message, {here.bandwidth * 8 / 1e9:,.1f} Gbit/s; "
         f"planned: {options.latency_us:,.0f} us, {options.network_gbit:,.1f} Gbit/s",
-        f"check: two workers here take {actual:.4f} s, by this plan {checked.seconds:.4f} s "
-        f"({checked.seconds / actual - 1:+.0%}) on machines of their own",
+        f"check: two workers here take {measured_seconds:.4f} s, by this plan {checked.seconds:.4f} s "
+        f"({checked.seconds / measured_seconds - 1:+.0%}) on machines of their own",
         f"two that exchange nothing slow each other down by {slower - 1:.0%} here (they share its memory): with that "
-        f"{together:.4f} s ({together / actual - 1:+.0%})",
+        f"{together:.4f} s ({together / measured_seconds - 1:+.0%})",
         "",
         *(f"{name:<44}{value:>16}" for name, value in memory.lines(items, options.workers, model.large.draw_seconds)),
         *start_lines(config, dataset, items, memory.bytes(items, options.workers)),

@@ -119,7 +119,7 @@ def begun(dataset, holdout: int) -> dict[str, np.ndarray]:
     config = TrainerConfig(data="", output="", model="gru4rec", tasks=["next"], network=network, train=train)
     model_task = model_task_of(config, dataset, World.alone())
     train_step = model_task.train_step(1)
-    model_task.begin(train_step, holdout)
+    model_task.init_from_counts(train_step, holdout)
     return {name: train_step.tables[name].vector.numpy() for name in (ITEM, INPUT)}
 
 

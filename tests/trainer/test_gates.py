@@ -14,7 +14,7 @@ from torch.nn import functional
 from trainer.config import TrainerConfig
 from trainer.distributed.world import World
 from trainer.inference.validation import FeedbackSums
-from trainer.models.feedback import FeedbackFeatures
+from trainer.models.feedback import FeedbackInputs
 from trainer.models.heads import PLE, SMALL, Layout, MMoE, expert
 from trainer.models.recommender import Recommender
 from trainer.option_groups import ModelOptions
@@ -109,7 +109,7 @@ def test_tower_reads_its_own_task_embeddings_and_feature_embeddings():
 @given(sessions=st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=7), min_size=1, max_size=4))
 def test_features_of_clicks_are_the_mean_over_the_clicks_so_far(sessions):
     codes = np.array([[0, 0], [1, 3], [2, 0], [1, 2], [0, 0]])
-    features = FeedbackFeatures(torch.from_numpy(codes), 3, actions=False)
+    features = FeedbackInputs(torch.from_numpy(codes), 3, actions=False)
     of_value = features.embedding.weight.detach().double().numpy()
     assert not of_value[0].any()  # unknown
     items = torch.zeros(len(sessions), 8, dtype=torch.int64)

@@ -106,7 +106,7 @@ def test_ppmi_start_with_item_features_keeps_vectors_and_fills_cold_items(catego
         settings = TrainerConfig(data="", output="", model="gru4rec", tasks=["next"], network=network, train=train)
         task = model_task_of(settings, categories, World.alone())
         step = task.train_step(1)
-        task.begin(step, 2)
+        task.init_from_counts(step, 2)
         ids = torch.arange(categories.manifest.n_items + 1)
         return step, step.model.item_features.vectors(step.tables, "item", ids)
 

@@ -47,7 +47,7 @@ def worker(rank: int, meet: Path, config: TrainerConfig, case: str) -> None:
         TrainStep.step = after_a_pause(TrainStep.step, 5 * STEP_SECONDS)
     begin = time.monotonic()
     try:
-        train(config, World.of_process_group())
+        train(config, World.from_process_group())
         outcome = "finished"
     except RuntimeError as error:
         outcome = str(error)

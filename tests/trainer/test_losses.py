@@ -129,7 +129,7 @@ def scores_of(seed: int, n: int = 6, k: int = 9) -> tuple[torch.Tensor, torch.Te
     own, score = rng.normal(size=n), rng.normal(size=(n, k)) * 2
     present = rng.random((n, k)) > 0.2
     present[:, 0] = True
-    score = np.where(present, score, losses.HIT)
+    score = np.where(present, score, losses.MASKED_SCORE)
     return torch.tensor(own, requires_grad=True), torch.tensor(score, requires_grad=True), present
 
 
@@ -211,7 +211,7 @@ def test_losses_are_finite_if_every_drawn_negative_is_the_target(name):
     target = torch.full((len(query),), 3)
     actual = fused_sum(KERNELS[name], query, vector[target], bias[target], vector[ids], bias[ids], target, ids)
     own = (query * vector[target]).sum(1) + bias[target]
-    hits = torch.full((len(query), 4), losses.HIT)
+    hits = torch.full((len(query), 4), losses.MASKED_SCORE)
     assert actual.item() == pytest.approx(LOSS_OF_SCORES[name](own, hits).item(), rel=1e-5, abs=1e-6)
     gradients = torch.autograd.grad(actual, (query, vector, bias))
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
@@ -226,7 +226,7 @@ def test_loss_gradients_match_finite_differences(name):
     counted = torch.from_numpy(present)
 
     def loss(own, values):
-        return LOSS_OF_SCORES[name](own, torch.full_like(score, losses.HIT).masked_scatter(counted, values))
+        return LOSS_OF_SCORES[name](own, torch.full_like(score, losses.MASKED_SCORE).masked_scatter(counted, values))
 
     assert torch.autograd.gradcheck(loss, (own, score.detach()[counted].requires_grad_()))
 
@@ -271,7 +271,9 @@ def test_candidate_scores_are_inner_products_with_hits_masked():
     for n in range(len(query)):
         for k, item in enumerate(ids.tolist()):
             expected = (query[n] @ vector[item] + bias[item]).item()
-            assert actual[n, k].item() == pytest.approx(losses.HIT if item == target[n] else expected, rel=1e-5)
+            assert actual[n, k].item() == pytest.approx(
+                losses.MASKED_SCORE if item == target[n] else expected, rel=1e-5
+            )
 
 
 @pytest.mark.parametrize("name", ["softmax", "bpr_max", "bpr"])
@@ -285,7 +287,7 @@ def test_hard_negatives_are_the_k_highest_scored_candidates_of_a_target(name, k)
     score = losses.candidate_scores(query, vector[ids], bias[ids], target, ids)
     expected = torch.zeros(())
     for n in range(len(query)):
-        hardest = score[n][score[n] > losses.HIT / 2].sort(descending=True).values[: k or None]
+        hardest = score[n][score[n] > losses.MASKED_SCORE / 2].sort(descending=True).values[: k or None]
         expected = expected + LOSS_OF_SCORES[name](own[n : n + 1], hardest[None])
     assert actual.item() == pytest.approx(expected.item(), rel=1e-5)
     ours, theirs = (torch.autograd.grad(loss, (query, vector, bias)) for loss in (actual, expected))

@@ -19,7 +19,7 @@ from trainer.data.ragged import Ragged
 from trainer.data.reader import SessionReader
 from trainer.distributed.world import World
 from trainer.inference.export import score_sessions
-from trainer.models.feedback import FeedbackFeatures
+from trainer.models.feedback import FeedbackInputs
 from trainer.models.past_actions import PastActions
 from trainer.models.recommender import Recommender
 from trainer.option_groups import ModelOptions
@@ -133,7 +133,7 @@ def changed_states(encoder: str, items: list[int], position: int) -> list[bool]:
 
 
 def test_feedback_towers_read_the_mean_over_actions_and_features_so_far():
-    features = FeedbackFeatures(torch.tensor([[0], [1], [2], [0]]), 4, actions=True)
+    features = FeedbackInputs(torch.tensor([[0], [1], [2], [0]]), 4, actions=True)
     torch.nn.init.normal_(features.actions.weight)
     items, actions = torch.tensor([[1, 3, 2], [2, 0, 0]]), torch.tensor([[5, 0, 9], [2, 0, 0]])
     of_click = features.embedding.weight[features.codes[items, 0]] + features.actions(actions)
@@ -142,7 +142,7 @@ def test_feedback_towers_read_the_mean_over_actions_and_features_so_far():
     # The number of visits is not read: it may include later ones.
     entered = features.clicked(items, torch.tensor([1, 3, 2]), actions | 1 << ACTION_BITS)
     assert torch.equal(entered, features.clicked(items, torch.tensor([1, 3, 2]), actions))
-    alone = FeedbackFeatures(torch.zeros(4, 0, dtype=torch.long), 4, actions=True)  # a log without categories
+    alone = FeedbackInputs(torch.zeros(4, 0, dtype=torch.long), 4, actions=True)  # a log without categories
     alone.load_state_dict({"actions.weight": features.actions.weight})
     expected = torch.stack([features.actions(actions)[0].mean(0), features.actions(actions)[1, 0]])
     assert torch.allclose(alone.clicked(items, torch.tensor([2, 3]), actions), expected, atol=1e-6)

@@ -36,7 +36,7 @@ def begun(data: str, world: World) -> dict[str, torch.Tensor]:
     config = TrainerConfig(data=data, output="", model="gru4rec", tasks=["next"], network=network, train=train)
     model_task = model_task_of(config, open_dataset(data), world)
     train_step = model_task.train_step(1)
-    model_task.begin(train_step, 2)
+    model_task.init_from_counts(train_step, 2)
     return {name: train_step.tables[name].vector for name in (ITEM, INPUT)}
 
 

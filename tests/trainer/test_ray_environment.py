@@ -7,7 +7,7 @@ import os
 import pytest
 
 from etl.runtime.errors import InputError
-from trainer.ray_environment import environment, of_own_ray, token_header
+from trainer.ray_environment import environment, local_ray_environment, token_header
 
 
 @pytest.fixture(autouse=True)
@@ -27,14 +27,14 @@ def test_environment_block_restores_the_variables(monkeypatch):
 
 
 def test_own_ray_has_one_token_per_process_unless_the_user_set_one(monkeypatch):
-    first = of_own_ray()
+    first = local_ray_environment()
     assert len(first["RAY_AUTH_TOKEN"]) == 64
-    assert of_own_ray() == first
+    assert local_ray_environment() == first
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/a/file")
-    assert "RAY_AUTH_TOKEN" not in of_own_ray()
+    assert "RAY_AUTH_TOKEN" not in local_ray_environment()
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    assert of_own_ray() == {"RAY_AUTH_MODE": "disabled"}
+    assert local_ray_environment() == {"RAY_AUTH_MODE": "disabled"}
 
 
 def test_token_is_read_from_the_places_that_ray_reads(monkeypatch, tmp_path):

@@ -49,9 +49,9 @@ def worker(rank: int, size: int, meet: Path, settings: TrainerConfig, kill_at: i
     dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=size)
     if kill_at:
         with killed_at_step(kill_at):
-            train(settings, World.of_process_group())
+            train(settings, World.from_process_group())
     else:
-        train(settings, World.of_process_group())
+        train(settings, World.from_process_group())
     os._exit(0)
 
 
@@ -259,7 +259,7 @@ def test_shards_have_the_rows_of_the_full_table_and_their_share_of_memory(n, siz
 
 def lookup_worker(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=3)
-    world, found = World.of_process_group(), []
+    world, found = World.from_process_group(), []
     tables = {name: small_table(name, Shard(rank, 3)) for name in ("item", "input")}
     lookup = RowLookup(tables, world)
     for number in range(2 * rank):  # the first worker reads nothing, the last one reads four times

@@ -113,7 +113,7 @@ def test_best_epoch_by_task_with_a_refit_is_refused(fifty, tmp_path, capfd):
 
 def worker(rank: int, size: int, meet: Path, settings) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=size)
-    train(settings, World.of_process_group())
+    train(settings, World.from_process_group())
     os._exit(0)
 
 

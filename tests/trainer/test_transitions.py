@@ -18,7 +18,7 @@ from retrieval.bundle import open_bundle
 from retrieval.config import load
 from retrieval.evaluate import evaluate
 from retrieval.sources.sessions import TrainSessions
-from retrieval.transitions import of_counts, open_transitions, read_transitions
+from retrieval.transitions import open_transitions, read_transitions, transitions_from_counts
 from tests.retrieval.test_transitions import counted, slow_term
 from tests.support.engine import build, write_log
 from tests.support.runs import SMALL, assert_same_run
@@ -83,14 +83,14 @@ def test_weights_depend_on_how_often_the_last_item_was_clicked():
 
 def test_weights_of_a_fold_do_not_depend_on_its_own_queries():
     pool = random_pool(1)
-    everyone, folds = find_weights(pool)
+    all_users, folds = find_weights(pool)
     mine = np.flatnonzero(fold_of(pool.user_id) == 1)
     rng = np.random.default_rng(0)
     feature = np.where(np.isin(pool.query, mine)[:, None], rng.random(pool.feature.shape), pool.feature)
     again, other = find_weights(replace(pool, feature=feature))
     assert folds[1] == other[1]
     assert folds[0] != other[0]
-    assert everyone != again
+    assert all_users != again
 
 
 def test_useless_transitions_get_weights_near_zero():
@@ -237,7 +237,7 @@ def test_bundle_has_the_counts_of_its_train_clicks_and_the_weights(fifty, run):
 def test_transition_weights_of_an_earlier_version_are_refused(tmp_path):
     (tmp_path / "transition_weights.json").write_text('{"everyone": [6.6, 5.2], "folds": [[6.3, 7.7]]}')
     with pytest.raises(InputError, match="train it again"):
-        TransitionTerm.read(tmp_path, of_counts({}), np.zeros(3, np.int64))
+        TransitionTerm.read(tmp_path, transitions_from_counts({}), np.zeros(3, np.int64))
 
 
 def test_applying_a_run_to_its_own_data_reproduces_its_bundle(fifty, run, tmp_path, capfd):
@@ -270,7 +270,7 @@ def test_transition_terms_are_log_rules_and_plain_cosine():
     transitions = counted([[1, 2, 3]], 3)
     assert slow_term(transitions, [1], np.array([1.0, 0])) == pytest.approx([0, 0, np.log(2), np.log(1.5)])
     assert slow_term(transitions, [1], np.array([0, 1.0])) == pytest.approx([0, 0, 1, 1])
-    assert of_counts({}).terms == {}
+    assert transitions_from_counts({}).terms == {}
 
 
 def test_ranking_models_refuse_transitions(fifty, tmp_path, capfd):

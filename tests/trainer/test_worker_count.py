@@ -12,7 +12,7 @@ HERE, CLUSTER = False, True
 
 
 @pytest.mark.parametrize(
-    ("batch_targets", "clicks", "cores", "elsewhere", "workers"),
+    ("batch_targets", "clicks", "cores", "on_cluster_or_gpus", "workers"),
     [
         (256, 10**9, 2, HERE, 0),  # recipe=small: a step is too small to share
         (4095, 10**9, 2, HERE, 0),  # the second worker would have less than 2,048
@@ -25,8 +25,10 @@ HERE, CLUSTER = False, True
         (8192, 1, 2, CLUSTER, [1, 4]),
     ],
 )
-def test_worker_count_follows_from_batch_size_clicks_and_cores(batch_targets, clicks, cores, elsewhere, workers):
-    assert worker_count(batch_targets, clicks, cores, elsewhere=elsewhere) == workers
+def test_worker_count_follows_from_batch_size_clicks_and_cores(
+    batch_targets, clicks, cores, on_cluster_or_gpus, workers
+):
+    assert worker_count(batch_targets, clicks, cores, on_cluster_or_gpus=on_cluster_or_gpus) == workers
 
 
 @pytest.mark.parametrize(("requested", "taken"), [("auto", 0), ("1", 1), ("[1,2]", [1, 2])])

@@ -31,7 +31,7 @@ def worker(rank: int, meet: Path, config: TrainerConfig, stop_at: int) -> None:
 
     TrainStep.step = step
     try:
-        train(config, World.of_process_group())
+        train(config, World.from_process_group())
     except Stopped as stopped:
         meet.with_name("stopped").write_text(str(stopped))
     os._exit(0)

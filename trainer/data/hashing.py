@@ -14,7 +14,9 @@ def cumcount(group_R: Int) -> Int:
     return np.arange(len(group_R)) - np.repeat(begin, np.diff(np.append(begin, len(group_R))))
 
 
-def sample_per_group(user_R: Int, group_R: Int, place_R: Int, limit: int, salt: int) -> npt.NDArray[np.bool_]:
+def sample_per_group(
+    user_R: Int, group_R: Int, index_in_session_R: Int, limit: int, salt: int
+) -> npt.NDArray[np.bool_]:
     """Mask of a random sample of at most `limit` rows per group.
 
     The choice is a hash of the row, not of the batch, so it does not depend on the number of workers.
@@ -22,14 +24,14 @@ def sample_per_group(user_R: Int, group_R: Int, place_R: Int, limit: int, salt: 
     Args:
         user_R: user of each row.
         group_R: group of each row, in ascending order.
-        place_R: the row's index in its session.
+        index_in_session_R: the row's index in its session.
         limit: maximum rows per group.
         salt: seed of the sample.
     """
     within = cumcount(group_R)
     if within.max(initial=-1) < limit:
         return np.ones(len(group_R), bool)
-    key = mix(user_R.astype(np.uint64) ^ mix(place_R.astype(np.uint64) + np.uint64(salt)))
+    key = mix(user_R.astype(np.uint64) ^ mix(index_in_session_R.astype(np.uint64) + np.uint64(salt)))
     order = np.lexsort((key, group_R))
     rank = np.empty(len(order), np.int64)
     rank[order] = within  # sorting keeps groups in place, so the index in a sorted group is the rank

@@ -208,11 +208,11 @@ def _route(
     """
     of_owner = [shared[shared % world.size == owner] for owner in range(world.size)]
     mine = of_owner[world.global_rank]
-    asked = torch.cat([part for pair in zip(of_owner, own.split(sent), strict=True) for part in pair])
+    in_owner_order = torch.cat([part for pair in zip(of_owner, own.split(sent), strict=True) for part in pair])
     ids = torch.cat([part for rows in came.split(received) for part in (mine, rows)])
     owned, owned_index = torch.unique(ids, return_inverse=True)
     return Route(
-        order=torch.searchsorted(requested, asked),
+        order=torch.searchsorted(requested, in_owner_order),
         sent=[n + len(part) for n, part in zip(sent, of_owner, strict=True)],
         owned=owned,
         owned_index=owned_index,

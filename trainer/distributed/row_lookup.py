@@ -33,11 +33,11 @@ class RowLookup:
         while self._round({}, asking=False)[1]:
             pass
 
-    def _round(self, asked: Tensors, *, asking: bool) -> tuple[Tensors, bool]:
+    def _round(self, requested: Tensors, *, asking: bool) -> tuple[Tensors, bool]:
         """Rows of the requested ids by table, and whether any worker is still asking."""
-        requested = {name: asked.get(name, torch.zeros(0, dtype=torch.int64)) for name in self.shards}
+        all_ids = {name: requested.get(name, torch.zeros(0, dtype=torch.int64)) for name in self.shards}
         count = torch.tensor([asking], dtype=torch.float64)
-        exchange = RowExchange(requested, {}, count, self.world, self.world.waits)  # a gloo group: on the CPU
+        exchange = RowExchange(all_ids, {}, count, self.world, self.world.waits)  # a gloo group: on the CPU
         own = {name: self.shards[name].values(ids).cpu() for name, ids in exchange.owned.items()}
         return exchange.from_owners(own), bool(exchange.extra[0] > 0)
 

@@ -23,27 +23,29 @@ def choose_workers(config: TrainerConfig, dataset: Dataset) -> None:
     if config.ray.workers != "auto":
         return
     clicks = config.train.epochs * max(dataset.manifest.counts.get(name, 0) for name in ("clicks", "rows"))
-    elsewhere = config.ray.use_gpu or "RAY_ADDRESS" in os.environ
-    config.ray.workers = worker_count(config.train.batch_tokens, clicks, os.cpu_count() or 1, elsewhere=elsewhere)
+    on_cluster_or_gpus = config.ray.use_gpu or "RAY_ADDRESS" in os.environ
+    config.ray.workers = worker_count(
+        config.train.batch_tokens, clicks, os.cpu_count() or 1, on_cluster_or_gpus=on_cluster_or_gpus
+    )
     print(f"ray.workers=auto: {_described(config.ray.workers)} for {config.train.batch_tokens:,} targets a step")
 
 
-def worker_count(batch_targets: int, clicks: int, cores: int, *, elsewhere: bool) -> int | list[int]:
+def worker_count(batch_targets: int, clicks: int, cores: int, *, on_cluster_or_gpus: bool) -> int | list[int]:
     """Number of workers for a run.
 
     Args:
         batch_targets: target clicks per step.
         clicks: clicks of the run, over all epochs.
         cores: of this machine.
-        elsewhere: whether workers run on a cluster or GPUs, which needs at least one.
+        on_cluster_or_gpus: whether workers run on a cluster or GPUs, which needs at least one.
 
     Returns:
         A number, or minimum and maximum.
     """
-    worth = batch_targets // WORKER_TARGETS
-    if elsewhere:
-        return [1, max(1, worth)]
-    return min(worth, cores) if min(worth, cores) >= 2 and clicks >= RAY_CLICKS else 0
+    useful_workers = batch_targets // WORKER_TARGETS
+    if on_cluster_or_gpus:
+        return [1, max(1, useful_workers)]
+    return min(useful_workers, cores) if min(useful_workers, cores) >= 2 and clicks >= RAY_CLICKS else 0
 
 
 def _described(workers: int | list[int]) -> str:

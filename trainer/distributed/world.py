@@ -40,7 +40,7 @@ class World:
         return cls(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
     @classmethod
-    def of_process_group(cls) -> World:
+    def from_process_group(cls) -> World:
         """From the initialised process group; creates a second group for long waits. Collective."""
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         waits = dist.new_group(backend="gloo", timeout=WAIT)

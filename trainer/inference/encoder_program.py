@@ -14,8 +14,8 @@ from etl.dataset import Dataset, describe_file
 from etl.runtime.dataset_folder import MANIFEST
 from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
-from etl.runtime.object_store import local_path, published, refuse_output
-from etl.runtime.output_folder import Kind, listed_files
+from etl.runtime.object_store import local_path, refuse_output, staged_output
+from etl.runtime.output_folder import OutputFolderType, listed_files
 from trainer.distributed.world import World
 from trainer.export import ExportConfig
 from trainer.inference.scorer import SessionScorer
@@ -25,7 +25,9 @@ from trainer.task.sessions import SessionTask
 from trainer.training.objective import INPUT, ITEM
 
 ENCODER, ITEMS = "encoder.pt2", "items.parquet"
-EXPORT = Kind("an export", MANIFEST, lambda data: listed_files(data, {"inputs", "dimension", "length"}, MANIFEST))
+EXPORT = OutputFolderType(
+    "an export", MANIFEST, lambda data: listed_files(data, {"inputs", "dimension", "length"}, MANIFEST)
+)
 EXAMPLES, MOST_SESSIONS = 4, 4_096
 """Number of sessions in the example input for tracing, and the maximum batch size."""
 
@@ -85,7 +87,7 @@ def export_encoder(options: ExportConfig) -> None:
     load_exported(run, config, model_task, train_step)
     scorer = model_task.scorer(train_step)
     program = trace(Encoder(scorer), dataset)
-    with published(options.output, EXPORT, overwrite=options.overwrite, inputs=read) as folder:
+    with staged_output(options.output, EXPORT, overwrite=options.overwrite, inputs=read) as folder:
         torch.export.save(program, str(folder / ENCODER))
         table = pq.read_table(run / "bundle" / ITEMS)
         ids = dataset.items(["item", "item_id"])

@@ -94,8 +94,8 @@ def export(
     _finish(scorer)
     world.barrier()
     splits = [split for split in HELD_OUT if not (refit and split == "valid")]
-    elsewhere = {task for later in passes for task in later.tasks}
-    scorer = replace(scorer, only=set(scorer.model.feedback_tasks) - elsewhere)
+    tasks_of_later_passes = {task for later in passes for task in later.tasks}
+    scorer = replace(scorer, only=set(scorer.model.feedback_tasks) - tasks_of_later_passes)
     mine = _score_files(building, scorer, dataset, world, splits, _schemas(scorer, splits), number=0)
     for number, later in enumerate(passes, 1):
         world.barrier()  # others may still read the parameters
@@ -153,7 +153,7 @@ def _dimension(scorer: SessionScorer | RankScorer) -> int:
 def _terms(scorer: SessionScorer | RankScorer) -> int:
     """Number of transition terms in the score."""
     term = scorer.term if isinstance(scorer, SessionScorer) else None
-    return 0 if term is None else len(term.everyone.bias)
+    return 0 if term is None else len(term.all_users.bias)
 
 
 def _write_items(path: Path, scorer: SessionScorer) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 from etl.dataset import Dataset, open_dataset
 from etl.runtime.dataset_folder import MANIFEST
 from etl.runtime.errors import InputError
-from etl.runtime.object_store import local_path, published, refuse_output
-from etl.runtime.output_folder import Kind, listed_files
+from etl.runtime.object_store import local_path, refuse_output, staged_output
+from etl.runtime.output_folder import OutputFolderType, listed_files
 from trainer.apply import ApplyConfig
 from trainer.config import TrainerConfig
 from trainer.distributed.world import World, set_threads
@@ -17,7 +17,9 @@ from trainer.run.finished_run import load_exported, open_run
 from trainer.run.object_store import RunFolder
 from trainer.task.registry import model_task_of
 
-BUNDLE = Kind("a bundle", MANIFEST, lambda data: listed_files(data, {"dataset", "refit", "n_items"}, MANIFEST))
+BUNDLE = OutputFolderType(
+    "a bundle", MANIFEST, lambda data: listed_files(data, {"dataset", "refit", "n_items"}, MANIFEST)
+)
 
 
 def score_dataset(options: ApplyConfig) -> None:
@@ -39,7 +41,7 @@ def score_dataset(options: ApplyConfig) -> None:
     model_task = model_task_of(config, trained_on, world)
     train_step = model_task.train_step(total_steps=1)
     passes = load_exported(local_path(options.run), config, model_task, train_step)
-    with published(options.output, BUNDLE, overwrite=options.overwrite, inputs=read) as folder:
+    with staged_output(options.output, BUNDLE, overwrite=options.overwrite, inputs=read) as folder:
         export(
             RunFolder(folder),
             model_task.scorer(train_step),

@@ -62,7 +62,7 @@ class SessionScorer:
         if self.lookup:
             self.lookup.finish()
 
-    def of_own_rows(self) -> SessionScorer:
+    def local_shard_scorer(self) -> SessionScorer:
         """A scorer that reads only the rows owned by this worker, without communication."""
         return replace(self, tables=self.lookup.shards, lookup=None) if self.lookup else self
 

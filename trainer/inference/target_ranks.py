@@ -117,12 +117,12 @@ def ranks_by_owners(
 
     Queries are sent to the vectors, which are many more. Collective.
     """
-    device, local = scorer.device, scorer.of_own_rows()
+    device, local = scorer.device, scorer.local_shard_scorer()
     for number in range(max(world.gather(len(requests)))):
         mine = requests[number] if number < len(requests) else None
         sent = None if mine is None else [t.cpu() for t in (mine.query_QD, mine.own_Q, mine.target_Q, mine.seen_2P)]
-        asked = [RankRequest(*(t.to(device) for t in other)) for other in world.gather(sent) if other is not None]
-        counts = world.gather([count_ahead(local, other, own_candidate_C).cpu() for other in asked])
+        requests = [RankRequest(*(t.to(device) for t in other)) for other in world.gather(sent) if other is not None]
+        counts = world.gather([count_ahead(local, other, own_candidate_C).cpu() for other in requests])
         if mine is not None:
             # Workers without a request have the highest global ranks.
             ahead = torch.stack([of_worker[world.global_rank] for of_worker in counts]).sum(0)

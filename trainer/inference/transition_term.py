@@ -76,20 +76,20 @@ class TransitionTerm:
     Attributes:
         transitions: counted on the clicks that the model was trained on.
         clicks: train clicks of items 1..n_items `[n_items]`.
-        everyone: fitted on all valid sessions; used for test and next.
+        all_users: fitted on all valid sessions; used for test and next.
         folds: fitted without the users of each fold (cross-fitting); used for their valid queries.
     """
 
     transitions: Transitions
     clicks: Int
-    everyone: Gate
+    all_users: Gate
     folds: tuple[Gate, ...]
 
     def weights(self, sessions: Sessions, visible_B: Int, split: str) -> npt.NDArray[np.float32]:
         """Weights `[B, T]` after the first `visible_B` (at least 1) clicks of sessions."""
         last = self.clicks[sessions.items.values[sessions.items.offset[:-1] + visible_B - 1] - 1]
         if split != "valid":
-            return self.everyone.weights(last).astype(np.float32)
+            return self.all_users.weights(last).astype(np.float32)
         by_fold = np.stack([gate.weights(last) for gate in self.folds])
         return by_fold[fold_of(sessions.user_id), np.arange(len(last))].astype(np.float32)
 
@@ -99,17 +99,17 @@ class TransitionTerm:
 
     def without(self) -> TransitionTerm:
         """A copy with all weights 0."""
-        everyone, *folds = (replace(gate, size=0.0) for gate in (self.everyone, *self.folds))
-        return replace(self, everyone=everyone, folds=tuple(folds))
+        all_users, *folds = (replace(gate, size=0.0) for gate in (self.all_users, *self.folds))
+        return replace(self, all_users=all_users, folds=tuple(folds))
 
     @property
     def is_used(self) -> bool:
         """Whether any weight is above 0."""
-        return self.everyone.size > 0
+        return self.all_users.size > 0
 
     def write(self, run: Path) -> None:
         """Save the weights in the run, to score other data later."""
-        write_json(run / WEIGHTS, {"everyone": asdict(self.everyone), "folds": [asdict(gate) for gate in self.folds]})
+        write_json(run / WEIGHTS, {"everyone": asdict(self.all_users), "folds": [asdict(gate) for gate in self.folds]})
 
     @classmethod
     def read(cls, run: Path, transitions: Transitions, clicks: Int) -> TransitionTerm:
@@ -250,8 +250,8 @@ def pair_scores(score_of: Any, query_N: Int, item_N: Int) -> npt.NDArray[np.floa
 def find_weights(pool: Pool) -> tuple[Gate, tuple[Gate, ...]]:
     """The weights fitted on all users, and those without the users of each fold."""
     fold = fold_of(pool.user_id)
-    everyone = minimise(pool, np.ones(len(fold), bool))
-    return everyone, tuple(minimise(pool, fold != left_out) for left_out in range(FOLDS))
+    all_users = minimise(pool, np.ones(len(fold), bool))
+    return all_users, tuple(minimise(pool, fold != left_out) for left_out in range(FOLDS))
 
 
 def minimise(pool: Pool, chosen_Q: npt.NDArray[np.bool_]) -> Gate:

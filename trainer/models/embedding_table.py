@@ -37,7 +37,7 @@ FULL_TABLE = Shard()
 
 
 @dataclass(frozen=True)
-class Rows:
+class GatheredRows:
     """Gathered rows of a table as leaves of the autograd graph: gradients are in `vector.grad` and `bias.grad`.
 
     Attributes:
@@ -168,15 +168,15 @@ class SparseTable:
         vector, bias = self.read(ids)
         return torch.cat([vector, bias[:, None]], dim=1) if self.has_bias else vector
 
-    def rows(self, ids: torch.Tensor) -> Rows:
+    def rows(self, ids: torch.Tensor) -> GatheredRows:
         """Differentiable copies of distinct rows."""
         vector, bias = self.read(ids)
-        return Rows(ids, vector.requires_grad_(), bias.clone().requires_grad_())
+        return GatheredRows(ids, vector.requires_grad_(), bias.clone().requires_grad_())
 
-    def rows_of(self, ids: torch.Tensor, values: torch.Tensor) -> Rows:
+    def rows_of(self, ids: torch.Tensor, values: torch.Tensor) -> GatheredRows:
         """Differentiable rows from the `values` sent by their owners."""
         vector, bias = values[:, : self.dimension], values[:, self.dimension :].flatten()
-        return Rows(ids, vector.clone().requires_grad_(), bias.clone().requires_grad_())
+        return GatheredRows(ids, vector.clone().requires_grad_(), bias.clone().requires_grad_())
 
     @torch.no_grad()
     def update(

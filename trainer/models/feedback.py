@@ -11,7 +11,7 @@ from trainer.models.heads import two_layers
 from trainer.models.past_actions import PastActions
 
 
-class FeedbackFeatures(nn.Module):
+class FeedbackInputs(nn.Module):
     """Embeddings read only by the feedback towers: of item features, and of past actions.
 
     Item vectors are trained mainly for the next click, and single items have few actions to learn a task from. Item
@@ -65,12 +65,12 @@ class FeedbackTower(nn.Module):
             task does not spend its first epochs on learning the base rate.
         own_dim: dimension of task-specific item embeddings (STEM, Su et al. 2024); the candidate's and its product
             with a projection of m_k are added to the input.
-        features: `FeedbackFeatures` to read; those of the candidate and of the clicks, and the products of the
+        features: `FeedbackInputs` to read; those of the candidate and of the clicks, and the products of the
             candidate's with the clicks' and with a projection of m_k are added to the input.
     """
 
     def __init__(
-        self, embedding_dim: int, units: int, rate: float, own_dim: int = 0, features: FeedbackFeatures | None = None
+        self, embedding_dim: int, units: int, rate: float, own_dim: int = 0, features: FeedbackInputs | None = None
     ) -> None:
         super().__init__()
         if own_dim:

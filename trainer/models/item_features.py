@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from trainer.data.order import Int
-from trainer.models.embedding_table import ReadTable, Rows
+from trainer.models.embedding_table import GatheredRows, ReadTable
 
 
 class ItemFeatures(nn.Module):
@@ -71,13 +71,13 @@ class ItemFeatures(nn.Module):
         """Add the ids of the feature tables to the ids that a step reads, by table."""
         return ids_of | {of: self.codes[ids_of[name]].flatten() for name, of in self.table_of.items()}
 
-    def join(self, rows: dict[str, Rows]) -> dict[str, Rows]:
+    def join(self, rows: dict[str, GatheredRows]) -> dict[str, GatheredRows]:
         """Rows by table, with feature embeddings added to the item rows; gradients flow into both."""
         joined = dict(rows)
         for name, of in self.table_of.items():
             own = rows[name]
             of_values = rows[of].vectors(self.codes[own.ids]).sum(-2)
-            joined[name] = Rows(own.ids, own.vector * self.known[own.ids] + of_values, own.bias)
+            joined[name] = GatheredRows(own.ids, own.vector * self.known[own.ids] + of_values, own.bias)
         return joined
 
     def vectors(self, tables: Mapping[str, ReadTable], name: str, ids: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch import nn
 
 from trainer.config import TrainerConfig
 from trainer.models.encoders import build_encoder, matrix_flops
-from trainer.models.feedback import FeedbackFeatures, FeedbackTower
+from trainer.models.feedback import FeedbackInputs, FeedbackTower
 from trainer.models.heads import HEADS, Head, Layout, Residual, two_layers
 from trainer.models.item_features import ItemFeatures
 from trainer.models.past_actions import PastActions
@@ -77,10 +77,10 @@ class Recommender(nn.Module):
             self.next_tower = nn.Sequential()
         rates = config.train.positive_rates
         self.own_dim, self.reads_actions = config.own_dim, config.reads_actions
-        self.feedback_features: FeedbackFeatures | None = None
+        self.feedback_features: FeedbackInputs | None = None
         if config.feedback_feature_dim:
             assert feedback_codes is not None, "a model whose feedback towers read features needs their codes"
-            self.feedback_features = FeedbackFeatures(
+            self.feedback_features = FeedbackInputs(
                 feedback_codes, config.feedback_feature_dim, actions=options.feedback_actions
             )
         self.towers = nn.ModuleDict()
@@ -127,9 +127,9 @@ class Recommender(nn.Module):
 
     def task_representations(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
         """Representations by task, `[N, D]` each; without a head, the state itself for `next`."""
-        return {"next": state_NS} if self.head is None else self.head(self._of_head(state_NS))
+        return {"next": state_NS} if self.head is None else self.head(self._head_input(state_NS))
 
-    def _of_head(self, state_NS: torch.Tensor) -> torch.Tensor:
+    def _head_input(self, state_NS: torch.Tensor) -> torch.Tensor:
         """The part of the states that experts and gates read."""
         return state_NS[:, : self.layout.size]
 
@@ -181,7 +181,7 @@ class Recommender(nn.Module):
 
     def gate_weights(self, state_NS: torch.Tensor) -> dict[str, torch.Tensor]:
         """Gate weights by task `[N, E]`; empty for heads without gates."""
-        return {} if self.head is None else self.head.gate_weights(self._of_head(state_NS))
+        return {} if self.head is None else self.head.gate_weights(self._head_input(state_NS))
 
     def flops(self, *, candidates: int, embedding_dim: int, clicks: int) -> dict[str, int]:
         """FLOPs (multiply-adds × 2) of one target click's forward pass with one feedback row, by part.

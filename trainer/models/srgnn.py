@@ -48,7 +48,7 @@ def session_graphs(items_BT: torch.Tensor, needed_G: torch.Tensor) -> SessionGra
         needed_G: int64, positions in the flattened `[B * T]` of the prefixes' last clicks.
     """
     width = items_BT.shape[1]
-    node_BT = first_places(items_BT)
+    node_BT = first_occurrences(items_BT)
     session, end = needed_G // width, needed_G % width
     position = torch.arange(width, device=items_BT.device)
     inside = (position[None] <= end[:, None]) & (items_BT[session] != PADDING)
@@ -66,10 +66,10 @@ def session_graphs(items_BT: torch.Tensor, needed_G: torch.Tensor) -> SessionGra
     return SessionGraphs(session, clicks, last, latest, outgoing, incoming.transpose(1, 2))
 
 
-def first_places(items_BT: torch.Tensor) -> torch.Tensor:
+def first_occurrences(items_BT: torch.Tensor) -> torch.Tensor:
     """Position of the session's first click on the same item, int64 `[B, T]`, without comparing all pairs.
 
-    >>> first_places(torch.tensor([[7, 3, 7, 3, 9]])).tolist()
+    >>> first_occurrences(torch.tensor([[7, 3, 7, 3, 9]])).tolist()
     [[0, 1, 0, 1, 4]]
     """
     ordered, order = torch.sort(items_BT, dim=1, stable=True)
@@ -132,8 +132,8 @@ class SRGNNEncoder(nn.Module):
             node_MD = self._step(node_MD, graphs, present, shape)
         node_GTD = _spread(node_MD, present, shape)
         last_GD = node_GTD[torch.arange(len(node_GTD), device=node_GTD.device), graphs.last]
-        asked = _spread(self.attend_node(node_MD), present, shape) + self.attend_last(last_GD)[:, None]
-        weight_GT = self.attention(torch.sigmoid(asked)).squeeze(2) * graphs.clicks
+        attention_input = _spread(self.attend_node(node_MD), present, shape) + self.attend_last(last_GD)[:, None]
+        weight_GT = self.attention(torch.sigmoid(attention_input)).squeeze(2) * graphs.clicks
         whole_GD = torch.bmm(weight_GT[:, None], node_GTD).squeeze(1)
         joined: torch.Tensor = self.join(torch.cat([last_GD, whole_GD], dim=1))
         return joined

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from etl.dataset import REFIT_HOLDOUT, TRAIN_HOLDOUT, Dataset, open_dataset
 from etl.runtime.errors import InputError
-from etl.runtime.object_store import fetched
+from etl.runtime.object_store import download_if_remote
 from trainer.config import ENCODERS, HEADS, MODELS, TrainerConfig, from_plain
 from trainer.inference.export import FeedbackPass
 from trainer.prepare import CONFIG, read_config
@@ -24,7 +24,7 @@ def open_run(folder: str, data: str | None) -> tuple[TrainerConfig, Dataset]:
     Raises:
         InputError: the run is not finished, or the dataset is not the one it was trained on.
     """
-    run = fetched(folder, last_file=SUMMARY)
+    run = download_if_remote(folder, last_file=SUMMARY)
     if not is_finished(run):
         raise InputError(f"a finished run with {SUMMARY}", run, "set run to a folder written by python -m trainer")
     settled = read_config(run / CONFIG)
@@ -62,7 +62,7 @@ def load_exported(run: Path, config: TrainerConfig, model_task: ModelTask, train
     Returns:
         Export passes for feedback tasks scored with other checkpoints.
     """
-    model_task.load_term(run, REFIT_HOLDOUT if config.train.refit else TRAIN_HOLDOUT)
+    model_task.load_transition_weights(run, REFIT_HOLDOUT if config.train.refit else TRAIN_HOLDOUT)
     refit = checkpoint.latest(run / "checkpoints-refit") if config.train.refit else None
     if refit:
         checkpoint.load(refit, train_step)

@@ -69,8 +69,8 @@ class StopWatch:
         """Whether to stop after `step`, counted from the start of the run."""
         if step % AGREE_STEPS:
             return False
-        asked = False
+        stop_requested = False
         if self.world.is_first and time.monotonic() - self.looked >= self.pause:
             self.looked = time.monotonic()
-            asked = self.run.has(STOP)
-        return bool(self.world.sum(torch.tensor(float(asked), device=self.world.device)))
+            stop_requested = self.run.has(STOP)
+        return bool(self.world.sum(torch.tensor(float(stop_requested), device=self.world.device)))

@@ -16,14 +16,14 @@ from etl.runtime.dataset_folder import MANIFEST
 from etl.runtime.errors import InputError
 from etl.runtime.files import sha256_of
 from etl.runtime.lookup import lookup
-from etl.runtime.object_store import absolute, fetched, local_path
+from etl.runtime.object_store import absolute, download_if_remote, local_path
 from retrieval.blend.ranker import BlendRanker
 from retrieval.config import RetrievalConfig
 from retrieval.evaluate import reopen
 from retrieval.queries import Queries
 from retrieval.query_files import Evaluation
 from retrieval.rankers.index_ranker import search_unseen
-from retrieval.rankers.lists import places_of_listed
+from retrieval.rankers.lists import columns_of_listed
 from retrieval.rankers.popularity import Popularity
 from retrieval.result_folder import METRICS
 from retrieval.titles import Titles, read_titles
@@ -154,7 +154,7 @@ class Recommender:
         run_config, dataset = open_run(config.run, config.data)
         if run_config.ranks:
             raise InputError("the run of a session model", run_config.model, "ranking models retrieve no items")
-        result = fetched(config.result, last_file=METRICS)
+        result = download_if_remote(config.result, last_file=METRICS)
         if not (result / METRICS).is_file():
             raise InputError(f"a result with {METRICS}", config.result, "run python -m retrieval first")
         record = json.loads((result / METRICS).read_text())
@@ -316,7 +316,7 @@ class Recommender:
             score, listed = search_unseen(self.evaluation.index, queries, self.most)
         else:
             score, listed, ranks = self.blend.recommend_with_ranks(queries)
-        order = places_of_listed(listed, self.most)[:, :k]
+        order = columns_of_listed(listed, self.most)[:, :k]
         items, scores = np.take_along_axis(listed, order, 1), np.take_along_axis(score, order, 1)
         out = np.zeros((len(queries), k), np.int64), np.full((len(queries), k), -np.inf, np.float32)
         out[0][:, : items.shape[1]], out[1][:, : items.shape[1]] = items, scores

@@ -42,7 +42,7 @@ class ModelTask(Protocol):
     def train_step(self, total_steps: int) -> TrainStep:
         """Newly initialised parameters, the same on every worker, determined by the seed."""
 
-    def begin(self, train_step: TrainStep, holdout: int) -> None:
+    def init_from_counts(self, train_step: TrainStep, holdout: int) -> None:
         """Initialise parameters from counts over all clicks but the last `holdout` of each session."""
 
     def collate(self, holdout: int, salt: int) -> Collate:
@@ -54,10 +54,10 @@ class ModelTask(Protocol):
     def validate(self, train_step: TrainStep, sample: Any) -> Validation:
         """Metrics on the sample, over all workers."""
 
-    def fit_term(self, train_step: TrainStep, sample: Any, run: Path) -> None:
+    def fit_transition_weights(self, train_step: TrainStep, sample: Any, run: Path) -> None:
         """Fit the term added to a trained model's scores, and save it in the run."""
 
-    def load_term(self, run: Path, holdout: int) -> None:
+    def load_transition_weights(self, run: Path, holdout: int) -> None:
         """Load the term that a run fitted, with counts over all but the held-out clicks."""
 
     @property

@@ -58,7 +58,7 @@ class RankingTask:
         tables |= feature_tables(config, features, tables, self.world)
         return TrainStep(config, RankObjective(config, model), tables, total_steps, self.world)
 
-    def begin(self, train_step: TrainStep, holdout: int) -> None:
+    def init_from_counts(self, train_step: TrainStep, holdout: int) -> None:
         """Ranking models have no initialisation from counts."""
 
     def collate(self, holdout: int, salt: int) -> Collate:
@@ -92,10 +92,10 @@ class RankingTask:
         assert isinstance(train_step.model, Ranker)
         return RankScorer(train_step.model, train_step.tables, self.users, self.world.device)
 
-    def fit_term(self, train_step: TrainStep, sample: FlatRows, run: Path) -> None:
+    def fit_transition_weights(self, train_step: TrainStep, sample: FlatRows, run: Path) -> None:
         """Ranking models have no counted transitions."""
 
-    def load_term(self, run: Path, holdout: int) -> None:
+    def load_transition_weights(self, run: Path, holdout: int) -> None:
         """Ranking models have no counted transitions."""
 
     def validate(self, train_step: TrainStep, sample: FlatRows) -> Validation:

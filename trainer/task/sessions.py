@@ -85,7 +85,7 @@ class SessionTask:
         tables |= feature_tables(config, features, tables, self.world)
         return TrainStep(config, SessionObjective(config, model, self.train_clicks), tables, total_steps, self.world)
 
-    def begin(self, train_step: TrainStep, holdout: int) -> None:
+    def init_from_counts(self, train_step: TrainStep, holdout: int) -> None:
         """With `train.ppmi_start`, initialise the vectors of items with train neighbours from their co-occurrence.
 
         Raises:
@@ -164,7 +164,7 @@ class SessionTask:
         shard = shard_of(self.config, self.world)
         return candidates if shard.size == 1 else candidates[candidates % shard.size == shard.rank]
 
-    def fit_term(self, train_step: TrainStep, sample: Sessions, run: Path) -> None:
+    def fit_transition_weights(self, train_step: TrainStep, sample: Sessions, run: Path) -> None:
         """Fit the weights of the counted transitions on valid sessions, for models with transitions.
 
         Cross-fitting: each fold's valid sessions use weights fitted on the others. Weights that do not raise NDCG@20
@@ -208,7 +208,7 @@ class SessionTask:
             )
         return out
 
-    def load_term(self, run: Path, holdout: int) -> None:
+    def load_transition_weights(self, run: Path, holdout: int) -> None:
         """Count the transitions of the training clicks and load the weights that the run fitted."""
         if self.config.network.transitions and (run / WEIGHTS).is_file():
             from trainer.inference.transition_term import TransitionTerm, count

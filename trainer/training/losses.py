@@ -12,7 +12,7 @@ import torch
 
 CHUNK_SCORES = 1 << 19
 """Maximum scores `[examples × candidates]` in memory: 2 MiB of float32, so that a kernel's passes stay in the cache."""
-HIT = -1e15
+MASKED_SCORE = -1e15
 """Masked score of an accidental hit; its square is still finite in float32."""
 
 
@@ -53,7 +53,7 @@ def bpr_max_kernel(regularisation: float, log_copies_K: torch.Tensor | None = No
         gradient = square.add_(score_NK, alpha=2.0).sub_(size[:, None]).mul_(regularisation).add_(1.0)
         gradient.addcmul_(won, reward.reciprocal()[:, None], value=-1.0).mul_(share)
         loss = regularisation * size - reward.log()
-        alone = top <= HIT / 2  # all negatives are accidental hits: no loss
+        alone = top <= MASKED_SCORE / 2  # all negatives are accidental hits: no loss
         if alone.any():
             loss, own_gradient = loss.masked_fill(alone, 0.0), own_gradient.masked_fill(alone, 0.0)
             gradient.masked_fill_(alone[:, None], 0.0)
@@ -63,11 +63,11 @@ def bpr_max_kernel(regularisation: float, log_copies_K: torch.Tensor | None = No
 
 
 def hardest(score_NK: torch.Tensor, k: int) -> torch.Tensor:
-    """Mask all but the k highest scores of each row (and ties with the k-th) with `HIT`; 0 = keep all."""
+    """Mask all but the k highest scores of each row (and ties with the k-th) with `MASKED_SCORE`; 0 = keep all."""
     if not 0 < k < score_NK.shape[1]:
         return score_NK
     least_N1 = score_NK.detach().topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
-    return score_NK.masked_fill(score_NK < least_N1, HIT)
+    return score_NK.masked_fill(score_NK < least_N1, MASKED_SCORE)
 
 
 def hard_kernel(kernel: Kernel, k: int) -> Kernel:
@@ -131,7 +131,7 @@ class _Fused(torch.autograd.Function):
             query, positive = query_ND[part], positive_ND[part]
             score = torch.addmm(candidate_bias_K, query, candidate_KD.t())
             inside = (hit_row >= begin) & (hit_row < begin + step)
-            score[hit_row[inside] - begin, hit_column[inside]] = HIT
+            score[hit_row[inside] - begin, hit_column[inside]] = MASKED_SCORE
             own = (query * positive).sum(1) + positive_bias_N[part]
             loss, own_gradient, gradient = kernel(score, own)
             total += loss.sum(dtype=torch.float64)
@@ -194,7 +194,7 @@ def candidate_scores(
     target_N: torch.Tensor,
     candidate_K: torch.Tensor,
 ) -> torch.Tensor:
-    """Scores `[N, K]` of shared candidates, `HIT` where a candidate is the example's own target.
+    """Scores `[N, K]` of shared candidates, `MASKED_SCORE` where a candidate is the example's own target.
 
     For losses that need each negative's score; `fused_sum` avoids this matrix.
     """
@@ -202,7 +202,7 @@ def candidate_scores(
     row, column = accidental_hits(target_N, candidate_K)
     hit = torch.zeros_like(score, dtype=torch.bool)
     hit[row, column] = True
-    return score.masked_fill(hit, HIT)
+    return score.masked_fill(hit, MASKED_SCORE)
 
 
 def softmax_of_scores(own_N: torch.Tensor, score_NK: torch.Tensor) -> torch.Tensor:
@@ -212,8 +212,8 @@ def softmax_of_scores(own_N: torch.Tensor, score_NK: torch.Tensor) -> torch.Tens
 
 
 def _present(score_NK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Scores with 0 in place of `HIT`, the mask of negatives `[N, K]`, and their number per example `[N]`."""
-    present = score_NK > HIT / 2
+    """Scores with 0 in place of `MASKED_SCORE`, the mask of negatives `[N, K]`, and their number per example `[N]`."""
+    present = score_NK > MASKED_SCORE / 2
     return torch.where(present, score_NK, 0.0), present, present.sum(1).clamp(min=1)
 
 

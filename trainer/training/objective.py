@@ -12,7 +12,7 @@ from etl.dataset import PADDING
 from trainer.config import TrainerConfig
 from trainer.data.batch import Batch
 from trainer.data.ranking_rows import RankBatch
-from trainer.models.embedding_table import Rows
+from trainer.models.embedding_table import GatheredRows
 from trainer.models.ranker import Ranker
 from trainer.models.recommender import Recommender
 from trainer.training import losses
@@ -99,7 +99,7 @@ class SessionObjective(nn.Module):
         self.n_items = len(train_clicks)
         self.sampler = NegativeSampler(
             train_clicks,
-            popularity_exponent=config.negatives_alpha,
+            popularity_exponent=config.negative_popularity_exponent,
             uniform_share=config.train.negative_uniform_share,
             clicked_only=bool(config.network.item_features),
         )
@@ -146,7 +146,7 @@ class SessionObjective(nn.Module):
             result.append(row_weight(batch.row_label[:, column], self.positive_weight[task]))
         return torch.stack(result)
 
-    def forward(self, batch: Batch, rows: dict[str, Rows], candidates: Candidates) -> LossSums:
+    def forward(self, batch: Batch, rows: dict[str, GatheredRows], candidates: Candidates) -> LossSums:
         """Loss sums over this worker's examples. Uses every parameter, whatever the batch contains (for DDP)."""
         model = self.model
         rows = model.item_features.join(rows)
@@ -171,7 +171,7 @@ class SessionObjective(nn.Module):
         self,
         query_ND: torch.Tensor,
         target_N: torch.Tensor,
-        item: Rows,
+        item: GatheredRows,
         candidates: Candidates,
         batch: Batch,
         compact: torch.Tensor,
@@ -197,7 +197,9 @@ class SessionObjective(nn.Module):
         own = (query_ND * positive_ND).sum(1) + positive_bias_N
         score = losses.candidate_scores(query_ND, candidate_KD, bias_K, target_N, candidates.ids)
         score = losses.hardest(score, self.config.train.hard_negatives)
-        return self._of_scores(own, torch.cat([score, self._skipped(query_ND, target_N, item, batch, compact)], dim=1))
+        return self._loss_of_scores(
+            own, torch.cat([score, self._skipped(query_ND, target_N, item, batch, compact)], dim=1)
+        )
 
     def _kernel(self, candidates: Candidates) -> losses.Kernel:
         if self.config.loss in ("softmax", "sampled_softmax"):
@@ -205,21 +207,21 @@ class SessionObjective(nn.Module):
         elif self.config.loss == "bpr_max":
             kernel = losses.bpr_max_kernel(self.config.train.bpr_max_regularisation, candidates.log_copies)
         else:
-            kernel = losses.kernel_of(self._of_scores)
+            kernel = losses.kernel_of(self._loss_of_scores)
         return losses.hard_kernel(kernel, self.config.train.hard_negatives)
 
     def _skipped(
-        self, query_ND: torch.Tensor, target_N: torch.Tensor, item: Rows, batch: Batch, compact: torch.Tensor
+        self, query_ND: torch.Tensor, target_N: torch.Tensor, item: GatheredRows, batch: Batch, compact: torch.Tensor
     ) -> torch.Tensor:
         """Scores `[N, H]` of the items shown with each target but not clicked."""
         row, index = compact[batch.skipped_state], item.local_index(batch.skipped_item)
         vector_SD = self.model.searched(nn.functional.embedding(index, item.vector))
         score = (query_ND[row] * vector_SD).sum(1) + item.bias[index]
-        score = score.masked_fill(batch.skipped_item == target_N[row], losses.HIT)
-        empty = query_ND.new_full((len(query_ND), self.config.train.skipped_negatives), losses.HIT)
+        score = score.masked_fill(batch.skipped_item == target_N[row], losses.MASKED_SCORE)
+        empty = query_ND.new_full((len(query_ND), self.config.train.skipped_negatives), losses.MASKED_SCORE)
         return empty.index_put((row, batch.skipped_slot), score)
 
-    def _of_scores(self, own_N: torch.Tensor, score_NK: torch.Tensor) -> torch.Tensor:
+    def _loss_of_scores(self, own_N: torch.Tensor, score_NK: torch.Tensor) -> torch.Tensor:
         options = self.config.train
         match self.config.loss:
             case "bpr":
@@ -266,7 +268,7 @@ class RankObjective(nn.Module):
         pairs = enumerate(self.tasks)
         return torch.stack([row_weight(self.labels(batch, c), self.positive_weight[task]) for c, task in pairs])
 
-    def forward(self, batch: RankBatch, rows: dict[str, Rows], candidates: None) -> LossSums:
+    def forward(self, batch: RankBatch, rows: dict[str, GatheredRows], candidates: None) -> LossSums:
         """Loss sums over this worker's rows."""
         rows = self.model.item_features.join(rows)
         item = rows[ITEM]

@@ -15,7 +15,7 @@ from etl.runtime.errors import InputError
 from trainer.config import TrainerConfig
 from trainer.distributed.row_exchange import RowExchange
 from trainer.distributed.world import World
-from trainer.models.embedding_table import Rows, SparseTable
+from trainer.models.embedding_table import GatheredRows, SparseTable
 from trainer.models.recommender import Recommender
 from trainer.option_groups import TrainOptions
 from trainer.training.objective import RankObjective, SessionObjective
@@ -141,7 +141,7 @@ class TrainStep:
         return losses, weights
 
     def _forward_backward(
-        self, micro_batches: Sequence[Any], rows: dict[str, Rows], candidates: Any, weights: torch.Tensor
+        self, micro_batches: Sequence[Any], rows: dict[str, GatheredRows], candidates: Any, weights: torch.Tensor
     ) -> torch.Tensor:
         """Accumulate gradients over micro-batches; returns this worker's loss sums `[tasks]`.
 
@@ -164,7 +164,7 @@ class TrainStep:
             losses += sums.loss.detach()
         return losses
 
-    def _rows(self, ids: dict[str, torch.Tensor], exchange: RowExchange | None) -> dict[str, Rows]:
+    def _rows(self, ids: dict[str, torch.Tensor], exchange: RowExchange | None) -> dict[str, GatheredRows]:
         """Rows that the step reads, by table: from the local copy, or from their owners."""
         if exchange is None or not self.sharded:
             return {name: self.tables[name].rows(rows_read) for name, rows_read in ids.items()}

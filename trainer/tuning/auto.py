@@ -22,7 +22,7 @@ ALONE = ("ray.workers=0", "ray.use_gpu=false", "train.precision=float32", "train
 """Trials run in the launching process, whatever workers the run has."""
 
 
-def settle_recipe(options: Sequence[str], asked: TrainerConfig) -> tuple[list[str], TrainerConfig]:
+def resolve_auto_recipe(options: Sequence[str], loaded_config: TrainerConfig) -> tuple[list[str], TrainerConfig]:
     """Resolve `recipe=auto`: the options with the chosen recipe, and the configuration loaded from them.
 
     A resumed run keeps its recipe. Otherwise recipes are tried one after another in a folder inside the run, where the
@@ -30,34 +30,34 @@ def settle_recipe(options: Sequence[str], asked: TrainerConfig) -> tuple[list[st
 
     Args:
         options: the command line.
-        asked: the result of `load(options)`.
+        loaded_config: the result of `load(options)`.
 
     Raises:
         InputError: options, dataset or output that the user must fix.
         Stopped: on SIGTERM, after a checkpoint is saved.
     """
-    if asked.recipe != "auto":
-        return list(options), asked
-    run = RunFolder.of(asked.output)
+    if loaded_config.recipe != "auto":
+        return list(options), loaded_config
+    run = RunFolder.of(loaded_config.output)
     run.pull(checkpoints=False)
     if (run.path / CONFIG).is_file():
         recipe = read_config(run.path / CONFIG).get("recipe", "auto")
     else:
-        dataset = open_dataset(asked.data, verify=False)
+        dataset = open_dataset(loaded_config.data, verify=False)
         n_items = dataset.manifest.n_items
-        candidates = _candidates(options, asked, n_items)
+        candidates = _candidates(options, loaded_config, n_items)
         recipe, config = candidates[0], with_recipe([*options, f"recipe={candidates[0]}"], n_items)
         epochs = trial_epochs(config, dataset)
         if len(candidates) > 1 and epochs:
             check_output(run.path, dataset)
             recipe = _choose(options, config, candidates, epochs, run)
-    settled = [*options, f"recipe={recipe}"]
-    return settled, load(settled)
+    resolved = [*options, f"recipe={recipe}"]
+    return resolved, load(resolved)
 
 
-def _candidates(options: Sequence[str], asked: TrainerConfig, n_items: int) -> list[str]:
+def _candidates(options: Sequence[str], loaded_config: TrainerConfig, n_items: int) -> list[str]:
     """The recipes to try: those that accept the options, with the requested loss if any; else only the first."""
-    names = recipes_to_try(asked, n_items)
+    names = recipes_to_try(loaded_config, n_items)
     others = [option for option in options if not option.startswith("loss=")]
 
     def fits(name: str) -> bool:
