@@ -47,10 +47,11 @@ def relatedness(seeds: Sequence[int] = (0, 1, 2)) -> None:
             }
             execute([joint, *separate.values()], search=False)
             values["best"].append(truth.best())
-            values["joint"].append(truth.of_bundle(joint.folder / "bundle"))
+            dataset = open_dataset(data)
+            values["joint"].append(truth.of_bundle(joint.folder / "bundle", dataset))
             selected, highest = dict[str, float](), dict[str, float]()
             for task, run in separate.items():
-                selected |= truth.of_bundle(run.folder / "bundle", [task])
+                selected |= truth.of_bundle(run.folder / "bundle", dataset, [task])
                 epochs = of_epochs(run, truth, task)
                 highest |= {key: max(actual[key] for actual in epochs) for key in epochs[0]}
             values["separate"].append(selected)
