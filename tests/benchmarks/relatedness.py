@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from scipy.stats import ttest_ind, ttest_rel
 
+from etl.dataset import open_dataset
 from tests.benchmarks.expected import ACTIONS, Float, Truth
 from tests.benchmarks.models import Run, cell, execute, truth_of, twin, twin_options
 from trainer.distributed.world import World
