@@ -62,19 +62,18 @@ class ModelOptions:
     )
     feedback_feature_dim: int = option(
         0,
-        "dimension of embeddings of item features that the hybrid's feedback towers read beside the item vectors, of "
-        "the candidate and averaged over the clicks so far",
+        "dimension of the embeddings that only the hybrid's feedback towers read: item features of the candidate and "
+        "their mean over the past clicks; 0 = none",
         at_least=0,
     )
     feedback_features: list[str] | None = option(
         None,
-        "text columns of items.parquet that the feedback towers read so; null = those of network.item_features, else "
-        "category, with no more than 10,000 values",
+        "text columns of items.parquet that the feedback towers embed; null = those of network.item_features, or "
+        "category if there are none, that have at most 10,000 values",
     )
     feedback_actions: bool = option(
         False,
-        "the feedback towers read, in embeddings of the same dimension, what was done with the clicks so far (like, "
-        "share, …)",
+        "the feedback towers also embed the actions on past clicks (like, share, …), in the same dimension",
     )
     tower: int = option(64, "units of the hidden layer of each task's tower", at_least=1)
     residual: bool = option(True, "experts and the next click's tower add to their input instead of replacing it")

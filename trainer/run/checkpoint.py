@@ -239,9 +239,10 @@ def load(path: Path, train_step: TrainStep) -> Progress:
     try:
         with torch.no_grad():
             _load_networks(train_step, path / TENSORS)
-            _check_tables(train_step, _sources(path)[0][1])
+            sources = _sources(path)
+            _check_tables(train_step, sources[0][1])
             for name, table in train_step.tables.items():
-                for shard, file in _sources(path):
+                for shard, file in sources:
                     _load_rows(table, f"table.{name}.", shard, file)
     except (KeyError, RuntimeError, SafetensorError) as error:
         problem = str(error).splitlines()[0]

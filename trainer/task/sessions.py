@@ -236,8 +236,8 @@ def inner_products(scorer: SessionScorer, query_QD: torch.Tensor, item_C: Int) -
 def first_biases(config: TrainerConfig, train_clicks: Int) -> torch.Tensor:
     """Initial item biases, float32 `[n_items]`.
 
-    They encode item popularity, which would take more than an epoch to learn: for softmax losses the log of the click
-    counts; for gBCE, which scores each item separately, the log odds of 1 / n_items.
+    They spare the model learning base rates, which takes more than an epoch: for softmax losses item popularity, the
+    log of the click counts; for gBCE, which scores each item separately, the log of 1 / n_items for every item.
     """
     if config.loss == "gbce":
         return torch.full((len(train_clicks),), -math.log(len(train_clicks)))
