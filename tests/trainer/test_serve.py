@@ -223,14 +223,41 @@ def test_five_clicks_in_a_browser_show_ten_recommendations(address, width):
         for number in range(5):
             page.locator("#found button").nth(number).click()
         page.wait_for_function("document.querySelector('#status').textContent.startsWith('Ranked by blend')")
-        assert page.locator("#session button").count() == 5
+        assert page.locator("#session .remove").count() == 5
         assert page.locator("#next tr").count() == 10
-        clicked = set(page.locator("#session button").all_inner_texts())
+        clicked = set(page.locator("#session .remove").all_inner_texts())
         assert not clicked & set(page.locator("#next td:nth-child(2)").all_inner_texts())
         assert "P(like)" in page.inner_text("#head")
-        page.locator("#session button").first.click()
-        assert page.locator("#session button").count() == 4
+        page.locator("#session .remove").first.click()
+        assert page.locator("#session .remove").count() == 4
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert violations(page) == []
         browser.close()
     assert messages == []
+
+
+@pytest.mark.browser
+def test_actions_set_on_the_page_change_its_probabilities_as_in_a_request(served, address):
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium (apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    recommender = Recommender.open(ServeConfig(run=str(served[0]), result=str(served[1])))
+    assert recommender.actions == {"like": 1, "share": 2, "follow": 4}
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        page.goto(address)
+        for number in range(2):
+            page.locator("#found button").nth(number).click()
+        page.get_by_role("button", name=re.compile("^share: ")).last.click()
+        items = [int(re.search(r"\d+", text)[0]) for text in page.locator("#session .remove").all_inner_texts()]
+        for feedback in ([0, 2], [0, 0]):
+            answer = recommender.recommend([SessionRequest(items, feedback=feedback)], 10)
+            column = recommender.tasks.index("like") + 4
+            expected = [f"{100 * p:.1f} %" for p in answer.probabilities["like"][0].tolist()]
+            script = f"[...document.querySelectorAll('#next td:nth-child({column})')].map(cell => cell.textContent)"
+            page.wait_for_function(f"{script}.join() === {json.dumps(','.join(expected))}")
+            page.get_by_role("button", name=re.compile("^share: ")).last.click()
+        assert violations(page) == []
+        browser.close()

@@ -65,6 +65,7 @@ class Server:
             "model": recommender.name,
             "items": len(recommender.evaluation.index.catalogue.item),
             "tasks": recommender.tasks,
+            "actions": recommender.actions,
             "sources": recommender.blend.learned.names if recommender.blend else ["model"],
             "largest_k": recommender.most,
             "index": recommender.evaluation.index.kind,

@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from etl.dataset import Dataset
+from etl.dataset import FEEDBACK_BIT, STATISTICS, Dataset
 from etl.runtime.dataset_folder import MANIFEST
 from etl.runtime.errors import InputError
 from etl.runtime.files import sha256_of
 from etl.runtime.lookup import lookup
 from etl.runtime.object_store import absolute, download_if_remote, local_path
+from etl.statistics import PLURAL
 from retrieval.blend.ranker import BlendRanker
 from retrieval.config import RetrievalConfig
 from retrieval.evaluate import reopen
@@ -196,6 +197,14 @@ class Recommender:
     def tasks(self) -> list[str]:
         """Feedback tasks of the model."""
         return list(self.scorer.model.feedback_tasks)
+
+    @cached_property
+    def actions(self) -> dict[str, int]:
+        """Actions on past clicks that the model reads and the log has, with their bits in a request's `feedback`."""
+        if not self.scorer.model.reads_actions:
+            return {}
+        kept = json.loads(self.dataset.file(STATISTICS).read_text())["kept"]
+        return {action: 1 << FEEDBACK_BIT[action] for action, name in PLURAL.items() if kept[name]}
 
     @cached_property
     def popularity(self) -> Popularity:
