@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from etl.dataset import STATISTICS, Dataset
 from etl.protocol import Array
-from etl.twin.published import FACTS, PUBLISHED
+from etl.twin.published import PUBLISHED, SCAN_STATISTICS
 
 ROWS = ("users", "items", "exposures", "clicks", "likes", "shares", "follows", "reads", "favorites")
 NEGATIVE = ("skip", "entered", "passive", "other", "before_first", "after_test")
@@ -104,23 +104,23 @@ def table(label: str, head: Sequence[str], lines: str) -> str:
     return f'<div class="wide" tabindex="0" role="region" aria-label="{label}"><table>{rows}</table></div>'
 
 
-def log_page(scenario: str, inputs: list[str], facts: dict[str, float]) -> str:
+def log_page(scenario: str, inputs: list[str], statistics: dict[str, float]) -> str:
     """A log's statistics compared with those of public scans of the real log."""
-    known, lines = FACTS[scenario], []
-    for name in [*known, *(name for name in facts if name not in known)]:
-        value, real = facts.get(name), known.get(name)
+    known, lines = SCAN_STATISTICS[scenario], []
+    for name in [*known, *(name for name in statistics if name not in known)]:
+        value, real = statistics.get(name), known.get(name)
         if real is None or value is None:
             verdict = "" if real is None else "not in this log"
         else:
             verdict = "differs" if differs(value, real) else "alike"
         shown = "–" if real is None else " – ".join(map(share, real)) if isinstance(real, tuple) else share(real)
         lines.append(f"<tr><td>{name}</td><td>{share(value)}</td><td>{shown}</td><td>{verdict}</td></tr>")
-    facts_table = table("facts", ["fact", "this log", "real log", "verdict"], "".join(lines))
+    statistics_table = table("statistics", ["statistic", "this log", "real log", "verdict"], "".join(lines))
     named = ", ".join(html.escape(name) for name in inputs)
     return _document(
         "Log and real log",
-        f"<h2>{scenario}: {named}</h2><p>“Real log” is what public scans of the Tenrec files report; a fact differs "
-        f"where it is more than {TOLERANCE:.0%} off.</p>{facts_table}",
+        f"<h2>{scenario}: {named}</h2><p>“Real log” is what public scans of the Tenrec files report; a statistic "
+        f"differs where it is more than {TOLERANCE:.0%} off.</p>{statistics_table}",
     )
 
 

@@ -49,10 +49,12 @@ def _dataset_page(config: DescribeConfig) -> str:
 def _log_page(config: DescribeConfig) -> str:
     from etl.dataset_page import log_page
     from etl.logs.scan import scan
-    from etl.twin.published import FACTS
+    from etl.twin.published import SCAN_STATISTICS
 
-    if config.scenario not in FACTS:
-        raise InputError(f"scenario one of {', '.join(FACTS)}", config.scenario, "name the scenario of the log")
+    if config.scenario not in SCAN_STATISTICS:
+        raise InputError(
+            f"scenario one of {', '.join(SCAN_STATISTICS)}", config.scenario, "name the scenario of the log"
+        )
     inputs = config.input if isinstance(config.input, list) else [config.input]
     return log_page(
         config.scenario, [str(name) for name in inputs], scan([str(name) for name in inputs], config.scenario)

@@ -25,7 +25,7 @@ NUMBERS = ("click", "like", "share", "follow", "read", "favorite", "watching_tim
 
 
 def scan(inputs: list[str], scenario_name: str) -> dict[str, float]:
-    """Statistics of a log, by their names in `etl.twin.published.FACTS`; those without a column are left out.
+    """Statistics of a log, by their names in `etl.twin.published.SCAN_STATISTICS`; those without a column are left out.
 
     Row counts use all rows; statistics per user (pairs, duplicates, genders, click rates) use an even sample of users,
     in bounded memory. Lines with a wrong number of fields are skipped.
@@ -46,9 +46,9 @@ def scan(inputs: list[str], scenario_name: str) -> dict[str, float]:
         last_user = user[-1]
         counts += _count(table, scenario)
         samples.append(table.filter(pa.array(user % every == 0)))
-    facts = {"users in the first 100,000 rows": float(len(first_users))} if counts["rows"] >= FIRST_ROWS else {}
+    statistics = {"users in the first 100,000 rows": float(len(first_users))} if counts["rows"] >= FIRST_ROWS else {}
     by_user = _user_statistics(pa.concat_tables(samples).to_pandas(), counts) if samples else {}
-    return _shares(counts) | facts | by_user
+    return _shares(counts) | statistics | by_user
 
 
 def _tables(files: list[LogFile], scenario: Scenario) -> Iterator[pa.Table]:
@@ -99,7 +99,7 @@ def _count(table: pa.Table, scenario: Scenario) -> Counter[str]:
 
 def _shares(counts: Counter[str]) -> dict[str, float]:
     rows, unclicked = max(counts["rows"], 1), counts["rows"] - counts["clicked"]
-    facts = {
+    statistics = {
         "rows": float(counts["rows"]),
         "clicks": float(counts["clicked"]),
         "click rate": counts["clicked"] / rows,
@@ -107,15 +107,15 @@ def _shares(counts: Counter[str]) -> dict[str, float]:
         "mean run of a user's rows": counts["rows"] / max(counts["blocks"], 1),
     }
     if unclicked and "entered" in counts:
-        facts["entered share of unclicked rows"] = counts["entered"] / unclicked
+        statistics["entered share of unclicked rows"] = counts["entered"] / unclicked
     for action in ("like", "share", "follow"):
         if counts[action]:
-            facts[f"{action}s"] = float(counts[action])
-            facts[f"{action}s on unclicked rows"] = counts[f"{action} unclicked"] / counts[action]
+            statistics[f"{action}s"] = float(counts[action])
+            statistics[f"{action}s on unclicked rows"] = counts[f"{action} unclicked"] / counts[action]
     for kind in ("gender", "age", "category"):
         for name in [name for name in counts if name.startswith(f"{kind} ") and not name.endswith(" rows")]:
-            facts[name] = counts[name] / counts[f"{kind} rows"]
-    return facts
+            statistics[name] = counts[name] / counts[f"{kind} rows"]
+    return statistics
 
 
 def _user_statistics(rows: pd.DataFrame, counts: Counter[str]) -> dict[str, float]:
@@ -127,7 +127,7 @@ def _user_statistics(rows: pd.DataFrame, counts: Counter[str]) -> dict[str, floa
     index = rows.groupby("user_id").cumcount()
     through = (index + 0.5) / rows.groupby("user_id")["item_id"].transform("size")
     clicks = rows["click"].fillna(0).groupby(rows["user_id"]).sum()
-    facts: dict[str, Any] = {
+    statistics: dict[str, Any] = {
         "exact duplicates": rows.duplicated().mean(),
         "repeated pairs of user and item": rows.duplicated(pair).mean(),
         "pairs with conflicting clicks, per row": (by_pair["min"] < by_pair["max"]).sum() / len(rows),
@@ -136,7 +136,7 @@ def _user_statistics(rows: pd.DataFrame, counts: Counter[str]) -> dict[str, floa
         "click rate in the last third of a user's rows": rows["click"][through > 2 / 3].mean(),
     }
     users = rows["user_id"].nunique() / len(rows) * counts["rows"]
-    facts["blocks of a user"] = counts["blocks"] / users
+    statistics["blocks of a user"] = counts["blocks"] / users
     if "gender" in rows:
-        facts["users with several genders"] = (rows.groupby("user_id")["gender"].nunique() > 1).mean()
-    return {name: float(value) for name, value in facts.items()}
+        statistics["users with several genders"] = (rows.groupby("user_id")["gender"].nunique() > 1).mean()
+    return {name: float(value) for name, value in statistics.items()}

@@ -173,19 +173,19 @@ def _write_uncut_users(job: Job, partition: int, users: Users) -> int:
     """Write uncut users and item click counts, for filters that need counts over all users."""
     lengths = np.diff(users.offset)
     table = pa.table({name: getattr(users, name) for name in ("item", "packed", "watching")})
-    write_work_table(job.work("whole_rows", partition, "parquet"), table)
+    write_work_table(job.work("assembled_rows", partition, "parquet"), table)
     table = pa.table(
         {"rows": lengths} | {name: getattr(users, name) for name in ("user_id", "clicks", "gender", "age")}
     )
-    write_work_table(job.work("whole_users", partition, "parquet"), table)
+    write_work_table(job.work("assembled_users", partition, "parquet"), table)
     write_array(job.work("item_clicks", partition, "npy"), statistics.count_items(users.item, users.clicked))
     return len(lengths)
 
 
 def read_uncut_users(job: Job, partition: int) -> Users:
     """Read the uncut users of a partition, written by the first pass of a filtering protocol."""
-    rows = pq.read_table(job.work("whole_rows", partition, "parquet"))
-    users = pq.read_table(job.work("whole_users", partition, "parquet"))
+    rows = pq.read_table(job.work("assembled_rows", partition, "parquet"))
+    users = pq.read_table(job.work("assembled_users", partition, "parquet"))
     column = {
         t: c.to_numpy() for table in (rows, users) for t, c in zip(table.column_names, table.columns, strict=True)
     }

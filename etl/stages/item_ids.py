@@ -99,7 +99,7 @@ def raw_clicks_per_item(job: Job) -> Array:
 
 
 def _uncut_partitions(job: Job) -> list[int]:
-    return sorted(int(path.stem) for path in job.work_folder("whole_users").glob("[0-9]*.parquet"))
+    return sorted(int(path.stem) for path in job.work_folder("assembled_users").glob("[0-9]*.parquet"))
 
 
 def _users_with(job: Job, partition: int, allowed: Array) -> Array:

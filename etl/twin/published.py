@@ -115,7 +115,7 @@ _VIDEO = {
     "pairs with conflicting clicks, per row": 0.0047,
 }
 _ARTICLE = {"click rate": 1.0, "rows with an action and no click": 0.0}
-FACTS: dict[str, dict[str, float | tuple[float, float]]] = {
+SCAN_STATISTICS: dict[str, dict[str, float | tuple[float, float]]] = {
     "qk_video": {
         **_VIDEO,
         "click rate": 0.2884,

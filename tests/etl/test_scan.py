@@ -7,7 +7,7 @@ import pytest
 from etl.dataset_page import differs, log_page
 from etl.describe import main
 from etl.logs.scan import scan
-from etl.twin.published import FACTS
+from etl.twin.published import SCAN_STATISTICS
 from etl.twin.simulate import make_twin
 from etl.twin.write import write
 from tests.support.engine import write_log
@@ -24,7 +24,7 @@ ROWS = [
 
 
 def test_scanned_statistics_match_counting_by_hand(tmp_path):
-    facts = scan([str(write_log(tmp_path / "log.csv", ROWS))], "qb_video")
+    statistics = scan([str(write_log(tmp_path / "log.csv", ROWS))], "qb_video")
     expected = {
         "rows": 6,
         "clicks": 3,
@@ -48,15 +48,15 @@ def test_scanned_statistics_match_counting_by_hand(tmp_path):
         "click rate in the first third of a user's rows": 1 / 2,
         "click rate in the last third of a user's rows": 1 / 2,
     }
-    assert {name: facts[name] for name in expected} == pytest.approx(expected)
-    assert "shares" not in facts
+    assert {name: statistics[name] for name in expected} == pytest.approx(expected)
+    assert "shares" not in statistics
 
 
 def test_twin_of_a_video_log_matches_the_public_scan(tmp_path):
     """A small log has more repeats than the real one; the other statistics do not depend on its size."""
     with (tmp_path / "log.csv").open("wb") as stream:
         write(make_twin("qk_video", users=2_000, items=300_000, seed=1), stream, tmp_path / "log.csv")
-    facts = scan([str(tmp_path / "log.csv")], "qk_video")
+    statistics = scan([str(tmp_path / "log.csv")], "qk_video")
     names = [
         *(
             "click rate",
@@ -68,8 +68,8 @@ def test_twin_of_a_video_log_matches_the_public_scan(tmp_path):
         ),
         *("category 0", "category 1", "entered share of unclicked rows", "rows with an action and no click"),
     ]
-    assert [name for name in names if differs(facts[name], FACTS["qk_video"][name])] == []
-    text = log_page("qk_video", ["log.csv"], facts)
+    assert [name for name in names if differs(statistics[name], SCAN_STATISTICS["qk_video"][name])] == []
+    text = log_page("qk_video", ["log.csv"], statistics)
     assert text.count("alike") >= len(names)
     assert not differs(0.4, (0.37, 0.57))
     assert differs(0.3, (0.37, 0.57))
