@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from etl.dataset import TRAIN_HOLDOUT, Dataset, open_dataset
 from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
 from etl.runtime.locks import locked
-from trainer.config import TrainerConfig, load
+from trainer.config import TrainerConfig
 from trainer.prepare import CONFIG, RECIPE_CHOICE, RECIPE_TRIALS, check_output, prepare, read_config
 from trainer.recipe import recipes_to_try, with_recipe
 from trainer.run.metrics_log import progress_bar
@@ -46,24 +47,27 @@ def resolve_auto_recipe(options: Sequence[str], loaded_config: TrainerConfig) ->
         dataset = open_dataset(loaded_config.data, verify=False)
         n_items = dataset.manifest.n_items
         candidates = _candidates(options, loaded_config, n_items)
-        recipe, config = candidates[0], with_recipe([*options, f"recipe={candidates[0]}"], n_items)
+        recipe = candidates[0]
+        config = with_recipe([*options, f"recipe={recipe}"], n_items, replace(loaded_config, recipe=recipe))
         epochs = trial_epochs(config, dataset)
         if len(candidates) > 1 and epochs:
             check_output(run.path, dataset)
             recipe = _choose(options, config, candidates, epochs, run)
-    resolved = [*options, f"recipe={recipe}"]
-    return resolved, load(resolved)
+    return [*options, f"recipe={recipe}"], replace(loaded_config, recipe=recipe)
 
 
 def _candidates(options: Sequence[str], loaded_config: TrainerConfig, n_items: int) -> list[str]:
     """The recipes to try: those that accept the options, with the requested loss if any; else only the first."""
     names = recipes_to_try(loaded_config, n_items)
-    others = [option for option in options if not option.startswith("loss=")]
+    without_loss = [option for option in options if not option.startswith("loss=")]
+
+    def loss(options: Sequence[str], name: str) -> str:
+        return with_recipe([*options, f"recipe={name}"], n_items, replace(loaded_config, recipe=name)).loss
 
     def fits(name: str) -> bool:
         try:
-            own = with_recipe([*others, f"recipe={name}"], n_items).loss
-            return with_recipe([*options, f"recipe={name}"], n_items).loss == own
+            chosen = loss(options, name)
+            return len(without_loss) == len(options) or chosen == loss(without_loss, name)
         except InputError:  # for example an option that this recipe's loss does not support
             return False
 
