@@ -90,6 +90,8 @@ class Pool:
 
     def ranks_of(self, item_QK: npt.NDArray[np.int64]) -> Floats:
         """Ranks of listed items in each source `[S, Q, K]`; NaN if a source does not list the item."""
+        if not len(self.item):
+            return np.full((len(self.names), *item_QK.shape), np.nan, np.float32)
         pair = np.arange(self.n_queries)[:, None] << 32 | item_QK
         index, inside = lookup(self.query << 32 | self.item, pair)
         rank = self.rank[:, index]

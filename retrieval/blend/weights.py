@@ -43,11 +43,13 @@ def find_weights(pool: Pool, cutoff: int, names: Sequence[str], threads: int = 1
     better on these queries than the mean, it gets all the weight.
 
     Args:
-        pool: pool of queries whose target is in it.
+        pool: pool of queries whose target is in it; without a query all sources get the same weight.
         cutoff: cutoff of the NDCG to maximise.
         names: sources that may get a weight; those without scores get none.
         threads: samples fitted in parallel; the weights do not depend on it.
     """
+    if not pool.n_queries:  # all users of a small dataset may be in one fold
+        return np.full(len(pool.names), 1 / len(pool.names))
     search = _Search(pool, cutoff)
     rng = np.random.default_rng(0)
     allowed = [row for row, name in enumerate(pool.names) if name in names and pool.share[row].any()]

@@ -229,3 +229,29 @@ def test_weights_fitted_to_few_queries_are_nearly_as_good_as_to_many():
     assert best > alone + 0.02
     assert np.mean(few) > best - 0.02
     assert min(few) > alone
+
+
+def test_all_queries_in_one_fold_still_give_a_blend_with_even_weights_for_its_valid_queries():
+    rng = np.random.default_rng(0)
+    queries = unseen_targets(rng, 4)
+    queries.user_id[:] = np.flatnonzero(fold_of(np.arange(7, 700, 7)) == 1)[:4] * 7 + 7
+    scores = sparse_scores(rng, 700, share=1.0)
+    pools, features = pools_of(rng, {name: source_of(scores) for name in "ab"}, mask_seen=False)
+    learned = learn_blend(pools, features, [queries], 10, 1)
+    assert [fold.weights for fold in learned.folds] == [
+        learned.all_users.weights if fold != 1 else {"a": 0.5, "b": 0.5} for fold in range(FOLDS)
+    ]
+    assert sum(learned.all_users.weights.values()) == pytest.approx(1)
+
+
+def test_sessions_that_have_seen_every_candidate_get_empty_lists():
+    rng = np.random.default_rng(0)
+    queries = queries_of(rng, 1)
+    pools, features = pools_of(rng, {"a": source_of(sparse_scores(rng, 1))}, candidates=5)
+    seen = features.popularity.best_first.astype(np.int32)
+    queries = replace(queries, seen=seen, seen_offset=np.array([0, len(seen)]))
+    learned = FittedBlend(["a"], 1.0, "sum", weights({"a": 1.0}), [weights({"a": 1.0})] * FOLDS, {})
+    score, item, ranks = BlendRanker(learned, pools, pools, features, 5, 1).recommend_with_ranks(queries)
+    assert not item.any()
+    assert np.isneginf(score).all()
+    assert np.isnan(ranks["a"]).all()
