@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from etl.dataset import STATISTICS, Dataset
+from etl.logs.scan import NUMBERS
 from etl.protocol import Array
 from etl.twin.published import PUBLISHED, SCAN_STATISTICS
 
@@ -62,7 +63,7 @@ def boxes(values: dict[str, Array]) -> str:
         axes.plot(v.max(), x, "x", color="#b00")
     axes.set_xscale("log")
     axes.axvline(STUDY_LIMIT, color="#888", linestyle=":")
-    axes.set_xlabel("times an item was clicked or watched (× the most watched one, dotted: 500)")
+    axes.set_xlabel("times an item was clicked or watched (× the largest, dotted: 500)")
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     label = "Boxplots of clicks and watching times of the items"
@@ -80,13 +81,16 @@ def page(datasets: list[Dataset]) -> str:
         sections += [section(dataset, statistics), transitions_table(scenario, statistics.get("transitions"))]
         if dataset.session_files:
             clicks, times = watched(dataset)
-            values |= {f"{scenario}: clicks": clicks, f"{scenario}: watching times": times}
-            sections.append(spread(scenario, clicks, times))
+            counts = {"clicks": clicks}
+            if statistics["raw"]["entered"] is not None:  # else the log has no watching times
+                counts["watching times"] = times
+            values |= {f"{scenario}: {label}": v for label, v in counts.items()}
+            sections.append(spread(scenario, counts))
     values = {label: v for label, v in values.items() if len(v)}
     drawn = ""
     if values:
         region = '<div class="wide" tabindex="0" role="region" aria-label="boxplots">'
-        drawn = f"<h2>How often an item is watched</h2>{region}{boxes(values)}</div>"
+        drawn = f"<h2>How often an item is clicked or watched</h2>{region}{boxes(values)}</div>"
     return _document("Datasets", "".join(sections) + drawn)
 
 
@@ -113,8 +117,10 @@ def log_page(scenario: str, inputs: list[str], statistics: dict[str, float]) -> 
             verdict = "" if real is None else "not in this log"
         else:
             verdict = "differs" if differs(value, real) else "alike"
-        shown = "–" if real is None else " – ".join(map(share, real)) if isinstance(real, tuple) else share(real)
-        lines.append(f"<tr><td>{name}</td><td>{share(value)}</td><td>{shown}</td><td>{verdict}</td></tr>")
+        text = number if name in NUMBERS else share
+        shown = " – ".join(map(text, real)) if isinstance(real, tuple) else text(real)
+        cells = (html.escape(name), text(value), shown, verdict)
+        lines.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     statistics_table = table("statistics", ["statistic", "this log", "real log", "verdict"], "".join(lines))
     named = ", ".join(html.escape(name) for name in inputs)
     return _document(
@@ -131,10 +137,8 @@ def differs(value: float, real: float | tuple[float, float]) -> bool:
 
 
 def share(value: float | None) -> str:
-    """Format a share in per cent, a larger number with thousands separators."""
-    if value is None:
-        return "–"
-    return f"{value:.2%}" if value <= 1 else f"{value:,.2f}".removesuffix(".00")
+    """Format a share in per cent, None as a dash."""
+    return "–" if value is None else f"{value:.2%}"
 
 
 def transitions_table(scenario: str, transitions: dict[str, Any] | None) -> str:
@@ -171,14 +175,14 @@ def section(dataset: Dataset, statistics: dict[str, Any]) -> str:
     )
 
 
-def spread(scenario: str, clicks: Array, times: Array) -> str:
-    """Quantiles of both counts, and the share under the study's limit."""
+def spread(scenario: str, counts: dict[str, Array]) -> str:
+    """Quantiles of counts by item, and the share under the study's limit."""
     quantiles = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)
     lines = ""
-    for label, v in (("clicks of an item", clicks), ("watching times of an item", times)):
+    for label, v in counts.items():
         if len(v):
             cells = "".join(f"<td>{number(x)}</td>" for x in np.quantile(v, quantiles, method="inverted_cdf"))
-            lines += f"<tr><td>{label}</td>{cells}<td>{np.mean(v < STUDY_LIMIT):.2%}</td></tr>"
+            lines += f"<tr><td>{label} of an item</td>{cells}<td>{np.mean(v < STUDY_LIMIT):.2%}</td></tr>"
     head = ["quantile", *(f"{q:.0%}" for q in quantiles), f"under {STUDY_LIMIT}"]
     return table(f"quantiles of {scenario}", head, lines)
 

@@ -10,28 +10,31 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
 
+from etl.logs.parse import parsed_blocks
 from etl.logs.splits import LogFile
-from etl.logs.tenrec import NULL, SCENARIOS, Scenario, open_logs
-from etl.runtime.object_store import filesystem
+from etl.logs.tenrec import SCENARIOS, Scenario, open_logs
+from etl.runtime.errors import InputError
 
 SAMPLED_BYTES = 128 << 20
 """Largest log for which all users are held in memory; else an even sample of users is used."""
-BLOCK_BYTES = 16 << 20
 FIRST_ROWS = 100_000
-IDS = ("user_id", "item_id")
-NUMBERS = ("click", "like", "share", "follow", "read", "favorite", "watching_times", "gender", "age")
+FIRST_USERS = "users in the first 100,000 rows"
+NUMBERS = (
+    *("rows", "clicks", "likes", "shares", "follows", FIRST_USERS),
+    *("mean run of a user's rows", "blocks of a user", "fewest clicks of a user"),
+)
+"""Statistics that are counts or means; the others are shares."""
 
 
 def scan(inputs: list[str], scenario_name: str) -> dict[str, float]:
     """Statistics of a log, by their names in `etl.twin.published.SCAN_STATISTICS`; those without a column are left out.
 
     Row counts use all rows; statistics per user (pairs, duplicates, genders, click rates) use an even sample of users,
-    in bounded memory. Lines with a wrong number of fields are skipped.
+    in bounded memory. Lines that `python -m etl` would quarantine are skipped.
 
     Raises:
-        InputError: a missing log, or one of another scenario.
+        InputError: a missing log, one of another scenario, or one without a usable row.
     """
     scenario = SCENARIOS[scenario_name]
     files = open_logs(inputs, scenario)
@@ -46,30 +49,24 @@ def scan(inputs: list[str], scenario_name: str) -> dict[str, float]:
         last_user = user[-1]
         counts += _count(table, scenario)
         samples.append(table.filter(pa.array(user % every == 0)))
-    statistics = {"users in the first 100,000 rows": float(len(first_users))} if counts["rows"] >= FIRST_ROWS else {}
-    by_user = _user_statistics(pa.concat_tables(samples).to_pandas(), counts) if samples else {}
-    return _shares(counts) | statistics | by_user
+    if not samples:
+        raise InputError("a log with rows", "none usable", "python -m etl says which rows it quarantines, and why")
+    statistics = {FIRST_USERS: float(len(first_users))} if counts["rows"] >= FIRST_ROWS else {}
+    rows = pa.concat_tables(samples, promote_options="default").unify_dictionaries().to_pandas()
+    return _shares(counts) | statistics | _user_statistics(rows, counts)
 
 
 def _tables(files: list[LogFile], scenario: Scenario) -> Iterator[pa.Table]:
+    """Well-formed rows of the logs, in parts; only columns that a file has."""
     for file in files:
-        names = [name for name in scenario.columns if name in file.columns]
-        options = pa_csv.ConvertOptions(
-            include_columns=names,
-            column_types={
-                name: pa.int64() if name in IDS else pa.float64() if name in NUMBERS else pa.string() for name in names
-            },
-            null_values=[NULL, ""],
-            strings_can_be_null=True,
-        )
-        parsing = pa_csv.ParseOptions(invalid_row_handler=lambda _: "skip")
-        store, path = filesystem(file.uri)
-        reading = pa_csv.ReadOptions(block_size=BLOCK_BYTES, column_names=list(file.columns), skip_rows=1)
-        with store.open_input_stream(path, compression=file.compression) as stream:
-            for batch in pa_csv.open_csv(stream, reading, parsing, options):
-                if len(batch):
-                    table = pa.Table.from_batches([batch])
-                    yield table.filter(pc.and_(pc.is_valid(table["user_id"]), pc.is_valid(table["item_id"])))
+        for tables, _ in parsed_blocks(file, scenario):
+            for table in tables:
+                absent = [name for name in table.column_names if _name_in_log(name, scenario) not in file.columns]
+                yield table.drop_columns(absent).unify_dictionaries()
+
+
+def _name_in_log(name: str, scenario: Scenario) -> str:
+    return scenario.category if name == "category" else name
 
 
 def _count(table: pa.Table, scenario: Scenario) -> Counter[str]:
@@ -84,14 +81,12 @@ def _count(table: pa.Table, scenario: Scenario) -> Counter[str]:
             acted |= done
             counts[action], counts[f"{action} unclicked"] = int(done.sum()), int((done & ~click).sum())
     counts["acted unclicked"] = int((acted & ~click).sum())
-    for name in ("gender", "age", scenario.category):
+    for name in ("gender", "age", "category"):
         if name in table.column_names:
-            label = "category" if name == scenario.category else name
-            for entry in pc.value_counts(table[name]).to_pylist():
-                value = entry["values"]
-                text = "null" if value is None else f"{value:g}" if isinstance(value, float) else value
-                counts[f"{label} {text}"] += entry["counts"]
-                counts[f"{label} rows"] += entry["counts"]
+            for entry in pc.value_counts(table[name].combine_chunks()).to_pylist():
+                value = "null" if entry["values"] is None else entry["values"]
+                counts[f"{name} {value}"] += entry["counts"]
+                counts[f"{name} rows"] += entry["counts"]
     if "watching_times" in table.column_names:
         counts["entered"] = int((table["watching_times"].fill_null(0).to_numpy()[~click] >= 1).sum())
     return counts
@@ -139,4 +134,5 @@ def _user_statistics(rows: pd.DataFrame, counts: Counter[str]) -> dict[str, floa
     statistics["blocks of a user"] = counts["blocks"] / users
     if "gender" in rows:
         statistics["users with several genders"] = (rows.groupby("user_id")["gender"].nunique() > 1).mean()
-    return {name: float(value) for name, value in statistics.items()}
+    # A click rate of no row is NaN.
+    return {name: float(value) for name, value in statistics.items() if not np.isnan(value)}

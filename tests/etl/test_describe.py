@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from etl.__main__ import main as build
 from etl.dataset_page import watched
 from etl.describe import main
 from etl.twin.published import PUBLISHED
@@ -41,6 +42,15 @@ def test_page_shows_dataset_and_published_counts(fifty, tmp_path, capsys):
     assert main([f"data={tmp_path}", f"output={page}"]) == 2
     assert main([f"data={fifty.path}", f"output={tmp_path}"]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_page_of_a_log_without_watching_times_shows_clicks_only(tmp_path):
+    log, page = tmp_path / "log.csv", tmp_path / "page.html"
+    log.write_text("user_id,item_id,click\n" + "".join(f"{u},{i},1\n" for u in range(4) for i in range(12)))
+    assert build([f"input={log}", f"output={tmp_path / 'data'}", "scenario=qb_video"]) == 0
+    assert main([f"data={tmp_path / 'data'}", f"output={page}"]) == 0
+    assert "clicks of an item" in page.read_text()
+    assert "watching times of an item" not in page.read_text()
 
 
 @pytest.mark.browser

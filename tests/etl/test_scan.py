@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from etl.dataset_page import differs, log_page
@@ -88,3 +89,35 @@ def test_log_page_is_written_and_invalid_options_are_reported(tmp_path, capsys):
     ):
         assert main([*wrong, f"output={page}"]) == 2
         assert capsys.readouterr().err.startswith("error: expected ")
+
+
+def test_scan_reads_the_spellings_that_etl_reads_and_skips_what_it_quarantines(tmp_path):
+    (tmp_path / "log.csv").write_text(
+        "user_id,item_id,click,like,gender\n1.0,2.0,True,0,1\n"
+        "u1,3,1,0,1\n"  # an id that is no integer
+        "4,5,0,1.0,\\N\n4,6,1,,2\n4,6,maybe,0,2\n"
+    )
+    statistics = scan([str(tmp_path / "log.csv")], "qb_video")
+    expected = {
+        "rows": 3,
+        "clicks": 2,
+        "likes": 1,
+        "likes on unclicked rows": 1,
+        "gender null": 1 / 3,
+        "gender 1": 1 / 3,
+    }
+    assert {name: statistics[name] for name in expected} == pytest.approx(expected)
+    assert not any(np.isnan(value) for value in statistics.values())
+
+
+def test_log_page_escapes_the_log_and_shows_counts_as_numbers(tmp_path, capsys):
+    log, page = tmp_path / "log.csv", tmp_path / "page.html"
+    log.write_text("user_id,item_id,click,video_category\n1,2,1,<script>alert(1)</script>\n")
+    assert main([f"input={log}", "scenario=qb_video", f"output={page}"]) == 0
+    text = page.read_text()
+    assert "<script>" not in text
+    assert "<td>category &lt;script&gt;alert(1)&lt;/script&gt;</td><td>100.00%</td>" in text
+    assert "<td>blocks of a user</td><td>1</td><td>1.49</td>" in text
+    log.write_text("user_id,item_id,click\n")
+    assert main([f"input={log}", "scenario=qb_video", f"output={page}"]) == 2
+    assert "a log with rows, got none usable" in capsys.readouterr().err
