@@ -37,6 +37,10 @@ def refuse_empty(job: Job) -> None:
         got.append(f"{others:,} rows are of users that users_from lacks")
     if job.scenario.history:
         raise InputError("a clicked row", "; ".join(got), "check the column click")
+    if job.min_item_clicks > 1:
+        got.append(f"rows of items with fewer than protocol.min_item_clicks={job.min_item_clicks} clicks are dropped")
+    if job.max_item_clicks is not None:
+        got.append(f"rows of items with more than protocol.max_item_clicks={job.max_item_clicks} clicks are dropped")
     expected = f"a user with protocol.min_clicks={job.min_clicks} clicks that the protocol keeps"
     raise InputError(expected, "; ".join(got), "lower protocol.min_clicks, or check the input")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
 import zipfile
 from pathlib import Path
 
@@ -18,4 +18,8 @@ def package(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    package(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(
+        "python -m etl.package", description="Archive the package etl for the workers of a Spark cluster."
+    )
+    parser.add_argument("archive", type=Path, help="zip file to write, for spark-submit's --py-files")
+    package(parser.parse_args().archive)

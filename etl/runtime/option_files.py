@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from etl.runtime.errors import InputError
 
 PREFIX = "@"
+SPECIAL = re.compile(r"""[,'"\[\]\\]|^\s|\s$|^$""")
 
 
 def expand_files(options: Sequence[str]) -> list[str]:
@@ -50,10 +52,17 @@ def _flat(values: dict[Any, Any], prefix: str = "") -> Iterator[str]:
 def _text(value: Any) -> str:
     """Format a value for a command line.
 
-    >>> _text(True), _text(None), _text([5, 10]), _text("a=b"), _text(1e-05)
-    ('true', 'null', '[5,10]', 'a=b', '1e-05')
+    >>> _text(True), _text(None), _text([5, 10]), _text("a=b"), _text(1e-05), _text(["a b", "c,d"])
+    ('true', 'null', '[5,10]', 'a=b', '1e-05', '[a b,"c,d"]')
     """
     if isinstance(value, list):
-        return f"[{','.join(map(_text, value))}]"
+        return f"[{','.join(map(_list_element, value))}]"
     words = {True: "true", False: "false", None: "null"}
     return words[value] if isinstance(value, bool) or value is None else str(value)
+
+
+def _list_element(value: Any) -> str:
+    """Format an element of a list, in quotes if it has characters that mean something in a list."""
+    if not isinstance(value, str) or not SPECIAL.search(value):
+        return _text(value)
+    return '"' + re.sub(r'([\\"])', r"\\\1", value) + '"'

@@ -122,7 +122,8 @@ def _known_option(option: str, schema: type[Any]) -> tuple[str, str, str]:
     groups = {known.rpartition(".")[0] for known in kinds} - {""}
     maps = [known for known, kind in kinds.items() if kind.startswith("dict")]
     if not equals:
-        raise InputError("options as key=value", option, _suggest(name.lstrip("+~"), list(kinds)))
+        hint = f"write {name}=VALUE" if name in kinds else _suggest(name.lstrip("+~"), list(kinds))
+        raise InputError("options as key=value", option, hint)
     if any(name == known or name.startswith(f"{known}.") for known in maps):
         return name, value, "map"
     if name in groups:
@@ -197,9 +198,15 @@ def _plain(error: Exception, schema: type[Any]) -> InputError:
     if type_error:
         key = re.search(r"full_key: (\S+)", text)
         return _ill_typed(key.group(1) if key else "an option", type_error, text)
-    if result := re.search(r"(?:In|Could not find) '?([\w/]+)'?.*?Available options in '\S+':\s*(.*)", text, re.S):
-        choices = ", ".join(result.group(2).split())
-        return InputError(f"one of {choices}", result.group(1), "choose one of these")
+    if result := re.search(
+        r"Could not find '(\w+)/([\w-]+)'.*?Available options in '\S+':\n((?:\t\S+\n?)+)", text, re.S
+    ):
+        group, name, choices = result.groups()
+        return InputError(f"{group} one of {', '.join(choices.split())}", name, "choose one of these")
+    if result := re.search(r"Error merging override \+*([\w.]+)=(.*)", text):
+        name, value = result.groups()
+        expected = _expected(str(dict(known)[name].type)) if name in names else "a valid value"
+        return InputError(f"{expected} for {name}", repr(value), f"write {name}=VALUE of that type")
     if result := re.search(r"parsing override '(.*?)'", text):
         hint = "put quotes around special characters: key='\"value\"'"
         return InputError("options as key=value", result.group(1), hint)

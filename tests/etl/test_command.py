@@ -39,7 +39,7 @@ def good(tmp_path):
         (["protocol.max_clicks=1001"], "protocol.max_clicks of at least 3 and at most 1000, got 1001"),
         (["protocol.min_clicks=many"], "an integer for protocol.min_clicks, got 'many'"),
         (["protocol.dedupe=some"], "protocol.dedupe one of none, exact, first, got some"),
-        (["protocol=nonsense"], "one of cold_start, study, tenrec_code"),
+        (["protocol=nonsense"], "expected protocol one of cold_start, study, tenrec_code, got nonsense (choose"),
         (["scenario=tiktok"], "scenario one of qk_video"),
         (["input=/no/such.csv"], "an input file, got /no/such.csv"),
         (["input=/no/such*.csv"], "files that match the input"),
@@ -58,6 +58,11 @@ def good(tmp_path):
         (["spark.executor_memory=100m"], "spark.executor_memory of at least 512m, got 100m"),
         (["items_from=/nowhere"], "a dataset folder with manifest.json"),
         (["justaword"], "options as key=value"),
+        (["protocol.min_clicks"], "options as key=value, got protocol.min_clicks (write protocol.min_clicks=VALUE)"),
+        (
+            ["protocol.min_item_clicks=50"],
+            "rows of items with fewer than protocol.min_item_clicks=50 clicks are dropped",
+        ),
     ],
 )
 def test_invalid_options_fail_with_a_one_line_error_and_write_nothing(tmp_path, wrong, message, capfd):

@@ -42,6 +42,14 @@ def test_values_survive_a_yaml_round_trip(tmp_path_factory, units, rate, flag, w
     assert {name: config.train.task_weights[name] for name in weights} == weights
 
 
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n${}~"), min_size=1), min_size=2))
+@settings(max_examples=200, deadline=None)
+def test_lists_of_texts_with_any_characters_survive_a_yaml_round_trip(tmp_path_factory, texts):
+    path = tmp_path_factory.mktemp("f") / "f.yaml"
+    path.write_text(yaml.safe_dump({"input": [f"x{text}" for text in texts]}))
+    assert load(["output=o", "scenario=qb_video", *expand_files([f"@{path}"])]).input == [f"x{text}" for text in texts]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

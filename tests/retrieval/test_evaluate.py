@@ -143,6 +143,7 @@ def test_item_rates_are_smoothed_shares_of_positives_in_train(fifty):
         ["cutoffs=[]"],
         ["cutoffs=[5,1]"],
         ["cutoffs=many"],
+        ["cutoffs=10"],
         ["index=magic"],
         ["fidelity=2"],
         ["candidates=some"],
