@@ -17,6 +17,7 @@ from trainer.run.object_store import RunFolder
 from trainer.run.signals import INTERRUPTED, STATUS, Stopped, on_sigterm
 from trainer.training.step import NotFiniteError
 from trainer.tuning.auto import resolve_auto_recipe
+from trainer.unread_options import warn_about_unread
 
 
 def launch(options: list[str], loaded_config: TrainerConfig) -> None:
@@ -34,6 +35,7 @@ def launch(options: list[str], loaded_config: TrainerConfig) -> None:
         options, loaded_config = resolve_auto_recipe(options, loaded_config)
         config, finished = prepare(options, loaded_config)
         if not finished:
+            warn_about_unread(options, config)
             _train(config)
     except Stopped as stopped:
         print(stopped, file=sys.stderr, flush=True)

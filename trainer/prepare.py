@@ -142,7 +142,8 @@ def _compare(before: Any, now: dict[str, Any], *, resume: str) -> None:
     if resume == "never":
         raise InputError("a fresh output folder with resume=never", "a run", "choose another output, or resume=auto")
     defaults, old, new = _flat(TrainerConfig().plain()) | LEGACY_DEFAULTS, _flat(before), _flat(now)
-    for name in sorted(old.keys() | new.keys()):
+    names = sorted(old.keys() | new.keys(), key=lambda name: (name != "recipe", name))  # a recipe sets other options
+    for name in names:
         if name == "train.table" or (name.startswith(MAY_CHANGE) and name != "dataset"):
             continue
         began = old.get(name, defaults.get(name))

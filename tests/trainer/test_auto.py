@@ -147,7 +147,7 @@ def test_run_keeps_its_recipe_and_refuses_changed_options_from_the_first_trial(f
     assert main(options(fifty, run, "auto.candidates=[medium,large]", "auto.targets=1", "train.epochs=5")) == 0
     other = next(name for name in BOTH if name != recipe_of(run))
     assert main(options(fifty, run, f"recipe={other}")) == 2
-    assert "as the run began with" in capfd.readouterr().err
+    assert f"expected recipe={recipe_of(run)} as the run began with, got {other}" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

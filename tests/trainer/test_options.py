@@ -14,6 +14,7 @@ from tests.support.runs import SMALL, options
 from trainer.__main__ import main
 from trainer.config import MODELS
 from trainer.recipe import MEDIUM_CATALOGUE, SMALL_CATALOGUE, with_recipe
+from trainer.unread_options import unread_options
 
 
 @pytest.mark.parametrize(
@@ -188,3 +189,19 @@ def test_a_dataset_without_sessions_is_refused(fifty, tmp_path, capfd):
 )
 def test_wide_session_models_warm_up_by_default(options, steps):
     assert with_recipe(["data=d", "output=o", *options], 1_000).train.warmup_steps == steps
+
+
+@pytest.mark.parametrize(
+    ("options", "unread"),
+    [
+        (["model=gru4rec", "encoder=srgnn", "head=ple", "tasks=[next,like]"], ["encoder", "head", "tasks"]),
+        (["model=gru4rec", "tasks=[next]", "loss=gbce", "train.gbce_t=0.5", "network.layers=2"], []),
+        (["model=gru4rec", "train.gbce_t=0.5", "train.task_weights.like=2"], ["train.gbce_t", "train.task_weights"]),
+        (["model=hybrid", "encoder=[gru4rec,srgnn]", "network.gnn_steps=2", "network.levels=1"], ["network.levels"]),
+        (["model=hybrid", "head=ple", "network.levels=1", "network.experts=3"], ["network.experts"]),
+        (["model=rank_mmoe", "loss=softmax", "network.experts=3", "train.exposures=true"], ["loss"]),
+    ],
+)
+def test_options_that_the_model_does_not_read_are_named(options, unread):
+    line = ["data=d", "output=o", "recipe=small", *options]
+    assert unread_options(line, with_recipe(line, n_items=10)) == unread

@@ -1,0 +1,73 @@
+"""Options of a command line that the chosen model does not read: they are reported, not refused.
+
+One command line often serves several models, as in the study.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from trainer.config import RANK_HEADS, TrainerConfig
+
+Reads = Callable[[TrainerConfig], bool]
+
+
+def _encoder(name: str) -> Reads:
+    return lambda config: name in config.encoders
+
+
+def _head(name: str) -> Reads:
+    return lambda config: name == (config.head if config.model == "hybrid" else RANK_HEADS.get(config.model))
+
+
+def _hybrid(config: TrainerConfig) -> bool:
+    return config.model == "hybrid"
+
+
+def _several_tasks(config: TrainerConfig) -> bool:
+    return config.ranks or config.model == "hybrid"
+
+
+READ_BY: dict[str, Reads] = {
+    **dict.fromkeys(("encoder", "head", "train.head_learning_rate"), _hybrid),
+    **dict.fromkeys(("tasks", "network.tower", "train.task_weights", "train.positive_rates"), _several_tasks),
+    **dict.fromkeys(("train.positive_power", "train.balance", "train.exposures"), _several_tasks),
+    "network.experts": _head("mmoe"),
+    **dict.fromkeys(("network.shared_experts", "network.task_experts", "network.levels"), _head("ple")),
+    **dict.fromkeys(
+        ("network.attention_heads", "network.attention_block", "network.relative_positions"), _encoder("sasrec")
+    ),
+    "network.dilations": _encoder("nextitnet"),
+    "network.gnn_steps": _encoder("srgnn"),
+    **dict.fromkeys(("loss", "train.negatives", "train.negative_popularity_exponent"), lambda config: not config.ranks),
+    "train.bpr_max_regularisation": lambda config: not config.ranks and config.loss == "bpr_max",
+    "train.gbce_t": lambda config: not config.ranks and config.loss == "gbce",
+    "train.logq": lambda config: not config.ranks and config.loss == "sampled_softmax",
+}
+"""Whether a model reads an option; options that are not named here are read by all, or refused elsewhere."""
+
+
+def unread_options(options: Sequence[str], config: TrainerConfig) -> list[str]:
+    """Names of the options that a configuration, resolved from them, does not read.
+
+    >>> from trainer.config import load
+    >>> line = ["data=d", "output=o", "model=gru4rec", "head=ple", "tasks=[next]", "loss=gbce"]
+    >>> unread_options(line, load(line))
+    ['head']
+    """
+    values = dict(option.split("=", 1) for option in options if "=" in option)
+    if values.get("tasks", "").replace(" ", "") == "[next]":  # what a session model predicts anyway
+        del values["tasks"]
+    names = {name if name in READ_BY else name.rpartition(".")[0] for name in values}  # train.task_weights.like
+    return sorted(name for name in names & READ_BY.keys() if not READ_BY[name](config))
+
+
+def warn_about_unread(options: Sequence[str], config: TrainerConfig) -> None:
+    """Print a warning to stderr if there are any."""
+    if names := unread_options(options, config):
+        which = f"model={config.model}" + f" with loss={config.loss}" * any(n in LOSS_OPTIONS for n in names)
+        print(f"warning: {which} does not read {', '.join(names)}", file=sys.stderr, flush=True)
+
+
+LOSS_OPTIONS = ("train.bpr_max_regularisation", "train.gbce_t", "train.logq")
