@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from etl.dataset import Dataset
+from etl.dataset import STATISTICS, Dataset
 from retrieval.blend.report import blend_note, blend_table
 from retrieval.rankers.registry import MODEL
 from retrieval.report.examples import Example, examples_section
@@ -53,7 +54,7 @@ def write_report(
             _verdict_section(matches) if matches else "",
             _ranking_section(result, ranks),
             _blend_section(result),
-            _feedback_section(result),
+            _feedback_section(result, dataset),
             _lists_section(result),
             _users_section(result),
             examples_section(examples),
@@ -224,21 +225,28 @@ def _blend_section(result: dict[str, Any]) -> str:
     return f'<section><h2>Sources joined</h2>{table}<p class="soft">{note}</p></section>'
 
 
-def _feedback_section(result: dict[str, Any]) -> str:
+def _feedback_section(result: dict[str, Any], dataset: Dataset) -> str:
     rows = _feedback_rows(result, "test")
     if not rows:
         return ""
     table = html_table(
         ["test", *FEEDBACK_HEADER], (([task, *values], False) for task, values in rows), label="feedback"
     )
+    note = feedback_note(dataset)
+    return f'<section><h2>Feedback</h2>{table}<p class="soft">{note}</p></section>'
+
+
+def feedback_note(dataset: Dataset) -> str:
+    """What the rows of the feedback table are, and what a log of clicked rows alone cannot tell."""
     note = "Each row is an item shown after the last visible click, scored before it is seen. "
     note += "GAUC weights users by their rows."
-    if result["test"].get("auc/click") is None:
-        note += (
-            " Nothing here was shown without a click, so these AUCs show that the tasks are trained; "
-            "they cannot answer what several tasks give each other."
-        )
-    return f'<section><h2>Feedback</h2>{table}<p class="soft">{note}</p></section>'
+    kept = json.loads(dataset.file(STATISTICS).read_text())["kept"]
+    if dataset.shows_exposures and kept["exposures"] > kept["clicks"]:
+        return note
+    return (
+        f"{note} Nothing here was shown without a click, so these AUCs show that the tasks are trained; "
+        "they cannot answer what several tasks give each other."
+    )
 
 
 def _figure(title: str, svg: str, note: str) -> str:

@@ -89,7 +89,9 @@ def _answer(result: dict[str, Any], own: str, baseline: str, against: Difference
         f"{100 * against.difference:+.1f} points [{100 * against.low:+.1f}, {100 * against.high:+.1f}], {p}."
     )
     if against.p >= SURE:
-        return sentence + " These queries do not tell which is better."
+        excluded = against.low > 0 or against.high < 0
+        few = " Few queries differ, for which the interval is too narrow; the exact test counts." if excluded else ""
+        return f"{sentence}{few} These queries do not tell which is better."
     return sentence if against.difference > 0 else sentence + " The baseline is better."
 
 

@@ -7,8 +7,11 @@ import shutil
 
 import pytest
 
+from etl.__main__ import main as build
+from etl.dataset import open_dataset
 from retrieval.config import load
 from retrieval.evaluate import evaluate
+from retrieval.report.page import feedback_note
 from tests.data import TINY
 from tests.support.browser import WIDTHS, opened
 
@@ -82,3 +85,11 @@ def test_page_opens_without_errors_or_requests_and_fits_the_width(report, width,
     assert len(actual.charts) >= 9
     assert min(actual.charts) > 250
     assert actual.smallest >= 8
+
+
+def test_feedback_note_depends_on_whether_the_log_shows_unclicked_rows(fifty, tmp_path):
+    assert "without a click" not in feedback_note(fifty)
+    log = tmp_path / "log.csv"
+    log.write_text("user_id,item_id,click,like\n" + "".join(f"{u},{i},1,{i % 2}\n" for u in (1, 2) for i in range(12)))
+    assert build([f"input={log}", f"output={tmp_path / 'data'}", "scenario=qb_video"]) == 0
+    assert "Nothing here was shown without a click" in feedback_note(open_dataset(str(tmp_path / "data")))

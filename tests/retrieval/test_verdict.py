@@ -91,3 +91,14 @@ def test_verdict_judges_the_blend_if_any_and_reports_gates_and_popularity(tmp_pa
         "All gates are nearly even"
         in verdict(result, read_ranks(tmp_path / "ranks.parquet"), {}, {"gates": even}).notes[2]
     )
+
+
+def test_answer_explains_an_interval_without_zero_beside_a_large_p_value(tmp_path):
+    own, other = (np.where(np.arange(QUERIES) < n, 3, 11) for n in (15, 10))  # 5 differ: p = 2 / 2**5
+    write_ranks(tmp_path / "ranks.parquet", model=own, markov=other, popularity=np.full(QUERIES, 11))
+    actual = verdict(result_of(15, 10), read_ranks(tmp_path / "ranks.parquet"), {}, {})
+    assert compare(own, other, "hr@10").low > 0
+    assert actual.answer.endswith(
+        "p 0.062. Few queries differ, for which the interval is too narrow; the exact test counts. "
+        "These queries do not tell which is better."
+    )
