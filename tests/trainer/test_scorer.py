@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from scipy import sparse
 
 from trainer.config import HEADS, RANK_HEADS, TrainerConfig
 from trainer.data.batch import feedback_rows
@@ -145,6 +146,22 @@ def test_validation_ranks_follow_the_evaluations_rules_for_ties_nan_and_masks(ch
                 assert actual[q] > len(candidates)
             else:
                 assert actual[q] == 1 + sum(not s < own for s in others)
+
+
+@pytest.mark.parametrize("dimension", [3, 33, 65, 129])
+def test_items_with_equal_vectors_tie_however_their_products_are_rounded(dimension):
+    """Of 50 equal items among 60 others of lower score every target has rank 50; half of them have a counted term."""
+    generator = torch.Generator().manual_seed(dimension)
+    vector = torch.randn(1, dimension, generator=generator).repeat(111, 1)
+    vector[51:] *= 0.5
+    query = torch.randn(64, dimension, generator=generator)
+    query *= torch.sign(query @ vector[:1].T)
+    target = torch.randint(1, 51, (64,), generator=generator)
+    scorer = SimpleNamespace(item_vectors=lambda items: vector[items], dimension=dimension)
+    term = sparse.csr_matrix(np.tile(np.arange(111) <= 25, (64, 1)).astype(np.float32))
+    for added, ranks in ((None, [50] * 64), (term, [25 if item <= 25 else 50 for item in target.tolist()])):
+        request = rank_request(scorer, query, target, None, added)
+        assert exact_ranks(scorer, request, torch.arange(1, 111)).tolist() == ranks
 
 
 def test_seen_pairs_are_the_clicks_visible_to_the_query(sessions):

@@ -15,7 +15,7 @@ from trainer.data.order import Int
 from trainer.data.ranking_rows import FlatRows, rank_batch
 from trainer.data.reader import Sessions
 from trainer.distributed.row_lookup import RowLookup
-from trainer.models.embedding_table import ReadTable
+from trainer.models.embedding_table import FixedTable, ReadTable
 from trainer.models.ranker import Ranker
 from trainer.models.recommender import Recommender
 from trainer.training.objective import INPUT, ITEM, TASKS, USER
@@ -63,8 +63,17 @@ class SessionScorer:
             self.lookup.finish()
 
     def local_shard_scorer(self) -> SessionScorer:
-        """A scorer that reads only the rows owned by this worker, without communication."""
-        return replace(self, tables=self.lookup.shards, lookup=None) if self.lookup else self
+        """A scorer of the items owned by this worker, which reads without communication.
+
+        Call it before `finish`: the embeddings of item features, which are few, are looked up here.
+        """
+        if self.lookup is None:
+            return self
+        tables: dict[str, ReadTable] = dict(self.lookup.shards)
+        if (name := self.model.item_features.table_of.get(ITEM)) is not None:
+            complete = torch.arange(self.tables[name].n_rows, device=self.device)
+            tables[name] = FixedTable(*self.tables[name].read(complete))
+        return replace(self, tables=tables, lookup=None)
 
     @torch.inference_mode()
     def states(self, sessions: Sessions, after_BQ: Int) -> torch.Tensor:

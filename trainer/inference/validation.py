@@ -156,8 +156,9 @@ def validate_sessions(
             rows = feedback_rows(sessions, exposures=exposures)
             rows = rows.select(rows.position == visible[rows.session])
             feedback.add_rows(rows.feedback, scorer.feedback(state, rows))
+    local = scorer.local_shard_scorer()
     scorer.finish()
-    by_owners = ranks_by_owners(scorer, requests, candidates, world) if scorer.lookup else None
+    by_owners = ranks_by_owners(local, requests, candidates, world) if scorer.lookup else None
     for ranks in by_owners or (exact_ranks(scorer, request, candidates) for request in requests):
         ranking.add(ranks)
     total = RankingSums(VALID_CUTOFFS)

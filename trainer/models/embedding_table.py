@@ -77,6 +77,23 @@ class ReadTable(Protocol):
         """Vectors `[..., D]` and biases `[...]` of ids `[...]`; biases are empty for a table without bias."""
 
 
+class FixedTable:
+    """All rows of a table, for reading only.
+
+    Args:
+        vector: `[n + 1, D]`.
+        bias: `[n + 1]`, or empty for a table without bias.
+    """
+
+    def __init__(self, vector: torch.Tensor, bias: torch.Tensor) -> None:
+        self.vector, self.bias = vector, bias
+        self.n_rows, self.dimension = vector.shape
+
+    def read(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vectors `[..., D]` and biases `[...]` of ids `[...]`; biases are empty for a table without bias."""
+        return self.vector[ids], self.bias[ids] if len(self.bias) else self.bias
+
+
 class SparseTable:
     """Vectors `[n + 1, D]` and biases of n items or users; row 0 is padding and stays zero.
 
