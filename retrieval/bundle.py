@@ -28,6 +28,8 @@ BATCH = 4_096
 """Minimum queries per batch (fewer only in the last)."""
 ITEMS = "items.parquet"
 QUERY_SPLITS = ("valid", "test", "next")
+SELECTED = "bundle-selected"
+"""A refit model's bundle before the refit, beside its own."""
 TRANSITIONS = "transitions"
 TRANSITIONS_SCHEMA = pa.schema(
     [

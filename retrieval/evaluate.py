@@ -173,8 +173,14 @@ def milliseconds(evaluation: Evaluation, work_folder: Path) -> dict[str, float]:
     return {name: 1e3 * seconds / queries for name, seconds in total.items()}
 
 
+RUN_BUNDLE = "bundle"
+"""Name of the bundle folder in a training run."""
+
+
 def read_run_file(bundle: Bundle, name: str) -> dict[str, Any]:
-    """A JSON file of the training run next to the bundle; empty if it is missing."""
+    """A JSON file of the training run whose bundle this is; empty if it is missing, or for an average of bundles."""
+    if bundle.source.rstrip("/").rpartition("/")[2] != RUN_BUNDLE:  # beside it may be the files of another bundle's run
+        return {}
     try:
         return dict(json.loads(read_file(bundle.sibling(name))))
     except (OSError, ValueError):

@@ -20,6 +20,7 @@ from etl.runtime.files import atomic_folder
 from retrieval.bundle import (
     ITEMS,
     QUERY_SPLITS,
+    SELECTED,
     Bundle,
     finish_bundle,
     items_schema,
@@ -34,11 +35,23 @@ Vectors = npt.NDArray[np.float32]
 def write_mean(paths: Sequence[str], output: Path) -> None:
     """Write a bundle that scores by the mean of the bundles' normalised scores, with concatenated vectors.
 
+    Of refit models the bundles before the refit are averaged too, next to the output: an evaluation tunes on them.
+
     Raises:
-        InputError: bundles of different datasets or queries, without vectors, or with counted transitions.
+        InputError: bundles of different datasets or queries, without vectors, or with counted transitions; for refit
+            models, an output whose folder has such a bundle already.
     """
     bundles = [open_bundle(path) for path in paths]
     _check_alike(bundles)
+    if bundles[0].manifest.refit:
+        selected = output.absolute().parent / SELECTED
+        if selected.exists():
+            raise InputError(f"an output without {SELECTED} beside it", output, "write output=NEW_FOLDER/bundle")
+        _write_mean([open_bundle(bundle.sibling(SELECTED)) for bundle in bundles], selected)
+    _write_mean(bundles, output)
+
+
+def _write_mean(bundles: Sequence[Bundle], output: Path) -> None:
     first = bundles[0].manifest
     centred, covariance = zip(*(centred_items(bundle.item_vectors()) for bundle in bundles), strict=True)
     dimension = sum(bundle.manifest.dimension for bundle in bundles)

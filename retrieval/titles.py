@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from etl.runtime.errors import InputError
@@ -30,8 +32,9 @@ def read_titles(path: str) -> Titles:
     try:
         data = read_file(path)
         text = (gzip.decompress(data) if path.endswith(".gz") else data).decode("utf-8-sig")
-    except OSError as error:
-        raise InputError("a readable file of titles", f"{path} ({error.strerror or error})", HINT) from None
+    except (OSError, EOFError, zlib.error) as error:
+        problem = getattr(error, "strerror", None) or error
+        raise InputError("a readable file of titles", f"{path} ({problem})", HINT) from None
     except UnicodeDecodeError:
         raise InputError("titles in UTF-8", path, HINT) from None
     delimiter = "\t" if Path(path.removesuffix(".gz")).suffix == ".tsv" else ","
@@ -39,7 +42,7 @@ def read_titles(path: str) -> Titles:
     if not {"item_id", "title"} <= set(reader.fieldnames or ()):
         raise InputError("columns item_id and title", ", ".join(reader.fieldnames or ["nothing"]), HINT)
     titles: Titles = {}
-    for row in reader:
+    for row in _rows(reader):
         try:
             item = int(row["item_id"])
         except (TypeError, ValueError):
@@ -47,3 +50,10 @@ def read_titles(path: str) -> Titles:
         picture = f" ({row['picture']})" if row.get("picture") else ""
         titles.setdefault(item, f"{row['title'] or item}{picture}")
     return titles
+
+
+def _rows(reader: csv.DictReader[str]) -> Iterator[dict[str, str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise InputError("titles in CSV", f"{error} in line {reader.line_num}", HINT) from None

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from retrieval.blend.pool import Pool
+from retrieval.blend.pool import NOT_LISTED, Pool
 from retrieval.sources.sparse_rows import largest_of_rows
 
 SHORTLIST = 100
@@ -59,7 +59,7 @@ def features(
     columns: dict[str, npt.NDArray[np.floating]] = {"sum": sum_N, "popularity": pool.popularity}
     for row, name in enumerate(pool.names):
         columns |= {f"{name} share": pool.share[row], f"{name} rank": pool.rank[row], f"{name} score": pool.raw[row]}
-    columns["sources"] = (pool.rank < pool.rank.max(initial=0)).sum(axis=0)
+    columns["sources"] = (pool.rank < NOT_LISTED).sum(axis=0)
     columns |= context
     return list(columns), np.stack([values.astype(np.float32) for values in columns.values()], axis=1)
 

@@ -19,7 +19,7 @@ PENDING = 4
 
 
 def search_exact(item_CD: Vectors, query_QD: Vectors, k: int) -> tuple[npt.NDArray[np.float32], Ids]:
-    """The `k` best rows of `item_CD` for each query, best first, ties by ascending row.
+    """The `k` best rows of `item_CD` for each query by float32 scores, best first; `search_ordered` orders ties by row.
 
     Blocks of scores are compared with each query's current k-th best score; only the few better ones are processed
     further. So it takes little longer than the matrix product, and memory does not grow with C × Q. (`faiss.knn` has

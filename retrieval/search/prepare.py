@@ -12,7 +12,7 @@ import numpy as np
 from etl.dataset import Dataset
 from etl.runtime.dataset_folder import MANIFEST
 from etl.runtime.errors import InputError
-from retrieval.bundle import Bundle, open_bundle
+from retrieval.bundle import SELECTED, Bundle, open_bundle
 from retrieval.config import RetrievalConfig
 from retrieval.queries import Queries
 from retrieval.rankers.index_ranker import transition_term
@@ -128,7 +128,7 @@ def index_file_of(bundle: Bundle, catalogue: Catalogue, config: RetrievalConfig,
 
 def valid_bundle(bundle: Bundle) -> Bundle:
     """The bundle whose valid queries tune an index: for a refit model, that of the model before the refit."""
-    return open_bundle(bundle.sibling("bundle-selected")) if bundle.manifest.refit else bundle
+    return open_bundle(bundle.sibling(SELECTED)) if bundle.manifest.refit else bundle
 
 
 def exact_reference(bundle: Bundle, split: str, catalogue: Catalogue) -> ExactReference:

@@ -44,7 +44,7 @@ class Stan:
     Attributes:
         sessions: train clicks in order.
         of_item: `[n_items + 1, S]`, 1 if a session has an item; sampled for items with many sessions.
-        idf: float32 `[n_items + 1]`, log(all sessions / sessions with the item).
+        idf: float32 `[n_items + 1]`, log(1 + all sessions / sessions with the item).
         neighbours: number of nearest sessions.
     """
 

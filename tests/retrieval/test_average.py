@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from statistics import fmean, pstdev
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from retrieval.__main__ import main as evaluate
 from retrieval.average import main
 from retrieval.bundle import finish_bundle, open_bundle
+from retrieval.evaluate import read_run_file
 from retrieval.mean_bundle import queries_by_user, scaled_queries, vectors_of
 from tests.data import TINY
 from tests.support.bundles import other_model
@@ -79,3 +81,34 @@ def test_scale_of_a_models_scores_does_not_matter(scale):
     query, covariance = np.array([[1.0, -2.0]], np.float32), np.array([[2.0, 0.3], [0.3, 1.0]])
     expected = scaled_queries(query, covariance)
     np.testing.assert_allclose(scaled_queries((scale * query).astype(np.float32), covariance), expected, rtol=1e-5)
+
+
+def test_mean_of_refit_models_has_the_mean_of_their_bundles_before_the_refit(tmp_path, capsys):
+    runs = [tmp_path / name for name in ("first", "second")]
+    for run, source in zip(runs, (TINY / "bundle", other_model(tmp_path / "other")), strict=True):
+        shutil.copytree(source, run / "bundle-selected")
+        shutil.copytree(source, run / "bundle")
+        shutil.rmtree(run / "bundle" / "transitions", ignore_errors=True)
+        for folder in (run / "bundle").glob("*-valid"):
+            shutil.rmtree(folder)
+        manifest = open_bundle(source).manifest
+        names = {"dataset": manifest.dataset, "n_items": manifest.n_items, "dimension": manifest.dimension}
+        finish_bundle(run / "bundle", refit=True, model=run.name, **names)
+    bundles = f"bundles=[{runs[0] / 'bundle'},{runs[1] / 'bundle'}]"
+    assert main([bundles, f"output={runs[0] / 'mean'}"]) == 2
+    assert "an output without bundle-selected beside it" in capsys.readouterr().err
+    assert main([bundles, f"output={tmp_path / 'mean' / 'bundle'}"]) == 0
+    selected = tmp_path / "selected"
+    assert main([f"bundles=[{TINY / 'bundle'},{tmp_path / 'other'}]", f"output={selected}"]) == 0
+    actual, expected = (open_bundle(path) for path in (tmp_path / "mean" / "bundle-selected", selected))
+    assert [f.sha256 for f in actual.manifest.files] == [f.sha256 for f in expected.manifest.files]
+    options = [f"bundle={tmp_path / 'mean' / 'bundle'}", f"data={TINY / 'data'}", f"output={tmp_path / 'result'}"]
+    assert evaluate([*options, "cutoffs=[1,2,5]"]) == 0
+
+
+def test_report_of_an_average_beside_a_run_does_not_show_the_runs_cost(tmp_path):
+    shutil.copytree(TINY / "bundle", tmp_path / "bundle")
+    (tmp_path / "summary.json").write_text('{"seed": 7}')
+    assert read_run_file(open_bundle(tmp_path / "bundle"), "summary.json") == {"seed": 7}
+    assert main([f"bundles=[{tmp_path / 'bundle'},{tmp_path / 'bundle'}]", f"output={tmp_path / 'mean'}"]) == 0
+    assert read_run_file(open_bundle(tmp_path / "mean"), "summary.json") == {}

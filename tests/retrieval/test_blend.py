@@ -14,7 +14,7 @@ from retrieval.blend import reranker
 from retrieval.blend.context import CandidateFeatures
 from retrieval.blend.fit import collect_hits, learn_blend
 from retrieval.blend.learned import FILE, FOLDS, FittedBlend, fold_of
-from retrieval.blend.pool import Pools
+from retrieval.blend.pool import NOT_LISTED, Pool, Pools
 from retrieval.blend.ranker import BLEND, BlendRanker
 from retrieval.blend.weights import find_weights, gain_of, summed
 from retrieval.metrics.ranking import MISS
@@ -255,3 +255,15 @@ def test_sessions_that_have_seen_every_candidate_get_empty_lists():
     assert not item.any()
     assert np.isneginf(score).all()
     assert np.isnan(ranks["a"]).all()
+
+
+def test_number_of_sources_that_list_a_candidate_does_not_depend_on_other_queries():
+    def sources(n):
+        query, item, zeros = np.repeat(np.arange(2), [3, 5])[:n], np.array([1, 2, 3, 1, 2, 3, 4, 5])[:n], np.zeros(n)
+        rank = np.array([[1, 2, 3, 1, 2, 3, 4, 5], [3, 2, 1, 5, 4, 3, 2, NOT_LISTED]], np.float32)[:, :n]
+        pool = Pool(("a", "b"), query, item, *[np.zeros((2, n), np.float32)] * 2, rank, zeros, zeros > 0, query[-1] + 1)
+        names, values = reranker.features(pool, np.zeros(n, np.float32), {})
+        return values[:, names.index("sources")].tolist()
+
+    assert sources(8) == [2, 2, 2, 2, 2, 2, 2, 1]
+    assert sources(3) == [2, 2, 2]

@@ -34,6 +34,7 @@ def test_titles_are_read_by_raw_item_id(tmp_path, name, text, titles):
         (b"item_id,title\nx,A\n", "integer item ids, got 'x' in line 2"),
         (b"item_id,title\n,A\n", "integer item ids, got '' in line 2"),
         (b"item_id,title\n1,\xff\n", "titles in UTF-8"),
+        (b"item_id,title\n1," + b"a" * 140_000 + b"\n", "titles in CSV, got field larger than field limit"),
     ],
 )
 def test_invalid_title_files_are_refused(tmp_path, data, message):
@@ -44,6 +45,7 @@ def test_invalid_title_files_are_refused(tmp_path, data, message):
 
 def test_unreadable_title_files_are_refused(tmp_path):
     (tmp_path / "a.csv.gz").write_bytes(b"item_id,title\n")
-    for name in ("a.csv.gz", "none.csv"):
+    (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(b"item_id,title\n1,A\n")[:-9])
+    for name in ("a.csv.gz", "cut.csv.gz", "none.csv"):
         with pytest.raises(InputError, match="a readable file of titles"):
             read_titles(str(tmp_path / name))
