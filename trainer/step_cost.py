@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 from etl.dataset import TRAIN_HOLDOUT, Dataset, open_dataset
+from etl.runtime.errors import InputError
 from trainer.config import TrainerConfig
 from trainer.distributed.world import World
 from trainer.memory_plan import MemoryPlan
@@ -119,7 +120,12 @@ def plan(options: PlanConfig, config: TrainerConfig) -> list[str]:
     steps = -(-model_task.reader(TRAIN_HOLDOUT).total_targets() // batch)
     share = max(1, batch // max(options.workers, 8))
     small, large = (measure(config, options, 1, tokens)[0][0] for tokens in (share, batch))
+    if small.targets >= large.targets:
+        got = f"{large.targets:,.0f} {model_task.unit} in the largest step"
+        raise InputError("a dataset with larger steps, to measure two sizes", got, "plan with more sessions")
     model = StepModel(small, large, sharded=config.train.table == "sharded")
+    # Steps of ranking models are measured in rows: how many a target click of the batch has.
+    per_click = large.targets / batch if config.ranks else 1.0
     pair, here = measure(config, options, 2, batch)
     measured_seconds = max(m.seconds for m in pair)
     checked = model.cost(model.large.targets, 2, here)
@@ -150,14 +156,14 @@ def plan(options: PlanConfig, config: TrainerConfig) -> list[str]:
         f"{'events/s':>12}{'efficiency':>12}{'h an epoch':>12}{'GiB each':>10}",
     ]
     for workers in sorted({1, *PLANNED, options.workers}):
-        cost = model.cost(batch, workers, link)
+        cost = model.cost(batch * per_click, workers, link)
         columns = "".join(f"{s:>10.4f}" for s in (cost.compute, cost.merge, cost.network, cost.latency, cost.seconds))
         lines.append(
             f"{workers:>7}{columns}{cost.received / 1e6:>8.2f}{batch / cost.seconds:>12,.0f}"
-            f"{model.efficiency(batch, workers, link):>12.1%}{steps * cost.seconds / 3600:>12.3f}"
+            f"{model.efficiency(batch * per_click, workers, link):>12.1%}{steps * cost.seconds / 3600:>12.3f}"
             f"{memory.bytes(items, workers) / 2**30:>10.2f}"
         )
-    return [*lines, "", efficient_batch(model, batch, options.workers, link)]
+    return [*lines, "", efficient_batch(model, batch, options.workers, link, per_click=per_click)]
 
 
 def start_lines(config: TrainerConfig, dataset: Dataset, items: int, resident: float) -> list[str]:
@@ -169,11 +175,11 @@ def start_lines(config: TrainerConfig, dataset: Dataset, items: int, resident: f
     return [f"{'… while it counts co-occurrence':<44}{f'{needed / 2**20:,.0f} MiB':>16}"]
 
 
-def efficient_batch(model: StepModel, batch: int, workers: int, link: Link) -> str:
-    """The global batch at which the workers are efficient, found by doubling."""
+def efficient_batch(model: StepModel, batch: int, workers: int, link: Link, *, per_click: float = 1.0) -> str:
+    """The global batch at which the workers are efficient, found by doubling; `per_click` rows are a target click."""
     for doublings in range(MOST_DOUBLINGS):
         tokens = batch << doublings
-        if model.efficiency(tokens, workers, link) >= EFFICIENT:
+        if model.efficiency(tokens * per_click, workers, link) >= EFFICIENT:
             return f"{workers} workers are {EFFICIENT:.0%} efficient from about {tokens:,} target clicks a step on"
-    limit = model.efficiency(batch << MOST_DOUBLINGS, workers, link)
+    limit = model.efficiency((batch << MOST_DOUBLINGS) * per_click, workers, link)
     return f"{workers} workers are at most {limit:.0%} efficient, with however many target clicks a step"

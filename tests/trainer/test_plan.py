@@ -118,7 +118,7 @@ def test_step_cost_fitted_to_two_sizes_matches_hand_computation():
 def test_efficient_batch_is_the_smallest_with_sufficient_efficiency():
     fast = Link(1e-6, 1e12)
     text = efficient_batch(MODEL, 400, 64, fast)
-    tokens = int(text.rpartition(" target")[0].rpartition(" ")[2].replace(",", ""))
+    tokens = batch_of(text)
     assert MODEL.efficiency(tokens, 64, fast) >= 0.6 > MODEL.efficiency(tokens / 2, 64, fast)
     assert "at most" in efficient_batch(MODEL, 400, 64, Link(10.0, 1.0))
 
@@ -131,3 +131,21 @@ def test_invalid_options_fail_with_a_one_line_error(fifty, wrong, capfd):
     err = capfd.readouterr().err
     assert err.startswith("error: expected ")
     assert err.count("\n") == 1
+
+
+def test_log_whose_steps_have_one_size_is_refused(fifty, capfd, monkeypatch):
+    measured = [replace(SMALL_STEP, targets=400.0)], Link(1e-4, 1e6)
+    monkeypatch.setattr("trainer.step_cost.measure", lambda *_, **__: measured)
+    assert main([f"data={fifty.path}", "model=gru4rec"]) == 2
+    assert "a dataset with larger steps, to measure two sizes, got 400" in capfd.readouterr().err
+
+
+def test_efficient_batch_of_a_ranking_model_counts_its_rows():
+    """With four rows a click, a batch of a quarter of the clicks has the same rows."""
+    fast = Link(1e-6, 1e12)
+    of_rows, of_clicks = (batch_of(efficient_batch(MODEL, n, 64, fast, per_click=1600 / n)) for n in (1600, 400))
+    assert of_rows == 4 * of_clicks
+
+
+def batch_of(text: str) -> int:
+    return int(text.rpartition(" target")[0].rpartition(" ")[2].replace(",", ""))
