@@ -211,3 +211,16 @@ def test_unrelated_output_folder_is_refused_before_any_trial(fifty, tmp_path, ca
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     assert main(options(fifty, fifty.path / "run")) == 2
     assert not (fifty.path / "run").exists()
+
+
+def test_killed_trials_of_another_number_of_epochs_begin_again(fifty, tmp_path):
+    run = tmp_path / "run"
+    with killed_at_step(25):
+        main(options(fifty, run, "train.epochs=4"))
+    (run / ".recipes" / BOTH[0] / "trial.json").write_text('{"state": "finished", "valid": {"ndcg@20": 1.0}}')
+    assert main(options(fifty, run, "train.epochs=6")) == 0
+    choice = choice_of(run)
+    assert choice["epochs"] == 3
+    for name in BOTH:
+        trained = yaml.safe_load((run / ".recipes" / name / "config.yaml").read_text())
+        assert trained["train"]["epochs"] == 3

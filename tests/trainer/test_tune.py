@@ -41,6 +41,7 @@ def test_settings_depend_on_seed_and_trial_number_only():
     assert {s["b"] for s in many[1:]} == {True, False, "x"}
     assert abs(sum(s["c"] for s in many[1:]) / 399) < 0.1
     assert command_line({"b": True, "loss": "gbce", "c": 0.5}) == ["b=true", "loss=gbce", "c=0.5"]
+    assert command_line({"n": None, "w": {"like": 0.1, "click": True}}) == ["n=null", "w={like:0.1,click:true}"]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -69,6 +70,7 @@ def test_search_space_is_read_from_a_file_and_invalid_ones_are_refused(tmp_path)
         "a: {uniform: [2, 1]}",
         "a: {log_uniform: [0, 1]}",
         "a: {grid: [1]}",
+        "a: {uniform: [0.1, .inf]}",
     ):
         path.write_text(text)
         with pytest.raises(InputError):

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from etl.dataset import TRAIN_HOLDOUT, Dataset, open_dataset
 from etl.runtime.errors import InputError
@@ -93,6 +94,7 @@ def _choose(options: Sequence[str], config: TrainerConfig, candidates: list[str]
             folder = run.path / RECIPE_TRIALS / recipe
             fixed = [f"recipe={recipe}", f"output={folder}", f"train.epochs={epochs}", *ALONE]
             trials.append(Trial(number, folder, {"recipe": recipe}, [*options, *fixed]))
+            _forget_other_epochs(folder, epochs)
             prepare(trials[-1].options)  # rejects options other than those a killed trial began with
         for trial in trials:
             _run(trial, epochs)
@@ -110,6 +112,12 @@ def _choose(options: Sequence[str], config: TrainerConfig, candidates: list[str]
     )
     print(f"recipe=auto: {best} (valid {metric} after {epochs} epochs: {reached})", flush=True)
     return best
+
+
+def _forget_other_epochs(folder: Path, epochs: int) -> None:
+    """Remove a trial of another number of epochs, which was killed or ended before options changed that may change."""
+    if (folder / CONFIG).is_file() and read_config(folder / CONFIG)["train"]["epochs"] != epochs:
+        shutil.rmtree(folder)
 
 
 def _run(trial: Trial, epochs: int) -> None:

@@ -152,7 +152,7 @@ def _dimension(name: str, spec: Any, hint: str) -> Dimension:
     values = result if isinstance(result, list) else []
     if kind == "choice" and values:
         return Choice(values)
-    bounds = len(values) == 2 and all(type(v) in (int, float) for v in values)
+    bounds = len(values) == 2 and all(type(v) in (int, float) and math.isfinite(v) for v in values)
     if kind in ("uniform", "log_uniform") and bounds:
         low, high = values
         if low < high and (kind == "uniform" or low > 0):
@@ -161,5 +161,15 @@ def _dimension(name: str, spec: Any, hint: str) -> Dimension:
 
 
 def command_line(setting: Setting) -> list[str]:
-    """A setting as options of `python -m trainer`."""
-    return [f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in setting.items()]
+    """A setting as options of `python -m trainer`.
+
+    >>> command_line({"loss": "gbce", "network.cosine_temperature": None, "train.task_weights": {"like": 0.1}})
+    ['loss=gbce', 'network.cosine_temperature=null', 'train.task_weights={like:0.1}']
+    """
+    return [f"{name}={_text(value)}" for name, value in setting.items()]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{name}:{_text(each)}' for name, each in value.items())}}}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
