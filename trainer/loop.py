@@ -16,6 +16,7 @@ import torch
 from etl.dataset import REFIT_HOLDOUT, TRAIN_HOLDOUT, Dataset, open_dataset
 from etl.runtime.errors import InputError
 from etl.runtime.locks import locked
+from retrieval.bundle import SELECTED
 from trainer.config import TrainerConfig
 from trainer.data.hashing import mix
 from trainer.data.order import Int, Order, share
@@ -28,7 +29,7 @@ from trainer.run.checkpoint import Progress
 from trainer.run.metrics_log import Meter, RunLog
 from trainer.run.object_store import RunFolder
 from trainer.run.profiling import Profiler
-from trainer.run.signals import Stopped, StopWatch
+from trainer.run.signals import Stopped, StopWatch, stop_requested
 from trainer.run.task_epochs import feedback_passes, update_best, with_best_aucs
 from trainer.summary import parameter_counts, write_diagnostics, write_summary
 from trainer.task.base import ModelTask
@@ -109,10 +110,12 @@ def _train(
     model_task.fit_transition_weights(train_step, sample, run.path)
     result = model_task.validate(train_step, sample)
     result.metrics = with_best_aucs(result.metrics, progress)
+    if stop_requested(run, world):
+        raise Stopped("stopped after training; the same command writes the bundle")
     refit = config.train.refit
     passes = feedback_passes(progress, select.checkpoints(run.path), model_task, train_step)
     write_bundle = partial(export, dataset=dataset, world=world, model=model_task.name)
-    selected = run.below("bundle-selected" if refit else "bundle")
+    selected = run.below(SELECTED if refit else "bundle")
     write_bundle(selected, model_task.scorer(train_step), refit=False, passes=passes)
     if refit:
         again = Phase("refit", REFIT_HOLDOUT, progress.best_epoch, validates=False)
@@ -156,7 +159,7 @@ def fit(
     log = None
     writer = checkpoint.Writer(folder, config.train.keep_checkpoints, run.push_checkpoint)
     if world.is_first and not _ended(config, phase, progress):
-        log = RunLog(run.path, progress.step, refit=not phase.validates)
+        log = RunLog(run.path, progress.step, progress.epoch, refit=not phase.validates)
     sample = model_task.sample() if phase.validates else None
     training = Training(config, run, model_task, reader, train_step, progress, phase, writer, log, sample)
     while not _ended(config, phase, progress):
@@ -172,6 +175,7 @@ def fit(
         writer.save(train_step, progress)
         world.barrier()
         on_epoch({"epoch": progress.epoch, **{k: v for k, v in values.items() if v is not None}})
+        training.stop_if_requested()
     if log:
         log.close()
     writer.wait()
@@ -221,16 +225,29 @@ class Training:
             self._after_step(progress.step - first, loss_sums, counts, meter, source.waited)
             if stop(progress.step):
                 self._save(meter)
-                self.writer.wait()
-                if self.log:
-                    self.log.close()
-                train_step.world.barrier()
-                raise Stopped(f"stopped after step {progress.step}; the same command resumes from there")
+                self.stop()
         profiler.finish()
         progress.seconds += meter.lap()
         self._log_epoch(meter.values(progress, source.waited))
         progress.epoch, progress.sample = progress.epoch + 1, 0
         progress.loss_sums, progress.loss_counts = [], []
+
+    def stop_if_requested(self) -> None:
+        """Stop after a saved epoch: an epoch may have too few steps to stop within."""
+        if stop_requested(self.run, self.train_step.world):
+            self.stop()
+
+    def stop(self) -> None:
+        """End the run after a saved step.
+
+        Raises:
+            Stopped: always.
+        """
+        self.writer.wait()
+        if self.log:
+            self.log.close()
+        self.train_step.world.barrier()
+        raise Stopped(f"stopped after step {self.progress.step}; the same command resumes from there")
 
     def _after_step(self, steps: int, loss_sums: list[float], counts: list[float], meter: Meter, waited: float) -> None:
         """Log, validate and save if due after this step of the epoch."""

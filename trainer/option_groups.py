@@ -153,7 +153,8 @@ class TrainOptions:
     )
     negative_popularity_exponent: float | None = option(
         None,
-        "exponent of train clicks in the sampling of negatives: 0 = uniform, 1 = by popularity; null = 0.5 (gbce: 0)",
+        "exponent of train clicks in the sampling of negatives: 0 = all clicked items alike, 1 = by popularity; "
+        "null = 0.5 (gbce: 0)",
         at_least=0,
         at_most=10,
     )

@@ -20,6 +20,7 @@ from tests.support.engine import build, write_log
 from tests.support.runs import Killed, assert_same_run, killed_at_step, options, terminated_at_step
 from trainer.__main__ import main
 from trainer.run.checkpoint import TENSORS, latest
+from trainer.run.metrics_log import RunLog, read_metrics
 
 
 def test_rerunning_a_finished_run_changes_nothing(fifty, undisturbed, capfd):
@@ -183,3 +184,28 @@ def test_resume_with_another_dataset_is_refused(undisturbed, tmp_path, capfd):
     )
     assert main(options(other, undisturbed)) == 2
     assert "error: expected dataset=" in capfd.readouterr().err
+
+
+def test_sigterm_stops_a_run_with_few_steps_an_epoch_after_the_epoch_and_leaves_no_request(fifty, tmp_path, capfd):
+    few = ["train.batch_tokens=4096", "train.epochs=3"]
+    with terminated_at_step(0):
+        main(options(fifty, tmp_path / "run", *few))
+    assert "stopped after step 1; the same command resumes from there\n" in capfd.readouterr().err
+    assert latest(tmp_path / "run" / "checkpoints").name == "step-000000001"
+    assert not (tmp_path / "run" / ".stop").exists()
+    assert main(options(fifty, tmp_path / "run", *few)) == 0
+
+
+def test_log_of_a_run_killed_between_the_last_step_and_the_end_of_an_epoch_has_each_line_once(tmp_path):
+    """The checkpoint of the epoch's last step has its step number, but the epoch is validated again."""
+    log = RunLog(tmp_path, 0, 0, refit=False)
+    log.write(8, 1, "train", {"loss/next": 2.0})
+    log.write(10, 1, "valid", {"ndcg@20": 0.1})
+    log.write(10, 1, "train-epoch", {"loss/next": 2.0})
+    log.close()
+    again = RunLog(tmp_path, 10, 0, refit=False)
+    assert [line["split"] for line in read_metrics(again.path)] == ["train"]
+    again.write(10, 1, "valid", {"ndcg@20": 0.1})
+    again.close()
+    assert [line["split"] for line in read_metrics(RunLog(tmp_path, 10, 1, refit=False).path)] == ["train", "valid"]
+    assert len(read_metrics(RunLog(tmp_path, 3, 0, refit=True).path)) == 2  # the refit keeps the lines of training

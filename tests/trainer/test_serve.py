@@ -128,6 +128,8 @@ def test_runs_and_results_that_cannot_be_served_are_refused(fifty, served, tmp_p
     other = tmp_path / "other"
     shutil.copytree(run, other)
     (other / "bundle" / "manifest.json").write_text((other / "bundle" / "manifest.json").read_text() + "\n")
+    shutil.copytree(result, tmp_path / "damaged")
+    (tmp_path / "damaged" / "metrics.json").write_text("{")
     ranker = tmp_path / "ranker"
     assert train([f"data={fifty.path}", f"output={ranker}", *SMALL, "model=rank_mmoe", "train.epochs=1"]) == 0
     capfd.readouterr()
@@ -135,6 +137,7 @@ def test_runs_and_results_that_cannot_be_served_are_refused(fifty, served, tmp_p
         [f"run={tmp_path / 'none'}", f"result={result}"],
         [f"run={run}", f"result={tmp_path / 'none'}"],
         [f"run={other}", f"result={result}"],
+        [f"run={run}", f"result={tmp_path / 'damaged'}"],
         [f"run={ranker}", f"result={result}"],
         [f"run={run}", f"result={result}", f"titles={tmp_path / 'none.csv'}"],
         [f"run={run}", f"result={result}", "port=70000"],
@@ -191,6 +194,7 @@ def test_valid_requests_are_answered_and_invalid_ones_get_status_400(fifty, serv
         assert status == 400, body
         assert message["error"].startswith(f"expected {expected}"), message
     assert post(address, b"{}", "text/plain")[0] == 400
+    assert post(address, b"{}", "application/json; charset=none-such")[0] == 400
     elsewhere = urllib.request.Request(f"{address}/about", headers={"Host": "example.org"})
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(elsewhere, timeout=30)

@@ -238,6 +238,9 @@ def test_transition_weights_of_an_earlier_version_are_refused(tmp_path):
     (tmp_path / "transition_weights.json").write_text('{"everyone": [6.6, 5.2], "folds": [[6.3, 7.7]]}')
     with pytest.raises(InputError, match="train it again"):
         TransitionTerm.read(tmp_path, transitions_from_counts({}), np.zeros(3, np.int64))
+    (tmp_path / "transition_weights.json").write_text("{")
+    with pytest.raises(InputError, match="train it again"):
+        TransitionTerm.read(tmp_path, transitions_from_counts({}), np.zeros(3, np.int64))
 
 
 def test_applying_a_run_to_its_own_data_reproduces_its_bundle(fifty, run, tmp_path, capfd):

@@ -116,15 +116,15 @@ class TransitionTerm:
         """Read the weights saved by `write`.
 
         Raises:
-            InputError: they were written by an earlier version.
+            InputError: they were written by an earlier version, or are damaged.
         """
-        saved = json.loads((run / WEIGHTS).read_text())
         try:
+            saved = json.loads((run / WEIGHTS).read_text())
             gates = [
                 Gate(gate["size"], tuple(gate["bias"]), tuple(gate["slope"]))
                 for gate in (saved["everyone"], *saved["folds"])
             ]
-        except TypeError:
+        except (TypeError, ValueError, KeyError):
             hint = "train it again with this version"
             raise InputError("weights with size, bias and slope", run / WEIGHTS, hint) from None
         return cls(transitions, clicks, gates[0], tuple(gates[1:]))

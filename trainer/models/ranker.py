@@ -56,7 +56,8 @@ class Ranker(nn.Module):
         for task, tower in self.towers.items():
             assert isinstance(tower, nn.Sequential)
             given_click = self.entire_space and task != "click"
-            init_bias_to_prior(tower, rates.get(task, 0.5) / (rates.get("click", 1.0) if given_click else 1.0))
+            of_rows = max(rates.get("click", 1.0), 1e-6) if given_click else 1.0
+            init_bias_to_prior(tower, rates.get(task, 0.5) / of_rows)
 
     def features(
         self,

@@ -31,14 +31,22 @@ class RunLog:
     Args:
         run: the run folder.
         step: global step at which the phase starts or resumes.
+        epoch: epochs completed by then; lines about the end of a later one are dropped too.
         refit: whether the phase is the refit, which counts steps from 0 again.
     """
 
-    def __init__(self, run: Path, step: int, *, refit: bool) -> None:
+    def __init__(self, run: Path, step: int, epoch: int, *, refit: bool) -> None:
         self.run, self.last_shown, self.first_step = run, 0.0, step + 1
         self.path = run / METRICS
         lines = read_metrics(self.path)
-        lines_before = [line for line in lines if line["step"] <= step or line["split"].startswith("refit") != refit]
+
+        def is_kept(line: dict[str, Any]) -> bool:
+            if line["split"].startswith("refit") != refit:
+                return True
+            at_end = line["split"] == "valid" or line["split"].endswith("-epoch")
+            return line["step"] <= step and not (at_end and line["epoch"] > epoch)
+
+        lines_before = [line for line in lines if is_kept(line)]
         self.path.write_text("".join(json.dumps(line) + "\n" for line in lines_before))
 
     @cached_property

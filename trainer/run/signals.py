@@ -44,6 +44,7 @@ def on_sigterm(run: RunFolder) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        run.remove(STOP)
 
 
 @contextmanager
@@ -58,6 +59,12 @@ def interrupted_plainly() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def stop_requested(run: RunFolder, world: World) -> bool:
+    """Whether the run was asked to stop; collective, all workers get the same answer."""
+    requested = float(world.is_first and run.has(STOP))
+    return bool(world.sum(torch.tensor(requested, device=world.device)))
+
+
 class StopWatch:
     """Checks after every step whether to stop; all workers get the same answer."""
 
@@ -69,8 +76,8 @@ class StopWatch:
         """Whether to stop after `step`, counted from the start of the run."""
         if step % AGREE_STEPS:
             return False
-        stop_requested = False
+        requested = False
         if self.world.is_first and time.monotonic() - self.looked >= self.pause:
             self.looked = time.monotonic()
-            stop_requested = self.run.has(STOP)
-        return bool(self.world.sum(torch.tensor(float(stop_requested), device=self.world.device)))
+            requested = self.run.has(STOP)
+        return bool(self.world.sum(torch.tensor(float(requested), device=self.world.device)))

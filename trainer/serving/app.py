@@ -85,7 +85,7 @@ class Server:
             raise InputError("content type application/json", request.content_type, HINT)
         try:
             body = json.loads(await request.text())
-        except (ValueError, UnicodeDecodeError, RecursionError):
+        except (ValueError, LookupError, RecursionError):  # LookupError: an unknown charset
             raise InputError("JSON", "something else", HINT) from None
         if not isinstance(body, dict) or set(body) - {"sessions", "k"} or not isinstance(body.get("sessions"), list):
             raise InputError("an object with sessions and perhaps k", "another one", HINT)

@@ -158,7 +158,10 @@ class Recommender:
         result = download_if_remote(config.result, last_file=METRICS)
         if not (result / METRICS).is_file():
             raise InputError(f"a result with {METRICS}", config.result, "run python -m retrieval first")
-        record = json.loads((result / METRICS).read_text())
+        try:
+            record = dict(json.loads((result / METRICS).read_text()))
+        except ValueError:
+            raise InputError(f"a readable {METRICS}", config.result, "evaluate the bundle again") from None
         run = local_path(config.run)
         if record.get("bundle") != sha256_of(run / "bundle" / MANIFEST):
             raise InputError("a result of the run's bundle", config.result, f"evaluate bundle={config.run}/bundle")
