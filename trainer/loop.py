@@ -26,7 +26,8 @@ from trainer.distributed.world import World, keep_freed_memory, set_threads
 from trainer.inference.export import export
 from trainer.run import checkpoint
 from trainer.run.checkpoint import Progress
-from trainer.run.metrics_log import Meter, RunLog
+from trainer.run.lost_checkpoints import best_on_disk
+from trainer.run.metrics_log import METRICS, Meter, RunLog
 from trainer.run.object_store import RunFolder
 from trainer.run.profiling import Profiler
 from trainer.run.signals import Stopped, StopWatch, stop_requested
@@ -180,10 +181,22 @@ def fit(
         log.close()
     writer.wait()
     world.barrier()
-    if phase.validates and progress.best_steps != {progress.step}:
+    if phase.validates:
+        _load_best(config, run, folder, train_step, progress, lost=writer.lost)
+    return train_step, progress
+
+
+def _load_best(
+    config: TrainerConfig, run: RunFolder, folder: Path, train_step: TrainStep, progress: Progress, *, lost: bool
+) -> None:
+    """Load the best epoch's parameters; `lost`: a full disk has lost a checkpoint of this worker."""
+    world = train_step.world
+    if any(world.gather(lost)):
+        found = best_on_disk(folder, run.path / METRICS, config.select_by, progress) if world.is_first else None
+        vars(progress).update(vars(world.gather(found)[0]))
+    if progress.best_steps != {progress.step}:
         run.pull_on_all(world)
         checkpoint.load_best(folder, progress.best_step, train_step)
-    return train_step, progress
 
 
 def _ended(config: TrainerConfig, phase: Phase, progress: Progress) -> bool:

@@ -93,3 +93,28 @@ def test_damaged_best_checkpoint_is_reported_and_nothing_is_exported(fifty, undi
     shutil.copy(undisturbed / "summary.json", run)
     assert show([f"run={run}"]) == 2
     assert "error: expected the checkpoint of the best epoch" in capfd.readouterr().err
+
+
+def test_best_epoch_whose_checkpoint_a_full_disk_has_lost_is_replaced_by_the_best_on_the_disk(
+    fifty, undisturbed, tmp_path, monkeypatch, capfd
+):
+    lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    scores = {line["epoch"]: line["value"] for line in lines if line["name"] == "ndcg@20"}
+    best, second, _ = sorted(scores, key=lambda epoch: -scores[epoch])
+    write = trainer.run.checkpoint.write
+
+    def full(folder, tensors, progress, **more):
+        if progress.epoch == best and progress.sample == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(folder, tensors, progress, **more)
+
+    monkeypatch.setattr(trainer.run.checkpoint, "write", full)
+    run = tmp_path / "run"
+    assert main(options(fifty, run, "train.keep_checkpoints=9")) == 0
+    err = capfd.readouterr().err
+    assert f"warning: the checkpoint of the best epoch, {best}, is lost: taking epoch {second}\n" in err
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["best_epoch"], summary["valid"]["ndcg@20"]) == (second, pytest.approx(scores[second], abs=1e-6))
+    assert show([f"run={run}"]) == 0  # opens the run from its checkpoints
+    assert main(options(fifty, run, "train.keep_checkpoints=9")) == 0
+    assert "already finished" in capfd.readouterr().out

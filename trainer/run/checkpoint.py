@@ -89,12 +89,14 @@ class Writer:
         self.folder, self.keep, self.after = folder, keep, after
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
+        self.lost = False
+        """Whether a full disk has lost a checkpoint."""
 
     def save(self, train_step: TrainStep, progress: Progress) -> None:
         """Copy the state and write it in the background, after waiting for the previous checkpoint."""
         self.wait()
         if train_step.sharded:
-            write_sharded(self.folder, train_step, progress, keep=self.keep)
+            self.lost |= not write_sharded(self.folder, train_step, progress, keep=self.keep)
             return
         if not train_step.world.is_first:
             return
@@ -118,6 +120,7 @@ class Writer:
             return
         if not _is_full_disk(error):
             raise error
+        self.lost = True
         _warn_of_full_disk()
 
 
@@ -138,8 +141,11 @@ def write(folder: Path, tensors: dict[str, torch.Tensor], progress: Progress, *,
     _prune(folder, progress, keep)
 
 
-def write_sharded(folder: Path, train_step: TrainStep, progress: Progress, *, keep: int) -> None:
+def write_sharded(folder: Path, train_step: TrainStep, progress: Progress, *, keep: int) -> bool:
     """Collective write: each worker writes the rows that it owns, the first one also the networks and the progress.
+
+    Returns:
+        False if a full disk has lost the checkpoint.
 
     Raises:
         OSError: on the worker whose disk fails, after all have finished; a full disk is only a warning.
@@ -178,6 +184,7 @@ def write_sharded(folder: Path, train_step: TrainStep, progress: Progress, *, ke
         raise error
     if failed and world.is_first:
         _warn_of_full_disk()
+    return not failed
 
 
 def _prune(folder: Path, progress: Progress, keep: int) -> None:

@@ -1,0 +1,57 @@
+"""After a full disk: the best epoch among those whose checkpoints were written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from etl.runtime.errors import InputError
+from etl.runtime.files import write_json
+from trainer.run.checkpoint import STATE, Progress, latest, problem_of, read_progress
+from trainer.run.metrics_log import read_metrics
+
+
+def best_on_disk(folder: Path, metrics: Path, metric: str, progress: Progress) -> Progress:
+    """The progress with the best epoch whose checkpoint is intact, also recorded in the newest checkpoint.
+
+    Feedback tasks whose own best epoch is lost are scored by that one.
+
+    Args:
+        folder: folder of the checkpoints.
+        metrics: the run's `metrics.jsonl`.
+        metric: the metric that selects the best epoch.
+        progress: the progress at the end of training.
+
+    Raises:
+        InputError: no epoch has a checkpoint.
+    """
+    intact = {path: read_progress(path) for path in sorted(folder.glob("step-*")) if problem_of(path) is None}
+    steps = {state.step for state in intact.values()}
+    if progress.best_steps <= steps:
+        return progress
+    if progress.best_step not in steps:
+        of_epoch = {
+            line["epoch"]: line["value"]
+            for line in read_metrics(metrics)
+            if (line["split"], line["name"]) == ("valid", metric) and line["value"] is not None
+        }
+        ends = [state for state in intact.values() if state.sample == 0 and state.epoch in of_epoch]
+        if not ends:
+            raise InputError(
+                "the checkpoint of an epoch", f"none in {folder}", "free space on the disk and train again"
+            )
+        best = max(ends, key=lambda state: of_epoch[state.epoch])
+        lost = f"the checkpoint of the best epoch, {progress.best_epoch}, is lost"
+        print(f"warning: {lost}: taking epoch {best.epoch}", file=sys.stderr, flush=True)
+        progress = replace(progress, best_epoch=best.epoch, best_step=best.step, best_score=of_epoch[best.epoch])
+    kept = {task: best for task, best in progress.best_by_task.items() if best[1] in steps}
+    progress = replace(progress, best_by_task=kept)
+    newest = latest(folder)
+    assert newest is not None, "an intact checkpoint exists"
+    best_fields = ("best_epoch", "best_step", "best_score", "best_by_task")
+    state = json.loads((newest / STATE).read_text())
+    state["progress"] |= {name: value for name, value in asdict(progress).items() if name in best_fields}
+    write_json(newest / STATE, state)
+    return progress
