@@ -40,6 +40,8 @@ PADDING = 0
 
 FEEDBACK_BIT = {"like": 0, "share": 1, "follow": 2, "read": 3, "favorite": 4, "click": 7}
 """Bit of each action in `feedback` and `exposure_feedback` (`click` only in the latter)."""
+PLURAL = {"like": "likes", "share": "shares", "follow": "follows", "read": "reads", "favorite": "favorites"}
+"""Names of the counts of actions in `statistics.json`."""
 CLICKED = 1 << FEEDBACK_BIT["click"]
 PASSIVE = "passive"
 """Label of a row that was clicked without further action: one of the two definitions of negative feedback."""

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from etl.dataset import CLICKED, FEEDBACK_BIT
+from etl.dataset import CLICKED, FEEDBACK_BIT, PLURAL
 from etl.protocol import Array, group_offsets
 
-PLURAL = {"like": "likes", "share": "shares", "follow": "follows", "read": "reads", "favorite": "favorites"}
 DENSE_IDS = 1 << 24
 """Smaller ids are counted in dense arrays; the Tenrec logs number their items from 1."""
 SPARSE_PARTS = 8

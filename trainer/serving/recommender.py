@@ -11,13 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from etl.dataset import FEEDBACK_BIT, STATISTICS, Dataset
+from etl.dataset import FEEDBACK_BIT, PLURAL, STATISTICS, Dataset
 from etl.runtime.dataset_folder import MANIFEST
 from etl.runtime.errors import InputError
 from etl.runtime.files import sha256_of
 from etl.runtime.lookup import lookup
 from etl.runtime.object_store import absolute, download_if_remote, local_path
-from etl.statistics import PLURAL
 from retrieval.blend.ranker import BlendRanker
 from retrieval.config import RetrievalConfig
 from retrieval.evaluate import reopen
