@@ -43,6 +43,7 @@ READ_BY: dict[str, Reads] = {
     **dict.fromkeys(("loss", "train.negatives", "train.negative_popularity_exponent"), lambda config: not config.ranks),
     "train.bpr_max_regularisation": lambda config: not config.ranks and config.loss == "bpr_max",
     "train.gbce_t": lambda config: not config.ranks and config.loss == "gbce",
+    "ray.use_gpu": lambda config: config.ray.workers != 0,  # this process takes a GPU if there is one
     "train.logq": lambda config: not config.ranks and config.loss == "sampled_softmax",
 }
 """Whether a model reads an option; options that are not named here are read by all, or refused elsewhere."""
@@ -67,6 +68,7 @@ def warn_about_unread(options: Sequence[str], config: TrainerConfig) -> None:
     """Print a warning to stderr if there are any."""
     if names := unread_options(options, config):
         which = f"model={config.model}" + f" with loss={config.loss}" * any(n in LOSS_OPTIONS for n in names)
+        which += " with ray.workers=0" * ("ray.use_gpu" in names)
         print(f"warning: {which} does not read {', '.join(names)}", file=sys.stderr, flush=True)
 
 

@@ -199,6 +199,7 @@ def test_wide_session_models_warm_up_by_default(options, steps):
         (["model=gru4rec", "train.gbce_t=0.5", "train.task_weights.like=2"], ["train.gbce_t", "train.task_weights"]),
         (["model=hybrid", "encoder=[gru4rec,srgnn]", "network.gnn_steps=2", "network.levels=1"], ["network.levels"]),
         (["model=hybrid", "head=ple", "network.levels=1", "network.experts=3"], ["network.experts"]),
+        (["model=sasrec", "ray.use_gpu=true", "ray.workers=0"], ["ray.use_gpu"]),
         (["model=rank_mmoe", "loss=softmax", "network.experts=3", "train.exposures=true"], ["loss"]),
     ],
 )
