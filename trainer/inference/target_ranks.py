@@ -101,7 +101,8 @@ def count_ahead(scorer: SessionScorer, request: RankRequest, candidate_C: torch.
         known = _known(item, candidate_C)
         added = term_query[known], torch.searchsorted(candidate_C, item[known]), value[known]
     step = max(1, CHUNK_NUMBERS[own.device.type] // max(len(own), scorer.dimension))
-    error_Q = request.query_QD.norm(dim=1) * (scorer.dimension * torch.finfo(torch.float32).eps)
+    eps = torch.finfo(torch.float32).eps
+    error_Q = request.query_QD.norm(dim=1) * (scorer.dimension * eps)
     for begin in range(0, len(candidate_C), step):
         vectors = scorer.item_vectors(candidate_C[begin : begin + step])
         score = request.query_QD @ vectors.t()
@@ -111,7 +112,7 @@ def count_ahead(scorer: SessionScorer, request: RankRequest, candidate_C: torch.
             score.index_put_(cell, added[2][chosen], accumulate=True)
         masked = (index >= begin) & (index < begin + step)
         score[query[masked], index[masked] - begin] = -torch.inf
-        error = (error_Q * vectors.norm(dim=1).max()).nan_to_num(0.0, posinf=0.0)
+        error = (error_Q * vectors.norm(dim=1).max() + own.abs() * eps).nan_to_num(0.0, posinf=0.0)
         below, above = (own - error).float()[:, None], (own + error).float()[:, None]
         # 0 and 1 as floats: these compare and sum in half the time of booleans.
         flags = torch.empty_like(score)
@@ -123,35 +124,6 @@ def count_ahead(scorer: SessionScorer, request: RankRequest, candidate_C: torch.
         near = (near >= below[unsure]) & (near <= above[unsure])
         for pairs in near.nonzero().split(PAIRS_AT_ONCE):
             row, column = unsure[pairs[:, 0]], pairs[:, 1]
-            exact = _exact_scores(request.query_QD, row, vectors[column], candidate_C[begin + column], request.term_QI)
-            ahead.index_add_(0, row, (exact >= own[row]).long())
-    return ahead
-    # The target itself is excluded by id.
-    itself = torch.stack([torch.arange(len(own), device=own.device), request.target_Q])
-    query, item = torch.cat([itself, request.seen_2P], dim=1)
-    query, index = query[known := _known(item, candidate_C)], torch.searchsorted(candidate_C, item[known])
-    added = None
-    if request.term_QI is not None:
-        term_query, item, value = _entries(request.term_QI, own.device)
-        known = _known(item, candidate_C)
-        added = term_query[known], torch.searchsorted(candidate_C, item[known]), value[known]
-    step = max(1, CHUNK_NUMBERS[own.device.type] // max(len(own), scorer.dimension))
-    error_Q = request.query_QD.norm(dim=1) * (scorer.dimension * torch.finfo(torch.float32).eps)
-    for begin in range(0, len(candidate_C), step):
-        vectors = scorer.item_vectors(candidate_C[begin : begin + step])
-        score = request.query_QD @ vectors.t()
-        if added is not None:
-            chosen = (added[1] >= begin) & (added[1] < begin + step)
-            cell = (added[0][chosen], added[1][chosen] - begin)
-            score.index_put_(cell, added[2][chosen], accumulate=True)
-        masked = (index >= begin) & (index < begin + step)
-        score[query[masked], index[masked] - begin] = -torch.inf
-        error = (error_Q * vectors.norm(dim=1).max()).nan_to_num(0.0, posinf=0.0)
-        below, above = (own - error).float()[:, None], (own + error).float()[:, None]
-        near = (score >= below) & (score <= above)
-        ahead += (~(score <= above)).sum(1)
-        for pairs in near.nonzero().split(PAIRS_AT_ONCE):
-            row, column = pairs.t()
             exact = _exact_scores(request.query_QD, row, vectors[column], candidate_C[begin + column], request.term_QI)
             ahead.index_add_(0, row, (exact >= own[row]).long())
     return ahead
