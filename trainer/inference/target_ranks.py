@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from retrieval.metrics.ranking import MISS
-from retrieval.sources.sparse_rows import entries_at
 from trainer.data.order import Int
 from trainer.distributed.world import World
 from trainer.inference.scorer import SessionScorer
@@ -139,6 +138,8 @@ def _exact_scores(
     """Scores of (query, item) pairs, float64 `[N]`, summed in the same order: equal vectors have equal scores."""
     score = torch.einsum("nd,nd->n", query_QD[row_N].double(), vector_ND.double())
     if term_QI is not None:
+        from retrieval.sources.sparse_rows import entries_at  # scipy: slow import, not needed without transitions
+
         values = entries_at(term_QI, row_N.cpu().numpy(), item_N.cpu().numpy())
         score += torch.from_numpy(values.astype(np.float64)).to(score.device)
     return score
