@@ -209,6 +209,9 @@ def _check_scores(config: TrainerConfig) -> None:
     if config.network.cosine_temperature is not None and (config.ranks or config.loss == "embedding"):
         got = config.model if config.ranks else "loss=embedding, whose score is a cosine already"
         raise InputError("a session model with another loss for network.cosine_temperature", got, "leave it out")
+    if config.ranks and config.network.popularity_weight:
+        weight = config.network.popularity_weight
+        raise InputError("network.popularity_weight=0 for ranking models", weight, "they rank rows of feedback")
     if config.ranks and config.train.ppmi_start:
         raise InputError("train.ppmi_start=0 for ranking models", config.train.ppmi_start, "session models read it")
     if config.train.hard_negatives and (config.ranks or config.loss in ("softmax", "embedding")):

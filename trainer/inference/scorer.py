@@ -42,6 +42,7 @@ class SessionScorer:
         term: counted transitions added to the scores; None = not used.
         lookup: remote lookup behind `tables` if they are sharded; None if all rows are local.
         only: the feedback tasks to score; None = all.
+        popularity: float32 `[n_items + 1]`, added to the item biases (`network.popularity_weight`); None = not used.
     """
 
     model: Recommender
@@ -51,6 +52,7 @@ class SessionScorer:
     term: TransitionTerm | None = None
     lookup: RowLookup | None = None
     only: Collection[str] | None = None
+    popularity: torch.Tensor | None = None
 
     @property
     def feedback_tasks(self) -> list[str]:
@@ -113,6 +115,8 @@ class SessionScorer:
         vector = self.model.searched(vector)
         if self.by_cosine:
             vector, bias = torch.nn.functional.normalize(vector, dim=1), torch.zeros_like(bias)
+        if self.popularity is not None:
+            bias = bias + self.popularity[chosen]
         return torch.cat([vector, bias[:, None]], dim=1)
 
     @torch.inference_mode()

@@ -145,7 +145,11 @@ class SessionTask:
         if train_step.sharded:
             lookup = RowLookup(train_step.tables, self.world)
         tables = lookup.tables if lookup else train_step.tables
-        return SessionScorer(train_step.model, tables, self.world.device, by_cosine, self.term, lookup)
+        scorer = SessionScorer(train_step.model, tables, self.world.device, by_cosine, self.term, lookup)
+        if weight := self.config.network.popularity_weight:
+            clicks = torch.from_numpy(np.append(0, self.train_clicks)).to(self.world.device)
+            scorer.popularity = (weight * torch.log1p(clicks.double())).float()
+        return scorer
 
     def validate(self, train_step: TrainStep, sample: Sessions) -> Validation:
         """Full ranking of the valid targets, and AUCs of the valid feedback rows."""
