@@ -47,6 +47,7 @@ READ_BY: dict[str, Reads] = {
     "train.logq": lambda config: not config.ranks and config.loss == "sampled_softmax",
 }
 """Whether a model reads an option; options that are not named here are read by all, or refused elsewhere."""
+LOSS_OPTIONS = ("train.bpr_max_regularisation", "train.gbce_t", "train.logq")
 
 
 def unread_options(options: Sequence[str], config: TrainerConfig) -> list[str]:
@@ -70,6 +71,3 @@ def warn_about_unread(options: Sequence[str], config: TrainerConfig) -> None:
         which = f"model={config.model}" + f" with loss={config.loss}" * any(n in LOSS_OPTIONS for n in names)
         which += " with ray.workers=0" * ("ray.use_gpu" in names)
         print(f"warning: {which} does not read {', '.join(names)}", file=sys.stderr, flush=True)
-
-
-LOSS_OPTIONS = ("train.bpr_max_regularisation", "train.gbce_t", "train.logq")
