@@ -153,6 +153,10 @@ class Dataset:
         """Absolute path of a file of the dataset."""
         return self.path / name
 
+    def statistics(self) -> dict[str, Any]:
+        """Content of `statistics.json`: `raw` counts of the log, `kept` counts of the retained part, and more."""
+        return dict(json.loads(self.file(STATISTICS).read_text()))
+
     @property
     def shows_exposures(self) -> bool:
         """Whether the dataset has exposures."""

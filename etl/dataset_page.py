@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import html
 import io
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from etl.dataset import STATISTICS, Dataset
-from etl.logs.scan import NUMBERS
+from etl.dataset import Dataset
 from etl.protocol import Array
-from etl.twin.published import PUBLISHED, SCAN_STATISTICS
+from etl.twin.published import NUMBERS, PUBLISHED, SCAN_STATISTICS
 
 ROWS = ("users", "items", "exposures", "clicks", "likes", "shares", "follows", "reads", "favorites")
 NEGATIVE = ("skip", "entered", "passive", "other", "before_first", "after_test")
@@ -77,7 +75,7 @@ def page(datasets: list[Dataset]) -> str:
     values: dict[str, Array] = {}
     for dataset in datasets:
         scenario = dataset.manifest.scenario
-        statistics = json.loads(dataset.file(STATISTICS).read_text())
+        statistics = dataset.statistics()
         sections += [section(dataset, statistics), transitions_table(scenario, statistics.get("transitions"))]
         if dataset.session_files:
             clicks, times = watched(dataset)

@@ -15,7 +15,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from etl.dataset import FEEDBACK_LABELS, DataFile, check_files, check_schema, describe_file, read_manifest
+from etl.dataset import (
+    FEEDBACK_LABELS,
+    REFIT_HOLDOUT,
+    TRAIN_HOLDOUT,
+    DataFile,
+    check_files,
+    check_schema,
+    describe_file,
+    read_manifest,
+)
 from etl.runtime.dataset_folder import MANIFEST
 from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
@@ -28,8 +37,8 @@ BATCH = 4_096
 """Minimum queries per batch (fewer only in the last)."""
 ITEMS = "items.parquet"
 QUERY_SPLITS = ("valid", "test", "next")
-SELECTED = "bundle-selected"
-"""A refit model's bundle before the refit, beside its own."""
+RUN_BUNDLE, SELECTED = "bundle", "bundle-selected"
+"""Folders of a training run: its bundle, and for a refit model that of before the refit."""
 TRANSITIONS = "transitions"
 TRANSITIONS_SCHEMA = pa.schema(
     [
@@ -113,6 +122,11 @@ class Bundle:
     def sibling(self, name: str) -> str:
         """Path or URI of a sibling of the bundle in its run."""
         return f"{absolute(self.source).rstrip('/').rpartition('/')[0]}/{name}"
+
+    @property
+    def held_out(self) -> int:
+        """Final retained clicks of a session that the model was not trained on, and that sources do not count."""
+        return REFIT_HOLDOUT if self.manifest.refit else TRAIN_HOLDOUT
 
     @property
     def has_vectors(self) -> bool:

@@ -18,7 +18,7 @@ from etl.runtime.progress import ProgressLine
 from retrieval.blend.describe import describe_blend, put_blend
 from retrieval.blend.prepare import prepare_blend
 from retrieval.blend.ranker import BLEND
-from retrieval.bundle import Bundle
+from retrieval.bundle import RUN_BUNDLE, Bundle
 from retrieval.config import RetrievalConfig
 from retrieval.metrics.feedback import feedback_aucs, feedback_metrics
 from retrieval.part_files import CLICKS_AFTER_QUERY, SECONDS, TOPK_SCHEMA
@@ -171,10 +171,6 @@ def milliseconds(evaluation: Evaluation, work_folder: Path) -> dict[str, float]:
             total[name] = total.get(name, 0.0) + seconds
     queries = max(sum(map(evaluation.ranked, ranked)), 1)
     return {name: 1e3 * seconds / queries for name, seconds in total.items()}
-
-
-RUN_BUNDLE = "bundle"
-"""Name of the bundle folder in a training run."""
 
 
 def read_run_file(bundle: Bundle, name: str) -> dict[str, Any]:

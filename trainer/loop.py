@@ -16,7 +16,7 @@ import torch
 from etl.dataset import REFIT_HOLDOUT, TRAIN_HOLDOUT, Dataset, open_dataset
 from etl.runtime.errors import InputError
 from etl.runtime.locks import locked
-from retrieval.bundle import SELECTED
+from retrieval.bundle import RUN_BUNDLE, SELECTED
 from trainer.config import TrainerConfig
 from trainer.data.hashing import mix
 from trainer.data.order import Int, Order, share
@@ -116,14 +116,14 @@ def _train(
     refit = config.train.refit
     passes = feedback_passes(progress, select.checkpoints(run.path), model_task, train_step)
     write_bundle = partial(export, dataset=dataset, world=world, model=model_task.name)
-    selected = run.below(SELECTED if refit else "bundle")
+    selected = run.below(SELECTED if refit else RUN_BUNDLE)
     write_bundle(selected, model_task.scorer(train_step), refit=False, passes=passes)
     if refit:
         again = Phase("refit", REFIT_HOLDOUT, progress.best_epoch, validates=False)
         train_step, _ = fit(config, model_task, run, world, again, on_epoch)
         world.barrier()
         model_task.load_transition_weights(run.path, again.holdout)
-        write_bundle(run.below("bundle"), model_task.scorer(train_step), refit=True)
+        write_bundle(run.below(RUN_BUNDLE), model_task.scorer(train_step), refit=True)
     if world.is_first:
         write_diagnostics(run.path, result, train_step)
         write_summary(run.path, config, dataset, train_step, progress, result)

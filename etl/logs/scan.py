@@ -15,16 +15,11 @@ from etl.logs.parse import parsed_blocks
 from etl.logs.splits import LogFile
 from etl.logs.tenrec import SCENARIOS, Scenario, open_logs
 from etl.runtime.errors import InputError
+from etl.twin.published import FIRST_USERS
 
 SAMPLED_BYTES = 128 << 20
 """Largest log for which all users are held in memory; else an even sample of users is used."""
 FIRST_ROWS = 100_000
-FIRST_USERS = "users in the first 100,000 rows"
-NUMBERS = (
-    *("rows", "clicks", "likes", "shares", "follows", FIRST_USERS),
-    *("mean run of a user's rows", "blocks of a user", "fewest clicks of a user"),
-)
-"""Statistics that are counts or means; the others are shares."""
 
 
 def scan(inputs: list[str], scenario_name: str) -> dict[str, float]:

@@ -115,6 +115,12 @@ _VIDEO = {
     "pairs with conflicting clicks, per row": 0.0047,
 }
 _ARTICLE = {"click rate": 1.0, "rows with an action and no click": 0.0}
+FIRST_USERS = "users in the first 100,000 rows"
+NUMBERS = (
+    *("rows", "clicks", "likes", "shares", "follows", FIRST_USERS),
+    *("mean run of a user's rows", "blocks of a user", "fewest clicks of a user"),
+)
+"""Statistics that are counts or means; the others are shares."""
 SCAN_STATISTICS: dict[str, dict[str, float | tuple[float, float]]] = {
     "qk_video": {
         **_VIDEO,
@@ -123,7 +129,7 @@ SCAN_STATISTICS: dict[str, dict[str, float | tuple[float, float]]] = {
         "likes on unclicked rows": (0.37, 0.57),
         "mean run of a user's rows": 5.3,
         "blocks of a user": 18.4,
-        "users in the first 100,000 rows": 8_012,
+        FIRST_USERS: 8_012,
     },
     "qb_video": {
         **_VIDEO,

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from etl.dataset import REFIT_HOLDOUT, TRAIN_HOLDOUT, Dataset
+from etl.dataset import TRAIN_HOLDOUT, Dataset
 from etl.runtime.errors import InputError
 from retrieval.blend.context import CandidateFeatures
 from retrieval.blend.fit import FIT_QUERIES, learn_blend
@@ -133,8 +133,7 @@ def open_blend(
     learned = FittedBlend.read(folder) if config.blend != "none" else None
     if learned is None:
         return None
-    held_out = REFIT_HOLDOUT if bundle.manifest.refit else TRAIN_HOLDOUT
-    opened = OpenedSources.of(learned.names, dataset, bundle, index, config, held_out)
+    opened = OpenedSources.of(learned.names, dataset, bundle, index, config, bundle.held_out)
     ranked, listed = (
         opened.pools(mask_seen=mask, temperature=learned.temperature) for mask in (bool(config.mask_seen), True)
     )

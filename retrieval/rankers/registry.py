@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from etl.dataset import REFIT_HOLDOUT, TRAIN_HOLDOUT, Dataset
+from etl.dataset import Dataset
 from retrieval.bundle import Bundle
 from retrieval.config import RetrievalConfig
 from retrieval.queries import Queries
@@ -59,7 +59,7 @@ def baseline_rankers(dataset: Dataset, bundle: Bundle, index: Index, config: Ret
     if "last_item" in config.baselines:
         scores["last_item"] = last_item(dataset.manifest.n_items)
     counted = [name for name in COUNTED if name in config.baselines]
-    options = source_options(config, REFIT_HOLDOUT if bundle.manifest.refit else TRAIN_HOLDOUT)
+    options = source_options(config, bundle.held_out)
     scores |= open_counted(counted, dataset, sources_folder(bundle), options, search_threads())
     for name, source in scores.items():
         rankers[name] = partial(SourceRanker(source, popularity).rank, k=config.deepest, mask_seen=config.mask_seen)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from etl.dataset import STATISTICS, Dataset
+from etl.dataset import Dataset
 from retrieval.blend.report import blend_note, blend_table
 from retrieval.rankers.registry import MODEL
 from retrieval.report.examples import Example, examples_section
@@ -240,7 +239,7 @@ def feedback_note(dataset: Dataset) -> str:
     """What the rows of the feedback table are, and what a log of clicked rows alone cannot tell."""
     note = "Each row is an item shown after the last visible click, scored before it is seen. "
     note += "GAUC weights users by their rows."
-    kept = json.loads(dataset.file(STATISTICS).read_text())["kept"]
+    kept = dataset.statistics()["kept"]
     if dataset.shows_exposures and kept["exposures"] > kept["clicks"]:
         return note
     return (

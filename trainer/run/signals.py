@@ -61,8 +61,11 @@ def interrupted_plainly() -> Iterator[None]:
 
 def stop_requested(run: RunFolder, world: World) -> bool:
     """Whether the run was asked to stop; collective, all workers get the same answer."""
-    requested = float(world.is_first and run.has(STOP))
-    return bool(world.sum(torch.tensor(requested, device=world.device)))
+    return _any_worker(world.is_first and run.has(STOP), world)
+
+
+def _any_worker(requested: bool, world: World) -> bool:
+    return bool(world.sum(torch.tensor(float(requested), device=world.device)))
 
 
 class StopWatch:
@@ -80,4 +83,4 @@ class StopWatch:
         if self.world.is_first and time.monotonic() - self.looked >= self.pause:
             self.looked = time.monotonic()
             requested = self.run.has(STOP)
-        return bool(self.world.sum(torch.tensor(float(requested), device=self.world.device)))
+        return _any_worker(requested, self.world)

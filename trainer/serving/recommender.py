@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from etl.dataset import FEEDBACK_BIT, PLURAL, STATISTICS, Dataset
+from etl.dataset import FEEDBACK_BIT, PLURAL, Dataset
 from etl.runtime.dataset_folder import MANIFEST
 from etl.runtime.errors import InputError
 from etl.runtime.files import sha256_of
@@ -205,7 +205,7 @@ class Recommender:
         """Actions on past clicks that the model reads and the log has, with their bits in a request's `feedback`."""
         if not self.scorer.model.reads_actions:
             return {}
-        kept = json.loads(self.dataset.file(STATISTICS).read_text())["kept"]
+        kept = self.dataset.statistics()["kept"]
         return {action: 1 << FEEDBACK_BIT[action] for action, name in PLURAL.items() if kept[name]}
 
     @cached_property
