@@ -37,7 +37,7 @@ def inspect(options: ShowConfig) -> list[str]:
     model_task = model_task_of(config, dataset, World.alone())
     train_step = model_task.train_step(total_steps=1)
     load_selected(local_path(options.run), train_step)
-    model_task.load_transition_weights(local_path(options.run), TRAIN_HOLDOUT)
+    model_task.load_score_weights(local_path(options.run), TRAIN_HOLDOUT)
     lines = [*parameter_counts(config, dataset, train_step), "", *gates(local_path(options.run)), ""]
     lines += neighbours(dataset, train_step, options.item, options.k)
     if isinstance(model_task, SessionTask):

@@ -92,7 +92,7 @@ def select(
     selection = Phase("train", TRAIN_HOLDOUT, config.train.epochs, validates=True)
     train_step, progress = fit(config, model_task, run, world, selection, on_epoch)
     sample = model_task.sample()
-    model_task.fit_transition_weights(train_step, sample, run.path)
+    model_task.fit_score_weights(train_step, sample, run.path)
     return {
         "seconds": progress.seconds,
         "parameters": parameter_counts(train_step)["total"],
@@ -108,7 +108,7 @@ def _train(
     select = Phase("train", TRAIN_HOLDOUT, config.train.epochs, validates=True)
     train_step, progress = fit(config, model_task, run, world, select, on_epoch)
     sample = model_task.sample()
-    model_task.fit_transition_weights(train_step, sample, run.path)
+    model_task.fit_score_weights(train_step, sample, run.path)
     result = model_task.validate(train_step, sample)
     result.metrics = with_best_aucs(result.metrics, progress)
     if stop_requested(run, world):
@@ -122,7 +122,7 @@ def _train(
         again = Phase("refit", REFIT_HOLDOUT, progress.best_epoch, validates=False)
         train_step, _ = fit(config, model_task, run, world, again, on_epoch)
         world.barrier()
-        model_task.load_transition_weights(run.path, again.holdout)
+        model_task.load_score_weights(run.path, again.holdout)
         write_bundle(run.below(RUN_BUNDLE), model_task.scorer(train_step), refit=True)
     if world.is_first:
         write_diagnostics(run.path, result, train_step)

@@ -83,10 +83,10 @@ class ModelOptions:
     state_dropout: float = option(0.2, "dropout of the encoder's state", at_least=0, below=1)
     tie_embeddings: bool = option(True, "use the same item embeddings for the encoder's input and for retrieval")
     popularity_bias: bool = option(False, "initialise item biases to the log of train clicks (softmax losses)")
-    popularity_weight: float = option(
-        0.0,
-        "add this × log(1 + train clicks) to each item's score at inference, as part of its bias; not trained: choose "
-        "it on valid, for example 0.05, where most items have few clicks",
+    popularity_weight: float | None = option(
+        None,
+        "add this × log(1 + train clicks) to each item's score at inference, as part of its bias; null = fitted on "
+        "valid after training, 0 = none",
         at_least=0,
     )
     cosine_temperature: float | None = option(

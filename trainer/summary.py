@@ -11,6 +11,7 @@ import torch
 from etl.dataset import Dataset
 from etl.runtime.files import write_json
 from trainer.config import TrainerConfig
+from trainer.inference.popularity_weight import read_weight
 from trainer.inference.validation import Validation
 from trainer.models.recommender import Recommender
 from trainer.run.checkpoint import Progress
@@ -47,7 +48,7 @@ def write_summary(
     validation: Validation,
 ) -> None:
     """Write `summary.json`, last: it marks the run as finished."""
-    flops = forward_flops(config, dataset, train_step)
+    flops, weight = forward_flops(config, dataset, train_step), config.network.popularity_weight
     write_json(
         run / SUMMARY,
         {
@@ -71,6 +72,7 @@ def write_summary(
             "n_items": dataset.manifest.n_items,
             "dataset": dataset.manifest.fingerprint,
             "refit": config.train.refit,
+            "popularity_weight": read_weight(run) if weight is None else weight,
             "workers": train_step.world.size,
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         },

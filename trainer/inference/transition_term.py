@@ -29,8 +29,6 @@ from trainer.data.order import Int
 from trainer.data.reader import Sessions
 from trainer.task.sessions import WEIGHTS
 
-FIT_SESSIONS = 5_000
-"""Number of valid sessions, over all workers, that the weights are fitted on."""
 NEAREST = 100
 """Number of best candidates by inner product that compete with the counted ones."""
 ITERATIONS = 60

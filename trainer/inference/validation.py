@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,10 +19,12 @@ from trainer.data.ranking_rows import FlatRows, RowReader
 from trainer.data.reader import Reader, SessionReader, Sessions
 from trainer.distributed.world import World
 from trainer.inference.scorer import RankScorer, Scores, SessionScorer
-from trainer.inference.target_ranks import exact_ranks, rank_request, ranks_by_owners
+from trainer.inference.target_ranks import RankRequest, exact_ranks, rank_request, ranks_by_owners
 
 SESSIONS_PER_BATCH = 1024
 ROWS_PER_BATCH = 16_384
+DEVIATION_ITEMS = 1_000
+"""Candidates, at even distances, that the deviation of scores is taken over."""
 SPREAD = 8
 """A validation sample is drawn from row groups with this many times as many samples."""
 
@@ -141,30 +144,80 @@ def validate_sessions(
         mask_seen: whether a query's input clicks are excluded from the candidates.
     """
     ranking, feedback = RankingSums(VALID_CUTOFFS), FeedbackSums(scorer.model.feedback_tasks)
-    candidates, requests = torch.from_numpy(candidate_C.astype(np.int64)).to(scorer.device), []
-    for begin in range(0, len(sample), SESSIONS_PER_BATCH):
-        sessions = sample.take(np.arange(begin, min(begin + SESSIONS_PER_BATCH, len(sample))))
-        visible = sessions.items.lengths - TRAIN_HOLDOUT
+    requests = []
+    for sessions, visible in _batches(sample):
         state = scorer.states(sessions, visible[:, None])[:, 0]
-        target = sessions.items.values[sessions.items.offset[:-1] + visible]
-        seen = seen_pairs(sessions, visible) if mask_seen else None
-        targets = torch.from_numpy(target.astype(np.int64))
-        term = None if scorer.term is None else scorer.term.scores(sessions, visible, "valid")
-        requests.append(rank_request(scorer, scorer.queries(state), targets, seen, term))
+        requests.append(_request(scorer, sessions, visible, state, mask_seen=mask_seen))
         feedback.add_gates(scorer.gates(state))
         if scorer.model.feedback_tasks:
             rows = feedback_rows(sessions, exposures=exposures)
             rows = rows.select(rows.position == visible[rows.session])
             feedback.add_rows(rows.feedback, scorer.feedback(state, rows))
-    local = scorer.local_shard_scorer()
-    scorer.finish()
-    by_owners = ranks_by_owners(local, requests, candidates, world) if scorer.lookup else None
-    for ranks in by_owners or (exact_ranks(scorer, request, candidates) for request in requests):
+    for ranks in _ranks(scorer, requests, candidate_C, world):
         ranking.add(ranks)
     total = RankingSums(VALID_CUTOFFS)
     for other in world.gather(ranking):
         total.merge(other)
     return replace(feedback.merged(world, dict(total.averages())), mask_seen=mask_seen)
+
+
+def target_ranks(scorer: SessionScorer, sample: Sessions, candidate_C: Int, world: World, *, mask_seen: bool) -> Int:
+    """Ranks of all workers' valid targets, int64, as `validate_sessions` finds them. Collective.
+
+    Args:
+        scorer, sample, candidate_C, world, mask_seen: as of `validate_sessions`.
+    """
+    requests = []
+    for sessions, visible in _batches(sample):
+        state = scorer.states(sessions, visible[:, None])[:, 0]
+        requests.append(_request(scorer, sessions, visible, state, mask_seen=mask_seen))
+    mine = list(_ranks(scorer, requests, candidate_C, world))
+    return np.concatenate([np.zeros(0, np.int64), *(ranks for share in world.gather(mine) for ranks in share)])
+
+
+def score_deviation(scorer: SessionScorer, sample: Sessions, candidate_C: Int, world: World) -> float:
+    """Root mean square, over valid queries, of the standard deviation of their scores over candidates. Collective.
+
+    Args:
+        scorer, sample, world: as of `validate_sessions`.
+        candidate_C: dense ids of the candidates, the same on all workers.
+    """
+    chosen = torch.from_numpy(candidate_C[:: -(-len(candidate_C) // DEVIATION_ITEMS)]).to(scorer.device)
+    vectors, variances = scorer.item_vectors(chosen), [np.zeros(0)]
+    for sessions, visible in _batches(sample):
+        scores = scorer.queries(scorer.states(sessions, visible[:, None])[:, 0]) @ vectors.t()
+        variances.append(scores.double().var(dim=1, correction=0).cpu().numpy())
+    scorer.finish()
+    every = np.concatenate([variance for share in world.gather(variances) for variance in share])
+    return float(np.sqrt(every.mean())) if len(every) else 0.0
+
+
+def _batches(sample: Sessions) -> Iterator[tuple[Sessions, Int]]:
+    """Batches of sessions, with the number of their clicks before the valid target."""
+    for begin in range(0, len(sample), SESSIONS_PER_BATCH):
+        sessions = sample.take(np.arange(begin, min(begin + SESSIONS_PER_BATCH, len(sample))))
+        yield sessions, sessions.items.lengths - TRAIN_HOLDOUT
+
+
+def _request(
+    scorer: SessionScorer, sessions: Sessions, visible_B: Int, state_BS: torch.Tensor, *, mask_seen: bool
+) -> RankRequest:
+    target = sessions.items.values[sessions.items.offset[:-1] + visible_B]
+    seen = seen_pairs(sessions, visible_B) if mask_seen else None
+    targets = torch.from_numpy(target.astype(np.int64))
+    term = None if scorer.term is None else scorer.term.scores(sessions, visible_B, "valid")
+    return rank_request(scorer, scorer.queries(state_BS), targets, seen, term)
+
+
+def _ranks(scorer: SessionScorer, requests: list[RankRequest], candidate_C: Int, world: World) -> Iterator[Int]:
+    """Ranks of this worker's requests; the last use of the scorer."""
+    candidates = torch.from_numpy(candidate_C.astype(np.int64)).to(scorer.device)
+    local = scorer.local_shard_scorer()
+    scorer.finish()
+    if scorer.lookup:
+        yield from ranks_by_owners(local, requests, candidates, world)
+    else:
+        yield from (exact_ranks(scorer, request, candidates) for request in requests)
 
 
 def validate_rows(scorer: RankScorer, rows: FlatRows, world: World) -> Validation:

@@ -62,7 +62,7 @@ def load_exported(run: Path, config: TrainerConfig, model_task: ModelTask, train
     Returns:
         Export passes for feedback tasks scored with other checkpoints.
     """
-    model_task.load_transition_weights(run, REFIT_HOLDOUT if config.train.refit else TRAIN_HOLDOUT)
+    model_task.load_score_weights(run, REFIT_HOLDOUT if config.train.refit else TRAIN_HOLDOUT)
     refit = checkpoint.latest(run / "checkpoints-refit") if config.train.refit else None
     if refit:
         checkpoint.load(refit, train_step)

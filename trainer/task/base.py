@@ -54,11 +54,11 @@ class ModelTask(Protocol):
     def validate(self, train_step: TrainStep, sample: Any) -> Validation:
         """Metrics on the sample, over all workers."""
 
-    def fit_transition_weights(self, train_step: TrainStep, sample: Any, run: Path) -> None:
-        """Fit the term added to a trained model's scores, and save it in the run."""
+    def fit_score_weights(self, train_step: TrainStep, sample: Any, run: Path) -> None:
+        """Fit on valid what a trained model's scores add at inference, and save it in the run."""
 
-    def load_transition_weights(self, run: Path, holdout: int) -> None:
-        """Load the term that a run fitted, with counts over all but the held-out clicks."""
+    def load_score_weights(self, run: Path, holdout: int) -> None:
+        """Load what a run fitted; counts are over all but the held-out clicks."""
 
     @property
     def name(self) -> str:

@@ -92,11 +92,11 @@ class RankingTask:
         assert isinstance(train_step.model, Ranker)
         return RankScorer(train_step.model, train_step.tables, self.users, self.world.device)
 
-    def fit_transition_weights(self, train_step: TrainStep, sample: FlatRows, run: Path) -> None:
-        """Ranking models have no counted transitions."""
+    def fit_score_weights(self, train_step: TrainStep, sample: FlatRows, run: Path) -> None:
+        """Nothing is added to the scores of ranking models."""
 
-    def load_transition_weights(self, run: Path, holdout: int) -> None:
-        """Ranking models have no counted transitions."""
+    def load_score_weights(self, run: Path, holdout: int) -> None:
+        """Nothing is added to the scores of ranking models."""
 
     def validate(self, train_step: TrainStep, sample: FlatRows) -> Validation:
         """AUCs of the valid rows."""

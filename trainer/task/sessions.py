@@ -21,8 +21,17 @@ from trainer.data.order import Int
 from trainer.data.reader import Reader, SessionReader, Sessions
 from trainer.distributed.row_lookup import RowLookup
 from trainer.distributed.world import World
+from trainer.inference.popularity_weight import find_weight, read_weight, write_weight
 from trainer.inference.scorer import SessionScorer
-from trainer.inference.validation import SESSIONS_PER_BATCH, Validation, seen_pairs, valid_sessions, validate_sessions
+from trainer.inference.validation import (
+    SESSIONS_PER_BATCH,
+    Validation,
+    score_deviation,
+    seen_pairs,
+    target_ranks,
+    valid_sessions,
+    validate_sessions,
+)
 from trainer.models.recommender import Recommender
 from trainer.task.base import Collate, feature_tables, make_item_features, make_table, shard_of
 from trainer.training.cooccurrence import start_vectors
@@ -35,6 +44,8 @@ if TYPE_CHECKING:  # imports scipy, rarely needed
 
 WEIGHTS = "transition_weights.json"
 """File of the transition weights in a run folder."""
+FIT_SESSIONS = 5_000
+"""Number of valid sessions, over all workers, that weights in the score are fitted on."""
 
 
 class SessionTask:
@@ -50,6 +61,7 @@ class SessionTask:
         self.config, self.dataset, self.world = config, dataset, world
         self.shown = dataset.shows_exposures
         self.trains_on_shown = self.shown and config.train.exposures
+        self.popularity_weight = config.network.popularity_weight or 0.0
         self.term: TransitionTerm | None = None
 
     def reader(self, holdout: int) -> SessionReader:
@@ -146,9 +158,9 @@ class SessionTask:
             lookup = RowLookup(train_step.tables, self.world)
         tables = lookup.tables if lookup else train_step.tables
         scorer = SessionScorer(train_step.model, tables, self.world.device, by_cosine, self.term, lookup)
-        if weight := self.config.network.popularity_weight:
+        if self.popularity_weight:
             clicks = torch.from_numpy(np.append(0, self.train_clicks)).to(self.world.device)
-            scorer.popularity = (weight * torch.log1p(clicks.double())).float()
+            scorer.popularity = (self.popularity_weight * torch.log1p(clicks.double())).float()
         return scorer
 
     def validate(self, train_step: TrainStep, sample: Sessions) -> Validation:
@@ -162,26 +174,61 @@ class SessionTask:
         return self.dataset.items(["train_clicks"])["train_clicks"].to_numpy()
 
     @cached_property
+    def all_candidates(self) -> Int:
+        """Dense ids of the candidates (items with a click)."""
+        return np.flatnonzero(self.dataset.items(["clicks"])["clicks"].to_numpy() > 0) + 1
+
+    @cached_property
     def candidates(self) -> Int:
-        """Dense ids of the candidates (items with a click); with a sharded table those of this worker."""
-        candidates = np.flatnonzero(self.dataset.items(["clicks"])["clicks"].to_numpy() > 0) + 1
+        """Dense ids of the candidates that this worker ranks; with a sharded table those that it owns."""
         shard = shard_of(self.config, self.world)
+        candidates = self.all_candidates
         return candidates if shard.size == 1 else candidates[candidates % shard.size == shard.rank]
 
-    def fit_transition_weights(self, train_step: TrainStep, sample: Sessions, run: Path) -> None:
-        """Fit the weights of the counted transitions on valid sessions, for models with transitions.
+    def fit_score_weights(self, train_step: TrainStep, sample: Sessions, run: Path) -> None:
+        """Fit on valid sessions what a trained model's scores add at inference, and save it in the run.
+
+        First the weight of popularity, unless the configuration has one; then those of counted transitions, for models
+        with transitions.
+        """
+        most = -(-FIT_SESSIONS // self.world.size)
+        some = sample.take(np.arange(min(len(sample), most)))
+        if self.config.network.popularity_weight is None:
+            self._fit_popularity(train_step, some)
+            if self.world.is_first:
+                write_weight(run, self.popularity_weight)
+        if self.config.network.transitions:
+            self._fit_transitions(train_step, sample, some, run)
+
+    def _fit_popularity(self, train_step: TrainStep, sample: Sessions) -> None:
+        """Fit the weight of popularity, without transitions."""
+        candidates, world, mask_seen = self.candidates, self.world, self.mask_seen
+        self.popularity_weight, self.term = 0.0, None
+        deviation = score_deviation(self.scorer(train_step), sample, self.all_candidates, world)
+
+        def ranks_with(weight: float) -> Int:
+            self.popularity_weight = weight
+            return target_ranks(self.scorer(train_step), sample, candidates, world, mask_seen=mask_seen)
+
+        self.popularity_weight = find_weight(ranks_with, deviation)
+
+    def _fit_transitions(self, train_step: TrainStep, sample: Sessions, some: Sessions, run: Path) -> None:
+        """Fit the weights of the counted transitions.
 
         Cross-fitting: each fold's valid sessions use weights fitted on the others. Weights that do not raise NDCG@20
         are set to 0.
+
+        Args:
+            train_step: the trained parameters.
+            sample: this worker's valid sessions, which decide whether the weights are used.
+            some: those of them that the weights are fitted on.
+            run: the run folder.
         """
-        if not self.config.network.transitions:
-            return
-        from trainer.inference.transition_term import FIT_SESSIONS, Pool, TransitionTerm, count, find_weights
+        from trainer.inference.transition_term import Pool, TransitionTerm, count, find_weights
 
         before = self.validate(train_step, sample).metrics["ndcg@20"] or 0.0
         transitions = count(self.dataset, run, TRAIN_HOLDOUT)
-        most = -(-FIT_SESSIONS // self.world.size)
-        mine = self.pools(train_step, sample.take(np.arange(min(len(sample), most))), transitions)
+        mine = self.pools(train_step, some, transitions)
         pools = [pool for share in self.world.gather(mine) for pool in share]
         result = find_weights(Pool.joined(pools)) if self.world.is_first and pools else None
         weights = self.world.gather(result)[0]
@@ -212,8 +259,10 @@ class SessionTask:
             )
         return out
 
-    def load_transition_weights(self, run: Path, holdout: int) -> None:
-        """Count the transitions of the training clicks and load the weights that the run fitted."""
+    def load_score_weights(self, run: Path, holdout: int) -> None:
+        """Load the weights that the run fitted, and count the transitions of the training clicks."""
+        if self.config.network.popularity_weight is None:
+            self.popularity_weight = read_weight(run) or self.popularity_weight
         if self.config.network.transitions and (run / WEIGHTS).is_file():
             from trainer.inference.transition_term import TransitionTerm, count
 
