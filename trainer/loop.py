@@ -144,7 +144,7 @@ def fit(
         The parameters of the best epoch (of the last one without validation), and the progress.
     """
     reader = model_task.reader(phase.holdout)
-    total_steps = phase.epochs * -(-reader.total_targets() // config.train.batch_tokens)
+    total_steps = planned_steps(config, reader, phase)
     world.barrier()  # creating the step runs collectives with a step's short timeout
     train_step = model_task.train_step(total_steps)
     folder = phase.checkpoints(run.path)
@@ -294,19 +294,31 @@ class Training:
             self.log.write(progress.step, progress.epoch + 1, f"{self.phase.name}-epoch", means)
 
 
+def order_of(config: TrainerConfig, reader: Reader[Any], epoch: int) -> Order:
+    """The order of an epoch (from 0)."""
+    return Order(
+        reader.group_rows,
+        config.seed,
+        epoch,
+        reader.dataset.manifest.fingerprint,
+        config.train.batch_tokens,
+        config.train.shuffle_buffer_sessions,
+    )
+
+
+def planned_steps(config: TrainerConfig, reader: Reader[Any], phase: Phase) -> int:
+    """Number of steps of all epochs of a phase; 0, uncounted, if the learning rate does not depend on it."""
+    if config.train.schedule == "constant":
+        return 0
+    return sum(reader.steps(order_of(config, reader, epoch)) for epoch in range(phase.epochs))
+
+
 def _batches(
     config: TrainerConfig, model_task: ModelTask, reader: Reader[Any], progress: Progress, phase: Phase, world: World
 ) -> Prefetch[GlobalBatch[list[Any]]]:
     """This worker's batches of the current epoch, `gradient_accumulation_steps` micro-batches per step, prefetched."""
     options = config.train
-    order = Order(
-        reader.group_rows,
-        config.seed,
-        progress.epoch,
-        reader.dataset.manifest.fingerprint,
-        options.batch_tokens,
-        options.shuffle_buffer_sessions,
-    )
+    order = order_of(config, reader, progress.epoch)
     salt = int(mix(np.array([(config.seed * 1_000_003 + progress.epoch) % 2**64], np.uint64))[0] >> np.uint64(1))
     collate_rows = model_task.collate(phase.holdout, salt)
 

@@ -11,10 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import trainer.training.step
 from retrieval.bundle import open_bundle
 from tests.support.engine import build, write_log
 from tests.support.runs import final_tensors, options
 from trainer.__main__ import main
+from trainer.training.step import learning_rate_factor
 
 FIRST_STEP = """
 import sys
@@ -115,3 +117,22 @@ def test_test_clicks_change_neither_training_nor_test_queries(tmp_path):
     for a, b in zip(*queries, strict=True):
         assert np.array_equal(a[0], b[0])
         assert np.array_equal(a[1], b[1])
+
+
+@pytest.mark.parametrize("model", ["model=gru4rec", "model=rank_mmoe"])
+def test_cosine_schedule_ends_with_the_last_step(fifty, tmp_path, model, monkeypatch):
+    """Batches end with a shuffle buffer, so an epoch has more steps than targets / batch_tokens."""
+    factors = []
+    monkeypatch.setattr(
+        trainer.training.step, "learning_rate_factor", lambda *at: factors.append(learning_rate_factor(*at)) or 1.0
+    )
+    more = (
+        "train.schedule=cosine",
+        "train.shuffle_buffer_sessions=8",
+        "train.batch_tokens=60",
+        "train.warmup_steps=0",
+        model,
+    )
+    assert main(options(fifty, tmp_path / "run", *more)) == 0
+    steps = json.loads((tmp_path / "run" / "summary.json").read_text())["steps"]
+    assert factors == pytest.approx([(1 + np.cos(np.pi * step / steps)) / 2 for step in range(steps)])

@@ -143,6 +143,14 @@ class Reader(ABC, Generic[S]):
         """Number of targets in an epoch."""
         return sum(int(self.targets(group).sum()) for group in range(len(self.groups)))
 
+    def steps(self, order: Order) -> int:
+        """Number of global batches in an epoch."""
+        return sum(len(self._batches(order, number, groups)) for number, groups in enumerate(order.windows()))
+
+    def _batches(self, order: Order, window: int, groups: Int) -> list[Int]:
+        """Row numbers of each batch of a window of row groups."""
+        return order.batches(window, np.concatenate([self.targets(group) for group in groups]))
+
     def read_columns(self, groups: Iterable[int], columns: list[str]) -> pa.Table:
         """Read columns of some row groups."""
         tables = []
@@ -168,7 +176,7 @@ class Reader(ABC, Generic[S]):
         """
         sample = 0
         for number, groups in enumerate(order.windows()):
-            batches = order.batches(number, np.concatenate([self.targets(g) for g in groups]))
+            batches = self._batches(order, number, groups)
             samples = sum(len(batch) for batch in batches)
             if sample + samples <= start:
                 sample += samples
