@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -170,11 +171,39 @@ def load(options: Sequence[str]) -> ClusterConfig:
         raise InputError("local.nodes of at least 1", config.local.nodes, "the minimum is 1")
     _check_kubernetes(config)
     _check_study(config.study)
+    _check_words(config)
+    _check_pipeline(config)
     if config.pipeline.name != "study" and not any(run.strip() for run in config.pipeline.models):
         raise InputError("pipeline.models with at least one run", "none", "choose pipeline=demo")
     if config.pipeline.name not in ("demo", "study") and config.pipeline.input is None:
         raise InputError(f"pipeline.input=FILE for pipeline={config.pipeline.name}", "none", "name the log")
     return config
+
+
+def _check_words(config: ClusterConfig) -> None:
+    """Raise `InputError` for options that a shell could not split into words."""
+    texts = {"options": config.options, "study.etl": config.study.etl, "study.trainer": config.study.trainer}
+    for name, text in texts.items():
+        try:
+            shlex.split(text)
+        except ValueError as error:
+            raise InputError(f"{name} with closed quotes", f"{text} ({error})", "close or escape the quote") from None
+
+
+def _check_pipeline(config: ClusterConfig) -> None:
+    """Raise `InputError` for folders that are no paths, names that collide, and a study on Spark."""
+    for name, work in (("pipeline.work", config.pipeline.work), ("study.work", config.study.work)):
+        if "://" in work:
+            raise InputError(f"a path for {name}", work, "name a folder; inputs may be URIs")
+    names = [training_options(run)[0] for run in config.pipeline.models if run.strip()]
+    taken = {"data", "steps", "pipeline", "movielens.csv", *(f"{name}-result" for name in names)}
+    for name in names:
+        if name in taken or "/" in name or name.startswith(".") or names.count(name) > 1:
+            hint = "data, steps, pipeline and NAME-result are folders of the pipeline"
+            raise InputError("pipeline.models with a folder name of its own for each run", name, hint)
+    if config.submit == "pipeline" and config.pipeline.name == "study" and config.target == "standalone":
+        hint = "its logs are read here; study.etl may name a Spark master"
+        raise InputError("target=local, ray or kubernetes for pipeline=study", config.target, hint)
 
 
 def _check_study(study: StudyOptions) -> None:
@@ -195,6 +224,7 @@ def _check_kubernetes(config: ClusterConfig) -> None:
     low, high = (values.workers * 2)[:2] if values.workers else (0, 0)
     if not 1 <= low <= high or len(values.workers) > 2:
         raise InputError("kubernetes.workers=[least,most]", values.workers, "write [2,8]")
+    values.workers = [low, high]
     for name, least in (("gpus", 0), ("cpus", 1), ("memory_gib", 1)):
         if getattr(values, name) < least:
             raise InputError(f"kubernetes.{name} of at least {least}", getattr(values, name), f"{least} is the minimum")

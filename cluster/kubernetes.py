@@ -53,13 +53,16 @@ def missing(defaults: list[str], explicit: list[str]) -> list[str]:
 
 
 def with_training_options(config: ClusterConfig, options: list[str]) -> tuple[ClusterConfig, list[str]]:
-    """Add the trainer options derived from the manifest to configuration and command line; explicit ones win."""
+    """Add the trainer options derived from the manifest to configuration and command line; explicit ones win.
+
+    They come first, so that options in an `@FILE` win too.
+    """
     defaults = training_options(config.kubernetes)
     if config.submit == "train":
         more = missing(defaults, shlex.split(config.options))
-        return replace(config, options=" ".join([config.options, *more]).strip()), options
+        return replace(config, options=" ".join([*more, config.options]).strip()), options
     arguments = config.pipeline.trainer
-    trainer = " ".join([arguments, *missing(defaults, arguments.split())]).strip()
+    trainer = " ".join([*missing(defaults, arguments.split()), arguments]).strip()
     others = [o for o in options if o.partition("=")[0] != "pipeline.trainer"]
     return config, [*others, f"pipeline.trainer={trainer}"]
 

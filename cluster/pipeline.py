@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import PipelineOptions, training_options
-from cluster.steps import Step, file_fingerprint, run_step, time_by_step
+from cluster.steps import Step, log_fingerprints, run_step, time_by_step
+from etl.config import load as load_etl
+from etl.dataset import open_dataset
 from etl.movielens import titles_path
 from etl.runtime.dataset_folder import MANIFEST, is_dataset
 from etl.runtime.files import sha256_of
 from etl.runtime.locks import locked
+from etl.runtime.option_files import expand_files
+from retrieval.bundle import BUNDLE, RUN_BUNDLE
 from retrieval.result_folder import METRICS, REPORT, is_result
 from trainer.run.folder import is_finished
 
@@ -43,13 +47,11 @@ def run_pipeline(options: PipelineOptions) -> str:
 def prepare_data(options: PipelineOptions, work: Path) -> Path:
     """Build the dataset, from the given log or else from MovieLens-100K."""
     if options.input is None:
-        log = work / "movielens.csv"
-        step = Step("movielens", ["etl.movielens", f"output={log}"], log, [], has_titles)
-        run_step(step, work / "steps")
-        inputs = [sha256_of(log)]
+        path = work / "movielens.csv"
+        run_step(Step("movielens", ["etl.movielens", f"output={path}"], path, [], has_titles), work / "steps")
+        log, inputs = str(path), [sha256_of(path)]
     else:
-        log = Path(options.input)
-        inputs = [file_fingerprint(log)]
+        log, inputs = options.input, []
     data = work / "data"
     command = [
         "etl",
@@ -59,6 +61,10 @@ def prepare_data(options: PipelineOptions, work: Path) -> Path:
         "overwrite=true",
         *options.etl.split(),
     ]
+    config = load_etl(expand_files(command[1:]))
+    inputs += log_fingerprints(config.user_logs if options.input is None else [*config.inputs, *config.user_logs])
+    if config.items_from:
+        inputs.append(open_dataset(config.items_from, verify=False).manifest.fingerprint)
     run_step(Step("sessions", command, data, inputs, is_dataset), work / "steps")
     return data
 
@@ -71,8 +77,12 @@ def has_titles(log: Path) -> bool:
 def training(options: PipelineOptions, work: Path, data: Path, name: str, model_options: list[str]) -> Step:
     """The step that trains a model; if killed, it resumes from its latest checkpoint."""
     run = work / name
+
+    def is_complete(run: Path) -> bool:
+        return is_finished(run) and BUNDLE.has_all_files(run / RUN_BUNDLE)
+
     command = ["trainer", f"data={data}", f"output={run}", *options.trainer.split(), *model_options]
-    return Step(f"train {name}", command, run, [sha256_of(data / MANIFEST)], is_finished, resumes=True)
+    return Step(f"train {name}", command, run, [sha256_of(data / MANIFEST)], is_complete, resumes=True)
 
 
 def evaluation(options: PipelineOptions, work: Path, data: Path, name: str) -> Step:

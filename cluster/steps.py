@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,20 @@ from typing import Any
 
 import psutil
 
+from etl.logs.splits import readable
+from etl.logs.tenrec import expand_input
 from etl.runtime.errors import InputError
 from etl.runtime.files import fingerprint_of, write_json
+from etl.runtime.object_store import filesystem, is_remote
+from etl.runtime.option_files import expand_files
+from etl.runtime.output_path import hidden_sibling
 from etl.runtime.progress import duration
 
 PR_SET_PDEATHSIG = 1
 SHARE = 0.02
 """Share of a core for sampling memory."""
+WAITING, RUN_CONFIG = "replaced", "config.yaml"
+"""Hidden sibling of a training run while a new one takes its place; a file of every training run."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class Step:
         output: file or folder that the step creates.
         inputs: fingerprints of its inputs; with the command they decide whether it is up to date.
         is_complete: checks whether an output is complete.
-        resumes: whether the program resumes an unfinished output by itself.
+        resumes: whether the program resumes an unfinished output, and never replaces one; others replace theirs.
     """
 
     name: str
@@ -50,34 +57,64 @@ class Step:
 
     @property
     def key(self) -> str:
-        """Cache key: everything that determines the output."""
-        return fingerprint_of([self.command, self.inputs])
+        """Cache key: everything that determines the output; of an `@FILE` the options in it."""
+        return fingerprint_of([[*self.command[:1], *expand_files(self.command[1:])], self.inputs])
 
 
 def run_step(step: Step, records: Path) -> None:
     """Run a step unless its output is complete and made from the same inputs and options.
 
     Raises:
-        InputError: the program rejected its input (and printed why) or failed.
+        InputError: the program rejected its input (and printed why) or failed; the output is a file of others.
     """
     record = _record(records, step.name)
     before = _read(record)
     if before.get("key") == step.key and before.get("done") and step.is_complete(step.output):
         print(f"{step.name}: already done", flush=True)
         return
-    if before.get("key") != step.key or not step.resumes:
-        _move_aside(step)
+    if step.output.exists() and not before:
+        expected = f"no {step.output.name} of others in {step.output.parent}"
+        raise InputError(expected, step.output, "move it, or choose another folder for the pipeline")
+    if step.resumes:
+        _settle(step.output)
+        if before.get("key") != step.key and step.output.exists():
+            step.output.rename(hidden_sibling(step.output, WAITING))
     records.mkdir(parents=True, exist_ok=True)
     write_json(record, {"key": step.key, "command": step.command, "done": False})
     print(f"{step.name}: python -m {' '.join(step.command)}", flush=True)
     begin = time.monotonic()
     status, peak = _run([sys.executable, "-m", *step.command])
     seconds = time.monotonic() - begin
+    if step.resumes and not _settle(step.output):
+        write_json(record, before)  # of the output that was moved back
     if status:
         raise InputError(f"step {step.name} to succeed", f"exit status {status}", "fix the error above and run again")
     measured = {"seconds": round(seconds, 1), "peak_bytes": peak}
     write_json(record, {"key": step.key, "command": step.command, "done": True, **measured})
     print(f"{step.name}: {seconds:.0f} s, {peak / 2**30:.1f} GiB at most", flush=True)
+
+
+def _settle(output: Path) -> bool:
+    """Settle what becomes of an output moved aside: `NAME.previous`, or `output` again if there is no new one.
+
+    Returns:
+        Whether it was not moved back.
+
+    Raises:
+        InputError: `NAME.previous` exists and is not a training run.
+    """
+    waiting, previous = hidden_sibling(output, WAITING), output.with_name(f"{output.name}.previous")
+    if not waiting.exists():
+        return True
+    if not output.exists():
+        waiting.rename(output)
+        return False
+    if previous.exists():
+        if not (previous / RUN_CONFIG).is_file():
+            raise InputError(f"a previous run in {previous}", "other files", "move them away")
+        shutil.rmtree(previous)
+    waiting.rename(previous)
+    return True
 
 
 def time_by_step(names: list[str], records: Path) -> str:
@@ -100,16 +137,6 @@ def _read(record: Path) -> dict[str, Any]:
         return dict(json.loads(record.read_text()))
     except (OSError, ValueError):
         return {}
-
-
-def _move_aside(step: Step) -> None:
-    """Rename the output of an earlier run with other options, keeping one previous version."""
-    if not step.output.exists():
-        return
-    previous = step.output.with_name(f"{step.output.name}.previous")
-    if previous.is_dir():
-        shutil.rmtree(previous)
-    step.output.replace(previous)
 
 
 def _run(command: list[str]) -> tuple[int, int]:
@@ -169,3 +196,21 @@ def file_fingerprint(path: Path) -> str:
         return str(path)
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     return fingerprint_of([[str(f), os.stat(f).st_size, os.stat(f).st_mtime_ns] for f in files])
+
+
+def log_fingerprints(patterns: Iterable[str]) -> list[str]:
+    """Size and modification time of the logs that paths, globs and URIs name.
+
+    Raises:
+        InputError: a glob that no file matches, or storage that cannot be read.
+    """
+    result = []
+    for name in (name for pattern in patterns for name in expand_input(pattern)):
+        if is_remote(name):
+            store, path = filesystem(name)
+            with readable(name):
+                info = store.get_file_info(path)
+            result.append(fingerprint_of([name, info.size, info.mtime_ns]))
+        else:
+            result.append(file_fingerprint(Path(name)))
+    return result

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from typing import Any
 
 from cluster.config import ClusterConfig
 from cluster.pipeline import run_pipeline
+from cluster.steps import die_with_parent
 from etl.engines.java import require_java
 from etl.package import package
 from etl.runtime.errors import InputError
@@ -48,13 +50,25 @@ def submit(config: ClusterConfig, options: list[str]) -> int:
 
 
 def run(command: list[str], env: dict[str, str] | None = None) -> int:
-    """Run a command with its output shown; returns its exit status."""
-    return subprocess.run(command, env=env, check=False).returncode
+    """Run a command with its output shown; returns its exit status, 128 + N if signal N ended it.
+
+    A SIGTERM is passed on: the command decides how to stop.
+    """
+    process = subprocess.Popen(command, env=env, preexec_fn=die_with_parent if sys.platform == "linux" else None)
+    before = signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:  # it has got the interrupt too
+        process.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return status if status >= 0 else 128 - status
 
 
 def pipeline_options(options: list[str]) -> list[str]:
-    """The pipeline options of a command line."""
-    return [o for o in options if o.lstrip("+").startswith("pipeline")]
+    """The options of a command line that the pipeline or study reads."""
+    return [o for o in options if o.lstrip("+").partition("=")[0].partition(".")[0] in ("pipeline", "study")]
 
 
 def local_command(config: ClusterConfig, options: list[str]) -> list[str]:

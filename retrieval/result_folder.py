@@ -30,5 +30,5 @@ RESULT = OutputFolderType("a result", METRICS, _files)
 
 
 def is_result(path: Path) -> bool:
-    """Whether a folder is a finished result."""
-    return (path / METRICS).is_file()
+    """Whether a folder is a finished result with all its files."""
+    return RESULT.has_all_files(path)

@@ -15,6 +15,7 @@ from etl.dataset import SPLITS, TRAIN_HOLDOUT, Dataset, feedback_labels, open_da
 from etl.runtime.errors import InputError
 from etl.runtime.files import atomic_file, write_json
 from etl.runtime.object_store import absolute
+from retrieval.bundle import BUNDLE, RUN_BUNDLE
 from trainer.config import RANK_HEADS, TrainerConfig, load
 from trainer.data.batch import feedback_rows
 from trainer.data.item_features import check_columns, feature_codes, feedback_columns
@@ -59,7 +60,7 @@ def prepare(options: Sequence[str], loaded_config: TrainerConfig | None = None) 
         before = read_config(path)
         _compare(before, config.plain() | fingerprint, resume=config.resume)
         more_epochs = config.train.epochs > before["train"]["epochs"]
-        if is_finished(output) and not more_epochs:
+        if is_finished(output) and not more_epochs and _has_bundle(run):
             return config, True
         run.remove(SUMMARY)  # the run is extended: if killed from here on, it is unfinished
     else:
@@ -72,6 +73,11 @@ def prepare(options: Sequence[str], loaded_config: TrainerConfig | None = None) 
         write_json(output / VOCABULARY, feature_codes(dataset, config.network.item_features)[1])
     run.send(CONFIG)
     return config, False
+
+
+def _has_bundle(run: RunFolder) -> bool:
+    """Whether the run's bundle is complete: files of it may have been deleted since. A store's is not downloaded."""
+    return bool(run.mirror) or BUNDLE.has_all_files(run.path / RUN_BUNDLE)
 
 
 def check_output(output: Path, dataset: Dataset) -> None:

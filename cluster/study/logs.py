@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,16 @@ class Log:
         """Whether the log is synthetic."""
         return self.command[:1] == ("etl.twin",)
 
+    @property
+    def truth_path(self) -> Path:
+        """The file with the best possible scores of a synthetic log."""
+        return self.path.with_name(f"{self.path.name}.truth.json")
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether it is synthetic and has best possible scores: those of flat rows have none."""
+        return self.is_generated and "history=true" not in self.command
+
     def changed(self, options: tuple[str, ...]) -> Log:
         """The log with other generator options, under a different name."""
         if not options:
@@ -64,7 +76,8 @@ class Log:
 
     def converted(self, program: str, folder: Path) -> Log:
         """This log converted by a program to scenario `ctr`, in a folder."""
-        path = folder / f"{self.path.stem}-{program.rpartition('.')[2]}.csv"
+        same_name = fingerprint_of([str(self.path)])[:8]
+        path = folder / f"{self.path.stem}-{same_name}-{program.rpartition('.')[2]}.csv"
         return Log(self.name, "ctr", path, (program, f"input={self.path}", f"output={path}"))
 
 
@@ -81,7 +94,7 @@ def logs_of(options: StudyOptions) -> list[Log]:
         result.append(Log("MovieLens-100K", "qb_video", path, ("etl.movielens", f"output={path}")))
     for entry in options.generated:
         scenario, users, items = entry.split()
-        path = work / "logs" / f"{scenario}.csv"
+        path = work / "logs" / f"{scenario}-{users}-{items}.csv"
         size = (f"users={users}", f"items={items}")
         result.append(
             Log(f"twin of {scenario}", scenario, path, ("etl.twin", f"output={path}", f"scenario={scenario}", *size))
@@ -106,7 +119,25 @@ def logs_of(options: StudyOptions) -> list[Log]:
         raise InputError(
             f"logs for study={options.name}", "none", f"study.input=DIR with {', '.join(TENREC_FILES.values())}"
         )
-    return result
+    return distinct_names(result)
+
+
+def distinct_names(logs: list[Log]) -> list[Log]:
+    """The logs, each once, with names of their own: equal ones get the file, its folder, or a number.
+
+    >>> paths = [Path("a/L.csv"), Path("b/L.csv"), Path("a/L.csv"), Path("c/M.csv")]
+    >>> [log.name for log in distinct_names([Log(path.stem, "qb_video", path) for path in paths])]
+    ['L (a)', 'L (b)', 'M']
+    """
+    logs = list({(log.path, log.scenario): log for log in logs}.values())
+    details = ([log.path.stem, log.path.parent.name, str(number)] for number, log in enumerate(logs, 1))
+    for detail_of in zip(*details, strict=True):
+        count = Counter(log.name for log in logs)
+        logs = [
+            replace(log, name=f"{log.name} ({detail})") if count[log.name] > 1 and detail != log.name else log
+            for log, detail in zip(logs, detail_of, strict=True)
+        ]
+    return logs
 
 
 def _input(options: StudyOptions) -> Path:
@@ -135,6 +166,11 @@ class Data:
         """The dataset's manifest."""
         return dict(json.loads((self.path / "manifest.json").read_text()))
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Fingerprint of the dataset's content."""
+        return str(self.manifest["fingerprint"])
+
     @property
     def skipped(self) -> int:
         """Number of retained unclicked rows without action."""
@@ -143,9 +179,8 @@ class Data:
     @property
     def best_possible(self) -> dict[str, float]:
         """Best possible test scores of a generated log; empty for others."""
-        path = self.log.path.with_name(f"{self.log.path.name}.truth.json")
         try:
-            return dict(json.loads(path.read_text())["test"])
+            return dict(json.loads(self.log.truth_path.read_text())["test"])
         except (OSError, ValueError, KeyError):
             return {}
 
@@ -174,6 +209,13 @@ def make_data(options: StudyOptions, log: Log, variant: Variant) -> Data | None:
 
 
 def _make_log(log: Log, work: Path) -> None:
-    """Run the program that creates a log, unless it exists or is a user's file."""
-    if log.command and not log.path.exists():
-        run_step(Step(f"log {log.path.stem}", list(log.command), log.path, [], Path.is_file), work / "steps")
+    """Run the program that creates a log, unless it is up to date or a user's file."""
+    if not log.command:
+        return
+    read = [option.partition("=")[2] for option in log.command if option.startswith("input=")]
+
+    def is_complete(path: Path) -> bool:
+        return path.is_file() and (not log.has_truth or log.truth_path.is_file())
+
+    inputs = [file_fingerprint(Path(name)) for name in read]
+    run_step(Step(f"log {log.path.stem}", list(log.command), log.path, inputs, is_complete), work / "steps")

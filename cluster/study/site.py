@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -280,7 +281,7 @@ def _commands(cells: Sequence[Cell]) -> str:
 
 
 def _csv_name(experiment: Experiment, log: Log) -> str:
-    return f"{experiment.name}-{log.path.stem}.csv"
+    return f"{experiment.name}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', log.name).strip('-')}.csv"
 
 
 def _csv(experiment: Experiment, cells: Sequence[Cell], estimates: Estimates) -> str:

@@ -23,6 +23,7 @@ from cluster.study.experiment import Experiment, Variant
 from cluster.study.logs import Data
 from etl.runtime.errors import InputError
 from etl.runtime.files import fingerprint_of, write_json
+from etl.runtime.options import SYSTEM_ERRORS
 from etl.runtime.progress import ProgressLine
 from retrieval.result_folder import METRICS, is_result
 from trainer.run.folder import is_finished
@@ -31,6 +32,8 @@ FAILED = "failed.json"
 """Marks a trial whose options a program rejected; it is not retried."""
 REFUSED = 2
 """Exit status of a program for invalid input or options."""
+PASSING = tuple(f"error: expected {what}" for what in (*SYSTEM_ERRORS, "an output that no other process is writing"))
+"""Beginnings of messages about a full disk or the like, after which a trial can be run again."""
 FIXED = ("ray.workers=0", "auto.targets=0")
 """All runs train in one process with the catalogue size's first recipe, so that variants differ only in options."""
 
@@ -61,7 +64,7 @@ class Trial:
         if self.members:
             key = fingerprint_of([member.run.name for member in self.members])[:8]
             return self.work / "runs" / f"mean-{key}-seed-{self.seed}"
-        key = fingerprint_of([str(self.data.path), list(self.trainer)])[:8]
+        key = fingerprint_of([self.data.fingerprint, list(self.trainer)])[:8]
         named = re.sub(r"[^a-z0-9]+", "-", self.trainer[-1] if len(self.trainer) == 1 else self.model)
         return self.work / "runs" / f"{named.removeprefix('model-')}-{key}-seed-{self.seed}"
 
@@ -118,7 +121,7 @@ class Trial:
             return
         for command in commands:
             status, last_words = run_program(command, self.work / "output" / f"{self.run.name}.log")
-            if status == REFUSED:
+            if status == REFUSED and not last_words.startswith(PASSING):
                 self._fail(last_words, command)
                 return
             if status:

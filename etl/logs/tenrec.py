@@ -81,10 +81,10 @@ def open_logs(inputs: list[str], scenario: Scenario) -> list[LogFile]:
     Raises:
         InputError: a missing or empty file, or a header that lacks a column.
     """
-    return [_open_log(uri, scenario) for pattern in inputs for uri in _expand(pattern)]
+    return [_open_log(uri, scenario) for pattern in inputs for uri in expand_input(pattern)]
 
 
-def _expand(pattern: str) -> list[str]:
+def expand_input(pattern: str) -> list[str]:
     """The files of a path, glob or URI; globs are sorted by path."""
     if not any(c in pattern for c in "*?[") or ("://" not in pattern and Path(pattern).is_file()):
         return [pattern]

@@ -15,5 +15,5 @@ DATASET = OutputFolderType(
 
 
 def is_dataset(path: Path) -> bool:
-    """Whether a folder is a finished dataset."""
-    return DATASET.is_complete(path)
+    """Whether a folder is a finished dataset with all its files."""
+    return DATASET.has_all_files(path)

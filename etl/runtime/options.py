@@ -25,6 +25,8 @@ from etl.runtime.option_files import expand_files
 Config = TypeVar("Config")
 TRACEBACK, TRACEBACK_VARIABLE = "--traceback", "NEXTCLICK_TRACEBACK"
 """Option and environment variable to show tracebacks of user errors."""
+SYSTEM_ERRORS = ("files and network that work", "room on the disk")
+"""What was expected where the system failed and not the user: the same command may succeed later."""
 
 
 def option(default: Any, text: str, *, choices: Sequence[Any] = (), **bounds: float) -> Any:
@@ -299,6 +301,6 @@ def _file_error(error: OSError) -> InputError:
     """A system error on a file or the network, as one line."""
     hint = f"{TRACEBACK} shows where"
     if error.errno == errno.ENOSPC:
-        return InputError("room on the disk", str(error), f"free disk space; {hint}")
+        return InputError(SYSTEM_ERRORS[1], str(error), f"free disk space; {hint}")
     got = " ".join(str(error).split()) or type(error).__name__
-    return InputError("files and network that work", got, f"check that; {hint}")
+    return InputError(SYSTEM_ERRORS[0], got, f"check that; {hint}")

@@ -45,6 +45,11 @@ class OutputFolderType:
         """Whether a folder is a complete one of this kind."""
         return self.listed(folder) is not None
 
+    def has_all_files(self, folder: Path) -> bool:
+        """Whether a folder is a complete one of this kind and none of its files was deleted since."""
+        listed = self.listed(folder)
+        return listed is not None and all((folder / name).is_file() for name in listed)
+
 
 def listed_files(data: bytes, keys: set[str], last: str) -> set[str] | None:
     """The files that a manifest lists under `files`, and itself; None if it lacks one of `keys`."""

@@ -66,10 +66,10 @@ def job(options: list[str]) -> None:
             blocks=config.blocks,
             seed=config.seed,
         )
+        if not config.history:  # the ground truth is for sessions; written first, so that no log is without it
+            with new_file(f"{output}.truth.json") as file:
+                write_json(file, truth(twin))
         rows = write(twin, stream, scratch=output, history=config.history)
-    if not config.history:  # the ground truth is for sessions
-        with new_file(f"{output}.truth.json") as file:
-            write_json(file, truth(twin))
     seconds = time.monotonic() - begin
     print(f"{rows:,} rows of {twin.users:,} users in {seconds:.0f} s ({rows / seconds:,.0f} rows/s): {output}")
 

@@ -16,6 +16,7 @@ from cluster.config import load
 from cluster.kubernetes import manifests, spark_command
 from cluster.pods import QUEUE_LABEL
 from etl.runtime.errors import InputError
+from etl.runtime.option_files import expand_files
 from trainer.config import load as trainer_options
 
 VERSION = "1.34"
@@ -39,6 +40,7 @@ def entrypoint_of(*options: str) -> str:
         ([], ([2, 8], True, 8)),
         (["kubernetes.gpus=0", "kubernetes.workers=[3,3]", "kubernetes.cpus=4"], (3, False, 4)),
         (["kubernetes.queue=nightly"], (2, True, 8)),
+        (["kubernetes.workers=[4]"], (4, True, 8)),
         (["options=data=d output=r model=hybrid ray.workers=1 ray.use_gpu=false"], (1, False, 8)),
     ],
 )
@@ -51,6 +53,13 @@ def test_workers_gpus_and_cores_of_training_are_derived_from_the_options(command
     assert (workers, ray.use_gpu, ray.cores) == settled
 
 
+def test_options_in_a_file_win_over_those_of_the_manifest(tmp_path):
+    (tmp_path / "own.yaml").write_text("ray: {workers: 3, use_gpu: false}")
+    _, _, _, *options = shlex.split(entrypoint_of(f"options=data=d output=r model=hybrid @{tmp_path / 'own.yaml'}"))
+    last = dict(option.split("=", 1) for option in expand_files(options))
+    assert (last["ray.workers"], last["ray.use_gpu"], last["ray.cores"]) == ("3", "false", "8")
+
+
 def test_pipeline_trains_with_the_workers_of_the_manifest():
     options = [
         "submit=pipeline",
@@ -60,7 +69,7 @@ def test_pipeline_trains_with_the_workers_of_the_manifest():
     ]
     line = manifests(load(options), options)["pipeline.yaml"]["spec"]["entrypoint"]
     (trainer,) = (o for o in shlex.split(line) if o.startswith("pipeline.trainer="))
-    assert trainer == "pipeline.trainer=train.epochs=3 ray.cores=2 ray.workers=[2,8] ray.use_gpu=false"
+    assert trainer == "pipeline.trainer=ray.workers=[2,8] ray.use_gpu=false train.epochs=3 ray.cores=2"
     assert load(shlex.split(line)[3:]).pipeline.trainer == trainer.partition("=")[2]
 
 
@@ -85,7 +94,7 @@ def test_shell_special_characters_in_options_reach_the_program_unchanged():
     options = [*TRAIN, f"options={shlex.join(ODD)}"]
     line = manifests(load(options), options)["train.yaml"]["spec"]["entrypoint"]
     submitted = shlex.join(by_shell(expand(line)))
-    assert by_shell(submitted)[3:][: len(ODD)] == ODD
+    assert by_shell(submitted)[-len(ODD) :] == ODD
     options = ["submit=evaluate", "target=kubernetes", f"options={shlex.join(ODD)}"]
     (container,) = manifests(load(options), options)["evaluate.yaml"]["spec"]["template"]["spec"]["containers"]
     assert [expand(a) for a in container["command"][3:]] == ODD

@@ -84,7 +84,7 @@ def test_ray_job_is_elastic_and_shuts_its_cluster_down():
     assert (group["minReplicas"], group["replicas"], group["maxReplicas"]) == (2, 2, 9)
     assert spec["shutdownAfterJobFinishes"]
     settled = "'ray.workers=[2,9]' ray.use_gpu=true ray.cores=8"
-    assert spec["entrypoint"] == f"python -m trainer data=/shared/d output=/shared/r model=hybrid {settled}"
+    assert spec["entrypoint"] == f"python -m trainer {settled} data=/shared/d output=/shared/r model=hybrid"
     assert group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert spec["rayClusterSpec"]["authOptions"] == {"mode": "token", "secretName": "ray-token"}
 

@@ -85,27 +85,19 @@ def kill_during(line: list[str], program: str, under_way: Callable[[], bool]) ->
     pytest.fail(f"{program} outlived its pipeline")
 
 
-def test_changed_options_rerun_a_step_and_keep_the_previous_output(tmp_path):
-    from cluster.steps import Step, run_step
-
-    log = tmp_path / "out"
-
-    def step(*more):
-        return Step("write", ["tests.support.touch", str(log), *more], log, [], lambda p: p.is_file())
-
-    run_step(step("a"), tmp_path / "steps")
-    assert log.read_text() == "a"
-    stamp = log.stat().st_mtime_ns
-    run_step(step("a"), tmp_path / "steps")
-    assert log.stat().st_mtime_ns == stamp
-    run_step(step("b"), tmp_path / "steps")
-    assert log.read_text() == "b"
-    assert (tmp_path / "out.previous").read_text() == "a"
-
-
 @pytest.mark.parametrize(
     "wrong",
-    [["pipeline=none"], ["nosuch=1"], ["pipeline.models=[]"], ["pipeline.input=/no/file"], ["pipeline=qk_video"]],
+    [
+        ["pipeline=none"],
+        ["nosuch=1"],
+        ["pipeline.models=[]"],
+        ["pipeline.input=/no/file"],
+        ["pipeline=qk_video"],
+        ["pipeline.models=[data model=gru4rec]"],
+        ["pipeline.models=[g model=gru4rec,g model=hybrid]"],
+        ["pipeline.models=[g model=gru4rec,g-result model=hybrid]"],
+        ["pipeline.work=s3://bucket/work"],
+    ],
 )
 def test_invalid_options_fail_with_a_plain_error(tmp_path, wrong):
     done = subprocess.run(

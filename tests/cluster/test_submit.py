@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
+import subprocess
+import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -13,6 +17,7 @@ import pytest
 from cluster import submit as submitting
 from cluster.__main__ import main
 from cluster.config import load
+from cluster.submit import entrypoint
 from etl.package import package
 from tests.support.runs import SMALL
 
@@ -40,6 +45,8 @@ def test_nested_options_need_no_quotes():
         ["submit=train", "target=standalone", "address=spark://h:7077"],
         ["submit=train", "target=ray"],
         ["submit=etl", "target=standalone"],
+        ["submit=pipeline", "target=standalone", "address=spark://h:7077", "pipeline=study"],
+        ["submit=etl", "options=input=it's.csv output=o"],
         ["local.nodes=0", "action=up"],
         ["kubernetes.workers=[3,1]", "submit=train", "target=kubernetes"],
         ["kubernetes.claim=null", "submit=etl", "target=kubernetes"],
@@ -103,3 +110,36 @@ def test_working_directory_uploaded_by_ray_is_small():
                 p.stat().st_size for p in [path, *path.rglob("*")] if p.is_file() and "__pycache__" not in p.parts
             )
     assert size < 3 << 20
+
+
+@pytest.mark.parametrize("target", ["local", "ray"])
+def test_submitted_study_gets_its_options(target):
+    options = ["submit=pipeline", f"target={target}", "pipeline=study", "study=twin", "study.seeds=5", "study.work=w"]
+    config = load([*options, "address=http://h:8265"])
+    line = submitting.local_command(config, options) if target == "local" else shlex.split(entrypoint(config, options))
+    assert load(line[3:]).study == config.study
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_ended_program_gives_the_exit_status_of_a_shell(number):
+    line = [sys.executable, "-c", f"import os; os.kill(os.getpid(), {int(number)})"]
+    assert submitting.run(line) == 128 + number
+
+
+def test_sigterm_reaches_the_submitted_program(tmp_path):
+    """The program ends as it wants to, here with a file, and the submission ends after it."""
+    ended, started = tmp_path / "ended", tmp_path / "started"
+    inner = (
+        "import pathlib, signal, sys, time\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path({str(ended)!r}).touch(), sys.exit(143)))\n"
+        f"pathlib.Path({str(started)!r}).touch()\ntime.sleep(60)"
+    )
+    outer = f"import sys; from cluster.submit import run; sys.exit(run([sys.executable, '-c', {inner!r}]))"
+    process = subprocess.Popen([sys.executable, "-c", outer], cwd=ROOT)
+    deadline = time.monotonic() + 60
+    while not started.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(60) == 143
+    assert ended.exists()

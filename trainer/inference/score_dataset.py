@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from etl.dataset import Dataset, open_dataset
-from etl.runtime.dataset_folder import MANIFEST
 from etl.runtime.errors import InputError
 from etl.runtime.object_store import local_path, refuse_output, staged_output
-from etl.runtime.output_folder import OutputFolderType, listed_files
+from retrieval.bundle import BUNDLE
 from trainer.apply import ApplyConfig
 from trainer.config import TrainerConfig
 from trainer.distributed.world import World, set_threads
@@ -16,10 +15,6 @@ from trainer.inference.export import export
 from trainer.run.finished_run import load_exported, open_run
 from trainer.run.object_store import RunFolder
 from trainer.task.registry import model_task_of
-
-BUNDLE = OutputFolderType(
-    "a bundle", MANIFEST, lambda data: listed_files(data, {"dataset", "refit", "n_items"}, MANIFEST)
-)
 
 
 def score_dataset(options: ApplyConfig) -> None:
