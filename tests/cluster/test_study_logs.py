@@ -115,17 +115,17 @@ def test_trials_of_a_changed_log_are_run_again_and_those_of_an_equal_one_not(tmp
 
 
 def test_generated_logs_of_one_scenario_and_two_sizes_are_two_logs(tmp_path):
-    sizes = ["qb_video 20 300", "qb_video 25 300"]
+    sizes = ["qb_video 60 1000", "qb_video 80 1000"]
     options = StudyOptions(work=str(tmp_path), seeds=1, generated=sizes, experiments=["first-rows"])
     logs = logs_of(options)
-    assert [log.name for log in logs] == ["twin of qb_video (qb_video-20-300)", "twin of qb_video (qb_video-25-300)"]
+    assert [log.name for log in logs] == ["twin of qb_video (qb_video-60-1000)", "twin of qb_video (qb_video-80-1000)"]
     (experiment,) = chosen(options)
     datasets = {cells_of(options, log, experiment, {})[0].data.fingerprint for log in logs}
     assert len(datasets) == 2
 
 
 def test_generated_log_without_its_truth_is_made_again(tmp_path):
-    options = StudyOptions(work=str(tmp_path), seeds=1, generated=["qb_video 20 300"], experiments=["first-rows"])
+    options = StudyOptions(work=str(tmp_path), seeds=1, generated=["qb_video 60 1000"], experiments=["first-rows"])
     (trial, *_) = trials_of(options)
     truth = trial.data.log.truth_path.read_bytes()
     trial.data.log.truth_path.unlink()
