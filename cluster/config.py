@@ -167,11 +167,12 @@ def load(options: Sequence[str]) -> ClusterConfig:
     needs = config.submit and config.target in ("standalone", "ray")
     if needs and not config.address:
         raise InputError("address=…", "none", f"name the {config.target} cluster; action=up starts one here")
+    if config.submit and config.target == "standalone" and not str(config.address).startswith("spark://"):
+        raise InputError("address=spark://HOST:7077", config.address, "name the master of the Spark cluster")
     if config.local.nodes < 1:
         raise InputError("local.nodes of at least 1", config.local.nodes, "the minimum is 1")
     _check_kubernetes(config)
     _check_study(config.study)
-    _check_words(config)
     _check_pipeline(config)
     if config.pipeline.name != "study" and not any(run.strip() for run in config.pipeline.models):
         raise InputError("pipeline.models with at least one run", "none", "choose pipeline=demo")
@@ -180,14 +181,16 @@ def load(options: Sequence[str]) -> ClusterConfig:
     return config
 
 
-def _check_words(config: ClusterConfig) -> None:
-    """Raise `InputError` for options that a shell could not split into words."""
-    texts = {"options": config.options, "study.etl": config.study.etl, "study.trainer": config.study.trainer}
-    for name, text in texts.items():
-        try:
-            shlex.split(text)
-        except ValueError as error:
-            raise InputError(f"{name} with closed quotes", f"{text} ({error})", "close or escape the quote") from None
+def words(name: str, text: str) -> list[str]:
+    """The words of an option with options of other programs, as a shell splits them.
+
+    Raises:
+        InputError: a quote is not closed.
+    """
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise InputError(f"{name} with closed quotes", f"{text} ({error})", "close or escape the quote") from None
 
 
 def _check_pipeline(config: ClusterConfig) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from cluster.config import ClusterConfig, KubernetesOptions
+from cluster.config import ClusterConfig, KubernetesOptions, words
 from cluster.kubectl import remove_ended, run
 from cluster.pods import CONTAINER_SECURITY, LABEL, container, labels, literal, pod, spark_template
 from cluster.submit import entrypoint
@@ -59,7 +59,7 @@ def with_training_options(config: ClusterConfig, options: list[str]) -> tuple[Cl
     """
     defaults = training_options(config.kubernetes)
     if config.submit == "train":
-        more = missing(defaults, shlex.split(config.options))
+        more = missing(defaults, words("options", config.options))
         return replace(config, options=" ".join([*more, config.options]).strip()), options
     arguments = config.pipeline.trainer
     trainer = " ".join([*missing(defaults, arguments.split()), arguments]).strip()
@@ -122,7 +122,7 @@ def ray_job(config: ClusterConfig, options: list[str]) -> dict[str, Any]:
 def evaluation_job(config: ClusterConfig) -> dict[str, Any]:
     """Evaluation on one machine as a Job; if killed, it resumes with the missing parts."""
     values = config.kubernetes
-    command = literal(["python", "-m", "retrieval", *shlex.split(config.options)])
+    command = literal(["python", "-m", "retrieval", *words("options", config.options)])
     resources = {"cpu": str(values.cpus), "memory": f"{values.memory_gib}Gi"}
     template = pod(container("retrieval", values, resources, command=command), values, restartPolicy="OnFailure")
     return {
@@ -183,7 +183,7 @@ def spark_command(config: ClusterConfig, folder: Path) -> list[str]:
     for name, value in settings.items():
         command += ["--conf", f"{name}={value}"]
     command += ["--py-files", "local:///app/nextclick.zip", "local:///app/cluster/etl_job.py"]
-    return [*command, *literal(shlex.split(config.options))]
+    return [*command, *literal(words("options", config.options))]
 
 
 def manifests(config: ClusterConfig, options: list[str]) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cluster.config import ClusterConfig
+from cluster.config import ClusterConfig, words
 from cluster.pipeline import run_pipeline
 from cluster.steps import die_with_parent
 from etl.engines.java import require_java
@@ -73,7 +73,7 @@ def pipeline_options(options: list[str]) -> list[str]:
 
 def local_command(config: ClusterConfig, options: list[str]) -> list[str]:
     """The command line of the program as a local process."""
-    arguments = pipeline_options(options) if config.submit == "pipeline" else shlex.split(config.options)
+    arguments = pipeline_options(options) if config.submit == "pipeline" else words("options", config.options)
     return [sys.executable, "-m", MODULES[config.submit or "pipeline"], *arguments]
 
 
@@ -100,7 +100,7 @@ def submit_spark(config: ClusterConfig) -> int:
         command += ["--name", config.name, "--py-files", str(archive), str(ROOT / "cluster" / "etl_job.py")]
         worker = sys.executable if config.python == "python" else config.python
         env = os.environ | {"SPARK_HOME": str(home), "PYSPARK_PYTHON": worker, "PYSPARK_DRIVER_PYTHON": sys.executable}
-        return run([*command, *shlex.split(config.options)], env)
+        return run([*command, *words("options", config.options)], env)
 
 
 def entrypoint(config: ClusterConfig, options: list[str]) -> str:
@@ -108,7 +108,7 @@ def entrypoint(config: ClusterConfig, options: list[str]) -> str:
     if config.submit == "pipeline":
         return shlex.join([config.python, "-m", "cluster", *pipeline_options(options), "pipeline.on_ray=true"])
     module = "cluster.evaluate" if config.submit == "evaluate" else MODULES[config.submit or ""]
-    return shlex.join([config.python, "-m", module, *shlex.split(config.options)])
+    return shlex.join([config.python, "-m", module, *words("options", config.options)])
 
 
 def runtime_env(config: ClusterConfig) -> dict[str, Any]:

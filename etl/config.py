@@ -107,7 +107,7 @@ def _as_list(value: str | list[str]) -> list[str]:
 def _are_paths(value: Any) -> bool:
     """Whether a value is a path or a list of paths."""
     paths = value if isinstance(value, list) else [value]
-    return bool(paths) and all(isinstance(path, str) for path in paths)
+    return bool(paths) and all(isinstance(path, str) and path for path in paths)
 
 
 def load(options: Sequence[str]) -> EtlConfig:
@@ -121,11 +121,26 @@ def load(options: Sequence[str]) -> EtlConfig:
         value = getattr(config, name)
         if not (_are_paths(value) or (name == "users_from" and value is None)):
             raise InputError(f"{name}=FILE or {name}=[FILE,…]", repr(value), "name at least one CSV file")
+    if config.items_from == "":
+        raise InputError("items_from=DATASET", "an empty value", "name a dataset, or leave it out")
     check_values(config)
     if config.engine == "local" and config.spark != SparkOptions():
         raise InputError("no option of spark with engine=local", "one", "leave out engine=local, or spark.…")
     _check_spark(config.spark)
     return config
+
+
+def unread_options(config: EtlConfig) -> list[str]:
+    """Names of the options that differ from their defaults and that the scenario does not read.
+
+    >>> unread_options(load(["input=a", "output=b", "scenario=ctr", "protocol.dedupe=exact", "exposures=false"]))
+    ['exposures', 'protocol.dedupe']
+    """
+    if config.scenario != "ctr":
+        return []
+    read, protocol, defaults = {"name", "first_rows"}, dataclasses.asdict(config.protocol), Protocol()
+    names = [name for name, value in protocol.items() if name not in read and value != getattr(defaults, name)]
+    return [*(["exposures"] if not config.exposures else []), *(f"protocol.{name}" for name in names)]
 
 
 def _check_spark(spark: SparkOptions) -> None:

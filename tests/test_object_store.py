@@ -20,8 +20,10 @@ import trainer.__main__
 import trainer.run.signals
 from etl.dataset import open_dataset
 from etl.engines.java import OLDEST_JAVA, java_version
+from etl.logs.tenrec import expand_input
+from etl.runtime.dataset_folder import DATASET
 from etl.runtime.errors import InputError
-from etl.runtime.object_store import Mirror, download_if_remote, filesystem, local_path
+from etl.runtime.object_store import Mirror, download_if_remote, filesystem, local_path, staged_output
 from retrieval.bundle import open_bundle
 from tests.support.engine import build
 from tests.support.logs import generated_log
@@ -158,6 +160,23 @@ def test_unreachable_store_is_reported(store, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(InputError, match="storage that answers"):
         open_dataset(f"{store}/data")
+
+
+def test_partial_download_does_not_block_a_new_output(data, tmp_path):
+    """A killed download leaves files without a manifest in the local copy."""
+    with pytest.raises(InputError, match="exist yet"), staged_output(data, DATASET, overwrite=False):
+        pass
+    folder = local_path(data)
+    (folder / "sessions").mkdir(parents=True, exist_ok=True)
+    (folder / "sessions" / "part").write_text("x")
+    with staged_output(data, DATASET, overwrite=True) as new:
+        (new / "manifest.json").write_text('{"scenario": 1, "protocol": 1, "source": 1, "files": []}')
+    assert Mirror(data, tmp_path).listing().keys() == {"manifest.json"}
+
+
+def test_glob_without_a_file_in_the_store_is_reported(store):
+    with pytest.raises(InputError, match="files that match the input"):
+        expand_input(f"{store}/nothing/*.csv")
 
 
 def test_changed_object_fails_the_hash_check(data):

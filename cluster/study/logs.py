@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cluster.config import StudyOptions
+from cluster.config import StudyOptions, words
 from cluster.steps import Step, file_fingerprint, run_step
 from cluster.study.experiment import Variant
 from etl.runtime.dataset_folder import is_dataset
@@ -195,7 +194,7 @@ def make_data(options: StudyOptions, log: Log, variant: Variant) -> Data | None:
             _make_log(log, work)
         except InputError:  # already printed
             return None
-    arguments = [*shlex.split(options.etl), *variant.protocol]
+    arguments = [*words("study.etl", options.etl), *variant.protocol]
     inputs = [log.path]
     if variant.history and log.history:
         inputs, arguments = [log.history, log.path], [*arguments, f"users_from={log.path}"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.config import StudyOptions
+from cluster.config import StudyOptions, words
 from cluster.study.experiment import Experiment, Variant
 from cluster.study.experiments import EXPERIMENTS
 from cluster.study.findings import row_of
@@ -108,7 +107,7 @@ def cell_of(
     options: StudyOptions, data: Data, experiment: Experiment, variant: Variant, seed: int, members: tuple[Trial, ...]
 ) -> Cell:
     """A variant with its trial. The study's common options come first, so that a variant's options win."""
-    trainer = (*shlex.split(options.trainer), *variant.trainer) if not members else ()
+    trainer = (*words("study.trainer", options.trainer), *variant.trainer) if not members else ()
     trial = Trial(Path(options.work).absolute(), data, trainer, variant.retrieval, seed, members)
     return Cell(experiment, data, variant, trial)
 

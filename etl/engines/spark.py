@@ -133,6 +133,10 @@ def _settings(options: SparkOptions, scratch: Path, log_bytes: int) -> dict[str,
     }
     if is_submitted():
         return settings
+    if "," in str(scratch):  # Spark takes it for a list of folders
+        raise InputError(
+            "an output folder without a comma for engine=spark", scratch, "choose another, or engine=local"
+        )
     memory = jvm_memory(log_bytes, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     settings |= {
         "spark.driver.memory": options.driver_memory or memory,

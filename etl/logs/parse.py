@@ -42,6 +42,8 @@ class _InDoubtError(Exception):
 
 _NULLS = ("", NULL)
 _FLAGS = {"True": "1", "true": "1", "TRUE": "1", "False": "0", "false": "0", "FALSE": "0"}
+_SURROGATE = re.compile("[\udc80-\udcff]")
+"""A byte that is not UTF-8, as decoded by `surrogateescape`."""
 _INTEGER = re.compile(r"(-?)0*(\d+)(?:\.0*)?", re.ASCII)
 _DECIMAL = re.compile(r"(-?)0*(\d+\.\d*[1-9])0*", re.ASCII)
 _LONGEST_NUMBER = 19
@@ -193,16 +195,13 @@ class Parser:
                 else:
                     good.append(_to_csv(fields))
             offset += len(line) + 1
-        return "".join(good).encode()
+        return "".join(good).encode(errors="surrogateescape")
 
     def _parse_line(self, line: bytes) -> tuple[list[str], str]:
         """The fields of a line with normalised numbers, and why it is invalid ('' if valid)."""
         if len(line) >= _LONGEST_FIELD:
             return [], f"line of {_LONGEST_FIELD >> 10} KiB or more"
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError:
-            return [], "not UTF-8"
+        text = line.decode(errors="surrogateescape")
         if "\0" in text or "\r" in text:
             return [], "control character"
         if text.count('"') % 2:
@@ -211,6 +210,9 @@ class Parser:
         if len(fields) != len(self.file.columns):
             return [], "wrong number of columns"
         position = {name: index for index, name in enumerate(self.file.columns)}
+        read = (*self.ids, *self.number_columns, *([self.scenario.category] if self.has_category else []))
+        if any(_SURROGATE.search(fields[position[name]]) for name in read):  # other columns may have any bytes
+            return [], "not UTF-8"
         for name in (*self.ids, *self.number_columns):
             check = self._check_id if name in self.ids else self._check_number
             reason, fields[position[name]] = check(name, fields[position[name]].strip(" \t"))

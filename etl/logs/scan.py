@@ -37,12 +37,14 @@ def scan(inputs: list[str], scenario_name: str) -> dict[str, float]:
     counts: Counter[str] = Counter()
     samples, last_user, first_users = [], None, set[int]()
     for table in _tables(files, scenario):
+        if not len(table):
+            continue
         user = table["user_id"].to_numpy()
         counts["blocks"] += int(np.count_nonzero(user[1:] != user[:-1])) + (last_user != user[0])
         if counts["rows"] < FIRST_ROWS:
             first_users.update(user[: FIRST_ROWS - counts["rows"]].tolist())
         last_user = user[-1]
-        counts += _count(table, scenario)
+        counts.update(_count(table, scenario))  # keeps zeros, unlike +=
         samples.append(table.filter(pa.array(user % every == 0)))
     if not samples:
         raise InputError("a log with rows", "none usable", "python -m etl says which rows it quarantines, and why")

@@ -93,7 +93,8 @@ def expand_input(pattern: str) -> list[str]:
     else:
         store, path = filesystem(pattern)
         folder = path[: re.search(r"[*?\[]", path).start()].rsplit("/", 1)[0]  # type: ignore[union-attr]
-        listed = store.get_file_info(pa_fs.FileSelector(folder, recursive=True))
+        with readable(pattern):
+            listed = store.get_file_info(pa_fs.FileSelector(folder, recursive=True, allow_not_found=True))
         scheme = pattern[: len(pattern) - len(path)] if pattern.endswith(path) else pattern.split("://")[0] + "://"
         # PurePath.match, not fnmatch: as in a shell, a star does not match across folders.
         result = sorted(scheme + i.path for i in listed if i.is_file and Path(i.path).match(path))
@@ -153,8 +154,10 @@ def read_header(uri: str, line: bytes, scenario: Scenario) -> tuple[str, ...]:
         InputError: a missing or duplicate column, or the line is not a header of this format.
     """
     text = line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r").decode("utf-8", "replace")
-    columns = tuple(name.strip() for name in next(csv.reader([text[:_READABLE]])))
     where, shown = f"the header of {uri}", ascii(text[:120])[1:-1] if not text.isprintable() else text[:120]
+    if "\r" in text:
+        raise InputError(f"one kind of line ends in {where}", shown, "end lines by LF, CR or CR LF")
+    columns = tuple(name.strip() for name in next(csv.reader([text[:_READABLE]])))
     if re.fullmatch(r"[\d\s.,;-]+", text):
         raise InputError("a header line", f"a row: {shown}", f"put the names {','.join(scenario.required)},… above it")
     for other, name in ((";", "semicolons"), ("\t", "tabs")):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ def filesystem(uri: str) -> tuple[pa_fs.FileSystem, str]:
         InputError: an unsupported kind of storage.
     """
     try:
+        uri.encode()
         endpoint = next((os.environ[name] for name in ENDPOINT if os.environ.get(name)), None)
         if endpoint and uri.startswith("s3://") and "?" not in uri:
             server = urlsplit(endpoint)
@@ -291,6 +293,7 @@ def staged_output(
             yield folder
         return
     refuse_output(output, kind, overwrite=overwrite, inputs=inputs)
+    shutil.rmtree(mirror.folder, ignore_errors=True)  # our copy: perhaps of a killed download
     with staged(mirror.folder, kind, overwrite=True) as folder:
         yield folder
     mirror.push(last=kind.last)

@@ -47,6 +47,7 @@ def test_nested_options_need_no_quotes():
         ["submit=etl", "target=standalone"],
         ["submit=pipeline", "target=standalone", "address=spark://h:7077", "pipeline=study"],
         ["submit=etl", "options=input=it's.csv output=o"],
+        ["submit=etl", "target=standalone", "address=foo"],
         ["local.nodes=0", "action=up"],
         ["kubernetes.workers=[3,1]", "submit=train", "target=kubernetes"],
         ["kubernetes.claim=null", "submit=etl", "target=kubernetes"],

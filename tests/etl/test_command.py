@@ -21,6 +21,7 @@ from etl.movielens import to_csv
 from etl.runtime.errors import InputError
 from etl.runtime.options import run_program
 from retrieval.config import load as load_retrieval
+from tests.etl.test_ctr_rows import ctr_log
 from tests.etl.test_java import java_home
 from tests.support.engine import write_log
 from trainer.config import load as load_trainer
@@ -34,6 +35,9 @@ def good(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        (["users_from="], "users_from=FILE or users_from=[FILE,…]"),
+        (["items_from="], "items_from=DATASET, got an empty value"),
+        (["input=caf\udce9.csv"], "storage that can be read"),
         (["protocol.min_clicks=2"], "protocol.min_clicks of at least 3, got 2"),
         (["protocol.max_clicks=2"], "protocol.max_clicks of at least 3 and at most 1000, got 2"),
         (["protocol.max_clicks=1001"], "protocol.max_clicks of at least 3 and at most 1000, got 1001"),
@@ -256,3 +260,12 @@ def test_openmp_spin_count_is_low_unless_the_user_sets_it(monkeypatch, own):
     seen = []
     assert run_program("x", Nothing, lambda options: seen.append(os.environ["GOMP_SPINCOUNT"]), []) == 0
     assert seen == [own or "10000"]
+
+
+def test_options_that_flat_rows_do_not_read_are_named(tmp_path, capfd):
+    log = ctr_log(tmp_path / "log.csv", rows=60, seed=1)
+    options = [f"input={log}", f"output={tmp_path / 'out'}", "scenario=ctr", "protocol.first_rows=50"]
+    assert main([*options, "protocol.min_clicks=20"]) == 0
+    assert "warning: scenario=ctr does not read protocol.min_clicks\n" in capfd.readouterr().err
+    assert main([*options, "overwrite=true"]) == 0
+    assert "does not read" not in capfd.readouterr().err

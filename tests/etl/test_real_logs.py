@@ -183,6 +183,7 @@ def test_an_over_long_line_is_quarantined(tmp_path, compress, length):
         (LOG.split(b"\n", 1)[1], "a header line"),
         (LOG.replace(b"item_id", b"Item_ID"), "lower case"),
         (LOG.replace(b",like", b",LIKE"), "column like"),
+        (LOG.replace(b"\n", b"\rnote\n", 1), "one kind of line ends"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -8,6 +8,7 @@ import pytest
 from etl.dataset_page import differs, log_page
 from etl.describe import main
 from etl.logs.scan import scan
+from etl.runtime.errors import InputError
 from etl.twin.published import SCAN_STATISTICS
 from etl.twin.simulate import make_twin
 from etl.twin.write import write
@@ -22,6 +23,16 @@ ROWS = [
     (2, 12, 1, 1, 0, 0, "\\N", 1, 2, 0),
     (2, 12, 1, 1, 0, 0, "\\N", 1, 2, 0),
 ]
+
+
+def test_blank_lines_are_no_rows_and_zeros_are_values(tmp_path):
+    log = write_log(tmp_path / "log.csv", [(*row[:7], 0, *row[8:]) for row in ROWS])
+    assert scan([str(log)], "qb_video")["entered share of unclicked rows"] == 0
+    empty = tmp_path / "empty.csv"
+    empty.write_text(log.read_text().splitlines()[0] + "\n\n\n")
+    with pytest.raises(InputError, match="a log with rows"):
+        scan([str(empty)], "qb_video")
+    assert scan([str(empty), str(log)], "qb_video") == scan([str(log)], "qb_video")
 
 
 def test_scanned_statistics_match_counting_by_hand(tmp_path):

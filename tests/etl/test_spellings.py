@@ -97,3 +97,16 @@ def test_gzip_and_globs_and_several_files_read_as_one_log(tmp_path):
         dataset = build([f"input={given_input}", f"output={tmp_path / name}", "scenario=qb_video", "shards=1"])
         results.append([f.sha256 for f in dataset.manifest.files])
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("split_bytes", [100, 300, 100_000])
+def test_bytes_of_columns_that_are_not_read_do_not_matter_beside_a_malformed_row(tmp_path, split_bytes):
+    """The note of a row has a Latin-1 byte; the malformed row makes its neighbours be read one by one."""
+    rows = [f"{user},{item},1,ok".encode() for user in (1, 2, 3) for item in range(1, 13)]
+    rows[7] = b"1,8,1,caf\xe9"
+    log = tmp_path / "log.csv"
+    log.write_bytes(b"\n".join([b"user_id,item_id,click,note", *rows, b"9,zz,1,x"]) + b"\n")
+    build([f"input={log}", f"output={tmp_path / 'out'}", "scenario=qb_video", f"split_bytes={split_bytes}"])
+    statistics = json.loads((tmp_path / "out" / "statistics.json").read_text())
+    assert statistics["kept"]["clicks"] == 36
+    assert statistics["rows_read"] == 37
