@@ -9,13 +9,12 @@ from typing import Any
 from cluster.config import PipelineOptions, training_options
 from cluster.steps import Step, log_fingerprints, run_step, time_by_step
 from etl.config import load as load_etl
-from etl.dataset import open_dataset
 from etl.movielens import titles_path
 from etl.runtime.dataset_folder import MANIFEST, is_dataset
 from etl.runtime.files import sha256_of
 from etl.runtime.locks import locked
 from etl.runtime.option_files import expand_files
-from retrieval.bundle import BUNDLE, RUN_BUNDLE
+from retrieval.bundle_folder import BUNDLE, RUN_BUNDLE
 from retrieval.result_folder import METRICS, REPORT, is_result
 from trainer.run.folder import is_finished
 
@@ -64,6 +63,8 @@ def prepare_data(options: PipelineOptions, work: Path) -> Path:
     config = load_etl(expand_files(command[1:]))
     inputs += log_fingerprints(config.user_logs if options.input is None else [*config.inputs, *config.user_logs])
     if config.items_from:
+        from etl.dataset import open_dataset  # slow import, not needed for --help
+
         inputs.append(open_dataset(config.items_from, verify=False).manifest.fingerprint)
     run_step(Step("sessions", command, data, inputs, is_dataset), work / "steps")
     return data

@@ -19,11 +19,8 @@ from typing import Any
 
 import psutil
 
-from etl.logs.splits import readable
-from etl.logs.tenrec import expand_input
 from etl.runtime.errors import InputError
 from etl.runtime.files import fingerprint_of, write_json
-from etl.runtime.object_store import filesystem, is_remote
 from etl.runtime.option_files import expand_files
 from etl.runtime.output_path import hidden_sibling
 from etl.runtime.progress import duration
@@ -204,6 +201,11 @@ def log_fingerprints(patterns: Iterable[str]) -> list[str]:
     Raises:
         InputError: a glob that no file matches, or storage that cannot be read.
     """
+    # Slow imports, not needed for --help.
+    from etl.logs.splits import readable
+    from etl.logs.tenrec import expand_input
+    from etl.runtime.object_store import filesystem, is_remote
+
     result = []
     for name in (name for pattern in patterns for name in expand_input(pattern)):
         if is_remote(name):

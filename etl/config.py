@@ -71,9 +71,7 @@ class EtlConfig:
         None, "number of session files; default: one for each 4,096 sessions, 1 to 64", at_least=1
     )
     items_from: str | None = option(None, "dataset whose item ids are used; other items are dropped")
-    users_from: Any = option(
-        None, "log, glob or URI, or a list of these: keep only rows of users who are in it, whatever it shows of them"
-    )
+    users_from: Any = option(None, "log, glob or URI, or a list of these: keep only rows of users who are in it")
     unclicked_per_click: int | None = option(
         UNCLICKED_PER_CLICK, "scenario ctr: unclicked rows sampled for each clicked one; null = all rows", at_least=0
     )

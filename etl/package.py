@@ -22,4 +22,6 @@ if __name__ == "__main__":
         "python -m etl.package", description="Archive the package etl for the workers of a Spark cluster."
     )
     parser.add_argument("archive", type=Path, help="zip file to write, for spark-submit's --py-files")
-    package(parser.parse_args().archive)
+    archive: Path = parser.parse_args().archive
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    package(archive)

@@ -29,7 +29,6 @@ from etl.runtime.dataset_folder import MANIFEST
 from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
 from etl.runtime.object_store import absolute, download_if_remote
-from etl.runtime.output_folder import OutputFolderType, listed_files
 from retrieval.bundle_checks import HINT, check_feedback, check_finite, check_nulls, check_users
 from retrieval.queries import Queries
 
@@ -38,11 +37,6 @@ BATCH = 4_096
 """Minimum queries per batch (fewer only in the last)."""
 ITEMS = "items.parquet"
 QUERY_SPLITS = ("valid", "test", "next")
-RUN_BUNDLE, SELECTED = "bundle", "bundle-selected"
-"""Folders of a training run: its bundle, and for a refit model that of before the refit."""
-BUNDLE = OutputFolderType(
-    "a bundle", MANIFEST, lambda data: listed_files(data, {"dataset", "refit", "n_items"}, MANIFEST)
-)
 TRANSITIONS = "transitions"
 TRANSITIONS_SCHEMA = pa.schema(
     [

@@ -18,7 +18,8 @@ from etl.runtime.progress import ProgressLine
 from retrieval.blend.describe import describe_blend, put_blend
 from retrieval.blend.prepare import prepare_blend
 from retrieval.blend.ranker import BLEND
-from retrieval.bundle import RUN_BUNDLE, Bundle
+from retrieval.bundle import Bundle
+from retrieval.bundle_folder import RUN_BUNDLE
 from retrieval.config import RetrievalConfig
 from retrieval.metrics.feedback import feedback_aucs, feedback_metrics
 from retrieval.part_files import CLICKS_AFTER_QUERY, SECONDS, TOPK_SCHEMA

@@ -20,7 +20,6 @@ from etl.runtime.files import atomic_folder
 from retrieval.bundle import (
     ITEMS,
     QUERY_SPLITS,
-    SELECTED,
     Bundle,
     finish_bundle,
     items_schema,

@@ -61,7 +61,7 @@ class TrainerConfig:
 
     data: str = option(MISSING, "dataset folder")
     output: str = option(MISSING, "run folder to make, or to resume")
-    model: str = option(MISSING, "model; rank_esmm trains actions of clicked rows only", choices=MODELS)
+    model: str = option(MISSING, "model; rank_esmm counts an action only if the row was clicked", choices=MODELS)
     seed: int = option(0, "random seed", at_least=0, below=2**63)
     encoder: Any = option("gru4rec", f"session encoder of the hybrid, or a list of them: {', '.join(ENCODERS)}")
     head: str = option("mmoe", "multi-task head of the hybrid", choices=HEADS)

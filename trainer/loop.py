@@ -16,7 +16,7 @@ import torch
 from etl.dataset import REFIT_HOLDOUT, TRAIN_HOLDOUT, Dataset, open_dataset
 from etl.runtime.errors import InputError
 from etl.runtime.locks import locked
-from retrieval.bundle import RUN_BUNDLE, SELECTED
+from retrieval.bundle_folder import RUN_BUNDLE, SELECTED
 from trainer.config import TrainerConfig
 from trainer.data.hashing import mix
 from trainer.data.order import Int, Order, share

@@ -49,7 +49,9 @@ class ModelOptions:
     )
     positions: int = option(0, "clicks of the longest session, for sasrec; 0 = the dataset's", at_least=0)
     gnn_steps: int = option(1, "gated steps over srgnn's session graph", at_least=1)
-    experts: int = option(8, "experts of the MMoE head, divided evenly among several encoders", at_least=1)
+    experts: int = option(
+        8, "experts of the MMoE head, divided evenly among several encoders; at least one for each", at_least=1
+    )
     shared_experts: int = option(4, "PLE: shared experts of a level", at_least=1)
     task_experts: int = option(1, "PLE: experts of each task on a level", at_least=1)
     levels: int = option(2, "PLE: levels", at_least=1)

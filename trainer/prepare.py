@@ -15,7 +15,7 @@ from etl.dataset import SPLITS, TRAIN_HOLDOUT, Dataset, feedback_labels, open_da
 from etl.runtime.errors import InputError
 from etl.runtime.files import atomic_file, write_json
 from etl.runtime.object_store import absolute
-from retrieval.bundle import BUNDLE, RUN_BUNDLE
+from retrieval.bundle_folder import BUNDLE, RUN_BUNDLE
 from trainer.config import RANK_HEADS, TrainerConfig, load
 from trainer.data.batch import feedback_rows
 from trainer.data.item_features import check_columns, feature_codes, feedback_columns

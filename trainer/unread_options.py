@@ -25,12 +25,27 @@ def _hybrid(config: TrainerConfig) -> bool:
     return config.model == "hybrid"
 
 
+def _gated(config: TrainerConfig) -> bool:
+    return _head("mmoe")(config) or _head("ple")(config)
+
+
+def _sessions(config: TrainerConfig) -> bool:
+    return not config.ranks
+
+
 def _several_tasks(config: TrainerConfig) -> bool:
     return config.ranks or config.model == "hybrid"
 
 
 READ_BY: dict[str, Reads] = {
     **dict.fromkeys(("encoder", "head", "train.head_learning_rate"), _hybrid),
+    **dict.fromkeys(("train.feedback_learning_rate", "network.detach_items"), _hybrid),
+    **dict.fromkeys(("network.residual", "network.expert_norm"), _several_tasks),
+    "network.gate_preference": _gated,
+    **dict.fromkeys(("train.best_epoch_by_task", "train.exposures_per_session"), _several_tasks),
+    **dict.fromkeys(("network.layers", "network.hidden_size", "network.positions"), _sessions),
+    **dict.fromkeys(("network.tie_embeddings", "network.popularity_bias", "train.negative_uniform_share"), _sessions),
+    **dict.fromkeys(("train.prefixes", "train.skipped_negatives", "train.batch_positives"), _sessions),
     **dict.fromkeys(("tasks", "network.tower", "train.task_weights", "train.positive_rates"), _several_tasks),
     **dict.fromkeys(("train.positive_power", "train.balance", "train.exposures"), _several_tasks),
     "network.experts": _head("mmoe"),
@@ -40,7 +55,7 @@ READ_BY: dict[str, Reads] = {
     ),
     "network.dilations": _encoder("nextitnet"),
     "network.gnn_steps": _encoder("srgnn"),
-    **dict.fromkeys(("loss", "train.negatives", "train.negative_popularity_exponent"), lambda config: not config.ranks),
+    **dict.fromkeys(("loss", "train.negatives", "train.negative_popularity_exponent"), _sessions),
     "train.bpr_max_regularisation": lambda config: not config.ranks and config.loss == "bpr_max",
     "train.gbce_t": lambda config: not config.ranks and config.loss == "gbce",
     "ray.use_gpu": lambda config: config.ray.workers != 0,  # this process takes a GPU if there is one

@@ -91,7 +91,7 @@ def staged(output: Path, kind: OutputFolderType, *, overwrite: bool, inputs: Ite
         except BaseException as error:
             shutil.rmtree(building, ignore_errors=True)
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                hint = "free disk space, or write to another disk; this attempt left no files"
+                hint = "free disk space, or write to another disk"
                 raise InputError(f"room on the disk of {output.parent}", "a full disk", hint) from None
             raise
 

@@ -81,7 +81,7 @@ def verdict(result: dict[str, Any], ranks: Ranks, summary: dict[str, Any], diagn
 def _answer(result: dict[str, Any], own: str, baseline: str, against: Difference, k: int) -> str:
     metrics = result["blend"]["test"] if own == "blend" else result["test"]
     used = [source for source, weight in result["blend"]["weights"].items() if weight] if own == "blend" else [MODEL]
-    name = f"the model {result['model']}" if used == [MODEL] else "the blend of the model and counted sources"
+    name = _name_of(used, str(result["model"]))
     p = f"p {against.p:.2g}" if against.p >= 1e-6 else "p < 1e-06"
     sentence = (
         f"{metrics[f'hr@{k}']:.1%} of the next clicks are among the {k} items recommended by {name}; the best "
@@ -93,6 +93,17 @@ def _answer(result: dict[str, Any], own: str, baseline: str, against: Difference
         few = " Few queries differ, for which the interval is too narrow; the exact test counts." if excluded else ""
         return f"{sentence}{few} These queries do not tell which is better."
     return sentence if against.difference > 0 else sentence + " The baseline is better."
+
+
+def _name_of(used: list[str], model: str) -> str:
+    """What recommends: sources with a weight.
+
+    >>> _name_of(["model"], "gru4rec"), _name_of(["stan"], "gru4rec"), _name_of(["markov", "stan"], "gru4rec")
+    ('the model gru4rec', 'stan', 'the blend of counted sources')
+    """
+    if len(used) == 1:
+        return f"the model {model}" if used == [MODEL] else used[0]
+    return "the blend of the model and counted sources" if MODEL in used else "the blend of counted sources"
 
 
 def _cost(result: dict[str, Any], summary: dict[str, Any]) -> str:
@@ -131,8 +142,10 @@ def _segment_notes(result: dict[str, Any], k: int) -> list[str]:
     better = [name for name in own if base.get(name) and base[name][f"hr@{k}"] > own[name][f"hr@{k}"]]
     if not better:
         return []
-    tenths = ", ".join(better)
-    return [f"Of targets in the tenths of popularity {tenths} (1 = most clicked), plain popularity finds more."]
+    tenths = f"tenth {better[0]}" if len(better) == 1 else f"tenths {', '.join(better)}"
+    return [
+        f"Of targets in popularity {tenths} (1 = the most clicked items), plain popularity finds more than the model."
+    ]
 
 
 def _gate_notes(diagnostics: dict[str, Any]) -> list[str]:

@@ -12,7 +12,8 @@ import numpy as np
 from etl.dataset import Dataset
 from etl.runtime.dataset_folder import MANIFEST
 from etl.runtime.errors import InputError
-from retrieval.bundle import SELECTED, Bundle, open_bundle
+from retrieval.bundle import Bundle, open_bundle
+from retrieval.bundle_folder import SELECTED
 from retrieval.config import RetrievalConfig
 from retrieval.queries import Queries
 from retrieval.rankers.index_ranker import transition_term

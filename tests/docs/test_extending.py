@@ -17,7 +17,8 @@ ROOT = PAGE.parents[1]
 SERVE = """
 import sys
 from trainer.serve import ServeConfig
-from trainer.serving.recommender import Recommender, SessionRequest
+from trainer.serving.recommender import Recommender
+from trainer.serving.session_request import SessionRequest
 
 recommender = Recommender.open(ServeConfig(run="run", result="result"))
 answer = recommender.recommend([SessionRequest(items=[int(item) for item in sys.argv[1:]])], 5)

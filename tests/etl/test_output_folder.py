@@ -13,8 +13,8 @@ from etl.runtime.dataset_folder import DATASET
 from etl.runtime.errors import InputError
 from etl.runtime.output_file import new_file
 from etl.runtime.output_folder import OutputFolderType, listed_files, staged
+from retrieval.bundle_folder import BUNDLE
 from retrieval.result_folder import RESULT
-from trainer.inference.score_dataset import BUNDLE
 
 KIND = OutputFolderType("a thing", "last.json", lambda data: listed_files(data, {"thing"}, "last.json"))
 

@@ -81,7 +81,7 @@ def test_verdict_judges_the_blend_if_any_and_reports_gates_and_popularity(tmp_pa
         actual.cost == "12,345 parameters; trained in 2 min at 1,000 events/s; seed 7; 0.50 ms a query for the blend."
     )
     assert actual.notes[0].startswith("The blend takes model alone")
-    assert "tenths of popularity 1 (1 = most clicked)" in actual.notes[1]
+    assert "in popularity tenth 1 (1 = the most clicked items)" in actual.notes[1]
     assert actual.notes[2] == "The gates of next are nearly even."
     assert actual.advice[0].startswith("25% of the test steps were counted in train")
     has_them = verdict(result | {"transition_terms": 2}, read_ranks(tmp_path / "ranks.parquet"), summary, {})

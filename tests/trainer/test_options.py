@@ -200,6 +200,12 @@ def test_wide_session_models_warm_up_by_default(options, steps):
         (["model=hybrid", "encoder=[gru4rec,srgnn]", "network.gnn_steps=2", "network.levels=1"], ["network.levels"]),
         (["model=hybrid", "head=ple", "network.levels=1", "network.experts=3"], ["network.experts"]),
         (["model=sasrec", "ray.use_gpu=true", "ray.workers=0"], ["ray.use_gpu"]),
+        (
+            ["model=gru4rec", "network.gate_preference=3", "train.best_epoch_by_task=true"],
+            ["network.gate_preference", "train.best_epoch_by_task"],
+        ),
+        (["model=hybrid", "head=single", "network.gate_preference=2"], ["network.gate_preference"]),
+        (["model=rank_mmoe", "network.gate_preference=2", "network.layers=3"], ["network.layers"]),
         (["model=rank_mmoe", "loss=softmax", "network.experts=3", "train.exposures=true"], ["loss"]),
     ],
 )

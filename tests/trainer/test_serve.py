@@ -22,7 +22,8 @@ from tests.support.browser import CHROMIUM, WIDTHS, violations
 from tests.support.runs import SMALL
 from trainer.__main__ import main as train
 from trainer.serve import ServeConfig, main
-from trainer.serving.recommender import Recommender, SessionRequest
+from trainer.serving.recommender import Recommender
+from trainer.serving.session_request import SessionRequest
 
 VARIANTS = {
     "hybrid with blend": (
@@ -188,6 +189,9 @@ def test_valid_requests_are_answered_and_invalid_ones_get_status_400(fifty, serv
         (b'{"sessions": [[true]]}', "items as a list of integers"),
         (b'{"sessions": [{"items": [1], "user": 3}]}', "keys of items"),
         (b'{"sessions": [{"items": [1], "feedback": [1, 2]}]}', "feedback for each of 1 items"),
+        (b'{"sessions": [{"items": [1], "feedback": [32]}]}', "feedback of 0 to 31"),
+        (b'{"sessions": [{"items": [1], "watching_times": [-5]}]}', "watching_times of at least 0"),
+        (b'{"sessions": [{"items": [1], "n_clicks": 0}]}', "n_clicks of at least 1"),
         (b'{"sessions": [{"items": [99999999999999999999]}]}', "items as a list of integers"),
     ):
         status, message = post(address, body)

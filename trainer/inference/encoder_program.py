@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import warnings
 from pathlib import Path
 
@@ -88,7 +89,9 @@ def export_encoder(options: ExportConfig) -> None:
     scorer = model_task.scorer(train_step)
     program = trace(Encoder(scorer), dataset)
     with staged_output(options.output, EXPORT, overwrite=options.overwrite, inputs=read) as folder:
-        torch.export.save(program, str(folder / ENCODER))
+        archive = io.BytesIO()  # on a full disk torch's writer of files aborts the process
+        torch.export.save(program, archive)
+        (folder / ENCODER).write_bytes(archive.getbuffer())
         table = pq.read_table(run / "bundle" / ITEMS)
         ids = dataset.items(["item", "item_id"])
         pq.write_table(table.append_column("item_id", ids["item_id"]), folder / ITEMS, compression="zstd")

@@ -7,7 +7,7 @@ import numpy as np
 from etl.dataset import Dataset, open_dataset
 from etl.runtime.errors import InputError
 from etl.runtime.object_store import local_path, refuse_output, staged_output
-from retrieval.bundle import BUNDLE
+from retrieval.bundle_folder import BUNDLE
 from trainer.apply import ApplyConfig
 from trainer.config import TrainerConfig
 from trainer.distributed.world import World, set_threads

@@ -17,7 +17,8 @@ from aiohttp import web
 
 from etl.runtime.errors import InputError
 from trainer.serve import ServeConfig
-from trainer.serving.recommender import HINT, Recommendations, Recommender, SessionRequest
+from trainer.serving.recommender import Recommendations, Recommender
+from trainer.serving.session_request import HINT, SessionRequest
 
 HOST = "127.0.0.1"
 """Loopback only: the server has no authentication."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -35,72 +35,17 @@ from trainer.distributed.world import World
 from trainer.inference.scorer import SessionScorer
 from trainer.run.finished_run import load_exported, open_run
 from trainer.serve import ServeConfig
+from trainer.serving.session_request import SessionRequest
 from trainer.task.registry import model_task_of
 from trainer.task.sessions import SessionTask
 
 MOST_SESSIONS = 1_000
 """Maximum sessions per request."""
-ANONYMOUS = -1
-"""User id of anonymous sessions; not in any log."""
 ENCODED_AT_LEAST = 8
 """Minimum batch size of the encoder; smaller batches are repeated.
 
 Matrix products round differently with a single row, and answers should equal those of the evaluation.
 """
-HINT = 'send {"sessions": [{"items": [RAW_ID, …]}]}'
-
-
-@dataclass(frozen=True)
-class SessionRequest:
-    """A session of a request.
-
-    Attributes:
-        items: raw item ids, oldest first; unknown ones are left out and reported.
-        user_id: excludes the user's own train session from the neighbours; `ANONYMOUS` = none.
-        feedback: outcome bits of each click, as in the dataset; read with `network.past_actions` and by feedback
-            towers with `network.feedback_actions`. Default: no actions.
-        watching_times: visit count of each click; read with `network.past_actions`.
-        n_clicks: number of clicks before truncation.
-        gender, age: codes of the log, -1 = unknown.
-    """
-
-    items: list[int]
-    user_id: int = ANONYMOUS
-    feedback: list[int] = field(default_factory=list)
-    watching_times: list[int] = field(default_factory=list)
-    n_clicks: int | None = None
-    gender: int = -1
-    age: int = -1
-
-    @classmethod
-    def parse(cls, value: Any) -> SessionRequest:
-        """Parse a session: a list of raw item ids, or an object with the attributes above.
-
-        Raises:
-            InputError: an unknown key, a wrong type, or lists of different lengths.
-        """
-        options = {"items": value} if isinstance(value, list) else value
-        if not isinstance(options, dict) or "items" not in options:
-            raise InputError("a session with items", _short(value), HINT)
-        unknown = set(options) - set(cls.__dataclass_fields__)
-        if unknown:
-            raise InputError(f"keys of {', '.join(cls.__dataclass_fields__)}", sorted(unknown)[0], HINT)
-        for name, entry in options.items():
-            is_list = name in ("items", "feedback", "watching_times")
-            values = entry if is_list and isinstance(entry, list) else [entry]
-            right = all(type(v) is int and -(2**63) <= v < 2**63 for v in values)
-            if not right or is_list != isinstance(entry, list):
-                raise InputError(f"{name} as {'a list of integers' if is_list else 'an integer'}", _short(entry), HINT)
-        made = cls(**options)
-        for name in ("feedback", "watching_times"):
-            if len(getattr(made, name)) not in (0, len(made.items)):
-                raise InputError(f"{name} for each of {len(made.items)} items", len(getattr(made, name)), HINT)
-        return made
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 @dataclass
