@@ -27,6 +27,7 @@ from retrieval.bundle import (
     queries_schema,
     vectors_array,
 )
+from retrieval.bundle_folder import SELECTED
 
 Vectors = npt.NDArray[np.float32]
 
