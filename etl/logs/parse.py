@@ -42,8 +42,7 @@ class _InDoubtError(Exception):
 
 _NULLS = ("", NULL)
 _FLAGS = {"True": "1", "true": "1", "TRUE": "1", "False": "0", "false": "0", "FALSE": "0"}
-_SURROGATE = re.compile("[\udc80-\udcff]")
-"""A byte that is not UTF-8, as decoded by `surrogateescape`."""
+_SURROGATE = re.compile("[\udc80-\udcff]")  # a byte that is not UTF-8, as decoded by `surrogateescape`
 _INTEGER = re.compile(r"(-?)0*(\d+)(?:\.0*)?", re.ASCII)
 _DECIMAL = re.compile(r"(-?)0*(\d+\.\d*[1-9])0*", re.ASCII)
 _LONGEST_NUMBER = 19
@@ -210,8 +209,8 @@ class Parser:
         if len(fields) != len(self.file.columns):
             return [], "wrong number of columns"
         position = {name: index for index, name in enumerate(self.file.columns)}
-        read = (*self.ids, *self.number_columns, *([self.scenario.category] if self.has_category else []))
-        if any(_SURROGATE.search(fields[position[name]]) for name in read):  # other columns may have any bytes
+        read = (*self.ids, *self.number_columns, *(self.scenario.category,) * self.has_category)
+        if any(_SURROGATE.search(fields[position[name]]) for name in read):
             return [], "not UTF-8"
         for name in (*self.ids, *self.number_columns):
             check = self._check_id if name in self.ids else self._check_number
@@ -345,8 +344,7 @@ def _unbalanced(data: bytes) -> bool:
     return bool(np.any(quotes[ends] % 2))
 
 
-def _to_csv(fields: list[str]) -> str:
-    # Quotes only fields that need it: a category with a comma or a quote.
+def _to_csv(fields: list[str]) -> str:  # quotes only fields that need it: a category with a comma or a quote
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerow(fields)
     return out.getvalue()
