@@ -24,12 +24,13 @@ from etl.runtime.files import fingerprint_of, write_json
 from etl.runtime.option_files import expand_files
 from etl.runtime.output_path import hidden_sibling
 from etl.runtime.progress import duration
+from trainer.run.folder import CONFIG
 
 PR_SET_PDEATHSIG = 1
 SHARE = 0.02
 """Share of a core for sampling memory."""
-WAITING, RUN_CONFIG = "replaced", "config.yaml"
-"""Hidden sibling of a training run while a new one takes its place; a file of every training run."""
+WAITING = "replaced"
+"""Hidden sibling of a training run while a new one takes its place."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def _settle(output: Path) -> bool:
         waiting.rename(output)
         return False
     if previous.exists():
-        if not (previous / RUN_CONFIG).is_file():
+        if not (previous / CONFIG).is_file():
             raise InputError(f"a previous run in {previous}", "other files", "move them away")
         shutil.rmtree(previous)
     waiting.rename(previous)
@@ -138,7 +139,7 @@ def _read(record: Path) -> dict[str, Any]:
 
 def _run(command: list[str]) -> tuple[int, int]:
     """Run a command; returns its exit status, and the peak memory in bytes of all its processes together."""
-    process = subprocess.Popen(command, preexec_fn=die_with_parent if sys.platform == "linux" else None)
+    process = subprocess.Popen(command, preexec_fn=die_with_parent)
     watch = _PeakMemory(process.pid)
     watch.start()
     try:
@@ -153,8 +154,9 @@ def _run(command: list[str]) -> tuple[int, int]:
 
 
 def die_with_parent() -> None:
-    """Called in a child, so that a pipeline killed by SIGKILL does not leave a step running."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    """Called in a child, so that a pipeline killed by SIGKILL does not leave a step running; on Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class _PeakMemory(threading.Thread):

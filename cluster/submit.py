@@ -54,7 +54,7 @@ def run(command: list[str], env: dict[str, str] | None = None) -> int:
 
     A SIGTERM is passed on: the command decides how to stop.
     """
-    process = subprocess.Popen(command, env=env, preexec_fn=die_with_parent if sys.platform == "linux" else None)
+    process = subprocess.Popen(command, env=env, preexec_fn=die_with_parent)
     before = signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
     try:
         status = process.wait()

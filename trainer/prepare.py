@@ -23,10 +23,9 @@ from trainer.data.ranking_rows import ROW_COLUMNS, flat_rows
 from trainer.data.reader import Sessions, session_columns
 from trainer.distributed.worker_count import choose_workers
 from trainer.recipe import with_recipe
-from trainer.run.folder import SUMMARY, is_finished
+from trainer.run.folder import CONFIG, SUMMARY, is_finished
 from trainer.run.object_store import RunFolder
 
-CONFIG = "config.yaml"
 RECIPE_CHOICE, RECIPE_TRIALS = "recipe_choice.json", ".recipes"
 """The outcome of `recipe=auto`, and the folder of its trials; both are written before the configuration."""
 VOCABULARY = "item_features.json"

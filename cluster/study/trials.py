@@ -164,7 +164,7 @@ def run_program(command: Sequence[str], log: Path) -> tuple[int, str]:
             stderr=subprocess.STDOUT,
             env=environment,
             check=False,
-            preexec_fn=die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=die_with_parent,
         )
     lines = log.read_text(errors="replace").strip().splitlines()
     return done.returncode, lines[-1] if lines else ""

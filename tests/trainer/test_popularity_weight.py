@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import torch.distributed as dist
 
 from etl.dataset import Dataset
 from retrieval.bundle import open_bundle
@@ -18,10 +15,9 @@ from retrieval.config import load
 from retrieval.evaluate import evaluate
 from tests.support.engine import build, write_log
 from tests.support.runs import SMALL
-from tests.support.workers import run_workers
+from tests.support.workers import train_on_two
 from trainer.__main__ import main
 from trainer.apply import main as apply
-from trainer.config import TrainerConfig
 from trainer.distributed.world import World
 from trainer.inference.popularity_weight import FACTORS, find_weight
 from trainer.loop import train
@@ -168,13 +164,6 @@ def test_damaged_weight_is_an_error(popular, fitted, tmp_path, capfd):
         path.write_bytes(saved)
 
 
-def worker(rank: int, size: int, meet: Path, config: TrainerConfig) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=size)
-    train(config, World.from_process_group())
-    os._exit(0)
-
-
 @pytest.mark.cluster
 @pytest.mark.parametrize("table", ["replicated", "sharded"])
 def test_two_workers_fit_the_weight_of_one(popular, tmp_path, table):
@@ -185,6 +174,6 @@ def test_two_workers_fit_the_weight_of_one(popular, tmp_path, table):
         if size == 1:
             train(config, World.alone())
         else:
-            run_workers(worker, (size, tmp_path / "meet", config), nprocs=size)
+            train_on_two(tmp_path / "meet", config)
         weights[size] = json.loads((tmp_path / str(size) / "popularity_weight.json").read_text())["weight"]
     assert weights[2] == weights[1] > 0

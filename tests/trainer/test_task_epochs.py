@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch.distributed as dist
 
 from retrieval.bundle import open_bundle
 from retrieval.metrics.feedback import auc
 from tests.support.runs import SMALL, assert_same_run, killed_at_step
-from tests.support.workers import run_workers
+from tests.support.workers import train_on_two
 from trainer.__main__ import main
 from trainer.apply import main as apply
 from trainer.distributed.world import World
@@ -111,18 +109,12 @@ def test_best_epoch_by_task_with_a_refit_is_refused(fifty, tmp_path, capfd):
     assert "train.best_epoch_by_task" in capfd.readouterr().err
 
 
-def worker(rank: int, size: int, meet: Path, settings) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=size)
-    train(settings, World.from_process_group())
-    os._exit(0)
-
-
 @pytest.mark.cluster
 @pytest.mark.parametrize("table", ["replicated", "sharded"])
 def test_task_scores_on_two_workers_equal_those_of_a_run_selected_by_the_task(fifty, tmp_path, table):
     found = {}
     for name, more in (("plain", ["train.select_by=auc/like"]), ("own", [MINE])):
         settings, _ = prepare(options(fifty, tmp_path / name, *more, f"train.table={table}", "train.ppmi_start=0"))
-        run_workers(worker, (2, tmp_path / f"meet {name}", settings), nprocs=2)
+        train_on_two(tmp_path / f"meet {name}", settings)
         found[name] = score(tmp_path / name / "bundle", "test", "like")
     assert found["own"].equals(found["plain"])

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
+from retrieval.metrics.significance import gains
 from trainer.data.order import Int
 
 POPULARITY = "popularity_weight.json"
@@ -24,7 +25,7 @@ FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 """Weights to try, ascending, as multiples of the scores' standard deviation."""
 PATIENCE = 2
 """Number of weights in a row that do not raise NDCG before the search ends."""
-CUTOFF = 20
+METRIC = "ndcg@20"
 ERRORS = 2.0
 """Standard errors that a gain must exceed: several weights are tried, and items without clicks lose by all of them."""
 
@@ -37,13 +38,13 @@ def find_weight(ranks_with: Callable[[float], Int], score_deviation: float) -> f
         score_deviation: standard deviation of a query's scores over the candidates, the scale of the search. It is
             rounded to a power of 2, so that rounding errors do not change the weight.
     """
-    without = gains(ranks_with(0.0))
+    without = gains(ranks_with(0.0), METRIC)
     best, best_gain, worse = 0.0, 0.0, 0
     if not len(without) or not 0 < score_deviation < math.inf:
         return best
     unit = 2.0 ** round(math.log2(score_deviation))
     for weight in (unit * factor for factor in FACTORS):
-        difference = gains(ranks_with(weight)) - without
+        difference = gains(ranks_with(weight), METRIC) - without
         if difference.mean() > max(best_gain, ERRORS * standard_error(difference)):
             best, best_gain, worse = weight, float(difference.mean()), 0
         else:
@@ -51,11 +52,6 @@ def find_weight(ranks_with: Callable[[float], Int], score_deviation: float) -> f
         if worse == PATIENCE and best:
             break
     return best
-
-
-def gains(rank_Q: Int) -> npt.NDArray[np.float64]:
-    """NDCG@20 of each query, `[Q]`."""
-    return np.where(rank_Q <= CUTOFF, 1.0 / np.log2(np.minimum(rank_Q, CUTOFF) + 1.0), 0.0)
 
 
 def standard_error(difference_Q: npt.NDArray[np.float64]) -> float:

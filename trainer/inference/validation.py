@@ -145,9 +145,9 @@ def validate_sessions(
     """
     ranking, feedback = RankingSums(VALID_CUTOFFS), FeedbackSums(scorer.model.feedback_tasks)
     requests = []
-    for sessions, visible in _batches(sample):
+    for sessions, visible in valid_batches(sample):
         state = scorer.states(sessions, visible[:, None])[:, 0]
-        requests.append(_request(scorer, sessions, visible, state, mask_seen=mask_seen))
+        requests.append(TargetQueries.of(scorer, sessions, visible, state, mask_seen=mask_seen).request(scorer))
         feedback.add_gates(scorer.gates(state))
         if scorer.model.feedback_tasks:
             rows = feedback_rows(sessions, exposures=exposures)
@@ -161,52 +161,79 @@ def validate_sessions(
     return replace(feedback.merged(world, dict(total.averages())), mask_seen=mask_seen)
 
 
-def target_ranks(scorer: SessionScorer, sample: Sessions, candidate_C: Int, world: World, *, mask_seen: bool) -> Int:
+@dataclass(frozen=True)
+class TargetQueries:
+    """Queries of a batch of sessions before their valid clicks: what does not depend on the item vectors.
+
+    Attributes:
+        query_QD: queries.
+        target_Q: int64, dense ids of the valid clicks.
+        seen_2P: excluded (query, item) pairs; None = none.
+        term_QI: sparse term added to the scores; None = not used.
+    """
+
+    query_QD: torch.Tensor
+    target_Q: torch.Tensor
+    seen_2P: torch.Tensor | None
+    term_QI: Any
+
+    @classmethod
+    def of(
+        cls, scorer: SessionScorer, sessions: Sessions, visible_B: Int, state_BS: torch.Tensor, *, mask_seen: bool
+    ) -> TargetQueries:
+        """From the states of sessions after their first `visible_B` clicks."""
+        target = sessions.items.values[sessions.items.offset[:-1] + visible_B].astype(np.int64)
+        seen = seen_pairs(sessions, visible_B) if mask_seen else None
+        term = None if scorer.term is None else scorer.term.scores(sessions, visible_B, "valid")
+        return cls(scorer.queries(state_BS), torch.from_numpy(target), seen, term)
+
+    def request(self, scorer: SessionScorer) -> RankRequest:
+        """The request to rank the targets by a scorer's item vectors."""
+        return rank_request(scorer, self.query_QD, self.target_Q, self.seen_2P, self.term_QI)
+
+
+def target_queries(scorer: SessionScorer, sample: Sessions, *, mask_seen: bool) -> list[TargetQueries]:
+    """The queries of this worker's valid sessions, by batch."""
+    queries = []
+    for sessions, visible in valid_batches(sample):
+        state = scorer.states(sessions, visible[:, None])[:, 0]
+        queries.append(TargetQueries.of(scorer, sessions, visible, state, mask_seen=mask_seen))
+    return queries
+
+
+def target_ranks(scorer: SessionScorer, queries: list[TargetQueries], candidate_C: Int, world: World) -> Int:
     """Ranks of all workers' valid targets, int64, as `validate_sessions` finds them. Collective.
 
     Args:
-        scorer, sample, candidate_C, world, mask_seen: as of `validate_sessions`.
+        scorer, candidate_C, world: as of `validate_sessions`.
+        queries: this worker's.
     """
-    requests = []
-    for sessions, visible in _batches(sample):
-        state = scorer.states(sessions, visible[:, None])[:, 0]
-        requests.append(_request(scorer, sessions, visible, state, mask_seen=mask_seen))
-    mine = list(_ranks(scorer, requests, candidate_C, world))
+    mine = list(_ranks(scorer, [batch.request(scorer) for batch in queries], candidate_C, world))
     return np.concatenate([np.zeros(0, np.int64), *(ranks for share in world.gather(mine) for ranks in share)])
 
 
-def score_deviation(scorer: SessionScorer, sample: Sessions, candidate_C: Int, world: World) -> float:
+def score_deviation(scorer: SessionScorer, queries: list[TargetQueries], candidate_C: Int, world: World) -> float:
     """Root mean square, over valid queries, of the standard deviation of their scores over candidates. Collective.
 
     Args:
-        scorer, sample, world: as of `validate_sessions`.
+        scorer, world: as of `validate_sessions`; the last use of the scorer.
+        queries: this worker's.
         candidate_C: dense ids of the candidates, the same on all workers.
     """
     chosen = torch.from_numpy(candidate_C[:: -(-len(candidate_C) // DEVIATION_ITEMS)]).to(scorer.device)
-    vectors, variances = scorer.item_vectors(chosen), [np.zeros(0)]
-    for sessions, visible in _batches(sample):
-        scores = scorer.queries(scorer.states(sessions, visible[:, None])[:, 0]) @ vectors.t()
-        variances.append(scores.double().var(dim=1, correction=0).cpu().numpy())
+    vectors = scorer.item_vectors(chosen)
     scorer.finish()
-    every = np.concatenate([variance for share in world.gather(variances) for variance in share])
+    scores = [(batch.query_QD @ vectors.t()).double() for batch in queries]
+    variances = [score.var(dim=1, correction=0).cpu().numpy() for score in scores]
+    every = np.concatenate([np.zeros(0), *(variance for share in world.gather(variances) for variance in share)])
     return float(np.sqrt(every.mean())) if len(every) else 0.0
 
 
-def _batches(sample: Sessions) -> Iterator[tuple[Sessions, Int]]:
+def valid_batches(sample: Sessions) -> Iterator[tuple[Sessions, Int]]:
     """Batches of sessions, with the number of their clicks before the valid target."""
     for begin in range(0, len(sample), SESSIONS_PER_BATCH):
         sessions = sample.take(np.arange(begin, min(begin + SESSIONS_PER_BATCH, len(sample))))
         yield sessions, sessions.items.lengths - TRAIN_HOLDOUT
-
-
-def _request(
-    scorer: SessionScorer, sessions: Sessions, visible_B: Int, state_BS: torch.Tensor, *, mask_seen: bool
-) -> RankRequest:
-    target = sessions.items.values[sessions.items.offset[:-1] + visible_B]
-    seen = seen_pairs(sessions, visible_B) if mask_seen else None
-    targets = torch.from_numpy(target.astype(np.int64))
-    term = None if scorer.term is None else scorer.term.scores(sessions, visible_B, "valid")
-    return rank_request(scorer, scorer.queries(state_BS), targets, seen, term)
 
 
 def _ranks(scorer: SessionScorer, requests: list[RankRequest], candidate_C: Int, world: World) -> Iterator[Int]:

@@ -9,10 +9,10 @@ from etl.runtime.errors import InputError
 from etl.runtime.object_store import download_if_remote
 from trainer.config import ENCODERS, HEADS, MODELS, TrainerConfig, from_plain
 from trainer.inference.export import FeedbackPass
-from trainer.prepare import CONFIG, read_config
+from trainer.prepare import read_config
 from trainer.run import checkpoint
 from trainer.run.checkpoint import Progress
-from trainer.run.folder import SUMMARY, is_finished
+from trainer.run.folder import CONFIG, SUMMARY, is_finished
 from trainer.run.task_epochs import feedback_passes
 from trainer.task.base import ModelTask
 from trainer.training.step import TrainStep

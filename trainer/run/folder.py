@@ -1,10 +1,12 @@
-"""Whether a run is finished. Has no heavy imports."""
+"""File names of a run folder, and whether a run is finished. Has no heavy imports."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+CONFIG = "config.yaml"
+"""The resolved configuration: every run folder has it."""
 SUMMARY = "summary.json"
 """Written last: a run folder with it is finished."""
 

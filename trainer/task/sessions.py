@@ -24,11 +24,12 @@ from trainer.distributed.world import World
 from trainer.inference.popularity_weight import find_weight, read_weight, write_weight
 from trainer.inference.scorer import SessionScorer
 from trainer.inference.validation import (
-    SESSIONS_PER_BATCH,
     Validation,
     score_deviation,
     seen_pairs,
+    target_queries,
     target_ranks,
+    valid_batches,
     valid_sessions,
     validate_sessions,
 )
@@ -202,13 +203,14 @@ class SessionTask:
 
     def _fit_popularity(self, train_step: TrainStep, sample: Sessions) -> None:
         """Fit the weight of popularity, without transitions."""
-        candidates, world, mask_seen = self.candidates, self.world, self.mask_seen
         self.popularity_weight, self.term = 0.0, None
-        deviation = score_deviation(self.scorer(train_step), sample, self.all_candidates, world)
+        scorer = self.scorer(train_step)
+        queries = target_queries(scorer, sample, mask_seen=self.mask_seen)
+        deviation = score_deviation(scorer, queries, self.all_candidates, self.world)
 
         def ranks_with(weight: float) -> Int:
             self.popularity_weight = weight
-            return target_ranks(self.scorer(train_step), sample, candidates, world, mask_seen=mask_seen)
+            return target_ranks(self.scorer(train_step), queries, self.candidates, self.world)
 
         self.popularity_weight = find_weight(ranks_with, deviation)
 
@@ -244,9 +246,7 @@ class SessionTask:
         from trainer.inference.transition_term import contexts, make_pool
 
         scorer, out = self.scorer(train_step), []
-        for begin in range(0, len(sessions), SESSIONS_PER_BATCH):
-            some = sessions.take(np.arange(begin, min(begin + SESSIONS_PER_BATCH, len(sessions))))
-            visible = some.items.lengths - TRAIN_HOLDOUT
+        for some, visible in valid_batches(sessions):
             query = scorer.queries(scorer.states(some, visible[:, None])[:, 0])
             target = some.items.values[some.items.offset[:-1] + visible]
             seen = tuple(seen_pairs(some, visible).numpy()) if self.mask_seen else None
