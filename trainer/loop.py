@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +28,7 @@ from trainer.inference.export import export
 from trainer.run import checkpoint
 from trainer.run.checkpoint import Progress
 from trainer.run.lost_checkpoints import best_on_disk
-from trainer.run.metrics_log import METRICS, Meter, RunLog
+from trainer.run.metrics_log import METRICS, Meter, RunLog, mean_losses
 from trainer.run.object_store import RunFolder
 from trainer.run.profiling import Profiler
 from trainer.run.signals import Stopped, StopWatch, stop_requested
@@ -168,7 +169,7 @@ def fit(
         values: dict[str, Any] = {}
         if sample is not None:
             values = model_task.validate(train_step, sample).metrics
-            _update_best(progress, values, config.select_by)
+            _update_best(progress, values, config.select_by, report=log is not None)
             if config.train.best_epoch_by_task:
                 update_best(progress, values)
         if log:
@@ -332,13 +333,11 @@ def _batches(
     return Prefetch(reader.epoch(order, collate, start=start, global_rank=rank, world_size=size))
 
 
-def mean_losses(tasks: list[str], loss_sums: list[float], counts: list[float]) -> dict[str, float]:
-    """Mean loss by task, with the log's names."""
-    return {f"loss/{t}": s / max(c, 1.0) for t, s, c in zip(tasks, loss_sums, counts, strict=True)}
-
-
-def _update_best(progress: Progress, values: dict[str, Any], select_by: str) -> None:
+def _update_best(progress: Progress, values: dict[str, Any], select_by: str, *, report: bool) -> None:
     value = values.get(select_by)
+    if value is None and progress.epoch == 1 and report:
+        what = "the valid rows of each task have one outcome only; the first epoch will be kept"
+        print(f"warning: {select_by} is undefined: {what}", file=sys.stderr, flush=True)
     score = value if value is not None and math.isfinite(value) else 0.0  # an undefined score never wins
     if score > progress.best_score:
         progress.best_epoch, progress.best_step, progress.best_score = progress.epoch, progress.step, score

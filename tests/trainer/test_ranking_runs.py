@@ -43,12 +43,20 @@ def result(dataset: Dataset, run: Path) -> dict:
     return evaluate(load([f"bundle={run / 'bundle'}", f"data={dataset.path}", f"output={output}"]))
 
 
-@pytest.fixture(scope="module")
-def ctr(tmp_path_factory) -> Dataset:
-    """Rows that are mostly clicked if the category is even, and mostly liked if clicked and the age is above 3."""
+def ctr_dataset(folder: Path, *options: str) -> Dataset:
+    """The rows of `folder`/log.csv."""
     import etl.config
     import etl.sessions
 
+    etl.sessions.build(
+        etl.config.load([f"input={folder / 'log.csv'}", f"output={folder / 'data'}", "scenario=ctr", *options])
+    )
+    return open_dataset(folder / "data")
+
+
+@pytest.fixture(scope="module")
+def ctr(tmp_path_factory) -> Dataset:
+    """Rows that are mostly clicked if the category is even, and mostly liked if clicked and the age is above 3."""
     folder = tmp_path_factory.mktemp("ctr")
     rng = np.random.default_rng(0)
     lines = [",".join([*VIDEO, *HISTORY])]
@@ -59,10 +67,7 @@ def ctr(tmp_path_factory) -> Dataset:
         values = (rng.integers(1, 40), item, click, 0, like, int(rng.random() < 0.1), item % 10, 0, 1, age)
         lines.append(",".join(map(str, [*values, *rng.integers(1, 60, len(HISTORY))])))
     (folder / "log.csv").write_text("\n".join(lines) + "\n")
-    etl.sessions.build(
-        etl.config.load([f"input={folder / 'log.csv'}", f"output={folder / 'data'}", "scenario=ctr", "shards=3"])
-    )
-    return open_dataset(folder / "data")
+    return ctr_dataset(folder, "shards=3")
 
 
 @pytest.mark.usefixtures("no_report")
@@ -157,3 +162,18 @@ def test_progress_counts_rows_and_ends_at_the_total(fifty, tmp_path, monkeypatch
     assert {each["unit"] for each in message} == {"rows"}
     assert message[-1]["done"] == message[-1]["total"] == rows
     assert all(each["done"] <= each["total"] <= 3 * rows for each in message)
+
+
+def test_selection_by_an_undefined_auc_is_reported_and_keeps_the_first_epoch(tmp_path, capfd):
+    """One row is liked, and the random split puts it into train."""
+    lines = [",".join([*VIDEO, *HISTORY])]
+    for row in range(400):
+        like = int(row == 0)
+        lines.append(",".join(map(str, [row % 20 + 1, row % 7 + 1, 1, 0, like, 0, 1, 1, 0, 3, *[0] * len(HISTORY)])))
+    (tmp_path / "log.csv").write_text("\n".join(lines) + "\n")
+    dataset = ctr_dataset(
+        tmp_path,
+    )
+    folder = run(dataset, tmp_path / "run", "model=rank_single", "tasks=[like]")
+    assert "warning: auc is undefined" in capfd.readouterr().err
+    assert json.loads((folder / "summary.json").read_text())["best_epoch"] == 1

@@ -180,3 +180,8 @@ def epoch_line(values: dict[str, Any]) -> str:
     note = f"loss {values['loss']:.3f}, waiting {values['waiting']:.0%}"
     what = f"epoch {values['epoch']}/{values['epochs']}"
     return progress_line(what, values["done"], values["total"], values["unit"], values["recent_rate"], note)
+
+
+def mean_losses(tasks: list[str], loss_sums: list[float], counts: list[float]) -> dict[str, float]:
+    """Mean loss by task, with the log's names."""
+    return {f"loss/{t}": s / max(c, 1.0) for t, s, c in zip(tasks, loss_sums, counts, strict=True)}
