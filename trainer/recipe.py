@@ -19,7 +19,8 @@ WIDE, WIDE_WARMUP_STEPS = 256, 100
 def with_recipe(options: Sequence[str], n_items: int, loaded_config: TrainerConfig | None = None) -> TrainerConfig:
     """Apply the recipe; options of the command line take precedence.
 
-    Wide session models get a warm-up: at the recipes' learning rates 256 units and more diverge at first.
+    `recipe` of the result is the recipe whose values were taken, which is the next smaller size's if the model has none
+    of that name. Wide session models get a warm-up: at the recipes' learning rates 256 units and more diverge at first.
 
     Args:
         options: the command line.
@@ -28,9 +29,9 @@ def with_recipe(options: Sequence[str], n_items: int, loaded_config: TrainerConf
     """
     config = loaded_config or load(options)
     recipe = catalogue_size(n_items) if config.recipe == "auto" else config.recipe
-    preset = f"+recipes@_global_={recipe_file(recipe, config.recipe_model)}"
-    config = read_options(TrainerConfig, "trainer.conf", options, [preset])
-    config.recipe = recipe
+    file = recipe_file(recipe, config.recipe_model)
+    config = read_options(TrainerConfig, "trainer.conf", options, [f"+recipes@_global_={file}"])
+    config.recipe = file.removesuffix(f"_{config.recipe_model}")
     explicit = {option.partition("=")[0] for option in options}
     slow = config.train.learning_rate < TrainerConfig().train.learning_rate
     if config.network.item_features and slow and config.train.ppmi_start and "train.ppmi_start" not in explicit:

@@ -73,7 +73,7 @@ def unread_options(options: Sequence[str], config: TrainerConfig) -> list[str]:
     >>> unread_options(line, load(line))
     ['head']
     """
-    values = dict(option.split("=", 1) for option in options if "=" in option)
+    values = _values(options)
     if values.get("tasks", "").replace(" ", "") == "[next]":  # what a session model predicts anyway
         del values["tasks"]
     names = {name if name in READ_BY else name.rpartition(".")[0] for name in values}  # train.task_weights.like
@@ -86,3 +86,11 @@ def warn_about_unread(options: Sequence[str], config: TrainerConfig) -> None:
         which = f"model={config.model}" + f" with loss={config.loss}" * any(n in LOSS_OPTIONS for n in names)
         which += " with ray.workers=0" * ("ray.use_gpu" in names)
         print(f"warning: {which} does not read {', '.join(names)}", file=sys.stderr, flush=True)
+    recipe = _values(options).get("recipe", "auto")
+    if recipe not in ("auto", config.recipe):
+        which = f"model={config.model} has no recipe {recipe}: {config.recipe} is used"
+        print(f"warning: {which}", file=sys.stderr, flush=True)
+
+
+def _values(options: Sequence[str]) -> dict[str, str]:
+    return dict(option.split("=", 1) for option in options if "=" in option)

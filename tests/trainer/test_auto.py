@@ -160,7 +160,7 @@ def test_run_keeps_its_recipe_and_refuses_changed_options_from_the_first_trial(f
         (["loss=embedding"], "small"),  # not combinable with cosine scores
         (["auto.candidates=[small_dropout]"], "small_dropout"),
         (["recipe=small_softmax"], "small_softmax"),
-        (["recipe=small_softmax", "model=nextitnet"], "small_softmax"),  # nextitnet has no such recipe file
+        (["recipe=small_softmax", "model=nextitnet"], "small"),  # nextitnet has no such recipe file
     ],
 )
 def test_no_trials_run_if_there_is_only_one_recipe_to_choose(fifty, tmp_path, more, recipe, monkeypatch):

@@ -14,7 +14,7 @@ from tests.support.runs import SMALL, options
 from trainer.__main__ import main
 from trainer.config import MODELS
 from trainer.recipe import MEDIUM_CATALOGUE, SMALL_CATALOGUE, with_recipe
-from trainer.unread_options import unread_options
+from trainer.unread_options import unread_options, warn_about_unread
 
 
 @pytest.mark.parametrize(
@@ -113,6 +113,17 @@ def test_recipe_is_given_or_follows_from_the_catalogue_size(model):
     assert with_recipe(line, n_items=SMALL_CATALOGUE + 1) == with_recipe(line, n_items=MEDIUM_CATALOGUE) == medium
     assert with_recipe(line, n_items=MEDIUM_CATALOGUE + 1) == large
     assert with_recipe([*line, "recipe=large", "train.batch_tokens=7"], n_items=10).train.batch_tokens == 7
+
+
+def test_recipe_that_a_model_does_not_have_is_reported_and_recorded_as_the_one_used(capfd):
+    line = ["data=d", "output=o", "model=sasrec", "recipe=medium_dropout"]
+    config = with_recipe(line, n_items=10)
+    assert config == with_recipe([*line[:3], "recipe=medium"], n_items=10)
+    assert config.recipe == "medium"
+    warn_about_unread(line, config)
+    assert capfd.readouterr().err == "warning: model=sasrec has no recipe medium_dropout: medium is used\n"
+    warn_about_unread([*line, "recipe=auto"], config)
+    assert capfd.readouterr().err == ""
 
 
 def test_missing_options_and_unrelated_output_folders_are_refused(fifty, tmp_path, capfd):
