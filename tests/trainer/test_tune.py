@@ -21,6 +21,7 @@ from etl.runtime.option_files import expand_files
 from tests.support.runs import SMALL
 from trainer.__main__ import main as train
 from trainer.config import MODELS, load
+from trainer.recipe import with_recipe
 from trainer.tune import main
 from trainer.tuning.space import Choice, Uniform, command_line, default_space, first_settings, read_space, settings
 from trainer.tuning.trial import Trial
@@ -44,12 +45,29 @@ def test_settings_depend_on_seed_and_trial_number_only():
     assert command_line({"n": None, "w": {"like": 0.1, "click": True}}) == ["n=null", "w={like:0.1,click:true}"]
 
 
+@pytest.mark.parametrize("recipe", ["small", "large"])
 @pytest.mark.parametrize("model", MODELS)
-def test_settings_of_the_default_spaces_are_valid_trainer_options(model):
-    actual = settings(model, default_space(model), 40, seed=0, known=True)
+def test_settings_of_the_default_spaces_are_valid_and_surround_the_recipe(model, recipe):
+    line = ["data=d", "output=o", f"model={model}", f"recipe={recipe}"]
+    config = with_recipe(line, n_items=10)
+    space = default_space(config)
+    actual = settings(model, space, 40, seed=0, known=True)
     assert actual[: len(first_settings(model))] == first_settings(model)
-    for setting in actual:
-        load(["data=d", "output=o", f"model={model}", *command_line(setting)])
+    for setting in actual[:4]:
+        load([*line, *command_line(setting)])
+    for name, dimension in space.items():
+        section, _, option = name.rpartition(".")
+        value = getattr(getattr(config, section) if section else config, option)
+        sampled = [setting[name] for setting in actual[2:]]
+        if isinstance(dimension, Choice):
+            assert value in dimension.values
+            assert set(sampled) == set(dimension.values)
+        elif value is not None:
+            assert dimension.low <= value <= dimension.high
+            assert min(sampled) < value < max(sampled) or value == dimension.low
+    assert space["train.learning_rate"] == Uniform(
+        config.train.learning_rate / 4, config.train.learning_rate * 4, log=True
+    )
 
 
 def test_search_space_is_read_from_a_file_and_invalid_ones_are_refused(tmp_path):

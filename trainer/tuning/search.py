@@ -21,6 +21,7 @@ from etl.runtime.object_store import absolute, is_remote
 from etl.runtime.output_file import new_file
 from etl.runtime.progress import ProgressLine
 from trainer.config import load as load_trainer
+from trainer.recipe import with_recipe
 from trainer.tune import TuneOptions
 from trainer.tuning.page import page
 from trainer.tuning.space import command_line, default_space, read_space, settings
@@ -70,9 +71,10 @@ def plan(config: TuneOptions) -> tuple[list[Trial], str]:
     taken = [option for option in shared if option.split("=")[0] in RESERVED]
     if taken:
         raise InputError("options that the search does not set", taken[0], "leave it out")
-    space = read_space(config.space) if config.space else default_space(config.model)
-    known = config.space is None
     fixed = [f"data={absolute(config.data)}", f"model={config.model}", f"train.epochs={config.epochs}", "ray.workers=0"]
+    manifest = open_dataset(config.data, verify=False).manifest
+    recipe = with_recipe([*fixed, f"output={folder}", *shared], manifest.n_items)
+    space, known = read_space(config.space) if config.space else default_space(recipe), config.space is None
     trials = []
     for number, setting in enumerate(settings(config.model, space, config.trials, config.seed, known=known)):
         # Options set by the user take precedence over the space.
@@ -80,15 +82,15 @@ def plan(config: TuneOptions) -> tuple[list[Trial], str]:
         path = folder / "trials" / f"{number:04d}"
         trials.append(Trial(number, path, free, [*fixed, f"output={path}", *shared, *command_line(free)]))
     result = [load_trainer(trial.options) for trial in trials]
-    _remember(folder, config, space)
+    _remember(folder, config, space, manifest.fingerprint)
     return trials, result[0].select_by
 
 
-def _remember(folder: Path, config: TuneOptions, space: Any) -> None:
+def _remember(folder: Path, config: TuneOptions, space: Any, dataset: str) -> None:
     """Save the search's options, or compare them with the saved ones on resume."""
     record: dict[str, Any] = {n: v for n, v in asdict(config).items() if n not in MAY_CHANGE}
     record["space"] = {name: asdict(dimension) for name, dimension in space.items()}
-    record["dataset"] = open_dataset(config.data, verify=False).manifest.fingerprint
+    record["dataset"] = dataset
     path = folder / SEARCH
     if not path.is_file():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

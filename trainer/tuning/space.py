@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from etl.runtime.errors import InputError
-from trainer.config import RANK_HEADS
+from trainer.config import RANK_HEADS, TrainerConfig
 
 DIGITS = 4
 """Significant digits of sampled numbers, for readability."""
@@ -49,45 +49,18 @@ class Uniform:
 Dimension = Choice | Uniform
 Space = Mapping[str, Dimension]
 
-SIZES: Space = {
-    "network.embedding_dim": Choice([64, 96, 128, 192]),
-    "network.hidden_size": Choice([64, 96, 128, 192]),
-    "network.embedding_dropout": Uniform(0.0, 0.5),
-    "network.state_dropout": Uniform(0.0, 0.7),
-}
-SESSION: Space = {
-    "loss": Choice(["bpr_max", "sampled_softmax", "gbce"]),
-    "train.learning_rate": Uniform(0.005, 0.2, log=True),
-    "train.ppmi_start": Choice([0.0, 0.5, 1.0]),
-    "train.batch_tokens": Choice([128, 256, 512]),
-    "train.negatives": Choice([512, 1024, 2048]),
-    "train.negative_popularity_exponent": Uniform(0.0, 1.0),
-    **SIZES,
-}
-CONVOLUTION: Space = {
-    "network.layers": Choice([1, 2]),
-    "train.network_learning_rate": Uniform(0.0003, 0.01, log=True),
-}
-ATTENTION: Space = {
-    "network.layers": Choice([1, 2]),
-    "network.attention_heads": Choice([1, 2]),
-    "train.network_learning_rate": Uniform(0.0003, 0.01, log=True),
-}
-HYBRID: Space = {
-    "network.experts": Choice([4, 8, 12]),
-    "network.gate_preference": Choice([0.0, 1.0, 2.0]),
-    "network.tower": Choice([32, 64, 128]),
-    "train.head_learning_rate": Uniform(0.001, 0.05, log=True),
-    "train.feedback_learning_rate": Uniform(0.003, 0.1, log=True),
-}
-RANKING: Space = {
-    "train.learning_rate": Uniform(0.003, 0.1, log=True),
-    "train.batch_tokens": Choice([256, 512, 1024]),
-    "train.weight_decay": Choice([0.0, 1e-6, 1e-5, 1e-4]),
-    "network.embedding_dim": Choice([16, 32, 64]),
-    "network.hidden_size": Choice([32, 64, 128]),
-    "network.tower": Choice([32, 64, 128]),
-    "network.state_dropout": Uniform(0.0, 0.5),
+FACTOR = 4.0
+"""A learning rate is sampled between the recipe's divided and multiplied by this."""
+RATES = (
+    "train.learning_rate",
+    "train.network_learning_rate",
+    "train.head_learning_rate",
+    "train.feedback_learning_rate",
+)
+ENCODERS: Mapping[str, dict[str, Dimension]] = {
+    "nextitnet": {"network.layers": Choice([1, 2])},
+    "sasrec": {"network.layers": Choice([1, 2]), "network.attention_heads": Choice([1, 2])},
+    "hybrid": {"network.experts": Choice([4, 8, 12]), "network.gate_preference": Choice([0.0, 1.0, 2.0])},
 }
 OFFICIAL: Setting = {
     "loss": "sampled_softmax",
@@ -101,11 +74,36 @@ OFFICIAL: Setting = {
 """Close to the settings that GRU4Rec's authors published for cross-entropy (Hidasi and Czapp 2023)."""
 
 
-def default_space(model: str) -> Space:
-    """The space of a model."""
-    if model in RANK_HEADS:
-        return RANKING
-    return {**SESSION, **{"sasrec": ATTENTION, "nextitnet": CONVOLUTION, "hybrid": HYBRID}.get(model, {})}
+def default_space(config: TrainerConfig) -> Space:
+    """The space around the recipe that `config` is resolved with."""
+    train, network = config.train, config.network
+    learning_rates = {name: getattr(train, name.removeprefix("train.")) for name in RATES}
+    space: dict[str, Dimension] = {
+        **{n: Uniform(v / FACTOR, v * FACTOR, log=True) for n, v in learning_rates.items() if v is not None},
+        "train.batch_tokens": _scaled(train.batch_tokens, 0.5, 1, 2),
+        "network.embedding_dim": _scaled(network.embedding_dim, 0.5, 0.75, 1, 1.5),
+        "network.hidden_size": _scaled(network.hidden_size, 0.5, 0.75, 1, 1.5),
+        "network.state_dropout": Uniform(0.0, 0.7),
+    }
+    if config.ranks or config.model == "hybrid":
+        space["network.tower"] = _scaled(network.tower, 0.5, 1, 2)
+    if config.ranks:
+        decay = train.weight_decay or 1e-5
+        return space | {"train.weight_decay": Uniform(decay / 100, decay * 10, log=True)}
+    space |= {
+        "loss": Choice(list(dict.fromkeys([config.loss, "bpr_max", "sampled_softmax", "gbce"]))),
+        "train.negatives": _scaled(train.negatives, 0.5, 1, 2),
+        "train.negative_popularity_exponent": Uniform(0.0, 1.0),
+        "network.embedding_dropout": Uniform(0.0, 0.7),
+    }
+    if train.ppmi_start:  # otherwise the item vectors of this catalogue size start at random
+        space["train.ppmi_start"] = Choice([train.ppmi_start / 2, train.ppmi_start, train.ppmi_start * 2])
+    return space | ENCODERS.get(config.model, {})
+
+
+def _scaled(value: int, *factors: float) -> Choice:
+    """The value times each factor, in multiples of 8 (attention divides widths by its heads)."""
+    return Choice(list(dict.fromkeys(max(8, round(value * factor / 8) * 8) for factor in factors)))
 
 
 def first_settings(model: str) -> list[Setting]:
