@@ -45,7 +45,7 @@ TRANSITIONS_SCHEMA = pa.schema(
         pa.field("value", pa.float64(), nullable=False),
     ]
 )
-"""Schema of `rules.parquet` and `cosine.parquet`: what an item adds to another's score; sorted by both ids."""
+"""Schema of `rules`, `cosine` and `markov.parquet`: what an item adds to another's score; sorted by both ids."""
 FEEDBACK_SCHEMA = pa.schema(
     [
         pa.field("task", pa.string(), nullable=False),

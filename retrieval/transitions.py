@@ -2,11 +2,12 @@
 
 A model with transitions scores item i after the clicks x_1 (the last), x_2, … by
 
-    q · v_i + w_1 Σ_{g ≤ 3} log(1 + r(x_g, i)) / g + w_2 Σ_{g ≤ 12} c(x_g, i)
+    q · v_i + w_1 Σ_{g ≤ 3} log(1 + r(x_g, i)) / g + w_2 Σ_{g ≤ 12} c(x_g, i) + w_3 log(1 + n(x_1, i))
 
 r is the score of sequential rules (clicks on i up to ten clicks after one on x, weighted 1 / gap), c the cosine of
-co-occurrence in train sessions. The weights w ≥ 0 are per query. Since the term is never negative, the best k items
-are among the k best by inner product and the items with a term, so the search stays exact.
+co-occurrence in train sessions, n the number of clicks on i directly after one on x (first-order Markov). The weights
+w ≥ 0 are per query. Since the term is never negative, the best k items are among the k best by inner product and the
+items with a term, so the search stays exact.
 """
 
 from __future__ import annotations
@@ -30,11 +31,15 @@ from retrieval.sources.scores import ItemKNNScores, SuccessorScores
 from retrieval.sources.sparse_rows import row_of_entries
 from retrieval.sources.store import SourceOptions, open_counted
 
-STEPS = {"rules": tuple(1.0 / gap for gap in (1, 2, 3)), "cosine": (1.0,) * 12}
+STEPS = {"rules": tuple(1.0 / gap for gap in (1, 2, 3)), "cosine": (1.0,) * 12, "markov": (1.0,)}
 """Weights of the last clicks by term, latest first."""
 LONGEST = max(map(len, STEPS.values()))
-COUNTED = {"rules": "sequential_rules", "cosine": "item_knn"}
+COUNTED = {"rules": "sequential_rules", "cosine": "item_knn", "markov": "markov"}
 """The counted source of each term."""
+LOGARITHMIC = ("rules", "markov")
+"""Terms that are log(1 + count)."""
+FIRST_TERMS = 2
+"""Number of terms of earlier versions, which had no Markov term; their bundles and runs are still read."""
 PER_ITEM, GAPS = 100, 10
 """Maximum items retained per item; maximum distance of a rule in clicks."""
 ROWS_AT_ONCE, ENTRIES_AT_ONCE = 1 << 20, 1 << 22
@@ -48,6 +53,10 @@ class Transitions:
 
     terms: dict[str, sparse.csr_matrix]
 
+    def first(self, number: int) -> Transitions:
+        """The first terms alone: a run of an earlier version has weights of `FIRST_TERMS`."""
+        return Transitions(dict(list(self.terms.items())[:number]))
+
     def features(self, context_NG: npt.NDArray[np.integer]) -> list[sparse.csr_matrix]:
         """Unweighted terms, float64 `[N, n_items + 1]` each.
 
@@ -55,12 +64,12 @@ class Transitions:
             context_NG: last clicks, latest first, padded with 0.
         """
         out = []
-        for name, steps in STEPS.items():
-            steps = steps[: context_NG.shape[1]]
+        for name, matrix in self.terms.items():
+            steps = STEPS[name][: context_NG.shape[1]]
             n = len(context_NG)
             # Convert only the needed rows to float64: scipy would copy the complete matrix.
             items, position = np.unique(context_NG[:, : len(steps)], return_inverse=True)
-            rows = self.terms[name][items].astype(np.float64)
+            rows = matrix[items].astype(np.float64)
             indptr = np.arange(n + 1) * len(steps)
             clicks = sparse.csr_matrix((np.tile(steps, n), position.ravel(), indptr), shape=(n, len(items)))
             result = (clicks @ rows).tocsr()
@@ -119,10 +128,10 @@ def open_transitions(dataset: Dataset, folder: Path, held_out: int, threads: int
 
 
 def transitions_from_counts(counts: dict[str, sparse.csr_matrix]) -> Transitions:
-    """Terms from rule scores and cosines."""
+    """Terms from counts by term: rule scores, cosines, direct successors."""
     terms = {}
     for name, matrix in counts.items():
-        value = np.log1p(matrix.data) if name == "rules" else matrix.data
+        value = np.log1p(matrix.data) if name in LOGARITHMIC else matrix.data
         terms[name] = sparse.csr_matrix((value, matrix.indices, matrix.indptr), shape=matrix.shape)
     return Transitions(terms)
 
@@ -149,9 +158,10 @@ def read_transitions(bundle: Bundle) -> Transitions | None:
     terms = {}
     for entry in bundle.files_by_kind.get(TRANSITIONS, []):
         terms[Path(entry.path).stem] = _read_term(bundle.path / entry.path, entry.path, size)
-    if terms and set(terms) != set(STEPS):
-        raise InputError(f"transitions {', '.join(STEPS)}", ", ".join(terms), HINT)
-    return Transitions({name: terms[name] for name in STEPS}) if terms else None
+    names = list(STEPS)[: max(len(terms), FIRST_TERMS)]
+    if terms and set(terms) != set(names):
+        raise InputError(f"transitions {', '.join(names)}", ", ".join(terms), HINT)
+    return Transitions({name: terms[name] for name in names}) if terms else None
 
 
 def _read_term(path: Path, name: str, size: int) -> sparse.csr_matrix:

@@ -107,7 +107,7 @@ class ModelOptions:
     transitions: bool = option(
         False,
         "add what was counted between an item and the last clicks in train to its score (sequential rules, cosine of "
-        "co-occurrence), by weights fitted on valid",
+        "co-occurrence, first-order Markov), by weights fitted on valid",
     )
     detach_items: bool = option(False, "stop gradients of the feedback tasks at the item embeddings")
 

@@ -20,7 +20,7 @@ from retrieval.search.index import Catalogue, build_index
 from retrieval.search.tuning import ExactReference, measure
 from retrieval.sources.counts import cosine_lists, successor_lists
 from retrieval.sources.sessions import TrainSessions
-from retrieval.transitions import Transitions, read_transitions, transitions_from_counts, write_transitions
+from retrieval.transitions import FIRST_TERMS, Transitions, read_transitions, transitions_from_counts, write_transitions
 
 N_ITEMS, QUERIES = 40, 25
 
@@ -33,14 +33,18 @@ def sessions_of(lists: list[list[int]], n_items: int) -> TrainSessions:
 def counted(lists: list[list[int]], n_items: int, most: int = 100) -> Transitions:
     sessions = sessions_of(lists, n_items)
     return transitions_from_counts(
-        {"rules": successor_lists(sessions, 10, most), "cosine": cosine_lists(sessions, most)}
+        {
+            "rules": successor_lists(sessions, 10, most),
+            "cosine": cosine_lists(sessions, most),
+            "markov": successor_lists(sessions, 1, most),
+        }
     )
 
 
 def slow_term(transitions: Transitions, clicks: list[int], weight: np.ndarray) -> np.ndarray:
     """The term of every item `[n_items + 1]` after some clicks, oldest first, by the module's formula."""
-    rules, cosine = (transitions.terms[name].toarray() for name in ("rules", "cosine"))
-    out = np.zeros(len(rules))
+    rules, cosine, markov = (transitions.terms[name].toarray() for name in ("rules", "cosine", "markov"))
+    out = weight[2] * markov[clicks[-1]]
     for back, click in enumerate(reversed(clicks), 1):
         if back <= 3:
             out += weight[0] * rules[click] / back
@@ -59,7 +63,7 @@ def problem(seed: int) -> tuple[Catalogue, Queries, np.ndarray]:
     offset = np.concatenate([[0], np.cumsum(n_seen)]).astype(np.int64)
     seen = rng.integers(1, N_ITEMS + 1, offset[-1]).astype(np.int32)
     query = rng.integers(-2, 3, (QUERIES, 3)).astype(np.float32)
-    weight = (rng.integers(0, 3, (QUERIES, 2)) / 2).astype(np.float32)
+    weight = (rng.integers(0, 3, (QUERIES, 3)) / 2).astype(np.float32)
     target = rng.integers(1, N_ITEMS + 1, QUERIES).astype(np.int32)
     queries = Queries(np.arange(QUERIES), target, offset, seen, n_seen.astype(np.int32), query, weight)
     score = np.full((QUERIES, N_ITEMS + 1), -np.inf)
@@ -99,7 +103,7 @@ def test_equal_scores_count_against_the_target_and_are_listed_by_rising_id():
     """All vectors and weights are zero, so all scores are exactly equal."""
     catalogue, queries, _ = problem(0)
     queries = replace(
-        queries, vector=np.zeros_like(queries.vector), transition_weight=np.zeros((QUERIES, 2), np.float32)
+        queries, vector=np.zeros_like(queries.vector), transition_weight=np.zeros((QUERIES, 3), np.float32)
     )
     rank, listed = rank_by_index(build_index("flat", catalogue), queries, 20, mask_seen=False)
     is_candidate = np.isin(queries.target, catalogue.item)
@@ -147,6 +151,18 @@ def test_transition_files_round_trip_and_invalid_ones_are_refused(tmp_path):
     (tmp_path / "transitions" / "rules.parquet").unlink()
     with pytest.raises(InputError, match="transitions rules, cosine"):
         read_transitions(bundle_of(tmp_path))
+
+
+def test_bundle_of_an_earlier_version_without_the_markov_term_is_read(tmp_path):
+    catalogue, queries, _ = problem(2)
+    write_transitions(tmp_path / "transitions", catalogue.transitions.first(FIRST_TERMS))
+    earlier = read_transitions(bundle_of(tmp_path))
+    assert list(earlier.terms) == ["rules", "cosine"]
+    weight = queries.transition_weight
+    actual = earlier.scores_of(replace(queries, transition_weight=weight[:, :2]))
+    expected = catalogue.transitions.scores_of(replace(queries, transition_weight=weight * np.float32([1, 1, 0])))
+    assert actual.nnz > 0
+    assert abs(actual - expected).max() < 1e-12
 
 
 @pytest.mark.parametrize("seed", range(8))

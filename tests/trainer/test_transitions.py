@@ -119,7 +119,7 @@ def test_pool_contains_the_nearest_and_all_counted_candidates():
         score = query[q] @ vector.T
         usable = np.setdiff1d(candidates, clicks[q])
         nearest = usable[np.argsort(-score[usable])[:100]]
-        term = np.array([slow_term(transitions, clicks[q], weight) for weight in np.eye(2)])
+        term = np.array([slow_term(transitions, clicks[q], weight) for weight in np.eye(3)])
         expected = np.union1d(nearest, np.intersect1d(usable, np.flatnonzero(term.any(0))))
         mine = pool.query == q
         assert pool.score[mine] == pytest.approx(score[expected], abs=1e-5)
@@ -152,7 +152,7 @@ def test_validation_ranks_by_inner_product_plus_transition_term():
     query = torch.from_numpy(rng.normal(size=(20, 3)).astype("f"))
     candidates = np.array([1, 2, 4, 5, 7, 8, 9])
     transitions = counted([rng.integers(1, 10, 12).tolist() for _ in range(3)], 9)
-    term = transitions.scores(rng.integers(0, 10, (20, 12)), rng.random((20, 2)))
+    term = transitions.scores(rng.integers(0, 10, (20, 12)), rng.random((20, 3)))
     scorer = SimpleNamespace(item_vectors=lambda item: vector[item - 1], dimension=vector.shape[1])
     target = rng.choice(candidates, 20)
     request = rank_request(scorer, query, torch.from_numpy(target), None, term)
@@ -197,7 +197,7 @@ def run(fifty, tmp_path_factory):
     assert main([f"data={fifty.path}", f"output={folder}", "model=hybrid", "train.refit=true", *OPTIONS]) == 0
     weights = json.loads((folder / "transition_weights.json").read_text())
     assert len(weights["folds"]) == 3
-    assert all(len(gate[name]) == 2 for gate in (weights["everyone"], *weights["folds"]) for name in ("bias", "slope"))
+    assert all(len(gate[name]) == 3 for gate in (weights["everyone"], *weights["folds"]) for name in ("bias", "slope"))
     return folder
 
 
@@ -243,6 +243,17 @@ def test_transition_weights_of_an_earlier_version_are_refused(tmp_path):
         TransitionTerm.read(tmp_path, transitions_from_counts({}), np.zeros(3, np.int64))
 
 
+def test_run_of_an_earlier_version_is_scored_by_its_two_terms(tmp_path):
+    gate = {"size": 1.0, "bias": [0.5, 0.1], "slope": [0.0, 0.2]}
+    (tmp_path / "transition_weights.json").write_text(json.dumps({"everyone": gate, "folds": [gate]}))
+    transitions = counted([[1, 2, 3], [2, 3, 1]], 3)
+    term = TransitionTerm.read(tmp_path, transitions, np.array([2, 2, 2]))
+    context = np.array([[1] + [0] * 11])
+    weight = term.all_users.weights(np.array([2]))
+    expected = slow_term(transitions, [1], np.append(weight[0], 0.0))
+    assert term.transitions.scores(context, weight).toarray()[0] == pytest.approx(expected)
+
+
 def test_applying_a_run_to_its_own_data_reproduces_its_bundle(fifty, run, tmp_path, capfd):
     assert apply([f"run={run}", f"data={fifty.path}", f"output={tmp_path / 'again'}"]) == 0
     ours, theirs = (open_bundle(path) for path in (tmp_path / "again", run / "bundle"))
@@ -268,11 +279,12 @@ def test_stored_counts_depend_on_the_held_out_clicks(tmp_path, fifty):
         assert (matrix != other.terms[name]).nnz > 0
 
 
-def test_transition_terms_are_log_rules_and_plain_cosine():
+def test_transition_terms_are_log_rules_plain_cosine_and_log_markov():
     """Session a b c: b follows a at distance 1, c at 2: log 2 and log 1.5; each pair shares one session: cosine 1."""
     transitions = counted([[1, 2, 3]], 3)
-    assert slow_term(transitions, [1], np.array([1.0, 0])) == pytest.approx([0, 0, np.log(2), np.log(1.5)])
-    assert slow_term(transitions, [1], np.array([0, 1.0])) == pytest.approx([0, 0, 1, 1])
+    assert slow_term(transitions, [1], np.array([1.0, 0, 0])) == pytest.approx([0, 0, np.log(2), np.log(1.5)])
+    assert slow_term(transitions, [1], np.array([0, 1.0, 0])) == pytest.approx([0, 0, 1, 1])
+    assert slow_term(transitions, [1], np.array([0, 0, 1.0])) == pytest.approx([0, 0, np.log(2), 0])
     assert transitions_from_counts({}).terms == {}
 
 

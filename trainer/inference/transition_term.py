@@ -125,7 +125,7 @@ class TransitionTerm:
         except (TypeError, ValueError, KeyError):
             hint = "train it again with this version"
             raise InputError("weights with size, bias and slope", run / WEIGHTS, hint) from None
-        return cls(transitions, clicks, gates[0], tuple(gates[1:]))
+        return cls(transitions.first(len(gates[0].bias)), clicks, gates[0], tuple(gates[1:]))
 
 
 def count(dataset: Dataset, run: Path, holdout: int) -> Transitions:
