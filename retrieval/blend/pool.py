@@ -28,7 +28,7 @@ from retrieval.sources.sparse_rows import (
 )
 
 CANDIDATES = 100
-"""Number of best items that each source adds to a query's pool."""
+"""Minimum number of best items that each source adds to a query's pool; with a larger cutoff, that many."""
 NOT_LISTED = 1_000
 """Rank of an item that is not in a source's list."""
 Floats = npt.NDArray[np.float32]
@@ -107,6 +107,7 @@ class Pools:
         popularity: popularity of the candidates.
         mask_seen: whether to exclude seen items.
         temperature: softmax temperature of the model's scores.
+        candidates: number of best items that each source adds.
     """
 
     def __init__(
@@ -117,9 +118,10 @@ class Pools:
         *,
         mask_seen: bool,
         temperature: float = 1.0,
+        candidates: int = CANDIDATES,
     ) -> None:
         self.sources, self.index, self.popularity = dict(sources), index, popularity
-        self.mask_seen, self.temperature = mask_seen, temperature
+        self.mask_seen, self.temperature, self.candidates = mask_seen, temperature, candidates
         self.seconds = dict.fromkeys(self.sources, 0.0)
         self.is_candidate = np.zeros(popularity.n_items + 1, bool)
         self.is_candidate[: len(popularity.clicks)] = popularity.clicks >= 0
@@ -128,7 +130,7 @@ class Pools:
         """Build the pool of a batch."""
         seen = seen_pairs(queries) if self.mask_seen else np.zeros(0, np.int64)
         result = {name: self._timed(name, source, queries, seen) for name, source in self.sources.items()}
-        best = {name: largest_of_rows(scores.copy(), CANDIDATES) for name, scores in result.items()}
+        best = {name: largest_of_rows(scores.copy(), self.candidates) for name, scores in result.items()}
         key = np.sort(np.concatenate([_pairs(scores) for scores in best.values()]))
         key = key[np.diff(key, prepend=-1) > 0]
         query, item = key >> 32, key & 0xFFFFFFFF
@@ -170,7 +172,7 @@ class Pools:
     def _listed(self, queries: Queries) -> sparse.csr_matrix:
         """The items that the index lists, scored by 1 / rank; exact scores are computed later for the complete pool."""
         search = search_unseen if self.mask_seen else search_items
-        _, listed = search(self.index, queries, min(CANDIDATES, len(self.index.catalogue.item)))
+        _, listed = search(self.index, queries, min(self.candidates, len(self.index.catalogue.item)))
         inside = listed > 0
         index = np.cumsum(inside, axis=1)
         indptr = np.concatenate([[0], np.cumsum(inside.sum(axis=1))])

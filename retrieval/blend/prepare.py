@@ -49,12 +49,14 @@ class OpenedSources:
         counted: the counted sources, always including `markov`.
         index: index over the candidates.
         candidate_features: computes candidate features from session and item attributes.
+        candidates: number of best items that each source adds to a pool.
     """
 
     names: list[str]
     counted: dict[str, Scores]
     index: Index
     candidate_features: CandidateFeatures
+    candidates: int
 
     @classmethod
     def of(
@@ -67,7 +69,8 @@ class OpenedSources:
         counted = open_counted(requested, dataset, sources_folder(bundle), options, search_threads())
         markov = counted["markov"]
         successors = markov.lists if isinstance(markov, SuccessorScores) else None
-        return cls(names, counted, index, CandidateFeatures(popular, dataset.category_codes(), successors))
+        features = CandidateFeatures(popular, dataset.category_codes(), successors)
+        return cls(names, counted, index, features, max(CANDIDATES, config.deepest))
 
     def pools(self, *, mask_seen: bool, temperature: float = 1.0) -> Pools:
         """Pools of all sources."""
@@ -79,13 +82,13 @@ class OpenedSources:
             elif name in COUNTED:
                 sources[name] = self.counted[name]
             elif name == "popularity":
-                sources[name] = popularity(popular, CANDIDATES, **mask)
+                sources[name] = popularity(popular, self.candidates, **mask)
             elif name == "category_popularity":
                 categories = CategoryPopularity(popular, self.candidate_features.category)
-                sources[name] = category_popularity(categories, CANDIDATES, **mask)
+                sources[name] = category_popularity(categories, self.candidates, **mask)
             else:
                 sources[name] = repeats(popular.n_items)
-        return Pools(sources, self.index, popular, **mask, temperature=temperature)
+        return Pools(sources, self.index, popular, **mask, temperature=temperature, candidates=self.candidates)
 
 
 def prepare_blend(

@@ -18,6 +18,7 @@ from retrieval.blend.reranker import Reranker
 from retrieval.blend.weights import summed
 from retrieval.metrics.ranking import MISS
 from retrieval.queries import Queries
+from retrieval.rankers.lists import first_listed, is_among
 from retrieval.search.threads import in_threads
 
 BLEND = "blend"
@@ -101,7 +102,10 @@ class BlendRanker:
         return out
 
     def recommend(self, queries: Queries) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.integer]]:
-        """Scores and items of the best unseen candidates `[Q, deepest]`, padded with -inf and 0."""
+        """Scores and items of the best unseen candidates `[Q, deepest]`, padded with -inf and 0 if there are fewer.
+
+        The most popular ones follow those of the pool, each with a score 1 lower than the one before.
+        """
         score, item, _ = self.recommend_with_ranks(queries)
         return score, item
 
@@ -114,12 +118,31 @@ class BlendRanker:
         def best(rows: npt.NDArray[np.intp]) -> tuple[npt.NDArray[Any], ...]:
             some = queries.take(rows)
             pool = self.unseen.of(some)
-            item, score = pool.lists(self._score(pool, some, -1, self.learned.kind), self.deepest)
+            item, score = self._filled(some, *pool.lists(self._score(pool, some, -1, self.learned.kind), self.deepest))
             return score, item, pool.ranks_of(item)
 
         score, item, rank = zip(*in_threads(best, tiles, self.threads), strict=True)
         ranks = np.concatenate(rank, axis=1)
         return np.concatenate(score), np.concatenate(item), dict(zip(self.unseen.sources, ranks, strict=True))
+
+    def _filled(
+        self, queries: Queries, item_QK: npt.NDArray[np.int64], score_QK: npt.NDArray[np.floating]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.floating]]:
+        """Append the most popular unseen candidates to lists that are shorter than `deepest`."""
+        short = np.flatnonzero(item_QK[:, -1] == 0)
+        if not len(short):
+            return item_QK, score_QK
+        item, score = item_QK[short], score_QK[short]
+        popular = self.unseen.popularity.lists(queries.take(short), 2 * self.deepest, mask_seen=True).astype(np.int64)
+        row = np.arange(len(short))[:, None] << 32
+        popular[is_among(row | popular, np.sort((row | item)[item > 0]))] = 0
+        filled = first_listed(np.concatenate([item, popular], axis=1), self.deepest)
+        length = (item > 0).sum(axis=1, keepdims=True)
+        last = np.where(length > 0, np.take_along_axis(score, np.maximum(length - 1, 0), 1), 0)
+        below = last - (np.arange(self.deepest) - length + 1).astype(score.dtype)
+        score_QK[short] = np.where(item > 0, score, np.where(filled > 0, below, -np.inf))
+        item_QK[short] = filled
+        return item_QK, score_QK
 
     def _tiles(self, row_N: npt.NDArray[np.intp]) -> list[npt.NDArray[np.intp]]:
         """Split rows into tiles, several per thread."""

@@ -130,6 +130,7 @@ class CategoryPopularity:
         self.best_first = best_first[order]  # category by category, the most clicked first
         bounds = np.searchsorted(category[self.best_first], np.arange(int(category.max(initial=0)) + 2))
         self.begin, self.end = bounds[:-1], bounds[1:]
+        self.sizes = self.end - self.begin
         self.key = self._key(category[self.best_first], popularity.clicks_of(self.best_first))
 
     def rank(
@@ -140,7 +141,7 @@ class CategoryPopularity:
         lists = self._lists(queries, mine, k, mask_seen=mask_seen)
         overall = self.popularity.ranks(queries, mask_seen=mask_seen)
         own = self.popularity.clicks_of(queries.target)
-        size = self.end[mine] - self.begin[mine]
+        size = self.sizes[mine]
         at_least = np.searchsorted(self.key, self._key(mine, np.maximum(own, 0)), side="right") - self.begin[mine]
         if mask_seen:  # exclude seen items
             query = np.repeat(np.arange(len(queries)), queries.n_seen)
@@ -154,7 +155,7 @@ class CategoryPopularity:
         rank[overall == MISS] = MISS
         return rank.astype(np.int64), lists
 
-    def listed(
+    def _listed(
         self, queries: Queries, mine_Q: npt.NDArray[np.int64], k: int, *, mask_seen: bool
     ) -> npt.NDArray[np.integer]:
         """The `k` most clicked candidates of one category for each query `[Q, k]`, padded with 0."""
@@ -169,7 +170,7 @@ class CategoryPopularity:
     def _lists(
         self, queries: Queries, mine_Q: npt.NDArray[np.int64], k: int, *, mask_seen: bool
     ) -> npt.NDArray[np.integer]:
-        near = self.listed(queries, mine_Q, k, mask_seen=mask_seen)
+        near = self._listed(queries, mine_Q, k, mask_seen=mask_seen)
         general = self.popularity.lists(queries, k, mask_seen=mask_seen).astype(np.int64)
         general[self.category[general] == mine_Q[:, None]] = 0
         return first_listed(np.concatenate([near, general], axis=1), k)

@@ -10,13 +10,14 @@ import numpy.typing as npt
 from scipy import sparse
 
 from retrieval.queries import Queries
+from retrieval.rankers.lists import is_among, seen_pairs
 from retrieval.rankers.popularity import CategoryPopularity, Popularity
 from retrieval.sources.sessions import TrainSessions, rows_of_users
 from retrieval.sources.sparse_rows import (
     entries_at,
     entries_of_largest,
     kth_largest_count,
-    row_of_entries,
+    position_in_row,
     sampled_rows,
     seen_matrix,
 )
@@ -162,13 +163,19 @@ def category_popularity(categories: CategoryPopularity, most: int, *, mask_seen:
         category = categories.category[queries.seen]
         pair, times = np.unique(query << 32 | category, return_counts=True)
         query, category = pair >> 32, pair & 0xFFFFFFFF
-        query_per_category = queries.take(query)
-        listed = categories.listed(query_per_category, category, most, mask_seen=mask_seen)
-        result = scored_lists(listed, categories.popularity)
-        share = times / queries.n_seen[query]
-        result.data *= np.repeat(share, np.diff(result.indptr)).astype(np.float32)
-        row = query[row_of_entries(result)]
-        return sparse.csr_matrix((result.data, (row, result.indices)), shape=(len(queries), result.shape[1]))
+        # At most `times` of a category's items were seen: this many more are listed, since those are removed.
+        length = np.minimum(categories.sizes[category], most + (times if mask_seen else 0))
+        number = np.repeat(np.arange(len(pair)), length)
+        item = categories.best_first[categories.begin[category[number]] + position_in_row(number, len(pair))]
+        if mask_seen:
+            unseen = ~is_among(query[number] << 32 | item.astype(np.int64), seen_pairs(queries))
+            number, item = number[unseen], item[unseen]
+        listed = position_in_row(number, len(pair)) < most
+        number, item = number[listed], item[listed]
+        clicks = (1.0 + categories.popularity.clicks_of(item)).astype(np.float32)
+        share = (times / queries.n_seen[query]).astype(np.float32)
+        shape = (len(queries), categories.popularity.n_items + 1)
+        return sparse.csr_matrix((clicks * share[number], (query[number], item)), shape=shape)
 
     return scores
 

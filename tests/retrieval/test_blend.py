@@ -58,12 +58,12 @@ def pools_of(rng, sources, *, mask_seen=True, candidates=N_ITEMS):
 
 @pytest.mark.parametrize("mask_seen", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_pool_is_the_union_of_top_items_with_the_scores_of_every_source(seed, mask_seen, monkeypatch):
-    monkeypatch.setattr(pool_module, "CANDIDATES", 7)
+def test_pool_is_the_union_of_top_items_with_the_scores_of_every_source(seed, mask_seen):
     rng = np.random.default_rng(seed)
     queries, scores = queries_of(rng, 20), {"a": sparse_scores(rng, 20), "b": sparse_scores(rng, 20, 0.1)}
     sources = {"model": None, **{name: source_of(values) for name, values in scores.items()}}
     pools, _ = pools_of(rng, sources, mask_seen=mask_seen, candidates=40)
+    pools.candidates = 7
     catalogue, pool = pools.index.catalogue, pools.of(queries)
     exact = {int(i): v for i, v in zip(catalogue.item, catalogue.vector, strict=True)}
     for q in range(20):
@@ -255,6 +255,27 @@ def test_sessions_that_have_seen_every_candidate_get_empty_lists():
     assert not item.any()
     assert np.isneginf(score).all()
     assert np.isnan(ranks["a"]).all()
+
+
+def test_short_lists_end_with_the_most_popular_unseen_candidates():
+    rng = np.random.default_rng(0)
+    queries = queries_of(rng, 30)
+    scores = sparse_scores(rng, 30, share=0.1)
+    scores[3] = 0  # nothing is scored
+    pools, features = pools_of(rng, {"a": source_of(scores)}, candidates=50)
+    learned = FittedBlend(["a"], 1.0, "sum", weights({"a": 1.0}), [weights({"a": 1.0})] * FOLDS, {})
+    score, listed = BlendRanker(learned, pools, pools, features, 40, 2).recommend(queries)
+    pool = pools.of(queries)
+    ranked, _ = pool.lists(summed(pool, np.array([1.0])), 40)
+    popular = features.popularity.best_first.tolist()
+    for q in range(30):
+        seen = set(queries.seen[queries.seen_offset[q] : queries.seen_offset[q + 1]].tolist())
+        usable = [item for item in popular if item not in seen]
+        scored = [item for item in ranked[q].tolist() if item]
+        assert set(scored) == {item for item in usable if scores[q, item]}
+        assert listed[q].tolist() == (scored + [item for item in usable if item not in scored])[:40]
+        assert (np.diff(score[q]) <= 0).all()
+        assert np.isfinite(score[q]).all()
 
 
 def test_number_of_sources_that_list_a_candidate_does_not_depend_on_other_queries():

@@ -21,7 +21,14 @@ from retrieval.rankers.source_ranker import SourceRanker
 from retrieval.sources import scores as source_scores
 from retrieval.sources import sparse_rows, stan
 from retrieval.sources.counts import cosine_lists, successor_lists
-from retrieval.sources.scores import ItemKNNScores, SuccessorScores, VSkNNScores, last_item, repeats
+from retrieval.sources.scores import (
+    ItemKNNScores,
+    SuccessorScores,
+    VSkNNScores,
+    category_popularity,
+    last_item,
+    repeats,
+)
 from retrieval.sources.sessions import TrainSessions, rows_of_users
 
 N_ITEMS = 9
@@ -186,6 +193,31 @@ def test_ranks_and_lists_equal_a_full_sort(mask_seen, data):
         assert rank[row] == expected
         best = sorted(usable, key=lambda c: (-dense[row, c], -popular[c], c))[:k]
         assert lists[row].tolist() == best + [0] * (k - len(best))
+
+
+@pytest.mark.parametrize("mask_seen", [False, True])
+@given(data=st.data())
+@settings(deadline=None, max_examples=80)
+def test_source_of_popularity_by_category_equals_a_slow_one(mask_seen, data):
+    seen_lists = data.draw(st.lists(sequences, min_size=1, max_size=5))
+    candidates = np.array(sorted(data.draw(st.sets(st.integers(1, N_ITEMS), min_size=1))))
+    clicks = np.array(data.draw(st.lists(st.integers(0, 3), min_size=len(candidates), max_size=len(candidates))))
+    category = np.array([0, *data.draw(st.lists(st.integers(0, 2), min_size=N_ITEMS, max_size=N_ITEMS))], np.int32)
+    queries = queries_of(seen_lists, [99] * len(seen_lists), [1] * len(seen_lists))
+    most = data.draw(st.integers(1, 4))
+    source = category_popularity(
+        CategoryPopularity(Popularity(candidates, clicks, N_ITEMS), category), most, mask_seen=mask_seen
+    )
+    actual = source(queries).toarray()
+    expected = np.zeros((len(seen_lists), N_ITEMS + 1))
+    popular = dict(zip(candidates.tolist(), clicks.tolist(), strict=True))
+    for row, seen in enumerate(seen_lists):
+        for each in {category[item] for item in seen}:
+            share = np.mean([category[item] == each for item in seen])
+            usable = [c for c in popular if category[c] == each and not (mask_seen and c in seen)]
+            for item in sorted(usable, key=lambda c: (-popular[c], c))[:most]:
+                expected[row, item] = (1 + popular[item]) * share
+    assert actual == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("mask_seen", [False, True])
