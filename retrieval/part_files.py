@@ -16,7 +16,7 @@ from etl.runtime.files import write_json
 from retrieval.blend.ranker import BLEND, BlendRanker, Ranked
 from retrieval.bundle import BATCH, lists_array
 from retrieval.metrics.accumulators import RankingResult, Segments
-from retrieval.queries import Queries
+from retrieval.queries import Queries, sample_index
 from retrieval.rankers.index_ranker import check_targets, search_unseen
 from retrieval.rankers.lists import columns_of_listed
 from retrieval.rankers.registry import MODEL
@@ -60,15 +60,14 @@ class PartResults:
 def rank_part(evaluation: Evaluation, part: Part, folder: Path, blend: BlendRanker | None) -> None:
     """Rank the targets of a part by every ranker."""
     config = evaluation.config
-    every = evaluation.ranked_every(part.split)
-    ranked = -(-evaluation.bundle.n_queries(part.split) // every)
-    sampled_every = every * -(-ranked // config.baseline_queries)
+    ranked = evaluation.n_ranked(part.split)
+    n_sampled = min(ranked, config.baseline_queries)
     names = [*evaluation.rankers, *(blend.names if blend else ())]
     with RankWriter(folder / "ranks.parquet", config.deepest) as writer:
         results = PartResults(evaluation, part, names, writer)
         for number, queries in ranked_batches(evaluation, part):
             check_targets(queries)
-            sampled = number % sampled_every == 0
+            sampled = sample_index(number, ranked, n_sampled) >= 0
             sample = queries.take(np.flatnonzero(sampled))
             for name, ranker in evaluation.rankers.items():
                 queries_of_ranker = queries if name in ALWAYS_ALL else sample
@@ -89,22 +88,23 @@ def rank_part(evaluation: Evaluation, part: Part, folder: Path, blend: BlendRank
 
 
 def ranked_batches(evaluation: Evaluation, part: Part) -> Iterator[tuple[npt.NDArray[np.int64], Queries]]:
-    """The queries of a part to rank, and their numbers in the split.
+    """The queries of a part to rank, and their numbers among those of the split that are ranked.
 
     Queries sampled from several batches are joined: a sparse product over millions of items costs tens of milliseconds
     even for few rows.
     """
-    every, begin = evaluation.ranked_every(part.split), part.first
+    total, ranked, begin = evaluation.bundle.n_queries(part.split), evaluation.n_ranked(part.split), part.first
     numbers: list[npt.NDArray[np.int64]] = []
     waiting: list[Queries] = []
     for queries in evaluation.batches(part):
         number = np.arange(begin, begin + len(queries))
         begin += len(queries)
-        if every == 1:
+        if ranked == total:
             yield number, queries
             continue
-        row = np.flatnonzero(number % every == 0)
-        numbers.append(number[row])
+        index = sample_index(number, total, ranked)
+        row = np.flatnonzero(index >= 0)
+        numbers.append(index[row])
         waiting.append(queries.take(row))
         if sum(map(len, waiting)) >= BATCH:
             yield np.concatenate(numbers), Queries.joined(waiting)

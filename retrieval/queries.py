@@ -130,3 +130,13 @@ class Queries:
         if (queries.transition_weight < 0).any():
             raise InputError("transition weights of at least 0", float(queries.transition_weight.min()), HINT)
         return queries
+
+
+def sample_index(number_N: npt.NDArray[np.int64], total: int, n: int) -> npt.NDArray[np.int64]:
+    """Index of each number among `n` (at most `total`) evenly spaced ones of `total`; -1 if it is not among them.
+
+    >>> sample_index(np.arange(7), 7, 3).tolist()
+    [-1, -1, 0, -1, 1, -1, 2]
+    """
+    index = number_N * n // total
+    return np.where((number_N + 1) * n // total > index, index, -1)

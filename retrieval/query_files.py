@@ -114,15 +114,15 @@ class Evaluation:
                 first += entry.rows
         return result
 
-    def ranked_every(self, split: str) -> int:
-        """Sampling interval: every n-th query of a split is ranked."""
-        most = self.config.max_queries
-        return 1 if split == "next" or not most else max(1, -(-self.bundle.n_queries(split) // most))
+    def n_ranked(self, split: str) -> int:
+        """Number of queries of a split that are ranked; they are evenly spaced."""
+        total, most = self.bundle.n_queries(split), self.config.max_queries
+        return total if split == "next" or not most else min(total, most)
 
     def ranked(self, part: Part) -> int:
-        """Number of queries of a part that are ranked (every `ranked_every`-th of the split)."""
-        every = self.ranked_every(part.split)
-        return -(-(part.first + part.rows) // every) - -(-part.first // every)
+        """Number of queries of a part that are ranked."""
+        total, n = self.bundle.n_queries(part.split), self.n_ranked(part.split)
+        return (part.first + part.rows) * n // total - part.first * n // total
 
     def batches(self, part: Part) -> Iterator[Queries]:
         """The part's queries."""

@@ -47,6 +47,9 @@ def read_titles(path: str) -> Titles:
             item = int(row["item_id"])
         except (TypeError, ValueError):
             raise InputError("integer item ids", f"{row['item_id']!r} in line {reader.line_num}", HINT) from None
+        if "\n" in (row["title"] or ""):
+            got = f"a line break in the title of item {item}, before line {reader.line_num}"
+            raise InputError("titles of one line", got, "close or double the quote that opens it")
         picture = f" ({row['picture']})" if row.get("picture") else ""
         titles.setdefault(item, f"{row['title'] or item}{picture}")
     return titles

@@ -35,8 +35,14 @@ def blend_note(result: dict[str, Any]) -> str:
     step = result["blend"].get("test", {}).get("transition", {})
     queries = {kind: matches["queries"] for kind, matches in step.items()}
     share = queries.get("counted", 0) / max(sum(queries.values()), 1)
-    return (
+    every, sampled = _queries(result["blend"]), _queries(result["blend"].get("sum", {}))
+    sample = f"All rows but the first are of {sampled:,} sampled queries. " if 0 < sampled < every else ""
+    return sample + (
         "Sources alone rank the candidates of all sources. Weights and re-ranker are learned on valid queries; "
         "valid figures come from what was learned without their users. "
         f"The step from the last click to the target was counted in train for {share:.1%} of the test queries."
     )
+
+
+def _queries(metrics: dict[str, Any]) -> int:
+    return int(metrics.get("test", {}).get("queries", 0))

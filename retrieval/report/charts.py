@@ -147,7 +147,9 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], x:
             axes.bar(left, [v or 0.0 for v in values], width, color=color, label=name)
         axes.set_xticks(range(len(groups)), groups)
         axes.grid(axis="x", visible=False)
-        axes.legend()
+        top = max((v or 0.0 for values in series.values() for v in values), default=0.0)
+        axes.set_ylim(top=(top or 1.0) * (1.1 + 0.12 * len(series)))  # room for the legend above the bars
+        axes.legend(loc="upper right")
         return _svg(figure)
 
 

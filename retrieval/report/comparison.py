@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,8 @@ class Result:
             missing = [name for name in ("model", "test", *ALIKE) if name not in summary]
             if missing or not isinstance(summary["test"], dict) or not isinstance(summary["model"], str):
                 raise ValueError(f"no {(missing or ['test metrics'])[0]} in {METRICS}")
+            if "queries" not in summary["test"] and not (folder / RANKS).is_file():
+                raise InputError("results with ranked test queries", folder, "ranking models have none")
             matches = cls(folder, summary, read_ranks(folder / RANKS))
             if any((table["rank"].to_numpy() < 1).any() for table in matches.tables.values()):
                 raise ValueError(f"a rank below 1 in {RANKS}")
@@ -217,12 +219,29 @@ def page(rows: Sequence[Row], queries: int) -> str:
     return PAGE.format(title=escape(title), body=body)
 
 
+def _check_output(output: Path) -> None:
+    """Refuse to replace files other than an earlier comparison; `InputError` names the file."""
+    table = output.with_suffix(".json")
+    if not (output.exists() or table.exists()):
+        return
+    try:
+        earlier = json.loads(table.read_text())
+        columns = {field.name for field in fields(Row)}
+        is_comparison = isinstance(earlier, list) and all(isinstance(r, dict) and r.keys() == columns for r in earlier)
+    except (OSError, ValueError):
+        is_comparison = False
+    if not is_comparison:
+        other = table if table.exists() else output
+        raise InputError("an output that replaces no other file", other, "choose another output")
+
+
 def write_comparison(folders: Sequence[str], metrics: Sequence[str], output: Path) -> str:
     """Compare results, write the page `output` and its JSON, and return the table as text.
 
     Raises:
         InputError: results that cannot be compared.
     """
+    _check_output(output)
     rankers = read_results(folders, metrics)
     rows = rows_of(rankers, metrics)
     with new_file(str(output.with_suffix(".json"))) as file:

@@ -82,13 +82,13 @@ def examples_section(examples: Sequence[Example]) -> str:
     hits = sum(example.rank > 0 for example in examples)
     return (
         '<section><h2 id="examples-title">Sessions</h2><p class="soft">Last clicks, oldest first → the '
-        f"{RECOMMENDED} items recommended, best first. The item that was clicked next is marked; {hits} of these "
+        f"{RECOMMENDED} items ranked first. The item that was clicked next is marked; {hits} of these "
         f"{len(examples)} evenly spread test sessions have it.</p>"
         '<p class="controls"><label>Search <input id="find" type="search" autocomplete="off"></label> '
         '<label>Show <select id="which"><option value="">all</option><option value="1">found</option>'
         '<option value="0">missed</option></select></label> <span id="count" role="status"></span></p>'
         '<div class="scroll tall" tabindex="0" role="region" aria-labelledby="examples-title"><table id="examples">'
-        '<thead><tr><th scope="col">user</th><th scope="col">last clicks</th><th scope="col">recommended next</th>'
+        '<thead><tr><th scope="col">user</th><th scope="col">last clicks</th><th scope="col">ranked first</th>'
         f'<th scope="col">clicked next</th></tr></thead><tbody>{rows}</tbody></table></div></section>{SCRIPT}'
     )
 

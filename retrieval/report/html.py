@@ -34,7 +34,8 @@ mark {{ color: inherit; background: var(--mark); padding: 0 .2em; border-radius:
 .tall {{ max-height: 32rem; overflow-y: auto; }} :focus-visible {{ outline: 3px solid var(--accent); }}
 #examples td {{ white-space: normal; text-align: left; vertical-align: top; min-width: 7rem; }}
 #examples th {{ text-align: left; }}
-#examples td:first-child {{ min-width: 3rem; }} .controls {{ display: flex; flex-wrap: wrap; gap: .5rem 1.2rem; }}
+#examples td:first-child {{ min-width: 3rem; overflow-wrap: normal; }}
+.controls {{ display: flex; flex-wrap: wrap; gap: .5rem 1.2rem; }}
 input, select {{ font: inherit; color: inherit; background: var(--page); border: 1px solid var(--soft);
   border-radius: .3rem; padding: .2rem .4rem; max-width: 100%; }}
 .by-metric[data-metric=HR] .NDCG, .by-metric[data-metric=HR] .MRR, .by-metric[data-metric=NDCG] .HR,

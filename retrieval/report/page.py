@@ -163,6 +163,11 @@ def _ranking_section(result: dict[str, Any], ranks: Ranks | None) -> str:
         return ""
     test = result["test"]
     note = f"{test['queries']:,} queries, one for each session; all candidates are ranked." if "queries" in test else ""
+    sampled = min((m["test"]["queries"] for m in _measured(result)), default=test.get("queries", 0))
+    if sampled < test.get("queries", 0):
+        note += f" Baselines but popularity were measured on {sampled:,} of them, evenly spaced (baseline_queries)."
+    if not result["mask_seen"]:
+        note += " Items of the session are candidates here; recommended lists (topk.parquet) leave them out."
     repeats = test.get("repeat_share")
     if repeats is not None:
         note += f" {repeats:.1%} of the targets were clicked before in their session."
@@ -170,6 +175,10 @@ def _ranking_section(result: dict[str, Any], ranks: Ranks | None) -> str:
     switch = f'<p class="controls"><label>Metric <select>{choices}</select></label></p>'
     tables = "<br>".join(tables_html)
     return f'<section class="by-metric"><h2>Next click</h2>{switch}{tables}<p class="soft">{note}</p></section>'
+
+
+def _measured(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return [metrics for metrics in result["baselines"].values() if "queries" in metrics.get("test", {})]
 
 
 METRIC_NAMES = ("HR", "NDCG", "MRR")

@@ -28,7 +28,7 @@ class Verdict:
     """The summary of a result.
 
     Attributes:
-        answer: the recommended lists compared with the best baseline.
+        answer: the blend, or the model, compared with the best baseline on the queries ranked by both.
         cost: parameters, training time, queries per second.
         notes: other findings.
         advice: recommended next steps.
@@ -51,10 +51,22 @@ def best_baseline(result: dict[str, Any], k: int) -> str:
     return max(baselines, key=lambda name: baselines[name])
 
 
-def difference_to_baseline(ranks: Ranks, own: str, baseline: str, k: int) -> Difference:
-    """HR@k of the recommended lists minus that of a baseline, over queries ranked by both."""
-    first, second = matched_ranks([ranks[own], ranks[baseline]])
-    return compare(first, second, f"hr@{k}")
+@dataclass(frozen=True)
+class Matched:
+    """HR@k of the blend or the model (`own`) and of a baseline, over the queries ranked by both."""
+
+    own: float
+    baseline: float
+    difference: Difference
+    queries: int
+
+    @classmethod
+    def of(cls, ranks: Ranks, own: str, baseline: str, k: int) -> Matched:
+        """From the ranks of both."""
+        first, second = matched_ranks([ranks[own], ranks[baseline]])
+        name = f"hr@{k}"
+        own_share, baseline_share = (float(gains(rank, name).mean()) for rank in (first, second))
+        return cls(own_share, baseline_share, compare(first, second, name), len(first))
 
 
 def hit_interval(ranks: Ranks, ranker: str, k: int) -> tuple[float, float]:
@@ -73,19 +85,22 @@ def verdict(result: dict[str, Any], ranks: Ranks, summary: dict[str, Any], diagn
     k = main_cutoff(result)
     own = "blend" if result.get("blend") else MODEL
     baseline = best_baseline(result, k)
-    against = difference_to_baseline(ranks, own, baseline, k)
+    matched = Matched.of(ranks, own, baseline, k)
     notes = [*_blend_notes(result, k), *_segment_notes(result, k), *_gate_notes(diagnostics)]
-    return Verdict(_answer(result, own, baseline, against, k), _cost(result, summary), notes, _advice(result, against))
+    advice = _advice(result, matched.difference)
+    return Verdict(_answer(result, own, baseline, matched, k), _cost(result, summary), notes, advice)
 
 
-def _answer(result: dict[str, Any], own: str, baseline: str, against: Difference, k: int) -> str:
-    metrics = result["blend"]["test"] if own == "blend" else result["test"]
+def _answer(result: dict[str, Any], own: str, baseline: str, matched: Matched, k: int) -> str:
+    against = matched.difference
     used = [source for source, weight in result["blend"]["weights"].items() if weight] if own == "blend" else [MODEL]
     name = _name_of(used, str(result["model"]))
     p = f"p {against.p:.2g}" if against.p >= 1e-6 else "p < 1e-06"
+    every = result["test"].get("queries", matched.queries)
+    sample = f" of {matched.queries:,} sampled queries" if matched.queries < every else ""
     sentence = (
-        f"{metrics[f'hr@{k}']:.1%} of the next clicks are among the {k} items recommended by {name}; the best "
-        f"baseline, {baseline}, finds {result['baselines'][baseline]['test'][f'hr@{k}']:.1%}: "
+        f"{matched.own:.1%} of the next clicks{sample} are ranked among the first {k} by {name}; the best "
+        f"baseline, {baseline}, finds {matched.baseline:.1%}: "
         f"{100 * against.difference:+.1f} points [{100 * against.low:+.1f}, {100 * against.high:+.1f}], {p}."
     )
     if against.p >= SURE:

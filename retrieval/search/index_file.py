@@ -102,7 +102,7 @@ class IndexFile:
             return
         record: dict[str, Any] = {"made_from": self.made_from, "sha256": sha256_of(self.path), "kind": index.kind}
         record |= {"space": index.space, "build_seconds": index.build_seconds, "parameters": index.parameters}
-        write_json(self.record_path, record | extra)
+        self._write_record(record | extra)
 
     def tuned(self, fidelity: float) -> dict[str, Any] | None:
         """Tuning result for a fidelity: `effort`, `refine`, `curve`, `test`; None if not tuned.
@@ -116,7 +116,9 @@ class IndexFile:
         numbers = [result.get("effort"), result.get("refine"), result["test"]["queries"]]
         if not all(isinstance(n, int) and n >= 1 for n in numbers) or not isinstance(result.get("curve"), list):
             raise InputError("effort and refine of at least 1 in the index record", self.record_path, HINT)
-        if not all(value is None or isinstance(value, int | float) for value in result["test"].values()):
+        may_be_null = ("hr_ratio", "hr_ratio_low")
+        numeric = (isinstance(v, int | float) or (v is None and n in may_be_null) for n, v in result["test"].items())
+        if not all(numeric):
             raise InputError("numbers in the index record", self.record_path, HINT)
         return result
 
@@ -126,5 +128,12 @@ class IndexFile:
         result = {"effort": index.search_effort, "refine": index.refine, "curve": curve, "test": asdict(test)}
         if record:
             record.setdefault("tuned", {})[str(fidelity)] = result
-            write_json(self.record_path, record)
+            self._write_record(record)
         return result
+
+    def _write_record(self, record: dict[str, Any]) -> None:
+        """Write the record; warns if the folder is not writable or full."""
+        try:
+            write_json(self.record_path, record)
+        except OSError as error:
+            print(f"warning: the index's record is not saved: {error}", file=sys.stderr, flush=True)

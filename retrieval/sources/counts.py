@@ -75,21 +75,28 @@ def cosine_lists(sessions: TrainSessions, most: int, threads: int = 1) -> sparse
     The cosine of i and j is the number of train sessions with both / √(sessions of i · sessions of j)
     (Sarwar et al. 2001). An item is not its own neighbour.
     """
-    scaled = sessions.incidence()
-    times = np.bincount(scaled.indices, minlength=scaled.shape[1])
-    scaled.data = (1.0 / np.sqrt(np.maximum(times, 1))).astype(np.float32)[scaled.indices]
-    of_item = scaled.T.tocsr()
+    has_item = sessions.incidence()
+    times = np.bincount(has_item.indices, minlength=has_item.shape[1])
+    of_item = has_item.T.tocsr()
 
-    length = np.diff(scaled.indptr)
-    work = np.bincount(scaled.indices, np.repeat(length, length), scaled.shape[1])
-    return in_ranges(partial(_nearest, of_item, scaled, most), work, most, threads)
+    length = np.diff(has_item.indptr)
+    work = np.bincount(has_item.indices, np.repeat(length, length), has_item.shape[1])
+    return in_ranges(partial(_nearest, of_item, has_item, times, most), work, most, threads)
 
 
 def _nearest(
-    of_item: sparse.csr_matrix, scaled: sparse.csr_matrix, most: int, low: int, high: int
+    of_item: sparse.csr_matrix,
+    has_item: sparse.csr_matrix,
+    times_I: npt.NDArray[np.int64],
+    most: int,
+    low: int,
+    high: int,
 ) -> sparse.csr_matrix:
-    cosine = (of_item[low:high] @ scaled).tocsr()
-    cosine.data[cosine.indices == low + row_of_entries(cosine)] = 0.0
+    """The neighbours of items `low` to `high - 1`; counts are exact, so that equal cosines are equal numbers."""
+    cosine = (of_item[low:high] @ has_item).tocsr()
+    row = row_of_entries(cosine)
+    cosine.data = (cosine.data / np.sqrt(times_I[low + row] * times_I[cosine.indices])).astype(np.float32)
+    cosine.data[cosine.indices == low + row] = 0.0
     cosine.eliminate_zeros()
     return largest_of_rows(cosine, most)
 

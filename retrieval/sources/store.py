@@ -24,7 +24,7 @@ from retrieval.sources.sessions import TrainSessions
 from retrieval.sources.stan import Stan
 
 FOLDER = "indexes"
-VERSION = 2
+VERSION = 3
 """Format version of the files."""
 Arrays = dict[str, npt.NDArray[Any]]
 

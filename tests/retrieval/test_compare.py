@@ -171,3 +171,25 @@ def test_folders_without_a_result_and_invalid_outputs_are_refused(results, capfd
     (results / "folder.html").mkdir()
     for output in (results / "folder.html", results / "a" / "metrics.json" / "page.html"):
         assert main([f"results=[{results / 'a'}]", f"output={output}", "metrics=[hr@2]"]) == 2
+
+
+def test_comparison_replaces_its_own_files_only(results, capfd):
+    line = [f"results=[{results / 'a'}]", "metrics=[hr@2]"]
+    for _ in range(2):
+        assert main([*line, f"output={results / 'page.html'}"]) == 0
+    before = (results / "a" / "metrics.json").read_bytes()
+    (results / "notes.html").write_text("mine")
+    for output in (results / "a" / "metrics.html", results / "notes.html"):
+        assert main([*line, f"output={output}"]) == 2
+        assert "error: expected an output that replaces no other file" in capfd.readouterr().err
+    assert (results / "a" / "metrics.json").read_bytes() == before
+    assert (results / "notes.html").read_text() == "mine"
+    assert not (results / "notes.json").exists()
+
+
+def test_results_of_ranking_models_are_named_as_such(results, capfd):
+    summary = json.loads((results / "b" / "metrics.json").read_text())
+    (results / "b" / "metrics.json").write_text(json.dumps(summary | {"test": {"auc/like": 0.5}}))
+    (results / "b" / "ranks.parquet").unlink()
+    assert main(command(results)) == 2
+    assert "ranking models have none" in capfd.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 
@@ -65,6 +66,7 @@ INSTEAD = {"auto": "exact search is taken", "ivf_flat": "index=flat is exact"}
 BROKEN_RECORDS = {
     "an effort below 1": lambda record: record["tuned"]["0.99"].update(effort=-5),
     "words for numbers": lambda record: record["tuned"]["0.99"]["test"].update(recall="all"),
+    "no recall": lambda record: record["tuned"]["0.99"]["test"].update(recall=None),
     "no kind": lambda record: record.pop("kind"),
     "a kind that is none": lambda record: record.update(kind="magic"),
     "a list of tunings": lambda record: record.update(tuned=[]),
@@ -109,3 +111,14 @@ def test_index_of_another_bundle_or_kind_or_a_changed_file_is_refused(tiny):
     with pytest.raises(InputError, match="an index of this bundle"):
         run(tiny, "b", "index=ivf_flat", index)
     assert not (tiny / "b").exists()
+
+
+@pytest.mark.usefixtures("no_report")
+def test_record_that_cannot_be_written_gives_a_warning_only(tiny, monkeypatch, capfd):
+    def full(path, record):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("retrieval.search.index_file.write_json", full)
+    actual = run(tiny, "a", "index=ivf_flat")
+    assert "warning: the index's record is not saved: " in capfd.readouterr().err
+    assert actual["index"]["kind"] == "ivf_flat"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -244,6 +245,12 @@ def rows_of(folder):
     return {(ranker, split, user): rank for ranker, split, user, rank in rows}
 
 
+def evenly_spaced(values, n):
+    """Values `n` of which are taken by counting up n / len at each and taking one at every whole number."""
+    part = Fraction(min(n, len(values)), len(values))
+    return np.array([v for i, v in enumerate(values) if (i + 1) * part // 1 > i * part // 1])
+
+
 @pytest.mark.parametrize("most", [1, 4, 5, 7, 12, 1_000])
 def test_max_queries_ranks_evenly_spaced_queries_and_recommends_for_all(tiny, most):
     """Files of three queries give the ranks of one file; baselines rank an evenly spaced sample of two at most."""
@@ -254,9 +261,9 @@ def test_max_queries_ranks_evenly_spaced_queries_and_recommends_for_all(tiny, mo
     actual = evaluate(load(options(tiny, "some", f"max_queries={most}", "baseline_queries=2")))
     whole, some = rows_of(tiny / "whole"), rows_of(tiny / "some")
     for split, everyone in users.items():
-        chosen = everyone[:: -(-len(everyone) // most)]
-        sampled = chosen[:: -(-len(chosen) // 2)]
-        assert actual[split]["queries"] == len(chosen) <= most
+        chosen = evenly_spaced(everyone, most)
+        sampled = evenly_spaced(chosen, 2)
+        assert actual[split]["queries"] == len(chosen) == min(most, len(everyone))
         for ranker, asked in (("model", chosen), ("popularity", chosen), ("markov", sampled)):
             found = {user: rank for (name, of, user), rank in some.items() if (name, of) == (ranker, split)}
             assert found == {user: whole[ranker, split, user] for user in asked.tolist()}

@@ -195,6 +195,16 @@ def test_ranks_and_lists_equal_a_full_sort(mask_seen, data):
         assert lists[row].tolist() == best + [0] * (k - len(best))
 
 
+def test_equal_cosines_are_ordered_by_id():
+    """Item 1 is in four sessions: 3 / sqrt(4 * 9) with item 2 in nine, 1 / sqrt(4 * 1) with item 3 in one: both 1/2."""
+    lists = [[1, 2]] * 3 + [[1, 3]] + [[2, 4]] * 6
+    offset = np.arange(0, 2 * len(lists) + 1, 2)
+    sessions = TrainSessions(np.arange(len(lists)), offset, np.concatenate(lists).astype(np.int32), 4)
+    both = cosine_lists(sessions, 2)
+    assert both[1].toarray()[0].tolist() == [0, 0, 0.5, 0.5, 0]
+    assert cosine_lists(sessions, 1)[1].indices.tolist() == [2]
+
+
 @pytest.mark.parametrize("mask_seen", [False, True])
 @given(data=st.data())
 @settings(deadline=None, max_examples=80)

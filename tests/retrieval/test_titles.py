@@ -34,6 +34,7 @@ def test_titles_are_read_by_raw_item_id(tmp_path, name, text, titles):
         (b"item_id,title\nx,A\n", "integer item ids, got 'x' in line 2"),
         (b"item_id,title\n,A\n", "integer item ids, got '' in line 2"),
         (b"item_id,title\n1,\xff\n", "titles in UTF-8"),
+        (b'item_id,title\n1,"open\n2,B\n3,C\n', "titles of one line, got a line break in the title of item 1"),
         (b"item_id,title\n1," + b"a" * 140_000 + b"\n", "titles in CSV, got field larger than field limit"),
     ],
 )

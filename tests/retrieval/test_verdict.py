@@ -46,9 +46,7 @@ def test_answer_names_the_best_baseline_and_the_significance(tmp_path, hits, bas
     write_ranks(tmp_path / "ranks.parquet", model=own, markov=other, popularity=np.full(QUERIES, 11))
     actual = verdict(result_of(hits, baseline), read_ranks(tmp_path / "ranks.parquet"), {}, {})
     against = compare(own, other, "hr@10")
-    assert actual.answer.startswith(
-        f"{hits / QUERIES:.1%} of the next clicks are among the 10 items recommended by the "
-    )
+    assert actual.answer.startswith(f"{hits / QUERIES:.1%} of the next clicks are ranked among the first 10 by the ")
     assert (
         f"the best baseline, markov, finds {baseline / QUERIES:.1%}: {100 * against.difference:+.1f} points"
         in actual.answer
@@ -73,10 +71,10 @@ def test_verdict_judges_the_blend_if_any_and_reports_gates_and_popularity(tmp_pa
     summary = {"parameters": {"total": 12_345}, "seconds": 130.0, "examples_per_second": 1_000.0, "seed": 7}
     gates = {"mean_weight": {"next": [0.5, 0.5], "like": [0.9, 0.1]}, "entropy_nats": {"next": 0.69, "like": 0.325}}
     actual = verdict(result, read_ranks(tmp_path / "ranks.parquet"), summary, {"gates": gates})
-    assert "50.0% of the next clicks are among the 10 items recommended by the model m" in actual.answer
+    assert "50.0% of the next clicks are ranked among the first 10 by the model m" in actual.answer
     blend["weights"]["markov"] = 0.5
     joined = verdict(result, read_ranks(tmp_path / "ranks.parquet"), summary, {})
-    assert "50.0% of the next clicks are among the 10 items recommended by the blend of the model" in joined.answer
+    assert "50.0% of the next clicks are ranked among the first 10 by the blend of the model" in joined.answer
     assert (
         actual.cost == "12,345 parameters; trained in 2 min at 1,000 events/s; seed 7; 0.50 ms a query for the blend."
     )
@@ -101,4 +99,15 @@ def test_answer_explains_an_interval_without_zero_beside_a_large_p_value(tmp_pat
     assert actual.answer.endswith(
         "p 0.062. Few queries differ, for which the interval is too narrow; the exact test counts. "
         "These queries do not tell which is better."
+    )
+
+
+def test_answer_is_about_the_queries_that_both_ranked(tmp_path):
+    """The baseline ranked ten queries, of which the model hits all, as it does no others."""
+    own, other = np.where(np.arange(QUERIES) < 10, 3, 11), np.where(np.arange(10) < 5, 3, 11)
+    write_ranks(tmp_path / "ranks.parquet", model=own, markov=other, popularity=np.full(QUERIES, 11))
+    actual = verdict(result_of(10, 20), read_ranks(tmp_path / "ranks.parquet"), {}, {})
+    assert actual.answer.startswith(
+        "100.0% of the next clicks of 10 sampled queries are ranked among the first 10 by the model m; the best "
+        "baseline, markov, finds 50.0%: +50.0 points "
     )
