@@ -212,6 +212,9 @@ def _check_scores(config: TrainerConfig) -> None:
     if config.ranks and config.network.popularity_weight:
         weight = config.network.popularity_weight
         raise InputError("network.popularity_weight=0 for ranking models", weight, "they rank rows of feedback")
+    if config.loss == "embedding" and not config.ranks and not config.network.tie_embeddings:
+        hint = "the vectors that are searched get no gradient from it; leave one of them out"
+        raise InputError("network.tie_embeddings=true for loss=embedding", False, hint)
     if config.ranks and config.train.ppmi_start:
         raise InputError("train.ppmi_start=0 for ranking models", config.train.ppmi_start, "session models read it")
     if config.train.hard_negatives and (config.ranks or config.loss in ("softmax", "embedding")):
@@ -244,7 +247,8 @@ def _check_table(config: TrainerConfig) -> None:
 def _check_machine(config: TrainerConfig) -> None:
     options = 0 if config.ray.workers == "auto" else config.ray.workers
     ends = options if isinstance(options, list) else [options]
-    if not all(isinstance(n, int) and not isinstance(n, bool) for n in ends) or len(ends) not in (1, 2):
+    n_expected = 2 if isinstance(options, list) else 1
+    if not all(isinstance(n, int) and not isinstance(n, bool) for n in ends) or len(ends) != n_expected:
         raise InputError(
             "ray.workers=auto, ray.workers=N or ray.workers=[min,max]", options, "for example ray.workers=2"
         )

@@ -37,17 +37,35 @@ def _several_tasks(config: TrainerConfig) -> bool:
     return config.ranks or config.model == "hybrid"
 
 
+def _feedback(config: TrainerConfig) -> bool:
+    return config.ranks or config.has_feedback_towers
+
+
+def _feedback_towers(config: TrainerConfig) -> bool:
+    return config.has_feedback_towers
+
+
+def _sampled(config: TrainerConfig) -> bool:
+    return not config.ranks and config.loss not in ("softmax", "embedding")
+
+
+def _loss(*names: str) -> Reads:
+    return lambda config: not config.ranks and config.loss in names
+
+
 READ_BY: dict[str, Reads] = {
     **dict.fromkeys(("encoder", "head", "train.head_learning_rate"), _hybrid),
-    **dict.fromkeys(("train.feedback_learning_rate", "network.detach_items"), _hybrid),
+    **dict.fromkeys(("train.feedback_learning_rate", "network.detach_items"), _feedback_towers),
+    **dict.fromkeys(("network.feedback_feature_dim", "network.feedback_actions"), _feedback_towers),
+    **dict.fromkeys(("train.best_epoch_by_task", "train.exposures_per_session", "train.positive_power"), _feedback),
     **dict.fromkeys(("network.residual", "network.expert_norm"), _several_tasks),
     "network.gate_preference": _gated,
-    **dict.fromkeys(("train.best_epoch_by_task", "train.exposures_per_session"), _several_tasks),
-    **dict.fromkeys(("network.layers", "network.hidden_size", "network.positions"), _sessions),
-    **dict.fromkeys(("network.tie_embeddings", "network.popularity_bias", "train.negative_uniform_share"), _sessions),
-    **dict.fromkeys(("train.prefixes", "train.skipped_negatives", "train.batch_positives"), _sessions),
+    **dict.fromkeys(("network.hidden_size", "network.positions", "network.tie_embeddings"), _sessions),
+    **dict.fromkeys(("network.embedding_dropout", "network.profile", "train.prefixes", "loss"), _sessions),
+    "network.layers": lambda config: not config.ranks and set(config.encoders) != {"srgnn"},
+    "train.feature_rate": lambda config: bool(config.network.item_features),
     **dict.fromkeys(("tasks", "network.tower", "train.task_weights", "train.positive_rates"), _several_tasks),
-    **dict.fromkeys(("train.positive_power", "train.balance", "train.exposures"), _several_tasks),
+    **dict.fromkeys(("train.balance", "train.exposures"), _several_tasks),
     "network.experts": _head("mmoe"),
     **dict.fromkeys(("network.shared_experts", "network.task_experts", "network.levels"), _head("ple")),
     **dict.fromkeys(
@@ -55,14 +73,22 @@ READ_BY: dict[str, Reads] = {
     ),
     "network.dilations": _encoder("nextitnet"),
     "network.gnn_steps": _encoder("srgnn"),
-    **dict.fromkeys(("loss", "train.negatives", "train.negative_popularity_exponent"), _sessions),
-    "train.bpr_max_regularisation": lambda config: not config.ranks and config.loss == "bpr_max",
-    "train.gbce_t": lambda config: not config.ranks and config.loss == "gbce",
+    **dict.fromkeys(("train.negatives", "train.negative_popularity_exponent"), _sampled),
+    **dict.fromkeys(("train.negative_uniform_share", "train.batch_positives"), _sampled),
+    "train.skipped_negatives": lambda config: not config.ranks and config.loss != "embedding",
+    "train.bpr_max_regularisation": _loss("bpr_max"),
+    "train.gbce_t": _loss("gbce"),
+    "train.logq": _loss("sampled_softmax"),
+    "network.popularity_bias": _loss("softmax", "sampled_softmax"),
     "ray.use_gpu": lambda config: config.ray.workers != 0,  # this process takes a GPU if there is one
-    "train.logq": lambda config: not config.ranks and config.loss == "sampled_softmax",
 }
 """Whether a model reads an option; options that are not named here are read by all, or refused elsewhere."""
-LOSS_OPTIONS = ("train.bpr_max_regularisation", "train.gbce_t", "train.logq")
+LOSS_OPTIONS = (
+    *("train.bpr_max_regularisation", "train.gbce_t", "train.logq", "train.negatives", "train.batch_positives"),
+    *("train.negative_popularity_exponent", "train.negative_uniform_share", "train.skipped_negatives"),
+    "network.popularity_bias",
+)
+"""Options that depend on the loss, which is then named beside them."""
 
 
 def unread_options(options: Sequence[str], config: TrainerConfig) -> list[str]:

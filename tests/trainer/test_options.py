@@ -27,6 +27,8 @@ from trainer.unread_options import unread_options, warn_about_unread
         ["ray.workers=two"],
         ["ray.workers=automatic"],
         ["ray.workers=[2,1]"],
+        ["ray.workers=[1]"],
+        ["loss=embedding", "network.tie_embeddings=false", "train.ppmi_start=0"],
         ["ray.workers=[0,1]"],
         ["train.precision=bfloat16"],
         ["train.gradient_accumulation_steps=0"],
@@ -218,6 +220,19 @@ def test_wide_session_models_warm_up_by_default(options, steps):
         (["model=hybrid", "head=single", "network.gate_preference=2"], ["network.gate_preference"]),
         (["model=rank_mmoe", "network.gate_preference=2", "network.layers=3"], ["network.layers"]),
         (["model=rank_mmoe", "loss=softmax", "network.experts=3", "train.exposures=true"], ["loss"]),
+        (
+            ["model=gru4rec", "loss=softmax", "train.negatives=9", "train.batch_positives=true", "train.logq=0.5"],
+            ["train.batch_positives", "train.logq", "train.negatives"],
+        ),
+        (["model=gru4rec", "loss=softmax", "network.popularity_bias=true", "train.skipped_negatives=3"], []),
+        (["model=gru4rec", "loss=embedding", "train.skipped_negatives=3"], ["train.skipped_negatives"]),
+        (
+            ["model=hybrid", "tasks=[next]", "train.exposures_per_session=9", "network.detach_items=true"],
+            ["network.detach_items", "train.exposures_per_session"],
+        ),
+        (["model=rank_mmoe", "network.profile=true", "train.positive_power=1"], ["network.profile"]),
+        (["model=srgnn", "network.layers=2", "train.feature_rate=1"], ["network.layers", "train.feature_rate"]),
+        (["model=sasrec", "network.item_features=[category]", "train.feature_rate=1", "network.layers=2"], []),
     ],
 )
 def test_options_that_the_model_does_not_read_are_named(options, unread):

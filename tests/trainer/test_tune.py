@@ -22,7 +22,9 @@ from tests.support.runs import SMALL
 from trainer.__main__ import main as train
 from trainer.config import MODELS, load
 from trainer.recipe import with_recipe
+from trainer.tune import load as tune_options
 from trainer.tune import main
+from trainer.tuning.search import write_findings
 from trainer.tuning.space import Choice, Uniform, command_line, default_space, first_settings, read_space, settings
 from trainer.tuning.trial import Trial
 
@@ -137,6 +139,19 @@ def test_trial_reports_every_epoch_and_fails_alone_on_a_bad_setting(fifty, tmp_p
     wild.run(reported.append)
     assert wild.state == "failed"
     assert not (tmp_path / "wild" / "checkpoints").exists()
+
+
+def test_best_setting_with_a_map_among_the_shared_options_is_read_again(tmp_path):
+    shared = "recipe=small train.task_weights={like:0.25} tasks=[next,like]"
+    config = tune_options(["data=d", f"output={tmp_path}", "model=hybrid", f"options={shared}", "epochs=3"])
+    trial = Trial(0, tmp_path / "trial", {"train.learning_rate": 0.02}, ["data=d", "output=o"])
+    trial.folder.mkdir()
+    line = {"step": 1, "epoch": 1, "split": "valid", "name": "ndcg@20", "value": 0.5}
+    (trial.folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    write_findings(tmp_path, [trial], config, "ndcg@20")
+    again = load(expand_files([f"@{tmp_path / 'best.yaml'}", "data=d", "output=o"]))
+    assert again.train.task_weights == {"like": 0.25}
+    assert (again.tasks, again.train.epochs, again.train.learning_rate) == (["next", "like"], 3, 0.02)
 
 
 def search(data: Path, folder: Path, *more: str) -> list[str]:

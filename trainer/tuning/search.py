@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from etl.dataset import open_dataset
 from etl.runtime.errors import InputError
@@ -146,8 +147,8 @@ def write_findings(folder: Path, trials: list[Trial], config: TuneOptions, metri
 
 
 def _shared(config: TuneOptions) -> dict[str, Any]:
-    pairs = (option.partition("=") for option in shlex.split(config.options))
-    return {name: yaml.safe_load(value) for name, _, value in pairs} | {"train.epochs": config.epochs}
+    overrides = OverridesParser.create().parse_overrides(shlex.split(config.options))
+    return {each.key_or_group: each.value() for each in overrides} | {"train.epochs": config.epochs}
 
 
 def _column(values: list[Any]) -> pa.Array:
