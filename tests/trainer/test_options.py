@@ -28,7 +28,7 @@ from trainer.unread_options import unread_options, warn_about_unread
         ["ray.workers=automatic"],
         ["ray.workers=[2,1]"],
         ["ray.workers=[1]"],
-        ["loss=embedding", "network.tie_embeddings=false", "train.ppmi_start=0"],
+        ["loss=embedding", "network.tie_embeddings=false"],
         ["ray.workers=[0,1]"],
         ["train.precision=bfloat16"],
         ["train.gradient_accumulation_steps=0"],
