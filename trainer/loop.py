@@ -27,8 +27,8 @@ from trainer.distributed.world import World, keep_freed_memory, set_threads
 from trainer.inference.export import export
 from trainer.run import checkpoint
 from trainer.run.checkpoint import Progress
-from trainer.run.lost_checkpoints import best_on_disk
-from trainer.run.metrics_log import METRICS, Meter, RunLog, mean_losses
+from trainer.run.lost_checkpoints import replace_lost_best
+from trainer.run.metrics_log import Meter, RunLog, mean_losses
 from trainer.run.object_store import RunFolder
 from trainer.run.profiling import Profiler
 from trainer.run.signals import Stopped, StopWatch, stop_requested
@@ -183,18 +183,14 @@ def fit(
     writer.wait()
     world.barrier()
     if phase.validates:
-        _load_best(config, run, folder, train_step, progress, lost=writer.lost)
+        _load_best(config, run, folder, train_step, progress)
     return train_step, progress
 
 
-def _load_best(
-    config: TrainerConfig, run: RunFolder, folder: Path, train_step: TrainStep, progress: Progress, *, lost: bool
-) -> None:
-    """Load the best epoch's parameters; `lost`: a full disk has lost a checkpoint of this worker."""
+def _load_best(config: TrainerConfig, run: RunFolder, folder: Path, train_step: TrainStep, progress: Progress) -> None:
+    """Load the parameters of the best epoch, of those that a full disk has not lost."""
     world = train_step.world
-    if any(world.gather(lost)):
-        found = best_on_disk(folder, run.path / METRICS, config.select_by, progress) if world.is_first else None
-        vars(progress).update(vars(world.gather(found)[0]))
+    replace_lost_best(folder, run, config.select_by, progress, world)
     if progress.best_steps != {progress.step}:
         run.pull_on_all(world)
         checkpoint.load_best(folder, progress.best_step, train_step)

@@ -118,3 +118,19 @@ def test_best_epoch_whose_checkpoint_a_full_disk_has_lost_is_replaced_by_the_bes
     assert show([f"run={run}"]) == 0  # opens the run from its checkpoints
     assert main(options(fifty, run, "train.keep_checkpoints=9")) == 0
     assert "already finished" in capfd.readouterr().out
+
+
+def test_best_epoch_lost_before_a_restart_is_replaced_by_the_best_on_the_disk(fifty, undisturbed, tmp_path, capfd):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    newest = latest(run / "checkpoints")
+    state = json.loads((newest / STATE).read_text())
+    state["progress"] |= {"best_epoch": 1, "best_step": 1, "best_score": 0.9}
+    (newest / STATE).write_text(json.dumps(state))
+    (run / "summary.json").unlink()
+    shutil.rmtree(run / "bundle")
+    assert main(options(fifty, run)) == 0
+    best = json.loads((undisturbed / "summary.json").read_text())["best_epoch"]
+    assert f"warning: the checkpoint of the best epoch, 1, is lost: taking epoch {best}\n" in capfd.readouterr().err
+    assert json.loads((run / "summary.json").read_text())["best_epoch"] == best
+    assert_same_run(undisturbed, run)

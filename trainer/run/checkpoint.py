@@ -89,14 +89,12 @@ class Writer:
         self.folder, self.keep, self.after = folder, keep, after
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
-        self.lost = False
-        """Whether a full disk has lost a checkpoint."""
 
     def save(self, train_step: TrainStep, progress: Progress) -> None:
         """Copy the state and write it in the background, after waiting for the previous checkpoint."""
         self.wait()
         if train_step.sharded:
-            self.lost |= not write_sharded(self.folder, train_step, progress, keep=self.keep)
+            write_sharded(self.folder, train_step, progress, keep=self.keep)
             return
         if not train_step.world.is_first:
             return
@@ -120,7 +118,6 @@ class Writer:
             return
         if not _is_full_disk(error):
             raise error
-        self.lost = True
         _warn_of_full_disk()
 
 
@@ -141,11 +138,8 @@ def write(folder: Path, tensors: dict[str, torch.Tensor], progress: Progress, *,
     _prune(folder, progress, keep)
 
 
-def write_sharded(folder: Path, train_step: TrainStep, progress: Progress, *, keep: int) -> bool:
+def write_sharded(folder: Path, train_step: TrainStep, progress: Progress, *, keep: int) -> None:
     """Collective write: each worker writes the rows that it owns, the first one also the networks and the progress.
-
-    Returns:
-        False if a full disk has lost the checkpoint.
 
     Raises:
         OSError: on the worker whose disk fails, after all have finished; a full disk is only a warning.
@@ -184,7 +178,6 @@ def write_sharded(folder: Path, train_step: TrainStep, progress: Progress, *, ke
         raise error
     if failed and world.is_first:
         _warn_of_full_disk()
-    return not failed
 
 
 def _prune(folder: Path, progress: Progress, keep: int) -> None:
@@ -195,6 +188,11 @@ def _prune(folder: Path, progress: Progress, keep: int) -> None:
             shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(".step-*.writing"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def lost_steps(folder: Path, progress: Progress) -> set[int]:
+    """Steps of the best epochs whose checkpoints a full disk has lost."""
+    return {step for step in progress.best_steps if not (folder / f"step-{step:09d}").is_dir()}
 
 
 def latest(folder: Path) -> Path | None:

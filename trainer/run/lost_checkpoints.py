@@ -9,8 +9,38 @@ from pathlib import Path
 
 from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
-from trainer.run.checkpoint import STATE, Progress, latest, problem_of, read_progress
-from trainer.run.metrics_log import read_metrics
+from trainer.distributed.world import World
+from trainer.run.checkpoint import STATE, Progress, latest, lost_steps, problem_of, read_progress
+from trainer.run.metrics_log import METRICS, read_metrics
+from trainer.run.object_store import RunFolder
+
+
+def replace_lost_best(folder: Path, run: RunFolder, metric: str, progress: Progress, world: World) -> None:
+    """Let `progress` name the best epoch on the disk if the checkpoint of the best one was lost. Collective.
+
+    The first worker decides. The loss may have been before a restart.
+
+    Args:
+        folder: folder of the checkpoints.
+        run: the run.
+        metric: the metric that selects the best epoch.
+        progress: the progress at the end of training.
+        world: the workers.
+
+    Raises:
+        InputError: no epoch has a checkpoint; on all workers.
+    """
+    found: Progress | InputError = progress
+    if world.is_first and lost_steps(folder, progress):
+        try:
+            found = best_on_disk(folder, run.path / METRICS, metric, progress)
+            run.push_checkpoint()  # otherwise the next download restores the former record
+        except InputError as error:
+            found = error
+    found = world.gather(found)[0]
+    if isinstance(found, InputError):
+        raise found
+    vars(progress).update(vars(found))
 
 
 def best_on_disk(folder: Path, metrics: Path, metric: str, progress: Progress) -> Progress:
