@@ -26,11 +26,11 @@ from trainer.data.reader import GlobalBatch, Reader
 from trainer.distributed.world import World, keep_freed_memory, set_threads
 from trainer.inference.export import export
 from trainer.run import checkpoint
-from trainer.run.checkpoint import Progress
 from trainer.run.lost_checkpoints import replace_lost_best
 from trainer.run.metrics_log import Meter, RunLog, mean_losses
 from trainer.run.object_store import RunFolder
 from trainer.run.profiling import Profiler
+from trainer.run.progress import Progress
 from trainer.run.signals import Stopped, StopWatch, stop_requested
 from trainer.run.task_epochs import feedback_passes, update_best, with_best_aucs
 from trainer.summary import parameter_counts, write_diagnostics, write_summary
@@ -335,6 +335,7 @@ def _update_best(progress: Progress, values: dict[str, Any], select_by: str, *, 
         what = "the valid rows of each task have one outcome only; the first epoch will be kept"
         print(f"warning: {select_by} is undefined: {what}", file=sys.stderr, flush=True)
     score = value if value is not None and math.isfinite(value) else 0.0  # an undefined score never wins
+    progress.score = score
     if score > progress.best_score:
         progress.best_epoch, progress.best_step, progress.best_score = progress.epoch, progress.step, score
         progress.worse_epochs = 0

@@ -14,9 +14,9 @@ from trainer.config import TrainerConfig
 from trainer.inference.popularity_weight import read_weight
 from trainer.inference.validation import Validation
 from trainer.models.recommender import Recommender
-from trainer.run.checkpoint import Progress
 from trainer.run.folder import SUMMARY
 from trainer.run.metrics_log import read_metrics
+from trainer.run.progress import Progress
 from trainer.training.step import TrainStep
 
 DIAGNOSTICS = "diagnostics.json"

@@ -17,6 +17,7 @@ import trainer.run.checkpoint
 from tests.support.runs import assert_same_run, options
 from trainer.__main__ import main
 from trainer.run.checkpoint import STATE, TENSORS, latest
+from trainer.run.progress import Progress
 from trainer.show import main as show
 
 
@@ -134,3 +135,23 @@ def test_best_epoch_lost_before_a_restart_is_replaced_by_the_best_on_the_disk(fi
     assert f"warning: the checkpoint of the best epoch, 1, is lost: taking epoch {best}\n" in capfd.readouterr().err
     assert json.loads((run / "summary.json").read_text())["best_epoch"] == best
     assert_same_run(undisturbed, run)
+
+
+def written(folder, *states, keep=1):
+    """Steps of the checkpoints left after writing those of some progress."""
+    for progress in states:
+        trainer.run.checkpoint.write(folder, {"x": torch.zeros(1)}, progress, keep=keep)
+    return [int(path.name.removeprefix("step-")) for path in sorted(folder.iterdir())]
+
+
+def test_best_checkpoint_left_is_kept_while_that_of_the_best_epoch_is_lost(tmp_path):
+    lost = {"best_epoch": 2, "best_step": 20, "best_score": 0.9}
+    third = Progress(step=30, epoch=3, score=0.5, **lost)
+    assert written(tmp_path, third) == [30]
+    within = Progress(step=35, epoch=3, sample=5, score=0.5, **lost)
+    assert written(tmp_path, within, Progress(step=40, epoch=4, score=0.2, **lost)) == [30, 40]
+    (tmp_path / "step-000000040" / STATE).write_text("half")
+    assert written(tmp_path, Progress(step=50, epoch=5, score=0.3, **lost), keep=2) == [30, 40, 50]
+    sixth = Progress(step=60, epoch=6, score=0.95, best_epoch=6, best_step=60, best_score=0.95)
+    assert written(tmp_path, sixth) == [60]
+    assert written(tmp_path / "refit", *(Progress(step=step, epoch=step) for step in range(1, 5)), keep=2) == [3, 4]

@@ -8,8 +8,8 @@ import threading
 import pytest
 
 from trainer.run import metrics_log
-from trainer.run.checkpoint import Progress
 from trainer.run.metrics_log import Meter
+from trainer.run.progress import Progress
 
 
 def test_displayed_rate_is_that_of_the_last_minute(monkeypatch):

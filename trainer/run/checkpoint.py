@@ -13,7 +13,8 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -23,55 +24,13 @@ from safetensors.torch import save_file
 from etl.runtime.errors import InputError
 from etl.runtime.files import atomic_folder, sha256_of, sync_to_disk
 from trainer.models.embedding_table import DRAWN_ROWS, FULL_TABLE, Shard, SparseTable
+from trainer.run.progress import Progress
 from trainer.training.step import TrainStep
 
 STATE = "state.json"
 TENSORS = "tensors.safetensors"
 SHARD = "table-{:05d}.safetensors"
 """File of a worker's rows with a sharded table."""
-
-
-@dataclass
-class Progress:
-    """Training progress, in plain numbers.
-
-    Attributes:
-        step: global steps taken.
-        epoch: epochs completed.
-        sample: samples trained on in the current epoch, over all workers.
-        loss_sums, loss_counts: of the current epoch, by task.
-        best_epoch, best_step, best_score: by the selection metric; epoch 0 before the first validation.
-        worse_epochs: epochs since the best one.
-        best_by_task: epoch, step and score of each feedback task's highest valid AUC, with `train.best_epoch_by_task`.
-        seconds: training time, over all restarts.
-        examples: target clicks trained on.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    sample: int = 0
-    loss_sums: list[float] = field(default_factory=list)
-    loss_counts: list[float] = field(default_factory=list)
-    best_epoch: int = 0
-    best_step: int = 0
-    best_score: float = -1.0
-    worse_epochs: int = 0
-    best_by_task: dict[str, tuple[int, int, float]] = field(default_factory=dict)
-    seconds: float = 0.0
-    examples: int = 0
-
-    @property
-    def best_steps(self) -> set[int]:
-        """Steps of the best epochs: of the run, and of each task with its own."""
-        return {self.best_step, *(step for _, step, _ in self.best_by_task.values())}
-
-    def advance(self, sample: int, loss_sums: list[float], counts: list[float]) -> None:
-        """Record a step: samples of the epoch done so far, the step's loss sums and counts."""
-        self.step += 1
-        self.sample = sample
-        self.loss_sums = [a + b for a, b in zip(self.loss_sums, loss_sums, strict=True)]
-        self.loss_counts = [a + b for a, b in zip(self.loss_counts, counts, strict=True)]
-        self.examples += int(counts[0])
 
 
 class Writer:
@@ -181,18 +140,32 @@ def write_sharded(folder: Path, train_step: TrainStep, progress: Progress, *, ke
 
 
 def _prune(folder: Path, progress: Progress, keep: int) -> None:
-    result = sorted(folder.glob("step-*"))
-    best = {f"step-{step:09d}" for step in progress.best_steps}
-    for path in result[:-keep]:
-        if path.name not in best:
-            shutil.rmtree(path, ignore_errors=True)
+    """Remove incomplete checkpoints, then all but the latest and the best."""
     for path in folder.glob(".step-*.writing"):
         shutil.rmtree(path, ignore_errors=True)
+    written = sorted(folder.glob("step-*"))
+    best = {f"step-{step:09d}" for step in progress.best_steps}
+    if progress.best_step in lost_steps(folder, progress):
+        best |= {path.name for path in _best_of(written)}
+    for path in written[:-keep]:
+        if path.name not in best:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _best_of(paths: list[Path]) -> list[Path]:
+    """The checkpoint of the epoch with the highest score, in a list; empty if there is no epoch's end."""
+    scores = dict[Path, float]()
+    for path in paths:
+        with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one
+            progress = read_progress(path)
+            if progress.sample == 0:
+                scores[path] = progress.score
+    return sorted(scores, key=lambda path: scores[path])[-1:]
 
 
 def lost_steps(folder: Path, progress: Progress) -> set[int]:
     """Steps of the best epochs whose checkpoints a full disk has lost."""
-    return {step for step in progress.best_steps if not (folder / f"step-{step:09d}").is_dir()}
+    return {step for step in progress.best_steps - {0} if not (folder / f"step-{step:09d}").is_dir()}
 
 
 def latest(folder: Path) -> Path | None:

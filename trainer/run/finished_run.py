@@ -11,8 +11,8 @@ from trainer.config import ENCODERS, HEADS, MODELS, TrainerConfig, from_plain
 from trainer.inference.export import FeedbackPass
 from trainer.prepare import read_config
 from trainer.run import checkpoint
-from trainer.run.checkpoint import Progress
 from trainer.run.folder import CONFIG, SUMMARY, is_finished
+from trainer.run.progress import Progress
 from trainer.run.task_epochs import feedback_passes
 from trainer.task.base import ModelTask
 from trainer.training.step import TrainStep

@@ -10,9 +10,10 @@ from pathlib import Path
 from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
 from trainer.distributed.world import World
-from trainer.run.checkpoint import STATE, Progress, latest, lost_steps, problem_of, read_progress
+from trainer.run.checkpoint import STATE, latest, lost_steps, problem_of, read_progress
 from trainer.run.metrics_log import METRICS, read_metrics
 from trainer.run.object_store import RunFolder
+from trainer.run.progress import Progress
 
 
 def replace_lost_best(folder: Path, run: RunFolder, metric: str, progress: Progress, world: World) -> None:

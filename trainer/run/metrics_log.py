@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from etl.runtime.files import atomic_file
 from etl.runtime.progress import ProgressLine, progress_line
-from trainer.run.checkpoint import Progress
+from trainer.run.progress import Progress
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

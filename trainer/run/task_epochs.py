@@ -12,7 +12,7 @@ import numpy as np
 from trainer.inference.export import FeedbackPass
 from trainer.inference.scorer import RankScorer, SessionScorer
 from trainer.run import checkpoint
-from trainer.run.checkpoint import Progress
+from trainer.run.progress import Progress
 from trainer.task.base import ModelTask
 from trainer.training.step import TrainStep
 
