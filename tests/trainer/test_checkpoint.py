@@ -155,3 +155,9 @@ def test_best_checkpoint_left_is_kept_while_that_of_the_best_epoch_is_lost(tmp_p
     sixth = Progress(step=60, epoch=6, score=0.95, best_epoch=6, best_step=60, best_score=0.95)
     assert written(tmp_path, sixth) == [60]
     assert written(tmp_path / "refit", *(Progress(step=step, epoch=step) for step in range(1, 5)), keep=2) == [3, 4]
+
+
+def test_damaged_checkpoint_of_a_later_step_does_not_displace_a_new_one(tmp_path):
+    assert written(tmp_path, Progress(step=10), Progress(step=20, best_step=10)) == [10, 20]
+    (tmp_path / "step-000000020" / TENSORS).write_bytes(b"half")
+    assert written(tmp_path, Progress(step=15, sample=5, best_step=10)) == [10, 15]

@@ -140,14 +140,16 @@ def write_sharded(folder: Path, train_step: TrainStep, progress: Progress, *, ke
 
 
 def _prune(folder: Path, progress: Progress, keep: int) -> None:
-    """Remove incomplete checkpoints, then all but the latest and the best."""
+    """Remove incomplete checkpoints and damaged ones of later steps, then all but the latest and the best."""
     for path in folder.glob(".step-*.writing"):
         shutil.rmtree(path, ignore_errors=True)
-    written = sorted(folder.glob("step-*"))
+    now = f"step-{progress.step:09d}"
+    paths = sorted(folder.glob("step-*"))
+    written = [path for path in paths if path.name <= now]
     best = {f"step-{step:09d}" for step in progress.best_steps}
     if progress.best_step in lost_steps(folder, progress):
         best |= {path.name for path in _best_of(written)}
-    for path in written[:-keep]:
+    for path in [*paths[len(written) :], *written[:-keep]]:
         if path.name not in best:
             shutil.rmtree(path, ignore_errors=True)
 
