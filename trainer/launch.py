@@ -5,12 +5,11 @@ import json
 import sys
 
 from etl.runtime.errors import InputError
-from etl.runtime.locks import locked
 from etl.runtime.object_store import local_path
 from trainer.config import TrainerConfig
 from trainer.distributed.world import World
 from trainer.loop import train
-from trainer.prepare import prepare
+from trainer.prepare import prepared
 from trainer.run.folder import SUMMARY
 from trainer.run.metrics_log import progress_bar
 from trainer.run.object_store import RunFolder
@@ -33,10 +32,10 @@ def launch(options: list[str], loaded_config: TrainerConfig) -> None:
     """
     try:
         options, loaded_config = resolve_auto_recipe(options, loaded_config)
-        config, finished = prepare(options, loaded_config)
-        if not finished:
-            warn_about_unread(options, config)
-            _train(config)
+        with prepared(options, loaded_config) as (config, finished):
+            if not finished:
+                warn_about_unread(options, config)
+                _train(config)
     except Stopped as stopped:
         print(stopped, file=sys.stderr, flush=True)
         raise SystemExit(STATUS) from None
@@ -57,9 +56,9 @@ def launch(options: list[str], loaded_config: TrainerConfig) -> None:
 
 
 def _train(config: TrainerConfig) -> None:
-    """Train in this process, or with Ray's workers."""
+    """Train a prepared run in this process, or with Ray's workers."""
     folder = RunFolder.of(config.output)
-    with locked(folder.path), progress_bar(folder.path):
+    with progress_bar(folder.path):
         if config.ray.workers:
             from trainer.ray_train import run_with_ray
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from etl.dataset import SPLITS, TRAIN_HOLDOUT, Dataset, feedback_labels, open_da
 from etl.runtime.errors import InputError
 from etl.runtime.files import atomic_file, write_json
 from etl.runtime.object_store import absolute
+from etl.runtime.output_path import hidden_sibling
 from retrieval.bundle_folder import BUNDLE, RUN_BUNDLE
 from trainer.config import RANK_HEADS, TrainerConfig, load
 from trainer.data.batch import feedback_rows
@@ -39,39 +41,75 @@ MAY_CHANGE = ("ray.", "auto.", "train.epochs", "resume", "data", "output")
 """Prefixes of options that may change on resume; `data` is compared by content instead."""
 
 
-def prepare(options: Sequence[str], loaded_config: TrainerConfig | None = None) -> tuple[TrainerConfig, bool]:
-    """Resolve the configuration of a run and write it to its folder; also return whether the run is finished.
+@contextmanager
+def prepared(
+    options: Sequence[str], loaded_config: TrainerConfig | None = None, *, wait_seconds: float = 30.0
+) -> Iterator[tuple[TrainerConfig, bool]]:
+    """Resolve the configuration of a run and write it to its folder, which is locked until the block ends.
+
+    A refused command changes nothing in the folder, where another process may be training.
 
     Args:
         options: the command line.
         loaded_config: the result of `load(options)`, if already called.
+        wait_seconds: how long to wait for another process to end.
+
+    Yields:
+        The configuration, and whether the run is finished; nothing is written then.
 
     Raises:
-        InputError: options, dataset or output that the user must fix.
+        InputError: options, dataset or output that the user must fix; another process writes to the run.
     """
     config, dataset = resolve_config(options, loaded_config)
     run = RunFolder.of(config.output)
-    run.pull(checkpoints=False)
-    output = run.path
-    fingerprint = {"dataset": dataset.manifest.fingerprint}
-    path = output / CONFIG
-    if path.is_file():
-        before = read_config(path)
-        _compare(before, config.plain() | fingerprint, resume=config.resume)
-        more_epochs = config.train.epochs > before["train"]["epochs"]
-        if is_finished(output) and not more_epochs and _has_bundle(run):
-            return config, True
-        run.remove(SUMMARY)  # the run is extended: if killed from here on, it is unfinished
-    else:
-        check_output(output, dataset)
-    output.mkdir(parents=True, exist_ok=True)
+    # Other options are refused and finished runs returned at once. Copies of a store are read below, once downloaded.
+    if not run.mirror and _is_done(config, dataset, run):
+        yield config, True
+        return
+    with run.locked(wait_seconds=wait_seconds):
+        run.pull(checkpoints=False)
+        done = _is_done(config, dataset, run)
+        if not done:
+            _write(config, dataset, run)
+        yield config, done
+
+
+def prepare(options: Sequence[str], loaded_config: TrainerConfig | None = None) -> tuple[TrainerConfig, bool]:
+    """What `prepared` yields, without holding the lock."""
+    with prepared(options, loaded_config) as result:
+        return result
+
+
+def _is_done(config: TrainerConfig, dataset: Dataset, run: RunFolder) -> bool:
+    """Whether a run is finished and not to be extended.
+
+    Raises:
+        InputError: the run began with other options or another dataset, or the folder has other content.
+    """
+    path = run.path / CONFIG
+    if not path.is_file():
+        check_output(run.path, dataset)
+        return False
+    before = read_config(path)
+    _compare(before, _record(config, dataset), resume=config.resume)
+    more_epochs = config.train.epochs > before["train"]["epochs"]
+    return is_finished(run.path) and not more_epochs and _has_bundle(run)
+
+
+def _write(config: TrainerConfig, dataset: Dataset, run: RunFolder) -> None:
+    """Write the files that a run begins with; one that is extended is unfinished from here on."""
     choose_workers(config, dataset)
-    with atomic_file(path) as file:
-        file.write_text(OmegaConf.to_yaml(OmegaConf.create(config.plain() | fingerprint)))
+    run.remove(SUMMARY)
+    with atomic_file(run.path / CONFIG) as file:
+        file.write_text(OmegaConf.to_yaml(OmegaConf.create(_record(config, dataset))))
     if config.network.item_features:
-        write_json(output / VOCABULARY, feature_codes(dataset, config.network.item_features)[1])
+        write_json(run.path / VOCABULARY, feature_codes(dataset, config.network.item_features)[1])
     run.send(CONFIG)
-    return config, False
+
+
+def _record(config: TrainerConfig, dataset: Dataset) -> dict[str, Any]:
+    """The content of `config.yaml`."""
+    return config.plain() | {"dataset": dataset.manifest.fingerprint}
 
 
 def _has_bundle(run: RunFolder) -> bool:
@@ -83,7 +121,7 @@ def check_output(output: Path, dataset: Dataset) -> None:
     """Raise `InputError` for an output inside the dataset, or in a folder with other content."""
     if output.absolute().is_relative_to(dataset.path.absolute()):
         raise InputError("an output outside the dataset", output, "name another output")
-    ours = (RECIPE_CHOICE, RECIPE_TRIALS)
+    ours = (RECIPE_CHOICE, RECIPE_TRIALS, hidden_sibling(output, "lock").name)
     if output.exists() and (not output.is_dir() or any(path.name not in ours for path in output.iterdir())):
         raise InputError("a fresh output folder, or a run to resume", output, "choose another output")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -16,11 +17,14 @@ import yaml
 import trainer.loop
 import trainer.run.checkpoint
 import trainer.run.signals
+from etl.runtime.errors import InputError
 from tests.support.engine import build, write_log
 from tests.support.runs import Killed, assert_same_run, killed_at_step, options, terminated_at_step
 from trainer.__main__ import main
+from trainer.prepare import prepare
 from trainer.run.checkpoint import TENSORS, latest
 from trainer.run.metrics_log import RunLog, read_metrics
+from trainer.run.object_store import RunFolder
 
 
 def test_rerunning_a_finished_run_changes_nothing(fifty, undisturbed, capfd):
@@ -209,3 +213,38 @@ def test_log_of_a_run_killed_between_the_last_step_and_the_end_of_an_epoch_has_e
     again.close()
     assert [line["split"] for line in read_metrics(RunLog(tmp_path, 10, 1, refit=False).path)] == ["train", "valid"]
     assert len(read_metrics(RunLog(tmp_path, 3, 0, refit=True).path)) == 2  # the refit keeps the lines of training
+
+
+def test_start_refused_while_the_run_is_trained_changes_nothing(fifty, undisturbed, tmp_path, monkeypatch, capfd):
+    """The run that is trained has 4 epochs; the refused start asks for 5."""
+    run, five = tmp_path / "run", options(fifty, tmp_path / "run", "train.epochs=5")
+    shutil.copytree(undisturbed, run)
+    monkeypatch.setattr("etl.runtime.locks.time", mock.Mock(monotonic=itertools.count(0, 100).__next__))
+
+    def training(*arguments):
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        assert main(five) == 2
+        assert "expected an output that no other process is writing" in capfd.readouterr().err
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+        raise Killed
+
+    with mock.patch("trainer.launch.train", training), pytest.raises(Killed):
+        main(options(fifty, run, "train.epochs=4"))
+    assert yaml.safe_load((run / "config.yaml").read_text())["train"]["epochs"] == 4
+    assert main(five) == 0
+    assert json.loads((run / "summary.json").read_text())["epochs"] == 5
+
+
+def test_start_that_waited_for_a_run_compares_its_options_with_that_one(fifty, tmp_path):
+    """Both see a fresh folder; the one that gets the lock first writes its configuration."""
+    run = tmp_path / "new" / "run"
+    locked = RunFolder.locked
+
+    def second(self, **more):
+        with mock.patch.object(RunFolder, "locked", locked):
+            prepare(options(fifty, run))
+        return locked(self, **more)
+
+    with mock.patch.object(RunFolder, "locked", second), pytest.raises(InputError, match="seed=0 as the run began"):
+        prepare(options(fifty, run, "seed=3"))
+    assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == 0

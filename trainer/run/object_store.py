@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from etl.runtime.errors import InputError
 from etl.runtime.locks import locked
 from etl.runtime.object_store import WAIT_SECONDS, Mirror, local_path
+from etl.runtime.output_path import os_errors_as_input_error
 from trainer.distributed.world import World
 from trainer.run.folder import SUMMARY
 
@@ -45,6 +47,18 @@ class RunFolder:
         """A folder next to this one."""
         path = self.path.with_name(name)
         return RunFolder(path, self.mirror and Mirror(f"{self.mirror.uri.rpartition('/')[0]}/{name}", path))
+
+    @contextmanager
+    def locked(self, *, wait_seconds: float = 30.0) -> Iterator[None]:
+        """Hold the lock of the local folder, whose parents are made: one process of this machine writes to a run.
+
+        Raises:
+            InputError: another process still holds it after `wait_seconds`.
+        """
+        with os_errors_as_input_error(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(self.path, wait_seconds=wait_seconds):
+            yield
 
     def pull(self, *, checkpoints: bool) -> None:
         """Download the run from the store, except for bundles, which no worker reads."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from etl.dataset import TRAIN_HOLDOUT, Dataset, open_dataset
 from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
-from etl.runtime.locks import locked
 from trainer.config import TrainerConfig
 from trainer.prepare import RECIPE_CHOICE, RECIPE_TRIALS, check_output, prepare, read_config
 from trainer.recipe import recipes_to_try, with_recipe
@@ -42,7 +41,9 @@ def resolve_auto_recipe(options: Sequence[str], loaded_config: TrainerConfig) ->
     if loaded_config.recipe != "auto":
         return list(options), loaded_config
     run = RunFolder.of(loaded_config.output)
-    run.pull(checkpoints=False)
+    if run.mirror:
+        with run.locked():  # not while another process trains in the local copy
+            run.pull(checkpoints=False)
     if (run.path / CONFIG).is_file():
         recipe = read_config(run.path / CONFIG).get("recipe", "auto")
     else:
@@ -90,7 +91,7 @@ def trial_epochs(config: TrainerConfig, dataset: Dataset) -> int:
 def _choose(options: Sequence[str], config: TrainerConfig, candidates: list[str], epochs: int, run: RunFolder) -> str:
     """Try the recipes, write their results, and return the best; the first on ties."""
     metric, trials = config.select_by, list[Trial]()
-    with locked(run.path):
+    with run.locked():
         for number, recipe in enumerate(candidates):
             folder = run.path / RECIPE_TRIALS / recipe
             fixed = [f"recipe={recipe}", f"output={folder}", f"train.epochs={epochs}", *ALONE]

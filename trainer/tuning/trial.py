@@ -11,11 +11,10 @@ from typing import Any
 
 from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
-from etl.runtime.locks import locked
 from trainer.config import load
 from trainer.distributed.world import World
 from trainer.loop import select
-from trainer.prepare import prepare
+from trainer.prepare import prepared
 from trainer.run.metrics_log import METRICS, read_metrics
 from trainer.training.step import NotFiniteError
 from trainer.tuning.space import Setting
@@ -81,8 +80,7 @@ class Trial:
         if self.ended():
             return
         try:
-            config, _ = prepare(self.options, load(self.options))
-            with locked(self.folder, wait_seconds=WAIT_SECONDS):
+            with prepared(self.options, load(self.options), wait_seconds=WAIT_SECONDS) as (config, _):
                 outcome = select(config, World.alone(), report)
             self.end(FINISHED, **outcome)
         except NotFiniteError as error:
