@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
+from etl.runtime.errors import InputError
 from trainer.ray_train import ray_session
 from trainer.tune import TuneOptions
 from trainer.tuning.trial import STOPPED, Trial
@@ -20,6 +21,9 @@ from trainer.tuning.trial import STOPPED, Trial
 NUMBER, EPOCH = "number", "epoch"
 METRIC = "objective"
 """Name of the validation metric for the scheduler."""
+ERROR = "error"
+"""Reported by a trial instead of metrics: an error of the system, which ends the search. Ray Tune's own record of it
+may not fit on a full disk."""
 
 
 class Halving(ASHAScheduler):
@@ -59,6 +63,23 @@ class Progress(tune.Callback):
         Progress.on_progress()
 
 
+class EndOnError(tune.Stopper):
+    """Ends all trials once one reports an error of the system; `error` is that one."""
+
+    def __init__(self) -> None:
+        self.error: InputError | None = None
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether to end this trial."""
+        if ERROR in result:
+            self.error = self.error or InputError(**result[ERROR])
+        return ERROR in result
+
+    def stop_all(self) -> bool:
+        """Whether to end the other trials."""
+        return self.error is not None
+
+
 def run_trials(
     trials: Sequence[Trial], config: TuneOptions, metric: str, hours: float | None, on_progress: Callable[[], None]
 ) -> None:
@@ -72,6 +93,9 @@ def run_trials(
         metric: validation metric to compare, larger is better.
         hours: time budget; None = unlimited.
         on_progress: called after each reported epoch.
+
+    Raises:
+        InputError: a full disk, or another error of the system. Unfinished trials can be continued.
     """
     # Suppress Ray Tune's own tables, log files and advice.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -80,11 +104,15 @@ def run_trials(
     warnings.filterwarnings("ignore", module="ray.tune")
 
     def work(setting: dict[str, Any]) -> None:
-        trials[setting[NUMBER]].run(
-            lambda metrics: tune.report({EPOCH: metrics["epoch"], METRIC: metrics.get(metric, 0.0)})
-        )
+        try:
+            trials[setting[NUMBER]].run(
+                lambda metrics: tune.report({EPOCH: metrics["epoch"], METRIC: metrics.get(metric, 0.0)})
+            )
+        except InputError as error:
+            tune.report({EPOCH: 0, METRIC: 0.0, ERROR: {name: str(value) for name, value in vars(error).items()}})
 
     Progress.on_progress = staticmethod(on_progress)
+    end_on_error = EndOnError()
     storage = Path(config.output).absolute() / ".ray"  # shared by all machines of a cluster
     try:
         with ray_session(config.cores):
@@ -95,7 +123,11 @@ def run_trials(
                     scheduler=Halving(trials, config) if config.scheduler == "asha" else FIFOScheduler(),
                     time_budget_s=None if hours is None else hours * 3600.0,
                 ),
-                run_config=tune.RunConfig(storage_path=str(storage), name="search", verbose=0, callbacks=[Progress()]),
+                run_config=tune.RunConfig(
+                    storage_path=str(storage), name="search", verbose=0, stop=end_on_error, callbacks=[Progress()]
+                ),
             ).fit()
     finally:
         shutil.rmtree(storage, ignore_errors=True)
+    if end_on_error.error:
+        raise end_on_error.error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from unittest import mock
 
@@ -131,6 +133,17 @@ def test_sigterm_during_trials_saves_a_checkpoint_and_the_command_resumes(fifty,
     assert "the same command resumes from there\n" in capfd.readouterr().err
     assert not (tmp_path / "run" / "config.yaml").exists()
     assert main(options(fifty, tmp_path / "run", "train.checkpoint_steps=1000")) == 0
+    assert choice_of(tmp_path / "run")["recipe"] == choice_of(chosen)["recipe"]
+    assert_same_run(chosen, tmp_path / "run")
+
+
+def test_full_disk_during_trials_is_a_plain_error_and_the_command_continues(fifty, chosen, tmp_path, capfd):
+    full = mock.patch("trainer.run.checkpoint.write", side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    with full:
+        assert main(options(fifty, tmp_path / "run")) == 2
+    assert capfd.readouterr().err.splitlines()[-1].startswith("error: expected room on the disk for the checkpoint")
+    assert not list((tmp_path / "run").glob(".recipes/*/trial.json"))
+    assert main(options(fifty, tmp_path / "run")) == 0
     assert choice_of(tmp_path / "run")["recipe"] == choice_of(chosen)["recipe"]
     assert_same_run(chosen, tmp_path / "run")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import math
 import os
@@ -17,6 +19,7 @@ import pytest
 import yaml
 
 from etl.runtime.errors import InputError
+from etl.runtime.locks import locked
 from etl.runtime.option_files import expand_files
 from tests.support.runs import SMALL
 from trainer.__main__ import main as train
@@ -152,11 +155,54 @@ def test_best_setting_with_a_map_among_the_shared_options_is_read_again(tmp_path
     again = load(expand_files([f"@{tmp_path / 'best.yaml'}", "data=d", "output=o"]))
     assert again.train.task_weights == {"like": 0.25}
     assert (again.tasks, again.train.epochs, again.train.learning_rate) == (["next", "like"], 3, 0.02)
+def full_disk(*arguments, **more):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("full", ["trainer.run.checkpoint.write", "trainer.run.metrics_log.RunLog.write"])
+def test_full_disk_leaves_a_trial_unfinished(fifty, tmp_path, full):
+    """Either no checkpoint is written, which is an error at the end only, or the first line of the metrics is not."""
+    folder = tmp_path / "trial"
+    options = [f"data={fifty.path}", f"output={folder}", "model=gru4rec", *SMALL, "train.epochs=2"]
+    trial = Trial(0, folder, {}, options)
+    with mock.patch(full, full_disk), pytest.raises(InputError, match="expected room on the disk"):
+        trial.run(lambda _: None)
+    assert trial.state == "unfinished"
+    trial.run(lambda _: None)
+    assert trial.state == "finished"
+
+
+def test_trial_that_another_process_trains_is_left_unfinished(fifty, tmp_path, monkeypatch):
+    trial = Trial(0, tmp_path / "trial", {}, [f"data={fifty.path}", f"output={tmp_path / 'trial'}", "model=gru4rec"])
+    monkeypatch.setattr("etl.runtime.locks.time", mock.Mock(monotonic=itertools.count(0, 1000).__next__))
+    with locked(trial.folder), pytest.raises(InputError, match="no other process is writing"):
+        trial.run(lambda _: None)
+    assert trial.state == "unfinished"
 
 
 def search(data: Path, folder: Path, *more: str) -> list[str]:
     options = [f"data={data}", f"output={folder}", "model=gru4rec", "epochs=3", "grace_epochs=1", f"options={SHARED}"]
     return [*options, *more]
+
+
+@pytest.mark.cluster
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small disk")
+def test_full_disk_ends_a_search_which_can_be_continued(fifty, tmp_path, capfd):
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], check=True)
+    try:
+        options = search(fifty.path, small / "tune", "trials=2", "scheduler=none")
+        assert main(options) == 2
+        assert capfd.readouterr().err.splitlines()[-1].startswith("error: expected room on the disk")
+        assert not list(small.glob("tune/trials/*/trial.json"))
+        subprocess.run(["mount", "-o", "remount,size=64m", small], check=True)
+        assert main(options) == 0
+        assert {json.loads(path.read_text())["state"] for path in small.glob("tune/trials/*/trial.json")} == {
+            "finished"
+        }
+    finally:
+        subprocess.run(["umount", "--lazy", small], check=True)
 
 
 @pytest.mark.cluster

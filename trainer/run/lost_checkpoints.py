@@ -9,6 +9,7 @@ from pathlib import Path
 
 from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
+from etl.runtime.options import SYSTEM_ERRORS
 from trainer.distributed.world import World
 from trainer.run.checkpoint import STATE, latest, lost_steps, problem_of, read_progress
 from trainer.run.metrics_log import METRICS, read_metrics
@@ -70,9 +71,8 @@ def best_on_disk(folder: Path, metrics: Path, metric: str, progress: Progress) -
         }
         ends = [state for state in intact.values() if state.sample == 0 and state.epoch in of_epoch]
         if not ends:
-            raise InputError(
-                "the checkpoint of an epoch", f"none in {folder}", "free space on the disk and train again"
-            )
+            expected = f"{SYSTEM_ERRORS[1]} for the checkpoint of an epoch"
+            raise InputError(expected, f"none in {folder}", "free disk space, run again")
         best = max(ends, key=lambda state: of_epoch[state.epoch])
         lost = f"the checkpoint of the best epoch, {progress.best_epoch}, is lost"
         print(f"warning: {lost}: taking epoch {best.epoch}", file=sys.stderr, flush=True)

@@ -39,7 +39,7 @@ def search(config: TuneOptions) -> str:
     """Run all unfinished trials, write table, page and best setting; returns the text to print.
 
     Raises:
-        InputError: invalid options, or the folder of another search.
+        InputError: invalid options, the folder of another search, or an error of the system such as a full disk.
     """
     folder = Path(config.output)
     if is_remote(config.output):
@@ -52,11 +52,13 @@ def search(config: TuneOptions) -> str:
             ended = sum(bool(trial.ended()) for trial in trials)
             line.update(f"searching {config.model}", ended, len(trials), "trials")
 
-        if not all(trial.ended() for trial in trials):
-            from trainer.ray_tune import run_trials
+        try:
+            if not all(trial.ended() for trial in trials):
+                from trainer.ray_tune import run_trials
 
-            run_trials(trials, config, metric, config.hours, progress)
-        line.close()
+                run_trials(trials, config, metric, config.hours, progress)
+        finally:
+            line.close()
         return write_findings(folder, trials, config, metric)
 
 

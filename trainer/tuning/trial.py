@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
+from etl.runtime.options import SYSTEM_ERRORS
 from trainer.config import load
 from trainer.distributed.world import World
 from trainer.loop import select
@@ -23,6 +25,8 @@ ENDED = "trial.json"
 """Written when a trial ends: its state and cost. A trial without it is resumed."""
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 WAIT_SECONDS = 120.0
+PASSING = (*SYSTEM_ERRORS, "an output that no other process is writing")
+"""What was expected where the setting is not at fault: the trial may succeed later."""
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -74,11 +78,23 @@ class Trial:
         """Report the completed epochs, then train the others.
 
         Errors of this setting end the trial, not the search.
+
+        Raises:
+            InputError: a full disk, or another error of the system: the trial is unfinished and can be continued.
         """
         for metrics in self.epochs():
             report(metrics)
         if self.ended():
             return
+        try:
+            self._train(report)
+        except OSError as error:
+            full = error.errno == errno.ENOSPC
+            expected = f"{SYSTEM_ERRORS[1]} of {self.folder}" if full else SYSTEM_ERRORS[0]
+            got = "a full disk" if full else " ".join(str(error).split())
+            raise InputError(expected, got, "free space, run again" if full else "check that, run again") from None
+
+    def _train(self, report: Report) -> None:
         try:
             with prepared(self.options, load(self.options), wait_seconds=WAIT_SECONDS) as (config, _):
                 outcome = select(config, World.alone(), report)
@@ -86,4 +102,6 @@ class Trial:
         except NotFiniteError as error:
             self.end(FAILED, error=str(error))
         except InputError as error:
+            if error.expected.startswith(PASSING):
+                raise
             self.end(FAILED, error=f"expected {error.expected}, got {error.got}")
