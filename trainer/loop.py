@@ -223,16 +223,18 @@ class Training:
         train_step.model.train()
         if not progress.loss_sums:
             progress.loss_sums, progress.loss_counts = ([0.0] * len(train_step.tasks) for _ in range(2))
-        first, done = progress.step, sum(progress.loss_counts[:1])
+        if progress.sample == 0 or progress.first_step is None:
+            progress.first_step = progress.step
+        resumed, done = progress.step, sum(progress.loss_counts[:1])
         meter = Meter(self.model_task.unit, self.model_task.total(self.reader), self.phase.epochs, done)
         source = _batches(self.config, self.model_task, self.reader, progress, self.phase, train_step.world)
         stop = StopWatch(self.run, train_step.world)
         profiler = Profiler(self.run.path, enabled=self.config.train.profile and train_step.world.is_first)
         for batch in source:
-            profiler.before(progress.step - first)
+            profiler.before(progress.step - resumed)
             loss_sums, counts = (totals.tolist() for totals in train_step.step(batch.data, progress.step))
             progress.advance(batch.first_sample + batch.samples, loss_sums, counts)
-            self._after_step(progress.step - first, loss_sums, counts, meter, source.waited)
+            self._after_step(progress.step - progress.first_step, loss_sums, counts, meter, source.waited)
             if stop(progress.step):
                 self._save(meter)
                 self.stop()
@@ -267,8 +269,6 @@ class Training:
             if progress.step % LOG_STEPS == 0:
                 means = mean_losses(self.train_step.tasks, loss_sums, counts)
                 self.log.write(progress.step, progress.epoch + 1, self.phase.name, means)
-        if steps % train.checkpoint_steps == 0:
-            self._save(meter)
         if train.validate_steps and self.sample is not None and steps % train.validate_steps == 0:
             progress.seconds += meter.lap()
             values = self.model_task.validate(self.train_step, self.sample).metrics
@@ -276,6 +276,8 @@ class Training:
             if self.log:
                 self.log.write(progress.step, progress.epoch + 1, "valid-within", values)
             meter.lap()  # exclude validation time
+        if steps % train.checkpoint_steps == 0:
+            self._save(meter)  # last: a run that is resumed from here has all lines of this step
 
     def _save(self, meter: Meter) -> None:
         self.progress.seconds += meter.lap()

@@ -22,7 +22,7 @@ from tests.support.engine import build, write_log
 from tests.support.runs import Killed, assert_same_run, killed_at_step, options, terminated_at_step
 from trainer.__main__ import main
 from trainer.prepare import prepare
-from trainer.run.checkpoint import TENSORS, latest
+from trainer.run.checkpoint import STATE, TENSORS, latest
 from trainer.run.metrics_log import RunLog, read_metrics
 from trainer.run.object_store import RunFolder
 
@@ -248,3 +248,29 @@ def test_start_that_waited_for_a_run_compares_its_options_with_that_one(fifty, t
     with mock.patch.object(RunFolder, "locked", second), pytest.raises(InputError, match="seed=0 as the run began"):
         prepare(options(fifty, run, "seed=3"))
     assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == 0
+
+
+def lines_within(run):
+    return [line for line in read_metrics(run / "metrics.jsonl") if line["split"] == "valid-within"]
+
+
+@pytest.mark.parametrize("at", [9, 13, 29])
+def test_killed_run_is_validated_within_epochs_at_the_same_steps(fifty, undisturbed, tmp_path, at):
+    often = "train.validate_steps=4"
+    assert main(options(fifty, tmp_path / "often", often)) == 0
+    with killed_at_step(at):
+        main(options(fifty, tmp_path / "killed", often))
+    assert main(options(fifty, tmp_path / "killed", often)) == 0
+    assert lines_within(tmp_path / "killed") == lines_within(tmp_path / "often") != []
+    assert_same_run(undisturbed, tmp_path / "killed")
+
+
+def test_checkpoint_of_a_version_that_did_not_save_the_first_step_of_the_epoch_is_read(fifty, undisturbed, tmp_path):
+    with killed_at_step(8):
+        main(options(fifty, tmp_path / "run"))
+    path = latest(tmp_path / "run" / "checkpoints") / STATE
+    state = json.loads(path.read_text())
+    assert state["progress"].pop("first_step") == 0
+    path.write_text(json.dumps(state))
+    assert main(options(fifty, tmp_path / "run")) == 0
+    assert_same_run(undisturbed, tmp_path / "run")

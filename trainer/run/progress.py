@@ -13,6 +13,7 @@ class Progress:
         step: global steps taken.
         epoch: epochs completed.
         sample: samples trained on in the current epoch, over all workers.
+        first_step: global steps taken when the current epoch began; None in checkpoints of earlier versions.
         loss_sums, loss_counts: of the current epoch, by task.
         score: selection metric of the epoch that ended last; -1 before the first, and of earlier versions.
         best_epoch, best_step, best_score: by the selection metric; epoch 0 before the first validation.
@@ -25,6 +26,7 @@ class Progress:
     step: int = 0
     epoch: int = 0
     sample: int = 0
+    first_step: int | None = None
     loss_sums: list[float] = field(default_factory=list)
     loss_counts: list[float] = field(default_factory=list)
     score: float = -1.0
