@@ -134,8 +134,9 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     try:
         result = yaml.safe_load(path.read_text())
-        if isinstance(result, dict) and isinstance(result.get("train"), dict) and "epochs" in result["train"]:
-            return result
+        train = result.get("train") if isinstance(result, dict) else None
+        if isinstance(train, dict) and isinstance(train.get("epochs"), int):
+            return dict(result)
         problem = "something else"
     except (OSError, ValueError, yaml.YAMLError) as error:
         problem = str(error).splitlines()[0]

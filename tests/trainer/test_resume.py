@@ -176,6 +176,24 @@ def test_resume_from_a_checkpoint_with_other_tables_is_refused(fifty, tmp_path, 
     assert problem in capfd.readouterr().err
 
 
+def test_damaged_files_of_a_run_are_a_plain_error_or_written_again(fifty, undisturbed, tmp_path, capfd):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    metrics = (run / "metrics.jsonl").read_bytes()
+    for summary, tail in (("null", b"5\n"), ("[]", b"\xff\xfe"), ("3", b"{}\n")):
+        (run / "summary.json").write_text(summary)
+        (run / "metrics.jsonl").write_bytes(metrics + tail)
+        assert main(options(fifty, run)) == 0
+        assert json.loads((run / "summary.json").read_text())["best_epoch"]
+        assert len(read_metrics(run / "metrics.jsonl")) == len(metrics.splitlines())
+    config = (run / "config.yaml").read_text()
+    assert "  epochs: 3\n" in config
+    (run / "config.yaml").write_text(config.replace("  epochs: 3\n", "  epochs: two\n"))
+    capfd.readouterr()
+    assert main(options(fifty, run)) == 2
+    assert capfd.readouterr().err.startswith("error: expected the configuration of a run in ")
+
+
 def test_resume_with_another_dataset_is_refused(undisturbed, tmp_path, capfd):
     rows = [(u, 1 + (u + i) % 12, 1, 0, i % 2, 0, "c", 1, 1, 1) for u in range(1, 9) for i in range(14)]
     other = build(

@@ -78,6 +78,10 @@ SPOILED = {
     "diagnostics of another kind": lambda run: (run / "diagnostics.json").write_text("[]"),
     "another size": lambda run: edit_config(run, "embedding_dim: 8", "embedding_dim: 16"),
     "another model": lambda run: edit_config(run, "model: hybrid", "model: bert"),
+    "a size that is no number": lambda run: edit_config(run, "hidden_size: 8", "hidden_size: abc"),
+    "epochs that are no number": lambda run: edit_config(run, " epochs: 1", " epochs: two"),
+    "an option of another version": lambda run: edit_config(run, "embedding_dim: 8", "embedding_dims: 8"),
+    "no summary": lambda run: (run / "summary.json").write_text("null"),
 }
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from etl.dataset import REFIT_HOLDOUT, TRAIN_HOLDOUT, Dataset, open_dataset
 from etl.runtime.errors import InputError
@@ -30,11 +34,14 @@ def open_run(folder: str, data: str | None) -> tuple[TrainerConfig, Dataset]:
     settled = read_config(run / CONFIG)
     fingerprint = settled.pop("dataset", "")
     try:
-        config = from_plain({**settled, "output": folder})  # the run may have moved
+        typed = OmegaConf.merge(OmegaConf.structured(TrainerConfig), OmegaConf.create(settled))
+        config = from_plain(cast(dict[str, Any], OmegaConf.to_container(typed)))
+        config.output = folder  # the run may have moved
         if config.model not in MODELS or config.head not in HEADS or set(config.encoders) - set(ENCODERS):
             raise TypeError(f"model {config.model}, head {config.head}, encoder {config.encoder}")
-    except (TypeError, AttributeError) as error:
-        raise InputError("a run of this version", error, "train it again") from None
+    except (TypeError, OmegaConfBaseException) as error:
+        problem = " ".join(str(error).split())
+        raise InputError("a run of this version", problem, "train it again") from None
     dataset = open_dataset(data or config.data, verify=False)
     if dataset.manifest.fingerprint != fingerprint:
         raise InputError(f"dataset {fingerprint[:12]}", dataset.manifest.fingerprint[:12], "set data to that one")

@@ -15,5 +15,5 @@ def is_finished(run: Path) -> bool:
     """Whether a run folder holds a finished run."""
     try:
         return bool(json.loads((run / SUMMARY).read_text())["best_epoch"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PROGRESS = ".progress.json"
 METRICS = "metrics.jsonl"
+LINE_KEYS = {"step", "epoch", "split", "name", "value"}
 RECENT_SECONDS, MARKS = 60.0, 12
 """Window of the displayed rate, and the number of measurements in it."""
 
@@ -123,14 +124,17 @@ class Meter:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a truncated last line is dropped."""
+    """The lines of a metrics file, up to the first that is truncated or damaged."""
     lines: list[dict[str, Any]] = []
     if path.is_file():
-        for text in path.read_text().splitlines():
+        for text in path.read_bytes().splitlines():
             try:
-                lines.append(json.loads(text))
+                line = json.loads(text.decode())
             except ValueError:
                 break
+            if not isinstance(line, dict) or not line.keys() >= LINE_KEYS:
+                break
+            lines.append(line)
     return lines
 
 
