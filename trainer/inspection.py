@@ -101,7 +101,7 @@ def describe(dataset: Dataset, items: list[int]) -> list[str]:
 
 
 def recommendations(model_task: SessionTask, dataset: Dataset, train_step: TrainStep, options: ShowConfig) -> list[str]:
-    """A session and the model's next-item recommendations, without the session's items."""
+    """A session and the model's next-item recommendations: candidates other than the session's items."""
     session = find_session(model_task, options.user)
     items = session.items.values
     state = model_task.scorer(train_step).states(session, np.array([[len(items)]]))[:, 0]
@@ -110,8 +110,10 @@ def recommendations(model_task: SessionTask, dataset: Dataset, train_step: Train
     if scorer.term is not None:
         term = scorer.term.scores(session, np.array([len(items)]), "next")
         score += torch.from_numpy(term.toarray()[0, 1:].astype(np.float32))
-    score[torch.from_numpy(np.unique(items)) - 1] = -torch.inf
-    values, best = best_of(score, min(options.k, dataset.manifest.n_items - len(np.unique(items))))
+    new = torch.from_numpy(np.setdiff1d(model_task.all_candidates, items))
+    score_C = torch.full_like(score, -torch.inf)
+    score_C[new - 1] = score[new - 1]
+    values, best = best_of(score_C, min(options.k, len(new)))
     lines = [f"session of user {session.user_id[0]}, {len(items)} clicks, the last ones"]
     lines += [f"  {name}" for name in describe(dataset, items[-5:].tolist())]
     lines += ["next by score"]

@@ -12,6 +12,7 @@ import pytest
 from retrieval.bundle import open_bundle
 from trainer.__main__ import main as train
 from trainer.show import main
+from trainer.task.sessions import SessionTask
 
 SMALL = ["network.embedding_dim=8", "network.hidden_size=8", "train.epochs=1", "train.batch_tokens=64", "ray.workers=0"]
 
@@ -50,6 +51,14 @@ def test_show_prints_parts_gates_neighbours_and_recommendations(fifty, hybrid, c
     listed = [line.split() for line in out.split("next by score\n")[1].splitlines()]
     assert [int(words[1]) for words in listed] == [int(i) + 1 for i in np.argsort(-score)[:4]]
     assert [float(words[0]) for words in listed] == pytest.approx(sorted(score)[::-1][:4], abs=1e-3)
+
+
+def test_recommendations_are_candidates(hybrid, capsys, monkeypatch):
+    monkeypatch.setattr(SessionTask, "all_candidates", np.array([2, 7, 9]))
+    assert main([f"run={hybrid}", "user=1"]) == 0
+    listed = [int(line.split()[1]) for line in capsys.readouterr().out.split("next by score\n")[1].splitlines()]
+    assert listed
+    assert set(listed) <= {2, 7, 9}
 
 
 def test_ranking_model_shows_no_recommendations(fifty, tmp_path, capsys):
