@@ -21,14 +21,7 @@ from retrieval.rankers.source_ranker import SourceRanker
 from retrieval.sources import scores as source_scores
 from retrieval.sources import sparse_rows, stan
 from retrieval.sources.counts import cosine_lists, successor_lists
-from retrieval.sources.scores import (
-    ItemKNNScores,
-    SuccessorScores,
-    VSkNNScores,
-    category_popularity,
-    last_item,
-    repeats,
-)
+from retrieval.sources.scores import ItemKNNScores, SuccessorScores, VSkNNScores, last_item, repeats
 from retrieval.sources.sessions import TrainSessions, rows_of_users
 
 N_ITEMS = 9
@@ -193,41 +186,6 @@ def test_ranks_and_lists_equal_a_full_sort(mask_seen, data):
         assert rank[row] == expected
         best = sorted(usable, key=lambda c: (-dense[row, c], -popular[c], c))[:k]
         assert lists[row].tolist() == best + [0] * (k - len(best))
-
-
-def test_equal_cosines_are_ordered_by_id():
-    """Item 1 is in four sessions: 3 / sqrt(4 * 9) with item 2 in nine, 1 / sqrt(4 * 1) with item 3 in one: both 1/2."""
-    lists = [[1, 2]] * 3 + [[1, 3]] + [[2, 4]] * 6
-    offset = np.arange(0, 2 * len(lists) + 1, 2)
-    sessions = TrainSessions(np.arange(len(lists)), offset, np.concatenate(lists).astype(np.int32), 4)
-    both = cosine_lists(sessions, 2)
-    assert both[1].toarray()[0].tolist() == [0, 0, 0.5, 0.5, 0]
-    assert cosine_lists(sessions, 1)[1].indices.tolist() == [2]
-
-
-@pytest.mark.parametrize("mask_seen", [False, True])
-@given(data=st.data())
-@settings(deadline=None, max_examples=80)
-def test_source_of_popularity_by_category_equals_a_slow_one(mask_seen, data):
-    seen_lists = data.draw(st.lists(sequences, min_size=1, max_size=5))
-    candidates = np.array(sorted(data.draw(st.sets(st.integers(1, N_ITEMS), min_size=1))))
-    clicks = np.array(data.draw(st.lists(st.integers(0, 3), min_size=len(candidates), max_size=len(candidates))))
-    category = np.array([0, *data.draw(st.lists(st.integers(0, 2), min_size=N_ITEMS, max_size=N_ITEMS))], np.int32)
-    queries = queries_of(seen_lists, [99] * len(seen_lists), [1] * len(seen_lists))
-    most = data.draw(st.integers(1, 4))
-    source = category_popularity(
-        CategoryPopularity(Popularity(candidates, clicks, N_ITEMS), category), most, mask_seen=mask_seen
-    )
-    actual = source(queries).toarray()
-    expected = np.zeros((len(seen_lists), N_ITEMS + 1))
-    popular = dict(zip(candidates.tolist(), clicks.tolist(), strict=True))
-    for row, seen in enumerate(seen_lists):
-        for each in {category[item] for item in seen}:
-            share = np.mean([category[item] == each for item in seen])
-            usable = [c for c in popular if category[c] == each and not (mask_seen and c in seen)]
-            for item in sorted(usable, key=lambda c: (-popular[c], c))[:most]:
-                expected[row, item] = (1 + popular[item]) * share
-    assert actual == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("mask_seen", [False, True])

@@ -1,4 +1,4 @@
-"""Counted sources stored on disk, and lists built in ranges of items."""
+"""Counted sources: stored on disk, lists built in ranges of items, popularity by category."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from etl.runtime.errors import InputError
+from retrieval.rankers.popularity import CategoryPopularity, Popularity
 from retrieval.sources import counts, store
 from retrieval.sources.counts import cosine_lists, successor_lists
+from retrieval.sources.scores import category_popularity
 from retrieval.sources.sessions import TrainSessions
 from retrieval.sources.store import COUNTED, SourceOptions, open_counted
-from tests.retrieval.test_source_ranker import queries_of
+from tests.retrieval.test_source_ranker import N_ITEMS, queries_of, sequences
 
 OPTIONS = SourceOptions(held_out=2, rules_per_item=5, gaps=3, neighbours=4)
 ASKED = [[1, 2, 3], [5], [9, 9, 1, 4]]
@@ -88,3 +92,38 @@ def test_source_of_another_version_is_not_reused(fifty, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "VERSION", store.VERSION + 1)
     open_counted(["markov"], fifty, tmp_path, OPTIONS)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_equal_cosines_are_ordered_by_id():
+    """Item 1 is in four sessions: 3 / sqrt(4 * 9) with item 2 in nine, 1 / sqrt(4 * 1) with item 3 in one: both 1/2."""
+    lists = [[1, 2]] * 3 + [[1, 3]] + [[2, 4]] * 6
+    offset = np.arange(0, 2 * len(lists) + 1, 2)
+    sessions = TrainSessions(np.arange(len(lists)), offset, np.concatenate(lists).astype(np.int32), 4)
+    both = cosine_lists(sessions, 2)
+    assert both[1].toarray()[0].tolist() == [0, 0, 0.5, 0.5, 0]
+    assert cosine_lists(sessions, 1)[1].indices.tolist() == [2]
+
+
+@pytest.mark.parametrize("mask_seen", [False, True])
+@given(data=st.data())
+@settings(deadline=None, max_examples=80)
+def test_source_of_popularity_by_category_equals_a_slow_one(mask_seen, data):
+    seen_lists = data.draw(st.lists(sequences, min_size=1, max_size=5))
+    candidates = np.array(sorted(data.draw(st.sets(st.integers(1, N_ITEMS), min_size=1))))
+    clicks = np.array(data.draw(st.lists(st.integers(0, 3), min_size=len(candidates), max_size=len(candidates))))
+    category = np.array([0, *data.draw(st.lists(st.integers(0, 2), min_size=N_ITEMS, max_size=N_ITEMS))], np.int32)
+    queries = queries_of(seen_lists, [99] * len(seen_lists), [1] * len(seen_lists))
+    most = data.draw(st.integers(1, 4))
+    source = category_popularity(
+        CategoryPopularity(Popularity(candidates, clicks, N_ITEMS), category), most, mask_seen=mask_seen
+    )
+    actual = source(queries).toarray()
+    expected = np.zeros((len(seen_lists), N_ITEMS + 1))
+    popular = dict(zip(candidates.tolist(), clicks.tolist(), strict=True))
+    for row, seen in enumerate(seen_lists):
+        for each in {category[item] for item in seen}:
+            share = np.mean([category[item] == each for item in seen])
+            usable = [c for c in popular if category[c] == each and not (mask_seen and c in seen)]
+            for item in sorted(usable, key=lambda c: (-popular[c], c))[:most]:
+                expected[row, item] = (1 + popular[item]) * share
+    assert actual == pytest.approx(expected, rel=1e-6)

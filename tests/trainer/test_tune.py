@@ -155,6 +155,8 @@ def test_best_setting_with_a_map_among_the_shared_options_is_read_again(tmp_path
     again = load(expand_files([f"@{tmp_path / 'best.yaml'}", "data=d", "output=o"]))
     assert again.train.task_weights == {"like": 0.25}
     assert (again.tasks, again.train.epochs, again.train.learning_rate) == (["next", "like"], 3, 0.02)
+
+
 def full_disk(*arguments, **more):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
