@@ -20,6 +20,7 @@ from etl.logs.tenrec import VIDEO
 from tests.etl.test_parse import PIECES, slow_rows
 from tests.support.engine import build
 from tests.support.logs import generated_log
+from tests.support.mounts import small_disk
 from tests.support.reference import Options, sessionize
 from tests.support.session_logs import HEADER, check
 
@@ -131,12 +132,7 @@ def test_killed_driver_keeps_the_old_output_and_a_rerun_completes(tmp_path):
 
 @pytest.mark.parametrize("engine", ["local", pytest.param("spark", marks=[pytest.mark.spark, needs_java])])
 def test_full_disk_is_a_one_line_error_and_leaves_no_output(tmp_path, engine):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip("needs root to mount a small disk")
-    try:
+    with small_disk(tmp_path / "disk", "1m") as disk:
         log = generated_log(tmp_path / "log.csv", users=3000, items=500, seed=7)
         options = ["scenario=qb_video", "shards=4", f"engine={engine}"]
         process = run(f"input={log}", f"output={disk / 'out'}", *options)
@@ -146,5 +142,3 @@ def test_full_disk_is_a_one_line_error_and_leaves_no_output(tmp_path, engine):
         assert errors.splitlines()[-1].startswith("error: expected room on the disk")
         assert not (disk / "out").exists()
         assert not list(disk.glob(".out.building*"))
-    finally:
-        subprocess.run(["umount", disk], check=True)

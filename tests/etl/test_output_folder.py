@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import subprocess
 import threading
 
 import pytest
@@ -15,6 +13,7 @@ from etl.runtime.output_file import new_file
 from etl.runtime.output_folder import OutputFolderType, listed_files, staged
 from retrieval.bundle_folder import BUNDLE
 from retrieval.result_folder import RESULT
+from tests.support.mounts import mounted
 
 KIND = OutputFolderType("a thing", "last.json", lambda data: listed_files(data, {"thing"}, "last.json"))
 
@@ -116,18 +115,6 @@ def test_second_of_two_concurrent_jobs_does_not_replace_the_firsts_output(tmp_pa
         make(tmp_path / "out", "2", overwrite=False)
     thread.join()
     assert (tmp_path / "out" / "last.json").read_text() == '{"thing": 1, "files": []}'
-
-
-@contextlib.contextmanager
-def mounted(folder, *options: str):
-    folder.mkdir(exist_ok=True)
-    done = subprocess.run(["mount", *options, folder], capture_output=True, check=False)
-    if done.returncode:
-        pytest.skip("needs root to mount")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 def killed(*_):

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
 import time
 
 import pytest
@@ -14,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import trainer.run.checkpoint
+from tests.support.mounts import resize, small_disk
 from tests.support.runs import assert_same_run, options
 from trainer.__main__ import main
 from trainer.run.checkpoint import STATE, TENSORS, latest
@@ -39,21 +39,15 @@ def test_full_disk_skips_a_checkpoint_and_the_run_continues(fifty, undisturbed, 
     assert_same_run(undisturbed, tmp_path / "run")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small disk")
 def test_permanently_full_disk_is_a_plain_error_and_the_run_can_be_resumed(fifty, undisturbed, tmp_path, capfd):
-    small = tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], check=True)
-    try:
+    with small_disk(tmp_path / "small", "64k") as small:
         assert main(options(fifty, small / "run")) == 2
         err = capfd.readouterr().err.splitlines()[-1]
         assert err.startswith("error: expected ")
         assert not (small / "run" / "summary.json").exists()
-        subprocess.run(["mount", "-o", "remount,size=64m", small], check=True)
+        resize(small, "64m")
         assert main(options(fifty, small / "run")) == 0
         assert_same_run(undisturbed, small / "run")
-    finally:
-        subprocess.run(["umount", "--lazy", small], check=True)  # a memory-mapped checkpoint may still be open
 
 
 def test_checkpoint_holds_its_step_even_if_written_slowly(fifty, undisturbed, tmp_path, monkeypatch):

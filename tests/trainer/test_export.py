@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.mounts import small_disk
 from tests.support.runs import SMALL
 from trainer.__main__ import main as train
 from trainer.data.batch import action_codes
@@ -90,18 +90,12 @@ def test_models_that_cannot_be_exported_are_refused(fifty, tmp_path, capfd):
         assert not (tmp_path / "export").exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small disk")
 def test_export_to_a_full_disk_is_a_one_line_error(fifty, undisturbed, tmp_path):
     """In a process of its own: torch's writer of files would abort it."""
-    small = tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20k", "tmpfs", small], check=True)
-    try:
+    with small_disk(tmp_path / "small", "20k") as small:
         command = [sys.executable, "-m", "trainer.export", f"run={undisturbed}", f"output={small / 'export'}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 2, done.stderr
         assert done.stderr.startswith("error: expected room on the disk")
         assert done.stderr.count("\n") == 1
         assert not (small / "export").exists()
-    finally:
-        subprocess.run(["umount", small], check=True)

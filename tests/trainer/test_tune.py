@@ -21,6 +21,7 @@ import yaml
 from etl.runtime.errors import InputError
 from etl.runtime.locks import locked
 from etl.runtime.option_files import expand_files
+from tests.support.mounts import resize, small_disk
 from tests.support.runs import SMALL
 from trainer.__main__ import main as train
 from trainer.config import MODELS, load
@@ -188,23 +189,16 @@ def search(data: Path, folder: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.cluster
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small disk")
 def test_full_disk_ends_a_search_which_can_be_continued(fifty, tmp_path, capfd):
-    small = tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], check=True)
-    try:
+    with small_disk(tmp_path / "small", "64k") as small:
         options = search(fifty.path, small / "tune", "trials=2", "scheduler=none")
         assert main(options) == 2
         assert capfd.readouterr().err.splitlines()[-1].startswith("error: expected room on the disk")
         assert not list(small.glob("tune/trials/*/trial.json"))
-        subprocess.run(["mount", "-o", "remount,size=64m", small], check=True)
+        resize(small, "64m")
         assert main(options) == 0
-        assert {json.loads(path.read_text())["state"] for path in small.glob("tune/trials/*/trial.json")} == {
-            "finished"
-        }
-    finally:
-        subprocess.run(["umount", "--lazy", small], check=True)
+        states = {json.loads(path.read_text())["state"] for path in small.glob("tune/trials/*/trial.json")}
+        assert states == {"finished"}
 
 
 @pytest.mark.cluster
