@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
+import hypothesis
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
@@ -22,6 +23,10 @@ from tests.support.logs import generated_log
 
 # Test models are tiny: threads would mostly wait for each other, four times as long if a core is busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# An example may take long on a busy machine.
+hypothesis.settings.register_profile("busy", deadline=None)
+hypothesis.settings.load_profile("busy")
 
 # Tests run on the CPU everywhere; `python -m tests.benchmarks gpu` sets NEXTCLICK_GPU and runs those marked `gpu`.
 if not os.environ.get("NEXTCLICK_GPU"):

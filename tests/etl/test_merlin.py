@@ -34,7 +34,7 @@ def slow(rows, limits):
 
 
 @given(ROWS, st.integers(1, 4), st.integers(2, 8), st.integers(1, 4), st.integers(0, 3), st.integers(1, 5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_prepared_rows_equal_the_slow_reference(tmp_path_factory, rows, least, more, items, rounds, at_once):
     folder, limits = tmp_path_factory.mktemp("merlin"), Limits(least, least + more, items, rounds)
     lines = [

@@ -29,7 +29,7 @@ def test_option_file_expands_in_place_and_later_options_win(tmp_path):
     flag=st.booleans(),
     weights=st.dictionaries(st.sampled_from(["click", "like"]), st.floats(0.1, 3.0), min_size=1),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_values_survive_a_yaml_round_trip(tmp_path_factory, units, rate, flag, weights):
     path = tmp_path_factory.mktemp("f") / "f.yaml"
     values = {"train.learning_rate": rate, "train": {"exposures": flag, "task_weights": weights}}
@@ -43,7 +43,7 @@ def test_values_survive_a_yaml_round_trip(tmp_path_factory, units, rate, flag, w
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n${}~"), min_size=1), min_size=2))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_lists_of_texts_with_any_characters_survive_a_yaml_round_trip(tmp_path_factory, texts):
     path = tmp_path_factory.mktemp("f") / "f.yaml"
     path.write_text(yaml.safe_dump({"input": [f"x{text}" for text in texts]}))

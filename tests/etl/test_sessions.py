@@ -31,7 +31,7 @@ from tests.support.session_logs import (
 
 
 @given(any_scenario(), protocols(), st.integers(40, 600), st.integers(1, 4))
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 def test_job_equals_the_reference_sessionizer_element_by_element(logs_of, options, split_bytes, partitions):
     scenario, texts = logs_of
     with tempfile.TemporaryDirectory() as name:

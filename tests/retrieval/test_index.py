@@ -35,7 +35,7 @@ def test_tuning_reaches_the_requested_fidelity_and_full_effort_is_exact(kind, sp
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_exact_search_equals_a_full_sort(data):
     """Blocks smaller than the problem, many ties, and sometimes k above the number of items."""
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))

@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from etl.dataset import open_dataset
@@ -167,7 +167,6 @@ def random_queries(rng, n_items, n, dimension):
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=12))
-@settings(deadline=None)
 def test_gini_equals_the_mean_absolute_difference_over_twice_the_mean(times):
     expected = None
     if sum(times):

@@ -151,7 +151,7 @@ METHODS = {
     histories=st.lists(sequences, min_size=1, max_size=8),
     asked=st.lists(st.tuples(sequences, st.integers(0, 9)), min_size=1, max_size=4),
 )
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_source_scores_equal_a_slow_reference(name, histories, asked):
     fast, slow = METHODS[name]
     train = {10 * number: history for number, history in enumerate(histories)}
@@ -167,7 +167,7 @@ def test_source_scores_equal_a_slow_reference(name, histories, asked):
 
 @pytest.mark.parametrize("mask_seen", [False, True])
 @given(data=st.data())
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_ranks_and_lists_equal_a_full_sort(mask_seen, data):
     histories = data.draw(st.lists(sequences, min_size=2, max_size=6))
     asked = data.draw(st.lists(st.tuples(sequences, st.integers(1, N_ITEMS)), min_size=1, max_size=5))
@@ -190,7 +190,7 @@ def test_ranks_and_lists_equal_a_full_sort(mask_seen, data):
 
 @pytest.mark.parametrize("mask_seen", [False, True])
 @given(data=st.data())
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_category_popularity_equals_a_full_sort(mask_seen, data):
     asked = data.draw(st.lists(st.tuples(sequences, st.integers(1, N_ITEMS)), min_size=1, max_size=5))
     candidates = np.array(sorted(data.draw(st.sets(st.integers(1, N_ITEMS), min_size=1))))
@@ -214,7 +214,7 @@ def test_category_popularity_equals_a_full_sort(mask_seen, data):
     histories=st.lists(sequences, min_size=1, max_size=8),
     asked=st.lists(st.lists(st.integers(1, N_ITEMS), min_size=1, max_size=30), min_size=1, max_size=4),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_long_and_short_query_code_paths_find_the_same_neighbour_sessions(histories, asked):
     """Above `LONGEST_TOGETHER` clicks, positions and latest shared clicks are summed separately."""
     queries = queries_of(asked, [999] * len(asked), [1] * len(asked))
@@ -308,7 +308,7 @@ rows_of_values = st.lists(st.lists(numbers, max_size=40), min_size=1, max_size=6
 
 
 @given(rows=rows_of_values, k=st.integers(1, 4), levels=st.integers(2, 20))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_kth_largest_by_levels_equals_a_sort(rows, k, levels):
     value = np.array([v for row in rows for v in row], np.float32)
     indptr = np.cumsum([0, *map(len, rows)])

@@ -106,7 +106,7 @@ def test_equal_cosines_are_ordered_by_id():
 
 @pytest.mark.parametrize("mask_seen", [False, True])
 @given(data=st.data())
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_source_of_popularity_by_category_equals_a_slow_one(mask_seen, data):
     seen_lists = data.draw(st.lists(sequences, min_size=1, max_size=5))
     candidates = np.array(sorted(data.draw(st.sets(st.integers(1, N_ITEMS), min_size=1))))

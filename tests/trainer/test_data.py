@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.data.batch import BatchOptions, feedback_rows, targets_of, train_batch
@@ -34,7 +34,6 @@ def order(reader, epoch=0, tokens=64, buffer=20) -> Order:
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=200), st.integers(1, 200), st.integers(0, 5))
-@settings(deadline=None)
 def test_batches_contain_each_session_once_with_about_equal_tokens(tokens, batch_tokens, window):
     tokens = np.array(tokens)
     batches = Order(np.array([len(tokens)]), 1, 2, "ab" * 20, batch_tokens, 10).batches(window, tokens)

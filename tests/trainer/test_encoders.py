@@ -95,7 +95,7 @@ def srgnn_by_graph(encoder: SRGNNEncoder, items: list[int], vector_of: dict[int,
 
 @pytest.mark.parametrize("steps", [1, 2])
 @given(sessions=st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=8), min_size=1, max_size=4))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_srgnn_equals_a_loop_over_single_graphs_for_every_prefix(steps, sessions):
     torch.manual_seed(0)
     encoder = SRGNNEncoder(options(gnn_steps=steps)).eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.training import losses
@@ -36,7 +36,6 @@ def test_softmax_over_all_items_equals_torchs_cross_entropy_and_gradients(chunk,
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=12), st.lists(st.integers(1, 6), min_size=1, max_size=12))
-@settings(deadline=None)
 def test_accidental_hits_are_all_pairs_of_equal_ids(targets, candidates):
     row, column = accidental_hits(torch.tensor(targets), torch.tensor(candidates))
     expected = {(i, j) for i, t in enumerate(targets) for j, c in enumerate(candidates) if t == c}

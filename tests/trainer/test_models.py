@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.small_models import TASKS, config, every_place, options, sigmoid, weights
@@ -135,7 +135,6 @@ def test_rankers_equal_the_papers_formula(model):
 
 
 @given(st.floats(-40, 40), st.floats(-40, 40))
-@settings(deadline=None)
 def test_product_logit_is_finite_and_correct(first, second):
     a, b = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (first, second))
     actual = product_logit(a, b)
