@@ -53,6 +53,16 @@ def _loss(*names: str) -> Reads:
     return lambda config: not config.ranks and config.loss in names
 
 
+LOSS_READ_BY: dict[str, Reads] = {
+    **dict.fromkeys(("train.negatives", "train.negative_popularity_exponent"), _sampled),
+    **dict.fromkeys(("train.negative_uniform_share", "train.batch_positives"), _sampled),
+    "train.skipped_negatives": lambda config: not config.ranks and config.loss != "embedding",
+    "train.bpr_max_regularisation": _loss("bpr_max"),
+    "train.gbce_t": _loss("gbce"),
+    "train.logq": _loss("sampled_softmax"),
+    "network.popularity_bias": _loss("softmax", "sampled_softmax"),
+}
+"""Options that depend on the loss, which is then named beside them."""
 READ_BY: dict[str, Reads] = {
     **dict.fromkeys(("encoder", "head", "train.head_learning_rate"), _hybrid),
     **dict.fromkeys(("train.feedback_learning_rate", "network.detach_items"), _feedback_towers),
@@ -73,22 +83,10 @@ READ_BY: dict[str, Reads] = {
     ),
     "network.dilations": _encoder("nextitnet"),
     "network.gnn_steps": _encoder("srgnn"),
-    **dict.fromkeys(("train.negatives", "train.negative_popularity_exponent"), _sampled),
-    **dict.fromkeys(("train.negative_uniform_share", "train.batch_positives"), _sampled),
-    "train.skipped_negatives": lambda config: not config.ranks and config.loss != "embedding",
-    "train.bpr_max_regularisation": _loss("bpr_max"),
-    "train.gbce_t": _loss("gbce"),
-    "train.logq": _loss("sampled_softmax"),
-    "network.popularity_bias": _loss("softmax", "sampled_softmax"),
+    **LOSS_READ_BY,
     "ray.use_gpu": lambda config: config.ray.workers != 0,  # this process takes a GPU if there is one
 }
 """Whether a model reads an option; options that are not named here are read by all, or refused elsewhere."""
-LOSS_OPTIONS = (
-    *("train.bpr_max_regularisation", "train.gbce_t", "train.logq", "train.negatives", "train.batch_positives"),
-    *("train.negative_popularity_exponent", "train.negative_uniform_share", "train.skipped_negatives"),
-    "network.popularity_bias",
-)
-"""Options that depend on the loss, which is then named beside them."""
 
 
 def unread_options(options: Sequence[str], config: TrainerConfig) -> list[str]:
@@ -109,7 +107,7 @@ def unread_options(options: Sequence[str], config: TrainerConfig) -> list[str]:
 def warn_about_unread(options: Sequence[str], config: TrainerConfig) -> None:
     """Print a warning to stderr if there are any."""
     if names := unread_options(options, config):
-        which = f"model={config.model}" + f" with loss={config.loss}" * any(n in LOSS_OPTIONS for n in names)
+        which = f"model={config.model}" + f" with loss={config.loss}" * any(n in LOSS_READ_BY for n in names)
         which += " with ray.workers=0" * ("ray.use_gpu" in names)
         print(f"warning: {which} does not read {', '.join(names)}", file=sys.stderr, flush=True)
     recipe = _values(options).get("recipe", "auto")

@@ -23,7 +23,7 @@ from cluster.study.experiment import Experiment, Variant
 from cluster.study.logs import Data
 from etl.runtime.errors import InputError
 from etl.runtime.files import fingerprint_of, write_json
-from etl.runtime.options import SYSTEM_ERRORS
+from etl.runtime.options import PASSING_ERRORS
 from etl.runtime.progress import ProgressLine
 from retrieval.result_folder import METRICS, is_result
 from trainer.run.folder import is_finished
@@ -32,7 +32,7 @@ FAILED = "failed.json"
 """Marks a trial whose options a program rejected; it is not retried."""
 REFUSED = 2
 """Exit status of a program for invalid input or options."""
-PASSING = tuple(f"error: expected {what}" for what in (*SYSTEM_ERRORS, "an output that no other process is writing"))
+PASSING = tuple(f"error: expected {what}" for what in PASSING_ERRORS)
 """Beginnings of messages about a full disk or the like, after which a trial can be run again."""
 FIXED = ("ray.workers=0", "auto.targets=0")
 """All runs train in one process with the catalogue size's first recipe, so that variants differ only in options."""

@@ -16,6 +16,9 @@ from typing import IO
 from etl.runtime.errors import InputError
 from etl.runtime.output_path import hidden_sibling, os_errors_as_input_error
 
+UNLOCKED = "an output that no other process is writing"
+"""What was expected where another process holds the lock."""
+
 
 @contextlib.contextmanager
 def locked(output: Path, *, wait_seconds: float = 30.0) -> Iterator[None]:
@@ -29,7 +32,7 @@ def locked(output: Path, *, wait_seconds: float = 30.0) -> Iterator[None]:
     deadline = time.monotonic() + wait_seconds
     while (stream := _try_lock(path)) is None:
         if time.monotonic() > deadline:
-            raise InputError("an output that no other process is writing", output, "wait for it to end")
+            raise InputError(UNLOCKED, output, "wait for it to end")
         time.sleep(0.2)
     try:
         yield

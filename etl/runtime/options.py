@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 from etl.runtime.errors import InputError
+from etl.runtime.locks import UNLOCKED
 from etl.runtime.option_checks import Bounds, described
 from etl.runtime.option_files import expand_files
 
@@ -27,6 +28,8 @@ TRACEBACK, TRACEBACK_VARIABLE = "--traceback", "NEXTCLICK_TRACEBACK"
 """Option and environment variable to show tracebacks of user errors."""
 SYSTEM_ERRORS = ("files and network that work", "room on the disk")
 """What was expected where the system failed and not the user: the same command may succeed later."""
+PASSING_ERRORS = (*SYSTEM_ERRORS, UNLOCKED)
+"""The same, and that another process writes to the output."""
 
 
 def option(default: Any, text: str, *, choices: Sequence[Any] = (), **bounds: float) -> Any:
@@ -291,13 +294,13 @@ def run_program(
     except (InputError, OSError) as error:
         if traceback:
             raise
-        message = error if isinstance(error, InputError) else _file_error(error)
+        message = error if isinstance(error, InputError) else file_error(error)
         print(f"error: {message}", file=sys.stderr, flush=True)
         return 2
     return 0
 
 
-def _file_error(error: OSError) -> InputError:
+def file_error(error: OSError) -> InputError:
     """A system error on a file or the network, as one line."""
     hint = f"{TRACEBACK} shows where"
     if error.errno == errno.ENOSPC:

@@ -51,13 +51,9 @@ Space = Mapping[str, Dimension]
 
 FACTOR = 4.0
 """A learning rate is sampled between the recipe's divided and multiplied by this."""
-RATES = (
-    "train.learning_rate",
-    "train.network_learning_rate",
-    "train.head_learning_rate",
-    "train.feedback_learning_rate",
-)
-ENCODERS: Mapping[str, dict[str, Dimension]] = {
+RATES = ("learning_rate", "network_learning_rate", "head_learning_rate", "feedback_learning_rate")
+"""Learning rates among the options of `train`; null is not searched."""
+BY_MODEL: Mapping[str, dict[str, Dimension]] = {
     "nextitnet": {"network.layers": Choice([1, 2])},
     "sasrec": {"network.layers": Choice([1, 2]), "network.attention_heads": Choice([1, 2])},
     "hybrid": {"network.experts": Choice([4, 8, 12]), "network.gate_preference": Choice([0.0, 1.0, 2.0])},
@@ -77,9 +73,9 @@ OFFICIAL: Setting = {
 def default_space(config: TrainerConfig) -> Space:
     """The space around the recipe that `config` is resolved with."""
     train, network = config.train, config.network
-    learning_rates = {name: getattr(train, name.removeprefix("train.")) for name in RATES}
+    learning_rates = {name: getattr(train, name) for name in RATES}
     space: dict[str, Dimension] = {
-        **{n: Uniform(v / FACTOR, v * FACTOR, log=True) for n, v in learning_rates.items() if v is not None},
+        **{f"train.{n}": Uniform(v / FACTOR, v * FACTOR, log=True) for n, v in learning_rates.items() if v is not None},
         "train.batch_tokens": _scaled(train.batch_tokens, 0.5, 1, 2),
         "network.embedding_dim": _scaled(network.embedding_dim, 0.5, 0.75, 1, 1.5),
         "network.hidden_size": _scaled(network.hidden_size, 0.5, 0.75, 1, 1.5),
@@ -98,7 +94,7 @@ def default_space(config: TrainerConfig) -> Space:
     }
     if train.ppmi_start:  # otherwise the item vectors of this catalogue size start at random
         space["train.ppmi_start"] = Choice([train.ppmi_start / 2, train.ppmi_start, train.ppmi_start * 2])
-    return space | ENCODERS.get(config.model, {})
+    return space | BY_MODEL.get(config.model, {})
 
 
 def _scaled(value: int, *factors: float) -> Choice:

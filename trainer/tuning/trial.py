@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 
 from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
-from etl.runtime.options import SYSTEM_ERRORS
+from etl.runtime.options import PASSING_ERRORS, file_error
 from trainer.config import load
 from trainer.distributed.world import World
 from trainer.loop import select
@@ -25,8 +24,6 @@ ENDED = "trial.json"
 """Written when a trial ends: its state and cost. A trial without it is resumed."""
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 WAIT_SECONDS = 120.0
-PASSING = (*SYSTEM_ERRORS, "an output that no other process is writing")
-"""What was expected where the setting is not at fault: the trial may succeed later."""
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -89,10 +86,7 @@ class Trial:
         try:
             self._train(report)
         except OSError as error:
-            full = error.errno == errno.ENOSPC
-            expected = f"{SYSTEM_ERRORS[1]} of {self.folder}" if full else SYSTEM_ERRORS[0]
-            got = "a full disk" if full else " ".join(str(error).split())
-            raise InputError(expected, got, "free space, run again" if full else "check that, run again") from None
+            raise file_error(error) from None
 
     def _train(self, report: Report) -> None:
         try:
@@ -102,6 +96,6 @@ class Trial:
         except NotFiniteError as error:
             self.end(FAILED, error=str(error))
         except InputError as error:
-            if error.expected.startswith(PASSING):
+            if error.expected.startswith(PASSING_ERRORS):
                 raise
             self.end(FAILED, error=f"expected {error.expected}, got {error.got}")
