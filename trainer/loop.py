@@ -31,6 +31,7 @@ from trainer.run.metrics_log import Meter, RunLog, mean_losses
 from trainer.run.object_store import RunFolder
 from trainer.run.profiling import Profiler
 from trainer.run.progress import Progress
+from trainer.run.progress_file import reporting
 from trainer.run.signals import Stopped, StopWatch, stop_requested
 from trainer.run.task_epochs import feedback_passes, update_best, with_best_aucs
 from trainer.summary import parameter_counts, write_diagnostics, write_summary
@@ -72,7 +73,7 @@ def train(config: TrainerConfig, world: World, on_epoch: Callable[[dict[str, Any
     dataset = open_dataset(config.data, verify=False)
     if world.is_first:
         # A worker of a killed run may still be alive: two must not write the same checkpoints.
-        with locked(run.path / "checkpoints", wait_seconds=120.0):
+        with locked(run.path / "checkpoints", wait_seconds=120.0), reporting(run, world) as world:
             _train(config, dataset, run, world, on_epoch)
     else:
         _train(config, dataset, run, world, on_epoch)
@@ -89,17 +90,18 @@ def select(
     set_threads(world)
     keep_freed_memory()
     run, dataset = RunFolder.of(config.output), open_dataset(config.data, verify=False)
-    model_task = model_task_of(config, dataset, world)
-    selection = Phase("train", TRAIN_HOLDOUT, config.train.epochs, validates=True)
-    train_step, progress = fit(config, model_task, run, world, selection, on_epoch)
-    sample = model_task.sample()
-    model_task.fit_score_weights(train_step, sample, run.path)
-    return {
-        "seconds": progress.seconds,
-        "parameters": parameter_counts(train_step)["total"],
-        "best_epoch": progress.best_epoch,
-        "valid": model_task.validate(train_step, sample).metrics,
-    }
+    with reporting(run, world) as world:
+        model_task = model_task_of(config, dataset, world)
+        selection = Phase("train", TRAIN_HOLDOUT, config.train.epochs, validates=True)
+        train_step, progress = fit(config, model_task, run, world, selection, on_epoch)
+        sample = model_task.sample()
+        model_task.fit_score_weights(train_step, sample, run.path)
+        return {
+            "seconds": progress.seconds,
+            "parameters": parameter_counts(train_step)["total"],
+            "best_epoch": progress.best_epoch,
+            "valid": model_task.validate(train_step, sample).metrics,
+        }
 
 
 def _train(
@@ -240,7 +242,7 @@ class Training:
                 self.stop()
         profiler.finish()
         progress.seconds += meter.lap()
-        self._log_epoch(meter.values(progress, source.waited))
+        self._log_epoch(meter, source.waited)
         progress.epoch, progress.sample = progress.epoch + 1, 0
         progress.loss_sums, progress.loss_counts = [], []
 
@@ -264,11 +266,10 @@ class Training:
     def _after_step(self, steps: int, loss_sums: list[float], counts: list[float], meter: Meter, waited: float) -> None:
         """Log, validate and save if due after this step of the epoch."""
         progress, train = self.progress, self.config.train
-        if self.log:
-            self.log.progress(**meter.values(progress, waited))
-            if progress.step % LOG_STEPS == 0:
-                means = mean_losses(self.train_step.tasks, loss_sums, counts)
-                self.log.write(progress.step, progress.epoch + 1, self.phase.name, means)
+        self.train_step.world.report(**meter.shown(progress, waited))
+        if self.log and progress.step % LOG_STEPS == 0:
+            means = mean_losses(self.train_step.tasks, loss_sums, counts)
+            self.log.write(progress.step, progress.epoch + 1, self.phase.name, means)
         if train.validate_steps and self.sample is not None and steps % train.validate_steps == 0:
             progress.seconds += meter.lap()
             values = self.model_task.validate(self.train_step, self.sample).metrics
@@ -284,11 +285,12 @@ class Training:
         self.writer.save(self.train_step, self.progress)
         self.train_step.world.barrier()  # the first worker may wait for the previous checkpoint
 
-    def _log_epoch(self, values: dict[str, Any]) -> None:
+    def _log_epoch(self, meter: Meter, waited: float) -> None:
         if self.log:
             progress = self.progress
             means = mean_losses(self.train_step.tasks, progress.loss_sums, progress.loss_counts)
-            means |= {"examples_per_second": values["rate"], "waiting_share": values["waiting"]}
+            means["examples_per_second"] = meter.mean_rate(progress.loss_counts[0])
+            means["waiting_share"] = meter.waiting_share(waited)
             means["memory_gib"] = psutil.Process().memory_info().rss / 2**30
             self.log.write(progress.step, progress.epoch + 1, f"{self.phase.name}-epoch", means)
 

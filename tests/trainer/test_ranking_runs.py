@@ -152,7 +152,12 @@ def test_passive_rows_are_clicked_without_another_action(fifty, tmp_path):
 def test_progress_counts_rows_and_ends_at_the_total(fifty, tmp_path, monkeypatch):
     """Rows are seen session by session: the total is extrapolated from the rows and sessions seen so far."""
     message = []
-    monkeypatch.setattr("trainer.run.metrics_log.RunLog.progress", lambda self, **values: message.append(values))
+
+    def report(_, what, *values, **more):
+        if what.startswith("epoch"):
+            message.append(more)
+
+    monkeypatch.setattr("trainer.run.progress_file.ProgressFile.write", report)
     run(fifty, tmp_path / "run", "model=rank_mmoe", "train.epochs=1")
     rows = sum(
         sum(1 <= p <= len(r["items"]) - 3 for p in r["exposure_position"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -18,6 +19,10 @@ WAIT = timedelta(days=1)
 """Timeout while one worker writes or copies; Ray detects a dead worker within a minute."""
 
 
+def do_not_report(*_: Any, **__: Any) -> None:
+    """Show nothing."""
+
+
 @dataclass(frozen=True)
 class World:
     """The workers of a run, from the view of one of them.
@@ -27,12 +32,15 @@ class World:
     Attributes:
         waits: gloo group of the same workers with timeout `WAIT`, for `gather` and `barrier`. Training steps use the
             default group, whose timeout is short, so that losing a worker ends the step.
+        report: shows what the run does, with the arguments of `ProgressFile.write`; does nothing on other workers and
+            outside of runs.
     """
 
     global_rank: int
     size: int
     device: torch.device
     waits: Any = None
+    report: Callable[..., None] = do_not_report
 
     @classmethod
     def alone(cls) -> World:

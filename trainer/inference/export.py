@@ -85,6 +85,7 @@ def export(
         for folder in (building, output.path):
             shutil.rmtree(folder, ignore_errors=True)
         building.mkdir(parents=True)
+        world.report("writing item vectors")
         if isinstance(scorer, SessionScorer):
             _write_items(building / ITEMS, scorer)
             if scorer.term is not None:
@@ -132,10 +133,18 @@ def _score_files(
 ) -> list[str]:
     """Score this worker's data files in pass `number`; returns the names of the files written."""
     files, written = dataset.session_files or dataset.row_files, list[str]()
-    for index, entry in enumerate(files):
-        if index % world.size == world.global_rank:
-            tables = _score_file(dataset.file(entry.path), scorer, splits, exposures=dataset.shows_exposures)
-            written += _write_tables(building, number * len(files) + index, schemas, tables)
+    mine = list(range(world.global_rank, len(files), world.size))
+    total, unit = sum(files[index].rows for index in mine), "sessions" if dataset.session_files else "rows"
+    done = 0
+
+    def count(rows: int) -> None:
+        nonlocal done
+        done += rows
+        world.report("scoring for the bundle", done, total, unit)
+
+    for index in mine:
+        tables = _score_file(dataset.file(files[index].path), scorer, splits, count, exposures=dataset.shows_exposures)
+        written += _write_tables(building, number * len(files) + index, schemas, tables)
     _finish(scorer)
     return written
 
@@ -191,7 +200,15 @@ def _write_tables(folder: Path, number: int, schemas: dict[str, pa.Schema], tabl
     return list(names.values())
 
 
-def _score_file(path: Path, scorer: SessionScorer | RankScorer, splits: list[str], *, exposures: bool) -> Tables:
+def _score_file(
+    path: Path,
+    scorer: SessionScorer | RankScorer,
+    splits: list[str],
+    count: Callable[[int], None],
+    *,
+    exposures: bool,
+) -> Tables:
+    """Score the sessions or rows of a file; `count` is called with the number of each batch when it is done."""
     actions = isinstance(scorer, SessionScorer) and scorer.model.reads_actions
     columns = session_columns(exposures=exposures, actions=actions)
     with pq.ParquetFile(path) as file:
@@ -199,10 +216,12 @@ def _score_file(path: Path, scorer: SessionScorer | RankScorer, splits: list[str
             assert isinstance(scorer, RankScorer)
             for batch in file.iter_batches(ROWS_PER_BATCH, columns=ROW_COLUMNS):
                 yield from _rank_rows(pa.Table.from_batches([batch]), scorer, splits)
+                count(len(batch))
             return
         for batch in file.iter_batches(SESSIONS_PER_BATCH, columns=columns):
             sessions = Sessions.of(pa.Table.from_batches([batch]))
             yield from score_sessions(sessions, scorer, splits, exposures=exposures)
+            count(len(batch))
 
 
 def score_sessions(

@@ -153,7 +153,7 @@ def validate_sessions(
             rows = feedback_rows(sessions, exposures=exposures)
             rows = rows.select(rows.position == visible[rows.session])
             feedback.add_rows(rows.feedback, scorer.feedback(state, rows))
-    for ranks in _ranks(scorer, requests, candidate_C, world):
+    for ranks in _ranks(scorer, requests, candidate_C, world, "validation"):
         ranking.add(ranks)
     total = RankingSums(VALID_CUTOFFS)
     for other in world.gather(ranking):
@@ -201,14 +201,15 @@ def target_queries(scorer: SessionScorer, sample: Sessions, *, mask_seen: bool) 
     return queries
 
 
-def target_ranks(scorer: SessionScorer, queries: list[TargetQueries], candidate_C: Int, world: World) -> Int:
+def target_ranks(scorer: SessionScorer, queries: list[TargetQueries], candidate_C: Int, world: World, what: str) -> Int:
     """Ranks of all workers' valid targets, int64, as `validate_sessions` finds them. Collective.
 
     Args:
         scorer, candidate_C, world: as of `validate_sessions`.
         queries: this worker's.
+        what: why, for the progress line.
     """
-    mine = list(_ranks(scorer, [batch.request(scorer) for batch in queries], candidate_C, world))
+    mine = list(_ranks(scorer, [batch.request(scorer) for batch in queries], candidate_C, world, what))
     return np.concatenate([np.zeros(0, np.int64), *(ranks for share in world.gather(mine) for ranks in share)])
 
 
@@ -236,15 +237,23 @@ def valid_batches(sample: Sessions) -> Iterator[tuple[Sessions, Int]]:
         yield sessions, sessions.items.lengths - TRAIN_HOLDOUT
 
 
-def _ranks(scorer: SessionScorer, requests: list[RankRequest], candidate_C: Int, world: World) -> Iterator[Int]:
-    """Ranks of this worker's requests; the last use of the scorer."""
+def _ranks(
+    scorer: SessionScorer, requests: list[RankRequest], candidate_C: Int, world: World, what: str
+) -> Iterator[Int]:
+    """Ranks of this worker's requests, shown as progress of `what`; the last use of the scorer."""
+    done, total = 0, sum(len(request.target_Q) for request in requests)
+    world.report(what, done, total, "sessions")
     candidates = torch.from_numpy(candidate_C.astype(np.int64)).to(scorer.device)
     local = scorer.local_shard_scorer()
     scorer.finish()
     if scorer.lookup:
-        yield from ranks_by_owners(local, requests, candidates, world)
+        found = ranks_by_owners(local, requests, candidates, world)
     else:
-        yield from (exact_ranks(scorer, request, candidates) for request in requests)
+        found = (exact_ranks(scorer, request, candidates) for request in requests)
+    for ranks in found:
+        done += len(ranks)
+        world.report(what, done, total, "sessions")
+        yield ranks
 
 
 def validate_rows(scorer: RankScorer, rows: FlatRows, world: World) -> Validation:

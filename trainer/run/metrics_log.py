@@ -1,25 +1,20 @@
-"""The metrics log of a run: metrics.jsonl, TensorBoard and the progress line."""
+"""The metrics log of a run, metrics.jsonl and TensorBoard, and its throughput."""
 
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from etl.runtime.files import atomic_file
-from etl.runtime.progress import ProgressLine, progress_line
 from trainer.run.progress import Progress
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-PROGRESS = ".progress.json"
 METRICS = "metrics.jsonl"
 LINE_KEYS = {"step", "epoch", "split", "name", "value"}
 RECENT_SECONDS, MARKS = 60.0, 12
@@ -37,7 +32,7 @@ class RunLog:
     """
 
     def __init__(self, run: Path, step: int, epoch: int, *, refit: bool) -> None:
-        self.run, self.last_shown, self.first_step = run, 0.0, step + 1
+        self.run, self.first_step = run, step + 1
         self.path = run / METRICS
         lines = read_metrics(self.path)
 
@@ -66,18 +61,9 @@ class RunLog:
                 if value is not None:
                     self.board.add_scalar(f"{split}/{name}", value, step)
 
-    def progress(self, **values: Any) -> None:
-        """Report progress to the launching process, at most twice a second."""
-        if time.monotonic() - self.last_shown < 0.5:
-            return
-        self.last_shown = time.monotonic()
-        with atomic_file(self.run / PROGRESS) as file:
-            file.write_text(json.dumps(values))
-
     def close(self) -> None:
         """Close the TensorBoard file."""
         self.board.close()
-        (self.run / PROGRESS).unlink(missing_ok=True)
 
 
 class Meter:
@@ -101,25 +87,35 @@ class Meter:
         seconds, self.last = now - self.last, now
         return seconds
 
-    def values(self, progress: Progress, waited: float) -> dict[str, Any]:
-        """Values for the progress bar; `waited` is the time in seconds spent waiting for batches."""
+    def mean_rate(self, done: float) -> float:
+        """Clicks or rows per second, without those before a resume; `done` are those of the epoch so far."""
+        return (done - self.done) / max(time.perf_counter() - self.begin, 1e-9)
+
+    def waiting_share(self, waited: float) -> float:
+        """Share of the time spent waiting for batches, which is `waited` seconds."""
+        return waited / max(time.perf_counter() - self.begin, 1e-9)
+
+    def shown(self, progress: Progress, waited: float) -> dict[str, Any]:
+        """Arguments of `progress_line`: the epoch, its rate in the last minute, mean loss and time spent waiting.
+
+        Args:
+            progress: of the run.
+            waited: seconds spent waiting for batches.
+        """
         now, done = time.perf_counter(), progress.loss_counts[0]
-        seconds = max(now - self.begin, 1e-9)
         if now - self.marks[-1][0] >= RECENT_SECONDS / MARKS:
             self.marks.append((now, done))
         while len(self.marks) > MARKS:
             self.marks.popleft()
         since, before = self.marks[0]
+        loss = progress.loss_sums[0] / max(done, 1.0)
         return {
-            "epoch": progress.epoch + 1,
-            "epochs": self.epochs,
+            "what": f"epoch {progress.epoch + 1}/{self.epochs}",
             "done": done,
             "total": self.total if self.unit == "clicks" else done * self.total / max(progress.sample, 1),
             "unit": self.unit,
-            "rate": (done - self.done) / seconds,
-            "recent_rate": (done - before) / max(now - since, 1e-9),
-            "loss": progress.loss_sums[0] / max(done, 1.0),
-            "waiting": waited / seconds,
+            "rate": (done - before) / max(now - since, 1e-9),
+            "note": f"loss {loss:.3f}, waiting {self.waiting_share(waited):.0%}",
         }
 
 
@@ -136,54 +132,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
                 break
             lines.append(line)
     return lines
-
-
-@contextmanager
-def progress_bar(run: Path) -> Iterator[None]:
-    """Print each epoch's validation while the block runs, and on a terminal a progress bar."""
-    stop = threading.Event()
-    thread = threading.Thread(target=_show, args=(run, stop), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _show(run: Path, stop: threading.Event) -> None:
-    line, epochs, ended = ProgressLine(), len(valid_lines(run)), False
-    while not ended:
-        ended = stop.wait(0.5)
-        lines = valid_lines(run)
-        for epoch in lines[epochs:]:
-            line.say(epoch)
-        epochs = len(lines)
-        with suppress(OSError, ValueError, KeyError):  # missing, incomplete, or of another version
-            line.show(epoch_line(json.loads((run / PROGRESS).read_text())))
-    line.close()
-
-
-def valid_lines(run: Path) -> list[str]:
-    """One line for each epoch's validation so far."""
-    epochs: dict[int, list[str]] = {}
-    for line in read_metrics(run / METRICS):
-        if line["split"] == "valid" and line["value"] is not None:
-            epochs.setdefault(line["epoch"], []).append(f"{line['name']} {line['value']:.4f}")
-    return [f"epoch {epoch}: valid {'  '.join(values)}" for epoch, values in epochs.items()]
-
-
-def epoch_line(values: dict[str, Any]) -> str:
-    """Progress line of an epoch, with its loss and the share of time spent waiting for data.
-
-    >>> values = {"epoch": 1, "epochs": 3, "done": 2500, "total": 10000, "unit": "clicks"}
-    >>> values |= {"recent_rate": 1250.0, "loss": 6.12, "waiting": 0.03}
-    >>> epoch_line(values)
-    'epoch 1/3: 2,500/10,000 clicks, 1,250 clicks/s, 6 s left, loss 6.120, waiting 3%'
-    """
-    note = f"loss {values['loss']:.3f}, waiting {values['waiting']:.0%}"
-    what = f"epoch {values['epoch']}/{values['epochs']}"
-    return progress_line(what, values["done"], values["total"], values["unit"], values["recent_rate"], note)
 
 
 def mean_losses(tasks: list[str], loss_sums: list[float], counts: list[float]) -> dict[str, float]:

@@ -107,6 +107,7 @@ class SessionTask:
         length, dimension = self.config.train.ppmi_start, self.config.network.embedding_dim
         if not length:
             return
+        self.world.report("initial vectors from co-occurrence")
         vector, problem = torch.zeros(self.dataset.manifest.n_items, dimension), None
         if self.world.is_first:  # other machines may round differently
             try:
@@ -210,7 +211,8 @@ class SessionTask:
 
         def ranks_with(weight: float) -> Int:
             self.popularity_weight = weight
-            return target_ranks(self.scorer(train_step), queries, self.candidates, self.world)
+            scorer = self.scorer(train_step)
+            return target_ranks(scorer, queries, self.candidates, self.world, f"trying popularity weight {weight:.3g}")
 
         self.popularity_weight = find_weight(ranks_with, deviation)
 
@@ -229,9 +231,11 @@ class SessionTask:
         from trainer.inference.transition_term import Pool, TransitionTerm, count, find_weights
 
         before = self.validate(train_step, sample).metrics["ndcg@20"] or 0.0
+        self.world.report("counting transitions")
         transitions = count(self.dataset, run, TRAIN_HOLDOUT)
         mine = self.pools(train_step, some, transitions)
         pools = [pool for share in self.world.gather(mine) for pool in share]
+        self.world.report("fitting transition weights")
         result = find_weights(Pool.joined(pools)) if self.world.is_first and pools else None
         weights = self.world.gather(result)[0]
         self.term = None if weights is None else TransitionTerm(transitions, self.train_clicks, *weights)
@@ -245,8 +249,10 @@ class SessionTask:
         """Candidate pools for fitting, from this worker's valid sessions."""
         from trainer.inference.transition_term import contexts, make_pool
 
-        scorer, out = self.scorer(train_step), []
+        scorer, out, done = self.scorer(train_step), [], 0
         for some, visible in valid_batches(sessions):
+            self.world.report("finding candidates for transition weights", done, len(sessions), "sessions")
+            done += len(some)
             query = scorer.queries(scorer.states(some, visible[:, None])[:, 0])
             target = some.items.values[some.items.offset[:-1] + visible]
             seen = tuple(seen_pairs(some, visible).numpy()) if self.mask_seen else None
