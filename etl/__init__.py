@@ -1,1 +1,1 @@
-"""Turn Tenrec CSV logs into a sharded Parquet dataset of sessions with Spark."""
+"""Turn Tenrec CSV logs into a sharded Parquet dataset of sessions, with local processes or Spark."""

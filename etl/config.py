@@ -79,7 +79,10 @@ class EtlConfig:
     overwrite: bool = option(False, "replace an existing dataset once the new one is complete")
     seed: int = option(0, "random seed of the sampled rows and of the split (scenario ctr)", at_least=0)
     split_bytes: int = option(
-        SPLIT_BYTES, "bytes of the log that one task reads; the order of sessions follows from it", at_least=1
+        SPLIT_BYTES,
+        "bytes of the log that one task reads; the order of sessions follows from it",
+        at_least=1,
+        at_most=256 << 20,  # a task's rows are one Arrow binary value per partition, of less than 2 GiB
     )
     engine: str = option(
         "auto", "where tasks run; auto = spark for logs over 512 MiB or where spark.* is set", choices=ENGINES
@@ -150,8 +153,8 @@ def _check_spark(spark: SparkOptions) -> None:
         text = getattr(spark, name)
         if text is None:
             continue
-        result = re.fullmatch(r"(\d+)([kmgt])b?", text.lower())
-        if not result or int(result[1]) << UNITS[result[2]] < LEAST_SPARK_MEMORY:
+        match = re.fullmatch(r"(\d+)([kmgt])b?", text.lower())
+        if not match or int(match[1]) << UNITS[match[2]] < LEAST_SPARK_MEMORY:
             raise InputError(f"spark.{name} of at least 512m", text, "for example 4g")
 
 

@@ -1,6 +1,6 @@
 """The dataset folder: schema, manifest, split rule, and validation by readers.
 
-To read or write datasets, import only this module of `etl`; it needs only the standard library, numpy and
+To read or write datasets, import only this module and `etl.runtime`, which need the standard library, numpy and
 pyarrow.
 """
 
@@ -64,6 +64,12 @@ SESSIONS_SCHEMA = pa.schema(
         pa.field("exposure_feedback", pa.list_(pa.int16()), nullable=False),
     ]
 )
+"""One row per user. `items`, `feedback` and `watching_times` are parallel: the retained clicks, oldest first.
+
+`feedback` has the bits of `FEEDBACK_BIT` without click; `watching_times` is a number of visits (Tenrec's name), 0 =
+unknown; `n_clicks` counts clicks before truncation. `exposure_*` are parallel: the shown items in order, each with the
+number of retained clicks before it (0..n) and its bits with click.
+"""
 
 ROWS_SCHEMA = pa.schema(
     [
@@ -92,6 +98,11 @@ ITEMS_SCHEMA = pa.schema(
         pa.field("category", pa.string()),
     ]
 )
+"""Row i has the item with dense id i + 1.
+
+`item_id` is the log's id; `train_clicks` are retained clicks without the valid and test clicks, `clicks` and
+`exposures` all retained ones.
+"""
 
 
 @dataclass(frozen=True)
@@ -259,12 +270,12 @@ def check_schema(path: Path, schema: pa.Schema, *, hint: str) -> None:
         InputError: not a Parquet file, a missing column, or a column of another type.
     """
     try:
-        result = pq.read_schema(path)
+        found = pq.read_schema(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"a Parquet file at {path}", str(error).splitlines()[0], hint) from None
     for column in schema:
-        index = result.get_field_index(column.name)
-        got = result.field(index).type if index >= 0 else None
+        index = found.get_field_index(column.name)
+        got = found.field(index).type if index >= 0 else None
         if got is None or not _same_type(got, column.type):
             raise InputError(f"{path} with column {column.name}: {column.type}", got, hint)
 

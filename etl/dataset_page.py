@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from etl.dataset import Dataset
+from etl.logs.tenrec_published import NUMBERS, PUBLISHED, SCAN_STATISTICS
 from etl.protocol import Array
-from etl.twin.published import NUMBERS, PUBLISHED, SCAN_STATISTICS
 
 ROWS = ("users", "items", "exposures", "clicks", "likes", "shares", "follows", "reads", "favorites")
 NEGATIVE = ("skip", "entered", "passive", "other", "before_first", "after_test")
@@ -25,8 +25,8 @@ TRANSITIONS = {
     "from_random": "… a random visible click (what a shuffled order would leave of the first line)",
     "repeats": "test clicks that the session has clicked before",
 }
-STUDY_LIMIT = 500
-"""Limit of the study's boxplot; most videos are watched less often."""
+BOXPLOT_LIMIT = 500
+"""Marked in the boxplot: most videos are watched less often."""
 CSS = """:root{color-scheme:light dark;--ink:#1f2933;--soft:#52606d;--line:#e4e7eb;--page:#f5f7fa;--card:#fff}
 @media(prefers-color-scheme:dark){:root{--ink:#e4e7eb;--soft:#a7b1bc;--line:#3b4754;--page:#12181f;--card:#1c242d}}
 body{font:16px/1.5 system-ui,sans-serif;margin:0;color:var(--ink);background:var(--page)}
@@ -60,7 +60,7 @@ def boxes(values: dict[str, Array]) -> str:
     for x, v in enumerate(shown, 1):
         axes.plot(v.max(), x, "x", color="#b00")
     axes.set_xscale("log")
-    axes.axvline(STUDY_LIMIT, color="#888", linestyle=":")
+    axes.axvline(BOXPLOT_LIMIT, color="#888", linestyle=":")
     axes.set_xlabel("times an item was clicked or watched (× the largest, dotted: 500)")
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -180,8 +180,8 @@ def spread(scenario: str, counts: dict[str, Array]) -> str:
     for label, v in counts.items():
         if len(v):
             cells = "".join(f"<td>{number(x)}</td>" for x in np.quantile(v, quantiles, method="inverted_cdf"))
-            lines += f"<tr><td>{label} of an item</td>{cells}<td>{np.mean(v < STUDY_LIMIT):.2%}</td></tr>"
-    head = ["quantile", *(f"{q:.0%}" for q in quantiles), f"under {STUDY_LIMIT}"]
+            lines += f"<tr><td>{label} of an item</td>{cells}<td>{np.mean(v < BOXPLOT_LIMIT):.2%}</td></tr>"
+    head = ["quantile", *(f"{q:.0%}" for q in quantiles), f"under {BOXPLOT_LIMIT}"]
     return table(f"quantiles of {scenario}", head, lines)
 
 

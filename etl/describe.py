@@ -49,7 +49,7 @@ def _dataset_page(config: DescribeConfig) -> str:
 def _log_page(config: DescribeConfig) -> str:
     from etl.dataset_page import log_page
     from etl.logs.scan import scan
-    from etl.twin.published import SCAN_STATISTICS
+    from etl.logs.tenrec_published import SCAN_STATISTICS
 
     if config.scenario not in SCAN_STATISTICS:
         raise InputError(

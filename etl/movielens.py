@@ -44,23 +44,23 @@ class MovielensConfig:
 
 
 def fetch_wheel(cache: Path) -> Path:
-    """The wheel from the cache, else from PyPI; its hash is always checked.
+    """The wheel from the cache, else from PyPI; `to_csv` checks its hash.
 
     Raises:
-        InputError: it cannot be downloaded, or its hash differs.
+        InputError: it cannot be downloaded.
     """
-    result = next(iter(sorted(cache.glob("recbole-1.2.1-*.whl"))), None)
-    if result is None:
+    cached = next(iter(sorted(cache.glob("recbole-1.2.1-*.whl"))), None)
+    if cached is None:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", folder, WHEEL]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
-            wheel = next(iter(Path(folder).glob("*.whl")), None)
-            if done.returncode or wheel is None:
+            loaded = next(iter(Path(folder).glob("*.whl")), None)
+            if done.returncode or loaded is None:
                 message = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
                 raise InputError(f"{WHEEL} from PyPI", message, "go online, or give wheel=FILE")
-            result = wheel.replace(cache / wheel.name)
-    return result
+            cached = loaded.replace(cache / loaded.name)
+    return cached
 
 
 def to_csv(wheel: Path) -> str:

@@ -36,11 +36,11 @@ from etl.messages import QUARANTINE, refuse_empty, summary, warnings
 from etl.runtime.dataset_folder import DATASET, ITEMS, MANIFEST
 from etl.runtime.files import fingerprint_of, write_json
 from etl.runtime.object_store import local_path, refuse_output, staged_output
-from etl.stages.assemble_users import cut_filtered_partition, gather_partition
+from etl.stages.assemble_users import assemble_partition, cut_filtered_partition
 from etl.stages.ctr_rows import make_rows
 from etl.stages.item_ids import allow_items, number_items, raw_clicks_per_item, read_lookup
 from etl.stages.job_progress import reporting
-from etl.stages.read_split import combine_split
+from etl.stages.read_split import map_split
 from etl.stages.task_files import (
     Job,
     Pieces,
@@ -138,7 +138,7 @@ def sessionize(engine: Engine, job: Job, splits: list[Split]) -> list[int]:
     Returns:
         Number of sessions of each partition.
     """
-    sessions = engine.shuffle(partial(combine_split, job, splits), len(splits), partial(gather_partition, job))
+    sessions = engine.map_reduce(partial(map_split, job, splits), len(splits), partial(assemble_partition, job))
     check_rows(job)
     if not job.truncates_early:
         allow_items(job)

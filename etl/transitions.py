@@ -43,7 +43,8 @@ def diagnose(paths: list[Path]) -> dict[str, float | int | None]:
     samples, clicks, begin = [], 0, 0
     for offset, item in _sessions(paths):
         index = np.arange(-begin % stride, len(offset) - 1, stride)
-        samples += [item[offset[i] : offset[i + 1]] for i in index if offset[i + 1] - offset[i] > 1]
+        # Copies: a view would keep all clicks of the row group in memory.
+        samples += [item[offset[i] : offset[i + 1]].copy() for i in index if offset[i + 1] - offset[i] > 1]
         begin += len(offset) - 1
         clicks += len(item)
     if not samples:
@@ -54,9 +55,9 @@ def diagnose(paths: list[Path]) -> dict[str, float | int | None]:
     hits = np.zeros(5)
     for number, session in enumerate(samples):
         visible, target = session[:-1], session[-1]
-        result = lookup(known, _keys(visible, target))[1]
-        random = result[_mixed(number) % len(result)]
-        hits += [result[-1], result[-3:].any(), result.any(), random, target in visible]
+        follows = lookup(known, _keys(visible, target))[1]
+        random = follows[_mixed(number) % len(follows)]
+        hits += [follows[-1], follows[-3:].any(), follows.any(), random, target in visible]
     shares = (hits / len(samples)).tolist()
     return {"sessions": len(samples), **dict(zip(SHARES, shares, strict=True)), "branching": branching}
 

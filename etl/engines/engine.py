@@ -13,19 +13,17 @@ import pyarrow as pa
 
 from etl.config import EtlConfig, SparkOptions
 from etl.engines.spark import is_submitted
-from etl.logs.splits import Split
+from etl.logs.splits import COMPRESSION_RATIO, Split
 from etl.stages.task_files import Job
 
 LOCAL_BYTES = 512 << 20
 """Largest log for which starting Spark costs more than it saves."""
-COMPRESSED = 8
-"""Factor for the size of compressed logs: about their compression ratio."""
 
 Task = Callable[[int], Any]
 """Processes the part with this number and returns a JSON value; its main output are files."""
-Combine = Callable[[int], Iterator[pa.RecordBatch]]
+MapSplit = Callable[[int], Iterator[pa.RecordBatch]]
 """Reads the split with this number and yields partial users."""
-Gather = Callable[[int, Iterator[pa.RecordBatch]], Any]
+ReducePartition = Callable[[int, Iterator[pa.RecordBatch]], Any]
 """Takes the partial users of the partition with this number, in any order, and returns a JSON value."""
 
 
@@ -36,8 +34,8 @@ class Engine(Protocol):
         """Run `task(0)` to `task(n - 1)`; results in this order."""
         ...
 
-    def shuffle(self, combine: Combine, n: int, gather: Gather) -> list[Any]:
-        """Run `combine` over `n` splits, then `gather` over the job's partitions; results in partition order."""
+    def map_reduce(self, map_split: MapSplit, n: int, reduce_partition: ReducePartition) -> list[Any]:
+        """Run `map_split` over `n` splits, then `reduce_partition` over the partitions; results in partition order."""
         ...
 
 
@@ -64,7 +62,7 @@ def runs_locally(config: EtlConfig, splits: list[Split]) -> bool:
     """Whether to run without Spark: `engine=auto` uses Spark for large logs, or if Spark options are set."""
     if config.engine != "auto":
         return config.engine == "local"
-    unpacked = sum((s.end - s.begin) * (COMPRESSED if s.file.compression else 1) for s in splits)
+    unpacked = sum((s.end - s.begin) * (COMPRESSION_RATIO if s.file.compression else 1) for s in splits)
     return unpacked <= LOCAL_BYTES and config.spark == SparkOptions() and not is_submitted()
 
 

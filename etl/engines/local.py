@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Executor
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from etl.runtime.errors import InputError
 from etl.runtime.files import atomic_file
+from etl.runtime.processes import n_cores, process_pool
 from etl.stages.task_files import Job
 
 PARTIAL = "partial"
@@ -35,34 +30,8 @@ def local_engine(job: Job, n_splits: int, processes: int | None) -> Iterator[Loc
     if n == 1:
         yield LocalEngine(job, None)
         return
-    # Spawn: a process with Arrow threads must not be forked.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(n, context, initializer=_start_worker)
-    try:
+    with process_pool(n, "free memory, or take fewer: processes=1") as pool:
         yield LocalEngine(job, pool)
-    except BrokenProcessPool:
-        hint = "free memory, or take fewer: processes=1"
-        raise InputError(f"{n} worker processes until the job's end", "one that was killed", hint) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def n_cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _start_worker() -> None:
-    """Ignore Ctrl-C, and exit when the parent exits for any reason."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 class LocalEngine:
@@ -75,28 +44,28 @@ class LocalEngine:
         """Run `task(0)` to `task(n - 1)`; results in this order."""
         return list((self.pool.map if self.pool else map)(task, range(n)))
 
-    def shuffle(
+    def map_reduce(
         self,
-        combine: Callable[[int], Iterator[pa.RecordBatch]],
+        map_split: Callable[[int], Iterator[pa.RecordBatch]],
         n: int,
-        gather: Callable[[int, Iterator[pa.RecordBatch]], Any],
+        reduce_partition: Callable[[int, Iterator[pa.RecordBatch]], Any],
     ) -> list[Any]:
-        """Run `combine` over `n` splits, then `gather` over the job's partitions; results in partition order."""
-        self.map(partial(_write_partial, self.job, combine), n)
-        return self.map(partial(_gather, self.job, gather, n), self.job.partitions)
+        """Run `map_split` over `n` splits, then `reduce_partition` over the partitions; results in partition order."""
+        self.map(partial(_write_partial, self.job, map_split), n)
+        return self.map(partial(_reduce, self.job, reduce_partition, n), self.job.partitions)
 
 
-def _write_partial(job: Job, combine: Callable[[int], Iterator[pa.RecordBatch]], split: int) -> None:
-    """Write the output of `combine` for a split, for all partitions, as one Arrow file."""
+def _write_partial(job: Job, map_split: Callable[[int], Iterator[pa.RecordBatch]], split: int) -> None:
+    """Write the output of `map_split` for a split, for all partitions, as one Arrow file."""
     from etl.stages.read_split import PARTIAL_SCHEMA
 
     with atomic_file(job.work(PARTIAL, split, "arrow")) as path, pa.ipc.new_file(str(path), PARTIAL_SCHEMA) as writer:
-        for batch in combine(split):
+        for batch in map_split(split):
             writer.write_batch(batch)
 
 
-def _gather(job: Job, gather: Callable[[int, Iterator[pa.RecordBatch]], Any], n: int, partition: int) -> Any:
-    return gather(partition, partial_users(job, n, partition))
+def _reduce(job: Job, reduce_partition: Callable[[int, Iterator[pa.RecordBatch]], Any], n: int, partition: int) -> Any:
+    return reduce_partition(partition, partial_users(job, n, partition))
 
 
 def partial_users(job: Job, n: int, partition: int) -> Iterator[pa.RecordBatch]:

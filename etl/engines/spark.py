@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from etl.config import SparkOptions  # not needed by workers
 
 LEAST_MEMORY = 1 << 30
+LOG_SETTINGS = Path(__file__).resolve().parents[1] / "conf" / "log4j2.properties"
 RESULT = "number long, result string"
 """Task results: task number and JSON value."""
-PARTIAL_USERS = "partition int, part long, users binary, rows binary"
+PARTIAL_USERS = "partition int, block_id long, users binary, rows binary"
 """`read_split.PARTIAL_SCHEMA` as a Spark schema."""
 
 
@@ -145,9 +146,8 @@ def _settings(options: SparkOptions, scratch: Path, log_bytes: int) -> dict[str,
     }
     if (options.master or "local").startswith(("local", "spark://127.0.0.1")):
         settings |= {"spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1"}
-    logging = Path(__file__).resolve().parent / "conf" / "log4j2.properties"
-    if logging.is_file():  # missing if the package was shipped as an archive
-        settings["spark.driver.extraJavaOptions"] = f"-Dlog4j2.configurationFile=file:{logging}"
+    if LOG_SETTINGS.is_file():  # missing if the package was shipped as an archive
+        settings["spark.driver.extraJavaOptions"] = f"-Dlog4j2.configurationFile=file:{LOG_SETTINGS}"
     return settings
 
 
@@ -172,16 +172,16 @@ class SparkEngine:
         """Run `task(0)` to `task(n - 1)`; results in this order."""
         return self._run(self._numbered(n).mapInArrow(partial(_map, task), RESULT))
 
-    def shuffle(
+    def map_reduce(
         self,
-        combine: Callable[[int], Iterator[pa.RecordBatch]],
+        map_split: Callable[[int], Iterator[pa.RecordBatch]],
         n: int,
-        gather: Callable[[int, Iterator[pa.RecordBatch]], Any],
+        reduce_partition: Callable[[int, Iterator[pa.RecordBatch]], Any],
     ) -> list[Any]:
-        """Run `combine` over `n` splits, then `gather` over the job's partitions; results in partition order."""
-        partial_users = self._numbered(n).mapInArrow(partial(_combine, combine), PARTIAL_USERS)
+        """Run `map_split` over `n` splits, then `reduce_partition` over the partitions; results in partition order."""
+        partial_users = self._numbered(n).mapInArrow(partial(_map_split, map_split), PARTIAL_USERS)
         by_user = partial_users.repartitionById(self.job.partitions, "partition")
-        return self._run(by_user.mapInArrow(partial(_gather, gather), RESULT))
+        return self._run(by_user.mapInArrow(partial(_reduce, reduce_partition), RESULT))
 
     def _numbered(self, n: int) -> DataFrame:
         return self.session.range(0, n, 1, n)
@@ -220,18 +220,18 @@ def _map(task: Callable[[int], Any], batches: Iterator[pa.RecordBatch]) -> Itera
         yield _result(number, task(number))
 
 
-def _combine(
-    combine: Callable[[int], Iterator[pa.RecordBatch]], batches: Iterator[pa.RecordBatch]
+def _map_split(
+    map_split: Callable[[int], Iterator[pa.RecordBatch]], batches: Iterator[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
     for number in _numbers(batches):
-        yield from combine(number)
+        yield from map_split(number)
 
 
-def _gather(
-    gather: Callable[[int, Iterator[pa.RecordBatch]], Any], batches: Iterator[pa.RecordBatch]
+def _reduce(
+    reduce_partition: Callable[[int, Iterator[pa.RecordBatch]], Any], batches: Iterator[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
     from pyspark import TaskContext
 
     context = TaskContext.get()
     assert context is not None
-    yield _result(context.partitionId(), gather(context.partitionId(), batches))
+    yield _result(context.partitionId(), reduce_partition(context.partitionId(), batches))

@@ -1,1 +1,1 @@
-"""Log formats: headers, byte ranges and parsing."""
+"""Log formats: headers, files, splits and parsing; conversions and statistics of whole logs."""

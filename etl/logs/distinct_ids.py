@@ -7,24 +7,46 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from etl.logs.parse import parsed_blocks
+from etl.logs.parse import parse_file
 from etl.logs.splits import LogFile
 from etl.logs.tenrec import Scenario, open_logs
 from etl.protocol import Int
 
+PENDING = 1 << 20
+"""Ids that are collected before they are merged with the distinct ones, which takes a sort."""
 IDS = Scenario(("user_id", "item_id"), "")
+
+
+class DistinctIds:
+    """Collects distinct ids in memory for at most twice their number, plus `PENDING`."""
+
+    def __init__(self) -> None:
+        self.ids, self.pending, self.n_pending = np.zeros(0, np.int64), list[Int](), 0
+
+    def add(self, ids: Int) -> None:
+        """Add ids, in any order."""
+        self.pending.append(np.unique(ids))
+        self.n_pending += len(self.pending[-1])
+        if self.n_pending > max(PENDING, len(self.ids)):
+            self.sorted()
+
+    def sorted(self) -> Int:
+        """The distinct ids so far, ascending."""
+        self.ids = np.unique(np.concatenate([self.ids, *self.pending]))
+        self.pending, self.n_pending = [], 0
+        return self.ids
 
 
 def distinct_ids(log: LogFile, columns: Sequence[str] = IDS.columns) -> tuple[dict[str, Int], Counter[str]]:
     """Distinct sorted ids of a log by column, reading block by block; and counts of skipped rows by reason."""
-    seen = {name: np.zeros(0, np.int64) for name in columns}
+    seen = {name: DistinctIds() for name in columns}
     left_out = Counter[str]()
-    for tables, bad in parsed_blocks(log, IDS):
+    for tables, bad in parse_file(log, IDS):
         left_out.update(row.reason for row in bad)
         for table in tables:
             for name, ids in seen.items():
-                seen[name] = np.union1d(ids, table[name].to_numpy())
-    return seen, left_out
+                ids.add(table[name].to_numpy())
+    return {name: ids.sorted() for name, ids in seen.items()}, left_out
 
 
 def distinct_users(inputs: list[str]) -> Int:

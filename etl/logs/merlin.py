@@ -17,7 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from etl.logs.parse import parsed_blocks
+from etl.logs.distinct_ids import DistinctIds
+from etl.logs.parse import parse_file
 from etl.logs.tenrec import HISTORY, SCENARIOS, VIDEO, open_logs
 from etl.protocol import Int, Mask
 from etl.runtime.errors import InputError
@@ -84,15 +85,15 @@ def prepare(inputs: list[str], stream: IO[bytes], work: Path, limits: Limits) ->
 def _spool(inputs: list[str], path: Path) -> tuple[int, Int, Int]:
     """Spool the candidate rows; returns the number of rows read, and the distinct users and items, ascending."""
     scenario, rows_read = SCENARIOS["qk_video"], 0
-    distinct: dict[str, list[Int]] = {"user_id": [], "item_id": []}
+    distinct = {name: DistinctIds() for name in ("user_id", "item_id")}
     writer = None
     for log in open_logs(inputs, scenario):
-        for tables, _ in parsed_blocks(log, scenario):
+        for tables, _ in parse_file(log, scenario):
             for table in tables:
                 rows_read += len(table)
                 table = _candidates(table)
                 for name, ids in distinct.items():
-                    ids.append(np.unique(table[name].to_numpy()))
+                    ids.add(table[name].to_numpy())
                 if writer is None:
                     options = pa.ipc.IpcWriteOptions(compression="lz4")
                     writer = pa.ipc.new_file(path, table.schema, options=options)
@@ -100,8 +101,7 @@ def _spool(inputs: list[str], path: Path) -> tuple[int, Int, Int]:
     if writer is None:
         raise InputError("input with data rows", "none usable", "check the files")
     writer.close()
-    user_id, item_id = (np.unique(np.concatenate(ids)) for ids in distinct.values())
-    return rows_read, user_id, item_id
+    return rows_read, distinct["user_id"].sorted(), distinct["item_id"].sorted()
 
 
 def _candidates(table: pa.Table) -> pa.Table:

@@ -55,7 +55,7 @@ _ID_LIMITS = (0, 2**63 - 1)
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 
 
-def parsed_blocks(file: LogFile, scenario: Scenario) -> Iterator[tuple[list[pa.Table], list[BadRow]]]:
+def parse_file(file: LogFile, scenario: Scenario) -> Iterator[tuple[list[pa.Table], list[BadRow]]]:
     """The results of `Parser.parse` for each block of a file."""
     parser = Parser(scenario, file)
     for split in make_splits([file], SPLIT_BYTES):

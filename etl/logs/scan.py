@@ -11,11 +11,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from etl.logs.parse import parsed_blocks
+from etl.logs.parse import parse_file
 from etl.logs.splits import LogFile
 from etl.logs.tenrec import SCENARIOS, Scenario, open_logs
+from etl.logs.tenrec_published import FIRST_USERS
 from etl.runtime.errors import InputError
-from etl.twin.published import FIRST_USERS
 
 SAMPLED_BYTES = 128 << 20
 """Largest log for which all users are held in memory; else an even sample of users is used."""
@@ -23,7 +23,7 @@ FIRST_ROWS = 100_000
 
 
 def scan(inputs: list[str], scenario_name: str) -> dict[str, float]:
-    """Statistics of a log, by their names in `etl.twin.published.SCAN_STATISTICS`; those without a column are left out.
+    """Statistics of a log, by their names in `SCAN_STATISTICS`; those without a column are left out.
 
     Row counts use all rows; statistics per user (pairs, duplicates, genders, click rates) use an even sample of users,
     in bounded memory. Lines that `python -m etl` would quarantine are skipped.
@@ -33,7 +33,7 @@ def scan(inputs: list[str], scenario_name: str) -> dict[str, float]:
     """
     scenario = SCENARIOS[scenario_name]
     files = open_logs(inputs, scenario)
-    every = max(1, sum(file.bytes for file in files) // SAMPLED_BYTES)
+    every = max(1, sum(file.unpacked_bytes for file in files) // SAMPLED_BYTES)
     counts: Counter[str] = Counter()
     samples, last_user, first_users = [], None, set[int]()
     for table in _tables(files, scenario):
@@ -56,7 +56,7 @@ def scan(inputs: list[str], scenario_name: str) -> dict[str, float]:
 def _tables(files: list[LogFile], scenario: Scenario) -> Iterator[pa.Table]:
     """Well-formed rows of the logs, in parts; only columns that a file has."""
     for file in files:
-        for tables, _ in parsed_blocks(file, scenario):
+        for tables, _ in parse_file(file, scenario):
             for table in tables:
                 absent = [name for name in table.column_names if _name_in_log(name, scenario) not in file.columns]
                 yield table.drop_columns(absent).unify_dictionaries()

@@ -20,6 +20,9 @@ BLOCK_BYTES = 64 << 20
 LONGEST_LINE = 64 << 20
 """A longer line is an error, since a task holds it in memory; long ones below that are quarantined."""
 
+COMPRESSION_RATIO = 8
+"""Typical ratio of a log's size to that of its compressed file."""
+
 
 @dataclass(frozen=True)
 class LogFile:
@@ -29,7 +32,8 @@ class LogFile:
         uri: its path or URI.
         bytes: its size.
         columns: column names in its header.
-        rows_begin, end: byte range of its rows (decompressed).
+        rows_begin: offset of the first row in the decompressed text.
+        end: end of its rows; size of the file if it is compressed.
         compression: Arrow's name of it, None for plain text; detected by content.
         ends_in_cr: whether lines end in a lone carriage return.
     """
@@ -41,6 +45,11 @@ class LogFile:
     end: int
     compression: str | None = None
     ends_in_cr: bool = False
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """Size of its text in bytes, estimated if it is compressed."""
+        return self.bytes * (COMPRESSION_RATIO if self.compression else 1)
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""Tenrec's CSV format: headers by scenario, input files, and their byte ranges."""
+"""Tenrec's CSV format: headers by scenario, and input files."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ SCENARIOS = {
 
 
 # ---------------------------------------------------------------------------------------------
-# Files and splits
+# Input files
 
 
 def open_logs(inputs: list[str], scenario: Scenario) -> list[LogFile]:

@@ -143,8 +143,8 @@ class Mirror:
         """Synchronise the requested files of the local folder with the store; resumes an interrupted copy."""
         folder = self.folder
         listed = {name: stamp for name, stamp in self.listing().items() if requested(name)}
-        result = local_files(folder)
-        for name in result.keys() - listed.keys():
+        local = local_files(folder)
+        for name in local.keys() - listed.keys():
             if requested(name):
                 (folder / name).unlink()
         store, base = filesystem(self.uri)
@@ -155,7 +155,7 @@ class Mirror:
                 _stamp(part, listed[name])
 
         with _store_errors_as_input_error(self.uri):
-            _each(copy, [name for name in listed if result.get(name) != listed[name]])
+            _each(copy, [name for name in listed if local.get(name) != listed[name]])
 
     def send(self, names: Iterable[str]) -> None:
         """Upload local files to the store, overwriting existing ones."""
@@ -191,17 +191,17 @@ class Mirror:
         Args:
             last: file that marks the folder as complete: removed from the store while others change.
         """
-        listed, result = self.listing(), local_files(self.folder)
-        differ = {name for name in listed.keys() | result.keys() if listed.get(name) != result.get(name)}
+        listed, local = self.listing(), local_files(self.folder)
+        differ = {name for name in listed.keys() | local.keys() if listed.get(name) != local.get(name)}
         if not differ:
             return
         ends = {last} if last else set[str]()
         self.remove(ends & listed.keys())
-        self.remove(differ - result.keys() - ends)
-        self.send((differ & result.keys()) - ends)
-        self.send(ends & result.keys())
+        self.remove(differ - local.keys() - ends)
+        self.send((differ & local.keys()) - ends)
+        self.send(ends & local.keys())
         now = self.listing()
-        for name in (differ | ends) & result.keys():
+        for name in (differ | ends) & local.keys():
             path = self.folder / name
             if name in now and path.is_file() and path.stat().st_size == now[name][0]:
                 _stamp(path, now[name])

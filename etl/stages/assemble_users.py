@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from etl import protocol, statistics
 from etl.dataset import CLICKED, UNKNOWN
 from etl.runtime.lookup import lookup
-from etl.stages.read_split import CATEGORY_SHIFT, NO_VALUE, PART_SHIFT, USER, row_dtype
+from etl.stages.read_split import BLOCK_SHIFT, CATEGORY_SHIFT, NO_VALUE, USER, row_dtype
 from etl.stages.task_files import Job, read_records, write_array, write_record, write_work_table
 
 
@@ -77,7 +77,7 @@ class Users:
         )
 
 
-def gather_partition(job: Job, partition: int, batches: Iterator[pa.RecordBatch]) -> int:
+def assemble_partition(job: Job, partition: int, batches: Iterator[pa.RecordBatch]) -> int:
     """Task: assemble the users of a partition, and write their cut (or, before filters, uncut) rows.
 
     Args:
@@ -114,17 +114,17 @@ def _merge_partial_users(job: Job, batches: list[pa.RecordBatch]) -> tuple[Users
     """The users of a partition after `protocol.dedupe`, and each user's number of clicks in the raw log."""
     dtype = row_dtype(job)
     records = [record for batch in batches for record in batch.to_pylist()]
-    part_of_record = np.array([r["part"] for r in records], np.int64)
-    part = np.repeat(part_of_record, np.array([len(r["users"]) // USER.itemsize for r in records], np.int64))
+    block_of_record = np.array([r["block_id"] for r in records], np.int64)
+    block_id = np.repeat(block_of_record, np.array([len(r["users"]) // USER.itemsize for r in records], np.int64))
     users_P = np.frombuffer(b"".join(r["users"] for r in records), USER)
     rows = np.frombuffer(b"".join(r["rows"] for r in records), dtype)
     del records
-    order = np.lexsort((part, users_P["user_id"]))
+    order = np.lexsort((block_id, users_P["user_id"]))
     index, offset = protocol.regroup(order, np.concatenate([[0], np.cumsum(users_P["rows"])]))
-    part, users_P, rows = part[order], users_P[order], rows[index]
+    block_id, users_P, rows = block_id[order], users_P[order], rows[index]
     part_offset = protocol.group_offsets(users_P["user_id"])
     first = part_offset[:-1]
-    packed = global_categories(job, rows["packed"], np.repeat(part >> PART_SHIFT, np.diff(offset)))
+    packed = global_categories(job, rows["packed"], np.repeat(block_id >> BLOCK_SHIFT, np.diff(offset)))
     users = Users(
         users_P["user_id"][first],
         _sum(users_P["clicks"], first),

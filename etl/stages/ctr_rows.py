@@ -23,7 +23,14 @@ from etl.logs.splits import Split
 from etl.messages import refuse_empty
 from etl.stages.assemble_users import all_categories, global_categories, write_items
 from etl.stages.item_ids import number_items, read_lookup
-from etl.stages.read_split import CATEGORY_SHIFT, Seen, feedback_bits, parsed_blocks, reporting_errors
+from etl.stages.read_split import (
+    CATEGORY_SHIFT,
+    KnownIds,
+    SplitCounts,
+    feedback_bits,
+    reporting_errors,
+    split_tables,
+)
 from etl.stages.task_files import (
     Job,
     Pieces,
@@ -74,25 +81,25 @@ def sample_split(job: Job, splits: list[Split], number: int) -> int:
 
 
 def _sample(job: Job, split: Split) -> int:
-    seen = Seen(job)
+    known, counts = KnownIds(job), SplitCounts()
     # One generator per split: its draws depend only on the seed and the split's rows.
     rng = np.random.default_rng([job.seed, split.index])
     tables, users = [], []
-    for table in parsed_blocks(job, split, seen):
+    for table in split_tables(job, split, known, counts):
         item, feedback = table["item_id"].to_numpy(), feedback_bits(job, table)
         clicked = feedback >= CLICKED
-        seen.count_rows(job, table, feedback)
-        is_known = seen.known_rows(item)
+        counts.add_rows(job, table, feedback)
+        is_known = known.has_items(item)
         row = _sampled(clicked, is_known, job.unclicked_per_click, rng)
         user, index = statistics.distinct(table["user_id"].to_numpy())
         in_all, n_rows, n_clicks = (
             np.bincount(index[rows], minlength=len(user)) for rows in (clicked, row, row[clicked[row]])
         )
         users.append(np.stack([user, in_all, n_rows, n_clicks], axis=1))
-        category = seen.category_codes(table["category"].combine_chunks()) + 1
+        category = counts.category_codes(table["category"].combine_chunks()) + 1
         history = np.stack([table[name].to_numpy()[row] for name in job.scenario.history], axis=1)
-        if seen.known is not None:  # items unknown to the other dataset become 0 in the history
-            history[~np.isin(history, seen.known)] = 0
+        if known.items is not None:  # items unknown to the other dataset become 0 in the history
+            history[~np.isin(history, known.items)] = 0
         split_name = np.searchsorted([TRAIN_SHARE, TRAIN_SHARE + VALID_SHARE], rng.random(len(row)), side="right")
         profile = {name: table[name].fill_null(UNKNOWN).to_numpy()[row].astype(np.int8) for name in ("gender", "age")}
         columns: dict[str, Any] = {"user_id": table["user_id"].to_numpy()[row], "item": item[row]}

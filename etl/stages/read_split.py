@@ -25,7 +25,7 @@ from etl.runtime.lookup import lookup
 from etl.stages.task_files import QUARANTINE_ROWS_PER_SPLIT, Job, write_array, write_record
 
 PARTIAL_SCHEMA = pa.schema(
-    [("partition", pa.int32()), ("part", pa.int64()), ("users", pa.binary()), ("rows", pa.binary())]
+    [("partition", pa.int32()), ("block_id", pa.int64()), ("users", pa.binary()), ("rows", pa.binary())]
 )
 """Shuffled records: users as `USER` and their rows as `row_dtype`, concatenated."""
 USER = np.dtype(
@@ -42,8 +42,8 @@ USER = np.dtype(
 """A shuffled partial user: clicks in the log and in useful rows, number of shuffled rows, useful rows cut."""
 NO_VALUE = -(2**15)
 """`gender` or `age` that is null in all rows so far; -1 may be a value of the log."""
-PART_SHIFT = 20
-"""A part number is the split's index shifted by this, plus the block's index in the split."""
+BLOCK_SHIFT = 20
+"""A block id is the split's index shifted by this, plus the block's index in the split."""
 CATEGORY_SHIFT = 8
 """`packed` has the feedback bits in its low byte and the category code + 1 above."""
 
@@ -54,13 +54,13 @@ def row_dtype(job: Job) -> np.dtype[Any]:
     return np.dtype(fields + [("row_hash", "<u8")] * (job.dedupe == "exact"))
 
 
-def combine_split(job: Job, splits: list[Split], number: int) -> Iterator[pa.RecordBatch]:
+def map_split(job: Job, splits: list[Split], number: int) -> Iterator[pa.RecordBatch]:
     """Task: the partial users (`PARTIAL_SCHEMA`) of a split, one batch per block."""
     split = splits[number]
     with reporting_errors(job, split):
-        seen = Seen(job)
-        for block, table in enumerate(parsed_blocks(job, split, seen)):
-            yield _partial_users(job, (split.index << PART_SHIFT) + block, table, seen)
+        known, counts = KnownIds(job), SplitCounts()
+        for block, table in enumerate(split_tables(job, split, known, counts)):
+            yield _partial_users(job, (split.index << BLOCK_SHIFT) + block, table, known, counts)
 
 
 @contextlib.contextmanager
@@ -74,33 +74,33 @@ def reporting_errors(job: Job, split: Split) -> Iterator[None]:
         raise
 
 
-def parsed_blocks(job: Job, split: Split, seen: Seen) -> Iterator[pa.Table]:
+def split_tables(job: Job, split: Split, known: KnownIds, counts: SplitCounts) -> Iterator[pa.Table]:
     """The valid rows of a split, one table per block; finally writes counts for the driver."""
     parser = Parser(job.scenario, split.file, row_hash=job.dedupe == "exact")
     blocks, fingerprint = read_blocks(split)
     for block in blocks:
         tables, bad = parser.parse(block)
-        seen.add_bad(bad)
+        counts.add_bad(bad)
         if bad and job.strict:
             raise InputError(
                 "well-formed rows",
                 f"{bad[0].reason} in {bad[0].file} at byte {bad[0].byte_offset}",
                 "fix the file, or run without strict=true to quarantine such rows",
             )
-        table = seen.select_known_users(pa.concat_tables(tables).unify_dictionaries()) if tables else None
+        table = known.select_users(pa.concat_tables(tables).unify_dictionaries()) if tables else None
         if table:
             yield table.combine_chunks()
-    seen.write(job, split, fingerprint())
+    counts.write(job, split, known, fingerprint())
 
 
-def _partial_users(job: Job, part: int, table: pa.Table, seen: Seen) -> pa.RecordBatch:
+def _partial_users(job: Job, block_id: int, table: pa.Table, known: KnownIds, counts: SplitCounts) -> pa.RecordBatch:
     user = table["user_id"].to_numpy()
     if np.any(user[1:] < user[:-1]):
         order = np.argsort(user, kind="stable")
         user, table = user[order], table.take(pa.array(order))
     item, feedback = table["item_id"].to_numpy(), feedback_bits(job, table)
     clicked = feedback >= CLICKED
-    seen.count_rows(job, table, feedback)
+    counts.add_rows(job, table, feedback)
     offset = protocol.group_offsets(user)
     first = offset[:-1]
     users = np.zeros(len(first), USER)
@@ -108,7 +108,7 @@ def _partial_users(job: Job, part: int, table: pa.Table, seen: Seen) -> pa.Recor
     users["raw_clicks"] = np.add.reduceat(clicked, first, dtype=np.int64)
     for name in ("gender", "age"):
         users[name] = protocol.last_value(table[name].fill_null(NO_VALUE).to_numpy(), offset, NO_VALUE)
-    useful = seen.known_rows(item)
+    useful = known.has_items(item)
     # Dropped unclicked rows count in the raw statistics only.
     if not job.needs_unclicked:
         useful = clicked if useful is None else useful & clicked
@@ -124,8 +124,8 @@ def _partial_users(job: Job, part: int, table: pa.Table, seen: Seen) -> pa.Recor
     partition = partition_of(users["user_id"], job.partitions)
     order = np.argsort(partition, kind="stable")
     index, offset = protocol.regroup(order, offset)
-    rows = _pack(job, table, item, feedback, row[index], seen)
-    return _batch(part, partition[order], users[order], rows, offset)
+    rows = _pack(job, table, item, feedback, row[index], counts)
+    return _batch(block_id, partition[order], users[order], rows, offset)
 
 
 def partition_of(user_id: protocol.Array, partitions: int) -> protocol.Array:
@@ -143,10 +143,10 @@ def feedback_bits(job: Job, table: pa.Table) -> protocol.Array:
 
 
 def _pack(
-    job: Job, table: pa.Table, item: protocol.Array, feedback: protocol.Array, row: protocol.Int, seen: Seen
+    job: Job, table: pa.Table, item: protocol.Array, feedback: protocol.Array, row: protocol.Int, counts: SplitCounts
 ) -> np.ndarray[Any, Any]:
     """Pack the rows to shuffle; `row` selects them."""
-    category = seen.category_codes(table["category"].combine_chunks())[row]
+    category = counts.category_codes(table["category"].combine_chunks())[row]
     rows = np.zeros(len(category), row_dtype(job))
     rows["item"] = item[row]
     rows["packed"] = ((category + 1) << CATEGORY_SHIFT) | feedback[row]
@@ -158,7 +158,7 @@ def _pack(
 
 
 def _batch(
-    part: int,
+    block_id: int,
     partition_U: protocol.Array,
     users: np.ndarray[Any, Any],
     rows: np.ndarray[Any, Any],
@@ -168,7 +168,7 @@ def _batch(
     bounds = protocol.group_offsets(partition_U)
     columns = [
         pa.array(partition_U[bounds[:-1]]),
-        pa.array(np.full(len(bounds) - 1, part, np.int64)),
+        pa.array(np.full(len(bounds) - 1, block_id, np.int64)),
         _binary(users, bounds),
         _binary(rows, offset_U1[bounds]),
     ]
@@ -180,18 +180,45 @@ def _binary(values: np.ndarray[Any, Any], bounds: protocol.Int) -> pa.BinaryArra
     return pa.BinaryArray.from_buffers(pa.binary(), len(ends) - 1, [None, pa.py_buffer(ends), pa.py_buffer(values)])
 
 
-class Seen:
-    """Counts of one split, written to files, since Spark's accumulators count retries twice."""
+class KnownIds:
+    """The users and items that `users_from` and `items_from` leave; counts the rows of others.
+
+    Attributes:
+        users, items: int64, sorted; None = all.
+        unknown_items, unknown_users: numbers of rows left out.
+    """
 
     def __init__(self, job: Job) -> None:
         self.users = np.load(job.work("known_users", 0, "npy"), mmap_mode="r") if job.known_users else None
-        self.known = np.load(job.work("known_items", 0, "npy"), mmap_mode="r") if job.known_items else None
+        self.items = np.load(job.work("known_items", 0, "npy"), mmap_mode="r") if job.known_items else None
+        self.unknown_items = self.unknown_users = 0
+
+    def select_users(self, table: pa.Table) -> pa.Table:
+        """The rows of known users."""
+        if self.users is None:
+            return table
+        is_known = lookup(self.users, table["user_id"].to_numpy())[1]
+        self.unknown_users += int((~is_known).sum())
+        return table.filter(pa.array(is_known))
+
+    def has_items(self, item: protocol.Array) -> protocol.Mask | None:
+        """Mask of rows with known items; None = all."""
+        if self.items is None:
+            return None
+        is_known = lookup(self.items, item)[1]
+        self.unknown_items += int((~is_known).sum())
+        return is_known
+
+
+class SplitCounts:
+    """Counts of one split, written to files, since Spark's accumulators count retries twice."""
+
+    def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.sample: list[BadRow] = []
         self.categories: dict[str, int] = {}
         self.items: list[protocol.Array] = []
-        self.unknown = self.of_other_users = 0
 
     def add_bad(self, bad: list[BadRow]) -> None:
         """Count bad rows by reason and keep a sample."""
@@ -205,29 +232,13 @@ class Seen:
         lookup = np.array([*codes, -1], np.int32)
         return lookup[column.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)]
 
-    def count_rows(self, job: Job, table: pa.Table, feedback: protocol.Array) -> None:
+    def add_rows(self, job: Job, table: pa.Table, feedback: protocol.Array) -> None:
         """Count rows for the statistics, and the clicks of each item."""
         watching = table["watching_times"].to_numpy() if job.scenario.watching else np.zeros(len(table), np.int32)
         self.counts.update(statistics.count_rows(feedback, job.scenario.actions, watching))
         self.items.append(statistics.count_items(table["item_id"].to_numpy(), feedback >= CLICKED))
 
-    def known_rows(self, item: protocol.Array) -> protocol.Mask | None:
-        """Mask of rows whose item is in `items_from`, counting the others; None without `items_from`."""
-        if self.known is None:
-            return None
-        is_known = lookup(self.known, item)[1]
-        self.unknown += int((~is_known).sum())
-        return is_known
-
-    def select_known_users(self, table: pa.Table) -> pa.Table:
-        """The rows whose user is in `users_from`, counting the others."""
-        if self.users is None:
-            return table
-        is_known = lookup(self.users, table["user_id"].to_numpy())[1]
-        self.of_other_users += int((~is_known).sum())
-        return table.filter(pa.array(is_known))
-
-    def write(self, job: Job, split: Split, fingerprint: str) -> None:
+    def write(self, job: Job, split: Split, known: KnownIds, fingerprint: str) -> None:
         """Write all counts for the driver."""
         write_array(job.work("raw_items", split.index, "npy"), statistics.sum_by_id(self.items, 1))
         record = {
@@ -237,7 +248,7 @@ class Seen:
             "reasons": dict(self.reasons),
             "sample": [dataclasses.asdict(row) for row in self.sample],
             "categories": list(self.categories),
-            "unknown": self.unknown,
-            "of_other_users": self.of_other_users,
+            "unknown": known.unknown_items,
+            "of_other_users": known.unknown_users,
         }
         write_record(job.work("splits", split.index, "json"), record)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
+from etl.logs.tenrec_published import FEWEST_ITEMS, PUBLISHED
 from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
 from etl.runtime.option_checks import check_values
 from etl.runtime.options import option, read_options, run_program
 from etl.runtime.output_file import new_file, new_log
-from etl.twin.published import FEWEST_ITEMS, PUBLISHED
 
 
 @dataclass

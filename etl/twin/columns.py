@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 
 from etl.logs.tenrec import NULL, SCENARIOS
+from etl.logs.tenrec_published import AGES, GENDERS, NULL_CATEGORIES, SCANNED, VIDEO_CATEGORIES
 from etl.protocol import Int
 from etl.twin.process import TOPICS, Float, hashed
-from etl.twin.published import AGES, GENDERS, NULL_CATEGORIES, SCANNED, VIDEO_CATEGORIES
-from etl.twin.scenarios import item_ids, user_ids
+from etl.twin.raw_ids import item_ids, user_ids
 from etl.twin.simulate import USERS_PER_CHUNK, Twin
 
 HINT = 0.35
@@ -43,7 +43,7 @@ def columns(twin: Twin, chunk: int, rows: dict[str, Any]) -> list[pa.Array]:
         made |= {name: written.take(pa.array(values)) for name, values in flags.items() if name != "watching_times"}
         first, second = article_categories(twin, item)
         made |= {"category_first": _text(first + 1), "category_second": _null_some(twin, user, item, second + 100)}
-        made |= _article_values(twin, item, rows)
+        made |= _article_values(twin, user, item, rows)
     else:
         made |= flags
         code = item % TOPICS + 100 if twin.observed_topics else video_category(twin, item)
@@ -76,8 +76,8 @@ def article_categories(twin: Twin, item_N: Int) -> tuple[Int, Int]:
     return first, second
 
 
-def _article_values(twin: Twin, item_N: Int, rows: dict[str, Any]) -> dict[str, Any]:
-    """Synthetic counts and scores of items, and reading depth and duration of articles."""
+def _article_values(twin: Twin, user_N: Int, item_N: Int, rows: dict[str, Any]) -> dict[str, Any]:
+    """Synthetic counts and scores of items, and reading depth and duration of articles by a user."""
     seed = twin.process.seed * 100 + COUNTS
     popular = 1 + (1e6 / (1 + item_N) ** 0.5).astype(np.int64)
     made: dict[str, Any] = {"exposure_count": popular * 20, "click_count": popular}
@@ -88,7 +88,8 @@ def _article_values(twin: Twin, item_N: Int, rows: dict[str, Any]) -> dict[str, 
     times = rows["watching_times"]
     read = rows.get("read", np.ones(len(item_N), np.int8)) == 1
     # Above 100: read again. An article that does not count as read may have been read in part.
-    depth = hashed(np.arange(len(item_N)) * 7 + item_N, seed + 5)
+    # By user and item, so that duplicates of a row remain duplicates.
+    depth = hashed(user_N * twin.process.items + item_N, seed + 5)
     percentage = np.where(read, 30 + 70 * depth, 25 * depth) + 100 * (times - 1) * read
     made["read_percentage"] = percentage.astype(np.int64)
     made["read_time"] = (percentage * (1 + depth)).astype(np.int64)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from etl.logs.tenrec_published import CONFLICTS, ENTERED, PUBLISHED
 from etl.protocol import Int
 from etl.twin.process import COPY_SHARE, TASKS, UNCLICKED_STEEPNESS, Float, draw_rank
-from etl.twin.published import CONFLICTS, ENTERED, PUBLISHED
 from etl.twin.simulate import Clicks, Twin, simulate
 
 LATE = 3.0

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from etl.logs.tenrec_published import FEWEST_ITEMS, PUBLISHED, SCANNED
 from etl.protocol import Int
 from etl.twin.process import (
     COPY,
@@ -20,7 +21,6 @@ from etl.twin.process import (
     Process,
     draw_rank,
 )
-from etl.twin.published import FEWEST_ITEMS, PUBLISHED, SCANNED
 
 USERS_PER_CHUNK = 50_000
 SPREAD = 1.15

@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import multiprocessing
 import os
 import shutil
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Executor, Future
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from etl.logs.tenrec import SCENARIOS
+from etl.logs.tenrec_published import PUBLISHED
 from etl.protocol import Int
+from etl.runtime.processes import n_cores, process_pool
 from etl.twin.columns import columns
 from etl.twin.history import with_history
-from etl.twin.published import PUBLISHED
 from etl.twin.rows import rows_of
 from etl.twin.simulate import USERS_PER_CHUNK, Twin
 
@@ -56,7 +57,7 @@ def write(twin: Twin, stream: IO[bytes], scratch: Path, *, history: bool = False
         header = SCENARIOS["ctr" if history else twin.scenario].columns
         streams[0].write((",".join(header) + "\n").encode())
         # One chunk needs no processes.
-        pool = stack.enter_context(_workers()) if len(chunks) > 1 else None
+        pool = stack.enter_context(process_pool(n_cores(), "free memory, run again")) if len(chunks) > 1 else None
         jobs = [(twin, chunk, history) for chunk in chunks]
         for count, texts in _in_order(pool, jobs) if pool else [_chunk_csv(*jobs[0])]:
             for segment, text in zip(streams, texts, strict=True):
@@ -107,20 +108,15 @@ def interleaved(twin: Twin, chunk: int, user_R: Int) -> tuple[Int, Int]:
     return row, np.append(0, through)[last]
 
 
-def _workers() -> Any:
-    """A process pool with one process per core."""
-    return multiprocessing.get_context("spawn").Pool(os.cpu_count())
-
-
-def _in_order(pool: Any, jobs: list[tuple[Twin, int, bool]]) -> Iterator[tuple[int, list[bytes]]]:
+def _in_order(pool: Executor, jobs: list[tuple[Twin, int, bool]]) -> Iterator[tuple[int, list[bytes]]]:
     """Chunks in order, with limited read-ahead to bound memory if the disk is slower than the cores."""
-    ahead: deque[Any] = deque()
+    ahead: deque[Future[tuple[int, list[bytes]]]] = deque()
     for job in jobs:
-        ahead.append(pool.apply_async(_chunk_csv, job))
-        if len(ahead) > 2 * (os.cpu_count() or 1):
-            yield ahead.popleft().get()
+        ahead.append(pool.submit(_chunk_csv, *job))
+        if len(ahead) > 2 * n_cores():
+            yield ahead.popleft().result()
     while ahead:
-        yield ahead.popleft().get()
+        yield ahead.popleft().result()
 
 
 def _chunk_csv(twin: Twin, chunk: int, history: bool) -> tuple[int, list[bytes]]:

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from etl.dataset import Dataset
 from etl.twin.columns import scatter
 from etl.twin.oracle import MIN_CLICKS, all_rows_score, score_rows
+from etl.twin.raw_ids import item_ids, user_ids
 from etl.twin.rows import chance_of, rows_of
-from etl.twin.scenarios import item_ids, user_ids
 from etl.twin.simulate import Clicks, Twin, simulate
 from retrieval.bundle import open_bundle
 

@@ -15,7 +15,8 @@ import pytest
 
 from cluster.config import load as load_cluster
 from etl.__main__ import main
-from etl.config import SCENARIOS, load
+from etl.config import SCENARIOS, SparkOptions, load
+from etl.engines import spark
 from etl.logs import tenrec
 from etl.movielens import to_csv
 from etl.runtime.errors import InputError
@@ -53,6 +54,7 @@ def good(tmp_path):
         (["min_clicks=3"], "did you mean protocol.min_clicks?"),
         (["exposures=perhaps"], "true or false for exposures"),
         (["shards=0"], "shards of at least 1"),
+        (["split_bytes=2147483648"], "split_bytes of at least 1 and at most 268435456"),
         (["processes=0"], "processes of at least 1"),
         (["engine=flink"], "engine one of auto, local, spark, got flink"),
         (["engine=local", 'spark.master="local[1]"'], "no option of spark with engine=local"),
@@ -153,6 +155,14 @@ def test_spark_startup_failure_is_a_one_line_error(tmp_path):
     options.append('spark.master="spark://no-such-host.invalid:7077"')
     assert "a Spark master at spark://no-such-host.invalid:7077, got no host of the name" in run()
     assert not (tmp_path / "out").exists()
+
+
+def test_spark_logs_by_our_settings(tmp_path, monkeypatch):
+    """They silence the warnings of a start."""
+    monkeypatch.delenv("PYSPARK_GATEWAY_PORT", raising=False)
+    java_options = spark._settings(SparkOptions(), tmp_path, log_bytes=0)["spark.driver.extraJavaOptions"]
+    file = Path(java_options.removeprefix("-Dlog4j2.configurationFile=file:"))
+    assert "rootLogger.level = error" in file.read_text()
 
 
 def test_wheel_with_an_unknown_hash_is_refused(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from etl.__main__ import main as build
 from etl.dataset_page import watched
 from etl.describe import main
-from etl.twin.published import PUBLISHED
+from etl.logs.tenrec_published import PUBLISHED
 from tests.support.browser import WIDTHS, opened
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
+
 import numpy as np
 import pytest
 
 from etl.dataset_page import differs, log_page
 from etl.describe import main
+from etl.logs.distinct_ids import DistinctIds
 from etl.logs.scan import scan
+from etl.logs.splits import COMPRESSION_RATIO
+from etl.logs.tenrec import SCENARIOS, open_logs
+from etl.logs.tenrec_published import SCAN_STATISTICS
 from etl.runtime.errors import InputError
-from etl.twin.published import SCAN_STATISTICS
 from etl.twin.simulate import make_twin
 from etl.twin.write import write
 from tests.support.engine import write_log
@@ -132,3 +137,25 @@ def test_log_page_escapes_the_log_and_shows_counts_as_numbers(tmp_path, capsys):
     log.write_text("user_id,item_id,click\n")
     assert main([f"input={log}", "scenario=qb_video", f"output={page}"]) == 2
     assert "a log with rows, got none usable" in capsys.readouterr().err
+
+
+def test_sample_of_users_is_bounded_by_the_text_of_a_compressed_log(tmp_path):
+    """The sample's bound is on the text, which is larger than its file."""
+    text = write_log(tmp_path / "log.csv", ROWS).read_bytes()
+    (tmp_path / "log.csv.gz").write_bytes(gzip.compress(text))
+    [file] = open_logs([str(tmp_path / "log.csv.gz")], SCENARIOS["qb_video"])
+    assert file.unpacked_bytes == COMPRESSION_RATIO * (tmp_path / "log.csv.gz").stat().st_size
+    [file] = open_logs([str(tmp_path / "log.csv")], SCENARIOS["qb_video"])
+    assert file.unpacked_bytes == len(text)
+
+
+@pytest.mark.parametrize("pending", [0, 3, 1000])
+def test_distinct_ids_are_those_of_a_set(monkeypatch, pending):
+    monkeypatch.setattr("etl.logs.distinct_ids.PENDING", pending)
+    rng, ids, expected = np.random.default_rng(0), DistinctIds(), set()
+    for _ in range(20):
+        block = rng.integers(-50, 50, rng.integers(0, 30))
+        ids.add(block)
+        expected |= set(block.tolist())
+        assert ids.n_pending <= max(pending, len(expected))
+    assert ids.sorted().tolist() == sorted(expected)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import signal
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pytest
 
 from etl.logs.tenrec import SCENARIOS
+from etl.logs.tenrec_published import AGES, GENDERS, PUBLISHED, SCANNED
+from etl.runtime.errors import InputError
 from etl.twin.__main__ import main
 from etl.twin.columns import columns
 from etl.twin.process import TASKS, TOPICS
-from etl.twin.published import AGES, GENDERS, PUBLISHED, SCANNED
+from etl.twin.raw_ids import item_ids, user_ids
 from etl.twin.rows import rows_of
-from etl.twin.scenarios import item_ids, user_ids
-from etl.twin.simulate import make_twin, simulate
-from etl.twin.write import SEGMENTS, interleaved
+from etl.twin.simulate import USERS_PER_CHUNK, make_twin, simulate
+from etl.twin.write import SEGMENTS, interleaved, write
 from tests.support.engine import build
 
 
@@ -56,6 +60,35 @@ def test_repeat_rates_match_the_public_scan():
     assert 1 - len(np.unique(rows, axis=0)) / n == pytest.approx(0.0073, abs=0.002)
     assert 1 - len(count) / n == pytest.approx(0.015, abs=0.003)
     assert ((clicks > 0) & (clicks < count)).sum() / n == pytest.approx(0.0047, abs=0.001)
+
+
+def test_copied_clicks_of_articles_are_exact_duplicates():
+    """Also in the columns that are drawn for each row, such as the reading time."""
+    twin = make_twin("qk_article", users=2_000, items=50_000, seed=1)
+    clicks = simulate(twin, 0)
+    rows = rows_of(twin, 0)
+    table = pa.table(columns(twin, 0, rows), names=list(SCENARIOS["qk_article"].columns)).to_pandas()
+    copies = np.flatnonzero(clicks.copied)
+    assert len(copies) > 100
+    assert len(table) == len(clicks.copied)  # the log has clicked rows only
+    constant = [name for name in table.columns if name != "gender"]  # of some users it changes within the session
+    before, after = (table[constant].iloc[index].reset_index(drop=True) for index in (copies - 1, copies))
+    assert before.equals(after)
+    assert table["read_time"].nunique() > 50
+
+
+def test_killed_worker_is_one_plain_error(tmp_path, monkeypatch):
+    """It must not be waited for."""
+    users = 2 * USERS_PER_CHUNK
+    twin = make_twin("qb_video", users=users, items=1_000, seed=1)
+    monkeypatch.setattr("etl.twin.write._chunk_csv", die)
+    with (tmp_path / "log.csv").open("wb") as stream, pytest.raises(InputError, match="got one that was killed"):
+        write(twin, stream, tmp_path / "log.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
+
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_click_rate_falls_towards_the_end_of_a_users_rows():

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from etl.logs.tenrec_published import PUBLISHED
 from etl.protocol import Int
-from etl.twin.published import PUBLISHED
 
 OWN_IDS = {"qk_video": 0, "qk_article": 1, "qb_video": 2, "qb_article": 3}
 """Start of each log's own id range, as a multiple of `ID_RANGE`."""
@@ -31,7 +31,7 @@ def user_ids(scenario: str, users: int) -> Ids:
     """Raw ids of users: each log shares a different range of QK-video's users, scaled from the published number."""
     published = PUBLISHED[scenario]
     scale = users / published.users
-    before = {"qk_article": 0, "qb_video": 269_207, "qb_article": 269_207 + 3_261}.get(scenario, 0)
+    before = sum(PUBLISHED[other].shared_users for other in list(OWN_IDS)[: OWN_IDS[scenario]])
     return Ids(round(published.shared_users * scale), 1 + round(before * scale), 1 + OWN_IDS[scenario] * ID_RANGE)
 
 

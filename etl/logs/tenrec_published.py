@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Published:
+class LogTotals:
     """Totals of a log in the Tenrec paper (Yuan et al. 2022), None if it has no such column."""
 
     users: int
@@ -35,11 +35,11 @@ class Published:
 
 
 PUBLISHED = {
-    "qk_video": Published(5_022_750, 3_753_436, 493_458_970, 142_321_193, 10_141_195, 1_128_312, 857_678),
-    "qb_video": Published(
+    "qk_video": LogTotals(5_022_750, 3_753_436, 493_458_970, 142_321_193, 10_141_195, 1_128_312, 857_678),
+    "qb_video": LogTotals(
         34_240, 130_637, 2_442_299, 1_701_171, 20_687, 2_541, 2_487, shared_users=3_261, shared_items=78_482
     ),
-    "qk_article": Published(
+    "qk_article": LogTotals(
         1_325_838,
         220_122,
         46_111_728,
@@ -51,7 +51,7 @@ PUBLISHED = {
         316_627,
         shared_users=269_207,
     ),
-    "qb_article": Published(24_516, 7_355, 348_736, 348_736, None, None, None, shared_users=58),
+    "qb_article": LogTotals(24_516, 7_355, 348_736, 348_736, None, None, None, shared_users=58),
 }
 """Totals of the logs; article logs have only clicked rows. `shared_users` and `shared_items` are those in common with
 QK-video."""
@@ -73,7 +73,7 @@ class Scanned:
     unclicked: Mapping[str, float] = field(default_factory=dict)
     changing_gender: float = 0.0
 
-    def blocks(self, published: Published) -> float:
+    def blocks(self, published: LogTotals) -> float:
         """Mean number of contiguous blocks per user."""
         return 1.0 + self.resumed_blocks / published.users
 
