@@ -122,6 +122,7 @@ def run_trials(
                 tune_config=tune.TuneConfig(
                     scheduler=Halving(trials, config) if config.scheduler == "asha" else FIFOScheduler(),
                     time_budget_s=None if hours is None else hours * 3600.0,
+                    reuse_actors=True,  # a process's start takes longer than a trial of a small log
                 ),
                 run_config=tune.RunConfig(
                     storage_path=str(storage), name="search", verbose=0, stop=end_on_error, callbacks=[Progress()]
