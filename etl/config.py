@@ -11,7 +11,6 @@ from typing import Any
 from omegaconf import MISSING
 
 from etl.runtime.errors import InputError
-from etl.runtime.option_checks import check_values
 from etl.runtime.options import group, option, read_options
 
 SCENARIOS = ("qk_video", "qb_video", "qk_article", "qb_article", "sbr", "ctr")
@@ -124,7 +123,6 @@ def load(options: Sequence[str]) -> EtlConfig:
             raise InputError(f"{name}=FILE or {name}=[FILE,…]", repr(value), "name at least one CSV file")
     if config.items_from == "":
         raise InputError("items_from=DATASET", "an empty value", "name a dataset, or leave it out")
-    check_values(config)
     if config.engine == "local" and config.spark != SparkOptions():
         raise InputError("no option of spark with engine=local", "one", "leave out engine=local, or spark.…")
     _check_spark(config.spark)

@@ -29,7 +29,7 @@ class DescribeConfig:
 
 def job(options: list[str]) -> None:
     """Write the page."""
-    config = read_options(DescribeConfig, "etl.conf.describe", options)
+    config = read_options(DescribeConfig, None, options)
     if (config.data is None) == (config.input is None):
         raise InputError("data=DIR or input=LOG.csv", "both" if config.data else "neither", "name one of them")
     text = _log_page(config) if config.data is None else _dataset_page(config)

@@ -32,7 +32,7 @@ class KuairandConfig:
 
 def job(options: list[str]) -> None:
     """Convert a folder of KuaiRand logs."""
-    config = read_options(KuairandConfig, "etl.conf.kuairand", options)
+    config = read_options(KuairandConfig, None, options)
     from etl.logs.kuairand import convert
 
     with new_log(config.output) as stream:

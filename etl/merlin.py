@@ -16,7 +16,6 @@ from typing import Any
 from omegaconf import MISSING
 
 from etl.runtime.errors import InputError
-from etl.runtime.option_checks import check_values
 from etl.runtime.options import option, read_options, run_program
 from etl.runtime.output_file import new_log
 
@@ -35,8 +34,7 @@ class MerlinConfig:
 
 def job(options: list[str]) -> None:
     """Write the log."""
-    config = read_options(MerlinConfig, "etl.conf.merlin", options)
-    check_values(config)
+    config = read_options(MerlinConfig, None, options)
     if config.max_user_rows < config.min_user_rows:
         raise InputError("max_user_rows of at least min_user_rows", config.max_user_rows, "raise it")
     from etl.logs.merlin import Limits, prepare

@@ -108,7 +108,7 @@ def _rows(archive: zipfile.ZipFile, kind: str) -> list[list[str]]:
 
 def job(options: list[str]) -> None:
     """Write the log and its titles."""
-    config = read_options(MovielensConfig, "etl.conf.movielens", options)
+    config = read_options(MovielensConfig, None, options)
     wheel = Path(config.wheel) if config.wheel else fetch_wheel(Path(config.cache).expanduser())
     text = to_csv(wheel)
     with new_log(config.output) as stream:

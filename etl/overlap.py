@@ -25,7 +25,7 @@ class OverlapConfig:
 
 def job(options: list[str]) -> None:
     """Print how many users and items each pair of logs shares."""
-    inputs = read_options(OverlapConfig, "etl.conf.overlap", options).inputs
+    inputs = read_options(OverlapConfig, None, options).inputs
     if not isinstance(inputs, list) or len(inputs) < 2:
         raise InputError("inputs=[A.csv,B.csv]", repr(inputs), "name at least two logs")
     import numpy as np

@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 
 from etl.runtime.errors import InputError
 from etl.runtime.locks import UNLOCKED
-from etl.runtime.option_checks import Bounds, described
+from etl.runtime.option_checks import Bounds, check_values, described
 from etl.runtime.option_files import expand_files
 
 Config = TypeVar("Config")
@@ -52,20 +52,22 @@ def group(schema: type[Config], text: str = "") -> Config:
     return dataclasses.field(default_factory=schema, metadata={"help": text})
 
 
-def read_options(schema: type[Config], module: str, options: Sequence[str], presets: Sequence[str] = ()) -> Config:
-    """Compose `conf/config.yaml` of `module` with `options` into an instance of `schema`.
+def read_options(
+    schema: type[Config], module: str | None, options: Sequence[str], presets: Sequence[str] = ()
+) -> Config:
+    """Read `options` into an instance of `schema`, and check them against its bounds and choices.
 
     Texts and lists of texts are taken literally, whatever characters a path has, without enclosing quotes. Hydra
     parses all other values.
 
     Args:
         schema: dataclass with the options' types and defaults.
-        module: package that holds the YAML files, for instance `etl.conf`.
+        module: package with `config.yaml` and presets, for instance `etl.conf`; None = the defaults of `schema` only.
         options: the command line, `key=value` each.
         presets: overrides added by the program, in Hydra's grammar; options win over them.
 
     Raises:
-        InputError: an unknown, missing, ill-typed or unreadable option.
+        InputError: an option is unknown, missing, ill-typed, unreadable or out of its range.
     """
     # slow import (1/8 s), not needed for --help
     from hydra.errors import HydraException
@@ -94,18 +96,22 @@ def read_options(schema: type[Config], module: str, options: Sequence[str], pres
         number = functools.reduce(getattr, name.split("."), config)
         if isinstance(number, int) and not -(2**63) <= number < 2**63:
             raise InputError(f"{name} below 2^63", number, "the maximum is 2^63 - 1")
+    check_values(config)
     return config
 
 
 @functools.lru_cache(maxsize=64)
-def _compose(schema: type[Any], module: str, overrides: tuple[str, ...]) -> Any:
-    """What Hydra composes of `conf/config.yaml` and overrides: 0.1 s, so the same ones are composed once."""
-    from hydra import compose, initialize_config_module
+def _compose(schema: type[Any], module: str | None, overrides: tuple[str, ...]) -> Any:
+    """What Hydra composes of defaults, presets and overrides: 0.1 s, so the same ones are composed once."""
+    from hydra import compose, initialize, initialize_config_module
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
 
     ConfigStore.instance().store(name="schema", node=schema)
     GlobalHydra.instance().clear()
+    if module is None:
+        with initialize(config_path=None, version_base="1.3"):
+            return compose("schema", overrides=list(overrides))
     with initialize_config_module(config_module=module, version_base="1.3"):
         return compose("config", overrides=list(overrides))
 

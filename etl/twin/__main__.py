@@ -13,7 +13,6 @@ from omegaconf import MISSING
 from etl.logs.tenrec_published import FEWEST_ITEMS, PUBLISHED
 from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
-from etl.runtime.option_checks import check_values
 from etl.runtime.options import option, read_options, run_program
 from etl.runtime.output_file import new_file, new_log
 
@@ -45,8 +44,7 @@ class TwinConfig:
 
 def job(options: list[str]) -> None:
     """Write the synthetic log, and its ground truth."""
-    config = read_options(TwinConfig, "etl.conf.twin", options)
-    check_values(config)
+    config = read_options(TwinConfig, None, options)
     if config.history and not config.scenario.endswith("video"):
         raise InputError("a video log for history=true", config.scenario, "choose scenario=qk_video")
     from etl.twin.oracle import truth
