@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import yaml
 from omegaconf import OmegaConf
 
-from etl.dataset import SPLITS, TRAIN_HOLDOUT, Dataset, feedback_labels, open_dataset
+from etl.dataset import CLICKED, SPLITS, TRAIN_HOLDOUT, Dataset, feedback_labels, open_dataset
 from etl.runtime.errors import InputError
 from etl.runtime.files import atomic_file, write_json
 from etl.runtime.object_store import absolute
@@ -159,7 +159,7 @@ def resolve_config(options: Sequence[str], loaded_config: TrainerConfig | None =
     config.data, config.output = (absolute(path) for path in (config.data, config.output))
     _check_data(config, dataset)
     shown = config.train.exposures and dataset.shows_exposures
-    rates = train_rates(dataset, config.feedback_tasks, exposures=shown)
+    rates = train_rates(dataset, config.feedback_tasks, exposures=shown, clicked_only=config.model == "rank_esmm")
     config.tasks = [task for task in config.tasks if task == "next" or task in rates]
     if config.model == "rank_esmm" and "click" not in rates:
         print("warning: every row was clicked, so rank_esmm is rank_single here", file=sys.stderr, flush=True)
@@ -237,16 +237,23 @@ def _check_targets(dataset: Dataset) -> None:
     raise InputError(f"a session of at least {LEAST_CLICKS} retained clicks to train on", f"at most {longest}", hint)
 
 
-def train_rates(dataset: Dataset, tasks: list[str], *, exposures: bool) -> dict[str, float]:
+def train_rates(dataset: Dataset, tasks: list[str], *, exposures: bool, clicked_only: bool = False) -> dict[str, float]:
     """Share of positives in train of each feedback task; warns about and leaves out tasks with only one outcome.
 
     Counted over `RATE_ROWS` rows, or more until both outcomes of each task have been seen.
+
+    Args:
+        dataset: sessions or rows.
+        tasks: the feedback tasks.
+        exposures: whether feedback rows are the exposures, or the retained clicks only.
+        clicked_only: whether an action counts only if the row was clicked, as in the labels of rank_esmm.
     """
     positives, rows = dict.fromkeys(tasks, 0), 0
     for bits in _train_feedback(dataset, exposures=exposures) if tasks else ():
         rows += len(bits)
+        counted = bits[bits & CLICKED != 0] if clicked_only else bits
         for task in tasks:
-            positives[task] += int(feedback_labels(bits, task).sum())
+            positives[task] += int(feedback_labels(counted, task).sum())
         if rows >= RATE_ROWS and all(0 < count < rows for count in positives.values()):
             break
     for task, count in positives.items():

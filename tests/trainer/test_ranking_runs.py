@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from etl.dataset import Dataset, open_dataset
 from etl.logs.tenrec import HISTORY, VIDEO
@@ -18,7 +19,8 @@ from retrieval.evaluate import evaluate
 from tests.support.runs import killed_at_step
 from trainer.__main__ import main
 from trainer.config import RANK_HEADS
-from trainer.prepare import train_rates
+from trainer.models.ranker import Ranker
+from trainer.prepare import resolve_config, train_rates
 
 SMALL = [
     "network.embedding_dim=8",
@@ -127,6 +129,28 @@ def test_positive_rates_are_the_shares_among_train_rows(fifty, capfd):
     }
     assert list(train_rates(fifty, ["click", "like"], exposures=False)) == ["like"]
     assert "task click is dropped: only one class" in capfd.readouterr().err
+
+
+def test_initial_probabilities_of_rank_esmm_are_the_shares_of_its_own_labels(tmp_path):
+    """Half of the likes are on unclicked rows: they are no positives of a model whose actions follow a click."""
+    lines = [",".join([*VIDEO, *HISTORY])]
+    for row in range(1_000):
+        click, like = int(row % 10 < 3), int(row % 20 in (0, 5))
+        lines.append(",".join(map(str, [row % 40 + 1, row % 7 + 1, click, 0, like, 0, 1, 1, 0, 3, *[0] * 10])))
+    (tmp_path / "log.csv").write_text("\n".join(lines) + "\n")
+    dataset = ctr_dataset(tmp_path)
+    line = [f"data={dataset.path}", f"output={tmp_path / 'run'}", "tasks=[click,like]", *SMALL]
+    rows = [r for f in dataset.row_files for r in pq.read_table(dataset.file(f.path)).to_pylist()]
+    train = [(r["click"], r["like"]) for r in rows if r["split"] == "train"]
+    clicked, liked, both = (np.mean(column) for column in zip(*((c, k, c * k) for c, k in train), strict=True))
+    assert both < 0.7 * liked
+    for model, expected in {"rank_esmm": both, "rank_single": liked}.items():
+        config, _ = resolve_config([*line, f"model={model}"])
+        assert config.train.positive_rates == pytest.approx({"click": clicked, "like": expected})
+        towers = Ranker(config, torch.zeros(10, dtype=torch.int64)).towers
+        bias = {task: torch.sigmoid(tower[-1].bias).item() for task, tower in towers.items()}
+        initial = bias["like"] * (bias["click"] if model == "rank_esmm" else 1.0)
+        assert initial == pytest.approx(expected, rel=1e-5)
 
 
 def test_passive_rows_are_clicked_without_another_action(fifty, tmp_path):
