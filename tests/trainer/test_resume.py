@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import time
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -231,6 +232,24 @@ def test_log_of_a_run_killed_between_the_last_step_and_the_end_of_an_epoch_has_e
     again.close()
     assert [line["split"] for line in read_metrics(RunLog(tmp_path, 10, 1, refit=False).path)] == ["train", "valid"]
     assert len(read_metrics(RunLog(tmp_path, 3, 0, refit=True).path)) == 2  # the refit keeps the lines of training
+
+
+def test_kill_while_the_log_is_rewritten_loses_no_line(tmp_path, monkeypatch):
+    log = RunLog(tmp_path, 0, 0, refit=False)
+    for step in range(50, 500, 50):
+        log.write(step, 1, "train", {"loss/next": 2.0})
+    log.close()
+    before, write = read_metrics(log.path), Path.write_text
+
+    def killed(path, text, *more):
+        write(path, text[: len(text) // 2], *more)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        RunLog(tmp_path, 400, 0, refit=False)
+    assert read_metrics(log.path) == before
+    assert len(before) == 9
 
 
 def test_start_refused_while_the_run_is_trained_changes_nothing(fifty, undisturbed, tmp_path, monkeypatch, capfd):

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from etl.runtime.files import atomic_file
 from trainer.run.progress import Progress
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ class RunLog:
             return line["step"] <= step and not (at_end and line["epoch"] > epoch)
 
         lines_before = [line for line in lines if is_kept(line)]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in lines_before))
+        with atomic_file(self.path, sync=True) as file:
+            file.write_text("".join(json.dumps(line) + "\n" for line in lines_before))
 
     @cached_property
     def board(self) -> SummaryWriter:
