@@ -6,6 +6,7 @@ import os
 
 from etl.dataset import Dataset
 from trainer.config import TrainerConfig
+from trainer.distributed.world import n_cores
 
 WORKER_TARGETS = 2048
 """Minimum target clicks per worker and step: below, the gradient exchange costs more than another core saves."""
@@ -25,7 +26,7 @@ def choose_workers(config: TrainerConfig, dataset: Dataset) -> None:
     clicks = config.train.epochs * max(dataset.manifest.counts.get(name, 0) for name in ("clicks", "rows"))
     on_cluster_or_gpus = config.ray.use_gpu or "RAY_ADDRESS" in os.environ
     config.ray.workers = worker_count(
-        config.train.batch_tokens, clicks, os.cpu_count() or 1, on_cluster_or_gpus=on_cluster_or_gpus
+        config.train.batch_tokens, clicks, n_cores(), on_cluster_or_gpus=on_cluster_or_gpus
     )
     print(f"ray.workers=auto: {_described(config.ray.workers)} for {config.train.batch_tokens:,} targets a step")
 
@@ -36,7 +37,7 @@ def worker_count(batch_targets: int, clicks: int, cores: int, *, on_cluster_or_g
     Args:
         batch_targets: target clicks per step.
         clicks: clicks of the run, over all epochs.
-        cores: of this machine.
+        cores: that this process may use.
         on_cluster_or_gpus: whether workers run on a cluster or GPUs, which needs at least one.
 
     Returns:

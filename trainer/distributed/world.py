@@ -85,8 +85,13 @@ def set_threads(world: World) -> None:
 
     Ray sets OMP_NUM_THREADS to the CPUs it assigned; without Ray the process uses all cores.
     """
-    options = os.environ.get("OMP_NUM_THREADS")
-    torch.set_num_threads(int(options) if options else max(1, (os.cpu_count() or 1) // world.size))
+    threads = os.environ.get("OMP_NUM_THREADS")
+    torch.set_num_threads(int(threads) if threads else max(1, n_cores() // world.size))
+
+
+def n_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_freed_memory() -> None:
