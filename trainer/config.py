@@ -37,7 +37,7 @@ RECIPES = ("auto", "small", "small_softmax", "small_dropout", "medium", "medium_
 """Recipes are named by catalogue size, with a suffix where a size has more than one."""
 FEEDBACK_TASKS = ("click", "like", "share", "follow")
 TASKS = ("next", *FEEDBACK_TASKS)
-TASKS_AT_CHOICE = (*TASKS, "passive")
+ALL_TASKS = (*TASKS, "passive")
 VALID_CUTOFFS = [10, 20]
 
 
@@ -279,8 +279,8 @@ def _check_tasks(config: TrainerConfig) -> None:
     metrics += [] if config.ranks else [f"{name}@{k}" for name in ("ndcg", "hr", "mrr") for k in VALID_CUTOFFS]
     if config.select_by not in metrics:
         raise InputError(f"train.select_by of {', '.join(metrics)}", config.select_by, "name a metric of the model")
-    if set(tasks) - set(TASKS_AT_CHOICE) or len(set(tasks)) != len(tasks):
-        raise InputError(f"tasks of {', '.join(TASKS_AT_CHOICE)}, each once", tasks, "write tasks=[next,click]")
+    if set(tasks) - set(ALL_TASKS) or len(set(tasks)) != len(tasks):
+        raise InputError(f"tasks of {', '.join(ALL_TASKS)}, each once", tasks, "write tasks=[next,click]")
     if not config.ranks and "next" not in tasks:
         raise InputError("next among the tasks of a session model", tasks, "write tasks=[next,click]")
     if config.ranks and not feedback:
@@ -293,8 +293,8 @@ def _check_tasks(config: TrainerConfig) -> None:
 def _check_by_task(config: TrainerConfig) -> None:
     for name in ("train.task_weights", "train.positive_rates"):
         for task, value in _value(config, name).items():
-            if task not in TASKS_AT_CHOICE:
-                raise InputError(f"{name} of {', '.join(TASKS_AT_CHOICE)}", task, "name a task")
+            if task not in ALL_TASKS:
+                raise InputError(f"{name} of {', '.join(ALL_TASKS)}", task, "name a task")
             if not 0 <= value < float("inf"):
                 raise InputError(f"{name}.{task} of at least 0", value, "0 is the minimum")
             if name == "train.positive_rates" and value > 1:

@@ -33,7 +33,7 @@ from trainer.run.profiling import Profiler
 from trainer.run.progress import Progress
 from trainer.run.progress_file import reporting
 from trainer.run.signals import Stopped, StopWatch, stop_requested
-from trainer.run.task_epochs import feedback_passes, update_best, with_best_aucs
+from trainer.run.task_epochs import feedback_passes, update_best_by_task, with_best_aucs
 from trainer.summary import parameter_counts, write_diagnostics, write_summary
 from trainer.task.base import ModelTask
 from trainer.task.registry import model_task_of
@@ -171,9 +171,9 @@ def fit(
         values: dict[str, Any] = {}
         if sample is not None:
             values = model_task.validate(train_step, sample).metrics
-            _update_best(progress, values, config.select_by, report=log is not None)
+            _record_epoch(progress, values, config.select_by, report=log is not None)
             if config.train.best_epoch_by_task:
-                update_best(progress, values)
+                update_best_by_task(progress, values)
         if log:
             log.write(progress.step, progress.epoch, "valid", values)
         writer.save(train_step, progress)
@@ -333,7 +333,7 @@ def _batches(
     return Prefetch(reader.epoch(order, collate, start=start, global_rank=rank, world_size=size))
 
 
-def _update_best(progress: Progress, values: dict[str, Any], select_by: str, *, report: bool) -> None:
+def _record_epoch(progress: Progress, values: dict[str, Any], select_by: str, *, report: bool) -> None:
     value = values.get(select_by)
     if value is None and progress.epoch == 1 and report:
         what = "the valid rows of each task have one outcome only; the first epoch will be kept"

@@ -17,10 +17,10 @@ ROOT = PAGE.parents[1]
 SERVE = """
 import sys
 from trainer.serve import ServeConfig
-from trainer.serving.recommender import Recommender
+from trainer.serving.recommendation_service import RecommendationService
 from trainer.serving.session_request import SessionRequest
 
-recommender = Recommender.open(ServeConfig(run="run", result="result"))
+recommender = RecommendationService.open(ServeConfig(run="run", result="result"))
 answer = recommender.recommend([SessionRequest(items=[int(item) for item in sys.argv[1:]])], 5)
 print(sum(item > 0 for item in answer.items[0]))
 """

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.support.small_models import TASKS, config, every_place, options, sigmoid, weights
 from trainer.config import ENCODERS, RANK_HEADS
-from trainer.models.heads import HEADS, PLE, Layout, MMoE
+from trainer.models.heads import HEAD_CLASSES, PLE, Layout, MMoE
 from trainer.models.ranker import Ranker, product_logit
 from trainer.models.recommender import Recommender
 from trainer.models.sasrec import LENGTH_STEP
@@ -45,7 +45,7 @@ def test_mmoe_equals_the_papers_formula(residual, width):
             assert actual[task][row] == pytest.approx(mix, abs=1e-5)
 
 
-@pytest.mark.parametrize("head", sorted(HEADS))
+@pytest.mark.parametrize("head", sorted(HEAD_CLASSES))
 def test_initial_query_of_a_hybrid_is_close_to_its_encoder_state(head):
     torch.manual_seed(0)
     model = Recommender(config(options(embedding_dim=5, levels=2), head=head)).eval()
@@ -144,7 +144,7 @@ def test_product_logit_is_finite_and_correct(first, second):
     assert sigmoid(actual.item()) == pytest.approx(expected, rel=1e-6, abs=2e-7)
 
 
-@pytest.mark.parametrize("head", list(HEADS))
+@pytest.mark.parametrize("head", list(HEAD_CLASSES))
 @pytest.mark.parametrize("encoder", MODELS, ids=str)
 def test_states_do_not_depend_on_padding_batch_composition_or_order(encoder, head):
     torch.manual_seed(0)

@@ -22,7 +22,7 @@ from tests.support.browser import CHROMIUM, WIDTHS, violations
 from tests.support.runs import SMALL
 from trainer.__main__ import main as train
 from trainer.serve import ServeConfig, main
-from trainer.serving.recommender import Recommender
+from trainer.serving.recommendation_service import RecommendationService
 from trainer.serving.session_request import SessionRequest
 
 VARIANTS = {
@@ -52,7 +52,7 @@ def served(fifty, tmp_path_factory):
     return evaluated(fifty, tmp_path_factory.mktemp("serve"), "hybrid with blend")
 
 
-def requests_of(dataset, recommender: Recommender) -> list[SessionRequest]:
+def requests_of(dataset, recommender: RecommendationService) -> list[SessionRequest]:
     actual = []
     for entry in dataset.session_files:
         for row in pq.read_table(dataset.file(entry.path)).to_pylist():
@@ -74,7 +74,7 @@ def requests_of(dataset, recommender: Recommender) -> list[SessionRequest]:
 @pytest.mark.parametrize("at_once", [1, 9])
 def test_answers_are_bit_identical_to_the_evaluation(fifty, served, tmp_path, name, at_once):
     run, result = served if name == "hybrid with blend" else evaluated(fifty, tmp_path, name)
-    recommender = Recommender.open(ServeConfig(run=str(run), result=str(result)))
+    recommender = RecommendationService.open(ServeConfig(run=str(run), result=str(result)))
     batch = {row["user_id"]: row for row in pq.read_table(result / "topk.parquet").to_pylist()}
     asked = requests_of(fifty, recommender)
     assert len(asked) == len(batch) > 20
@@ -89,7 +89,7 @@ def test_answers_are_bit_identical_to_the_evaluation(fifty, served, tmp_path, na
 
 def test_probabilities_equal_the_feedback_scores_of_the_bundle(fifty, served):
     """The bundle scores rows shown around the last click; recommended items have the same probabilities."""
-    recommender = Recommender.open(ServeConfig(run=str(served[0]), result=str(served[1])))
+    recommender = RecommendationService.open(ServeConfig(run=str(served[0]), result=str(served[1])))
     rows = pq.read_table(served[0] / "bundle" / "feedback-test").to_pylist()
     like: dict[tuple[int, int], list[float]] = {}
     for row in rows:
@@ -113,7 +113,7 @@ def test_probabilities_equal_the_feedback_scores_of_the_bundle(fifty, served):
 
 
 def test_unknown_items_are_ignored_and_sessions_with_no_others_get_popular_ones(fifty, served):
-    recommender = Recommender.open(ServeConfig(run=str(served[0]), result=str(served[1])))
+    recommender = RecommendationService.open(ServeConfig(run=str(served[0]), result=str(served[1])))
     known = requests_of(fifty, recommender)[0].items[:4]
     actual = recommender.recommend([SessionRequest([*known, 10**9]), SessionRequest(known), SessionRequest([10**9])], 5)
     assert actual.unknown == [[10**9], [], [10**9]]
@@ -170,7 +170,7 @@ def post(address: str, body: bytes, kind: str = "application/json") -> tuple[int
 
 def test_valid_requests_are_answered_and_invalid_ones_get_status_400(fifty, served, address):
     batch = pq.read_table(served[1] / "topk.parquet").to_pylist()[0]
-    recommender = Recommender.open(ServeConfig(run=str(served[0]), result=str(served[1])))
+    recommender = RecommendationService.open(ServeConfig(run=str(served[0]), result=str(served[1])))
     session = next(vars(r) for r in requests_of(fifty, recommender) if r.user_id == batch["user_id"])
     status, message = post(address, json.dumps({"sessions": [session, session["items"][:3]], "k": 10}).encode())
     answer = message["recommendations"][0]
@@ -250,7 +250,7 @@ def test_actions_set_on_the_page_change_its_probabilities_as_in_a_request(served
         pytest.skip("needs Chromium (apt-get install chromium)")
     from playwright.sync_api import sync_playwright
 
-    recommender = Recommender.open(ServeConfig(run=str(served[0]), result=str(served[1])))
+    recommender = RecommendationService.open(ServeConfig(run=str(served[0]), result=str(served[1])))
     assert recommender.actions == {"like": 1, "share": 2, "follow": 4}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])

@@ -26,13 +26,21 @@ from trainer.__main__ import main
 from trainer.apply import main as apply
 from trainer.inference import transition_term
 from trainer.inference.target_ranks import exact_ranks, rank_request
-from trainer.inference.transition_term import Pool, TransitionTerm, find_weights, make_pool, minimise
+from trainer.inference.transition_term import (
+    TermCandidates,
+    TransitionTerm,
+    find_candidates,
+    fit_term_weights,
+    minimise,
+)
 from trainer.show import main as show
 
 OPTIONS = [*SMALL, "network.transitions=true", "train.valid_sessions=50"]
 
 
-def random_pool(seed: int, queries: int = 60, helps: float = 3.0, helps_rare: float | None = None) -> Pool:
+def random_candidates(
+    seed: int, queries: int = 60, helps: float = 3.0, helps_rare: float | None = None
+) -> TermCandidates:
     """Twelve candidates per query; the first feature predicts the target, the second is noise.
 
     In every other query the last item has fewer than 20 clicks; there the first feature has strength `helps_rare`.
@@ -48,11 +56,11 @@ def random_pool(seed: int, queries: int = 60, helps: float = 3.0, helps_rare: fl
     is_target = np.zeros((queries, 12), bool)
     is_target[np.arange(queries), logit.argmax(1)] = True
     is_target[:3] = False  # in some queries the target is not among the candidates
-    return Pool(query, score, feature, is_target.ravel(), np.arange(queries), last_clicks)
+    return TermCandidates(query, score, feature, is_target.ravel(), np.arange(queries), last_clicks)
 
 
 def test_fitted_weights_equal_scipys_minimum_of_the_same_likelihood():
-    pool = random_pool(0, queries=600)
+    pool = random_candidates(0, queries=600)
     has = pool.query >= 3
     score, feature = pool.score[has].reshape(-1, 12), pool.feature[has].reshape(-1, 12, 2)
     target = pool.is_target[has].reshape(-1, 12).argmax(1)
@@ -74,7 +82,7 @@ def test_fitted_weights_equal_scipys_minimum_of_the_same_likelihood():
 
 
 def test_weights_depend_on_how_often_the_last_item_was_clicked():
-    rare, often = minimise(random_pool(5, 3_000, helps=1.0, helps_rare=4.0), np.ones(3_000, bool)).weights(
+    rare, often = minimise(random_candidates(5, 3_000, helps=1.0, helps_rare=4.0), np.ones(3_000, bool)).weights(
         np.array([2, 500])
     )
     assert rare[0] == pytest.approx(4.0, abs=0.6)
@@ -82,12 +90,12 @@ def test_weights_depend_on_how_often_the_last_item_was_clicked():
 
 
 def test_weights_of_a_fold_do_not_depend_on_its_own_queries():
-    pool = random_pool(1)
-    all_users, folds = find_weights(pool)
+    pool = random_candidates(1)
+    all_users, folds = fit_term_weights(pool)
     mine = np.flatnonzero(fold_of(pool.user_id) == 1)
     rng = np.random.default_rng(0)
     feature = np.where(np.isin(pool.query, mine)[:, None], rng.random(pool.feature.shape), pool.feature)
-    again, other = find_weights(replace(pool, feature=feature))
+    again, other = fit_term_weights(replace(pool, feature=feature))
     assert folds[1] == other[1]
     assert folds[0] != other[0]
     assert all_users != again
@@ -95,9 +103,9 @@ def test_weights_of_a_fold_do_not_depend_on_its_own_queries():
 
 def test_useless_transitions_get_weights_near_zero():
     clicks = np.array([0, 2, 500])
-    noise = minimise(random_pool(2, queries=2_000, helps=0.0), np.ones(2_000, bool))
+    noise = minimise(random_candidates(2, queries=2_000, helps=0.0), np.ones(2_000, bool))
     assert noise.weights(clicks) == pytest.approx(np.zeros((3, 2)), abs=0.15)
-    assert not minimise(random_pool(3), np.zeros(60, bool)).weights(clicks).any()
+    assert not minimise(random_candidates(3), np.zeros(60, bool)).weights(clicks).any()
 
 
 def test_pool_contains_the_nearest_and_all_counted_candidates():
@@ -113,7 +121,7 @@ def test_pool_contains_the_nearest_and_all_counted_candidates():
     seen = (np.repeat(np.arange(7), 3), np.concatenate(clicks))
     item_clicks = rng.integers(0, 50, 300)
     score_of = lambda item: query @ vector[item].T  # noqa: E731
-    pool = make_pool(transitions, item_clicks, context, np.arange(7), target, score_of, candidates, seen)
+    pool = find_candidates(transitions, item_clicks, context, np.arange(7), target, score_of, candidates, seen)
     assert np.array_equal(pool.last_clicks, item_clicks[[row[-1] - 1 for row in clicks]])
     for q in range(7):
         score = query[q] @ vector.T

@@ -33,7 +33,7 @@ EXAMPLES, MOST_SESSIONS = 4, 4_096
 """Number of sessions in the example input for tracing, and the maximum batch size."""
 
 
-class Encoder(nn.Module):
+class ExportedEncoder(nn.Module):
     """Query vectors of sessions, after the last click.
 
     Args:
@@ -87,7 +87,7 @@ def export_encoder(options: ExportConfig) -> None:
     train_step = model_task.train_step(total_steps=1)
     load_exported(run, config, model_task, train_step)
     scorer = model_task.scorer(train_step)
-    program = trace(Encoder(scorer), dataset)
+    program = trace(ExportedEncoder(scorer), dataset)
     with staged_output(options.output, EXPORT, overwrite=options.overwrite, inputs=read) as folder:
         archive = io.BytesIO()  # on a full disk torch's writer of files aborts the process
         torch.export.save(program, archive)
@@ -98,7 +98,7 @@ def export_encoder(options: ExportConfig) -> None:
         write_manifest(folder, scorer, dataset, model_task.name)
 
 
-def trace(encoder: Encoder, dataset: Dataset) -> torch.export.ExportedProgram:
+def trace(encoder: ExportedEncoder, dataset: Dataset) -> torch.export.ExportedProgram:
     """Trace the encoder with a dynamic batch size; sessions are padded to the dataset's longest.
 
     Raises:

@@ -18,7 +18,7 @@ from trainer.distributed.row_lookup import RowLookup
 from trainer.models.embedding_table import FixedTable, ReadTable
 from trainer.models.ranker import Ranker
 from trainer.models.recommender import Recommender
-from trainer.training.objective import INPUT, ITEM, TASKS, USER
+from trainer.training.objective import INPUT, ITEM, TASK_ITEM_TABLE, USER
 
 if TYPE_CHECKING:
     from trainer.inference.transition_term import TransitionTerm  # imports scipy, rarely needed
@@ -124,7 +124,7 @@ class SessionScorer:
         """Probability of each feedback task for rows, each scored from its session's state."""
         session, item = (torch.from_numpy(values).to(self.device) for values in (rows.session, rows.item))
         vector = self.model.item_features.vectors(self.tables, ITEM, item)
-        own = self.model.item_features.vectors(self.tables, TASKS, item) if self.model.own_dim else None
+        own = self.model.item_features.vectors(self.tables, TASK_ITEM_TABLE, item) if self.model.own_dim else None
         task_representations = self.model.task_representations(state_BS)
         logits = self.model.feedback_logits(state_BS, task_representations, session, item, vector, own, self.only)
         return {task: torch.sigmoid(logit).cpu().numpy() for task, logit in logits.items()}

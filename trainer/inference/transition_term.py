@@ -7,10 +7,10 @@ counts seem to add little. The valid clicks are new to both.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,12 +36,15 @@ CHUNK_SCORES = 1 << 24
 RIDGE = 1e-3
 """L2 penalty on the slopes, so that a few sessions do not decide the weights of rare items."""
 
+ScoreOf = Callable[[Int], npt.NDArray[np.float32]]
+"""Inner products `[Q, c]` of all queries with items `[c]`."""
+
 
 @dataclass(frozen=True)
-class Gate:
+class TermWeights:
     """Weights of T terms as a function of the train clicks of the last clicked item.
 
-    w_t = size × softplus(bias_t + slope_t s), s = `spread` of the item's clicks.
+    w_t = size × softplus(bias_t + slope_t s), s = `log_scaled_clicks` of the item's clicks.
 
     Attributes:
         size: scale; 0 = no term.
@@ -55,14 +58,14 @@ class Gate:
     def weights(self, click_N: Int) -> npt.NDArray[np.float64]:
         """Float64 `[N, T]`, at least 0.
 
-        >>> Gate(2.0, (0.0, -1e3), (1.0, 0.0)).weights(np.array([19])).round(3).tolist()
+        >>> TermWeights(2.0, (0.0, -1e3), (1.0, 0.0)).weights(np.array([19])).round(3).tolist()
         [[1.385, 0.0]]
         """
-        logit = np.array(self.bias) + np.outer(spread(click_N), self.slope)
+        logit = np.array(self.bias) + np.outer(log_scaled_clicks(click_N), self.slope)
         return self.size * np.logaddexp(0.0, logit)
 
 
-def spread(click_N: Int) -> npt.NDArray[np.float64]:
+def log_scaled_clicks(click_N: Int) -> npt.NDArray[np.float64]:
     """Log-scaled click counts: about -1 (none) to 2 (ten thousand)."""
     return np.log1p(click_N) / 3.0 - 1.0
 
@@ -80,15 +83,15 @@ class TransitionTerm:
 
     transitions: Transitions
     clicks: Int
-    all_users: Gate
-    folds: tuple[Gate, ...]
+    all_users: TermWeights
+    folds: tuple[TermWeights, ...]
 
     def weights(self, sessions: Sessions, visible_B: Int, split: str) -> npt.NDArray[np.float32]:
         """Weights `[B, T]` after the first `visible_B` (at least 1) clicks of sessions."""
         last = self.clicks[sessions.items.values[sessions.items.offset[:-1] + visible_B - 1] - 1]
         if split != "valid":
             return self.all_users.weights(last).astype(np.float32)
-        by_fold = np.stack([gate.weights(last) for gate in self.folds])
+        by_fold = np.stack([fitted.weights(last) for fitted in self.folds])
         return by_fold[fold_of(sessions.user_id), np.arange(len(last))].astype(np.float32)
 
     def scores(self, sessions: Sessions, visible_B: Int, split: str) -> sparse.csr_matrix:
@@ -97,7 +100,7 @@ class TransitionTerm:
 
     def without(self) -> TransitionTerm:
         """A copy with all weights 0."""
-        all_users, *folds = (replace(gate, size=0.0) for gate in (self.all_users, *self.folds))
+        all_users, *folds = (replace(fitted, size=0.0) for fitted in (self.all_users, *self.folds))
         return replace(self, all_users=all_users, folds=tuple(folds))
 
     @property
@@ -107,7 +110,8 @@ class TransitionTerm:
 
     def write(self, run: Path) -> None:
         """Save the weights in the run, to score other data later."""
-        write_json(run / WEIGHTS, {"everyone": asdict(self.all_users), "folds": [asdict(gate) for gate in self.folds]})
+        folds = [asdict(fitted) for fitted in self.folds]
+        write_json(run / WEIGHTS, {"everyone": asdict(self.all_users), "folds": folds})
 
     @classmethod
     def read(cls, run: Path, transitions: Transitions, clicks: Int) -> TransitionTerm:
@@ -118,14 +122,14 @@ class TransitionTerm:
         """
         try:
             saved = json.loads((run / WEIGHTS).read_text())
-            gates = [
-                Gate(gate["size"], tuple(gate["bias"]), tuple(gate["slope"]))
-                for gate in (saved["everyone"], *saved["folds"])
+            fitted = [
+                TermWeights(values["size"], tuple(values["bias"]), tuple(values["slope"]))
+                for values in (saved["everyone"], *saved["folds"])
             ]
         except (TypeError, ValueError, KeyError):
             hint = "train it again with this version"
             raise InputError("weights with size, bias and slope", run / WEIGHTS, hint) from None
-        return cls(transitions.first(len(gates[0].bias)), clicks, gates[0], tuple(gates[1:]))
+        return cls(transitions.first(len(fitted[0].bias)), clicks, fitted[0], tuple(fitted[1:]))
 
 
 def count(dataset: Dataset, run: Path, holdout: int) -> Transitions:
@@ -139,7 +143,7 @@ def contexts(sessions: Sessions, visible_B: Int) -> Int:
 
 
 @dataclass(frozen=True)
-class Pool:
+class TermCandidates:
     """N candidates of Q queries, by query.
 
     Attributes:
@@ -158,24 +162,24 @@ class Pool:
     last_clicks: Int
 
     @classmethod
-    def joined(cls, pools: list[Pool]) -> Pool:
-        """Concatenate pools."""
-        first = np.cumsum([0, *(len(pool.user_id) for pool in pools[:-1])])
-        query = np.concatenate([pool.query + begin for pool, begin in zip(pools, first, strict=True)])
+    def joined(cls, parts: list[TermCandidates]) -> TermCandidates:
+        """Concatenate the candidates of several batches of queries."""
+        first = np.cumsum([0, *(len(part.user_id) for part in parts[:-1])])
+        query = np.concatenate([part.query + begin for part, begin in zip(parts, first, strict=True)])
         names = ("score", "feature", "is_target", "user_id", "last_clicks")
-        return cls(query, **{name: np.concatenate([getattr(pool, name) for pool in pools]) for name in names})
+        return cls(query, **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
-def make_pool(
+def find_candidates(
     transitions: Transitions,
     clicks: Int,
     context_QG: Int,
     user_id_Q: Int,
     target_Q: Int,
-    score_of: Any,
+    score_of: ScoreOf,
     candidate_C: Int,
     seen: tuple[Int, Int] | None,
-) -> Pool:
+) -> TermCandidates:
     """The candidates for fitting weights: the best by inner product, and all with a count.
 
     Args:
@@ -183,7 +187,7 @@ def make_pool(
         clicks: train clicks of items 1..n_items `[n_items]`.
         context_QG: the last clicks of each query.
         user_id_Q, target_Q: user and target of each query.
-        score_of: returns inner products float32 `[Q, c]` of all queries with items `[c]`.
+        score_of: returns inner products.
         candidate_C: dense ids of the candidates, sorted.
         seen: excluded (query, item) pairs; None = none.
     """
@@ -202,11 +206,11 @@ def make_pool(
     query, item = pair >> 32, pair & 0xFFFFFFFF
     products = pair_scores(score_of, query, item)
     feature = np.stack([entries_at(matrix, query, item) for matrix in features], axis=1)
-    return Pool(query, products, feature, item == target_Q[query], user_id_Q, clicks[context_QG[:, 0] - 1])
+    return TermCandidates(query, products, feature, item == target_Q[query], user_id_Q, clicks[context_QG[:, 0] - 1])
 
 
 def nearest(
-    n: int, score_of: Any, candidate_C: Int, seen: tuple[Int, Int] | None
+    n: int, score_of: ScoreOf, candidate_C: Int, seen: tuple[Int, Int] | None
 ) -> tuple[npt.NDArray[np.float32], Int]:
     """Scores and items of the best candidates of `n` queries `[n, NEAREST]`, best first; -inf beyond the last."""
     best, ids = np.full((n, NEAREST), -np.inf, np.float32), np.zeros((n, NEAREST), np.int64)
@@ -230,7 +234,7 @@ def nearest(
     return best, ids
 
 
-def pair_scores(score_of: Any, query_N: Int, item_N: Int) -> npt.NDArray[np.float64]:
+def pair_scores(score_of: ScoreOf, query_N: Int, item_N: Int) -> npt.NDArray[np.float64]:
     """Inner products of (query, item) pairs, computed in blocks of distinct items."""
     items, column = np.unique(item_N, return_inverse=True)
     out = np.empty(len(item_N))
@@ -245,30 +249,30 @@ def pair_scores(score_of: Any, query_N: Int, item_N: Int) -> npt.NDArray[np.floa
     return out
 
 
-def find_weights(pool: Pool) -> tuple[Gate, tuple[Gate, ...]]:
+def fit_term_weights(candidates: TermCandidates) -> tuple[TermWeights, tuple[TermWeights, ...]]:
     """The weights fitted on all users, and those without the users of each fold."""
-    fold = fold_of(pool.user_id)
-    all_users = minimise(pool, np.ones(len(fold), bool))
-    return all_users, tuple(minimise(pool, fold != left_out) for left_out in range(FOLDS))
+    fold = fold_of(candidates.user_id)
+    all_users = minimise(candidates, np.ones(len(fold), bool))
+    return all_users, tuple(minimise(candidates, fold != left_out) for left_out in range(FOLDS))
 
 
-def minimise(pool: Pool, chosen_Q: npt.NDArray[np.bool_]) -> Gate:
+def minimise(candidates: TermCandidates, chosen_Q: npt.NDArray[np.bool_]) -> TermWeights:
     """Minimise the mean −log softmax of the targets among the candidates of the chosen queries.
 
     The scale of the scores (inner products need not be logits) is fitted too; weights are in units of the scores.
     """
-    n_terms = pool.feature.shape[1]
-    nothing = Gate(0.0, (0.0,) * n_terms, (0.0,) * n_terms)
+    n_terms = candidates.feature.shape[1]
+    nothing = TermWeights(0.0, (0.0,) * n_terms, (0.0,) * n_terms)
     has_target = np.zeros(len(chosen_Q), bool)
-    has_target[pool.query[pool.is_target]] = True
-    row = (chosen_Q & has_target)[pool.query]
+    has_target[candidates.query[candidates.is_target]] = True
+    row = (chosen_Q & has_target)[candidates.query]
     if not row.any():
         return nothing
-    query, number = np.unique(pool.query[row], return_inverse=True)
+    query, number = np.unique(candidates.query[row], return_inverse=True)
     segment, n = torch.from_numpy(number), len(query)
-    score, feature = torch.from_numpy(pool.score[row]), torch.from_numpy(pool.feature[row])
-    target = torch.from_numpy(np.flatnonzero(pool.is_target[row]))
-    often = torch.from_numpy(spread(pool.last_clicks[query]))[:, None]
+    score, feature = torch.from_numpy(candidates.score[row]), torch.from_numpy(candidates.feature[row])
+    target = torch.from_numpy(np.flatnonzero(candidates.is_target[row]))
+    often = torch.from_numpy(log_scaled_clicks(candidates.last_clicks[query]))[:, None]
     parameter = torch.zeros(1 + 2 * n_terms, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([parameter], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
 
@@ -286,4 +290,5 @@ def minimise(pool: Pool, chosen_Q: npt.NDArray[np.bool_]) -> Gate:
     optimizer.step(loss)
     values = parameter.detach().numpy()
     size, (bias, slope) = float(np.exp(-values[0])), values[1:].reshape(2, n_terms)
-    return Gate(size, tuple(bias.tolist()), tuple(slope.tolist())) if np.isfinite([size, *values]).all() else nothing
+    fitted = TermWeights(size, tuple(bias.tolist()), tuple(slope.tolist()))
+    return fitted if np.isfinite([size, *values]).all() else nothing

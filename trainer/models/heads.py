@@ -241,4 +241,4 @@ class PLE(Head):
         return task_representations
 
 
-HEADS: dict[str, type[Head]] = {"mmoe": MMoE, "shared_bottom": SharedBottom, "ple": PLE, "single": Single}
+HEAD_CLASSES: dict[str, type[Head]] = {"mmoe": MMoE, "shared_bottom": SharedBottom, "ple": PLE, "single": Single}

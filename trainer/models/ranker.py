@@ -13,7 +13,7 @@ from etl.dataset import PADDING
 from trainer.config import RANK_HEADS, TrainerConfig
 from trainer.models.encoders import matrix_flops
 from trainer.models.feedback import init_bias_to_prior
-from trainer.models.heads import HEADS, Layout, two_layers
+from trainer.models.heads import HEAD_CLASSES, Layout, two_layers
 from trainer.models.item_features import ItemFeatures
 from trainer.models.recommender import PROFILE_SIZE, Profile
 
@@ -46,7 +46,7 @@ class Ranker(nn.Module):
         self.profile = Profile()
         layout = Layout((3 * options.embedding_dim + 2 * CATEGORY_SIZE + 2 * PROFILE_SIZE,))
         self.feedback_tasks = config.feedback_tasks
-        self.head = HEADS[RANK_HEADS[config.model]](layout, options, self.feedback_tasks)
+        self.head = HEAD_CLASSES[RANK_HEADS[config.model]](layout, options, self.feedback_tasks)
         self.dropout = nn.Dropout(options.state_dropout)
         self.towers = nn.ModuleDict(
             {task: two_layers(options.embedding_dim, options.tower, 1) for task in self.feedback_tasks}

@@ -15,7 +15,7 @@ from torch import nn
 from trainer.config import TrainerConfig
 from trainer.models.encoders import build_encoder, matrix_flops
 from trainer.models.feedback import FeedbackInputs, FeedbackTower
-from trainer.models.heads import HEADS, Head, Layout, Residual, two_layers
+from trainer.models.heads import HEAD_CLASSES, Head, Layout, Residual, two_layers
 from trainer.models.item_features import ItemFeatures
 from trainer.models.past_actions import PastActions
 
@@ -68,7 +68,7 @@ class Recommender(nn.Module):
         self.temperature = options.cosine_temperature
         self.head: Head | None = None
         if config.model == "hybrid":
-            self.head = HEADS[config.head](layout, options, config.tasks)
+            self.head = HEAD_CLASSES[config.head](layout, options, config.tasks)
             sizes = options.embedding_dim, options.tower, options.embedding_dim
             self.next_tower = nn.Sequential(Residual(*sizes)) if options.residual else two_layers(*sizes)
         elif layout.size != options.embedding_dim:

@@ -17,7 +17,7 @@ from trainer.task.base import ModelTask
 from trainer.training.step import TrainStep
 
 
-def update_best(progress: Progress, metrics: dict[str, Any]) -> None:
+def update_best_by_task(progress: Progress, metrics: dict[str, Any]) -> None:
     """Record the epoch that has just ended for each feedback task with a new highest valid AUC."""
     for name, value in metrics.items():
         task = name.removeprefix("auc/")

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from etl.runtime.errors import InputError
 from trainer.serve import ServeConfig
-from trainer.serving.recommender import Recommendations, Recommender
+from trainer.serving.recommendation_service import Recommendations, RecommendationService
 from trainer.serving.session_request import HINT, SessionRequest
 
 HOST = "127.0.0.1"
@@ -36,7 +36,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Server:
     """Handlers of one recommender; requests are computed one at a time in a worker thread."""
 
-    def __init__(self, recommender: Recommender) -> None:
+    def __init__(self, recommender: RecommendationService) -> None:
         self.recommender = recommender
         self.milliseconds: deque[float] = deque(maxlen=LATEST)
         self.requests = 0
@@ -106,7 +106,7 @@ class Server:
         return await asyncio.get_running_loop().run_in_executor(self.worker, lambda: function(*arguments))
 
 
-def answers_of(recommendations: Recommendations, recommender: Recommender) -> list[dict[str, Any]]:
+def answers_of(recommendations: Recommendations, recommender: RecommendationService) -> list[dict[str, Any]]:
     """Recommendations as JSON, one dictionary per session."""
     answers = []
     for row, (items, scores) in enumerate(zip(recommendations.items, recommendations.scores, strict=True)):
@@ -156,7 +156,7 @@ def serve(config: ServeConfig) -> None:
     Raises:
         InputError: run or result cannot be opened, or the port is taken.
     """
-    server = Server(Recommender.open(config))
+    server = Server(RecommendationService.open(config))
     asyncio.run(_serve(server, config.port))
     latest = list(server.milliseconds)
     if latest:

@@ -36,12 +36,12 @@ from trainer.inference.validation import (
 from trainer.models.recommender import Recommender
 from trainer.task.base import Collate, feature_tables, make_item_features, make_table, shard_of
 from trainer.training.cooccurrence import start_vectors
-from trainer.training.objective import INPUT, ITEM, TASKS, SessionObjective
+from trainer.training.objective import INPUT, ITEM, TASK_ITEM_TABLE, SessionObjective
 from trainer.training.step import TrainStep
 
 if TYPE_CHECKING:  # imports scipy, rarely needed
     from retrieval.transitions import Transitions
-    from trainer.inference.transition_term import Pool, TransitionTerm
+    from trainer.inference.transition_term import TermCandidates, TransitionTerm
 
 WEIGHTS = "transition_weights.json"
 """File of the transition weights in a run folder."""
@@ -82,7 +82,7 @@ class SessionTask:
         config, n_items = self.config, self.dataset.manifest.n_items
         torch.manual_seed(config.seed)
         names = [ITEM] if config.network.tie_embeddings else [ITEM, INPUT]
-        own = [TASKS] if config.own_dim else []
+        own = [TASK_ITEM_TABLE] if config.own_dim else []
         features = make_item_features(config, self.dataset, [*names, *own])
         feedback_codes = None
         if config.feedback_feature_dim:
@@ -94,7 +94,7 @@ class SessionTask:
             tables[INPUT] = make_table(config, n_items, self.world, number=1, bias=False)
         if config.own_dim:
             size = config.own_dim * len(config.feedback_tasks)
-            tables[TASKS] = make_table(config, n_items, self.world, number=3, bias=False, dimension=size)
+            tables[TASK_ITEM_TABLE] = make_table(config, n_items, self.world, number=3, bias=False, dimension=size)
         tables |= feature_tables(config, features, tables, self.world)
         return TrainStep(config, SessionObjective(config, model, self.train_clicks), tables, total_steps, self.world)
 
@@ -228,16 +228,16 @@ class SessionTask:
             some: those of them that the weights are fitted on.
             run: the run folder.
         """
-        from trainer.inference.transition_term import Pool, TransitionTerm, count, find_weights
+        from trainer.inference.transition_term import TermCandidates, TransitionTerm, count, fit_term_weights
 
         before = self.validate(train_step, sample).metrics["ndcg@20"] or 0.0
         self.world.report("counting transitions")
         transitions = count(self.dataset, run, TRAIN_HOLDOUT)
-        mine = self.pools(train_step, some, transitions)
-        pools = [pool for share in self.world.gather(mine) for pool in share]
+        mine = self.term_candidates(train_step, some, transitions)
+        parts = [part for share in self.world.gather(mine) for part in share]
         self.world.report("fitting transition weights")
-        result = find_weights(Pool.joined(pools)) if self.world.is_first and pools else None
-        weights = self.world.gather(result)[0]
+        fitted = fit_term_weights(TermCandidates.joined(parts)) if self.world.is_first and parts else None
+        weights = self.world.gather(fitted)[0]
         self.term = None if weights is None else TransitionTerm(transitions, self.train_clicks, *weights)
         after = self.validate(train_step, sample).metrics["ndcg@20"] or 0.0
         if self.term and after <= before:
@@ -245,9 +245,11 @@ class SessionTask:
         if self.term and self.world.is_first:
             self.term.write(run)
 
-    def pools(self, train_step: TrainStep, sessions: Sessions, transitions: Transitions) -> list[Pool]:
-        """Candidate pools for fitting, from this worker's valid sessions."""
-        from trainer.inference.transition_term import contexts, make_pool
+    def term_candidates(
+        self, train_step: TrainStep, sessions: Sessions, transitions: Transitions
+    ) -> list[TermCandidates]:
+        """Candidates for fitting, by batch of this worker's valid sessions."""
+        from trainer.inference.transition_term import contexts, find_candidates
 
         scorer, out, done = self.scorer(train_step), [], 0
         for some, visible in valid_batches(sessions):
@@ -259,7 +261,7 @@ class SessionTask:
             score_of = partial(inner_products, scorer, query)
             context = contexts(some, visible)
             out.append(
-                make_pool(
+                find_candidates(
                     transitions, self.train_clicks, context, some.user_id, target, score_of, self.candidates, seen
                 )
             )

@@ -18,7 +18,7 @@ from trainer.models.recommender import Recommender
 from trainer.training import losses
 from trainer.training.negatives import NegativeSampler
 
-ITEM, INPUT, USER, TASKS = "item", "input", "user", "tasks"
+ITEM, INPUT, USER, TASK_ITEM_TABLE = "item", "input", "user", "tasks"
 """Table names: output item vectors, encoder input vectors if not tied, users, task-specific item vectors."""
 
 
@@ -128,7 +128,7 @@ class SessionObjective(nn.Module):
     def lookup_ids(self, batch: Batch, candidates: Candidates) -> dict[str, torch.Tensor]:
         """Ids whose vectors the forward pass reads, by table."""
         scored = [batch.targets.flatten(), batch.row_item, batch.skipped_item, candidates.ids]
-        clicks, own = batch.items.flatten(), {TASKS: batch.row_item} if self.model.own_dim else {}
+        clicks, own = batch.items.flatten(), {TASK_ITEM_TABLE: batch.row_item} if self.model.own_dim else {}
         if self.config.network.tie_embeddings:
             return self.model.item_features.with_values({ITEM: torch.cat([clicks, *scored]), **own})
         return self.model.item_features.with_values({ITEM: torch.cat(scored), INPUT: clicks, **own})
@@ -136,7 +136,7 @@ class SessionObjective(nn.Module):
     def shared(self, candidates: Candidates) -> dict[str, torch.Tensor]:
         """Ids by table that every worker reads: those of the candidates."""
         none, others = candidates.ids[:0], [] if self.config.network.tie_embeddings else [INPUT]
-        others += [TASKS] if self.model.own_dim else []
+        others += [TASK_ITEM_TABLE] if self.model.own_dim else []
         return self.model.item_features.with_values({ITEM: candidates.ids} | dict.fromkeys(others, none))
 
     def weights(self, batch: Batch) -> torch.Tensor:
@@ -160,7 +160,7 @@ class SessionObjective(nn.Module):
         target = batch.targets.flatten()[used]
         loss_sums = [self._next(model.query(task_representations["next"]), target, item, candidates, batch, compact)]
         row_state, item_FD = compact[batch.row_state], item.vectors(batch.row_item)
-        own_FD = rows[TASKS].vectors(batch.row_item) if model.own_dim else None
+        own_FD = rows[TASK_ITEM_TABLE].vectors(batch.row_item) if model.own_dim else None
         logits = model.feedback_logits(state, task_representations, row_state, batch.row_item, item_FD, own_FD)
         for column, task in enumerate(model.feedback_tasks):
             label = batch.row_label[:, column]

@@ -70,7 +70,7 @@ class Recommendations:
 
 
 @dataclass
-class Recommender:
+class RecommendationService:
     """All state for serving, in memory.
 
     Attributes:
@@ -90,7 +90,7 @@ class Recommender:
     name: str
 
     @classmethod
-    def open(cls, config: ServeConfig) -> Recommender:
+    def open(cls, config: ServeConfig) -> RecommendationService:
         """Load run and evaluation result.
 
         Raises:
