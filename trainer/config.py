@@ -175,8 +175,8 @@ def check(config: TrainerConfig) -> None:
         raise InputError(f"auto.candidates of {', '.join(known)}", config.auto.candidates, "name recipes")
     _check_tasks(config)
     if config.model == "hybrid":
-        options = config.encoders if isinstance(config.encoder, str | list) else [config.encoder]
-        if not options or len(set(options)) != len(options) or set(options) - set(ENCODERS):
+        encoders = config.encoders if isinstance(config.encoder, str | list) else [config.encoder]
+        if not encoders or len(set(encoders)) != len(encoders) or set(encoders) - set(ENCODERS):
             raise InputError(f"encoder of {', '.join(ENCODERS)}", config.encoder, "for example encoder=[gru4rec,srgnn]")
     if "sasrec" in config.encoders and config.network.hidden_size % config.network.attention_heads:
         heads = config.network.attention_heads
@@ -245,22 +245,20 @@ def _check_table(config: TrainerConfig) -> None:
 
 
 def _check_machine(config: TrainerConfig) -> None:
-    options = 0 if config.ray.workers == "auto" else config.ray.workers
-    ends = options if isinstance(options, list) else [options]
-    n_expected = 2 if isinstance(options, list) else 1
+    workers = 0 if config.ray.workers == "auto" else config.ray.workers
+    ends = workers if isinstance(workers, list) else [workers]
+    n_expected = 2 if isinstance(workers, list) else 1
     if not all(isinstance(n, int) and not isinstance(n, bool) for n in ends) or len(ends) != n_expected:
         raise InputError(
-            "ray.workers=auto, ray.workers=N or ray.workers=[min,max]", options, "for example ray.workers=2"
+            "ray.workers=auto, ray.workers=N or ray.workers=[min,max]", workers, "for example ray.workers=2"
         )
-    if ends[0] < 0 or ends[-1] < ends[0] or (isinstance(options, list) and ends[0] < 1):
-        raise InputError("ray.workers of 0 or more, or [min,max] from 1 on", options, "for example ray.workers=[1,2]")
-    if config.ray.cores < 1:
-        raise InputError("ray.cores of at least 1", config.ray.cores, "1 is the default")
+    if ends[0] < 0 or ends[-1] < ends[0] or (isinstance(workers, list) and ends[0] < 1):
+        raise InputError("ray.workers of 0 or more, or [min,max] from 1 on", workers, "for example ray.workers=[1,2]")
     cores = os.cpu_count() or 1
     if not config.ray.use_gpu and "RAY_ADDRESS" not in os.environ and ends[-1] * config.ray.cores > cores:
         got = f"{ends[-1]} workers of {config.ray.cores}"
         raise InputError(f"ray.workers up to the {cores} CPUs here", got, "use fewer, or a Ray cluster")
-    if config.train.precision == "bfloat16" and not (config.ray.use_gpu or (options == 0 and _has_gpu())):
+    if config.train.precision == "bfloat16" and not (config.ray.use_gpu or (workers == 0 and _has_gpu())):
         raise InputError("train.precision=float32 on a CPU", "bfloat16", "or give each worker a GPU: ray.use_gpu=true")
 
 
@@ -291,16 +289,12 @@ def _check_tasks(config: TrainerConfig) -> None:
 
 
 def _check_by_task(config: TrainerConfig) -> None:
-    for name in ("train.task_weights", "train.positive_rates"):
-        for task, value in _value(config, name).items():
+    train = config.train
+    for name, by_task in (("train.task_weights", train.task_weights), ("train.positive_rates", train.positive_rates)):
+        for task, value in by_task.items():
             if task not in ALL_TASKS:
                 raise InputError(f"{name} of {', '.join(ALL_TASKS)}", task, "name a task")
             if not 0 <= value < float("inf"):
                 raise InputError(f"{name}.{task} of at least 0", value, "0 is the minimum")
             if name == "train.positive_rates" and value > 1:
                 raise InputError(f"{name}.{task} of at most 1", value, "a rate is a share of rows")
-
-
-def _value(config: TrainerConfig, name: str) -> Any:
-    section, _, key = name.rpartition(".")
-    return getattr(getattr(config, section) if section else config, key)

@@ -47,14 +47,14 @@ def inspect(options: ShowConfig) -> list[str]:
 
 def parameter_counts(config: TrainerConfig, dataset: Dataset, train_step: TrainStep) -> list[str]:
     """Parameters and FLOPs by part of the model."""
-    result = {f"{name} table": table.parameters() for name, table in train_step.tables.items()}
-    result |= train_step.model.part_parameters()
+    counts = {f"{name} table": table.parameters() for name, table in train_step.tables.items()}
+    counts |= train_step.model.part_parameters()
     flops = forward_flops(config, dataset, train_step)
     lines = [f"{'part':<24}{'parameters':>14}{'forward FLOPs an example':>28}"]
-    for name in dict.fromkeys([*result, *flops]):
-        if result.get(name) or flops.get(name):
-            lines.append(f"{name:<24}{result.get(name, 0):>14,}{flops.get(name, 0):>28,}")
-    return [*lines, f"{'total':<24}{sum(result.values()):>14,}{sum(flops.values()):>28,}"]
+    for name in dict.fromkeys([*counts, *flops]):
+        if counts.get(name) or flops.get(name):
+            lines.append(f"{name:<24}{counts.get(name, 0):>14,}{flops.get(name, 0):>28,}")
+    return [*lines, f"{'total':<24}{sum(counts.values()):>14,}{sum(flops.values()):>28,}"]
 
 
 def gates(run: Path) -> list[str]:

@@ -95,12 +95,12 @@ class MemoryPlan:
 
 def table_bytes(tables: dict[str, SparseTable]) -> BytesByName:
     """Bytes of tables with optimiser state."""
-    result: BytesByName = {}
+    by_part: BytesByName = {}
     for name, table in tables.items():
         tensors = table.tensors()
         for what, names in (("table", ("vector", "bias")), ("optimiser state", ("vector_state", "bias_state"))):
-            result[f"{name} {what}"] = sum(tensors[n].numel() * tensors[n].element_size() for n in names)
-    return result
+            by_part[f"{name} {what}"] = sum(tensors[n].numel() * tensors[n].element_size() for n in names)
+    return by_part
 
 
 def count_bytes(train_step: TrainStep) -> int:

@@ -76,8 +76,8 @@ def prepared(
 
 def prepare(options: Sequence[str], loaded_config: TrainerConfig | None = None) -> tuple[TrainerConfig, bool]:
     """What `prepared` yields, without holding the lock."""
-    with prepared(options, loaded_config) as result:
-        return result
+    with prepared(options, loaded_config) as (config, finished):
+        return config, finished
 
 
 def _is_done(config: TrainerConfig, dataset: Dataset, run: RunFolder) -> bool:
@@ -133,10 +133,10 @@ def read_config(path: Path) -> dict[str, Any]:
         InputError: the file cannot be read, or is not a configuration.
     """
     try:
-        result = yaml.safe_load(path.read_text())
-        train = result.get("train") if isinstance(result, dict) else None
+        values = yaml.safe_load(path.read_text())
+        train = values.get("train") if isinstance(values, dict) else None
         if isinstance(train, dict) and isinstance(train.get("epochs"), int):
-            return dict(result)
+            return dict(values)
         problem = "something else"
     except (OSError, ValueError, yaml.YAMLError) as error:
         problem = str(error).splitlines()[0]

@@ -52,10 +52,10 @@ def run_with_ray(config: TrainerConfig) -> None:
             that cannot reach one another.
         Stopped: SIGTERM came; the workers have saved a checkpoint and ended.
     """
-    options = config.ray.workers
-    workers: Any = tuple(options) if isinstance(options, list) else options
-    most = workers[1] if isinstance(workers, tuple) else workers
-    with ray_session(most * config.ray.cores):
+    requested = config.ray.workers
+    workers: Any = tuple(requested) if isinstance(requested, list) else requested
+    max_workers = workers[1] if isinstance(workers, tuple) else workers
+    with ray_session(max_workers * config.ray.cores):
         _run(config, workers)
 
 

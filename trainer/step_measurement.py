@@ -94,9 +94,9 @@ def _work(rank: int, size: int, apart: bool, settings: dict[str, Any], steps: in
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
         dist.barrier()  # start at the same time, also with `apart`
     world = World.alone() if apart else World(rank, size, torch.device("cpu"))
-    result = steps_of(from_plain(settings), world, steps)
+    measured = steps_of(from_plain(settings), world, steps)
     link = measure_link() if size > 1 else Link(0.0, math.inf)
-    (Path(folder) / str(rank)).write_text(json.dumps([asdict(result), asdict(link)]))
+    (Path(folder) / str(rank)).write_text(json.dumps([asdict(measured), asdict(link)]))
     if size > 1:
         dist.barrier()
         dist.destroy_process_group()
@@ -105,17 +105,17 @@ def _work(rank: int, size: int, apart: bool, settings: dict[str, Any], steps: in
 def measure_link() -> Link:
     """Measure the link between two workers, by small all-reduces and one long exchange."""
     little, much = torch.zeros(1), torch.zeros(LINK_FLOATS)
-    result = torch.empty_like(much)
+    received = torch.empty_like(much)
     for _ in range(LINK_TRIES):  # the first tries establish connections
         dist.all_reduce(little)
     begin = time.perf_counter()
     for _ in range(LINK_TRIES):
         dist.all_reduce(little)
     latency = (time.perf_counter() - begin) / LINK_TRIES / 2
-    dist.all_to_all_single(result, much)
+    dist.all_to_all_single(received, much)
     begin = time.perf_counter()
     for _ in range(3):
-        dist.all_to_all_single(result, much)
+        dist.all_to_all_single(received, much)
     return Link(latency, 3 * 2 * LINK_FLOATS / (time.perf_counter() - begin))
 
 

@@ -113,11 +113,11 @@ def rank_batch(rows: FlatRows, users: Int, tasks: list[str]) -> RankBatch:
 
 def all_users(dataset: Dataset, reader: Reader[Sessions] | Reader[FlatRows]) -> Int:
     """The distinct users of a dataset, sorted."""
-    result = [
+    users = [
         np.unique(reader.read_columns([group], ["user_id"])["user_id"].to_numpy())
         for group in range(len(reader.groups))
     ]
-    return np.unique(np.concatenate(result)) if result else np.zeros(0, np.int64)
+    return np.unique(np.concatenate(users)) if users else np.zeros(0, np.int64)
 
 
 class RowReader(Reader[FlatRows]):

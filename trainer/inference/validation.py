@@ -114,8 +114,8 @@ class FeedbackSums:
             pairs = world.gather((np.concatenate([*self.labels[task], []]), np.concatenate([*self.scores[task], []])))
             metrics[f"auc/{task}"] = auc(*(np.concatenate(side) for side in zip(*pairs, strict=True)))
         if self.labels:
-            result = [value for name, value in metrics.items() if name.startswith("auc/") and value is not None]
-            metrics["auc"] = float(np.mean(result)) if result else None
+            aucs = [value for name, value in metrics.items() if name.startswith("auc/") and value is not None]
+            metrics["auc"] = float(np.mean(aucs)) if aucs else None
         merged: dict[str, Any] = {}
         for other in world.gather(self.gates):
             for task, values in other.items():

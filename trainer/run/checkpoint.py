@@ -243,7 +243,7 @@ def all_tensors(train_step: TrainStep) -> dict[str, torch.Tensor]:
 def table_tensors(train_step: TrainStep) -> dict[str, torch.Tensor]:
     """Tables and their optimiser state, by name."""
     tables = train_step.tables.items()
-    tensors = {f"table.{table}.{name}": t for table, result in tables for name, t in result.tensors().items()}
+    tensors = {f"table.{of}.{name}": t for of, table in tables for name, t in table.tensors().items()}
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 

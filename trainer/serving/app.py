@@ -77,8 +77,8 @@ class Server:
 
     async def items(self, request: web.Request) -> web.Response:
         """`?q=TEXT`: the most clicked items whose title or id contains the text."""
-        result = await self._compute(self.recommender.find, request.query.get("q", ""), FOUND_ITEMS)
-        return web.json_response([{"item_id": i, "title": self.recommender.title(i)} for i in result])
+        found = await self._compute(self.recommender.find, request.query.get("q", ""), FOUND_ITEMS)
+        return web.json_response([{"item_id": i, "title": self.recommender.title(i)} for i in found])
 
     async def recommend(self, request: web.Request) -> web.Response:
         """`{"sessions": [{"items": [RAW_ID, …]}, …], "k": 10}` → the next items of each session."""
@@ -95,11 +95,11 @@ class Server:
             raise InputError("k as an integer", k, HINT)
         sessions = [SessionRequest.parse(session) for session in body["sessions"]]
         begin = perf_counter()
-        result = await self._compute(self.recommender.recommend, sessions, k)
+        recommendations = await self._compute(self.recommender.recommend, sessions, k)
         milliseconds = 1e3 * (perf_counter() - begin)
         self.milliseconds.append(milliseconds)
         self.requests += 1
-        answers = answers_of(result, self.recommender)
+        answers = answers_of(recommendations, self.recommender)
         return web.json_response({"recommendations": answers, "milliseconds": round(milliseconds, 3)})
 
     async def _compute(self, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -176,14 +176,14 @@ class RecommendationService:
 
     def find(self, text: str, k: int) -> list[int]:
         """Raw ids of the `k` most clicked candidates whose title or id contains the text."""
-        query, result = text.casefold(), list[int]()
+        query, found = text.casefold(), list[int]()
         for item in self.popularity.best_first.tolist():
             raw_id = int(self.evaluation.item_id[item])
             if query in self.title(raw_id).casefold() or query == str(raw_id):
-                result.append(raw_id)
-                if len(result) == k:
+                found.append(raw_id)
+                if len(found) == k:
                     break
-        return result
+        return found
 
     def recommend(self, requests: list[SessionRequest], k: int) -> Recommendations:
         """Recommend the `k` best unseen candidates for each session.
@@ -206,10 +206,10 @@ class RecommendationService:
             some = sessions.take(known)
             state = self._states(some)
             queries = self._queries(some, state)
-            items[known], scores[known], result = self._ranked(queries, k)
+            items[known], scores[known], source_ranks = self._ranked(queries, k)
             for task, values in self._probabilities(state, items[known]).items():
                 probabilities[task][known] = values
-            for name, values in result.items():
+            for name, values in source_ranks.items():
                 ranks[name][known] = values
         popular = sessions.items.lengths == 0
         best = self.popularity.best_first[:k]

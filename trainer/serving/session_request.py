@@ -44,19 +44,19 @@ class SessionRequest:
         Raises:
             InputError: an unknown key, a wrong type, or lists of different lengths.
         """
-        options = {"items": value} if isinstance(value, list) else value
-        if not isinstance(options, dict) or "items" not in options:
+        fields = {"items": value} if isinstance(value, list) else value
+        if not isinstance(fields, dict) or "items" not in fields:
             raise InputError("a session with items", _short(value), HINT)
-        unknown = set(options) - set(cls.__dataclass_fields__)
+        unknown = set(fields) - set(cls.__dataclass_fields__)
         if unknown:
             raise InputError(f"keys of {', '.join(cls.__dataclass_fields__)}", sorted(unknown)[0], HINT)
-        for name, entry in options.items():
+        for name, entry in fields.items():
             is_list = name in ("items", "feedback", "watching_times")
             values = entry if is_list and isinstance(entry, list) else [entry]
             right = all(type(v) is int and -(2**63) <= v < 2**63 for v in values)
             if not right or is_list != isinstance(entry, list):
                 raise InputError(f"{name} as {'a list of integers' if is_list else 'an integer'}", _short(entry), HINT)
-        made = cls(**options)
+        made = cls(**fields)
         for name in ("feedback", "watching_times"):
             if len(getattr(made, name)) not in (0, len(made.items)):
                 raise InputError(f"{name} for each of {len(made.items)} items", len(getattr(made, name)), HINT)

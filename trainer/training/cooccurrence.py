@@ -211,6 +211,6 @@ def factors(matrix: Matrix, rank: int, seed: int) -> torch.Tensor:
     largest = torch.argsort(eigenvalue.abs(), descending=True, stable=True)[:rank]
     magnitude = eigenvalue[largest].abs()
     magnitude[magnitude < 1e-6 * magnitude.max()] = 0.0  # rounding, if the matrix has lower rank
-    result = base @ (vector[:, largest] * magnitude.sqrt()).float()
-    result[torch.from_numpy(np.diff(matrix.offset) == 0)] = 0.0
-    return result
+    factor = base @ (vector[:, largest] * magnitude.sqrt()).float()
+    factor[torch.from_numpy(np.diff(matrix.offset) == 0)] = 0.0
+    return factor

@@ -108,22 +108,22 @@ class SessionObjective(nn.Module):
         """All items, or the negatives sampled for this step."""
         device, loss = batch.items.device, self.config.loss
         if loss in ("embedding", "softmax"):
-            ids = torch.from_numpy(self.sampler.items if loss == "softmax" else np.zeros(0, np.int64)).to(device)
-            zeros = torch.zeros(len(ids), device=device)
-            return Candidates(ids, zeros, zeros)
+            scored = torch.from_numpy(self.sampler.items if loss == "softmax" else np.zeros(0, np.int64)).to(device)
+            zeros = torch.zeros(len(scored), device=device)
+            return Candidates(scored, zeros, zeros)
         drawn = self.sampler.draw(self.config.train.negatives, seed=self.config.seed, step=step)
         positives = batch.positives.cpu().numpy()
-        result = np.concatenate([drawn, positives])
-        copies = np.ones(len(result), np.int64)
+        ids = np.concatenate([drawn, positives])
+        copies = np.ones(len(ids), np.int64)
         if loss in ("sampled_softmax", "bpr_max") and not self.config.train.skipped_negatives:
             # In small catalogues many items are drawn repeatedly: score each once, weighted by its copies.
-            result, copies = np.unique(result, return_counts=True)
+            ids, copies = np.unique(ids, return_counts=True)
         log_copies = np.log(copies).astype(np.float32)
-        correction = np.zeros(len(result), np.float32)
+        correction = np.zeros(len(ids), np.float32)
         if loss == "sampled_softmax":
-            expected = self.sampler.log_expected(result, drawn=len(drawn), positives=len(positives))
+            expected = self.sampler.log_expected(ids, drawn=len(drawn), positives=len(positives))
             correction = log_copies - np.float32(self.config.train.logq) * expected
-        return Candidates(*(torch.from_numpy(values).to(device) for values in (result, correction, log_copies)))
+        return Candidates(*(torch.from_numpy(values).to(device) for values in (ids, correction, log_copies)))
 
     def lookup_ids(self, batch: Batch, candidates: Candidates) -> dict[str, torch.Tensor]:
         """Ids whose vectors the forward pass reads, by table."""
@@ -141,10 +141,10 @@ class SessionObjective(nn.Module):
 
     def weights(self, batch: Batch) -> torch.Tensor:
         """Total example weight of a batch by task, float64 `[K]`: the number of examples, if unweighted."""
-        result = [torch.count_nonzero(batch.targets).double()]
+        weights = [torch.count_nonzero(batch.targets).double()]
         for column, task in enumerate(self.model.feedback_tasks):
-            result.append(row_weight(batch.row_label[:, column], self.positive_weight[task]))
-        return torch.stack(result)
+            weights.append(row_weight(batch.row_label[:, column], self.positive_weight[task]))
+        return torch.stack(weights)
 
     def forward(self, batch: Batch, rows: dict[str, GatheredRows], candidates: Candidates) -> LossSums:
         """Loss sums over this worker's examples. Uses every parameter, whatever the batch contains (for DDP)."""

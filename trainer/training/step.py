@@ -123,7 +123,7 @@ class TrainStep:
             weights = exchange.extra
         rows = self._rows(ids, exchange)
         losses = self._forward_backward(micro_batches, rows, candidates, weights)
-        gradients = {name: (ids[name], result.gradient()) for name, result in rows.items()}
+        gradients = {name: (ids[name], gathered.gradient()) for name, gathered in rows.items()}
         if exchange is None:
             norm = self._norm([gradient for _, gradient in gradients.values()])
             counts: list[list[int]] = []

@@ -84,9 +84,9 @@ def plan(config: TuneOptions) -> tuple[list[Trial], str]:
         free = {n: v for n, v in setting.items() if not any(option.startswith(f"{n}=") for option in shared)}
         path = folder / "trials" / f"{number:04d}"
         trials.append(Trial(number, path, free, [*fixed, f"output={path}", *shared, *command_line(free)]))
-    result = [load_trainer(trial.options) for trial in trials]
+    configs = [load_trainer(trial.options) for trial in trials]
     _remember(folder, config, space, manifest.fingerprint)
-    return trials, result[0].select_by
+    return trials, configs[0].select_by
 
 
 def _remember(folder: Path, config: TuneOptions, space: Any, dataset: str) -> None:

@@ -133,17 +133,17 @@ def read_space(path: str) -> Space:
     """
     hint = "for example train.learning_rate: {log_uniform: [0.01, 0.2]}"
     try:
-        result = yaml.safe_load(Path(path).read_text())
+        space = yaml.safe_load(Path(path).read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError("a readable search space", f"{path} ({str(error).splitlines()[0]})", hint) from None
-    if not isinstance(result, dict) or not result:
+    if not isinstance(space, dict) or not space:
         raise InputError("options with their dimensions", f"something else in {path}", hint)
-    return {str(name): _dimension(str(name), options, hint) for name, options in result.items()}
+    return {str(name): _dimension(str(name), spec, hint) for name, spec in space.items()}
 
 
 def _dimension(name: str, spec: Any, hint: str) -> Dimension:
-    kind, result = next(iter(spec.items())) if isinstance(spec, dict) and len(spec) == 1 else ("", None)
-    values = result if isinstance(result, list) else []
+    kind, given = next(iter(spec.items())) if isinstance(spec, dict) and len(spec) == 1 else ("", None)
+    values = given if isinstance(given, list) else []
     if kind == "choice" and values:
         return Choice(values)
     bounds = len(values) == 2 and all(type(v) in (int, float) and math.isfinite(v) for v in values)
