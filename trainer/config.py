@@ -85,7 +85,7 @@ class TrainerConfig:
     )
 
     @property
-    def ranks(self) -> bool:
+    def is_ranking_model(self) -> bool:
         """Whether this is a ranking model: it scores feedback rows and has no session encoder."""
         return self.model in RANK_HEADS
 
@@ -94,17 +94,17 @@ class TrainerConfig:
         """The session encoders."""
         if self.model == "hybrid":
             return [self.encoder] if isinstance(self.encoder, str) else list(self.encoder)
-        return [] if self.ranks else [self.model]
+        return [] if self.is_ranking_model else [self.model]
 
     @property
     def recipe_model(self) -> str:
         """The model's name in recipe files."""
-        return "rank" if self.ranks else self.model
+        return "rank" if self.is_ranking_model else self.model
 
     @property
     def select_by(self) -> str:
         """The validation metric that selects the best epoch."""
-        return self.train.select_by or ("auc" if self.ranks else "ndcg@20")
+        return self.train.select_by or ("auc" if self.is_ranking_model else "ndcg@20")
 
     @property
     def negative_popularity_exponent(self) -> float:
@@ -124,7 +124,7 @@ class TrainerConfig:
         return self.model == "hybrid" and bool(self.feedback_tasks)
 
     @property
-    def own_dim(self) -> int:
+    def task_embedding_dim(self) -> int:
         """Dimension of a hybrid's task-specific item embeddings; 0 = none."""
         return self.network.task_embedding_dim if self.has_feedback_towers else 0
 
@@ -145,7 +145,7 @@ class TrainerConfig:
         """Whether the encoder or the feedback towers read the actions on past clicks."""
         return self.network.past_actions or bool(self.network.feedback_actions and self.feedback_feature_dim)
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The configuration as plain values."""
         return asdict(self)
 
@@ -161,8 +161,8 @@ def load(options: Sequence[str]) -> TrainerConfig:
     return config
 
 
-def from_plain(values: dict[str, Any]) -> TrainerConfig:
-    """The inverse of `plain()`."""
+def from_dict(values: dict[str, Any]) -> TrainerConfig:
+    """The inverse of `to_dict()`."""
     nested = {"auto": AutoOptions, "network": ModelOptions, "train": TrainOptions, "ray": RayOptions}
     return TrainerConfig(**{name: nested[name](**v) if name in nested else v for name, v in values.items()})
 
@@ -195,9 +195,9 @@ def _check_inputs(config: TrainerConfig) -> None:
         columns = getattr(config.network, name) or []
         if len(set(columns)) != len(columns):
             raise InputError(f"network.{name}, each once", columns, f"write network.{name}=[category]")
-    if config.ranks and config.network.past_actions:
+    if config.is_ranking_model and config.network.past_actions:
         raise InputError("network.past_actions=false for ranking models", True, "they have no session encoder")
-    if config.ranks and config.network.transitions:
+    if config.is_ranking_model and config.network.transitions:
         raise InputError("network.transitions=false for ranking models", True, "they rank rows of feedback")
     if config.model != "hybrid" and config.network.task_embedding_dim:
         got = config.network.task_embedding_dim
@@ -206,19 +206,20 @@ def _check_inputs(config: TrainerConfig) -> None:
 
 def _check_scores(config: TrainerConfig) -> None:
     """Raise `InputError` for a next-item scoring option that has no effect."""
-    if config.network.cosine_temperature is not None and (config.ranks or config.loss == "embedding"):
-        got = config.model if config.ranks else "loss=embedding, whose score is a cosine already"
+    if config.network.cosine_temperature is not None and (config.is_ranking_model or config.loss == "embedding"):
+        got = config.model if config.is_ranking_model else "loss=embedding, whose score is a cosine already"
         raise InputError("a session model with another loss for network.cosine_temperature", got, "leave it out")
-    if config.ranks and config.network.popularity_weight:
+    if config.is_ranking_model and config.network.popularity_weight:
         weight = config.network.popularity_weight
         raise InputError("network.popularity_weight=0 for ranking models", weight, "they rank rows of feedback")
-    if config.loss == "embedding" and not config.ranks and not config.network.tie_embeddings:
+    if config.loss == "embedding" and not config.is_ranking_model and not config.network.tie_embeddings:
         hint = "the vectors that are searched get no gradient from it; leave one of them out"
         raise InputError("network.tie_embeddings=true for loss=embedding", False, hint)
-    if config.ranks and config.train.ppmi_start:
+    if config.is_ranking_model and config.train.ppmi_start:
         raise InputError("train.ppmi_start=0 for ranking models", config.train.ppmi_start, "session models read it")
-    if config.train.hard_negatives and (config.ranks or config.loss in ("softmax", "embedding")):
-        got, hint = config.model if config.ranks else f"loss={config.loss}", "for example loss=sampled_softmax"
+    if config.train.hard_negatives and (config.is_ranking_model or config.loss in ("softmax", "embedding")):
+        got = config.model if config.is_ranking_model else f"loss={config.loss}"
+        hint = "for example loss=sampled_softmax"
         raise InputError("a loss with sampled negatives for train.hard_negatives", got, hint)
 
 
@@ -227,7 +228,7 @@ def _check_table(config: TrainerConfig) -> None:
     if config.train.table != "sharded":
         return
     replicated = "or keep train.table=replicated"
-    if config.ranks:
+    if config.is_ranking_model:
         got, hint = f"train.table=sharded with model={config.model}", "ranking models have a replicated one"
         raise InputError("train.table=replicated for ranking models", got, hint)
     if config.loss == "softmax":
@@ -273,15 +274,18 @@ def _check_tasks(config: TrainerConfig) -> None:
         hint = "a refit has one number of epochs for all tasks"
         raise InputError("train.refit=false for train.best_epoch_by_task", True, hint)
     tasks, feedback = config.tasks, config.feedback_tasks
-    metrics = ["auc", *(f"auc/{task}" for task in feedback)] if config.ranks or config.model == "hybrid" else []
-    metrics += [] if config.ranks else [f"{name}@{k}" for name in ("ndcg", "hr", "mrr") for k in VALID_CUTOFFS]
+    ranks_rows, metrics = config.is_ranking_model, list[str]()
+    if ranks_rows or config.model == "hybrid":
+        metrics += ["auc", *(f"auc/{task}" for task in feedback)]
+    if not ranks_rows:
+        metrics += [f"{name}@{k}" for name in ("ndcg", "hr", "mrr") for k in VALID_CUTOFFS]
     if config.select_by not in metrics:
         raise InputError(f"train.select_by of {', '.join(metrics)}", config.select_by, "name a metric of the model")
     if set(tasks) - set(ALL_TASKS) or len(set(tasks)) != len(tasks):
         raise InputError(f"tasks of {', '.join(ALL_TASKS)}, each once", tasks, "write tasks=[next,click]")
-    if not config.ranks and "next" not in tasks:
+    if not ranks_rows and "next" not in tasks:
         raise InputError("next among the tasks of a session model", tasks, "write tasks=[next,click]")
-    if config.ranks and not feedback:
+    if ranks_rows and not feedback:
         raise InputError(f"tasks of {', '.join(FEEDBACK_TASKS)} for a ranking model", tasks, "write tasks=[click]")
     if config.model == "rank_esmm" and "click" not in feedback:
         raise InputError("click among the tasks of rank_esmm", tasks, "its other tasks follow a click")

@@ -67,9 +67,9 @@ def gates(run: Path) -> list[str]:
         return ["no gates"]
     lines = ["mean gate weights on valid; entropy in nats, and as a share of its largest"]
     for task, weights in record["mean_weight"].items():
-        entropy, most = record["entropy_nats"][task], float(np.log(len(weights)))
+        entropy, max_entropy = record["entropy_nats"][task], float(np.log(len(weights)))
         shares = " ".join(f"{weight:.2f}" for weight in weights)
-        lines.append(f"{task:<8} {shares}   {entropy:.2f}" + (f" ({entropy / most:.0%})" if most else ""))
+        lines.append(f"{task:<8} {shares}   {entropy:.2f}" + (f" ({entropy / max_entropy:.0%})" if max_entropy else ""))
     return lines
 
 

@@ -33,7 +33,7 @@ RECIPE_CHOICE, RECIPE_TRIALS = "recipe_choice.json", ".recipes"
 VOCABULARY = "item_features.json"
 """By column, the embedding row of each feature value, to compute the vector of a new item."""
 RATE_ROWS = 1_000_000
-LEAST_CLICKS = TRAIN_HOLDOUT + 2
+MIN_CLICKS = TRAIN_HOLDOUT + 2
 """Minimum retained clicks of a training session: one input and one target, besides the held-out ones."""
 LEGACY_DEFAULTS = {"train.feature_rate": 1.0}
 """Values that reproduce the behaviour of runs started before an option existed, if not its default."""
@@ -109,7 +109,7 @@ def _write(config: TrainerConfig, dataset: Dataset, run: RunFolder) -> None:
 
 def _record(config: TrainerConfig, dataset: Dataset) -> dict[str, Any]:
     """The content of `config.yaml`."""
-    return config.plain() | {"dataset": dataset.manifest.fingerprint}
+    return config.to_dict() | {"dataset": dataset.manifest.fingerprint}
 
 
 def _has_bundle(run: RunFolder) -> bool:
@@ -185,7 +185,7 @@ def _compare(before: Any, now: dict[str, Any], *, resume: str) -> None:
     hint = "choose another output, or the options that the run began with"
     if resume == "never":
         raise InputError("a fresh output folder with resume=never", "a run", "choose another output, or resume=auto")
-    defaults, old, new = _flat(TrainerConfig().plain()) | LEGACY_DEFAULTS, _flat(before), _flat(now)
+    defaults, old, new = _flat(TrainerConfig().to_dict()) | LEGACY_DEFAULTS, _flat(before), _flat(now)
     names = sorted(old.keys() | new.keys(), key=lambda name: (name != "recipe", name))  # a recipe sets other options
     for name in names:
         if name == "train.table" or (name.startswith(MAY_CHANGE) and name != "dataset"):
@@ -207,12 +207,12 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _check_data(config: TrainerConfig, dataset: Dataset) -> None:
     """Raise `InputError` if the model cannot be trained on the dataset."""
-    if dataset.row_files and not config.ranks:
+    if dataset.row_files and not config.is_ranking_model:
         models = ", ".join(RANK_HEADS)
         raise InputError("a dataset of sessions", f"rows of scenario {dataset.manifest.scenario}", f"model={models}")
     if not dataset.row_files and dataset.manifest.counts["sessions"] == 0:
         raise InputError("a dataset with sessions", "none", "lower protocol.min_clicks when making it")
-    if not config.ranks and dataset.manifest.n_items < 2:
+    if not config.is_ranking_model and dataset.manifest.n_items < 2:
         hint = "no other item can come next; a rank_… model scores feedback"
         raise InputError("a dataset of at least 2 items", dataset.manifest.n_items, hint)
     for name in ("item_features", "feedback_features"):
@@ -221,8 +221,8 @@ def _check_data(config: TrainerConfig, dataset: Dataset) -> None:
         _check_targets(dataset)
     longest = config.network.positions
     if longest and longest < dataset.manifest.max_clicks:
-        least = dataset.manifest.max_clicks
-        raise InputError(f"network.positions of at least {least}", longest, "0 takes the dataset's")
+        min_positions = dataset.manifest.max_clicks
+        raise InputError(f"network.positions of at least {min_positions}", longest, "0 takes the dataset's")
 
 
 def _check_targets(dataset: Dataset) -> None:
@@ -231,10 +231,10 @@ def _check_targets(dataset: Dataset) -> None:
     for entry in dataset.session_files:
         clicks = pq.read_table(dataset.file(entry.path), columns=["n_clicks"])["n_clicks"].to_numpy()
         longest = max(longest, min(int(clicks.max(initial=0)), dataset.manifest.max_clicks))
-        if longest >= LEAST_CLICKS:
+        if longest >= MIN_CLICKS:
             return
     hint = "the last two clicks of each are held out; make the dataset from longer sessions"
-    raise InputError(f"a session of at least {LEAST_CLICKS} retained clicks to train on", f"at most {longest}", hint)
+    raise InputError(f"a session of at least {MIN_CLICKS} retained clicks to train on", f"at most {longest}", hint)
 
 
 def train_rates(dataset: Dataset, tasks: list[str], *, exposures: bool, clicked_only: bool = False) -> dict[str, float]:

@@ -24,7 +24,7 @@ from etl.runtime.object_store import filesystem, local_path, read_file
 from etl.runtime.options import SPINS
 from etl.runtime.reachable import refusal, split_address
 from trainer import reachability
-from trainer.config import TrainerConfig, from_plain
+from trainer.config import TrainerConfig, from_dict
 from trainer.distributed.world import World
 from trainer.loop import train
 from trainer.ray_environment import environment, local_ray_environment
@@ -158,7 +158,7 @@ def _run(config: TrainerConfig, workers: Any) -> None:
     failures: Any = {"max_failures": MAX_FAILURES, "controller_failure_limit": MAX_FAILURES}
     trainer = TorchTrainer(
         work,
-        train_loop_config=config.plain(),
+        train_loop_config=config.to_dict(),
         scaling_config=_scaling(config, workers),
         torch_config=ConnectedTorchConfig(
             backend="nccl" if config.ray.use_gpu else "gloo", timeout_s=STEP_TIMEOUT_SECONDS
@@ -209,7 +209,7 @@ def work(settings: dict[str, Any]) -> None:
 
     Errors common to all workers are not raised, since Ray would restart the workers.
     """
-    config, world = from_plain(settings), World.from_process_group()
+    config, world = from_dict(settings), World.from_process_group()
     try:
         train(config, world, lambda metrics: report(metrics))
     except Stopped:

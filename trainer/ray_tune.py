@@ -15,7 +15,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from etl.runtime.errors import InputError
 from trainer.ray_train import ray_session
-from trainer.tune import TuneOptions
+from trainer.tune import TuneConfig
 from trainer.tuning.trial import STOPPED, Trial
 
 NUMBER, EPOCH = "number", "epoch"
@@ -29,7 +29,7 @@ may not fit on a full disk."""
 class Halving(ASHAScheduler):
     """Asynchronous successive halving (ASHA) that records in each trial that it was stopped."""
 
-    def __init__(self, trials: Sequence[Trial], config: TuneOptions) -> None:
+    def __init__(self, trials: Sequence[Trial], config: TuneConfig) -> None:
         super().__init__(
             time_attr=EPOCH,
             metric=METRIC,
@@ -81,7 +81,7 @@ class EndOnError(tune.Stopper):
 
 
 def run_trials(
-    trials: Sequence[Trial], config: TuneOptions, metric: str, hours: float | None, on_progress: Callable[[], None]
+    trials: Sequence[Trial], config: TuneConfig, metric: str, hours: float | None, on_progress: Callable[[], None]
 ) -> None:
     """Run trials in parallel on the cluster at RAY_ADDRESS, else on the local cores.
 

@@ -37,9 +37,9 @@ def with_recipe(options: Sequence[str], n_items: int, loaded_config: TrainerConf
     if config.network.item_features and slow and config.train.ppmi_start and "train.ppmi_start" not in explicit:
         _begin_at_random(config, explicit)
     wide = max(config.network.embedding_dim, config.network.hidden_size) >= WIDE
-    if wide and not config.ranks and "train.warmup_steps" not in explicit:
+    if wide and not config.is_ranking_model and "train.warmup_steps" not in explicit:
         config.train.warmup_steps = max(config.train.warmup_steps, WIDE_WARMUP_STEPS)
-    if config.ranks:
+    if config.is_ranking_model:
         config.tasks = config.feedback_tasks
     elif config.model != "hybrid":
         config.tasks = ["next"]

@@ -23,7 +23,7 @@ from trainer.training.cooccurrence import needed_bytes
 PLANNED = (8, 64, 512)
 """Worker counts in each plan."""
 EFFICIENT = 0.6
-MOST_DOUBLINGS = 12
+MAX_DOUBLINGS = 12
 ID_BYTES = 4
 
 
@@ -125,7 +125,7 @@ def plan(options: PlanConfig, config: TrainerConfig) -> list[str]:
         raise InputError("a dataset with larger steps, to measure two sizes", got, "plan with more sessions")
     model = StepModel(small, large, sharded=config.train.table == "sharded")
     # Steps of ranking models are measured in rows: how many a target click of the batch has.
-    per_click = large.targets / batch if config.ranks else 1.0
+    per_click = large.targets / batch if config.is_ranking_model else 1.0
     pair, here = measure(config, options, 2, batch)
     measured_seconds = max(m.seconds for m in pair)
     checked = model.cost(model.large.targets, 2, here)
@@ -177,9 +177,9 @@ def start_lines(config: TrainerConfig, dataset: Dataset, items: int, resident: f
 
 def efficient_batch(model: StepModel, batch: int, workers: int, link: Link, *, per_click: float = 1.0) -> str:
     """The global batch at which the workers are efficient, found by doubling; `per_click` rows are a target click."""
-    for doublings in range(MOST_DOUBLINGS):
+    for doublings in range(MAX_DOUBLINGS):
         tokens = batch << doublings
         if model.efficiency(tokens * per_click, workers, link) >= EFFICIENT:
             return f"{workers} workers are {EFFICIENT:.0%} efficient from about {tokens:,} target clicks a step on"
-    limit = model.efficiency((batch << MOST_DOUBLINGS) * per_click, workers, link)
+    limit = model.efficiency((batch << MAX_DOUBLINGS) * per_click, workers, link)
     return f"{workers} workers are at most {limit:.0%} efficient, with however many target clicks a step"

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from etl.dataset import TRAIN_HOLDOUT, open_dataset
-from trainer.config import TrainerConfig, from_plain
+from trainer.config import TrainerConfig, from_dict
 from trainer.data.order import Order
 from trainer.data.prefetch import Prefetch
 from trainer.distributed.row_exchange import sum_by_sender
@@ -82,7 +82,7 @@ def measure(
     """
     small = replace(config, train=replace(config.train, batch_tokens=tokens))
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (workers, apart, small.plain(), options.measured_steps, options.cores, folder)
+        arguments = (workers, apart, small.to_dict(), options.measured_steps, options.cores, folder)
         spawn(_work, arguments, nprocs=workers)
         measured = [json.loads((Path(folder) / str(rank)).read_text()) for rank in range(workers)]
     return [Measured(**steps) for steps, _ in measured], Link(**measured[0][1])
@@ -94,7 +94,7 @@ def _work(rank: int, size: int, apart: bool, settings: dict[str, Any], steps: in
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
         dist.barrier()  # start at the same time, also with `apart`
     world = World.alone() if apart else World(rank, size, torch.device("cpu"))
-    measured = steps_of(from_plain(settings), world, steps)
+    measured = steps_of(from_dict(settings), world, steps)
     link = measure_link() if size > 1 else Link(0.0, math.inf)
     (Path(folder) / str(rank)).write_text(json.dumps([asdict(measured), asdict(link)]))
     if size > 1:
@@ -198,7 +198,7 @@ def measure_merging(table: SparseTable) -> tuple[float, float, float]:
         sum_by_sender(owned_index, state, received, len(owned))
     middle = time.perf_counter()
     for _ in range(MERGE_TRIES):
-        table.put_state_rows(ids, state)
+        table.load_state_rows(ids, state)
     end = time.perf_counter()
     for _ in range(MERGE_TRIES):
         values = table.values(owned)[owned_index]

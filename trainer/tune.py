@@ -19,7 +19,7 @@ SCHEDULERS = ("asha", "none")
 
 
 @dataclass
-class TuneOptions:
+class TuneConfig:
     """Options of `python -m trainer.tune`."""
 
     data: str = option(MISSING, "dataset folder")
@@ -39,9 +39,9 @@ class TuneOptions:
     cores: int = option(1, "CPU cores of a trial; as many trials run at a time as cores allow", at_least=1)
 
 
-def load(options: Sequence[str]) -> TuneOptions:
+def load(options: Sequence[str]) -> TuneConfig:
     """Parse and validate a command line."""
-    config = read_options(TuneOptions, "trainer.conf.tune", options)
+    config = read_options(TuneConfig, "trainer.conf.tune", options)
     check_values(config)
     return config
 
@@ -56,7 +56,7 @@ def job(options: list[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit status."""
-    return run_program("trainer.tune", TuneOptions, job, argv)
+    return run_program("trainer.tune", TuneConfig, job, argv)
 
 
 if __name__ == "__main__":

@@ -30,15 +30,15 @@ def _gated(config: TrainerConfig) -> bool:
 
 
 def _sessions(config: TrainerConfig) -> bool:
-    return not config.ranks
+    return not config.is_ranking_model
 
 
 def _several_tasks(config: TrainerConfig) -> bool:
-    return config.ranks or config.model == "hybrid"
+    return config.is_ranking_model or config.model == "hybrid"
 
 
 def _feedback(config: TrainerConfig) -> bool:
-    return config.ranks or config.has_feedback_towers
+    return config.is_ranking_model or config.has_feedback_towers
 
 
 def _feedback_towers(config: TrainerConfig) -> bool:
@@ -46,17 +46,17 @@ def _feedback_towers(config: TrainerConfig) -> bool:
 
 
 def _sampled(config: TrainerConfig) -> bool:
-    return not config.ranks and config.loss not in ("softmax", "embedding")
+    return not config.is_ranking_model and config.loss not in ("softmax", "embedding")
 
 
 def _loss(*names: str) -> Reads:
-    return lambda config: not config.ranks and config.loss in names
+    return lambda config: not config.is_ranking_model and config.loss in names
 
 
 LOSS_READ_BY: dict[str, Reads] = {
     **dict.fromkeys(("train.negatives", "train.negative_popularity_exponent"), _sampled),
     **dict.fromkeys(("train.negative_uniform_share", "train.batch_positives"), _sampled),
-    "train.skipped_negatives": lambda config: not config.ranks and config.loss != "embedding",
+    "train.skipped_negatives": lambda config: not config.is_ranking_model and config.loss != "embedding",
     "train.bpr_max_regularisation": _loss("bpr_max"),
     "train.gbce_t": _loss("gbce"),
     "train.logq": _loss("sampled_softmax"),
@@ -72,7 +72,7 @@ READ_BY: dict[str, Reads] = {
     "network.gate_preference": _gated,
     **dict.fromkeys(("network.hidden_size", "network.positions", "network.tie_embeddings"), _sessions),
     **dict.fromkeys(("network.embedding_dropout", "network.profile", "train.prefixes", "loss"), _sessions),
-    "network.layers": lambda config: not config.ranks and set(config.encoders) != {"srgnn"},
+    "network.layers": lambda config: not config.is_ranking_model and set(config.encoders) != {"srgnn"},
     "train.feature_rate": lambda config: bool(config.network.item_features),
     **dict.fromkeys(("tasks", "network.tower", "train.task_weights", "train.positive_rates"), _several_tasks),
     **dict.fromkeys(("train.balance", "train.exposures"), _several_tasks),

@@ -18,7 +18,7 @@ from trainer.config import TrainerConfig
 from trainer.distributed.world import World
 from trainer.option_groups import ModelOptions, TrainOptions
 from trainer.task.registry import model_task_of
-from trainer.training.cooccurrence import Matrix, counted_clicks, factors, positive_pmi, start_vectors
+from trainer.training.cooccurrence import Matrix, counted_clicks, factors, positive_pmi, ppmi_vectors
 from trainer.training.objective import INPUT, ITEM
 
 Clicks = tuple[np.ndarray, np.ndarray]
@@ -95,7 +95,7 @@ def test_items_clicked_together_start_with_similar_vectors(tmp_path):
     write_log(tmp_path / "log.csv", rows)
     dataset = build([f"input={tmp_path / 'log.csv'}", f"output={tmp_path / 'data'}", "scenario=qb_video"])
     raw = dataset.items(["item_id"])["item_id"].to_numpy()
-    vector = start_vectors(dataset, 2, 30, seed=0).numpy()[np.argsort(raw)]
+    vector = ppmi_vectors(dataset, 2, 30, seed=0).numpy()[np.argsort(raw)]
     assert vector.shape == (22, 30)
     assert np.linalg.norm(vector, axis=1) == pytest.approx([1.0] * 20 + [0.0] * 2, abs=1e-5)
     assert (vector[:10] @ vector[10:20].T) == pytest.approx(0.0, abs=1e-5)
@@ -145,7 +145,7 @@ def test_run_and_refit_are_initialised_from_their_own_train_clicks(fifty, tmp_pa
     for bundle, holdout in (("bundle-selected", 2), ("bundle", 1)):
         table = pq.read_table(tmp_path / "run" / bundle / "items.parquet")
         actual = np.stack(table["vector"].to_numpy(zero_copy_only=False))[:, :-1]
-        expected = 2 * start_vectors(fifty, holdout, actual.shape[1], 0).numpy()
+        expected = 2 * ppmi_vectors(fifty, holdout, actual.shape[1], 0).numpy()
         counted = expected.any(axis=1)
         assert counted.sum() > 50
         assert actual[counted] == pytest.approx(expected[counted], abs=1e-4)

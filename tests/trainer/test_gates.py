@@ -15,7 +15,7 @@ from trainer.config import TrainerConfig
 from trainer.distributed.world import World
 from trainer.inference.validation import FeedbackSums
 from trainer.models.feedback import FeedbackInputs
-from trainer.models.heads import PLE, SMALL, Layout, MMoE, expert
+from trainer.models.heads import PLE, RESIDUAL_INIT_SCALE, Layout, MMoE, expert
 from trainer.models.recommender import Recommender
 from trainer.option_groups import ModelOptions
 
@@ -33,7 +33,7 @@ def test_normalised_expert_equals_swish_of_layer_norm_of_a_plain_expert(residual
     plain = made.network[:3](state) if residual else made[0](state)
     norm = (plain - plain.mean(1, keepdim=True)) / (plain.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
     if residual:
-        assert (made.network[3].weight == SMALL).all()
+        assert (made.network[3].weight == RESIDUAL_INIT_SCALE).all()
         torch.nn.init.ones_(made.network[3].weight)
     expected = norm * torch.sigmoid(norm) + (state if residual else 0)
     assert torch.allclose(made(state), expected, atol=1e-5)

@@ -171,7 +171,7 @@ def test_unknown_or_unusable_feature_columns_are_refused(categories, tmp_path, o
 
 
 @pytest.mark.parametrize(
-    ("options", "most_values", "expected"),
+    ("options", "max_values", "expected"),
     [
         (["model=hybrid"], 5, ["category"]),
         (["model=hybrid"], 4, []),
@@ -186,9 +186,9 @@ def test_unknown_or_unusable_feature_columns_are_refused(categories, tmp_path, o
     ids=str,
 )
 def test_feedback_towers_read_the_category_by_default_if_it_has_few_values(
-    fifty, monkeypatch, options, most_values, expected
+    fifty, monkeypatch, options, max_values, expected
 ):
-    monkeypatch.setattr(trainer.data.item_features, "MOST_VALUES", most_values)
+    monkeypatch.setattr(trainer.data.item_features, "MAX_VALUES", max_values)
     plain = ["network.feedback_feature_dim=3", "network.feedback_actions=false"]
     line = [f"data={fifty.path}", "output=run", *plain, *options]
     config, dataset = resolve_config(line)

@@ -77,13 +77,13 @@ def test_killed_run_resumes_bit_identical_and_counts_once_per_phase(
     with killed_at_step(at):
         main(options(fifty, tmp_path / "run", *more))
     assert not (tmp_path / "run" / "summary.json").exists()
-    holdouts, start = [], trainer.task.sessions.start_vectors
+    holdouts, start = [], trainer.task.sessions.ppmi_vectors
 
     def counted(dataset, holdout, dimension, seed):
         holdouts.append(holdout)
         return start(dataset, holdout, dimension, seed)
 
-    monkeypatch.setattr(trainer.task.sessions, "start_vectors", counted)
+    monkeypatch.setattr(trainer.task.sessions, "ppmi_vectors", counted)
     assert main(options(fifty, tmp_path / "run", *more)) == 0
     assert holdouts == ([1] if counts_again else [])
     assert_same_run(tmp_path / "calm", tmp_path / "run")

@@ -52,7 +52,7 @@ def score(dataset, sessions, changes) -> dict[tuple[int, int, int, int], float]:
     visible = sessions.items.lengths - 2
     rows = feedback_rows(sessions, exposures=True)
     rows = rows.select(rows.position == visible[rows.session])
-    if config.ranks:
+    if config.is_ranking_model:
         flat = block_rows(sessions, rows)
         actual = scorer.feedback(scorer.features(flat))
     else:

@@ -80,7 +80,7 @@ def test_answers_are_bit_identical_to_the_evaluation(fifty, served, tmp_path, na
     assert len(asked) == len(batch) > 20
     for begin in range(0, len(asked), at_once):
         some = asked[begin : begin + at_once]
-        actual = recommender.recommend(some, recommender.most)
+        actual = recommender.recommend(some, recommender.max_k)
         for row, request in enumerate(some):
             expected, listed = batch[request.user_id], actual.items[row] > 0
             assert actual.items[row][listed].tolist() == expected["items"]
@@ -102,7 +102,7 @@ def test_probabilities_equal_the_feedback_scores_of_the_bundle(fifty, served):
         for clicks in (len(request.items) - 1, len(request.items)):
             known = {name: getattr(request, name)[:clicks] for name in ("items", "feedback", "watching_times")}
             asked = SessionRequest(**known, gender=request.gender, age=request.age)
-            message = recommender.recommend([asked], recommender.most)
+            message = recommender.recommend([asked], recommender.max_k)
             for item, score in zip(message.items[0].tolist(), message.probabilities["like"][0].tolist(), strict=True):
                 actual.setdefault(item, []).append(score)
         for item, scores in actual.items():

@@ -249,7 +249,7 @@ def test_shards_have_the_rows_of_the_full_table_and_their_share_of_memory(n, siz
     for rank in range(size):
         generator = torch.Generator().manual_seed(3)
         table = SparseTable(n, 5, generator=generator, device=torch.device("cpu"), shard=Shard(rank, size))
-        table.start_biases(biases)
+        table.set_initial_biases(biases)
         assert torch.equal(table.vector, whole[rank::size])
         assert torch.equal(table.bias, torch.cat([torch.zeros(1), biases])[rank::size])
         held = sum(t.numel() * t.element_size() for t in table.tensors().values())

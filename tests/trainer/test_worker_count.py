@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.support.runs import options
-from trainer.config import from_plain, load
+from trainer.config import from_dict, load
 from trainer.distributed.worker_count import choose_workers, worker_count
 from trainer.distributed.world import World, set_threads
 
@@ -59,6 +59,6 @@ def test_auto_prints_its_choice_and_an_explicit_number_is_used(fifty, tmp_path, 
     config = load([*line, f"ray.workers={requested}"])
     choose_workers(config, fifty)
     assert config.ray.workers == taken
-    assert from_plain(config.plain()).ray.workers == taken
+    assert from_dict(config.to_dict()).ray.workers == taken
     message = "ray.workers=auto: this process alone for 64 targets a step\n" if requested == "auto" else ""
     assert capsys.readouterr().out == message

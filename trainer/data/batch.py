@@ -42,10 +42,10 @@ class FeedbackRows:
         return FeedbackRows(*(values[keep] for values in vars(self).values()))
 
 
-NOTHING = torch.zeros(0, dtype=torch.long)
+EMPTY = torch.zeros(0, dtype=torch.long)
 ACTION_BITS = 5
 """Number of action bits: bits 0 to 4 of a click's feedback."""
-ENTERED_MOST = 3
+MAX_ENTERED = 3
 """Visit counts are capped at this number."""
 
 
@@ -72,11 +72,11 @@ class Batch:
     row_state: torch.Tensor
     row_item: torch.Tensor
     row_label: torch.Tensor
-    skipped_state: torch.Tensor = NOTHING
-    skipped_item: torch.Tensor = NOTHING
-    skipped_slot: torch.Tensor = NOTHING
-    positives: torch.Tensor = NOTHING
-    actions: torch.Tensor = NOTHING
+    skipped_state: torch.Tensor = EMPTY
+    skipped_item: torch.Tensor = EMPTY
+    skipped_slot: torch.Tensor = EMPTY
+    positives: torch.Tensor = EMPTY
+    actions: torch.Tensor = EMPTY
 
     def describe(self) -> str:
         """A short description that identifies the batch in error messages."""
@@ -104,7 +104,7 @@ def action_codes(sessions: Sessions, length_N: Int, width: int) -> Int:
     only be used to predict what comes after it.
     """
     actions = sessions.feedback.values.astype(np.int64) & ((1 << ACTION_BITS) - 1)
-    entered = np.clip(sessions.watching_times.values.astype(np.int64), 0, ENTERED_MOST)
+    entered = np.clip(sessions.watching_times.values.astype(np.int64), 0, MAX_ENTERED)
     return pad(Ragged(sessions.items.offset, actions | entered << ACTION_BITS), length_N, width)
 
 

@@ -12,14 +12,14 @@ from etl.runtime.dataset_folder import ITEMS
 from etl.runtime.errors import InputError
 from trainer.data.order import Int
 
-MOST_VALUES = 10_000
+MAX_VALUES = 10_000
 """Maximum values of a column that feedback towers read by default: its embeddings get a dense update each step."""
 
 
 def feedback_columns(dataset: Dataset, item_features: list[str]) -> list[str]:
     """Default columns of the feedback towers: those of the item features (else the category) that are small."""
     columns = dataset.items(item_features or ["category"])
-    return [name for name in columns.column_names if 0 < pc.count_distinct(columns[name]).as_py() <= MOST_VALUES]
+    return [name for name in columns.column_names if 0 < pc.count_distinct(columns[name]).as_py() <= MAX_VALUES]
 
 
 def check_columns(dataset: Dataset, option: str, columns: list[str]) -> None:

@@ -37,7 +37,8 @@ class RowLookup:
         """Rows of the requested ids by table, and whether any worker is still asking."""
         all_ids = {name: requested.get(name, torch.zeros(0, dtype=torch.int64)) for name in self.shards}
         count = torch.tensor([asking], dtype=torch.float64)
-        exchange = RowExchange(all_ids, {}, count, self.world, self.world.waits)  # a gloo group: on the CPU
+        group = self.world.long_timeout_group  # of gloo: on the CPU
+        exchange = RowExchange(all_ids, {}, count, self.world, group)
         own = {name: self.shards[name].values(ids).cpu() for name, ids in exchange.owned.items()}
         return exchange.from_owners(own), bool(exchange.extra[0] > 0)
 

@@ -30,8 +30,8 @@ class World:
     Without a process group (`size` 1) collectives return their input.
 
     Attributes:
-        waits: gloo group of the same workers with timeout `WAIT`, for `gather` and `barrier`. Training steps use the
-            default group, whose timeout is short, so that losing a worker ends the step.
+        long_timeout_group: gloo group of the same workers with timeout `WAIT`, for `gather` and `barrier`. Training
+            steps use the default group, whose timeout is short, so that losing a worker ends the step.
         report: shows what the run does, with the arguments of `ProgressFile.write`; does nothing on other workers and
             outside of runs.
     """
@@ -39,7 +39,7 @@ class World:
     global_rank: int
     size: int
     device: torch.device
-    waits: Any = None
+    long_timeout_group: Any = None
     report: Callable[..., None] = do_not_report
 
     @classmethod
@@ -51,8 +51,8 @@ class World:
     def from_process_group(cls) -> World:
         """From the initialised process group; creates a second group for long waits. Collective."""
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-        waits = dist.new_group(backend="gloo", timeout=WAIT)
-        return cls(dist.get_rank(), dist.get_world_size(), device, waits)
+        long_timeout_group = dist.new_group(backend="gloo", timeout=WAIT)
+        return cls(dist.get_rank(), dist.get_world_size(), device, long_timeout_group)
 
     @property
     def is_first(self) -> bool:
@@ -71,13 +71,13 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.waits)
+        dist.all_gather_object(values, value, group=self.long_timeout_group)
         return values
 
     def barrier(self) -> None:
         """Wait for all workers, up to `WAIT`."""
         if self.size > 1:
-            dist.barrier(group=self.waits)
+            dist.barrier(group=self.long_timeout_group)
 
 
 def set_threads(world: World) -> None:

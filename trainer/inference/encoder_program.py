@@ -29,7 +29,7 @@ ENCODER, ITEMS = "encoder.pt2", "items.parquet"
 EXPORT = OutputFolderType(
     "an export", MANIFEST, lambda data: listed_files(data, {"inputs", "dimension", "length"}, MANIFEST)
 )
-EXAMPLES, MOST_SESSIONS = 4, 4_096
+EXAMPLES, MAX_SESSIONS = 4, 4_096
 """Number of sessions in the example input for tracing, and the maximum batch size."""
 
 
@@ -79,7 +79,7 @@ def export_encoder(options: ExportConfig) -> None:
     read = [path for path in (options.run, options.data) if path]
     refuse_output(options.output, EXPORT, overwrite=options.overwrite, inputs=read)
     config, dataset = open_run(options.run, options.data)
-    if config.ranks:
+    if config.is_ranking_model:
         raise InputError("the run of a session model", config.model, "ranking models have no encoder")
     run = local_path(options.run)
     model_task = model_task_of(config, dataset, World.alone())
@@ -108,7 +108,7 @@ def trace(encoder: ExportedEncoder, dataset: Dataset) -> torch.export.ExportedPr
     items = torch.ones((EXAMPLES, longest), dtype=torch.int64)
     lengths = torch.arange(1, EXAMPLES + 1).clamp(max=longest)
     example_inputs = (items, lengths, torch.full((EXAMPLES, 2), -1), torch.zeros_like(items))
-    sessions = torch.export.Dim("sessions", min=1, max=MOST_SESSIONS)
+    sessions = torch.export.Dim("sessions", min=1, max=MAX_SESSIONS)
     shapes = {name: {0: sessions} for name in ("items", "lengths", "profile", "actions")}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # a GRU's flattened weights alias its parameters, which is harmless here

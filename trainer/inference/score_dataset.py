@@ -61,6 +61,6 @@ def check(config: TrainerConfig, trained_on: Dataset, dataset: Dataset) -> None:
         raise InputError(
             f"a dataset like scenario {trained_on.manifest.scenario}", dataset.manifest.scenario, "name another one"
         )
-    if not config.ranks and dataset.manifest.max_clicks > config.network.positions:
-        most = config.network.positions
-        raise InputError(f"sessions of at most {most} clicks", dataset.manifest.max_clicks, "lower protocol.max_clicks")
+    if not config.is_ranking_model and dataset.manifest.max_clicks > config.network.positions:
+        longest, hint = config.network.positions, "lower protocol.max_clicks"
+        raise InputError(f"sessions of at most {longest} clicks", dataset.manifest.max_clicks, hint)

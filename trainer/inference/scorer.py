@@ -112,7 +112,7 @@ class SessionScorer:
         """Item vectors with the bias as the last element, `[C, D + 1]`; by default of all items 1..n_items."""
         chosen = torch.arange(1, self.tables[ITEM].n_rows, device=self.device) if item_C is None else item_C
         vector, bias = self.model.item_features.read(self.tables, ITEM, chosen)
-        vector = self.model.searched(vector)
+        vector = self.model.scoring_vectors(vector)
         if self.by_cosine:
             vector, bias = torch.nn.functional.normalize(vector, dim=1), torch.zeros_like(bias)
         if self.popularity is not None:
@@ -123,8 +123,10 @@ class SessionScorer:
     def feedback(self, state_BS: torch.Tensor, rows: FeedbackRows) -> Scores:
         """Probability of each feedback task for rows, each scored from its session's state."""
         session, item = (torch.from_numpy(values).to(self.device) for values in (rows.session, rows.item))
-        vector = self.model.item_features.vectors(self.tables, ITEM, item)
-        own = self.model.item_features.vectors(self.tables, TASK_ITEM_TABLE, item) if self.model.own_dim else None
+        features, own = self.model.item_features, None
+        vector = features.vectors(self.tables, ITEM, item)
+        if self.model.task_embedding_dim:
+            own = features.vectors(self.tables, TASK_ITEM_TABLE, item)
         task_representations = self.model.task_representations(state_BS)
         logits = self.model.feedback_logits(state_BS, task_representations, session, item, vector, own, self.only)
         return {task: torch.sigmoid(logit).cpu().numpy() for task, logit in logits.items()}

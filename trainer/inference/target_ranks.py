@@ -115,10 +115,10 @@ def count_ahead(scorer: SessionScorer, request: RankRequest, candidate_C: torch.
         below, above = (own - error).float()[:, None], (own + error).float()[:, None]
         # 0 and 1 as floats: these compare and sum in half the time of booleans.
         flags = torch.empty_like(score)
-        least = len(vectors) - torch.le(score, above, out=flags).sum(1).long()
-        most = len(vectors) - torch.lt(score, below, out=flags).sum(1).long()
-        ahead += least
-        unsure = (least != most).nonzero().flatten()
+        min_ahead = len(vectors) - torch.le(score, above, out=flags).sum(1).long()
+        max_ahead = len(vectors) - torch.lt(score, below, out=flags).sum(1).long()
+        ahead += min_ahead
+        unsure = (min_ahead != max_ahead).nonzero().flatten()
         near = score[unsure]
         near = (near >= below[unsure]) & (near <= above[unsure])
         for pairs in near.nonzero().split(PAIRS_AT_ONCE):

@@ -112,7 +112,7 @@ class SparseTable:
         shard: the rows to hold; they are initialised as in the complete table.
 
     Attributes:
-        rate: factor on the learning rate for this table.
+        learning_rate_factor: factor on the learning rate for this table.
         n_rows: n + 1, rows of the complete table.
         dimension: D.
         has_bias: whether rows have a bias.
@@ -129,16 +129,16 @@ class SparseTable:
         rowwise: bool = True,
         shard: Shard = FULL_TABLE,
     ) -> None:
-        self.rate, self.shard = 1.0, shard
+        self.learning_rate_factor, self.shard = 1.0, shard
         self.n_rows, self.dimension, self.has_bias = n + 1, dimension, bias
         self.vector = drawn_rows(n + 1, dimension, generator, shard).to(device)
         here = len(self.vector)
         self.vector_state = torch.zeros((here,) if rowwise else (here, dimension), device=device)
         biases = here if bias else 0
         self.bias, self.bias_state = torch.zeros(biases, device=device), torch.zeros(biases, device=device)
-        self._pad()
+        self._zero_padding_row()
 
-    def _pad(self) -> None:
+    def _zero_padding_row(self) -> None:
         """Zero the padding row, the first row of owner 0."""
         if self.shard.rank == PADDING:
             self.vector[PADDING] = 0.0
@@ -157,7 +157,7 @@ class SparseTable:
         """Number of learned parameters, over all shards."""
         return self.n_rows * (self.dimension + self.has_bias)
 
-    def start_biases(self, bias_N: torch.Tensor) -> None:
+    def set_initial_biases(self, bias_N: torch.Tensor) -> None:
         """Set the initial biases of items 1..n."""
         own = self.shard.ids(self.n_rows)
         own = own[own != PADDING]
@@ -168,7 +168,7 @@ class SparseTable:
         ids = self.shard.local(ids)
         return torch.cat([t[ids].view(len(ids), t[0].numel()) for t in self.tensors().values() if t.numel()], dim=1)
 
-    def put_state_rows(self, ids: torch.Tensor, state_US: torch.Tensor) -> None:
+    def load_state_rows(self, ids: torch.Tensor, state_US: torch.Tensor) -> None:
         """Load what `state_rows` returned on another worker."""
         tensors = [t for t in self.tensors().values() if t.numel()]
         widths, ids = [t[0].numel() for t in tensors], self.shard.local(ids)
@@ -190,7 +190,7 @@ class SparseTable:
         vector, bias = self.read(ids)
         return GatheredRows(ids, vector.requires_grad_(), bias.clone().requires_grad_())
 
-    def rows_of(self, ids: torch.Tensor, values: torch.Tensor) -> GatheredRows:
+    def rows_from_owners(self, ids: torch.Tensor, values: torch.Tensor) -> GatheredRows:
         """Differentiable rows from the `values` sent by their owners."""
         vector, bias = values[:, : self.dimension], values[:, self.dimension :].flatten()
         return GatheredRows(ids, vector.clone().requires_grad_(), bias.clone().requires_grad_())
@@ -222,7 +222,7 @@ class SparseTable:
             state = self.bias_state[ids] + bias_gradient.square()
             self.bias_state[ids] = state
             self.bias[ids] -= learning_rate * bias_gradient / (state.sqrt() + eps)
-        self._pad()
+        self._zero_padding_row()
 
 
 def drawn_rows(n_rows: int, dimension: int, generator: torch.Generator, shard: Shard) -> torch.Tensor:

@@ -63,19 +63,24 @@ class FeedbackTower(nn.Module):
         units: units of the hidden layer.
         rate: share of positives in train. The output bias is initialised to its log odds, so that a rare
             task does not spend its first epochs on learning the base rate.
-        own_dim: dimension of task-specific item embeddings (STEM, Su et al. 2024); the candidate's and its product
-            with a projection of m_k are added to the input.
+        task_embedding_dim: dimension of task-specific item embeddings (STEM, Su et al. 2024); the candidate's and its
+            product with a projection of m_k are added to the input.
         features: `FeedbackInputs` to read; those of the candidate and of the clicks, and the products of the
             candidate's with the clicks' and with a projection of m_k are added to the input.
     """
 
     def __init__(
-        self, embedding_dim: int, units: int, rate: float, own_dim: int = 0, features: FeedbackInputs | None = None
+        self,
+        embedding_dim: int,
+        units: int,
+        rate: float,
+        task_embedding_dim: int = 0,
+        features: FeedbackInputs | None = None,
     ) -> None:
         super().__init__()
-        if own_dim:
-            self.own_mix = nn.Linear(embedding_dim, own_dim)
-            self.own_hidden = nn.Linear(2 * own_dim, units, bias=False)
+        if task_embedding_dim:
+            self.own_mix = nn.Linear(embedding_dim, task_embedding_dim)
+            self.own_hidden = nn.Linear(2 * task_embedding_dim, units, bias=False)
         if features is not None:
             of_candidate = features.embedding is not None
             if of_candidate:
@@ -86,7 +91,7 @@ class FeedbackTower(nn.Module):
 
     def forward(
         self,
-        mix_ND: torch.Tensor,
+        task_ND: torch.Tensor,
         row_F: torch.Tensor,
         item_FD: torch.Tensor,
         own_FD: torch.Tensor | None = None,
@@ -101,19 +106,19 @@ class FeedbackTower(nn.Module):
         """
         first = self.network[0]
         assert isinstance(first, nn.Linear)
-        by_mix, by_item, by_both = first.weight.split(mix_ND.shape[1], dim=1)
-        of_mix = nn.functional.embedding(row_F, nn.functional.linear(mix_ND, by_mix, first.bias))
-        both = nn.functional.embedding(row_F, mix_ND) * item_FD
-        hidden = of_mix + nn.functional.linear(item_FD, by_item) + nn.functional.linear(both, by_both)
+        by_task, by_item, by_both = first.weight.split(task_ND.shape[1], dim=1)
+        of_task = nn.functional.embedding(row_F, nn.functional.linear(task_ND, by_task, first.bias))
+        both = nn.functional.embedding(row_F, task_ND) * item_FD
+        hidden = of_task + nn.functional.linear(item_FD, by_item) + nn.functional.linear(both, by_both)
         if own_FD is not None:
-            own_mix = nn.functional.embedding(row_F, self.own_mix(mix_ND))
-            hidden = hidden + self.own_hidden(torch.cat([own_FD, own_mix * own_FD], dim=1))
+            task_projection = nn.functional.embedding(row_F, self.own_mix(task_ND))
+            hidden = hidden + self.own_hidden(torch.cat([own_FD, task_projection * own_FD], dim=1))
         if features is not None:
             of_item, of_clicks = features
             read = of_clicks
             if of_item is not None:
-                mix = nn.functional.embedding(row_F, self.feature_mix(mix_ND))
-                read = torch.cat([of_item, of_clicks, of_item * of_clicks, of_item * mix], dim=1)
+                feature_projection = nn.functional.embedding(row_F, self.feature_mix(task_ND))
+                read = torch.cat([of_item, of_clicks, of_item * of_clicks, of_item * feature_projection], dim=1)
             hidden = hidden + self.feature_hidden(read)
         return self.network[1:](hidden).squeeze(-1)
 

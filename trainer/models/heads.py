@@ -13,7 +13,7 @@ from torch import nn
 
 from trainer.option_groups import ModelOptions
 
-SMALL = 0.1
+RESIDUAL_INIT_SCALE = 0.1
 """Initial scale of residual branches: 0, .01 and .1 are equally good on a QB-video twin; 1 is worse."""
 
 
@@ -51,10 +51,10 @@ def two_layers(width: int, units: int, dimension: int) -> nn.Sequential:
 class Residual(nn.Module):
     """Residual block x + f(x), f(x) = W2 ReLU(W1 x + b1) + b2.
 
-    The last layer's initialisation is scaled by `SMALL`, so that a hybrid starts close to its encoder: random branches
-    would disturb the fast-learning item vectors. At 0 (Goyal et al. 2017) all experts would start equal, and a gate's
-    first gradient would be rounding error. With `norm`, f ends with swish of its layer norm. If the widths of input and
-    output differ, the input is projected.
+    The last layer's initialisation is scaled by `RESIDUAL_INIT_SCALE`, so that a hybrid starts close to its encoder:
+    random branches would disturb the fast-learning item vectors. At 0 (Goyal et al. 2017) all experts would start
+    equal, and a gate's first gradient would be rounding error. With `norm`, f ends with swish of its layer norm. If the
+    widths of input and output differ, the input is projected.
     """
 
     def __init__(self, width: int, units: int, dimension: int, *, norm: bool = False) -> None:
@@ -67,7 +67,7 @@ class Residual(nn.Module):
             self.network.extend([last, nn.SiLU()])
         with torch.no_grad():
             for parameter in last.parameters():
-                parameter.mul_(SMALL)
+                parameter.mul_(RESIDUAL_INIT_SCALE)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[N, width]` → `[N, dimension]`."""
@@ -141,13 +141,13 @@ class MMoE(Head):
         """Representations by task, `[N, D]` each."""
         views = [self.layout.view(state_NS, i) for i in range(len(self.layout.encoders))]
         outputs = [network(views[i]) for network, i in zip(self.experts, self.encoder_of, strict=True)]
-        return _mixes(self.gate_weights(state_NS), outputs)
+        return _weighted_sums(self.gate_weights(state_NS), outputs)
 
 
-def _mixes(weights: dict[str, torch.Tensor], outputs: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+def _weighted_sums(weights: dict[str, torch.Tensor], outputs: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     """Weighted sums `[N, D]` of expert outputs `[N, D]` by weights `[N, E]`, reading the outputs once for all tasks."""
-    mix_NKD = torch.bmm(torch.stack(list(weights.values()), dim=1), torch.stack(outputs, dim=1))
-    return dict(zip(weights, mix_NKD.unbind(1), strict=True))
+    sum_NKD = torch.bmm(torch.stack(list(weights.values()), dim=1), torch.stack(outputs, dim=1))
+    return dict(zip(weights, sum_NKD.unbind(1), strict=True))
 
 
 class SharedBottom(Head):
@@ -208,7 +208,7 @@ class Extraction(nn.Module):
         candidates = {task: output[task] + output["shared"] for task in self.tasks}
         candidates["shared"] = [each for group in output.values() for each in group]
         weights = self.gate_weights(input_by_group)
-        return {group: _mixes({group: weight}, candidates[group])[group] for group, weight in weights.items()}
+        return {group: _weighted_sums({group: weight}, candidates[group])[group] for group, weight in weights.items()}
 
 
 class PLE(Head):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from trainer.data.batch import ACTION_BITS, ENTERED_MOST
+from trainer.data.batch import ACTION_BITS, MAX_ENTERED
 
-ACTION_CODES = (ENTERED_MOST + 1) << ACTION_BITS
+ACTION_CODES = (MAX_ENTERED + 1) << ACTION_BITS
 
 
 class PastActions(nn.Module):
@@ -25,7 +25,7 @@ class PastActions(nn.Module):
         super().__init__()
         code = torch.arange(ACTION_CODES)[:, None]
         bits = (code >> torch.arange(ACTION_BITS)) & 1
-        times = (code >> ACTION_BITS) == torch.arange(1, (ENTERED_MOST if entered else 0) + 1)
+        times = (code >> ACTION_BITS) == torch.arange(1, (MAX_ENTERED if entered else 0) + 1)
         signs = torch.cat([bits.bool(), times], dim=1).to(torch.get_default_dtype())
         self.register_buffer("signs", signs, persistent=False)
         self.weight = nn.Parameter(torch.zeros(signs.shape[1], dimension))

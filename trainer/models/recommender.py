@@ -69,14 +69,14 @@ class Recommender(nn.Module):
         self.head: Head | None = None
         if config.model == "hybrid":
             self.head = HEAD_CLASSES[config.head](layout, options, config.tasks)
-            sizes = options.embedding_dim, options.tower, options.embedding_dim
-            self.next_tower = nn.Sequential(Residual(*sizes)) if options.residual else two_layers(*sizes)
+            widths = options.embedding_dim, options.tower, options.embedding_dim
+            self.next_tower = nn.Sequential(Residual(*widths)) if options.residual else two_layers(*widths)
         elif layout.size != options.embedding_dim:
             self.next_tower = nn.Sequential(nn.Linear(layout.size, options.embedding_dim))
         else:
             self.next_tower = nn.Sequential()
         rates = config.train.positive_rates
-        self.own_dim, self.reads_actions = config.own_dim, config.reads_actions
+        self.task_embedding_dim, self.reads_actions = config.task_embedding_dim, config.reads_actions
         self.feedback_features: FeedbackInputs | None = None
         if config.feedback_feature_dim:
             assert feedback_codes is not None, "a model whose feedback towers read features needs their codes"
@@ -86,8 +86,8 @@ class Recommender(nn.Module):
         self.towers = nn.ModuleDict()
         for task in self.feedback_tasks:
             rate = rates.get(task, 0.5)
-            tower = FeedbackTower(options.embedding_dim, options.tower, rate, self.own_dim, self.feedback_features)
-            self.towers[task] = tower
+            sizes = options.embedding_dim, options.tower
+            self.towers[task] = FeedbackTower(*sizes, rate, self.task_embedding_dim, self.feedback_features)
 
     def states(
         self,
@@ -133,14 +133,14 @@ class Recommender(nn.Module):
         """The part of the states that experts and gates read."""
         return state_NS[:, : self.layout.size]
 
-    def query(self, mix_ND: torch.Tensor) -> torch.Tensor:
-        """Queries `[N, D]`; the score is the inner product with `searched` item vectors, plus bias."""
-        query_ND: torch.Tensor = self.next_tower(mix_ND)
+    def query(self, task_ND: torch.Tensor) -> torch.Tensor:
+        """Queries `[N, D]`; the score is the inner product with the `scoring_vectors` of items, plus their bias."""
+        query_ND: torch.Tensor = self.next_tower(task_ND)
         if self.temperature is None:
             return query_ND
         return nn.functional.normalize(query_ND, dim=1) / self.temperature
 
-    def searched(self, vector_CD: torch.Tensor) -> torch.Tensor:
+    def scoring_vectors(self, vector_CD: torch.Tensor) -> torch.Tensor:
         """Item vectors `[C, D]` for scoring: L2-normalised if the score is a cosine."""
         return vector_CD if self.temperature is None else nn.functional.normalize(vector_CD, dim=1)
 
@@ -175,7 +175,8 @@ class Recommender(nn.Module):
         for number, task in enumerate(self.feedback_tasks):
             if only is not None and task not in only:
                 continue
-            own = None if own_FD is None else own_FD[:, number * self.own_dim : (number + 1) * self.own_dim]
+            begin, end = number * self.task_embedding_dim, (number + 1) * self.task_embedding_dim
+            own = None if own_FD is None else own_FD[:, begin:end]
             logits[task] = self.towers[task](task_representations[task], row_F, item_FD, own, features)
         return logits
 

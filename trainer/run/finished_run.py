@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from etl.dataset import REFIT_HOLDOUT, TRAIN_HOLDOUT, Dataset, open_dataset
 from etl.runtime.errors import InputError
 from etl.runtime.object_store import download_if_remote
-from trainer.config import ENCODERS, HEADS, MODELS, TrainerConfig, from_plain
+from trainer.config import ENCODERS, HEADS, MODELS, TrainerConfig, from_dict
 from trainer.inference.export import FeedbackPass
 from trainer.prepare import read_config
 from trainer.run import checkpoint
@@ -35,7 +35,7 @@ def open_run(folder: str, data: str | None) -> tuple[TrainerConfig, Dataset]:
     fingerprint = settled.pop("dataset", "")
     try:
         typed = OmegaConf.merge(OmegaConf.structured(TrainerConfig), OmegaConf.create(settled))
-        config = from_plain(cast(dict[str, Any], OmegaConf.to_container(typed)))
+        config = from_dict(cast(dict[str, Any], OmegaConf.to_container(typed)))
         config.output = folder  # the run may have moved
         if config.model not in MODELS or config.head not in HEADS or set(config.encoders) - set(ENCODERS):
             raise TypeError(f"model {config.model}, head {config.head}, encoder {config.encoder}")

@@ -24,7 +24,7 @@ HOST = "127.0.0.1"
 """Loopback only: the server has no authentication."""
 NAMES = ("127.0.0.1", "localhost")
 """Accepted `Host` names; other names may be DNS rebinding by another site."""
-MOST_BYTES = 16 << 20
+MAX_BYTES = 16 << 20
 LATEST = 10_000
 """Number of latest requests for the latency quantiles."""
 FOUND_ITEMS = 30
@@ -45,7 +45,7 @@ class Server:
 
     def app(self) -> web.Application:
         """The application with its routes."""
-        app = web.Application(client_max_size=MOST_BYTES, middlewares=[plain_errors, only_this_machine])
+        app = web.Application(client_max_size=MAX_BYTES, middlewares=[plain_errors, only_this_machine])
         app.router.add_get("/", self.index)
         app.router.add_get("/about", self.about)
         app.router.add_get("/items", self.items)
@@ -68,7 +68,7 @@ class Server:
             "tasks": recommender.tasks,
             "actions": recommender.actions,
             "sources": recommender.blend.learned.names if recommender.blend else ["model"],
-            "largest_k": recommender.most,
+            "largest_k": recommender.max_k,
             "index": recommender.evaluation.index.kind,
             "requests": self.requests,
             "milliseconds": {"p50": p50, "p99": p99},
@@ -90,7 +90,7 @@ class Server:
             raise InputError("JSON", "something else", HINT) from None
         if not isinstance(body, dict) or set(body) - {"sessions", "k"} or not isinstance(body.get("sessions"), list):
             raise InputError("an object with sessions and perhaps k", "another one", HINT)
-        k = body.get("k", min(DEFAULT_K, self.recommender.most))
+        k = body.get("k", min(DEFAULT_K, self.recommender.max_k))
         if type(k) is not int:
             raise InputError("k as an integer", k, HINT)
         sessions = [SessionRequest.parse(session) for session in body["sessions"]]

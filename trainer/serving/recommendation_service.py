@@ -39,9 +39,9 @@ from trainer.serving.session_request import SessionRequest
 from trainer.task.registry import model_task_of
 from trainer.task.sessions import SessionTask
 
-MOST_SESSIONS = 1_000
+MAX_SESSIONS = 1_000
 """Maximum sessions per request."""
-ENCODED_AT_LEAST = 8
+MIN_ENCODED = 8
 """Minimum batch size of the encoder; smaller batches are repeated.
 
 Matrix products round differently with a single row, and answers should equal those of the evaluation.
@@ -97,7 +97,7 @@ class RecommendationService:
             InputError: not a finished run of a session model, or the result of another bundle.
         """
         run_config, dataset = open_run(config.run, config.data)
-        if run_config.ranks:
+        if run_config.is_ranking_model:
             raise InputError("the run of a session model", run_config.model, "ranking models retrieve no items")
         result = download_if_remote(config.result, last_file=METRICS)
         if not (result / METRICS).is_file():
@@ -136,7 +136,7 @@ class RecommendationService:
         )
 
     @property
-    def most(self) -> int:
+    def max_k(self) -> int:
         """The longest list that can be requested: the largest cutoff of the evaluation."""
         return self.evaluation.config.deepest
 
@@ -191,12 +191,12 @@ class RecommendationService:
         Raises:
             InputError: `k` or the number of sessions is out of its range.
         """
-        if not 1 <= k <= self.most:
+        if not 1 <= k <= self.max_k:
             raise InputError(
-                f"k from 1 to {self.most}, the evaluation's largest cutoff", k, "evaluate with more cutoffs"
+                f"k from 1 to {self.max_k}, the evaluation's largest cutoff", k, "evaluate with more cutoffs"
             )
-        if not 1 <= len(requests) <= MOST_SESSIONS:
-            raise InputError(f"1 to {MOST_SESSIONS} sessions", len(requests), "send several requests")
+        if not 1 <= len(requests) <= MAX_SESSIONS:
+            raise InputError(f"1 to {MAX_SESSIONS} sessions", len(requests), "send several requests")
         sessions, unknown = self._sessions(requests)
         n, known = len(sessions), np.flatnonzero(sessions.items.lengths > 0)
         items, scores = np.zeros((n, k), np.int64), np.full((n, k), -np.inf, np.float32)
@@ -247,12 +247,12 @@ class RecommendationService:
 
     def _states(self, sessions: Sessions) -> torch.Tensor:
         """States `[Q, S]` after all clicks."""
-        row = np.arange(max(len(sessions), ENCODED_AT_LEAST)) % len(sessions)
+        row = np.arange(max(len(sessions), MIN_ENCODED)) % len(sessions)
         several = sessions.take(row)
         return self.scorer.states(several, several.items.lengths[:, None])[: len(sessions), 0]
 
     def _queries(self, sessions: Sessions, state_QS: torch.Tensor) -> Queries:
-        row = np.arange(max(len(sessions), ENCODED_AT_LEAST)) % len(sessions)
+        row = np.arange(max(len(sessions), MIN_ENCODED)) % len(sessions)
         vector = self.scorer.queries(state_QS[torch.from_numpy(row)])[: len(sessions)].cpu().numpy()
         return Queries(
             sessions.user_id,
@@ -269,10 +269,10 @@ class RecommendationService:
         ranks: dict[str, npt.NDArray[np.float32]] = {}
         score: npt.NDArray[np.floating]
         if self.blend is None:
-            score, listed = search_unseen(self.evaluation.index, queries, self.most)
+            score, listed = search_unseen(self.evaluation.index, queries, self.max_k)
         else:
             score, listed, ranks = self.blend.recommend_with_ranks(queries)
-        order = columns_of_listed(listed, self.most)[:, :k]
+        order = columns_of_listed(listed, self.max_k)[:, :k]
         items, scores = np.take_along_axis(listed, order, 1), np.take_along_axis(score, order, 1)
         out = np.zeros((len(queries), k), np.int64), np.full((len(queries), k), -np.inf, np.float32)
         out[0][:, : items.shape[1]], out[1][:, : items.shape[1]] = items, scores

@@ -86,7 +86,7 @@ def feature_tables(
         size = item_tables[of].dimension
         tables[name] = make_table(config, features.n_values, world, number=0, bias=False, dimension=size)
         tables[name].vector.zero_()
-        tables[name].rate = config.train.feature_rate
+        tables[name].learning_rate_factor = config.train.feature_rate
     return tables
 
 

@@ -12,4 +12,4 @@ from trainer.task.sessions import SessionTask
 
 def model_task_of(config: TrainerConfig, dataset: Dataset, world: World) -> ModelTask:
     """The session or ranking task of a configuration's model."""
-    return RankingTask(config, dataset, world) if config.ranks else SessionTask(config, dataset, world)
+    return RankingTask(config, dataset, world) if config.is_ranking_model else SessionTask(config, dataset, world)

@@ -35,7 +35,7 @@ from trainer.inference.validation import (
 )
 from trainer.models.recommender import Recommender
 from trainer.task.base import Collate, feature_tables, make_item_features, make_table, shard_of
-from trainer.training.cooccurrence import start_vectors
+from trainer.training.cooccurrence import ppmi_vectors
 from trainer.training.objective import INPUT, ITEM, TASK_ITEM_TABLE, SessionObjective
 from trainer.training.step import TrainStep
 
@@ -82,18 +82,18 @@ class SessionTask:
         config, n_items = self.config, self.dataset.manifest.n_items
         torch.manual_seed(config.seed)
         names = [ITEM] if config.network.tie_embeddings else [ITEM, INPUT]
-        own = [TASK_ITEM_TABLE] if config.own_dim else []
+        own = [TASK_ITEM_TABLE] if config.task_embedding_dim else []
         features = make_item_features(config, self.dataset, [*names, *own])
         feedback_codes = None
         if config.feedback_feature_dim:
             feedback_codes = torch.from_numpy(feature_codes(self.dataset, config.feedback_features)[0])
         model = Recommender(config, features, feedback_codes)
         tables = {ITEM: make_table(config, n_items, self.world, number=0, bias=True)}
-        tables[ITEM].start_biases(first_biases(config, self.train_clicks))
+        tables[ITEM].set_initial_biases(first_biases(config, self.train_clicks))
         if not config.network.tie_embeddings:
             tables[INPUT] = make_table(config, n_items, self.world, number=1, bias=False)
-        if config.own_dim:
-            size = config.own_dim * len(config.feedback_tasks)
+        if config.task_embedding_dim:
+            size = config.task_embedding_dim * len(config.feedback_tasks)
             tables[TASK_ITEM_TABLE] = make_table(config, n_items, self.world, number=3, bias=False, dimension=size)
         tables |= feature_tables(config, features, tables, self.world)
         return TrainStep(config, SessionObjective(config, model, self.train_clicks), tables, total_steps, self.world)
@@ -111,7 +111,7 @@ class SessionTask:
         vector, problem = torch.zeros(self.dataset.manifest.n_items, dimension), None
         if self.world.is_first:  # other machines may round differently
             try:
-                vector = start_vectors(self.dataset, holdout, dimension, self.config.seed)
+                vector = ppmi_vectors(self.dataset, holdout, dimension, self.config.seed)
             except InputError as error:
                 problem = error
         problem = self.world.gather(problem)[0]
@@ -193,8 +193,8 @@ class SessionTask:
         First the weight of popularity, unless the configuration has one; then those of counted transitions, for models
         with transitions.
         """
-        most = -(-FIT_SESSIONS // self.world.size)
-        some = sample.take(np.arange(min(len(sample), most)))
+        max_sessions = -(-FIT_SESSIONS // self.world.size)
+        some = sample.take(np.arange(min(len(sample), max_sessions)))
         if self.config.network.popularity_weight is None:
             self._fit_popularity(train_step, some)
             if self.world.is_first:

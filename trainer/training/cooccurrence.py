@@ -58,7 +58,7 @@ class Matrix:
     value: npt.NDArray[np.float32]
 
 
-def start_vectors(dataset: Dataset, holdout: int, dimension: int, seed: int) -> torch.Tensor:
+def ppmi_vectors(dataset: Dataset, holdout: int, dimension: int, seed: int) -> torch.Tensor:
     """Unit vectors for items with a neighbour, zeros for the others.
 
     Args:

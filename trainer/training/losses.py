@@ -66,8 +66,8 @@ def hardest(score_NK: torch.Tensor, k: int) -> torch.Tensor:
     """Mask all but the k highest scores of each row (and ties with the k-th) with `MASKED_SCORE`; 0 = keep all."""
     if not 0 < k < score_NK.shape[1]:
         return score_NK
-    least_N1 = score_NK.detach().topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
-    return score_NK.masked_fill(score_NK < least_N1, MASKED_SCORE)
+    kth_N1 = score_NK.detach().topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
+    return score_NK.masked_fill(score_NK < kth_N1, MASKED_SCORE)
 
 
 def hard_kernel(kernel: Kernel, k: int) -> Kernel:

@@ -31,17 +31,17 @@ class NegativeSampler:
         uniform_share: float,
         clicked_only: bool = False,
     ) -> None:
-        n, most = len(train_clicks), int(train_clicks.max(initial=0))
-        self.clicks: npt.NDArray[Any] = train_clicks.astype(np.int32 if most < 2**31 else np.int64)
+        n, max_clicks = len(train_clicks), int(train_clicks.max(initial=0))
+        self.clicks: npt.NDArray[Any] = train_clicks.astype(np.int32 if max_clicks < 2**31 else np.int64)
         self.popularity_exponent, self.uniform_share = popularity_exponent, uniform_share
-        self.clicked_only = clicked_only and most > 0
+        self.clicked_only = clicked_only and max_clicks > 0
         self.n_uniform = int(np.count_nonzero(self.clicks)) if self.clicked_only else n
         self.total_clicks = max(int(train_clicks.sum()), 1)
         weight = self._weight(self.clicks)
         self.total_weight = float(weight.sum())
         probability = self._probability(self.clicks, weight)
         # In a refit, items new in the valid clicks get the smallest probability of the others.
-        self.least = float(probability.min(where=probability > 0, initial=np.inf))
+        self.min_probability = float(probability.min(where=probability > 0, initial=np.inf))
         self.cumulative = np.cumsum(probability, out=probability)
         self.cumulative /= self.cumulative[-1]
 
@@ -89,4 +89,4 @@ class NegativeSampler:
         """Log sampling probability of each item."""
         clicks = self.clicks[item_N - 1]
         probability = self._probability(clicks, self._weight(clicks))
-        return np.log(np.maximum(probability, self.least)).astype(np.float32)
+        return np.log(np.maximum(probability, self.min_probability)).astype(np.float32)

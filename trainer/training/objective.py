@@ -128,7 +128,7 @@ class SessionObjective(nn.Module):
     def lookup_ids(self, batch: Batch, candidates: Candidates) -> dict[str, torch.Tensor]:
         """Ids whose vectors the forward pass reads, by table."""
         scored = [batch.targets.flatten(), batch.row_item, batch.skipped_item, candidates.ids]
-        clicks, own = batch.items.flatten(), {TASK_ITEM_TABLE: batch.row_item} if self.model.own_dim else {}
+        clicks, own = batch.items.flatten(), {TASK_ITEM_TABLE: batch.row_item} if self.model.task_embedding_dim else {}
         if self.config.network.tie_embeddings:
             return self.model.item_features.with_values({ITEM: torch.cat([clicks, *scored]), **own})
         return self.model.item_features.with_values({ITEM: torch.cat(scored), INPUT: clicks, **own})
@@ -136,7 +136,7 @@ class SessionObjective(nn.Module):
     def shared(self, candidates: Candidates) -> dict[str, torch.Tensor]:
         """Ids by table that every worker reads: those of the candidates."""
         none, others = candidates.ids[:0], [] if self.config.network.tie_embeddings else [INPUT]
-        others += [TASK_ITEM_TABLE] if self.model.own_dim else []
+        others += [TASK_ITEM_TABLE] if self.model.task_embedding_dim else []
         return self.model.item_features.with_values({ITEM: candidates.ids} | dict.fromkeys(others, none))
 
     def weights(self, batch: Batch) -> torch.Tensor:
@@ -160,7 +160,7 @@ class SessionObjective(nn.Module):
         target = batch.targets.flatten()[used]
         loss_sums = [self._next(model.query(task_representations["next"]), target, item, candidates, batch, compact)]
         row_state, item_FD = compact[batch.row_state], item.vectors(batch.row_item)
-        own_FD = rows[TASK_ITEM_TABLE].vectors(batch.row_item) if model.own_dim else None
+        own_FD = rows[TASK_ITEM_TABLE].vectors(batch.row_item) if model.task_embedding_dim else None
         logits = model.feedback_logits(state, task_representations, row_state, batch.row_item, item_FD, own_FD)
         for column, task in enumerate(model.feedback_tasks):
             label = batch.row_label[:, column]
@@ -177,11 +177,11 @@ class SessionObjective(nn.Module):
         compact: torch.Tensor,
     ) -> torch.Tensor:
         positive, index = item.local_index(target_N), item.local_index(candidates.ids)
-        positive_ND = self.model.searched(nn.functional.embedding(positive, item.vector))
+        positive_ND = self.model.scoring_vectors(nn.functional.embedding(positive, item.vector))
         positive_bias_N = item.bias[positive]
         if self.config.loss == "embedding":
             return losses.embedding_sum(query_ND, positive_ND)
-        candidate_KD = self.model.searched(nn.functional.embedding(index, item.vector))
+        candidate_KD = self.model.scoring_vectors(nn.functional.embedding(index, item.vector))
         bias_K = item.bias[index] + candidates.correction
         if not self.config.train.skipped_negatives:
             return losses.fused_sum(
@@ -215,7 +215,7 @@ class SessionObjective(nn.Module):
     ) -> torch.Tensor:
         """Scores `[N, H]` of the items shown with each target but not clicked."""
         row, index = compact[batch.skipped_state], item.local_index(batch.skipped_item)
-        vector_SD = self.model.searched(nn.functional.embedding(index, item.vector))
+        vector_SD = self.model.scoring_vectors(nn.functional.embedding(index, item.vector))
         score = (query_ND[row] * vector_SD).sum(1) + item.bias[index]
         score = score.masked_fill(batch.skipped_item == target_N[row], losses.MASKED_SCORE)
         empty = query_ND.new_full((len(query_ND), self.config.train.skipped_negatives), losses.MASKED_SCORE)

@@ -169,7 +169,7 @@ class TrainStep:
         if exchange is None or not self.sharded:
             return {name: self.tables[name].rows(rows_read) for name, rows_read in ids.items()}
         values = exchange.from_owners({name: self.tables[name].values(own) for name, own in exchange.owned.items()})
-        return {name: self.tables[name].rows_of(rows_read, values[name]) for name, rows_read in ids.items()}
+        return {name: self.tables[name].rows_from_owners(rows_read, values[name]) for name, rows_read in ids.items()}
 
     def _summed(
         self, exchange: RowExchange, gradients: dict[str, Gradient], losses: torch.Tensor
@@ -196,7 +196,7 @@ class TrainStep:
         mine = {name: self.tables[name].state_rows(ids) for name, ids in exchange.owned.items()}
         ids, rows = exchange.to_all(mine, counts)
         for name in ids:
-            self.tables[name].put_state_rows(ids[name], rows[name])
+            self.tables[name].load_state_rows(ids[name], rows[name])
 
     def _seed(self, seed: int) -> None:
         # torch.manual_seed stores a stack trace for every uninitialised device type at each call.
@@ -225,4 +225,5 @@ class TrainStep:
         for name, (ids, gradient) in gradients.items():
             gradient = gradient if shrink == 1.0 else gradient * shrink
             table = self.tables[name]
-            table.update(ids, gradient, options.learning_rate * factor * table.rate, decay=options.table_decay)
+            learning_rate = options.learning_rate * factor * table.learning_rate_factor
+            table.update(ids, gradient, learning_rate, decay=options.table_decay)

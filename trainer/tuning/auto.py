@@ -84,8 +84,10 @@ def trial_epochs(config: TrainerConfig, dataset: Dataset) -> int:
     """
     counts = dataset.manifest.counts
     targets = max(1, counts.get("clicks", 0) - (1 + TRAIN_HOLDOUT) * counts.get("sessions", 0))
-    least, most = 2, config.train.epochs // 2
-    return min(max(least, -(-config.auto.targets // targets)), most) if config.auto.targets and most >= least else 0
+    min_epochs, max_epochs = 2, config.train.epochs // 2
+    if not config.auto.targets or max_epochs < min_epochs:
+        return 0
+    return min(max(min_epochs, -(-config.auto.targets // targets)), max_epochs)
 
 
 def _choose(options: Sequence[str], config: TrainerConfig, candidates: list[str], epochs: int, run: RunFolder) -> str:

@@ -23,7 +23,7 @@ from etl.runtime.output_file import new_file
 from etl.runtime.progress import ProgressLine
 from trainer.config import load as load_trainer
 from trainer.recipe import with_recipe
-from trainer.tune import TuneOptions
+from trainer.tune import TuneConfig
 from trainer.tuning.page import page
 from trainer.tuning.space import command_line, default_space, read_space, settings
 from trainer.tuning.trial import FINISHED, Trial
@@ -35,7 +35,7 @@ RESERVED = ("data", "output", "model", "resume", "train.epochs", "train.refit", 
 """Options of the trainer that the search sets."""
 
 
-def search(config: TuneOptions) -> str:
+def search(config: TuneConfig) -> str:
     """Run all unfinished trials, write table, page and best setting; returns the text to print.
 
     Raises:
@@ -62,7 +62,7 @@ def search(config: TuneOptions) -> str:
         return write_findings(folder, trials, config, metric)
 
 
-def plan(config: TuneOptions) -> tuple[list[Trial], str]:
+def plan(config: TuneConfig) -> tuple[list[Trial], str]:
     """The trials, and the validation metric of the comparison.
 
     All settings are validated before any is run.
@@ -89,7 +89,7 @@ def plan(config: TuneOptions) -> tuple[list[Trial], str]:
     return trials, configs[0].select_by
 
 
-def _remember(folder: Path, config: TuneOptions, space: Any, dataset: str) -> None:
+def _remember(folder: Path, config: TuneConfig, space: Any, dataset: str) -> None:
     """Save the search's options, or compare them with the saved ones on resume."""
     record: dict[str, Any] = {n: v for n, v in asdict(config).items() if n not in MAY_CHANGE}
     record["space"] = {name: asdict(dimension) for name, dimension in space.items()}
@@ -125,7 +125,7 @@ def rows_of(trials: list[Trial], metric: str) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (-(row.get(f"valid/{metric}") or 0.0), row["trial"]))
 
 
-def write_findings(folder: Path, trials: list[Trial], config: TuneOptions, metric: str) -> str:
+def write_findings(folder: Path, trials: list[Trial], config: TuneConfig, metric: str) -> str:
     """Write table, page and best setting; returns the text to print.
 
     Raises:
@@ -148,7 +148,7 @@ def write_findings(folder: Path, trials: list[Trial], config: TuneOptions, metri
     return _text(rows, judged, metric, folder, best)
 
 
-def _shared(config: TuneOptions) -> dict[str, Any]:
+def _shared(config: TuneConfig) -> dict[str, Any]:
     overrides = OverridesParser.create().parse_overrides(shlex.split(config.options))
     return {each.key_or_group: each.value() for each in overrides} | {"train.epochs": config.epochs}
 

@@ -81,9 +81,9 @@ def default_space(config: TrainerConfig) -> Space:
         "network.hidden_size": _scaled(network.hidden_size, 0.5, 0.75, 1, 1.5),
         "network.state_dropout": Uniform(0.0, 0.7),
     }
-    if config.ranks or config.model == "hybrid":
+    if config.is_ranking_model or config.model == "hybrid":
         space["network.tower"] = _scaled(network.tower, 0.5, 1, 2)
-    if config.ranks:
+    if config.is_ranking_model:
         decay = train.weight_decay or 1e-5
         return space | {"train.weight_decay": Uniform(decay / 100, decay * 10, log=True)}
     space |= {
