@@ -124,13 +124,31 @@ def test_efficient_batch_is_the_smallest_with_sufficient_efficiency():
 
 
 @pytest.mark.parametrize(
-    "wrong", ["workers=0", "workers=many", "network_gbit=-1", "latency_us=0", "model=bert", "no_such=1"]
+    "wrong",
+    [
+        *("workers=0", "workers=many", "workers=1.5", "network_gbit=-1", "network_gbit=nan", "latency_us=0"),
+        *("cores=0", "measured_steps=0", "items=-1", "model=bert", "no_such=1"),
+    ],
 )
 def test_invalid_options_fail_with_a_one_line_error(fifty, wrong, capfd):
     assert main([f"data={fifty.path}", "model=gru4rec", wrong]) == 2
     err = capfd.readouterr().err
     assert err.startswith("error: expected ")
     assert err.count("\n") == 1
+
+
+def test_own_options_arrive_typed_and_the_others_at_the_trainer(fifty, capfd, monkeypatch):
+    plans = []
+    monkeypatch.setattr("trainer.step_cost.plan", lambda *configs: plans.append(configs) or ["planned"])
+    own = ["workers=64", "items=0", "network_gbit=2.5", "latency_us=30", "cores=2", "measured_steps=7"]
+    assert main([f"data={fifty.path}", "model=gru4rec", "train.batch_tokens=64", "ray.workers=2", *own]) == 0
+    assert capfd.readouterr().out == "planned\n"
+    (plan, config), *_ = plans
+    assert (plan.workers, plan.items, plan.network_gbit, plan.latency_us) == (64, 0, 2.5, 30.0)
+    assert (plan.cores, plan.measured_steps, plan.output) == (2, 7, "plan")
+    assert (config.train.batch_tokens, config.ray.workers) == (64, 0)
+    assert main([f"data={fifty.path}", "model=gru4rec"]) == 0
+    assert (plans[1][0].workers, plans[1][0].network_gbit) == (8, 10.0)
 
 
 def test_log_whose_steps_have_one_size_is_refused(fifty, capfd, monkeypatch):
