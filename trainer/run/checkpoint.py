@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from etl.runtime.errors import InputError
 from etl.runtime.files import atomic_folder, sha256_of, sync_to_disk
-from trainer.models.embedding_table import DRAWN_ROWS, FULL_TABLE, Shard, SparseTable
+from trainer.models.embedding_table import FULL_TABLE, Shard, SparseTable
 from trainer.run.progress import Progress
 from trainer.training.step import TrainStep
 
@@ -31,6 +31,8 @@ STATE = "state.json"
 TENSORS = "tensors.safetensors"
 SHARD = "table-{:05d}.safetensors"
 """File of a worker's rows with a sharded table."""
+ROWS_AT_ONCE = 65_536
+"""Rows of a table read at a time."""
 
 
 class Writer:
@@ -306,8 +308,8 @@ def _load_rows(table: SparseTable, prefix: str, source: Shard, path: Path) -> No
             expected = [len(held) if table.has_bias or not name.startswith("bias") else 0, *tensor.shape[1:]]
             if rows.get_shape() != expected:
                 raise RuntimeError(f"{prefix}{name} of shape {rows.get_shape()}, expected {expected}")
-            for begin in range(0, expected[0], DRAWN_ROWS):
-                ids = held[begin : begin + DRAWN_ROWS]
+            for begin in range(0, expected[0], ROWS_AT_ONCE):
+                ids = held[begin : begin + ROWS_AT_ONCE]
                 here = ids % table.shard.size == table.shard.rank
                 if here.any():
                     part = rows[begin : begin + len(ids)][here]

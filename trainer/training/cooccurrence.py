@@ -24,7 +24,6 @@ from etl.dataset import Dataset
 from etl.runtime.errors import InputError
 from trainer.data.order import Int
 from trainer.data.ragged import Ragged
-from trainer.models.embedding_table import DRAWN_ROWS
 
 WINDOW = 5
 """Largest distance in clicks of a pair; pairs are weighted by 1 / distance."""
@@ -35,7 +34,8 @@ OVERSAMPLING, ITERATIONS = 16, 4
 
 COMMON = math.lcm(*range(1, WINDOW + 1))
 """Makes weights integers: `COMMON` / distance is exact."""
-PAIRS_AT_ONCE = 1 << 24
+PAIRS_AT_ONCE, ROWS_AT_ONCE = 1 << 24, 65_536
+"""Pairs counted, and rows of random numbers drawn, at a time."""
 BYTES_A_CLICK, BYTES_A_NUMBER, BYTES_A_PAIR = 100, 14, 110
 """Peak memory in bytes: of the matrix, per click; of the factorisation, per element of the range basis; of counting,
 per pair in memory."""
@@ -158,7 +158,9 @@ def joined(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
 
 
 def row_blocks(click_I: Int, at_once: int) -> list[tuple[int, int]]:
-    """Ranges of items with about `at_once` clicks each, at least one item.
+    """Ranges of items with at most `at_once` clicks, or a single item.
+
+    As `bounds_by_work` of `retrieval.sources.counts`, which imports scipy: no first step should wait for that.
 
     >>> row_blocks(np.array([5, 1, 1, 1, 9]), 3)
     [(0, 1), (1, 4), (4, 5)]
@@ -203,7 +205,7 @@ def factors(matrix: Matrix, rank: int, seed: int) -> torch.Tensor:
         rows = torch.sparse_csr_tensor(offset, column, torch.from_numpy(matrix.value), size=(n, n))
     width = min(n, rank + OVERSAMPLING)
     base, random = torch.empty(n, width), np.random.default_rng(seed)
-    for part in base.split(DRAWN_ROWS):  # drawn in float64: float32 draws would differ
+    for part in base.split(ROWS_AT_ONCE):  # drawn in float64: float32 draws would differ
         part.copy_(torch.from_numpy(random.normal(size=part.shape)))
     for _ in range(ITERATIONS):
         base, _ = torch.linalg.qr(rows @ base)
