@@ -104,8 +104,8 @@ def recommendations(model_task: SessionTask, dataset: Dataset, train_step: Train
     """A session and the model's next-item recommendations: candidates other than the session's items."""
     session = find_session(model_task, options.user)
     items = session.items.values
-    state = model_task.scorer(train_step).states(session, np.array([[len(items)]]))[:, 0]
     scorer = model_task.scorer(train_step)
+    state = scorer.states(session, np.array([[len(items)]]))[:, 0]
     score = (scorer.queries(state) @ scorer.item_vectors().t())[0].cpu()
     if scorer.term is not None:
         term = scorer.term.scores(session, np.array([len(items)]), "next")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,14 @@ from etl.runtime.locks import locked
 from retrieval.bundle_folder import RUN_BUNDLE, SELECTED
 from trainer.config import TrainerConfig
 from trainer.data.hashing import mix
-from trainer.data.order import Int, Order, share
+from trainer.data.order import Int, share
 from trainer.data.prefetch import Prefetch
 from trainer.data.reader import GlobalBatch, Reader
 from trainer.distributed.world import World, keep_freed_memory, set_threads
 from trainer.inference.export import export
+from trainer.inference.validation import Validation
 from trainer.run import checkpoint
+from trainer.run.folder import CHECKPOINTS, REFIT_CHECKPOINTS
 from trainer.run.lost_checkpoints import replace_lost_best
 from trainer.run.metrics_log import Meter, RunLog, mean_losses
 from trainer.run.object_store import RunFolder
@@ -53,7 +55,18 @@ class Phase:
 
     def checkpoints(self, run: Path) -> Path:
         """Folder of the phase's checkpoints."""
-        return run / ("checkpoints" if self.validates else "checkpoints-refit")
+        return run / (CHECKPOINTS if self.validates else REFIT_CHECKPOINTS)
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A model after its training with selection: the best epoch's parameters and their validation."""
+
+    model_task: ModelTask
+    train_step: TrainStep
+    progress: Progress
+    phase: Phase
+    validation: Validation
 
 
 def train(config: TrainerConfig, world: World, on_epoch: Callable[[dict[str, Any]], None] = lambda _: None) -> None:
@@ -73,7 +86,7 @@ def train(config: TrainerConfig, world: World, on_epoch: Callable[[dict[str, Any
     dataset = open_dataset(config.data, verify=False)
     if world.is_first:
         # A worker of a killed run may still be alive: two must not write the same checkpoints.
-        with locked(run.path / "checkpoints", wait_seconds=120.0), reporting(run, world) as world:
+        with locked(run.path / CHECKPOINTS, wait_seconds=120.0), reporting(run, world) as world:
             _train(config, dataset, run, world, on_epoch)
     else:
         _train(config, dataset, run, world, on_epoch)
@@ -91,36 +104,40 @@ def select(
     keep_freed_memory()
     run, dataset = RunFolder.of(config.output), open_dataset(config.data, verify=False)
     with reporting(run, world) as world:
-        model_task = model_task_of(config, dataset, world)
-        selection = Phase("train", TRAIN_HOLDOUT, config.train.epochs, validates=True)
-        train_step, progress = fit(config, model_task, run, world, selection, on_epoch)
-        sample = model_task.sample()
-        model_task.fit_score_weights(train_step, sample, run.path)
-        return {
-            "seconds": progress.seconds,
-            "parameters": parameter_counts(train_step)["total"],
-            "best_epoch": progress.best_epoch,
-            "valid": model_task.validate(train_step, sample).metrics,
-        }
+        selected = _select(config, dataset, run, world, on_epoch)
+    return {
+        "seconds": selected.progress.seconds,
+        "parameters": parameter_counts(selected.train_step)["total"],
+        "best_epoch": selected.progress.best_epoch,
+        "valid": selected.validation.metrics,
+    }
+
+
+def _select(
+    config: TrainerConfig, dataset: Dataset, run: RunFolder, world: World, on_epoch: Callable[[dict[str, Any]], None]
+) -> Selected:
+    """Train, fit the weights that scores add at inference, and validate."""
+    model_task = model_task_of(config, dataset, world)
+    phase = Phase("train", TRAIN_HOLDOUT, config.train.epochs, validates=True)
+    train_step, progress = fit(config, model_task, run, world, phase, on_epoch)
+    sample = model_task.sample()
+    model_task.fit_score_weights(train_step, sample, run.path)
+    return Selected(model_task, train_step, progress, phase, model_task.validate(train_step, sample))
 
 
 def _train(
     config: TrainerConfig, dataset: Dataset, run: RunFolder, world: World, on_epoch: Callable[[dict[str, Any]], None]
 ) -> None:
-    model_task = model_task_of(config, dataset, world)
-    select = Phase("train", TRAIN_HOLDOUT, config.train.epochs, validates=True)
-    train_step, progress = fit(config, model_task, run, world, select, on_epoch)
-    sample = model_task.sample()
-    model_task.fit_score_weights(train_step, sample, run.path)
-    result = model_task.validate(train_step, sample)
-    result.metrics = with_best_aucs(result.metrics, progress)
+    selected = _select(config, dataset, run, world, on_epoch)
+    model_task, train_step, progress = selected.model_task, selected.train_step, selected.progress
+    validation = replace(selected.validation, metrics=with_best_aucs(selected.validation.metrics, progress))
     if stop_requested(run, world):
         raise Stopped("stopped after training; the same command writes the bundle")
     refit = config.train.refit
-    passes = feedback_passes(progress, select.checkpoints(run.path), model_task, train_step)
+    passes = feedback_passes(progress, selected.phase.checkpoints(run.path), model_task, train_step)
     write_bundle = partial(export, dataset=dataset, world=world, model=model_task.name)
-    selected = run.below(SELECTED if refit else RUN_BUNDLE)
-    write_bundle(selected, model_task.scorer(train_step), refit=False, passes=passes)
+    folder = run.below(SELECTED if refit else RUN_BUNDLE)
+    write_bundle(folder, model_task.scorer(train_step), refit=False, passes=passes)
     if refit:
         again = Phase("refit", REFIT_HOLDOUT, progress.best_epoch, validates=False)
         train_step, _ = fit(config, model_task, run, world, again, on_epoch)
@@ -128,8 +145,8 @@ def _train(
         model_task.load_score_weights(run.path, again.holdout)
         write_bundle(run.below(RUN_BUNDLE), model_task.scorer(train_step), refit=True)
     if world.is_first:
-        write_diagnostics(run.path, result, train_step)
-        write_summary(run.path, config, dataset, train_step, progress, result)
+        write_diagnostics(run.path, validation, train_step)
+        write_summary(run.path, config, dataset, train_step, progress, validation)
         run.push()
 
 
@@ -295,23 +312,11 @@ class Training:
             self.log.write(progress.step, progress.epoch + 1, f"{self.phase.name}-epoch", means)
 
 
-def order_of(config: TrainerConfig, reader: Reader[Any], epoch: int) -> Order:
-    """The order of an epoch (from 0)."""
-    return Order(
-        reader.group_rows,
-        config.seed,
-        epoch,
-        reader.dataset.manifest.fingerprint,
-        config.train.batch_tokens,
-        config.train.shuffle_buffer_sessions,
-    )
-
-
 def planned_steps(config: TrainerConfig, reader: Reader[Any], phase: Phase) -> int:
     """Number of steps of all epochs of a phase; 0, uncounted, if the learning rate does not depend on it."""
     if config.train.schedule == "constant":
         return 0
-    return sum(reader.steps(order_of(config, reader, epoch)) for epoch in range(phase.epochs))
+    return sum(reader.steps(reader.order(config, epoch)) for epoch in range(phase.epochs))
 
 
 def _batches(
@@ -319,7 +324,7 @@ def _batches(
 ) -> Prefetch[GlobalBatch[list[Any]]]:
     """This worker's batches of the current epoch, `gradient_accumulation_steps` micro-batches per step, prefetched."""
     options = config.train
-    order = order_of(config, reader, progress.epoch)
+    order = reader.order(config, progress.epoch)
     salt = int(mix(np.array([(config.seed * 1_000_003 + progress.epoch) % 2**64], np.uint64))[0] >> np.uint64(1))
     collate_rows = model_task.collate(phase.holdout, salt)
 
@@ -338,10 +343,4 @@ def _record_epoch(progress: Progress, values: dict[str, Any], select_by: str, *,
     if value is None and progress.epoch == 1 and report:
         what = "the valid rows of each task have one outcome only; the first epoch will be kept"
         print(f"warning: {select_by} is undefined: {what}", file=sys.stderr, flush=True)
-    score = value if value is not None and math.isfinite(value) else 0.0  # an undefined score never wins
-    progress.score = score
-    if score > progress.best_score:
-        progress.best_epoch, progress.best_step, progress.best_score = progress.epoch, progress.step, score
-        progress.worse_epochs = 0
-    else:
-        progress.worse_epochs += 1
+    progress.end_epoch(value if value is not None and math.isfinite(value) else 0.0)  # an undefined score never wins

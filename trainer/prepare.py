@@ -37,8 +37,10 @@ MIN_CLICKS = TRAIN_HOLDOUT + 2
 """Minimum retained clicks of a training session: one input and one target, besides the held-out ones."""
 LEGACY_DEFAULTS = {"train.feature_rate": 1.0}
 """Values that reproduce the behaviour of runs started before an option existed, if not its default."""
-MAY_CHANGE = ("ray.", "auto.", "train.epochs", "resume", "data", "output")
-"""Prefixes of options that may change on resume; `data` is compared by content instead."""
+MAY_CHANGE_GROUPS = ("ray.", "auto.")
+"""Prefixes of options that may change on resume."""
+MAY_CHANGE = {"train.epochs", "train.table", "resume", "data", "output"}
+"""Other options that may change on resume; `data` is compared by content instead."""
 
 
 @contextmanager
@@ -188,7 +190,7 @@ def _compare(before: Any, now: dict[str, Any], *, resume: str) -> None:
     defaults, old, new = _flat(TrainerConfig().to_dict()) | LEGACY_DEFAULTS, _flat(before), _flat(now)
     names = sorted(old.keys() | new.keys(), key=lambda name: (name != "recipe", name))  # a recipe sets other options
     for name in names:
-        if name == "train.table" or (name.startswith(MAY_CHANGE) and name != "dataset"):
+        if name in MAY_CHANGE or name.startswith(MAY_CHANGE_GROUPS):
             continue
         began = old.get(name, defaults.get(name))
         if began != new.get(name):

@@ -19,7 +19,6 @@ from torch.multiprocessing.spawn import spawn
 
 from etl.dataset import TRAIN_HOLDOUT, open_dataset
 from trainer.config import TrainerConfig, from_dict
-from trainer.data.order import Order
 from trainer.data.prefetch import Prefetch
 from trainer.distributed.row_exchange import sum_by_sender
 from trainer.distributed.world import World
@@ -125,12 +124,8 @@ def steps_of(config: TrainerConfig, world: World, steps: int) -> Measured:
     model_task = model_task_of(config, dataset, world)
     train_step, reader = model_task.train_step(steps), model_task.reader(TRAIN_HOLDOUT)
     train_step.model.train()
-    options = config.train
-    fingerprint = dataset.manifest.fingerprint
-    order = Order(reader.group_rows, config.seed, 0, fingerprint, options.batch_tokens, options.shuffle_buffer_sessions)
-    batches = reader.epoch(
-        order, model_task.collate(TRAIN_HOLDOUT, 1), start=0, global_rank=world.global_rank, world_size=world.size
-    )
+    order, collate = reader.order(config, epoch=0), model_task.collate(TRAIN_HOLDOUT, 1)
+    batches = reader.epoch(order, collate, start=0, global_rank=world.global_rank, world_size=world.size)
     seconds, targets, rows, shared = _timed_steps(train_step, Prefetch(batches), steps)
     table = max(train_step.tables.values(), key=lambda table: table.vector.numel())
     merging = measure_merging(table)

@@ -15,7 +15,7 @@ from trainer.inference.popularity_weight import read_weight
 from trainer.inference.validation import Validation
 from trainer.models.recommender import Recommender
 from trainer.run.folder import SUMMARY
-from trainer.run.metrics_log import read_metrics
+from trainer.run.metrics_log import METRICS, read_metrics
 from trainer.run.progress import Progress
 from trainer.training.step import TrainStep
 
@@ -25,7 +25,7 @@ DIAGNOSTICS = "diagnostics.json"
 def write_diagnostics(run: Path, validation: Validation, train_step: TrainStep) -> None:
     """Write `diagnostics.json`: curves by epoch, gates and their entropy, for the report."""
     curves: dict[str, list[list[float]]] = {}
-    for line in read_metrics(run / "metrics.jsonl"):
+    for line in read_metrics(run / METRICS):
         if line["split"] in ("valid", "train-epoch") and line["value"] is not None:
             curves.setdefault(f"{line['split'].removesuffix('-epoch')}/{line['name']}", []).append(
                 [line["epoch"], line["value"]]
@@ -98,7 +98,7 @@ def forward_flops(config: TrainerConfig, dataset: Dataset, train_step: TrainStep
 def best_epochs(run: Path) -> dict[str, int]:
     """The epoch in which each valid metric was highest."""
     best: dict[str, tuple[float, int]] = {}
-    for line in read_metrics(run / "metrics.jsonl"):
+    for line in read_metrics(run / METRICS):
         if line["split"] == "valid" and line["value"] is not None:
             best[line["name"]] = max(best.get(line["name"], (-1.0, 0)), (line["value"], -line["epoch"]))
     return {name: -epoch for name, (_, epoch) in best.items()}

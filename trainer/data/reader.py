@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etl.dataset import Dataset
+from trainer.config import TrainerConfig
 from trainer.data.order import Int, Order, share
 from trainer.data.ragged import Ragged
 
@@ -142,6 +143,17 @@ class Reader(ABC, Generic[S]):
     def total_targets(self) -> int:
         """Number of targets in an epoch."""
         return sum(int(self.targets(group).sum()) for group in range(len(self.groups)))
+
+    def order(self, config: TrainerConfig, epoch: int) -> Order:
+        """The order of an epoch (from 0)."""
+        return Order(
+            self.group_rows,
+            config.seed,
+            epoch,
+            self.dataset.manifest.fingerprint,
+            config.train.batch_tokens,
+            config.train.shuffle_buffer_sessions,
+        )
 
     def steps(self, order: Order) -> int:
         """Number of global batches in an epoch."""

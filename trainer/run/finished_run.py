@@ -15,7 +15,7 @@ from trainer.config import ENCODERS, HEADS, MODELS, TrainerConfig, from_dict
 from trainer.inference.export import FeedbackPass
 from trainer.prepare import read_config
 from trainer.run import checkpoint
-from trainer.run.folder import CONFIG, SUMMARY, is_finished
+from trainer.run.folder import CHECKPOINTS, CONFIG, REFIT_CHECKPOINTS, SUMMARY, is_finished
 from trainer.run.progress import Progress
 from trainer.run.task_epochs import feedback_passes
 from trainer.task.base import ModelTask
@@ -54,7 +54,7 @@ def load_selected(run: Path, train_step: TrainStep) -> Progress:
     Raises:
         InputError: a checkpoint is missing or damaged.
     """
-    folder = run / "checkpoints"
+    folder = run / CHECKPOINTS
     newest = checkpoint.latest(folder)
     if newest is None:
         raise InputError("a complete checkpoint", folder, "train the run again")
@@ -70,9 +70,9 @@ def load_exported(run: Path, config: TrainerConfig, model_task: ModelTask, train
         Export passes for feedback tasks scored with other checkpoints.
     """
     model_task.load_score_weights(run, REFIT_HOLDOUT if config.train.refit else TRAIN_HOLDOUT)
-    refit = checkpoint.latest(run / "checkpoints-refit") if config.train.refit else None
+    refit = checkpoint.latest(run / REFIT_CHECKPOINTS) if config.train.refit else None
     if refit:
         checkpoint.load(refit, train_step)
         return []
     progress = load_selected(run, train_step)
-    return feedback_passes(progress, run / "checkpoints", model_task, train_step)
+    return feedback_passes(progress, run / CHECKPOINTS, model_task, train_step)

@@ -1,4 +1,4 @@
-"""File names of a run folder, and whether a run is finished. Has no heavy imports."""
+"""Names of the files and folders of a run folder, and whether a run is finished. Has no heavy imports."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 CONFIG = "config.yaml"
 """The resolved configuration: every run folder has it."""
+CHECKPOINTS, REFIT_CHECKPOINTS = "checkpoints", "checkpoints-refit"
+"""Folders of the checkpoints: of training with selection, and of a refit."""
 SUMMARY = "summary.json"
 """Written last: a run folder with it is finished."""
 

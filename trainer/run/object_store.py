@@ -13,10 +13,10 @@ from etl.runtime.locks import locked
 from etl.runtime.object_store import WAIT_SECONDS, Mirror, local_path
 from etl.runtime.output_path import os_errors_as_input_error
 from trainer.distributed.world import World
-from trainer.run.folder import SUMMARY
+from trainer.run.folder import CHECKPOINTS, SUMMARY
 
-BUNDLES, CHECKPOINTS = "bundle", "checkpoints"
-"""Prefixes of the folder names."""
+BUNDLES = "bundle"
+"""Prefix of the names of bundles, as `CHECKPOINTS` is that of both folders of checkpoints."""
 
 
 @dataclass(frozen=True)

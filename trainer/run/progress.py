@@ -50,3 +50,12 @@ class Progress:
         self.loss_sums = [a + b for a, b in zip(self.loss_sums, loss_sums, strict=True)]
         self.loss_counts = [a + b for a, b in zip(self.loss_counts, counts, strict=True)]
         self.examples += int(counts[0])
+
+    def end_epoch(self, score: float) -> None:
+        """Record the score of the epoch that has just ended, and that epoch if it is the best."""
+        self.score = score
+        if score > self.best_score:
+            self.best_epoch, self.best_step, self.best_score = self.epoch, self.step, score
+            self.worse_epochs = 0
+        else:
+            self.worse_epochs += 1

@@ -14,7 +14,7 @@ from etl.runtime.files import write_json
 from trainer.config import TrainerConfig
 from trainer.prepare import RECIPE_CHOICE, RECIPE_TRIALS, check_output, prepare, read_config
 from trainer.recipe import recipes_to_try, with_recipe
-from trainer.run.folder import CONFIG
+from trainer.run.folder import CHECKPOINTS, CONFIG
 from trainer.run.object_store import RunFolder
 from trainer.run.progress_file import progress_bar
 from trainer.run.signals import on_sigterm
@@ -109,7 +109,7 @@ def _choose(options: Sequence[str], config: TrainerConfig, candidates: list[str]
         write_json(run.path / RECIPE_CHOICE, choice)
         run.send(RECIPE_CHOICE)
     for trial in trials:
-        shutil.rmtree(trial.folder / "checkpoints", ignore_errors=True)
+        shutil.rmtree(trial.folder / CHECKPOINTS, ignore_errors=True)
     reached = ", ".join(
         f"{row['recipe']} {score:.4f}" if row["state"] == FINISHED else f"{row['recipe']} {row['state']}"
         for row, score in zip(rows, scores, strict=True)

@@ -16,6 +16,7 @@ from trainer.config import load
 from trainer.distributed.world import World
 from trainer.loop import select
 from trainer.prepare import prepared
+from trainer.run.folder import CHECKPOINTS
 from trainer.run.metrics_log import METRICS, read_metrics
 from trainer.training.step import NotFiniteError
 from trainer.tuning.space import Setting
@@ -61,7 +62,7 @@ class Trial:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / ENDED, {"state": state, **more})
         if state != FINISHED:
-            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+            shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
 
     def epochs(self) -> list[dict[str, Any]]:
         """Validation metrics of each epoch so far."""
