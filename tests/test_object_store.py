@@ -34,7 +34,7 @@ from trainer.config import load
 from trainer.distributed.world import World
 from trainer.loop import train
 from trainer.prepare import prepare
-from trainer.run.object_store import RunFolder
+from trainer.run.run_folder import RunFolder
 
 HOME = f"s3://{BUCKET}"
 

@@ -7,28 +7,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from omegaconf import MISSING
-
-from etl.runtime.options import option, read_options, run_program
-
-
-@dataclass
-class ApplyConfig:
-    """Options of `python -m trainer.apply`."""
-
-    run: str = option(MISSING, "finished run folder")
-    data: str = option(MISSING, "dataset to score, made with items_from=the run's dataset")
-    output: str = option(MISSING, "bundle folder to make")
-    trained_on: str | None = option(None, "the run's dataset, if that has moved")
-    overwrite: bool = option(False, "replace an existing bundle")
+from etl.runtime.options import read_options, run_program
+from trainer.program_configs import ApplyConfig
 
 
 def job(options: list[str]) -> None:
     """Write the bundle that the options ask for."""
     config = read_options(ApplyConfig, "trainer.conf.apply", options)
-    from trainer.inference.score_dataset import score_dataset
+    from trainer.score_dataset import score_dataset
 
     score_dataset(config)
     print(config.output)

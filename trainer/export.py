@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from omegaconf import MISSING
-
-from etl.runtime.options import option, read_options, run_program
-
-
-@dataclass
-class ExportConfig:
-    """Options of `python -m trainer.export`."""
-
-    run: str = option(MISSING, "finished run folder of a session model")
-    output: str = option(MISSING, "folder to make")
-    data: str | None = option(None, "the run's dataset, if that has moved")
-    overwrite: bool = option(False, "replace an existing export")
+from etl.runtime.options import read_options, run_program
+from trainer.program_configs import ExportConfig
 
 
 def job(options: list[str]) -> None:
     """Export the encoder of a run."""
     config = read_options(ExportConfig, "trainer.conf.export", options)
-    from trainer.inference.encoder_program import export_encoder  # imports torch
+    from trainer.encoder_program import export_encoder  # imports torch
 
     export_encoder(config)
     print(config.output)

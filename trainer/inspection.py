@@ -14,8 +14,8 @@ from etl.runtime.object_store import local_path
 from trainer.config import TrainerConfig
 from trainer.data.reader import Sessions
 from trainer.distributed.world import World
-from trainer.run.finished_run import load_selected, open_run
-from trainer.show import ShowConfig
+from trainer.finished_run import load_selected, open_run
+from trainer.program_configs import ShowConfig
 from trainer.summary import DIAGNOSTICS, forward_flops
 from trainer.task.registry import model_task_of
 from trainer.task.sessions import SessionTask

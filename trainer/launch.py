@@ -11,8 +11,8 @@ from trainer.distributed.world import World
 from trainer.loop import train
 from trainer.prepare import prepared
 from trainer.run.folder import SUMMARY
-from trainer.run.object_store import RunFolder
 from trainer.run.progress_file import progress_bar
+from trainer.run.run_folder import RunFolder
 from trainer.run.signals import INTERRUPTED, STATUS, Stopped, on_sigterm
 from trainer.training.step import NotFiniteError
 from trainer.tuning.auto import resolve_auto_recipe

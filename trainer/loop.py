@@ -30,15 +30,15 @@ from trainer.run import checkpoint
 from trainer.run.folder import CHECKPOINTS, REFIT_CHECKPOINTS
 from trainer.run.lost_checkpoints import replace_lost_best
 from trainer.run.metrics_log import Meter, RunLog, mean_losses
-from trainer.run.object_store import RunFolder
 from trainer.run.profiling import Profiler
 from trainer.run.progress import Progress
 from trainer.run.progress_file import reporting
+from trainer.run.run_folder import RunFolder
 from trainer.run.signals import Stopped, StopWatch, stop_requested
-from trainer.run.task_epochs import feedback_passes, update_best_by_task, with_best_aucs
 from trainer.summary import parameter_counts, write_diagnostics, write_summary
 from trainer.task.base import ModelTask
 from trainer.task.registry import model_task_of
+from trainer.task.task_epochs import feedback_passes, update_best_by_task, with_best_aucs
 from trainer.training.step import TrainStep
 
 LOG_STEPS = 50

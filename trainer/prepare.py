@@ -26,7 +26,7 @@ from trainer.data.reader import Sessions, session_columns
 from trainer.distributed.worker_count import choose_workers
 from trainer.recipe import with_recipe
 from trainer.run.folder import CONFIG, SUMMARY, is_finished
-from trainer.run.object_store import RunFolder
+from trainer.run.run_folder import RunFolder
 
 RECIPE_CHOICE, RECIPE_TRIALS = "recipe_choice.json", ".recipes"
 """The outcome of `recipe=auto`, and the folder of its trials; both are written before the configuration."""

@@ -29,7 +29,7 @@ from trainer.distributed.world import World
 from trainer.loop import train
 from trainer.ray_environment import environment, local_ray_environment
 from trainer.run.folder import is_finished
-from trainer.run.object_store import RunFolder
+from trainer.run.run_folder import RunFolder
 from trainer.run.signals import Stopped, interrupted_plainly, on_sigterm
 from trainer.training.step import NotFiniteError
 

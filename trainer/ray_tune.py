@@ -14,8 +14,8 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from etl.runtime.errors import InputError
+from trainer.program_configs import TuneConfig
 from trainer.ray_train import ray_session
-from trainer.tune import TuneConfig
 from trainer.tuning.trial import STOPPED, Trial
 
 NUMBER, EPOCH = "number", "epoch"

@@ -4,22 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from omegaconf import MISSING
-
-from etl.runtime.options import option, read_options, run_program
-
-
-@dataclass
-class ShowConfig:
-    """Options of `python -m trainer.show`."""
-
-    run: str = option(MISSING, "finished run folder")
-    data: str | None = option(None, "its dataset, if that has moved")
-    item: int = option(1, "dense id of the item whose neighbours are shown; 1 has most train clicks")
-    user: int | None = option(None, "raw id of the user whose session is shown; the dataset's first")
-    k: int = option(10, "neighbours and recommendations")
+from etl.runtime.options import read_options, run_program
+from trainer.program_configs import ShowConfig
 
 
 def job(options: list[str]) -> None:

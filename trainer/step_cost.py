@@ -15,7 +15,7 @@ from etl.runtime.errors import InputError
 from trainer.config import TrainerConfig
 from trainer.distributed.world import World
 from trainer.memory_plan import MemoryPlan
-from trainer.plan import PlanConfig
+from trainer.program_configs import PlanConfig
 from trainer.step_measurement import Link, Measured, measure
 from trainer.task.registry import model_task_of
 from trainer.training.cooccurrence import needed_bytes

@@ -23,7 +23,7 @@ from trainer.data.prefetch import Prefetch
 from trainer.distributed.row_exchange import sum_by_sender
 from trainer.distributed.world import World
 from trainer.models.embedding_table import DRAWN_ROWS, FULL_TABLE, SparseTable, drawn_rows
-from trainer.plan import PlanConfig
+from trainer.program_configs import PlanConfig
 from trainer.task.registry import model_task_of
 from trainer.training.step import TrainStep
 

@@ -7,36 +7,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-from omegaconf import MISSING
 
 from etl.runtime.option_checks import check_values
-from etl.runtime.options import option, read_options, run_program
-from trainer.config import MODELS
-
-SCHEDULERS = ("asha", "none")
-
-
-@dataclass
-class TuneConfig:
-    """Options of `python -m trainer.tune`."""
-
-    data: str = option(MISSING, "dataset folder")
-    output: str = option(MISSING, "folder of the search to make, or to resume; on storage that all machines share")
-    model: str = option(MISSING, "model", choices=MODELS)
-    trials: int = option(50, "number of trials; the first ones are the recipe and other known settings", at_least=1)
-    hours: float | None = option(None, "time budget of this call in hours; null = none", above=0)
-    epochs: int = option(10, "maximum number of epochs of a trial", at_least=1)
-    scheduler: str = option(
-        "asha", "asha = successive halving stops the worse trials early; none = all trials run", choices=SCHEDULERS
-    )
-    grace_epochs: int = option(2, "epochs before asha may stop a trial", at_least=1)
-    reduction: int = option(3, "asha continues one in N trials at each rung", at_least=2)
-    space: str | None = option(None, "YAML file with the search space; null = that of the model")
-    options: str = option("", "options of python -m trainer that all trials share, with spaces between")
-    seed: int = option(0, "random seed of the sampled settings", at_least=0, below=2**63)
-    cores: int = option(1, "CPU cores of a trial; as many trials run at a time as cores allow", at_least=1)
+from etl.runtime.options import read_options, run_program
+from trainer.program_configs import TuneConfig
 
 
 def load(options: Sequence[str]) -> TuneConfig:

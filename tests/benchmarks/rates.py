@@ -18,8 +18,8 @@ from trainer.distributed.world import World
 from trainer.models.embedding_table import SparseTable
 from trainer.models.recommender import Recommender
 from trainer.option_groups import TrainOptions
-from trainer.plan import PlanConfig
 from trainer.prepare import resolve_config
+from trainer.program_configs import PlanConfig
 from trainer.step_measurement import measure, steps_of
 from trainer.training.losses import fused_sum, softmax_kernel
 from trainer.training.objective import ITEM, SessionObjective

@@ -15,8 +15,8 @@ from tests.benchmarks.rates import CPU
 from trainer.config import TrainerConfig
 from trainer.data.order import Order, share
 from trainer.distributed.world import World
-from trainer.plan import PlanConfig
 from trainer.prepare import resolve_config
+from trainer.program_configs import PlanConfig
 from trainer.step_cost import messages
 from trainer.task.registry import model_task_of
 

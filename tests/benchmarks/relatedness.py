@@ -17,10 +17,10 @@ from etl.dataset import open_dataset
 from tests.benchmarks.expected import ACTIONS, Float, Truth
 from tests.benchmarks.models import Run, cell, execute, truth_of, twin, twin_options
 from trainer.distributed.world import World
+from trainer.finished_run import open_run
 from trainer.inference.export import export
 from trainer.run import checkpoint
-from trainer.run.finished_run import open_run
-from trainer.run.object_store import RunFolder
+from trainer.run.run_folder import RunFolder
 from trainer.task.registry import model_task_of
 
 MODEL = "model=rank_mmoe"

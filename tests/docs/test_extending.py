@@ -16,7 +16,7 @@ from tests.support.runs import SMALL
 ROOT = PAGE.parents[1]
 SERVE = """
 import sys
-from trainer.serve import ServeConfig
+from trainer.program_configs import ServeConfig
 from trainer.serving.recommendation_service import RecommendationService
 from trainer.serving.session_request import SessionRequest
 

@@ -25,7 +25,7 @@ from trainer.__main__ import main
 from trainer.prepare import prepare
 from trainer.run.checkpoint import STATE, TENSORS, latest
 from trainer.run.metrics_log import RunLog, read_metrics
-from trainer.run.object_store import RunFolder
+from trainer.run.run_folder import RunFolder
 
 
 def test_rerunning_a_finished_run_changes_nothing(fifty, undisturbed, capfd):

@@ -21,7 +21,8 @@ from retrieval.__main__ import main as evaluate
 from tests.support.browser import CHROMIUM, WIDTHS, violations
 from tests.support.runs import SMALL
 from trainer.__main__ import main as train
-from trainer.serve import ServeConfig, main
+from trainer.program_configs import ServeConfig
+from trainer.serve import main
 from trainer.serving.recommendation_service import RecommendationService
 from trainer.serving.session_request import SessionRequest
 

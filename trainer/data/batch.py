@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 
 from etl.dataset import CLICKED, PADDING, feedback_labels
-from trainer.data.hashing import cumcount, sample_per_group
+from trainer.data.hashing import sample_per_group
 from trainer.data.order import Int
-from trainer.data.ragged import Ragged
+from trainer.data.ragged import Ragged, cumcount
 from trainer.data.reader import Sessions
 
 

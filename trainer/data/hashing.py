@@ -6,12 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.data.order import Int
-
-
-def cumcount(group_R: Int) -> Int:
-    """Index of each row in its group, from 0; the rows of a group are contiguous."""
-    begin = np.flatnonzero(np.diff(group_R, prepend=-1))
-    return np.arange(len(group_R)) - np.repeat(begin, np.diff(np.append(begin, len(group_R))))
+from trainer.data.ragged import cumcount
 
 
 def sample_per_group(

@@ -1,4 +1,4 @@
-"""Ragged arrays: variable-length lists as one flat array and offsets."""
+"""Ragged arrays: variable-length lists as one flat array and offsets, and groups of contiguous rows."""
 
 from __future__ import annotations
 
@@ -49,3 +49,9 @@ class Ragged:
     def index_in_row(self) -> Int:
         """Index of each value in its list, from 0."""
         return np.arange(len(self.values)) - np.repeat(self.offset[:-1], self.lengths)
+
+
+def cumcount(group_R: Int) -> Int:
+    """Index of each row in its group, from 0; the rows of a group are contiguous."""
+    begin = np.flatnonzero(np.diff(group_R, prepend=-1))
+    return np.arange(len(group_R)) - np.repeat(begin, np.diff(np.append(begin, len(group_R))))

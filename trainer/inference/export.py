@@ -31,7 +31,7 @@ from trainer.data.ranking_rows import ROW_COLUMNS, block_rows, flat_rows
 from trainer.data.reader import Sessions, session_columns
 from trainer.distributed.world import World
 from trainer.inference.scorer import RankScorer, Scores, SessionScorer
-from trainer.run.object_store import RunFolder
+from trainer.run.run_folder import RunFolder
 from trainer.training.objective import ITEM
 
 SESSIONS_PER_BATCH = 512

@@ -27,8 +27,9 @@ from retrieval.sources.store import FOLDER
 from retrieval.transitions import Transitions, last_clicks, open_transitions
 from trainer.data.order import Int
 from trainer.data.reader import Sessions
-from trainer.task.sessions import WEIGHTS
 
+WEIGHTS = "transition_weights.json"
+"""File of the weights in a run folder."""
 NEAREST = 100
 """Number of best candidates by inner product that compete with the counted ones."""
 ITERATIONS = 60

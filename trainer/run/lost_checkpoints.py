@@ -13,8 +13,8 @@ from etl.runtime.options import SYSTEM_ERRORS
 from trainer.distributed.world import World
 from trainer.run.checkpoint import STATE, latest, lost_steps, problem_of, read_progress
 from trainer.run.metrics_log import METRICS, read_metrics
-from trainer.run.object_store import RunFolder
 from trainer.run.progress import Progress
+from trainer.run.run_folder import RunFolder
 
 
 def replace_lost_best(folder: Path, run: RunFolder, metric: str, progress: Progress, world: World) -> None:

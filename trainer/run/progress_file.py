@@ -15,7 +15,7 @@ from etl.runtime.files import atomic_file
 from etl.runtime.progress import ProgressLine, progress_line
 from trainer.distributed.world import World
 from trainer.run.metrics_log import METRICS, read_metrics
-from trainer.run.object_store import RunFolder
+from trainer.run.run_folder import RunFolder
 
 PROGRESS = ".progress.json"
 SECONDS = 0.5

@@ -11,7 +11,7 @@ from types import FrameType
 import torch
 
 from trainer.distributed.world import World
-from trainer.run.object_store import RunFolder
+from trainer.run.run_folder import RunFolder
 
 STOP = ".stop"
 STATUS = 128 + signal.SIGTERM

@@ -16,7 +16,7 @@ import numpy as np
 from aiohttp import web
 
 from etl.runtime.errors import InputError
-from trainer.serve import ServeConfig
+from trainer.program_configs import ServeConfig
 from trainer.serving.recommendation_service import Recommendations, RecommendationService
 from trainer.serving.session_request import HINT, SessionRequest
 

@@ -32,9 +32,9 @@ from trainer.data.order import Int
 from trainer.data.ragged import Ragged
 from trainer.data.reader import Sessions
 from trainer.distributed.world import World
+from trainer.finished_run import load_exported, open_run
 from trainer.inference.scorer import SessionScorer
-from trainer.run.finished_run import load_exported, open_run
-from trainer.serve import ServeConfig
+from trainer.program_configs import ServeConfig
 from trainer.serving.session_request import SessionRequest
 from trainer.task.registry import model_task_of
 from trainer.task.sessions import SessionTask

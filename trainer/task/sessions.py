@@ -43,8 +43,6 @@ if TYPE_CHECKING:  # imports scipy, rarely needed
     from retrieval.transitions import Transitions
     from trainer.inference.transition_term import TermCandidates, TransitionTerm
 
-WEIGHTS = "transition_weights.json"
-"""File of the transition weights in a run folder."""
 FIT_SESSIONS = 5_000
 """Number of valid sessions, over all workers, that weights in the score are fitted on."""
 
@@ -271,10 +269,11 @@ class SessionTask:
         """Load the weights that the run fitted, and count the transitions of the training clicks."""
         if self.config.network.popularity_weight is None:
             self.popularity_weight = read_weight(run) or self.popularity_weight
-        if self.config.network.transitions and (run / WEIGHTS).is_file():
-            from trainer.inference.transition_term import TransitionTerm, count
+        if self.config.network.transitions:
+            from trainer.inference.transition_term import WEIGHTS, TransitionTerm, count
 
-            self.term = TransitionTerm.read(run, count(self.dataset, run, holdout), self.train_clicks)
+            if (run / WEIGHTS).is_file():
+                self.term = TransitionTerm.read(run, count(self.dataset, run, holdout), self.train_clicks)
 
     @cached_property
     def mask_seen(self) -> bool:

@@ -15,8 +15,8 @@ from trainer.config import TrainerConfig
 from trainer.prepare import RECIPE_CHOICE, RECIPE_TRIALS, check_output, prepare, read_config
 from trainer.recipe import recipes_to_try, with_recipe
 from trainer.run.folder import CHECKPOINTS, CONFIG
-from trainer.run.object_store import RunFolder
 from trainer.run.progress_file import progress_bar
+from trainer.run.run_folder import RunFolder
 from trainer.run.signals import on_sigterm
 from trainer.tuning.trial import FINISHED, Trial
 

@@ -22,8 +22,8 @@ from etl.runtime.object_store import absolute, is_remote
 from etl.runtime.output_file import new_file
 from etl.runtime.progress import ProgressLine
 from trainer.config import load as load_trainer
+from trainer.program_configs import TuneConfig
 from trainer.recipe import with_recipe
-from trainer.tune import TuneConfig
 from trainer.tuning.page import page
 from trainer.tuning.space import command_line, default_space, read_space, settings
 from trainer.tuning.trial import FINISHED, Trial

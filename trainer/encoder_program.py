@@ -18,9 +18,9 @@ from etl.runtime.files import write_json
 from etl.runtime.object_store import local_path, refuse_output, staged_output
 from etl.runtime.output_folder import OutputFolderType, listed_files
 from trainer.distributed.world import World
-from trainer.export import ExportConfig
+from trainer.finished_run import load_exported, open_run
 from trainer.inference.scorer import SessionScorer
-from trainer.run.finished_run import load_exported, open_run
+from trainer.program_configs import ExportConfig
 from trainer.task.registry import model_task_of
 from trainer.task.sessions import SessionTask
 from trainer.training.objective import INPUT, ITEM

@@ -8,12 +8,12 @@ from etl.dataset import Dataset, open_dataset
 from etl.runtime.errors import InputError
 from etl.runtime.object_store import local_path, refuse_output, staged_output
 from retrieval.bundle_folder import BUNDLE
-from trainer.apply import ApplyConfig
 from trainer.config import TrainerConfig
 from trainer.distributed.world import World, set_threads
+from trainer.finished_run import load_exported, open_run
 from trainer.inference.export import export
-from trainer.run.finished_run import load_exported, open_run
-from trainer.run.object_store import RunFolder
+from trainer.program_configs import ApplyConfig
+from trainer.run.run_folder import RunFolder
 from trainer.task.registry import model_task_of
 
 

@@ -17,8 +17,8 @@ from trainer.prepare import read_config
 from trainer.run import checkpoint
 from trainer.run.folder import CHECKPOINTS, CONFIG, REFIT_CHECKPOINTS, SUMMARY, is_finished
 from trainer.run.progress import Progress
-from trainer.run.task_epochs import feedback_passes
 from trainer.task.base import ModelTask
+from trainer.task.task_epochs import feedback_passes
 from trainer.training.step import TrainStep
 
 
