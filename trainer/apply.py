@@ -14,7 +14,7 @@ from trainer.program_configs import ApplyConfig
 
 def job(options: list[str]) -> None:
     """Write the bundle that the options ask for."""
-    config = read_options(ApplyConfig, "trainer.conf.apply", options)
+    config = read_options(ApplyConfig, None, options)
     from trainer.score_dataset import score_dataset
 
     score_dataset(config)

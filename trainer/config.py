@@ -10,7 +10,6 @@ from typing import Any
 from omegaconf import MISSING
 
 from etl.runtime.errors import InputError
-from etl.runtime.option_checks import check_values
 from etl.runtime.options import group, option, read_options
 from trainer.option_groups import AutoOptions, ModelOptions, TrainOptions
 
@@ -169,7 +168,6 @@ def from_dict(values: dict[str, Any]) -> TrainerConfig:
 
 def check(config: TrainerConfig) -> None:
     """Raise `InputError` where a value is out of its range."""
-    check_values(config)
     known = [name for name in RECIPES if name != "auto"]
     if set(config.auto.candidates) - set(known):
         raise InputError(f"auto.candidates of {', '.join(known)}", config.auto.candidates, "name recipes")

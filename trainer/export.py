@@ -11,7 +11,7 @@ from trainer.program_configs import ExportConfig
 
 def job(options: list[str]) -> None:
     """Export the encoder of a run."""
-    config = read_options(ExportConfig, "trainer.conf.export", options)
+    config = read_options(ExportConfig, None, options)
     from trainer.encoder_program import export_encoder  # imports torch
 
     export_encoder(config)

@@ -32,8 +32,6 @@ def inspect(options: ShowConfig) -> list[str]:
     config, dataset = open_run(options.run, options.data)
     if not 1 <= options.item <= dataset.manifest.n_items:
         raise InputError(f"item in 1..{dataset.manifest.n_items}", options.item, "choose a dense id of items.parquet")
-    if options.k < 1:
-        raise InputError("k of at least 1", options.k, "the minimum is 1")
     model_task = model_task_of(config, dataset, World.alone())
     train_step = model_task.train_step(total_steps=1)
     load_selected(local_path(options.run), train_step)

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 
-from etl.runtime.option_checks import check_values
 from etl.runtime.options import read_options, run_program
 from trainer.config import TrainerConfig, load
 from trainer.program_configs import PlanConfig
@@ -18,7 +17,6 @@ OWN_OPTIONS = {field.name for field in fields(PlanConfig)} - {field.name for fie
 def job(options: list[str]) -> None:
     """Print the plan."""
     plan_config = read_options(PlanConfig, "trainer.conf", options)
-    check_values(plan_config)
     arguments = [option for option in options if option.partition("=")[0] not in OWN_OPTIONS]
     arguments += [f"output={plan_config.output}", "ray.workers=0"]
     config = load(arguments)

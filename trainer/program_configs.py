@@ -20,7 +20,7 @@ class ShowConfig:
     data: str | None = option(None, "its dataset, if that has moved")
     item: int = option(1, "dense id of the item whose neighbours are shown; 1 has most train clicks")
     user: int | None = option(None, "raw id of the user whose session is shown; the dataset's first")
-    k: int = option(10, "neighbours and recommendations")
+    k: int = option(10, "neighbours and recommendations", at_least=1)
 
 
 @dataclass

@@ -11,10 +11,8 @@ from trainer.program_configs import ServeConfig
 
 def job(options: list[str]) -> None:
     """Serve until the process is terminated."""
-    config = read_options(ServeConfig, "trainer.conf.serve", options)
-    from etl.runtime.option_checks import check_values
+    config = read_options(ServeConfig, None, options)
 
-    check_values(config)
     from trainer.serving.app import serve  # imports torch and FAISS
 
     serve(config)

@@ -11,7 +11,7 @@ from trainer.program_configs import ShowConfig
 
 def job(options: list[str]) -> None:
     """Show the run that the options name."""
-    config = read_options(ShowConfig, "trainer.conf.show", options)
+    config = read_options(ShowConfig, None, options)
     from trainer.inspection import inspect  # imports torch
 
     print("\n".join(inspect(config)))

@@ -8,16 +8,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from etl.runtime.option_checks import check_values
 from etl.runtime.options import read_options, run_program
 from trainer.program_configs import TuneConfig
 
 
 def load(options: Sequence[str]) -> TuneConfig:
     """Parse and validate a command line."""
-    config = read_options(TuneConfig, "trainer.conf.tune", options)
-    check_values(config)
-    return config
+    return read_options(TuneConfig, None, options)
 
 
 def job(options: list[str]) -> None:
