@@ -111,10 +111,13 @@ class ClusterConfig:
 def training_options(run: str) -> tuple[str, list[str]]:
     """Name and trainer options of an entry of `pipeline.models`.
 
+    Raises:
+        InputError: a quote is not closed.
+
     >>> training_options("gru4rec"), training_options("alone model=hybrid head=single")
     (('gru4rec', ['model=gru4rec']), ('alone', ['model=hybrid', 'head=single']))
     """
-    name, *options = run.split()
+    name, *options = words("pipeline.models", run)
     return name, options or [f"model={name}"]
 
 
@@ -198,6 +201,8 @@ def _check_pipeline(config: ClusterConfig) -> None:
     for name, work in (("pipeline.work", config.pipeline.work), ("study.work", config.study.work)):
         if "://" in work:
             raise InputError(f"a path for {name}", work, "name a folder; inputs may be URIs")
+    for name in ("etl", "trainer", "retrieval"):
+        words(f"pipeline.{name}", getattr(config.pipeline, name))
     names = [training_options(run)[0] for run in config.pipeline.models if run.strip()]
     taken = {"data", "steps", "pipeline", "movielens.csv", *(f"{name}-result" for name in names)}
     for name in names:

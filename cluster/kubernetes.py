@@ -62,7 +62,7 @@ def with_training_options(config: ClusterConfig, options: list[str]) -> tuple[Cl
         more = missing(defaults, words("options", config.options))
         return replace(config, options=" ".join([*more, config.options]).strip()), options
     arguments = config.pipeline.trainer
-    trainer = " ".join([*missing(defaults, arguments.split()), arguments]).strip()
+    trainer = " ".join([*missing(defaults, words("pipeline.trainer", arguments)), arguments]).strip()
     others = [o for o in options if o.partition("=")[0] != "pipeline.trainer"]
     return config, [*others, f"pipeline.trainer={trainer}"]
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cluster.config import PipelineOptions, training_options
+from cluster.config import PipelineOptions, training_options, words
 from cluster.steps import Step, log_fingerprints, run_step, time_by_step
 from etl.config import load as load_etl
 from etl.movielens import titles_path
@@ -58,7 +58,7 @@ def prepare_data(options: PipelineOptions, work: Path) -> Path:
         f"output={data}",
         f"scenario={options.scenario}",
         "overwrite=true",
-        *options.etl.split(),
+        *words("pipeline.etl", options.etl),
     ]
     config = load_etl(expand_files(command[1:]))
     inputs += log_fingerprints(config.user_logs if options.input is None else [*config.inputs, *config.user_logs])
@@ -82,7 +82,8 @@ def training(options: PipelineOptions, work: Path, data: Path, name: str, model_
     def is_complete(run: Path) -> bool:
         return is_finished(run) and BUNDLE.has_all_files(run / RUN_BUNDLE)
 
-    command = ["trainer", f"data={data}", f"output={run}", *options.trainer.split(), *model_options]
+    command = ["trainer", f"data={data}", f"output={run}", *words("pipeline.trainer", options.trainer)]
+    command += model_options
     return Step(f"train {name}", command, run, [sha256_of(data / MANIFEST)], is_complete, resumes=True)
 
 
@@ -96,7 +97,7 @@ def evaluation(options: PipelineOptions, work: Path, data: Path, name: str) -> S
         f"output={result}",
         "overwrite=true",
         *([f"titles={titles_path(str(work / 'movielens.csv'))}"] if options.input is None else []),
-        *options.retrieval.split(),
+        *words("pipeline.retrieval", options.retrieval),
     ]
     return Step(f"evaluate {name}", command, result, [sha256_of(bundle / "manifest.json")], is_result)
 

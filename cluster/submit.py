@@ -85,7 +85,7 @@ def submit_spark(config: ClusterConfig) -> int:
     if config.submit == "pipeline":
         if config.python != "python":  # the interpreter of Spark's workers, if at another path
             os.environ["PYSPARK_PYTHON"] = config.python
-        master = f'spark.master="{config.address}"'
+        master = shlex.quote(f"spark.master={config.address}")
         print(run_pipeline(replace(config.pipeline, etl=f"{config.pipeline.etl} {master}")))
         return 0
     import pyspark

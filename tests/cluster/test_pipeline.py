@@ -97,6 +97,8 @@ def kill_during(line: list[str], program: str, under_way: Callable[[], bool]) ->
         ["pipeline.models=[g model=gru4rec,g model=hybrid]"],
         ["pipeline.models=[g model=gru4rec,g-result model=hybrid]"],
         ["pipeline.work=s3://bucket/work"],
+        ["pipeline.trainer=tasks='[next"],
+        ["pipeline.models=[g 'model=gru4rec]"],
     ],
 )
 def test_invalid_options_fail_with_a_plain_error(tmp_path, wrong):

@@ -16,7 +16,7 @@ import pytest
 
 from cluster import submit as submitting
 from cluster.__main__ import main
-from cluster.config import load
+from cluster.config import load, words
 from cluster.submit import entrypoint
 from etl.package import package
 from tests.support.runs import SMALL
@@ -60,6 +60,14 @@ def test_invalid_options_fail_with_a_one_line_error(wrong, capfd):
     err = capfd.readouterr().err
     assert err.strip().splitlines()[-1].startswith("error: expected ")
     assert "Traceback" not in err
+
+
+def test_pipeline_on_spark_gets_the_master_as_one_option(monkeypatch):
+    taken = []
+    monkeypatch.setattr(submitting, "run_pipeline", lambda options: taken.append(words("etl", options.etl)) or "")
+    options = ["pipeline.input=log.csv", "pipeline.etl=shards=2 'note=a b'"]
+    assert main(["submit=pipeline", "target=standalone", "address=spark://host:7077", *options]) == 0
+    assert taken == [["shards=2", "note=a b", "spark.master=spark://host:7077"]]
 
 
 def test_local_submission_runs_the_program(fifty, tmp_path):
