@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from cluster.child import dies_with_parent
 from etl.runtime.errors import InputError
 from etl.runtime.files import fingerprint_of, write_json
 from etl.runtime.option_files import expand_files
@@ -26,7 +25,6 @@ from etl.runtime.output_path import hidden_sibling
 from etl.runtime.progress import duration
 from trainer.run.folder import CONFIG
 
-PR_SET_PDEATHSIG = 1
 SHARE = 0.02
 """Share of a core for sampling memory."""
 WAITING = "replaced"
@@ -139,7 +137,7 @@ def _read(record: Path) -> dict[str, Any]:
 
 def _run(command: list[str]) -> tuple[int, int]:
     """Run a command; returns its exit status, and the peak memory in bytes of all its processes together."""
-    process = subprocess.Popen(command, preexec_fn=die_with_parent)
+    process = subprocess.Popen(dies_with_parent(command))
     watch = _PeakMemory(process.pid)
     watch.start()
     try:
@@ -151,12 +149,6 @@ def _run(command: list[str]) -> tuple[int, int]:
         process.kill()
         watch.finish()
         raise
-
-
-def die_with_parent() -> None:
-    """Called in a child, so that a pipeline killed by SIGKILL does not leave a step running; on Linux only."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class _PeakMemory(threading.Thread):

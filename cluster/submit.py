@@ -18,9 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cluster.child import dies_with_parent
 from cluster.config import ClusterConfig, words
 from cluster.pipeline import run_pipeline
-from cluster.steps import die_with_parent
 from etl.engines.java import require_java
 from etl.package import package
 from etl.runtime.errors import InputError
@@ -54,7 +54,7 @@ def run(command: list[str], env: dict[str, str] | None = None) -> int:
 
     A SIGTERM is passed on: the command decides how to stop.
     """
-    process = subprocess.Popen(command, env=env, preexec_fn=die_with_parent)
+    process = subprocess.Popen(dies_with_parent(command), env=env)
     before = signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
     try:
         status = process.wait()

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from cluster.config import PipelineOptions
-from cluster.pipeline import run_pipeline
+from cluster.config import PipelineOptions, training_options
+from cluster.pipeline import evaluation, run_pipeline, training
 from cluster.steps import Step, log_fingerprints, run_step, time_by_step
 from etl.runtime.errors import InputError
 from tests.support.logs import generated_log
@@ -53,6 +58,33 @@ def test_options_in_a_file_count_by_their_content(tmp_path):
     assert keys[0] == keys[2] != keys[1]
     same = Step("write", ["p", f"output={output}", "a=1"], output, [], Path.exists)
     assert same.key == keys[0]
+
+
+def test_options_of_programs_are_split_as_a_shell_splits_them(tmp_path):
+    for file in ("data/manifest.json", "g/bundle/manifest.json"):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).touch()
+    options = PipelineOptions(input="log.csv", trainer="tasks='[next, click]'", retrieval='titles="a b.csv"')
+    step = training(options, tmp_path, tmp_path / "data", "g", ["model=gru4rec"])
+    assert step.command[3:] == ["tasks=[next, click]", "model=gru4rec"]
+    assert evaluation(options, tmp_path, tmp_path / "data", "g").command[-1] == "titles=a b.csv"
+    assert training_options("h model=hybrid 'tasks=[next, like]'") == ("h", ["model=hybrid", "tasks=[next, like]"])
+
+
+def test_program_ends_with_its_parent_and_does_not_ignore_sigpipe():
+    child = json.dumps(["bash", "-c", "echo $PPID $$ $(awk '/SigIgn/ {print $2}' /proc/$$/status); exec sleep 60"])
+    parent = f"import subprocess; from cluster.child import dies_with_parent as d; subprocess.run(d({child}))"
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    of_parent, pid, ignored = process.stdout.readline().split()
+    assert int(of_parent) == process.pid
+    assert not int(ignored, 16) & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while psutil.pid_exists(int(pid)) and psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_output_that_no_step_has_made_is_refused_and_stays(tmp_path):
