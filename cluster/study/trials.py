@@ -18,9 +18,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cluster.steps import die_with_parent
+from cluster.child import dies_with_parent
 from cluster.study.experiment import Experiment, Variant
 from cluster.study.logs import Data
+from etl.engines.local import n_cores
 from etl.runtime.errors import InputError
 from etl.runtime.files import fingerprint_of, write_json
 from etl.runtime.options import PASSING_ERRORS
@@ -29,7 +30,7 @@ from retrieval.result_folder import METRICS, is_result
 from trainer.run.folder import is_finished
 
 FAILED = "failed.json"
-"""Marks a trial whose options a program rejected; it is not retried."""
+"""Marks a run whose options the trainer rejected; it is not retried."""
 REFUSED = 2
 """Exit status of a program for invalid input or options."""
 PASSING = tuple(f"error: expected {what}" for what in PASSING_ERRORS)
@@ -76,7 +77,16 @@ class Trial:
     @cached_property
     def result(self) -> Path:
         """The result folder, inside the run folder."""
-        return self.run / f"result-{fingerprint_of(list(self.retrieval))[:8]}"
+        return self.run / f"result-{self._retrieval_key}"
+
+    @cached_property
+    def _retrieval_key(self) -> str:
+        return fingerprint_of(list(self.retrieval))[:8]
+
+    @property
+    def _failed_evaluation(self) -> Path:
+        """Marks an evaluation that was rejected; trials with other retrieval options share the run."""
+        return self.run / f"failed-{self._retrieval_key}.json"
 
     @property
     def commands(self) -> list[list[str]]:
@@ -90,12 +100,14 @@ class Trial:
         return [first, ["retrieval", *evaluation, "overwrite=true", "threads=1", *self.retrieval]]
 
     @property
+    def training_failure(self) -> str:
+        """The error message if there is no model, as the trainer rejected its options; else empty."""
+        return _read_error(self.run / FAILED)
+
+    @property
     def failure(self) -> str:
         """The error message if a program rejected the trial; else empty."""
-        try:
-            return str(json.loads((self.run / FAILED).read_text())["error"])
-        except (OSError, ValueError, KeyError):
-            return ""
+        return self.training_failure or _read_error(self._failed_evaluation)
 
     @property
     def is_done(self) -> bool:
@@ -115,22 +127,19 @@ class Trial:
         commands = [] if self.is_done else self.commands
         if self.members and self._has_bundle:
             commands = commands[1:]
-        failed = [member.failure for member in self.members if member.failure]
+        failed = [member.training_failure for member in self.members if member.training_failure]
         if failed:
-            self._fail(f"a member failed: {failed[0]}", [])
+            _write_error(self.run / FAILED, f"a member failed: {failed[0]}", [])
             return
         for command in commands:
             status, last_words = run_program(command, self.work / "output" / f"{self.run.name}.log")
             if status == REFUSED and not last_words.startswith(PASSING):
-                self._fail(last_words, command)
+                is_evaluation = command[0] == "retrieval"
+                _write_error(self._failed_evaluation if is_evaluation else self.run / FAILED, last_words, command)
                 return
             if status:
                 got = f"exit status {status}: {last_words}"
                 raise InputError(f"python -m {' '.join(command)} to succeed", got, "run the study again: it resumes")
-
-    def _fail(self, error: str, command: list[str]) -> None:
-        self.run.mkdir(parents=True, exist_ok=True)
-        write_json(self.run / FAILED, {"error": error, "command": command})
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -153,18 +162,29 @@ class Trial:
         return dict(json.loads((self.result / METRICS).read_text()))
 
 
+def _read_error(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_text())["error"])
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
+def _write_error(path: Path, error: str, command: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"error": error, "command": command})
+
+
 def run_program(command: Sequence[str], log: Path) -> tuple[int, str]:
     """Run a program on one core with output to a file; returns its status and last line."""
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with log.open("w") as stream:
         done = subprocess.run(
-            [sys.executable, "-m", *command],
+            dies_with_parent([sys.executable, "-m", *command]),
             stdout=stream,
             stderr=subprocess.STDOUT,
             env=environment,
             check=False,
-            preexec_fn=die_with_parent,
         )
     lines = log.read_text(errors="replace").strip().splitlines()
     return done.returncode, lines[-1] if lines else ""
@@ -209,7 +229,7 @@ def execute(trials: Sequence[Trial], parallel: int, title: str) -> None:
         for trial in job:
             one(trial)
 
-    with ThreadPoolExecutor(parallel or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(parallel or n_cores()) as pool:
         for with_members in (False, True):
             # Trials that share a run folder are one job, so that no two processes train in it.
             jobs: dict[Path, list[Trial]] = {}

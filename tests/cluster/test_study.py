@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.config import StudyOptions, load
-from cluster.study import findings
+from cluster.study import findings, trials
 from cluster.study.experiment import Experiment, Variant, reference
 from cluster.study.experiments import EXPERIMENTS
 from cluster.study.findings import Estimate, answer, estimates_of
@@ -239,6 +239,24 @@ def test_mean_trial_averages_its_members_and_adds_their_costs(members):
     again.execute()
     assert again.is_done
     assert (mean.run / "bundle" / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_rejected_evaluation_does_not_fail_trials_of_the_run_with_other_options(members, monkeypatch):
+    run_program = trials.run_program
+    monkeypatch.setattr(
+        trials, "run_program", lambda command, log: (0, "") if command[0] == "trainer" else run_program(command, log)
+    )
+    wrong = replace(members[0], retrieval=(*members[0].retrieval, "neighbours=0"))
+    wrong.execute()
+    assert "neighbours of at least 1" in wrong.failure
+    assert wrong.is_done
+    other = replace(members[0], retrieval=(*members[0].retrieval, "neighbours=100"))
+    assert other.run == wrong.run
+    assert (other.failure, other.is_done) == ("", False)
+    # The bundle of the rejected evaluation is there, so an ensemble has all its members.
+    mean = replace(members[0], trainer=(), members=(wrong, members[1]))
+    mean.execute()
+    assert (mean.failure, mean.is_done) == ("", True)
 
 
 def test_mean_trial_with_a_failed_member_fails_with_its_error(members):
