@@ -105,29 +105,35 @@ def search_ordered(item_CD: Vectors, query_QD: Vectors, k: int) -> tuple[npt.NDA
     if k >= len(item_CD) or not len(query_QD):
         return score[:, :k], row[:, :k]
     item_norm, query_norm = (np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64)) for x in (item_CD, query_QD))
-    # Bound on the rounding error of a score:
-    error = item_CD.shape[1] * np.finfo(np.float32).eps * query_norm * item_norm[row].max(axis=1)
-    near = np.flatnonzero(score[:, k - 1] - score[:, k] <= error)
+    # The rounding error of a score is at most this × the item's norm; an item that is not listed may be the longest.
+    error = item_CD.shape[1] * np.finfo(np.float32).eps * query_norm
+    near = np.flatnonzero(score[:, k - 1] - score[:, k] <= error * item_norm.max())
+    slack_C = 2 * item_norm.astype(np.float32)
     for begin in range(0, len(near), QUERIES_AT_ONCE // 8):
         part = near[begin : begin + QUERIES_AT_ONCE // 8]
-        more = _contenders(
-            item_CD, query_QD[part], (score[part, k - 1] - 2 * error[part]).astype(np.float32), row[part]
-        )
+        least, error_M = (values[part].astype(np.float32) for values in (score[:, k - 1], error))
+        more = _contenders(item_CD, slack_C, query_QD[part], error_M, least, row[part])
         best_score, best_row = _sorted(rescore(item_CD, query_QD[part], more), more)
         score[part, :k], row[part, :k] = best_score[:, :k], best_row[:, :k]
     return score[:, :k], row[:, :k]
 
 
-def _contenders(item_CD: Vectors, query_MD: Vectors, least_M: Vectors, row_MK: Ids) -> Ids:
-    """Rows whose float32 score is at least `least_M`, in addition to `row_MK`; distinct, padded with -1."""
-    count_M, least_M = np.zeros(len(query_MD), np.int64), least_M.copy()
+def _contenders(
+    item_CD: Vectors, slack_C: Vectors, query_MD: Vectors, error_M: Vectors, least_M: Vectors, row_MK: Ids
+) -> Ids:
+    """Rows whose score may be at least `least_M`, in addition to `row_MK`; distinct, padded with -1.
+
+    Float32 scores are off by up to `error_M` × `slack_C`.
+    """
+    count_M = np.zeros(len(query_MD), np.int64)
     query, row = [np.repeat(np.arange(len(query_MD)), row_MK.shape[1])], [row_MK.ravel()]
     for begin in range(0, len(item_CD), ITEMS_AT_ONCE):
-        score = query_MD @ item_CD[begin : begin + ITEMS_AT_ONCE].T
-        result, column = np.nonzero(score >= least_M[:, None])
-        query.append(result)
+        block = slice(begin, begin + ITEMS_AT_ONCE)
+        score = query_MD @ item_CD[block].T + error_M[:, None] * slack_C[block]
+        near, column = np.nonzero(score >= least_M[:, None])
+        query.append(near)
         row.append(column + begin)
-        count_M += np.bincount(result, minlength=len(count_M))
+        count_M += np.bincount(near, minlength=len(count_M))
         least_M[count_M >= MOST_CONTENDERS] = np.inf
     pair = np.unique(np.stack([np.concatenate(query), np.concatenate(row)]), axis=1)
     count = np.bincount(pair[0], minlength=len(query_MD))

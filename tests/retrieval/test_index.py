@@ -56,6 +56,27 @@ def test_exact_search_equals_a_full_sort(data):
         assert listed.tolist() == sorted(listed.tolist(), key=lambda r: (-whole[q, r], r))
 
 
+def test_long_vector_whose_score_rounding_hides_is_listed():
+    score = np.linspace(0.5, 0.1, 40)
+    vector = np.stack([np.zeros(40), score, np.zeros(40)], axis=1).astype("f")
+    vector[7] = 1e8, 1, -1e8  # its score is 1, in float32 0
+    query = np.ones((3, 3), "f")
+    actual, row = exact.search_ordered(vector, query, 3)
+    assert row.tolist() == [[7, 0, 1]] * 3
+    assert actual[0] == pytest.approx([1.0, *score[:2]])
+
+
+def test_ordered_search_equals_a_full_sort_in_float64_for_vectors_of_all_lengths():
+    rng = np.random.default_rng(0)
+    length = 2.0 ** rng.integers(0, 27, 300)
+    vector = np.stack([length, rng.permutation(300) / 256, -length], axis=1).astype("f")  # exact in float64
+    query = np.stack([np.ones(20), 2.0 ** rng.integers(-3, 4, 20), np.ones(20)], axis=1).astype("f")
+    expected = query.astype(np.float64) @ vector.astype(np.float64).T
+    score, row = exact.search_ordered(vector, query, 5)
+    assert row.tolist() == np.argsort(-expected, axis=1)[:, :5].tolist()
+    assert score.tolist() == np.sort(expected, axis=1)[:, ::-1][:, :5].tolist()
+
+
 @pytest.mark.parametrize("most", [4_096, 6])
 def test_equal_scores_are_listed_by_rising_row_despite_rounding_of_products(most, monkeypatch):
     """Few distinct vectors, each in many rows, in blocks of odd sizes; some products differ only in the last bit."""
