@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
 from etl.runtime.lookup import lookup
+from retrieval.blend.seconds import Seconds
 from retrieval.queries import Queries
 from retrieval.rankers.index_ranker import search_items, search_unseen, transition_term
 from retrieval.rankers.lists import is_among, matches, seen_pairs
@@ -122,14 +122,17 @@ class Pools:
     ) -> None:
         self.sources, self.index, self.popularity = dict(sources), index, popularity
         self.mask_seen, self.temperature, self.candidates = mask_seen, temperature, candidates
-        self.seconds = dict.fromkeys(self.sources, 0.0)
+        self.seconds = Seconds(self.sources)
         self.is_candidate = np.zeros(popularity.n_items + 1, bool)
         self.is_candidate[: len(popularity.clicks)] = popularity.clicks >= 0
 
     def of(self, queries: Queries) -> Pool:
         """Build the pool of a batch."""
         seen = seen_pairs(queries) if self.mask_seen else np.zeros(0, np.int64)
-        result = {name: self._timed(name, source, queries, seen) for name, source in self.sources.items()}
+        result = {}
+        for name, source in self.sources.items():
+            with self.seconds.timed(name):
+                result[name] = self._scores(source, queries, seen)
         best = {name: largest_of_rows(scores.copy(), self.candidates) for name, scores in result.items()}
         key = np.sort(np.concatenate([_pairs(scores) for scores in best.values()]))
         key = key[np.diff(key, prepend=-1) > 0]
@@ -143,10 +146,9 @@ class Pools:
         for row, (name, scores) in enumerate(result.items()):
             rank[row, np.searchsorted(key, _pairs(best[name]))] = _ranks(best[name])
             if name == MODEL:
-                begin = perf_counter()
-                raw[row] = exact_scores(self.index.catalogue, queries, query, item)
-                share[row] = softmax_of_rows(raw[row] / np.float32(self.temperature), query, len(queries))
-                self.seconds[name] += perf_counter() - begin
+                with self.seconds.timed(name):
+                    raw[row] = exact_scores(self.index.catalogue, queries, query, item)
+                    share[row] = softmax_of_rows(raw[row] / np.float32(self.temperature), query, len(queries))
             else:
                 entry, index = matches(_pairs(scores), key)
                 raw[row, index] = scores.data[entry]
@@ -156,18 +158,14 @@ class Pools:
         is_target = item == queries.target[query]
         return Pool(tuple(result), query, item, raw, share, rank, clicks.astype(np.float32), is_target, len(queries))
 
-    def _timed(
-        self, name: str, source: Scores | None, queries: Queries, seen: npt.NDArray[np.int64]
-    ) -> sparse.csr_matrix:
-        begin = perf_counter()
+    def _scores(self, source: Scores | None, queries: Queries, seen: npt.NDArray[np.int64]) -> sparse.csr_matrix:
+        """A source's positive scores of candidates, without seen items if these are masked."""
         scores = self._listed(queries) if source is None else source(queries)
         row = row_of_entries(scores)
         usable = (scores.data > 0) & self.is_candidate[scores.indices]
         if self.mask_seen and source is not None:
             usable &= ~is_among(row << 32 | scores.indices, seen)
-        scores = entries_where(scores, usable)
-        self.seconds[name] += perf_counter() - begin
-        return scores
+        return entries_where(scores, usable)
 
     def _listed(self, queries: Queries) -> sparse.csr_matrix:
         """The items that the index lists, scored by 1 / rank; exact scores are computed later for the complete pool."""

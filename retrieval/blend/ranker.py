@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from retrieval.blend.fit import reranked
 from retrieval.blend.learned import FittedBlend, Weights, fold_of
 from retrieval.blend.pool import Pool, Pools
 from retrieval.blend.reranker import Reranker
+from retrieval.blend.seconds import Seconds
 from retrieval.blend.weights import summed
 from retrieval.metrics.ranking import MISS
 from retrieval.queries import Queries
@@ -53,7 +53,7 @@ class BlendRanker:
     ) -> None:
         self.learned, self.pools, self.unseen, self.candidate_features = learned, pools, unseen, candidate_features
         self.deepest, self.threads = deepest, threads
-        self.seconds = {"sum": 0.0, "reranker": 0.0}
+        self.seconds = Seconds(("sum", "reranker"))
 
     @property
     def names(self) -> list[str]:
@@ -70,9 +70,7 @@ class BlendRanker:
 
     def spent(self) -> dict[str, float]:
         """Seconds by source and kind since the last call, summed over threads."""
-        out = self.pools.seconds | self.seconds
-        self.pools.seconds, self.seconds = dict.fromkeys(self.pools.seconds, 0.0), dict.fromkeys(self.seconds, 0.0)
-        return out
+        return self.pools.seconds.take() | self.seconds.take()
 
     @cached_property
     def _rerankers(self) -> list[Reranker | None]:
@@ -188,11 +186,8 @@ class BlendRanker:
         return self._array({n: w for n, w in self._weights(member).weights.items() if n != name})
 
     def _score(self, pool: Pool, queries: Queries, member: int, kind: str) -> npt.NDArray[np.floating]:
-        begin = perf_counter()
-        weights, model = self._array(self._weights(member).weights), self._rerankers[member]
-        if kind == "sum" or model is None:
-            score: npt.NDArray[np.floating] = summed(pool, weights)
-        else:
-            score = reranked((pool, self.candidate_features.context(pool, queries)), weights, model)
-        self.seconds[kind] += perf_counter() - begin
-        return score
+        with self.seconds.timed(kind):
+            weights, model = self._array(self._weights(member).weights), self._rerankers[member]
+            if kind == "sum" or model is None:
+                return summed(pool, weights)
+            return reranked((pool, self.candidate_features.context(pool, queries)), weights, model)
