@@ -57,15 +57,16 @@ class Hits:
 def fit_blend(hits: Hits, cutoff: int, threads: int) -> FittedBlend:
     """Fit temperature, weights and re-ranker on all users, and without the users of each fold."""
     pool, context, users, n_queries = hits.pool, hits.context, hits.user_id, hits.n_queries
-    temperature = _best_temperature(pool) if MODEL in pool.names else 1.0
-    pool = at_temperature(pool, temperature)
     fold, names = fold_of(users), pool.names
     rows = np.flatnonzero(np.bincount(fold, minlength=FOLDS))  # non-empty folds
     weights, gains = [], {kind: np.zeros(len(users)) for kind in ("sum", "reranker")}
     texts: list[str | None] = []
+    temperatures: list[float] = []
     trees = []
     for each in range(FOLDS):
         train, test = _select_queries(pool, context, fold != each), _select_queries(pool, context, fold == each)
+        temperatures.append(_best_temperature(train[0]))
+        train, test = ((at_temperature(part, temperatures[-1]), values) for part, values in (train, test))
         result = find_weights(train[0], cutoff, names, threads)
         weights.append(result)
         gains["sum"][fold == each] = gain_of(test[0].target_ranks(summed(test[0], result)), cutoff)
@@ -78,6 +79,8 @@ def fit_blend(hits: Hits, cutoff: int, threads: int) -> FittedBlend:
     complete = len(trees) == FOLDS and len(rows) == FOLDS
     total = {kind: float(gain.sum()) / n_queries for kind, gain in gains.items()}
     kind = "reranker" if complete and total["reranker"] > total["sum"] else "sum"
+    temperature = _best_temperature(pool)
+    pool = at_temperature(pool, temperature)
     all_users = find_weights(pool, cutoff, names, threads)
     text = None
     if complete:
@@ -90,7 +93,10 @@ def fit_blend(hits: Hits, cutoff: int, threads: int) -> FittedBlend:
         f"ndcg@{cutoff}": {"sum": total["sum"], "reranker": total["reranker"] if complete else None, "sources": alone},
         "trees": trees if complete else [],
     }
-    folds = [Weights(_named(names, w), t if complete else None) for w, t in zip(weights, texts, strict=True)]
+    folds = [
+        Weights(_named(names, fitted), text if complete else None, temperature_of_fold)
+        for fitted, text, temperature_of_fold in zip(weights, texts, temperatures, strict=True)
+    ]
     return FittedBlend(list(names), temperature, kind, Weights(_named(names, all_users), text), folds, selection)
 
 
@@ -157,7 +163,9 @@ def at_temperature(pool: Pool, temperature: float) -> Pool:
 
 
 def _best_temperature(pool: Pool) -> float:
-    """The temperature that maximises the likelihood of the targets under the model's softmax."""
+    """The temperature that maximises the likelihood of the targets under the model's softmax; 1 without model."""
+    if MODEL not in pool.names or not pool.n_queries:
+        return 1.0
     row = pool.names.index(MODEL)
 
     def likelihood(temperature: float) -> float:

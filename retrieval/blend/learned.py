@@ -25,10 +25,17 @@ def fold_of(user_Q: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of a sum, and optionally a re-ranker of its top candidates (LightGBM model text)."""
+    """Weights of a sum, and optionally a re-ranker of its top candidates.
+
+    Attributes:
+        weights: weight of each source.
+        reranker: LightGBM model text; None = no re-ranker.
+        temperature: softmax temperature of the model's scores; None = that of all users, as in earlier versions.
+    """
 
     weights: dict[str, float]
     reranker: str | None = field(default=None, repr=False)
+    temperature: float | None = None
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class FittedBlend:
 
     Attributes:
         names: source names.
-        temperature: softmax temperature of the model's scores.
+        temperature: softmax temperature of the model's scores, for all users.
         kind: `sum` or `reranker`, whichever is better on valid, cross-fitted.
         all_users: fitted on all users; used for test and next.
         folds: fitted without the users of each fold; used for their valid queries.

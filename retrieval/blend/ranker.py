@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retrieval.blend.context import CandidateFeatures
-from retrieval.blend.fit import reranked
+from retrieval.blend.fit import at_temperature, reranked
 from retrieval.blend.learned import FittedBlend, Weights, fold_of
 from retrieval.blend.pool import Pool, Pools
 from retrieval.blend.reranker import Reranker
@@ -148,7 +148,9 @@ class BlendRanker:
         return np.split(row_N, np.arange(size, len(row_N), size))
 
     def _rank(self, queries: Queries, member: int, names: list[str]) -> dict[str, Ranked]:
-        pool = self.pools.of(queries)
+        pool, temperature = self.pools.of(queries), self._weights(member).temperature
+        if temperature not in (None, self.pools.temperature):
+            pool = at_temperature(pool, temperature)
         no_candidate = self.candidate_features.popularity.clicks_of(queries.target) < 0
         if self.pools.mask_seen:
             no_candidate |= queries.is_repeat

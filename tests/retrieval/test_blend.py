@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from scipy import sparse
 
 from etl.runtime.errors import InputError
+from etl.runtime.files import fingerprint_of
 from retrieval.blend import pool as pool_module
 from retrieval.blend import reranker
 from retrieval.blend.context import CandidateFeatures
@@ -16,6 +20,7 @@ from retrieval.blend.fit import collect_hits, learn_blend
 from retrieval.blend.learned import FILE, FOLDS, FittedBlend, fold_of
 from retrieval.blend.pool import NOT_LISTED, Pool, Pools
 from retrieval.blend.ranker import BLEND, BlendRanker
+from retrieval.blend.seconds import Seconds
 from retrieval.blend.weights import find_weights, gain_of, summed
 from retrieval.metrics.ranking import MISS
 from retrieval.queries import Queries
@@ -244,6 +249,37 @@ def test_all_queries_in_one_fold_still_give_a_blend_with_even_weights_for_its_va
     assert sum(learned.all_users.weights.values()) == pytest.approx(1)
 
 
+def test_valid_ranks_do_not_depend_on_the_targets_of_their_fold():
+    rng = np.random.default_rng(0)
+    queries = unseen_targets(rng, 900)
+    pools, features = pools_of(rng, {"model": None, "a": source_of(signal(rng, queries, 1.0))}, mask_seen=False)
+    catalogue, in_fold = pools.index.catalogue, fold_of(queries.user_id) == 1
+    score = queries.vector.astype(np.float64) @ catalogue.vector.T
+    # Targets are drawn from the model's softmax at temperature 4, but those of fold 1 are its first items.
+    noise = rng.gumbel(size=score.shape)
+    other = replace(queries, target=catalogue.item[(score / 4 + noise).argmax(axis=1)])
+    first = replace(queries, target=np.where(in_fold, catalogue.item[score.argmax(axis=1)], other.target))
+    learned = [learn_blend(pools, features, [batch], 10, 1) for batch in (other, first)]
+    assert learned[0].temperature == 4
+    assert learned[1].temperature < 4
+    assert [blend.folds[1].temperature for blend in learned] == [4, 4]
+    ranks = []
+    for blend in learned:
+        pools.temperature = blend.temperature
+        ranks.append(BlendRanker(blend, pools, pools, features, 10, 1).rank(other, "valid")["blend-sum"][0])
+    assert np.array_equal(ranks[0][in_fold], ranks[1][in_fold])
+    assert not np.array_equal(*ranks)
+
+
+def test_blends_of_earlier_versions_have_one_temperature(tmp_path):
+    folds = [{"weights": {"a": 1.0}, "reranker": None}] * FOLDS
+    record = {"names": ["a"], "temperature": 2.0, "kind": "sum", "everyone": folds[0], "folds": folds, "selection": {}}
+    (tmp_path / FILE).write_text(json.dumps(record | {"fingerprint": fingerprint_of(record)}))
+    learned = FittedBlend.read(tmp_path)
+    assert learned is not None
+    assert (learned.temperature, learned.folds[0]) == (2.0, weights({"a": 1.0}))
+
+
 def test_sessions_that_have_seen_every_candidate_get_empty_lists():
     rng = np.random.default_rng(0)
     queries = queries_of(rng, 1)
@@ -276,6 +312,28 @@ def test_short_lists_end_with_the_most_popular_unseen_candidates():
         assert listed[q].tolist() == (scored + [item for item in usable if item not in scored])[:40]
         assert (np.diff(score[q]) <= 0).all()
         assert np.isfinite(score[q]).all()
+
+
+def test_seconds_of_several_threads_add_up(monkeypatch):
+    clock = threading.local()
+
+    def perf_counter():
+        clock.now = getattr(clock, "now", 0.0) + 1.0
+        return clock.now
+
+    monkeypatch.setattr("retrieval.blend.seconds.perf_counter", perf_counter)
+    seconds, taken = Seconds(["a", "b"]), []
+
+    def work(_):
+        for _ in range(500):
+            with seconds.timed("a"):
+                pass
+        taken.append(seconds.take())
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert sum(each["a"] for each in taken) == 8 * 500
+    assert seconds.take() == {"a": 0.0, "b": 0.0}
 
 
 def test_number_of_sources_that_list_a_candidate_does_not_depend_on_other_queries():
