@@ -108,13 +108,13 @@ class ClusterConfig:
     study: StudyOptions = group(StudyOptions)
 
 
-def training_options(run: str) -> tuple[str, list[str]]:
+def parse_run(run: str) -> tuple[str, list[str]]:
     """Name and trainer options of an entry of `pipeline.models`.
 
     Raises:
         InputError: a quote is not closed.
 
-    >>> training_options("gru4rec"), training_options("alone model=hybrid head=single")
+    >>> parse_run("gru4rec"), parse_run("alone model=hybrid head=single")
     (('gru4rec', ['model=gru4rec']), ('alone', ['model=hybrid', 'head=single']))
     """
     name, *options = words("pipeline.models", run)
@@ -203,7 +203,7 @@ def _check_pipeline(config: ClusterConfig) -> None:
             raise InputError(f"a path for {name}", work, "name a folder; inputs may be URIs")
     for name in ("etl", "trainer", "retrieval"):
         words(f"pipeline.{name}", getattr(config.pipeline, name))
-    names = [training_options(run)[0] for run in config.pipeline.models if run.strip()]
+    names = [parse_run(run)[0] for run in config.pipeline.models if run.strip()]
     taken = {"data", "steps", "pipeline", "movielens.csv", *(f"{name}-result" for name in names)}
     for name in names:
         if name in taken or "/" in name or name.startswith(".") or names.count(name) > 1:

@@ -38,7 +38,7 @@ def worker_range(options: KubernetesOptions) -> tuple[int, int]:
     return (least, least) if options.queue else (least, most)
 
 
-def training_options(options: KubernetesOptions) -> list[str]:
+def worker_options(options: KubernetesOptions) -> list[str]:
     """Trainer options derived from the manifest: workers, their GPUs and cores."""
     least, most = worker_range(options)
     workers = str(least) if least == most else f"[{least},{most}]"
@@ -52,12 +52,12 @@ def missing(defaults: list[str], explicit: list[str]) -> list[str]:
     return [option for option in defaults if option.partition("=")[0] not in names]
 
 
-def with_training_options(config: ClusterConfig, options: list[str]) -> tuple[ClusterConfig, list[str]]:
+def with_worker_options(config: ClusterConfig, options: list[str]) -> tuple[ClusterConfig, list[str]]:
     """Add the trainer options derived from the manifest to configuration and command line; explicit ones win.
 
     They come first, so that options in an `@FILE` win too.
     """
-    defaults = training_options(config.kubernetes)
+    defaults = worker_options(config.kubernetes)
     if config.submit == "train":
         more = missing(defaults, words("options", config.options))
         return replace(config, options=" ".join([*more, config.options]).strip()), options
@@ -74,7 +74,7 @@ def ray_job(config: ClusterConfig, options: list[str]) -> dict[str, Any]:
     """
     values = config.kubernetes
     least, most = worker_range(values)
-    config, options = with_training_options(config, options)
+    config, options = with_worker_options(config, options)
     resources = {"cpu": str(values.cpus), "memory": f"{values.memory_gib}Gi"}
     if values.gpus:
         resources["nvidia.com/gpu"] = str(values.gpus)

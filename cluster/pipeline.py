@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cluster.config import PipelineOptions, training_options, words
+from cluster.config import PipelineOptions, parse_run, words
 from cluster.steps import Step, log_fingerprints, run_step, time_by_step
 from etl.config import load as load_etl
 from etl.movielens import titles_path
@@ -32,7 +32,7 @@ def run_pipeline(options: PipelineOptions) -> str:
     # A second pipeline on the same folder waits for the first, and then has nothing to do.
     with locked(work / "pipeline", wait_seconds=WAIT_SECONDS):
         data = prepare_data(options, work)
-        runs = [training_options(run) for run in options.models]
+        runs = [parse_run(run) for run in options.models]
         for name, model_options in runs:
             run_step(training(options, work, data, name, model_options), work / "steps")
         for name, _ in runs:

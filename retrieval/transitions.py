@@ -34,7 +34,7 @@ from retrieval.sources.store import SourceOptions, open_counted
 STEPS = {"rules": tuple(1.0 / gap for gap in (1, 2, 3)), "cosine": (1.0,) * 12, "markov": (1.0,)}
 """Weights of the last clicks by term, latest first."""
 LONGEST = max(map(len, STEPS.values()))
-COUNTED = {"rules": "sequential_rules", "cosine": "item_knn", "markov": "markov"}
+SOURCE_OF_TERM = {"rules": "sequential_rules", "cosine": "item_knn", "markov": "markov"}
 """The counted source of each term."""
 LOGARITHMIC = ("rules", "markov")
 """Terms that are log(1 + count)."""
@@ -118,9 +118,9 @@ def open_transitions(dataset: Dataset, folder: Path, held_out: int, threads: int
         threads: threads for counting.
     """
     options = SourceOptions(held_out, rules_per_item=PER_ITEM, gaps=GAPS, neighbours=PER_ITEM)
-    counted = open_counted(list(COUNTED.values()), dataset, folder, options, threads)
+    counted = open_counted(list(SOURCE_OF_TERM.values()), dataset, folder, options, threads)
     lists = {}
-    for name, source in COUNTED.items():
+    for name, source in SOURCE_OF_TERM.items():
         scores = counted[source]
         assert isinstance(scores, SuccessorScores | ItemKNNScores)
         lists[name] = scores.lists

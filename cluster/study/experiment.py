@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cluster.study.published import Published
+from cluster.study.published import PublishedTable
 
 NEXT = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@5", "mrr@10", "mrr@20")
 """Next-click metrics."""
@@ -68,7 +68,7 @@ class Experiment:
     unclicked: bool = False
     flat_rows: bool = False
     seeds: int | None = None
-    published: tuple[Published, ...] = ()
+    published: tuple[PublishedTable, ...] = ()
 
 
 def reference(experiment: Experiment, variant: Variant) -> str | None:

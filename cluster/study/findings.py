@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cluster.study.experiment import Experiment, reference
-from cluster.study.trials import Cell, Trial
+from cluster.study.trials import Cell, StudyTrial
 from retrieval.metrics.significance import gains, holm, interval, matched_ranks, signed_rank
 from retrieval.ranks_file import read_ranks
 from retrieval.result_folder import RANKS
@@ -89,7 +89,7 @@ Estimates = dict[tuple[str, str], Estimate]
 """Estimates by variant and metric."""
 
 
-def ranks_of(trial: Trial, ranker: str) -> pa.Table:
+def ranks_of(trial: StudyTrial, ranker: str) -> pa.Table:
     """Test ranks of a ranker in the trial's result: `user_id` and `rank`."""
     return read_ranks(trial.result / RANKS, rankers=[ranker])[ranker]
 

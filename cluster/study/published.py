@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedTable:
     """Results of others' code and protocol, shown next to a table but not comparable.
 
     Attributes:
@@ -22,7 +22,7 @@ class Published:
 
 
 SESSIONS_PUBLISHED = (
-    Published(
+    PublishedTable(
         "Tenrec's paper, table 3: QK-video, a million users, its own models and tuning, targets ranked in batches",
         "qk_video",
         {
@@ -39,7 +39,7 @@ MERLIN = (
     ("PLE", 0.7820, 0.9218, 0.8411, 0.8795),
 )
 ROWS_PUBLISHED = (
-    Published(
+    PublishedTable(
         "Tenrec's paper, table 4; the gates of its code are never trained",
         "ctr",
         {
@@ -51,7 +51,7 @@ ROWS_PUBLISHED = (
     ),
 )
 MERLIN_PUBLISHED = (
-    Published(
+    PublishedTable(
         "NVIDIA Merlin's quick start: ten million rows of QK-video, users and items with 30 rows or more, 200 "
         "trials a model",
         "ctr",

@@ -15,7 +15,7 @@ from cluster.study.experiments import EXPERIMENTS
 from cluster.study.findings import row_of
 from cluster.study.logs import Data, Log, logs_of, make_data
 from cluster.study.site import write_site
-from cluster.study.trials import Cell, Trial, execute
+from cluster.study.trials import Cell, StudyTrial, execute
 from etl.runtime.errors import InputError
 from etl.runtime.locks import locked
 from etl.runtime.output_file import new_file
@@ -104,11 +104,16 @@ def cells_of(options: StudyOptions, log: Log, experiment: Experiment, made: Data
 
 
 def cell_of(
-    options: StudyOptions, data: Data, experiment: Experiment, variant: Variant, seed: int, members: tuple[Trial, ...]
+    options: StudyOptions,
+    data: Data,
+    experiment: Experiment,
+    variant: Variant,
+    seed: int,
+    members: tuple[StudyTrial, ...],
 ) -> Cell:
     """A variant with its trial. The study's common options come first, so that a variant's options win."""
     trainer = (*words("study.trainer", options.trainer), *variant.trainer) if not members else ()
-    trial = Trial(Path(options.work).absolute(), data, trainer, variant.retrieval, seed, members)
+    trial = StudyTrial(Path(options.work).absolute(), data, trainer, variant.retrieval, seed, members)
     return Cell(experiment, data, variant, trial)
 
 

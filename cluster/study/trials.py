@@ -40,7 +40,7 @@ FIXED = ("ray.workers=0", "auto.targets=0")
 
 
 @dataclass(frozen=True)
-class Trial:
+class StudyTrial:
     """A training run with its evaluation.
 
     Attributes:
@@ -57,7 +57,7 @@ class Trial:
     trainer: tuple[str, ...]
     retrieval: tuple[str, ...]
     seed: int
-    members: tuple[Trial, ...] = ()
+    members: tuple[StudyTrial, ...] = ()
 
     @cached_property
     def run(self) -> Path:
@@ -132,7 +132,7 @@ class Trial:
             _write_error(self.run / FAILED, f"a member failed: {failed[0]}", [])
             return
         for command in commands:
-            status, last_words = run_program(command, self.work / "output" / f"{self.run.name}.log")
+            status, last_words = run_logged(command, self.work / "output" / f"{self.run.name}.log")
             if status == REFUSED and not last_words.startswith(PASSING):
                 is_evaluation = command[0] == "retrieval"
                 _write_error(self._failed_evaluation if is_evaluation else self.run / FAILED, last_words, command)
@@ -174,7 +174,7 @@ def _write_error(path: Path, error: str, command: list[str]) -> None:
     write_json(path, {"error": error, "command": command})
 
 
-def run_program(command: Sequence[str], log: Path) -> tuple[int, str]:
+def run_logged(command: Sequence[str], log: Path) -> tuple[int, str]:
     """Run a program on one core with output to a file; returns its status and last line."""
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -202,14 +202,14 @@ class Cell:
     experiment: Experiment
     data: Data
     variant: Variant
-    trial: Trial
+    trial: StudyTrial
 
     def is_of(self, variant: str, seed: int) -> bool:
         """Whether it has this variant and seed."""
         return (self.variant.name, self.trial.seed) == (variant, seed)
 
 
-def execute(trials: Sequence[Trial], parallel: int, title: str) -> None:
+def execute(trials: Sequence[StudyTrial], parallel: int, title: str) -> None:
     """Run all unfinished trials, `parallel` at a time; ensembles after all others.
 
     Raises:
@@ -218,21 +218,21 @@ def execute(trials: Sequence[Trial], parallel: int, title: str) -> None:
     left = [trial for trial in trials if not trial.is_done]
     line, lock, done = ProgressLine(every=30.0), threading.Lock(), len(trials) - len(left)
 
-    def one(trial: Trial) -> None:
+    def one(trial: StudyTrial) -> None:
         nonlocal done
         trial.execute()
         with lock:
             done += 1
             line.update(title, done, len(trials), "trials")
 
-    def several(job: list[Trial]) -> None:
+    def several(job: list[StudyTrial]) -> None:
         for trial in job:
             one(trial)
 
     with ThreadPoolExecutor(parallel or n_cores()) as pool:
         for with_members in (False, True):
             # Trials that share a run folder are one job, so that no two processes train in it.
-            jobs: dict[Path, list[Trial]] = {}
+            jobs: dict[Path, list[StudyTrial]] = {}
             for trial in left:
                 if bool(trial.members) == with_members:
                     jobs.setdefault(trial.run, []).append(trial)

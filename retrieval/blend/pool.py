@@ -27,7 +27,7 @@ from retrieval.sources.sparse_rows import (
     row_of_entries,
 )
 
-CANDIDATES = 100
+MIN_CANDIDATES = 100
 """Minimum number of best items that each source adds to a query's pool; with a larger cutoff, that many."""
 NOT_LISTED = 1_000
 """Rank of an item that is not in a source's list."""
@@ -118,7 +118,7 @@ class Pools:
         *,
         mask_seen: bool,
         temperature: float = 1.0,
-        candidates: int = CANDIDATES,
+        candidates: int = MIN_CANDIDATES,
     ) -> None:
         self.sources, self.index, self.popularity = dict(sources), index, popularity
         self.mask_seen, self.temperature, self.candidates = mask_seen, temperature, candidates

@@ -11,7 +11,7 @@ from etl.runtime.errors import InputError
 from retrieval.blend.context import CandidateFeatures
 from retrieval.blend.fit import FIT_QUERIES, learn_blend
 from retrieval.blend.learned import FittedBlend
-from retrieval.blend.pool import CANDIDATES, Pools
+from retrieval.blend.pool import MIN_CANDIDATES, Pools
 from retrieval.blend.ranker import BlendRanker
 from retrieval.bundle import Bundle
 from retrieval.config import RetrievalConfig
@@ -70,7 +70,7 @@ class OpenedSources:
         markov = counted["markov"]
         successors = markov.lists if isinstance(markov, SuccessorScores) else None
         features = CandidateFeatures(popular, dataset.category_codes(), successors)
-        return cls(names, counted, index, features, max(CANDIDATES, config.deepest))
+        return cls(names, counted, index, features, max(MIN_CANDIDATES, config.deepest))
 
     def pools(self, *, mask_seen: bool, temperature: float = 1.0) -> Pools:
         """Pools of all sources."""

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from etl.dataset import Dataset
 from retrieval.bundle import Bundle
+from retrieval.bundle_folder import SEARCH_FOLDER
 from retrieval.config import RetrievalConfig
 from retrieval.queries import Queries
 from retrieval.rankers.index_ranker import rank_by_index
@@ -19,7 +20,7 @@ from retrieval.rankers.source_ranker import SourceRanker
 from retrieval.search.index import Index
 from retrieval.search.threads import search_threads
 from retrieval.sources.scores import Scores, last_item
-from retrieval.sources.store import COUNTED, FOLDER, SourceOptions, open_counted
+from retrieval.sources.store import COUNTED, SourceOptions, open_counted
 
 MODEL = "model"
 """Name of the trained model among the rankers of `ranks.parquet`."""
@@ -68,7 +69,7 @@ def baseline_rankers(dataset: Dataset, bundle: Bundle, index: Index, config: Ret
 
 def sources_folder(bundle: Bundle) -> Path:
     """The folder of counted sources: next to the indexes of the bundle's run."""
-    return bundle.path.absolute().parent / FOLDER
+    return bundle.path.absolute().parent / SEARCH_FOLDER
 
 
 def source_options(config: RetrievalConfig, held_out: int) -> SourceOptions:

@@ -13,10 +13,10 @@ import numpy as np
 
 from etl.runtime.errors import InputError
 from etl.runtime.files import atomic_file, fingerprint_of, sha256_of, write_json
+from retrieval.bundle_folder import SEARCH_FOLDER
 from retrieval.search.index import KINDS, SPACES, Catalogue, Index
 from retrieval.search.tuning import Fidelity
 
-FOLDER = "indexes"
 RECORD: dict[str, Any] = {
     "made_from": str,
     "sha256": str,
@@ -49,7 +49,7 @@ class IndexFile:
     @classmethod
     def for_bundle(cls, bundle: Path, kind: str, made_from: str) -> IndexFile:
         """The index file in the run folder of a bundle."""
-        return cls(bundle.absolute().parent / FOLDER / f"{kind}-{made_from[:16]}.faiss", made_from)
+        return cls(bundle.absolute().parent / SEARCH_FOLDER / f"{kind}-{made_from[:16]}.faiss", made_from)
 
     def record(self) -> dict[str, Any]:
         """The record of the index; empty if there is none.

@@ -23,7 +23,6 @@ from retrieval.sources.scores import ItemKNNScores, Scores, SuccessorScores, VSk
 from retrieval.sources.sessions import TrainSessions
 from retrieval.sources.stan import Stan
 
-FOLDER = "indexes"
 VERSION = 3
 """Format version of the files."""
 Arrays = dict[str, npt.NDArray[Any]]

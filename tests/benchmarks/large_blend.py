@@ -19,7 +19,7 @@ import psutil
 
 from retrieval.blend.context import CandidateFeatures
 from retrieval.blend.learned import FOLDS, FittedBlend, Weights
-from retrieval.blend.pool import CANDIDATES, Pools
+from retrieval.blend.pool import MIN_CANDIDATES, Pools
 from retrieval.blend.ranker import BlendRanker
 from retrieval.queries import Queries
 from retrieval.rankers.popularity import Popularity
@@ -62,13 +62,13 @@ def large_blend() -> None:
             catalogue = Catalogue(np.arange(1, ITEMS + 1, dtype=np.int32), vector)
             index = build_index("ivf_flat", catalogue, "augmented")
             index.set_search_effort(PROBES)
-        rate = per_second(lambda q: index.search(q.vector, CANDIDATES), queries, 1)
+        rate = per_second(lambda q: index.search(q.vector, MIN_CANDIDATES), queries, 1)
         seconds, gib = spent["seconds"], spent["gib"]
         print(f"| index (ivf_flat, {PROBES} probes) | {seconds:.0f} | {gib:.1f} | {rate:,.0f} |", flush=True)
         with watched() as spent:
             counted = {name: opened(Path(folder), name) for name in COUNTED}
             sources: dict[str, Scores | None] = {MODEL: None, **counted}
-            sources["popularity"] = popularity(popular, CANDIDATES, mask_seen=True)
+            sources["popularity"] = popularity(popular, MIN_CANDIDATES, mask_seen=True)
             markov = counted["markov"]
             assert isinstance(markov, SuccessorScores)
             candidate_features = CandidateFeatures(popular, np.zeros(ITEMS + 1, np.int64), markov.lists)

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.config import PipelineOptions, training_options
+from cluster.config import PipelineOptions, parse_run
 from cluster.pipeline import evaluation, run_pipeline, training
 from cluster.steps import Step, log_fingerprints, run_step, time_by_step
 from etl.runtime.errors import InputError
@@ -68,7 +68,7 @@ def test_options_of_programs_are_split_as_a_shell_splits_them(tmp_path):
     step = training(options, tmp_path, tmp_path / "data", "g", ["model=gru4rec"])
     assert step.command[3:] == ["tasks=[next, click]", "model=gru4rec"]
     assert evaluation(options, tmp_path, tmp_path / "data", "g").command[-1] == "titles=a b.csv"
-    assert training_options("h model=hybrid 'tasks=[next, like]'") == ("h", ["model=hybrid", "tasks=[next, like]"])
+    assert parse_run("h model=hybrid 'tasks=[next, like]'") == ("h", ["model=hybrid", "tasks=[next, like]"])
 
 
 def test_program_ends_with_its_parent_and_does_not_ignore_sigpipe():

@@ -29,7 +29,7 @@ from cluster.study.findings import Estimate, answer, estimates_of
 from cluster.study.logs import Data, Log, logs_of
 from cluster.study.run import cells_of, chosen
 from cluster.study.site import _published, positives
-from cluster.study.trials import Trial, execute
+from cluster.study.trials import StudyTrial, execute
 from etl.config import load as load_etl
 from etl.runtime.errors import InputError
 from retrieval.bundle import open_bundle
@@ -202,7 +202,7 @@ def members(tmp_path):
     """Two finished trials without training: the tiny bundle, and one with other vectors."""
     data = Data(Log("tiny", "qb_video", tmp_path / "log.csv"), TINY / "data", "qb_video")
     made = tuple(
-        Trial(tmp_path, data, (f"model={name}",), ("blend=none", "baselines=[]", "cutoffs=[1,2]"), 0)
+        StudyTrial(tmp_path, data, (f"model={name}",), ("blend=none", "baselines=[]", "cutoffs=[1,2]"), 0)
         for name in ("gru4rec", "sasrec")
     )
     shutil.copytree(TINY / "bundle", made[0].run / "bundle")
@@ -242,9 +242,9 @@ def test_mean_trial_averages_its_members_and_adds_their_costs(members):
 
 
 def test_rejected_evaluation_does_not_fail_trials_of_the_run_with_other_options(members, monkeypatch):
-    run_program = trials.run_program
+    run_logged = trials.run_logged
     monkeypatch.setattr(
-        trials, "run_program", lambda command, log: (0, "") if command[0] == "trainer" else run_program(command, log)
+        trials, "run_logged", lambda command, log: (0, "") if command[0] == "trainer" else run_logged(command, log)
     )
     wrong = replace(members[0], retrieval=(*members[0].retrieval, "neighbours=0"))
     wrong.execute()
@@ -278,7 +278,7 @@ def test_mean_trials_run_last_and_reference_their_members(tmp_path, monkeypatch)
         assert cell.trial.members == tuple(by_name[name, cell.trial.seed] for name in cell.variant.members)
     assert len({cell.trial.run for cell in means}) == len(means) == 4
     order = []
-    monkeypatch.setattr(Trial, "execute", lambda self: order.append(bool(self.members)))
+    monkeypatch.setattr(StudyTrial, "execute", lambda self: order.append(bool(self.members)))
     execute([cell.trial for cell in reversed(found)], 1, "study")
     assert order == sorted(order)
 

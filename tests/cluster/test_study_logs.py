@@ -12,7 +12,7 @@ import cluster.study.trials
 from cluster.config import StudyOptions
 from cluster.study.logs import Log, logs_of
 from cluster.study.run import cells_of, chosen
-from cluster.study.trials import Trial
+from cluster.study.trials import StudyTrial
 from etl.dataset import open_dataset
 from etl.runtime.errors import InputError
 from tests.etl.test_ctr_rows import ctr_log
@@ -99,7 +99,7 @@ def test_cold_start_logs_are_appended_to_the_same_users_qk_video_clicks(tmp_path
     }
 
 
-def trials_of(options: StudyOptions) -> list[Trial]:
+def trials_of(options: StudyOptions) -> list[StudyTrial]:
     experiments = chosen(options)
     return [cell.trial for log in logs_of(options) for e in experiments for cell in cells_of(options, log, e, {})]
 
@@ -161,7 +161,7 @@ def test_only_rejected_options_end_a_trial_for_ever(tmp_path, monkeypatch, words
     log = generated_log(tmp_path / "log.csv", users=20, items=40, seed=1)
     options = StudyOptions(work=str(tmp_path / "study"), logs=[f"qb_video:{log}"], seeds=1, experiments=["first-rows"])
     (trial, *_) = trials_of(options)
-    monkeypatch.setattr(cluster.study.trials, "run_program", lambda *_: (2, words))
+    monkeypatch.setattr(cluster.study.trials, "run_logged", lambda *_: (2, words))
     if is_final:
         trial.execute()
         assert trial.failure == words

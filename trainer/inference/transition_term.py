@@ -22,8 +22,8 @@ from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
 from etl.runtime.lookup import lookup
 from retrieval.blend.learned import FOLDS, fold_of
+from retrieval.bundle_folder import SEARCH_FOLDER
 from retrieval.sources.sparse_rows import entries_at
-from retrieval.sources.store import FOLDER
 from retrieval.transitions import Transitions, last_clicks, open_transitions
 from trainer.data.order import Int
 from trainer.data.reader import Sessions
@@ -135,7 +135,7 @@ class TransitionTerm:
 
 def count(dataset: Dataset, run: Path, holdout: int) -> Transitions:
     """Count the transitions of the training clicks and save them in the run."""
-    return open_transitions(dataset, run / FOLDER, holdout, torch.get_num_threads())
+    return open_transitions(dataset, run / SEARCH_FOLDER, holdout, torch.get_num_threads())
 
 
 def contexts(sessions: Sessions, visible_B: Int) -> Int:
