@@ -34,14 +34,14 @@ def metadata(name: str, options: KubernetesOptions) -> dict[str, Any]:
 
 def worker_range(options: KubernetesOptions) -> tuple[int, int]:
     """Minimum and maximum training workers; with a queue both are the minimum, which is admitted as a unit."""
-    least, most = options.workers
-    return (least, least) if options.queue else (least, most)
+    minimum, maximum = options.workers
+    return (minimum, minimum) if options.queue else (minimum, maximum)
 
 
 def worker_options(options: KubernetesOptions) -> list[str]:
     """Trainer options derived from the manifest: workers, their GPUs and cores."""
-    least, most = worker_range(options)
-    workers = str(least) if least == most else f"[{least},{most}]"
+    minimum, maximum = worker_range(options)
+    workers = str(minimum) if minimum == maximum else f"[{minimum},{maximum}]"
     gpus = "true" if options.gpus else "false"
     return [f"ray.workers={workers}", f"ray.use_gpu={gpus}", f"ray.cores={options.cpus}"]
 
@@ -73,7 +73,7 @@ def ray_job(config: ClusterConfig, options: list[str]) -> dict[str, Any]:
     KubeRay passes the secret's token to all pods and uses it to poll the job's status (`authOptions`).
     """
     values = config.kubernetes
-    least, most = worker_range(values)
+    minimum, maximum = worker_range(values)
     config, options = with_worker_options(config, options)
     resources = {"cpu": str(values.cpus), "memory": f"{values.memory_gib}Gi"}
     if values.gpus:
@@ -86,9 +86,9 @@ def ray_job(config: ClusterConfig, options: list[str]) -> dict[str, Any]:
     submitter = container("ray-job-submitter", values, {"cpu": "500m", "memory": "1Gi"})
     group = {
         "groupName": "training",
-        "replicas": least,
-        "minReplicas": least,
-        "maxReplicas": most,
+        "replicas": minimum,
+        "minReplicas": minimum,
+        "maxReplicas": maximum,
         "rayStartParams": {},
         "template": pod(worker, values),
     }
@@ -106,7 +106,7 @@ def ray_job(config: ClusterConfig, options: list[str]) -> dict[str, Any]:
             "rayClusterSpec": {
                 "rayVersion": version("ray"),
                 "authOptions": {"mode": "token", "secretName": values.token_secret},
-                "enableInTreeAutoscaling": least != most,
+                "enableInTreeAutoscaling": minimum != maximum,
                 "autoscalerOptions": {"securityContext": dict(CONTAINER_SECURITY)},
                 "headGroupSpec": {
                     "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},

@@ -106,9 +106,9 @@ def results(work: Path, names: list[str]) -> str:
     """One table of all runs, and the paths of their reports."""
     from retrieval.report.page import table_text
 
-    matches: list[dict[str, Any]] = [json.loads((work / f"{name}-result" / METRICS).read_text()) for name in names]
-    table = matches[0] | {"model": names[0]}
-    others = {name: {"test": result.get("test", {})} for name, result in zip(names[1:], matches[1:], strict=True)}
-    lines = [table_text(table | {"baselines": others | matches[0]["baselines"]}), ""]
+    metrics: list[dict[str, Any]] = [json.loads((work / f"{name}-result" / METRICS).read_text()) for name in names]
+    table = metrics[0] | {"model": names[0]}
+    others = {name: {"test": result.get("test", {})} for name, result in zip(names[1:], metrics[1:], strict=True)}
+    lines = [table_text(table | {"baselines": others | metrics[0]["baselines"]}), ""]
     lines += [f"report of {name}: {work / f'{name}-result' / REPORT}" for name in names]
     return "\n".join(lines)

@@ -18,7 +18,7 @@ from retrieval.evaluate import evaluate, reopen
 from retrieval.query_files import Evaluation, Part
 from trainer.ray_train import ray_session
 
-TELL_SECONDS = 5.0
+PROGRESS_SECONDS = 5.0
 TASK_RETRIES = 10
 """Maximum retries of a part whose machine was lost."""
 
@@ -50,7 +50,7 @@ def run_on_ray(evaluation: Evaluation, parts: list[Part], folder: Path) -> None:
     rows = {task.remote(evaluation.config, part, folder): evaluation.ranked(part) for part in parts}
     waiting, total = list(rows), sum(rows.values())
     while waiting:
-        ready, waiting = ray.wait(waiting, timeout=TELL_SECONDS)
+        ready, waiting = ray.wait(waiting, timeout=PROGRESS_SECONDS)
         for reference in ready:
             if problem := ray.get(reference):
                 raise problem

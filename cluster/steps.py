@@ -27,7 +27,7 @@ from trainer.run.folder import CONFIG
 
 SHARE = 0.02
 """Share of a core for sampling memory."""
-WAITING = "replaced"
+MOVED_ASIDE = "replaced"
 """Hidden sibling of a training run while a new one takes its place."""
 
 
@@ -72,16 +72,16 @@ def run_step(step: Step, records: Path) -> None:
         expected = f"no {step.output.name} of others in {step.output.parent}"
         raise InputError(expected, step.output, "move it, or choose another folder for the pipeline")
     if step.resumes:
-        _settle(step.output)
+        _finish_replacement(step.output)
         if before.get("key") != step.key and step.output.exists():
-            step.output.rename(hidden_sibling(step.output, WAITING))
+            step.output.rename(hidden_sibling(step.output, MOVED_ASIDE))
     records.mkdir(parents=True, exist_ok=True)
     write_json(record, {"key": step.key, "command": step.command, "done": False})
     print(f"{step.name}: python -m {' '.join(step.command)}", flush=True)
     begin = time.monotonic()
     status, peak = _run([sys.executable, "-m", *step.command])
     seconds = time.monotonic() - begin
-    if step.resumes and not _settle(step.output):
+    if step.resumes and not _finish_replacement(step.output):
         write_json(record, before)  # of the output that was moved back
     if status:
         raise InputError(f"step {step.name} to succeed", f"exit status {status}", "fix the error above and run again")
@@ -90,8 +90,8 @@ def run_step(step: Step, records: Path) -> None:
     print(f"{step.name}: {seconds:.0f} s, {peak / 2**30:.1f} GiB at most", flush=True)
 
 
-def _settle(output: Path) -> bool:
-    """Settle what becomes of an output moved aside: `NAME.previous`, or `output` again if there is no new one.
+def _finish_replacement(output: Path) -> bool:
+    """Name an output that was moved aside `NAME.previous`, or move it back if there is no new one.
 
     Returns:
         Whether it was not moved back.
@@ -99,17 +99,17 @@ def _settle(output: Path) -> bool:
     Raises:
         InputError: `NAME.previous` exists and is not a training run.
     """
-    waiting, previous = hidden_sibling(output, WAITING), output.with_name(f"{output.name}.previous")
-    if not waiting.exists():
+    moved, previous = hidden_sibling(output, MOVED_ASIDE), output.with_name(f"{output.name}.previous")
+    if not moved.exists():
         return True
     if not output.exists():
-        waiting.rename(output)
+        moved.rename(output)
         return False
     if previous.exists():
         if not (previous / CONFIG).is_file():
             raise InputError(f"a previous run in {previous}", "other files", "move them away")
         shutil.rmtree(previous)
-    waiting.rename(previous)
+    moved.rename(previous)
     return True
 
 

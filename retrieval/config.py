@@ -28,7 +28,7 @@ BASELINES = (
     "v_sknn",
     "stan",
 )
-MOST_GAPS = 20
+MAX_GAPS = 20
 SOURCES = (
     "model",
     "sequential_rules",
@@ -67,7 +67,7 @@ class RetrievalConfig:
     neighbours: int = option(100, "nearest sessions of v_sknn and stan, and nearest items of item_knn", at_least=1)
     rules_per_item: int = option(100, "successors of an item that markov and sequential_rules retain", at_least=1)
     rules_gaps: int = option(
-        10, "largest distance in clicks of a successor in sequential_rules", at_least=1, at_most=MOST_GAPS
+        10, "largest distance in clicks of a successor in sequential_rules", at_least=1, at_most=MAX_GAPS
     )
     max_queries: int | None = option(
         None,
@@ -129,6 +129,6 @@ def _check_numbers(config: RetrievalConfig) -> None:
     """Raise `InputError` if a number is out of range."""
     if not config.cutoffs or min(config.cutoffs) < 1 or sorted(set(config.cutoffs)) != config.cutoffs:
         raise InputError("rising positive cutoffs", config.cutoffs, "write cutoffs=[5,10,20]")
-    most = THREADS_PER_CORE * (os.cpu_count() or 1)
-    if not 0 <= config.threads <= most:
-        raise InputError(f"threads from 0 to {most}", config.threads, "0 uses every core")
+    maximum = THREADS_PER_CORE * (os.cpu_count() or 1)
+    if not 0 <= config.threads <= maximum:
+        raise InputError(f"threads from 0 to {maximum}", config.threads, "0 uses every core")

@@ -36,11 +36,11 @@ from retrieval.search.prepare import index_file_of, kind_of, make_catalogue, pre
 from retrieval.search.tuning import Fidelity
 from retrieval.titles import read_titles
 
-REOPENED_BY = (
+RECORDED_OPTIONS = (
     *("index", "fidelity", "index_file", "memory_gib", "candidates", "cutoffs", "blend"),
     *("neighbours", "rules_per_item", "rules_gaps", "titles"),
 )
-"""Options that `reopen` needs to find index and sources."""
+"""Options that `metrics.json` records; `trainer.serve` rebuilds its configuration from them."""
 FEEDBACK = "feedback.json"
 """Saved feedback metrics of an unfinished evaluation."""
 MANY_QUERIES = 100_000
@@ -121,7 +121,7 @@ def provenance(config: RetrievalConfig, dataset: Dataset, bundle: Bundle) -> dic
         "transition_terms": bundle.manifest.transition_terms,
         "dataset": dataset.manifest.fingerprint,
         "bundle": sha256_of(bundle.path / MANIFEST),
-        "options": {name: getattr(config, name) for name in REOPENED_BY},
+        "options": {name: getattr(config, name) for name in RECORDED_OPTIONS},
     }
 
 

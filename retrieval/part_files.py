@@ -118,9 +118,9 @@ def rank_by_blend(blend: BlendRanker, results: PartResults, queries: Queries, *,
     if not len(queries):
         return
     started = perf_counter()
-    result = blend.rank(queries, results.split, variants=variants)
+    ranked_by_name = blend.rank(queries, results.split, variants=variants)
     seconds = perf_counter() - started
-    for name, ranked in result.items():
+    for name, ranked in ranked_by_name.items():
         results.add(name, queries, ranked, seconds if name == BLEND else 0.0, _transitions(queries, blend))
 
 
@@ -140,10 +140,10 @@ def recommend_part(evaluation: Evaluation, part: Part, folder: Path, blend: Blen
             score, listed = blend.recommend(queries) if blend else search_unseen(evaluation.index, queries, k)
             order = columns_of_listed(listed, k)
             items, scores = np.take_along_axis(listed, order, 1), np.take_along_axis(score, order, 1)
-            result = items > 0
-            offset = np.concatenate([[0], np.cumsum(result.sum(axis=1))])
-            raw = evaluation.item_id[items[result]]
-            columns = (items[result].astype(np.int32), raw, scores[result].astype(np.float32))
+            is_listed = items > 0
+            offset = np.concatenate([[0], np.cumsum(is_listed.sum(axis=1))])
+            raw = evaluation.item_id[items[is_listed]]
+            columns = (items[is_listed].astype(np.int32), raw, scores[is_listed].astype(np.float32))
             arrays = [pa.array(queries.user_id), *(lists_array(offset, values) for values in columns)]
             writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=TOPK_SCHEMA))
             evaluation.on_progress(len(queries))

@@ -32,6 +32,8 @@ from retrieval.rankers.registry import MODEL, Ranker, baseline_rankers, model_ra
 from retrieval.search.index import Index
 
 DONE = "done.json"
+FORMAT = 2
+"""Format version of the parts: those of other versions are removed."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,8 @@ class Evaluation:
 
     def n_ranked(self, split: str) -> int:
         """Number of queries of a split that are ranked; they are evenly spaced."""
-        total, most = self.bundle.n_queries(split), self.config.max_queries
-        return total if split == "next" or not most else min(total, most)
+        total, limit = self.bundle.n_queries(split), self.config.max_queries
+        return total if split == "next" or not limit else min(total, limit)
 
     def ranked(self, part: Part) -> int:
         """Number of queries of a part that are ranked."""
@@ -174,9 +176,9 @@ def run_in_process(evaluation: Evaluation, parts: list[Part], folder: Path) -> N
     """Compute all parts in this process, with progress."""
     line, done = ProgressLine(), 0
     for split, name in STEP_NAMES.items():
-        mine = [part for part in parts if part.split == split]
-        left = [part for part in mine if not (folder / part.name / DONE).is_file()]
-        total = sum(map(evaluation.ranked, mine))
+        of_split = [part for part in parts if part.split == split]
+        left = [part for part in of_split if not (folder / part.name / DONE).is_file()]
+        total = sum(map(evaluation.ranked, of_split))
         done = total - sum(map(evaluation.ranked, left))
 
         def on_progress(rows: int, name: str = name, total: int = total) -> None:
@@ -196,7 +198,7 @@ def parts_folder(config: RetrievalConfig, bundle: Bundle) -> Path:
     output = local_path(config.output).absolute()
     folder = output.with_name(f".{output.name}.parts")
     options = {name: value for name, value in vars(config).items() if name not in ("output", "overwrite", "threads")}
-    key = fingerprint_of([options, sha256_of(bundle.path / MANIFEST)])
+    key = fingerprint_of([FORMAT, options, sha256_of(bundle.path / MANIFEST)])
     if not (folder / key).is_dir():
         shutil.rmtree(folder, ignore_errors=True)
         (folder / key).mkdir(parents=True)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from etl.dataset import TRAIN_HOLDOUT, Dataset
 
-MOST_REPEATS = 0.005
+MAX_REPEATS = 0.005
 """Up to this share of repeats, masking loses less than seen items in the lists would cost."""
 SAMPLE_SESSIONS = 200_000
 
@@ -30,7 +30,7 @@ class Repeats:
     @property
     def mask_seen(self) -> bool:
         """The value of `mask_seen=auto`."""
-        return self.targets > 0 and self.share <= MOST_REPEATS
+        return self.targets > 0 and self.share <= MAX_REPEATS
 
     def __str__(self) -> str:
         return f"{self.repeated:,} of {self.targets:,} valid targets repeat a seen item"

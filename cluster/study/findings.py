@@ -73,7 +73,7 @@ class Estimate:
         difference, low, high: difference to the reference with 95 % interval; None without one. Over users for
             rank metrics, over seeds for AUCs.
         p: two-sided p-value, Holm-corrected over the experiment on this log.
-        best: share of the best possible score; None for real logs.
+        share_of_best: share of the best possible score; None for real logs.
     """
 
     mean: float | None
@@ -82,7 +82,7 @@ class Estimate:
     low: float | None = None
     high: float | None = None
     p: float | None = None
-    best: float | None = None
+    share_of_best: float | None = None
 
 
 Estimates = dict[tuple[str, str], Estimate]
@@ -125,12 +125,14 @@ def _estimate(
     mean, spread = fmean(values), stdev(values) if len(values) > 1 else None
     share = mean / best if best else None
     if not other or any(cell.trial.failure for cell in (*mine, *other)):
-        return Estimate(mean, spread, best=share), None
+        return Estimate(mean, spread, share_of_best=share), None
     if metric.startswith(BY_RANK):
         first, second = (np.mean([gains(rank, metric) for rank in side], axis=0) for side in ranks())
         low, high = interval(first - second)
-        return Estimate(mean, spread, float((first - second).mean()), low, high, best=share), signed_rank(first, second)
-    return _over_seeds(mine, other, metric, Estimate(mean, spread, best=share))
+        return Estimate(mean, spread, float((first - second).mean()), low, high, share_of_best=share), signed_rank(
+            first, second
+        )
+    return _over_seeds(mine, other, metric, Estimate(mean, spread, share_of_best=share))
 
 
 Sides = tuple[list[npt.NDArray[np.int64]], list[npt.NDArray[np.int64]]]
@@ -155,10 +157,12 @@ def _over_seeds(
         return estimate, None
     mean = fmean(differences)
     if len(differences) < 2:
-        return Estimate(estimate.mean, estimate.spread, mean, best=estimate.best), None
+        return Estimate(estimate.mean, estimate.spread, mean, share_of_best=estimate.share_of_best), None
     half = float(stats.t.ppf(0.975, len(differences) - 1)) * stdev(differences) / len(differences) ** 0.5
     p = float(stats.ttest_1samp(differences, 0.0).pvalue) if stdev(differences) > 0 else None
-    return Estimate(estimate.mean, estimate.spread, mean, mean - half, mean + half, best=estimate.best), p
+    return Estimate(
+        estimate.mean, estimate.spread, mean, mean - half, mean + half, share_of_best=estimate.share_of_best
+    ), p
 
 
 def label(metric: str) -> str:

@@ -75,8 +75,8 @@ class Log:
 
     def converted(self, program: str, folder: Path) -> Log:
         """This log converted by a program to scenario `ctr`, in a folder."""
-        same_name = fingerprint_of([str(self.path)])[:8]
-        path = folder / f"{self.path.stem}-{same_name}-{program.rpartition('.')[2]}.csv"
+        path_hash = fingerprint_of([str(self.path)])[:8]
+        path = folder / f"{self.path.stem}-{path_hash}-{program.rpartition('.')[2]}.csv"
         return Log(self.name, "ctr", path, (program, f"input={self.path}", f"output={path}"))
 
 

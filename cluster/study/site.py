@@ -235,7 +235,9 @@ def _cell(estimates: Estimates, variant: str, metric: str) -> str:
     if estimate.mean is None:
         return "–"
     spread = "" if estimate.spread is None else f" ± {estimate.spread:.4f}"
-    return f"{estimate.mean:.4f}{spread}" + ("" if estimate.best is None else f" ({estimate.best:.0%})")
+    return f"{estimate.mean:.4f}{spread}" + (
+        "" if estimate.share_of_best is None else f" ({estimate.share_of_best:.0%})"
+    )
 
 
 def _figures(experiment: Experiment, metric: str, cells: Sequence[Cell], estimates: Estimates) -> str:
@@ -294,7 +296,9 @@ def _csv(experiment: Experiment, cells: Sequence[Cell], estimates: Estimates) ->
         against = reference(experiment, variant)
         for metric in experiment.metrics:
             e = estimates[variant.name, metric]
-            writer.writerow([variant.name, metric, e.mean, e.spread, against, e.difference, e.low, e.high, e.p, e.best])
+            writer.writerow(
+                [variant.name, metric, e.mean, e.spread, against, e.difference, e.low, e.high, e.p, e.share_of_best]
+            )
     return out.getvalue()
 
 

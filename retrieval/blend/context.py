@@ -63,8 +63,11 @@ class CandidateFeatures:
     def _categories(self, pool: Pool, queries: Queries, last_Q: npt.NDArray[np.integer]) -> Context:
         query = np.repeat(np.arange(len(queries)), queries.n_seen)
         pair, times = np.unique(query << 32 | self.category[queries.seen], return_counts=True)
-        mine = self.category[pool.item]
-        requested = pool.query << 32 | mine
+        own_category = self.category[pool.item]
+        requested = pool.query << 32 | own_category
         index = np.minimum(np.searchsorted(pair, requested), len(pair) - 1)
         share = np.where(pair[index] == requested, times[index], 0) / queries.n_seen[pool.query]
-        return {"category share": share, "category of the last": (self.category[last_Q][pool.query] == mine) * 1.0}
+        return {
+            "category share": share,
+            "category of the last": (self.category[last_Q][pool.query] == own_category) * 1.0,
+        }

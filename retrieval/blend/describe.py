@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from retrieval.blend.learned import FittedBlend
+from retrieval.blend.fitted import FittedBlend
 from retrieval.blend.ranker import BLEND
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from retrieval.blend import reranker
 from retrieval.blend.context import CandidateFeatures, Context
-from retrieval.blend.learned import FOLDS, FittedBlend, Weights, fold_of
+from retrieval.blend.fitted import FOLDS, FittedBlend, Weights, fold_of
 from retrieval.blend.pool import Pool, Pools, softmax_of_rows
 from retrieval.blend.weights import find_weights, gain_of, summed
 from retrieval.queries import Queries
@@ -67,14 +67,14 @@ def fit_blend(hits: Hits, cutoff: int, threads: int) -> FittedBlend:
         train, test = _select_queries(pool, context, fold != each), _select_queries(pool, context, fold == each)
         temperatures.append(_best_temperature(train[0]))
         train, test = ((at_temperature(part, temperatures[-1]), values) for part, values in (train, test))
-        result = find_weights(train[0], cutoff, names, threads)
-        weights.append(result)
-        gains["sum"][fold == each] = gain_of(test[0].target_ranks(summed(test[0], result)), cutoff)
-        text, count = _learn_reranker(train, result, threads)
+        fitted = find_weights(train[0], cutoff, names, threads)
+        weights.append(fitted)
+        gains["sum"][fold == each] = gain_of(test[0].target_ranks(summed(test[0], fitted)), cutoff)
+        text, count = _learn_reranker(train, fitted, threads)
         texts.append(text)
         if text is not None:
             trees.append(count)
-            ranks = test[0].target_ranks(reranked(test, result, reranker.Reranker(text, threads)))
+            ranks = test[0].target_ranks(reranked(test, fitted, reranker.Reranker(text, threads)))
             gains["reranker"][fold == each] = gain_of(ranks, cutoff)
     complete = len(trees) == FOLDS and len(rows) == FOLDS
     total = {kind: float(gain.sum()) / n_queries for kind, gain in gains.items()}
@@ -94,8 +94,8 @@ def fit_blend(hits: Hits, cutoff: int, threads: int) -> FittedBlend:
         "trees": trees if complete else [],
     }
     folds = [
-        Weights(_named(names, fitted), text if complete else None, temperature_of_fold)
-        for fitted, text, temperature_of_fold in zip(weights, texts, temperatures, strict=True)
+        Weights(_named(names, weight), text if complete else None, temperature)
+        for weight, text, temperature in zip(weights, texts, temperatures, strict=True)
     ]
     return FittedBlend(list(names), temperature, kind, Weights(_named(names, all_users), text), folds, selection)
 
@@ -190,7 +190,7 @@ def _learn_reranker(
     data: tuple[Pool, Context], weight_S: npt.NDArray[np.float64], threads: int, rounds: int | None = None
 ) -> tuple[str | None, int]:
     short, _, names, values = _shortlisted(data, weight_S)
-    if short.is_target.sum() < reranker.LEAST_HITS:
+    if short.is_target.sum() < reranker.MIN_HITS:
         return None, 0
     return reranker.learn(names, values, short, threads, rounds)
 

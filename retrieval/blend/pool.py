@@ -80,8 +80,8 @@ class Pool:
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.floating]]:
         """The `k` best candidates of each query and their scores `[Q, k]`, ties by ascending id; 0 and -inf beyond."""
         indptr = np.concatenate([[0], np.cumsum(np.bincount(self.query, minlength=self.n_queries))])
-        near = np.flatnonzero(score_N >= kth_largest(score_N, indptr, k)[self.query])
-        order = near[np.lexsort((self.item[near], -score_N[near], self.query[near]))]
+        top = np.flatnonzero(score_N >= kth_largest(score_N, indptr, k)[self.query])
+        order = top[np.lexsort((self.item[top], -score_N[top], self.query[top]))]
         index = position_in_row(self.query[order], self.n_queries)
         order, index = order[index < k], index[index < k]
         item, score = np.zeros((self.n_queries, k), np.int64), np.full((self.n_queries, k), -np.inf, score_N.dtype)
@@ -129,21 +129,21 @@ class Pools:
     def of(self, queries: Queries) -> Pool:
         """Build the pool of a batch."""
         seen = seen_pairs(queries) if self.mask_seen else np.zeros(0, np.int64)
-        result = {}
+        scores_by_name = {}
         for name, source in self.sources.items():
             with self.seconds.timed(name):
-                result[name] = self._scores(source, queries, seen)
-        best = {name: largest_of_rows(scores.copy(), self.candidates) for name, scores in result.items()}
+                scores_by_name[name] = self._scores(source, queries, seen)
+        best = {name: largest_of_rows(scores.copy(), self.candidates) for name, scores in scores_by_name.items()}
         key = np.sort(np.concatenate([_pairs(scores) for scores in best.values()]))
         key = key[np.diff(key, prepend=-1) > 0]
         query, item = key >> 32, key & 0xFFFFFFFF
-        shape = (len(result), len(key))
+        shape = (len(best), len(key))
         raw, share, rank = (
             np.zeros(shape, np.float32),
             np.zeros(shape, np.float32),
             np.full(shape, NOT_LISTED, np.float32),
         )
-        for row, (name, scores) in enumerate(result.items()):
+        for row, (name, scores) in enumerate(scores_by_name.items()):
             rank[row, np.searchsorted(key, _pairs(best[name]))] = _ranks(best[name])
             if name == MODEL:
                 with self.seconds.timed(name):
@@ -156,7 +156,7 @@ class Pools:
                 share[row] = raw[row] / total.astype(np.float32)[query]
         clicks = self.popularity.clicks_of(item) / max(int(self.popularity.clicks.max(initial=0)), 1)
         is_target = item == queries.target[query]
-        return Pool(tuple(result), query, item, raw, share, rank, clicks.astype(np.float32), is_target, len(queries))
+        return Pool(tuple(best), query, item, raw, share, rank, clicks.astype(np.float32), is_target, len(queries))
 
     def _scores(self, source: Scores | None, queries: Queries, seen: npt.NDArray[np.int64]) -> sparse.csr_matrix:
         """A source's positive scores of candidates, without seen items if these are masked."""

@@ -10,7 +10,7 @@ from etl.dataset import TRAIN_HOLDOUT, Dataset
 from etl.runtime.errors import InputError
 from retrieval.blend.context import CandidateFeatures
 from retrieval.blend.fit import FIT_QUERIES, learn_blend
-from retrieval.blend.learned import FittedBlend
+from retrieval.blend.fitted import FittedBlend
 from retrieval.blend.pool import MIN_CANDIDATES, Pools
 from retrieval.blend.ranker import BlendRanker
 from retrieval.bundle import Bundle

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from retrieval.blend.context import CandidateFeatures
 from retrieval.blend.fit import at_temperature, reranked
-from retrieval.blend.learned import FittedBlend, Weights, fold_of
+from retrieval.blend.fitted import FittedBlend, Weights, fold_of
 from retrieval.blend.pool import Pool, Pools
 from retrieval.blend.reranker import Reranker
 from retrieval.blend.seconds import Seconds
@@ -23,7 +23,7 @@ from retrieval.search.threads import in_threads
 
 BLEND = "blend"
 """Name of the blend among the rankers of `ranks.parquet`."""
-LEAST_TILE, MOST_TILE = 256, 1_024
+MIN_TILE, MAX_TILE = 256, 1_024
 """Minimum and maximum queries per tile of a thread: a sparse product over millions of items costs tens of milliseconds
 even for few rows, and the candidates of a large tile take 100 MB and more."""
 
@@ -144,7 +144,7 @@ class BlendRanker:
 
     def _tiles(self, row_N: npt.NDArray[np.intp]) -> list[npt.NDArray[np.intp]]:
         """Split rows into tiles, several per thread."""
-        size = int(np.clip(len(row_N) // (2 * self.threads), LEAST_TILE, MOST_TILE))
+        size = int(np.clip(len(row_N) // (2 * self.threads), MIN_TILE, MAX_TILE))
         return np.split(row_N, np.arange(size, len(row_N), size))
 
     def _rank(self, queries: Queries, member: int, names: list[str]) -> dict[str, Ranked]:

@@ -14,10 +14,10 @@ def blend_table(result: dict[str, Any], cutoff: int) -> tuple[list[str], list[tu
     for kind in ("sum", "reranker"):
         if kind in blend:
             rows.append((_row(kind, blend[kind], cutoff, ms=blend["milliseconds"].get(kind)), False))
-    for name, matches in blend.get("sources", {}).items():
+    for name, by_split in blend.get("sources", {}).items():
         without = blend.get("drop_one", {}).get(name, {}).get("test", {}).get(f"ndcg@{cutoff}")
         weight, ms = blend["weights"].get(name), blend["milliseconds"].get(name)
-        rows.append((_row(f"{name} alone", matches, cutoff, weight=weight, without=without, ms=ms), False))
+        rows.append((_row(f"{name} alone", by_split, cutoff, weight=weight, without=without, ms=ms), False))
     return header, rows
 
 
@@ -33,7 +33,7 @@ def _row(name: str, by_split: dict[str, Any], cutoff: int, **more: float | None)
 def blend_note(result: dict[str, Any]) -> str:
     """Explanation of the table."""
     step = result["blend"].get("test", {}).get("transition", {})
-    queries = {kind: matches["queries"] for kind, matches in step.items()}
+    queries = {kind: metrics["queries"] for kind, metrics in step.items()}
     share = queries.get("counted", 0) / max(sum(queries.values()), 1)
     every, sampled = _queries(result["blend"]), _queries(result["blend"].get("sum", {}))
     sample = f"All rows but the first are of {sampled:,} sampled queries. " if 0 < sampled < every else ""

@@ -14,7 +14,7 @@ from retrieval.sources.sparse_rows import largest_of_rows
 
 SHORTLIST = 100
 """Number of best candidates by the sum that are re-ranked per query."""
-LEAST_HITS = 200
+MIN_HITS = 200
 """Minimum number of training queries with their target on the shortlist."""
 ROUNDS, PATIENCE, HELD_BACK = 300, 25, 5
 """Maximum trees; early stopping rounds; one query in `HELD_BACK` is held out for early stopping."""

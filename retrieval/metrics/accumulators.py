@@ -104,7 +104,7 @@ class RankingResult:
         self.total = RankingSums(self.cutoffs)
         self.segments: dict[tuple[str, str], RankingSums] = {}
         self.shown = np.zeros((len(self.cutoffs), n_items + 1), np.int32)
-        self.touched: list[Int] = []
+        self.flat_index: list[Int] = []
         self.seconds = 0.0
 
     def add(
@@ -127,14 +127,14 @@ class RankingResult:
         for row, cutoff in enumerate(self.cutoffs):
             item, times = np.unique(lists[:, begin:cutoff], return_counts=True)
             self.shown[row, item] += times.astype(np.int32)
-            self.touched.append(item + row * np.int64(self.shown.shape[1]))
+            self.flat_index.append(item + row * np.int64(self.shown.shape[1]))
             begin = cutoff
 
     def write(self, path: Path) -> None:
         """Write to `path.json` and `path.npz`; floats round-trip exactly."""
         # A part lists only thousands of millions of items.
-        touched = np.unique(np.concatenate(self.touched)) if self.touched else np.zeros(0, np.int64)
-        np.savez(path.with_suffix(".npz"), place=touched, times=self.shown.ravel()[touched])
+        flat_index = np.unique(np.concatenate([np.zeros(0, np.int64), *self.flat_index]))
+        np.savez(path.with_suffix(".npz"), flat_index=flat_index, times=self.shown.ravel()[flat_index])
         record = {"total": self.total.plain(), "seconds": self.seconds}
         record["segments"] = [[*key, result.plain()] for key, result in self.segments.items()]
         write_json(path.with_suffix(".json"), record)
@@ -148,7 +148,7 @@ class RankingResult:
             segment = self.segments.setdefault((kind, name), RankingSums(self.cutoffs))
             segment.merge(RankingSums.from_plain(self.cutoffs, plain))
         with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
-            self.shown.ravel()[arrays["place"]] += arrays["times"]
+            self.shown.ravel()[arrays["flat_index"]] += arrays["times"]
 
     def metrics(self, train_clicks: Int, n_candidates: int) -> dict[str, Any]:
         """The metrics of one split for `metrics.json`.

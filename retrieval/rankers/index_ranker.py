@@ -75,8 +75,8 @@ def search_unseen(index: Index, queries: Queries, k: int) -> tuple[npt.NDArray[n
     Searches k + n candidates, n the longest session, of which at most n are seen, so the list is complete. An index may
     return fewer than requested; queries left with fewer than k, although the catalogue has more, are searched exactly.
     """
-    most = int(queries.n_seen.max(initial=0))
-    score, listed = search_items(index, queries, k + most)
+    longest = int(queries.n_seen.max(initial=0))
+    score, listed = search_items(index, queries, k + longest)
     listed[seen_among(queries, listed)] = 0
     if index.faiss_index is not None:
         unseen = np.count_nonzero(listed, axis=1)
@@ -84,10 +84,11 @@ def search_unseen(index: Index, queries: Queries, k: int) -> tuple[npt.NDArray[n
         if len(short):
             again = queries.take(short)
             exact = Index("flat", index.catalogue, None, 0.0)
-            found_score, result = search_items(exact, again, k + most)
-            result[seen_among(again, result)] = 0
+            exact_score, exact_items = search_items(exact, again, k + longest)
+            exact_items[seen_among(again, exact_items)] = 0
             score[short], listed[short] = -np.inf, 0
-            score[short, : result.shape[1]], listed[short, : result.shape[1]] = found_score, result
+            n_listed = exact_items.shape[1]
+            score[short, :n_listed], listed[short, :n_listed] = exact_score, exact_items
     return score, listed
 
 

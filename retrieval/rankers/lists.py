@@ -10,7 +10,7 @@ from retrieval.queries import Queries
 
 SLOTS = 8
 """Hash table slots per stored value."""
-LEAST_HASHED = 4_096
+MIN_HASHED = 4_096
 """Minimum number of values for which a hash table is used."""
 
 
@@ -20,28 +20,28 @@ def seen_pairs(queries: Queries) -> npt.NDArray[np.int64]:
     return np.sort(query << 32 | queries.seen)
 
 
-def is_among(value_N: npt.NDArray[np.int64], rising_M: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Mask of the values that are in the sorted `rising_M`; `value_N` may have any shape."""
+def is_among(value_N: npt.NDArray[np.int64], sorted_M: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Mask of the values that are in `sorted_M`; `value_N` may have any shape."""
     out = np.zeros(value_N.size, bool)
-    out[matches(value_N.ravel(), rising_M)[0]] = True
+    out[matches(value_N.ravel(), sorted_M)[0]] = True
     return out.reshape(value_N.shape)
 
 
 def matches(
-    value_N: npt.NDArray[np.int64], rising_M: npt.NDArray[np.int64]
+    value_N: npt.NDArray[np.int64], sorted_M: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Indices of the values that are in the sorted `rising_M`, and the index there of each.
+    """Indices of the values that are in `sorted_M`, and the index there of each.
 
     Optimised for few matches: a hash table filters out most values, and the rest is looked up.
     """
-    near = np.arange(len(value_N))
-    if len(value_N) >= LEAST_HASHED and len(rising_M):
-        bits = int(SLOTS * len(rising_M)).bit_length()
+    possible = np.arange(len(value_N))
+    if len(value_N) >= MIN_HASHED and len(sorted_M):
+        bits = int(SLOTS * len(sorted_M)).bit_length()
         table = np.zeros(1 << bits, bool)
-        table[_slot(rising_M, bits)] = True
-        near = np.flatnonzero(table[_slot(value_N, bits)])
-    index, match = lookup(rising_M, value_N[near])
-    return near[match], index[match]
+        table[_slot(sorted_M, bits)] = True
+        possible = np.flatnonzero(table[_slot(value_N, bits)])
+    index, match = lookup(sorted_M, value_N[possible])
+    return possible[match], index[match]
 
 
 def _slot(value_N: npt.NDArray[np.int64], bits: int) -> npt.NDArray[np.int64]:

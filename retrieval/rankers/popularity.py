@@ -32,7 +32,7 @@ class Popularity:
     ) -> None:
         self.clicks = np.full(int(item.max(initial=0)) + 1, -1, np.int64)
         self.clicks[item] = train_clicks
-        self.falling = np.sort(-train_clicks)
+        self.negated_clicks = np.sort(-train_clicks)  # ascending, for binary search
         self.best_first = item[np.lexsort((item, -train_clicks))]
         self.n_items = n_items or len(self.clicks) - 1
 
@@ -45,7 +45,7 @@ class Popularity:
     def ranks(self, queries: Queries, *, mask_seen: bool) -> npt.NDArray[np.int64]:
         """Rank of each target: the number of candidates, including itself, with at least as many train clicks."""
         clicks = self.clicks_of(queries.target)
-        rank = np.searchsorted(self.falling, -clicks, side="right").astype(np.int64)
+        rank = np.searchsorted(self.negated_clicks, -clicks, side="right").astype(np.int64)
         if mask_seen:
             query = np.repeat(np.arange(len(queries)), queries.n_seen)
             once = _distinct(query, queries.seen)
@@ -137,48 +137,51 @@ class CategoryPopularity:
         self, queries: Queries, k: int, *, mask_seen: bool
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]]:
         """Ranks of the targets (ties count against them), and the `k` best candidates of each query, padded with 0."""
-        mine = self.category[queries.seen[queries.seen_offset[1:] - 1]]
-        lists = self._lists(queries, mine, k, mask_seen=mask_seen)
+        own_category = self.category[queries.seen[queries.seen_offset[1:] - 1]]
+        lists = self._lists(queries, own_category, k, mask_seen=mask_seen)
         overall = self.popularity.ranks(queries, mask_seen=mask_seen)
         own = self.popularity.clicks_of(queries.target)
-        size = self.sizes[mine]
-        at_least = np.searchsorted(self.key, self._key(mine, np.maximum(own, 0)), side="right") - self.begin[mine]
+        size = self.sizes[own_category]
+        at_least = (
+            np.searchsorted(self.key, self._key(own_category, np.maximum(own, 0)), side="right")
+            - self.begin[own_category]
+        )
         if mask_seen:  # exclude seen items
             query = np.repeat(np.arange(len(queries)), queries.n_seen)
             once = _distinct(query, queries.seen)
             query, clicks = query[once], self.popularity.clicks_of(queries.seen[once])
-            near = (self.category[queries.seen[once]] == mine[query]) & (clicks >= 0)
-            size = size - np.bincount(query[near], minlength=len(queries))
-            at_least -= np.bincount(query[near & (clicks >= own[query])], minlength=len(queries))
+            is_within = (self.category[queries.seen[once]] == own_category[query]) & (clicks >= 0)
+            size = size - np.bincount(query[is_within], minlength=len(queries))
+            at_least -= np.bincount(query[is_within & (clicks >= own[query])], minlength=len(queries))
         # Within the category by clicks; others rank behind the complete category.
-        rank = np.where(self.category[queries.target] == mine, at_least, overall - at_least + size)
+        rank = np.where(self.category[queries.target] == own_category, at_least, overall - at_least + size)
         rank[overall == MISS] = MISS
         return rank.astype(np.int64), lists
 
     def _listed(
-        self, queries: Queries, mine_Q: npt.NDArray[np.int64], k: int, *, mask_seen: bool
+        self, queries: Queries, category_Q: npt.NDArray[np.int64], k: int, *, mask_seen: bool
     ) -> npt.NDArray[np.integer]:
         """The `k` most clicked candidates of one category for each query `[Q, k]`, padded with 0."""
         deep = k + (int(queries.n_seen.max(initial=0)) if mask_seen else 0)
-        index = self.begin[mine_Q][:, None] + np.arange(deep)
-        inside = index < self.end[mine_Q][:, None]
-        near = np.where(inside, self.best_first[np.where(inside, index, 0)], 0).astype(np.int64)
+        index = self.begin[category_Q][:, None] + np.arange(deep)
+        inside = index < self.end[category_Q][:, None]
+        listed = np.where(inside, self.best_first[np.where(inside, index, 0)], 0).astype(np.int64)
         if mask_seen:
-            near[seen_among(queries, near)] = 0
-        return first_listed(near, k)
+            listed[seen_among(queries, listed)] = 0
+        return first_listed(listed, k)
 
     def _lists(
-        self, queries: Queries, mine_Q: npt.NDArray[np.int64], k: int, *, mask_seen: bool
+        self, queries: Queries, category_Q: npt.NDArray[np.int64], k: int, *, mask_seen: bool
     ) -> npt.NDArray[np.integer]:
-        near = self._listed(queries, mine_Q, k, mask_seen=mask_seen)
+        listed = self._listed(queries, category_Q, k, mask_seen=mask_seen)
         general = self.popularity.lists(queries, k, mask_seen=mask_seen).astype(np.int64)
-        general[self.category[general] == mine_Q[:, None]] = 0
-        return first_listed(np.concatenate([near, general], axis=1), k)
+        general[self.category[general] == category_Q[:, None]] = 0
+        return first_listed(np.concatenate([listed, general], axis=1), k)
 
     def _key(self, category_N: npt.NDArray[np.int64], clicks_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Sort key in the order of `best_first`."""
-        most = int(self.popularity.clicks.max(initial=0))
-        return category_N * (most + 1) + (most - clicks_N)
+        max_clicks = int(self.popularity.clicks.max(initial=0))
+        return category_N * (max_clicks + 1) + (max_clicks - clicks_N)
 
 
 def _distinct(query_N: npt.NDArray[np.integer], item_N: npt.NDArray[np.integer]) -> npt.NDArray[np.intp]:

@@ -75,8 +75,8 @@ class SourceRanker:
         mask_seen: bool,
     ) -> npt.NDArray[np.integer]:
         count = np.bincount(query, minlength=len(queries))
-        near = score >= kth_largest(score, np.concatenate([[0], np.cumsum(count)]), k)[query]
-        query, item, score, clicks = query[near], item[near], score[near], clicks[near]
+        top = score >= kth_largest(score, np.concatenate([[0], np.cumsum(count)]), k)[query]
+        query, item, score, clicks = query[top], item[top], score[top], clicks[top]
         order = np.lexsort((item, -clicks, -score, query))
         column = position_in_row(query[order], len(queries))
         order, column = order[column < k], column[column < k]

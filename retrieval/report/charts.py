@@ -128,10 +128,14 @@ def popularity(clicks: npt.NDArray[Any]) -> str:
     """Train clicks of items by popularity rank, log-log."""
     with mpl.rc_context(STYLE):
         figure, axes = _axes("items by popularity (rank)", "train clicks")
-        falling = np.sort(clicks[clicks > 0])[::-1]
-        rank = np.unique(np.geomspace(1, max(len(falling), 1), 400).astype(int)) if len(falling) else np.zeros(0, int)
-        axes.loglog(rank, falling[rank - 1], color=COLORS[0], linewidth=2)
-        axes.fill_between(rank, falling[rank - 1], 0.8, color=COLORS[0], alpha=0.12)
+        descending = np.sort(clicks[clicks > 0])[::-1]
+        rank = (
+            np.unique(np.geomspace(1, max(len(descending), 1), 400).astype(int))
+            if len(descending)
+            else np.zeros(0, int)
+        )
+        axes.loglog(rank, descending[rank - 1], color=COLORS[0], linewidth=2)
+        axes.fill_between(rank, descending[rank - 1], 0.8, color=COLORS[0], alpha=0.12)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
         return _svg(figure)
@@ -226,8 +230,8 @@ def points(pairs: Sequence[tuple[Any, float]], x: str, y: str) -> str:
         figure, axes = _axes(x, y)
         values = [value for value, _ in pairs]
         numeric = all(type(value) in (int, float) for value in values)
-        places = values if numeric else [sorted(set(map(str, values))).index(str(value)) for value in values]
-        axes.plot(places, [result for _, result in pairs], "o", color=COLORS[0], alpha=0.6, markersize=5)
+        x_values = values if numeric else [sorted(set(map(str, values))).index(str(value)) for value in values]
+        axes.plot(x_values, [y_value for _, y_value in pairs], "o", color=COLORS[0], alpha=0.6, markersize=5)
         if not numeric:
             names = sorted(set(map(str, values)))
             axes.set_xticks(range(len(names)), names)

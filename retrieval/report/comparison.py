@@ -69,15 +69,15 @@ class Result:
                 raise ValueError(f"no {(missing or ['test metrics'])[0]} in {METRICS}")
             if "queries" not in summary["test"] and not (folder / RANKS).is_file():
                 raise InputError("results with ranked test queries", folder, "ranking models have none")
-            matches = cls(folder, summary, read_ranks(folder / RANKS))
-            if any((table["rank"].to_numpy() < 1).any() for table in matches.tables.values()):
+            opened = cls(folder, summary, read_ranks(folder / RANKS))
+            if any((table["rank"].to_numpy() < 1).any() for table in opened.tables.values()):
                 raise ValueError(f"a rank below 1 in {RANKS}")
         except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
             got = f"{folder} ({str(error).splitlines()[0]})"
             raise InputError("result folders of python -m retrieval", got, "name others, or evaluate again") from None
-        if MODEL not in matches.tables:
+        if MODEL not in opened.tables:
             raise InputError("results with ranked test queries", folder, "ranking models have none")
-        return matches
+        return opened
 
     @property
     def queries(self) -> pa.Table:
@@ -144,15 +144,15 @@ def _is_known(rankers: dict[str, Int], name: str, table: pa.Table) -> bool:
 def rows_of(rankers: dict[str, Int], metrics: Sequence[str]) -> list[Row]:
     """The table, the first ranker's rows first."""
     base, *others = rankers
-    result = {(name, m): compare(rankers[name], rankers[base], m) for name in others for m in metrics}
-    corrected = dict(zip(result, holm([each.p for each in result.values()]), strict=True))
+    differences = {(name, m): compare(rankers[name], rankers[base], m) for name in others for m in metrics}
+    corrected = dict(zip(differences, holm([each.p for each in differences.values()]), strict=True))
     rows = []
     for name, rank in rankers.items():
         for metric in metrics:
             value = gains(rank, metric)
             low, high = interval(value)
             row = Row(name, metric, float(np.mean(value)), low, high)
-            if against := result.get((name, metric)):
+            if against := differences.get((name, metric)):
                 p = float(corrected[name, metric])
                 row = replace(
                     row,

@@ -49,8 +49,8 @@ def _training_figures(curves: dict[str, list[tuple[int, float]]]) -> Iterable[tu
 def _gate_figure(gates: dict[str, Any]) -> tuple[str, str, str]:
     """Expert weights by task, and how even each gate is."""
     tasks, weights = list(gates["mean_weight"]), np.array(list(gates["mean_weight"].values()))
-    most = np.log(weights.shape[1])
-    rows = [f"{task} ({gates['entropy_nats'][task] / most:.0%})" if most else task for task in tasks]
+    max_entropy = np.log(weights.shape[1])
+    rows = [f"{task} ({gates['entropy_nats'][task] / max_entropy:.0%})" if max_entropy else task for task in tasks]
     return (
         "Gates",
         charts.heat_map(rows, weights, "expert"),
@@ -94,7 +94,7 @@ def _segment_figures(result: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
         key = "hr@10" if 10 in result["cutoffs"] else f"hr@{result['cutoffs'][-1]}"
         base = result["baselines"]["popularity"]["test"][kind]
         series = {
-            result["model"]: [matches[key] for matches in segments.values()],
+            result["model"]: [metrics[key] for metrics in segments.values()],
             "popularity": [base[name][key] for name in segments],
         }
         queries = ", ".join(f"{name}: {s['queries']:,}" for name, s in segments.items())

@@ -45,12 +45,12 @@ def write_report(
     """
     source = ", ".join(entry.name for entry in dataset.manifest.source)
     title = f"{result['model']} on {source}"
-    matches = verdict(result, ranks, run["summary"], run["diagnostics"]) if ranks else None
+    conclusion = verdict(result, ranks, run["summary"], run["diagnostics"]) if ranks else None
     body = "".join(
         [
             f"<h1>{escape(title)}</h1>",
             _headline(result, dataset),
-            _verdict_section(matches) if matches else "",
+            _verdict_section(conclusion) if conclusion else "",
             _ranking_section(result, ranks),
             _blend_section(result),
             _feedback_section(result, dataset),
@@ -65,7 +65,7 @@ def write_report(
         ]
     )
     path.write_text(PAGE.format(title=escape(title), body=body), encoding="utf-8")
-    return matches.answer if matches else ""
+    return conclusion.answer if conclusion else ""
 
 
 def table_text(result: dict[str, Any]) -> str:
@@ -86,11 +86,11 @@ def table_text(result: dict[str, Any]) -> str:
 def _ranking_rows(result: dict[str, Any], split: str) -> tuple[list[str], list[tuple[str, list[str], bool]]]:
     names = [f"{metric}@{k}" for metric in ("hr", "ndcg", "mrr") for k in result["cutoffs"]]
     names.append(f"coverage@{result['cutoffs'][-1]}")
-    matches = [(result["model"], result.get(split, {}), True)]
+    rankers = [(result["model"], result.get(split, {}), True)]
     if result.get("blend"):
-        matches.append(("blend", result["blend"].get(split, {}), False))
-    matches += [(name, metrics.get(split, {}), False) for name, metrics in result["baselines"].items()]
-    rows = [(name, [number(m.get(n)) for n in names], mark) for name, m, mark in matches if "queries" in m]
+        rankers.append(("blend", result["blend"].get(split, {}), False))
+    rankers += [(name, metrics.get(split, {}), False) for name, metrics in result["baselines"].items()]
+    rows = [(name, [number(m.get(n)) for n in names], mark) for name, m, mark in rankers if "queries" in m]
     labels = [n.replace("hr@", "HR@").replace("ndcg", "NDCG").replace("mrr", "MRR") for n in names]
     return ["test" if split == "test" else split, *labels], rows
 
@@ -194,11 +194,11 @@ def _lists_section(result: dict[str, Any]) -> str:
     if "queries" not in result.get("test", {}):
         return ""
     k = result["cutoffs"][-1]
-    matches = [(result["model"], result["test"], True)]
-    matches += [("blend", result["blend"]["test"], False)] if result.get("blend") else []
-    matches += [(name, metrics.get("test", {}), False) for name, metrics in result["baselines"].items()]
+    rankers = [(result["model"], result["test"], True)]
+    rankers += [("blend", result["blend"]["test"], False)] if result.get("blend") else []
+    rankers += [(name, metrics.get("test", {}), False) for name, metrics in result["baselines"].items()]
     names = [f"{name}@{k}" for name in ("coverage", "gini", "novelty", "popularity")]
-    rows = [([name, *(number(m.get(n)) for n in names)], mark) for name, m, mark in matches if names[0] in m]
+    rows = [([name, *(number(m.get(n)) for n in names)], mark) for name, m, mark in rankers if names[0] in m]
     header = ["test", f"coverage@{k}", f"Gini@{k}", f"novelty@{k} (bits)", f"mean train clicks@{k}"]
     note = (
         "Coverage: share of the candidates that are recommended to anybody. Gini: 0 where all items are recommended "
@@ -213,10 +213,10 @@ def _users_section(result: dict[str, Any]) -> str:
     k, rows = main_cutoff(result) if result["cutoffs"] else 0, []
     for kind in ("gender", "age"):
         base = result["baselines"].get("popularity", {}).get("test", {}).get(kind, {})
-        for name, matches in result.get("test", {}).get(kind, {}).items():
+        for name, metrics in result.get("test", {}).get(kind, {}).items():
             other = base.get(name, {}).get(f"hr@{k}")
             rows.append(
-                ([f"{kind} {name}", f"{matches['queries']:,}", number(matches[f"hr@{k}"]), number(other)], False)
+                ([f"{kind} {name}", f"{metrics['queries']:,}", number(metrics[f"hr@{k}"]), number(other)], False)
             )
     if len(rows) < 3:
         return ""

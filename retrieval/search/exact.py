@@ -41,7 +41,7 @@ class _Best:
 
     def __init__(self, n: int, k: int) -> None:
         self.score, self.row = np.full((n, k), -np.inf, np.float32), np.full((n, k), -1, np.int64)
-        self.least = np.full((n, 1), -np.inf, np.float32)
+        self.threshold = np.full((n, 1), -np.inf, np.float32)
         self.waiting: list[tuple[npt.NDArray[np.intp], Ids, npt.NDArray[np.float32]]] = []
         self.count = 0
 
@@ -68,7 +68,7 @@ class _Best:
         scores[query, column], rows[query, column] = score, row
         best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
         self.score, self.row = np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
-        self.least = self.score.min(axis=1, keepdims=True)
+        self.threshold = self.score.min(axis=1, keepdims=True)
 
     def in_order(self) -> tuple[npt.NDArray[np.float32], Ids]:
         """Scores and rows, best first."""
@@ -81,13 +81,13 @@ def _search_tile(item_CD: Vectors, query_MD: Vectors, k: int) -> tuple[npt.NDArr
     best = _Best(len(query_MD), k)
     for begin in range(0, len(item_CD), ITEMS_AT_ONCE):
         score = query_MD @ item_CD[begin : begin + ITEMS_AT_ONCE].T
-        query, column = np.divmod(np.flatnonzero(score > best.least), score.shape[1])
+        query, column = np.divmod(np.flatnonzero(score > best.threshold), score.shape[1])
         if len(query):
             best.add(query, column + begin, score[query, column])
     return best.in_order()
 
 
-MOST_CONTENDERS = 4_096
+MAX_CONTENDERS = 4_096
 """Maximum near-ties of a query's last neighbour to compare exactly, lowest rows first."""
 
 
@@ -111,17 +111,17 @@ def search_ordered(item_CD: Vectors, query_QD: Vectors, k: int) -> tuple[npt.NDA
     slack_C = 2 * item_norm.astype(np.float32)
     for begin in range(0, len(near), QUERIES_AT_ONCE // 8):
         part = near[begin : begin + QUERIES_AT_ONCE // 8]
-        least, error_M = (values[part].astype(np.float32) for values in (score[:, k - 1], error))
-        more = _contenders(item_CD, slack_C, query_QD[part], error_M, least, row[part])
+        threshold_M, error_M = (values[part].astype(np.float32) for values in (score[:, k - 1], error))
+        more = _contenders(item_CD, slack_C, query_QD[part], error_M, threshold_M, row[part])
         best_score, best_row = _sorted(rescore(item_CD, query_QD[part], more), more)
         score[part, :k], row[part, :k] = best_score[:, :k], best_row[:, :k]
     return score[:, :k], row[:, :k]
 
 
 def _contenders(
-    item_CD: Vectors, slack_C: Vectors, query_MD: Vectors, error_M: Vectors, least_M: Vectors, row_MK: Ids
+    item_CD: Vectors, slack_C: Vectors, query_MD: Vectors, error_M: Vectors, threshold_M: Vectors, row_MK: Ids
 ) -> Ids:
-    """Rows whose score may be at least `least_M`, in addition to `row_MK`; distinct, padded with -1.
+    """Rows whose score may be at least `threshold_M`, in addition to `row_MK`; distinct, padded with -1.
 
     Float32 scores are off by up to `error_M` × `slack_C`.
     """
@@ -130,11 +130,11 @@ def _contenders(
     for begin in range(0, len(item_CD), ITEMS_AT_ONCE):
         block = slice(begin, begin + ITEMS_AT_ONCE)
         score = query_MD @ item_CD[block].T + error_M[:, None] * slack_C[block]
-        near, column = np.nonzero(score >= least_M[:, None])
-        query.append(near)
+        of_query, column = np.nonzero(score >= threshold_M[:, None])
+        query.append(of_query)
         row.append(column + begin)
-        count_M += np.bincount(near, minlength=len(count_M))
-        least_M[count_M >= MOST_CONTENDERS] = np.inf
+        count_M += np.bincount(of_query, minlength=len(count_M))
+        threshold_M[count_M >= MAX_CONTENDERS] = np.inf
     pair = np.unique(np.stack([np.concatenate(query), np.concatenate(row)]), axis=1)
     count = np.bincount(pair[0], minlength=len(query_MD))
     column = np.arange(pair.shape[1]) - np.repeat(np.cumsum(count) - count, count)

@@ -23,11 +23,11 @@ SPACES = ("inner_product", "augmented")
 is the best by inner product (Bachrach et al. 2014)."""
 SPACE_SAMPLE, SPACE_PROBES = 100_000, (1, 4, 16)
 """Sample size and nprobe values for comparing the two."""
-MOST_LISTS = 4_096
+MAX_LISTS = 4_096
 """Maximum IVF lists: adding a vector compares it with all centroids, so more would make building dominate."""
 POINTS_PER_LIST = 64
 """Training vectors per list for k-means."""
-LEAST_FOR_CODES = 624
+MIN_FOR_CODES = 624
 """Product quantisation needs 39 training vectors for each of 16 centroids; with fewer, scalar quantisation is used."""
 HNSW_LINKS = 32
 WIDTH = 8
@@ -185,11 +185,11 @@ def _empty(kind: str, vectors: Vectors, metric: int) -> tuple[Any, dict[str, Any
     if kind == "hnsw":
         graph = faiss.IndexHNSWFlat(width, HNSW_LINKS, metric)
         return graph, {"links": HNSW_LINKS}
-    lists = max(1, min(int(4 * math.sqrt(n)), MOST_LISTS, n // 39 or 1))
+    lists = max(1, min(int(4 * math.sqrt(n)), MAX_LISTS, n // 39 or 1))
     quantizer = faiss.IndexFlat(width, metric)
     if kind == "ivf_flat":
         index: Any = faiss.IndexIVFFlat(quantizer, width, lists, metric)
-    elif kind == "ivf_sq8" or n < LEAST_FOR_CODES:
+    elif kind == "ivf_sq8" or n < MIN_FOR_CODES:
         index = faiss.IndexIVFScalarQuantizer(quantizer, width, lists, faiss.ScalarQuantizer.QT_8bit, metric)
     else:
         index = faiss.IndexIVFPQFastScan(quantizer, width, lists, width // 2, 4, metric)
@@ -220,6 +220,6 @@ def recalled_neighbours(score_QK: npt.NDArray[np.float64], exact_QK: npt.NDArray
     >>> recalled_neighbours(np.array([[3.0, 1, 1]]), np.array([[3.0, 2, 1]])).tolist()
     [2]
     """
-    least = exact_QK.min(axis=1, keepdims=True)
-    tied = np.minimum(*((score == least).sum(axis=1) for score in (score_QK, exact_QK)))
-    return np.minimum((score_QK > least).sum(axis=1) + tied, exact_QK.shape[1])
+    last = exact_QK.min(axis=1, keepdims=True)
+    tied = np.minimum(*((score == last).sum(axis=1) for score in (score_QK, exact_QK)))
+    return np.minimum((score_QK > last).sum(axis=1) + tied, exact_QK.shape[1])

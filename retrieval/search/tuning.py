@@ -106,7 +106,7 @@ class ExactReference:
         exact: rows of the k nearest candidates, int64 `[Q, k]`.
         score: their inner products, float64 `[Q, k]`.
         own: complete score of the target, float64 `[Q]`; -inf if it is not a candidate.
-        least: complete score of the k-th best candidate, float64 `[Q]`.
+        kth_score: complete score of the k-th best candidate, float64 `[Q]`.
         counted: whether the target has a transition term, so that it is scored whatever the index returns.
         seconds: duration of the exact search.
     """
@@ -116,7 +116,7 @@ class ExactReference:
     exact: Ids
     score: npt.NDArray[np.float64]
     own: npt.NDArray[np.float64]
-    least: npt.NDArray[np.float64]
+    kth_score: npt.NDArray[np.float64]
     counted: npt.NDArray[np.bool_]
     seconds: float
 
@@ -163,12 +163,12 @@ def measure(index: Index, reference: ExactReference) -> Fidelity:
     """Compare an index with exact search. Ties at the end of the list are interchangeable."""
     k, catalogue = reference.exact.shape[1], index.catalogue
     begin = time.perf_counter()
-    score, result = index.search(reference.query, k)
+    score, row = index.search(reference.query, k)
     seconds = time.perf_counter() - begin
     recall = recalled_neighbours(score, reference.score) / k
     target, own = catalogue.rows_of(reference.target), reference.own
-    exact_hit = (target >= 0) & (own >= reference.least)
-    listed = reference.counted | (result == target[:, None]).any(axis=1)
+    exact_hit = (target >= 0) & (own >= reference.kth_score)
+    listed = reference.counted | (row == target[:, None]).any(axis=1)
     hit = exact_hit & (listed | (score[:, -1] >= own))
     hits, exact_hits = int(hit.sum()), int(exact_hit.sum())
     low, high = interval(recall)

@@ -24,12 +24,12 @@ GAP_BITS = 8
 """Low bits of a pair's key, which hold the distance of its clicks."""
 
 
-def successor_lists(sessions: TrainSessions, gaps: int, most: int, threads: int = 1) -> sparse.csr_matrix:
+def successor_lists(sessions: TrainSessions, gaps: int, max_items: int, threads: int = 1) -> sparse.csr_matrix:
     """Successors of each item at most `gaps` clicks later: float32 `[n_items + 1, n_items + 1]`.
 
     The score of b after a is the sum of 1/gap over all clicks on b that come `gap` clicks after one on a in the same
     session (sequential rules, Ludewig and Jannach 2018; with `gaps=1` the counts of a first-order Markov chain). The
-    `most` best of each item are retained.
+    `max_items` best of each item are retained.
     """
     if not 1 <= gaps < 1 << GAP_BITS:
         raise ValueError(f"expected gaps in 1..{(1 << GAP_BITS) - 1}, got {gaps}")
@@ -58,19 +58,17 @@ def successor_lists(sessions: TrainSessions, gaps: int, most: int, threads: int 
         score = np.add.reduceat(weight[key & ((1 << GAP_BITS) - 1)], begin) if len(key) else np.zeros(0)
         row, column = np.divmod(pair[begin], size)
         indptr = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=high - low))])
-        result = sparse.csr_matrix(
-            (score.astype(np.float64), column.astype(np.int32), indptr), shape=(high - low, size)
-        )
-        result = largest_of_rows(result, most)
+        lists = sparse.csr_matrix((score.astype(np.float64), column.astype(np.int32), indptr), shape=(high - low, size))
+        lists = largest_of_rows(lists, max_items)
         return sparse.csr_matrix(
-            ((result.data / common).astype(np.float32), result.indices, result.indptr), shape=result.shape
+            ((lists.data / common).astype(np.float32), lists.indices, lists.indptr), shape=lists.shape
         )
 
-    return in_ranges(counted, clicks * gaps, most, threads)
+    return in_ranges(counted, clicks * gaps, max_items, threads)
 
 
-def cosine_lists(sessions: TrainSessions, most: int, threads: int = 1) -> sparse.csr_matrix:
-    """The `most` nearest neighbours of each item by cosine: float32 `[n_items + 1, n_items + 1]`.
+def cosine_lists(sessions: TrainSessions, max_items: int, threads: int = 1) -> sparse.csr_matrix:
+    """The `max_items` nearest neighbours of each item by cosine: float32 `[n_items + 1, n_items + 1]`.
 
     The cosine of i and j is the number of train sessions with both / √(sessions of i · sessions of j)
     (Sarwar et al. 2001). An item is not its own neighbour.
@@ -81,14 +79,14 @@ def cosine_lists(sessions: TrainSessions, most: int, threads: int = 1) -> sparse
 
     length = np.diff(has_item.indptr)
     work = np.bincount(has_item.indices, np.repeat(length, length), has_item.shape[1])
-    return in_ranges(partial(_nearest, of_item, has_item, times, most), work, most, threads)
+    return in_ranges(partial(_nearest, of_item, has_item, times, max_items), work, max_items, threads)
 
 
 def _nearest(
     of_item: sparse.csr_matrix,
     has_item: sparse.csr_matrix,
     times_I: npt.NDArray[np.int64],
-    most: int,
+    max_items: int,
     low: int,
     high: int,
 ) -> sparse.csr_matrix:
@@ -98,23 +96,23 @@ def _nearest(
     cosine.data = (cosine.data / np.sqrt(times_I[low + row] * times_I[cosine.indices])).astype(np.float32)
     cosine.data[cosine.indices == low + row] = 0.0
     cosine.eliminate_zeros()
-    return largest_of_rows(cosine, most)
+    return largest_of_rows(cosine, max_items)
 
 
 def in_ranges(
-    build: Callable[[int, int], sparse.csr_matrix], work_I: npt.NDArray[np.number], most: int, threads: int
+    build: Callable[[int, int], sparse.csr_matrix], work_I: npt.NDArray[np.number], max_items: int, threads: int
 ) -> sparse.csr_matrix:
     """Stack the lists that `build(low, high)` returns for ranges of items of about equal work.
 
     Args:
         build: returns float32 lists of items `low` to `high - 1`, over all items.
         work_I: number of pairs of each item, an upper bound of its list's length.
-        most: maximum items of a list.
+        max_items: maximum items of a list.
         threads: ranges processed in parallel.
     """
     bounds, size = bounds_by_work(work_I, PAIRS_AT_ONCE), len(work_I)
     # Allocate for the longest lists: untouched pages take no memory, and no list is copied.
-    room = int(np.minimum(work_I, most).sum())
+    room = int(np.minimum(work_I, max_items).sum())
     score, item, lengths, end = np.empty(room, np.float32), np.empty(room, np.int32), [], 0
     with ThreadPoolExecutor(max(1, threads)) as pool:
         for block in pool.map(build, bounds[:-1], bounds[1:]):
@@ -127,8 +125,8 @@ def in_ranges(
     return sparse.csr_matrix((score, item, offset), shape=(size, size))
 
 
-def bounds_by_work(work_I: npt.NDArray[np.number], most: int) -> Sequence[int]:
-    """Bounds of ranges with work of at most `most`, or a single item.
+def bounds_by_work(work_I: npt.NDArray[np.number], max_work: int) -> Sequence[int]:
+    """Bounds of ranges with work of at most `max_work`, or a single item.
 
     >>> bounds_by_work(np.array([3, 3, 9, 1, 1]), 6)
     [0, 2, 3, 5]
@@ -136,5 +134,5 @@ def bounds_by_work(work_I: npt.NDArray[np.number], most: int) -> Sequence[int]:
     total, bounds = np.cumsum(work_I), [0]
     while bounds[-1] < len(work_I):
         done = total[bounds[-1] - 1] if bounds[-1] else 0
-        bounds.append(max(bounds[-1] + 1, int(np.searchsorted(total, done + most, side="right"))))
+        bounds.append(max(bounds[-1] + 1, int(np.searchsorted(total, done + max_work, side="right"))))
     return bounds

@@ -109,8 +109,8 @@ class VSkNNScores:
         places = shared.data.astype(np.int32) >> (DECAY_STEPS if together else 0)
         own = rows_of_users(self.user_id, queries.user_id).astype(shared.indices.dtype)
         places[shared.indices == np.repeat(own, np.diff(shared.indptr))] = 0
-        least = np.maximum(kth_largest_count(places, shared.indptr, self.neighbours), 1)
-        best = entries_of_largest(places, shared.indices, shared.indptr, self.neighbours, least)
+        threshold = np.maximum(kth_largest_count(places, shared.indptr, self.neighbours), 1)
+        best = entries_of_largest(places, shared.indices, shared.indptr, self.neighbours, threshold)
         query = np.searchsorted(shared.indptr, best, side="right") - 1
         session = shared.indices[best]
         if together:
@@ -146,17 +146,17 @@ def repeats(n_items: int) -> Scores:
     return scores
 
 
-def popularity(popular: Popularity, most: int, *, mask_seen: bool) -> Scores:
-    """Scores the `most` most clicked candidates by 1 + train clicks."""
+def popularity(popular: Popularity, max_items: int, *, mask_seen: bool) -> Scores:
+    """Scores the `max_items` most clicked candidates by 1 + train clicks."""
 
     def scores(queries: Queries) -> sparse.csr_matrix:
-        return scored_lists(popular.lists(queries, most, mask_seen=mask_seen), popular)
+        return scored_lists(popular.lists(queries, max_items, mask_seen=mask_seen), popular)
 
     return scores
 
 
-def category_popularity(categories: CategoryPopularity, most: int, *, mask_seen: bool) -> Scores:
-    """Scores the `most` most clicked candidates of the session's categories by clicks × the category's share."""
+def category_popularity(categories: CategoryPopularity, max_items: int, *, mask_seen: bool) -> Scores:
+    """Scores the `max_items` most clicked candidates of the session's categories by clicks × the category's share."""
 
     def scores(queries: Queries) -> sparse.csr_matrix:
         query = np.repeat(np.arange(len(queries)), queries.n_seen)
@@ -164,13 +164,13 @@ def category_popularity(categories: CategoryPopularity, most: int, *, mask_seen:
         pair, times = np.unique(query << 32 | category, return_counts=True)
         query, category = pair >> 32, pair & 0xFFFFFFFF
         # At most `times` of a category's items were seen: this many more are listed, since those are removed.
-        length = np.minimum(categories.sizes[category], most + (times if mask_seen else 0))
+        length = np.minimum(categories.sizes[category], max_items + (times if mask_seen else 0))
         number = np.repeat(np.arange(len(pair)), length)
         item = categories.best_first[categories.begin[category[number]] + position_in_row(number, len(pair))]
         if mask_seen:
             unseen = ~is_among(query[number] << 32 | item.astype(np.int64), seen_pairs(queries))
             number, item = number[unseen], item[unseen]
-        listed = position_in_row(number, len(pair)) < most
+        listed = position_in_row(number, len(pair)) < max_items
         number, item = number[listed], item[listed]
         clicks = (1.0 + categories.popularity.clicks_of(item)).astype(np.float32)
         share = (times / queries.n_seen[query]).astype(np.float32)

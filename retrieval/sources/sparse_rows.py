@@ -89,12 +89,12 @@ def kth_largest_count(
     >>> kth_largest_count(np.array([5, 1, 3, 2]), np.array([0, 3, 4]), 2).tolist()
     [3, 0]
     """
-    n_rows, most = len(indptr) - 1, int(count_N.max(initial=0)) + 1
-    if n_rows * most > CELLS_AT_ONCE:
-        least = kth_largest(count_N.astype(np.float64), indptr, k)
-        return np.maximum(least, 0).astype(np.int64)  # rows of at most k values keep all
-    cell = np.repeat(np.arange(n_rows) * most, np.diff(indptr)) + count_N
-    times = np.bincount(cell, minlength=n_rows * most).reshape(n_rows, most)
+    n_rows, n_counts = len(indptr) - 1, int(count_N.max(initial=0)) + 1
+    if n_rows * n_counts > CELLS_AT_ONCE:
+        threshold = kth_largest(count_N.astype(np.float64), indptr, k)
+        return np.maximum(threshold, 0).astype(np.int64)  # rows of at most k values keep all
+    cell = np.repeat(np.arange(n_rows) * n_counts, np.diff(indptr)) + count_N
+    times = np.bincount(cell, minlength=n_rows * n_counts).reshape(n_rows, n_counts)
     at_least = np.cumsum(times[:, ::-1], axis=1)[:, ::-1]  # number of entries at least this large
     return np.maximum(np.sum(at_least >= k, axis=1) - 1, 0)
 
@@ -104,34 +104,34 @@ def entries_of_largest(
     column_N: npt.NDArray[np.integer],
     indptr: npt.NDArray[np.integer],
     k: int,
-    least_R: npt.NDArray[np.number],
+    threshold_R: npt.NDArray[np.number],
 ) -> npt.NDArray[np.int64]:
     """Sorted indices of the `k` largest entries of each row, ties by the lower column.
 
     Args:
         value_N, column_N, indptr: the rows in CSR format.
         k: maximum entries per row.
-        least_R: the `k`-th largest value of each row, or a lower bound for rows with fewer entries.
+        threshold_R: the `k`-th largest value of each row, or a lower bound for rows with fewer entries.
     """
-    near = np.flatnonzero(value_N >= np.repeat(least_R, np.diff(indptr)))
-    row = np.searchsorted(near, indptr).astype(np.int64)  # row offsets among them
+    top = np.flatnonzero(value_N >= np.repeat(threshold_R, np.diff(indptr)))
+    row = np.searchsorted(top, indptr).astype(np.int64)  # row offsets among them
     count = np.diff(row)
     if count.max(initial=0) <= k:
-        return near
+        return top
     row = np.repeat(np.arange(len(count)), count)
-    is_tied = value_N[near] == least_R[row]
+    is_tied = value_N[top] == threshold_R[row]
     left = k - np.bincount(row[~is_tied], minlength=len(count))
     tied = np.flatnonzero(is_tied & (count > k)[row])
-    tied = tied[np.argsort(row[tied] << 32 | column_N[near[tied]], kind="stable")]
+    tied = tied[np.argsort(row[tied] << 32 | column_N[top[tied]], kind="stable")]
     beyond = tied[position_in_row(row[tied], len(count)) >= left[row[tied]]]
-    return np.delete(near, beyond)
+    return np.delete(top, beyond)
 
 
 def largest_of_rows(matrix: sparse.csr_matrix, k: int) -> sparse.csr_matrix:
     """The `k` largest entries of each row, ties by the lower column; columns are sorted."""
     if np.diff(matrix.indptr).max(initial=0) > k:
-        least = kth_largest(matrix.data, matrix.indptr, k)
-        chosen = entries_of_largest(matrix.data, matrix.indices, matrix.indptr, k, least)
+        threshold = kth_largest(matrix.data, matrix.indptr, k)
+        chosen = entries_of_largest(matrix.data, matrix.indices, matrix.indptr, k, threshold)
         indptr = np.searchsorted(chosen, matrix.indptr)
         matrix = sparse.csr_matrix((matrix.data[chosen], matrix.indices[chosen], indptr), shape=matrix.shape)
     matrix.sort_indices()
@@ -162,15 +162,15 @@ def entries_at(
     return np.where(match, matrix.data[index], 0)
 
 
-def sampled_rows(matrix: sparse.csr_matrix, most: int) -> sparse.csr_matrix:
-    """At most `most` entries of each row, by a seeded sample."""
+def sampled_rows(matrix: sparse.csr_matrix, max_entries: int) -> sparse.csr_matrix:
+    """At most `max_entries` entries of each row, by a seeded sample."""
     count = np.diff(matrix.indptr)
-    if count.max(initial=0) <= most:
+    if count.max(initial=0) <= max_entries:
         return matrix
     row = row_of_entries(matrix)
     order = np.lexsort((np.random.default_rng(0).random(matrix.nnz), row))
-    chosen = np.sort(order[np.arange(matrix.nnz) - np.repeat(matrix.indptr[:-1], count) < most])
-    indptr = np.concatenate([[0], np.cumsum(np.minimum(count, most))])
+    chosen = np.sort(order[np.arange(matrix.nnz) - np.repeat(matrix.indptr[:-1], count) < max_entries])
+    indptr = np.concatenate([[0], np.cumsum(np.minimum(count, max_entries))])
     return sparse.csr_matrix((matrix.data[chosen], matrix.indices[chosen], indptr), shape=matrix.shape)
 
 

@@ -64,8 +64,8 @@ class Stan:
         """Score a batch; a query's own session is excluded, since it may contain the target."""
         queries = queries.latest(CLICKS)
         back = np.repeat(queries.seen_offset[1:], queries.n_seen) - 1 - np.arange(len(queries.seen))
-        near = self._near_sessions(queries, back)
-        query, session = row_of_entries(near), near.indices
+        nearest = self._near_sessions(queries, back)
+        query, session = row_of_entries(nearest), nearest.indices
 
         # The clicks of the nearest sessions, by (query, session) pair.
         offset = self.sessions.offset
@@ -76,17 +76,17 @@ class Stan:
         of_query, latest = latest_clicks(queries)
         click, which = matches(np.repeat(query << 32, length) | item, of_query << 32 | queries.seen[latest])
         pair, step = np.searchsorted(indptr, click, side="right") - 1, back[latest[which]]
-        least = np.full(len(session), CLICKS, np.int64)
-        np.minimum.at(least, pair, step)
-        is_latest = step == least[pair]
+        latest_step = np.full(len(session), CLICKS, np.int64)
+        np.minimum.at(latest_step, pair, step)
+        is_latest = step == latest_step[pair]
         at = np.zeros(len(session), np.int64)
         np.maximum.at(at, pair[is_latest], index[click[is_latest]])
 
         decay = DECAY[index - np.repeat(at - LONGEST, length)]
-        weight = (near.data * (1.0 - least / CLICKS)).astype(np.float32)
+        weight = (nearest.data * (1.0 - latest_step / CLICKS)).astype(np.float32)
         clicks = sparse.csr_matrix((decay, item, indptr), shape=(len(session), len(self.idf)))
         shape = (len(queries), len(session))
-        return (sparse.csr_matrix((weight, np.arange(len(session)), near.indptr), shape=shape) @ clicks).tocsr()
+        return (sparse.csr_matrix((weight, np.arange(len(session)), nearest.indptr), shape=shape) @ clicks).tocsr()
 
     def _near_sessions(self, queries: Queries, back_N: npt.NDArray[np.int64]) -> sparse.csr_matrix:
         """Similarities of the nearest sessions `[Q, S]`."""

@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 
 from retrieval.blend.context import CandidateFeatures
-from retrieval.blend.learned import FOLDS, FittedBlend, Weights
+from retrieval.blend.fitted import FOLDS, FittedBlend, Weights
 from retrieval.blend.pool import MIN_CANDIDATES, Pools
 from retrieval.blend.ranker import BlendRanker
 from retrieval.queries import Queries

@@ -118,7 +118,7 @@ def test_estimates_average_over_seeds_and_tests_use_users_or_seeds(monkeypatch):
     assert actual["a", "hr@20"].mean == pytest.approx(25 / 60)
     assert actual["a", "hr@20"].spread == pytest.approx(np.std([20 / 60, 30 / 60], ddof=1))
     assert actual["a", "hr@20"].difference is None
-    assert actual["b", "hr@20"].best == pytest.approx(45 / 60 / 0.9)
+    assert actual["b", "hr@20"].share_of_best == pytest.approx(45 / 60 / 0.9)
     own, other = (np.mean([gains(np.array(r), "hr@20") for r in ranks], axis=0) for ranks in (second, first))
     assert actual["b", "hr@20"].difference == pytest.approx(20 / 60)
     # Two tests on this table: the smaller p is doubled (Holm).

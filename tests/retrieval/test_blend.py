@@ -17,7 +17,7 @@ from retrieval.blend import pool as pool_module
 from retrieval.blend import reranker
 from retrieval.blend.context import CandidateFeatures
 from retrieval.blend.fit import collect_hits, learn_blend
-from retrieval.blend.learned import FILE, FOLDS, FittedBlend, fold_of
+from retrieval.blend.fitted import FILE, FOLDS, FittedBlend, fold_of
 from retrieval.blend.pool import NOT_LISTED, Pool, Pools
 from retrieval.blend.ranker import BLEND, BlendRanker
 from retrieval.blend.seconds import Seconds
@@ -121,7 +121,7 @@ def test_blend_ranks_and_lists_equal_a_slow_ranking_with_pessimistic_ties(seed):
 
 
 def weights(values):
-    from retrieval.blend.learned import Weights
+    from retrieval.blend.fitted import Weights
 
     return Weights(values)
 

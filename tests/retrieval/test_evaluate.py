@@ -48,7 +48,7 @@ def test_seen_items_are_masked_by_default_if_valid_targets_do_not_repeat(tiny, r
     expected = sum(clicks[3] in clicks[:3] for clicks in CLICKS.values())
     assert count_repeats(open_dataset(tiny / "data")) == Repeats(12, expected)
     if not repeats:
-        monkeypatch.setattr("retrieval.repeats.MOST_REPEATS", expected / 12)
+        monkeypatch.setattr("retrieval.repeats.MAX_REPEATS", expected / 12)
     actual = run(tiny)
     assert actual["mask_seen"] is not repeats
     assert f"mask_seen={str(not repeats).lower()}: {expected} of 12 valid targets" in capfd.readouterr().err

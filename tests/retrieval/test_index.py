@@ -81,7 +81,7 @@ def test_ordered_search_equals_a_full_sort_in_float64_for_vectors_of_all_lengths
 def test_equal_scores_are_listed_by_rising_row_despite_rounding_of_products(most, monkeypatch):
     """Few distinct vectors, each in many rows, in blocks of odd sizes; some products differ only in the last bit."""
     monkeypatch.setattr(exact, "ITEMS_AT_ONCE", 37)
-    monkeypatch.setattr(exact, "MOST_CONTENDERS", most)
+    monkeypatch.setattr(exact, "MAX_CONTENDERS", most)
     rng = np.random.default_rng(0)
     vector = rng.normal(size=(12, 33)).astype(np.float32)[rng.integers(0, 12, 500)]
     query = rng.normal(size=(70, 33)).astype(np.float32)

@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 
 from etl.dataset import open_dataset
 from etl.runtime.errors import InputError
-from retrieval.blend.learned import fold_of
+from retrieval.blend.fitted import fold_of
 from retrieval.bundle import open_bundle
 from retrieval.config import load
 from retrieval.evaluate import evaluate

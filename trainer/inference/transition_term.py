@@ -21,7 +21,7 @@ from etl.dataset import Dataset
 from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
 from etl.runtime.lookup import lookup
-from retrieval.blend.learned import FOLDS, fold_of
+from retrieval.blend.fitted import FOLDS, fold_of
 from retrieval.bundle_folder import SEARCH_FOLDER
 from retrieval.sources.sparse_rows import entries_at
 from retrieval.transitions import Transitions, last_clicks, open_transitions
