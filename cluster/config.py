@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from etl.runtime.errors import InputError
+from etl.runtime.option_checks import check_values
 from etl.runtime.options import group, option, read_options
 
 SUBMITS = ("etl", "train", "tune", "evaluate", "pipeline")
@@ -48,11 +49,11 @@ class StudyOptions:
     logs: list[str] = option([], "further logs: 'SCENARIO:FILE'")
     movielens: bool = option(False, "run on MovieLens-100K")
     generated: list[str] = option([], "generated logs to run on: 'SCENARIO USERS ITEMS'")
-    seeds: int = option(3, "training seeds of each variant")
+    seeds: int = option(3, "training seeds of each variant", at_least=1)
     experiments: list[str] = option([], "experiments by name; empty = all that the logs can answer")
     etl: str = option("", "further options of python -m etl, separated by spaces")
     trainer: str = option("", "options of python -m trainer for every run, separated by spaces")
-    parallel: int = option(0, "runs at a time, a core each; 0 = one for each core")
+    parallel: int = option(0, "runs at a time, a core each; 0 = one for each core", at_least=0)
 
 
 @dataclass
@@ -60,7 +61,7 @@ class LocalOptions:
     """A local cluster of several processes."""
 
     state: str = option("runs/cluster", "folder for its tokens, logs and process numbers")
-    nodes: int = option(2, "Ray nodes and Spark workers, a core each")
+    nodes: int = option(2, "Ray nodes and Spark workers, a core each", at_least=1)
     memory: str = option("2g", "memory of a Spark worker")
 
 
@@ -69,23 +70,23 @@ class KubernetesOptions:
     """Options of the Kubernetes manifests."""
 
     output: str = option("runs/kubernetes", "folder for the manifests")
-    namespace: str = option("nextclick", "of all objects")
-    image: str = option("nextclick:latest", "built from cluster/Dockerfile")
+    namespace: str = option("nextclick", "namespace of all objects")
+    image: str = option("nextclick:latest", "image of all containers, built from cluster/Dockerfile")
     claim: str | None = option(
         "nextclick", "persistent volume claim that all pods see at `mount`; null with s3:// URIs"
     )
-    mount: str = option("/shared", "where data, runs and results lie, or copies of those in a store")
+    mount: str = option("/shared", "path at which the volume is mounted in every pod")
     store_secret: str | None = option(None, "secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL")
     token_secret: str = option("ray-token", "secret whose key `auth_token` is Ray's authentication token")
-    service_account: str = option("spark", "of Spark's driver, which makes and ends executors' pods")
-    workers: list[int] = option([2, 8], "training workers: least and most")
-    gpus: int = option(1, "GPUs of a training worker; 0 trains on CPUs")
-    cpus: int = option(8, "cores of a training worker")
-    memory_gib: int = option(16, "memory of a training worker; python -m trainer.plan tells what it needs")
+    service_account: str = option("spark", "service account of Spark's driver, which creates its executors' pods")
+    workers: list[int] = option([2, 8], "minimum and maximum number of training workers")
+    gpus: int = option(1, "GPUs of a training worker; 0 trains on CPUs", at_least=0)
+    cpus: int = option(8, "cores of a training worker", at_least=1)
+    memory_gib: int = option(16, "memory of a training worker in GiB; python -m trainer.plan estimates it", at_least=1)
     apply: bool = option(True, "apply the manifests; false only writes them")
-    tolerations: str = option("", "of all pods, separated by spaces: KEY:EFFECT or KEY=VALUE:EFFECT")
+    tolerations: str = option("", "tolerations of all pods, separated by spaces: KEY:EFFECT or KEY=VALUE:EFFECT")
     node_selector: str = option("", "labels of the nodes to run on, separated by spaces: NAME=VALUE")
-    queue: str | None = option(None, "queue of Kueue that jobs wait in; training then has the least number of workers")
+    queue: str | None = option(None, "Kueue queue of the jobs; training then has the minimum number of workers")
     pull_secret: str | None = option(None, "secret that pulls the image")
 
 
@@ -93,15 +94,15 @@ class KubernetesOptions:
 class ClusterConfig:
     """Options of `python -m cluster`."""
 
-    submit: str | None = option(None, f"what to submit: {', '.join(SUBMITS)}")
-    target: str = option("local", f"where to: {', '.join(TARGETS)}")
+    submit: str | None = option(None, "program to submit", choices=SUBMITS)
+    target: str = option("local", "where the program runs", choices=TARGETS)
     address: str | None = option(None, "spark://HOST:7077, http://HOST:8265 of Ray, or https://HOST:6443 of Kubernetes")
     options: str = option("", "options of the submitted program, separated by spaces")
-    name: str = option("nextclick", "of the job")
+    name: str = option("nextclick", "name of the submitted job")
     python: str = option("python", "interpreter on the cluster's machines")
     interface: str | None = option(None, "network interface of the workers' traffic, where hosts have several")
     install: bool = option(False, "Ray: let the machines install requirements.lock first")
-    action: str | None = option(None, f"a cluster on this machine: {', '.join(ACTIONS)}")
+    action: str | None = option(None, "what to do with the cluster on this machine", choices=ACTIONS)
     local: LocalOptions = group(LocalOptions)
     kubernetes: KubernetesOptions = group(KubernetesOptions)
     pipeline: PipelineOptions = group(PipelineOptions)
@@ -158,10 +159,16 @@ def load(options: Sequence[str]) -> ClusterConfig:
         InputError: an option is unknown, missing, ill-typed or out of its range.
     """
     config = read_options(ClusterConfig, "cluster.conf", [quoted(option) for option in options])
-    for name, choices in (("submit", SUBMITS), ("target", TARGETS), ("action", ACTIONS)):
-        value = getattr(config, name)
-        if value is not None and value not in choices:
-            raise InputError(f"{name} one of {', '.join(choices)}", value, f"choose {name}={choices[0]}")
+    check_values(config)
+    _check_submission(config)
+    _check_kubernetes(config)
+    _check_study(config.study)
+    _check_pipeline(config)
+    return config
+
+
+def _check_submission(config: ClusterConfig) -> None:
+    """Raise `InputError` for a target that the program does not have, or without the address of its cluster."""
     if config.submit and config.action:
         raise InputError("submit=… or action=…", "both", "set one of them")
     if config.submit and config.target not in TARGETS_OF[config.submit]:
@@ -172,16 +179,6 @@ def load(options: Sequence[str]) -> ClusterConfig:
         raise InputError("address=…", "none", f"name the {config.target} cluster; action=up starts one here")
     if config.submit and config.target == "standalone" and not str(config.address).startswith("spark://"):
         raise InputError("address=spark://HOST:7077", config.address, "name the master of the Spark cluster")
-    if config.local.nodes < 1:
-        raise InputError("local.nodes of at least 1", config.local.nodes, "the minimum is 1")
-    _check_kubernetes(config)
-    _check_study(config.study)
-    _check_pipeline(config)
-    if config.pipeline.name != "study" and not any(run.strip() for run in config.pipeline.models):
-        raise InputError("pipeline.models with at least one run", "none", "choose pipeline=demo")
-    if config.pipeline.name not in ("demo", "study") and config.pipeline.input is None:
-        raise InputError(f"pipeline.input=FILE for pipeline={config.pipeline.name}", "none", "name the log")
-    return config
 
 
 def words(name: str, text: str) -> list[str]:
@@ -197,33 +194,41 @@ def words(name: str, text: str) -> list[str]:
 
 
 def _check_pipeline(config: ClusterConfig) -> None:
-    """Raise `InputError` for folders that are no paths, names that collide, and a study on Spark."""
+    """Raise `InputError` for folders that are no paths, runs that collide, missing ones, and a study on Spark."""
     for name, work in (("pipeline.work", config.pipeline.work), ("study.work", config.study.work)):
         if "://" in work:
             raise InputError(f"a path for {name}", work, "name a folder; inputs may be URIs")
     for name in ("etl", "trainer", "retrieval"):
         words(f"pipeline.{name}", getattr(config.pipeline, name))
-    names = [parse_run(run)[0] for run in config.pipeline.models if run.strip()]
+    _check_runs(config.pipeline)
+    if config.submit == "pipeline" and config.pipeline.name == "study" and config.target == "standalone":
+        hint = "its logs are read here; study.etl may name a Spark master"
+        raise InputError("target=local, ray or kubernetes for pipeline=study", config.target, hint)
+    if config.pipeline.name not in ("demo", "study") and config.pipeline.input is None:
+        raise InputError(f"pipeline.input=FILE for pipeline={config.pipeline.name}", "none", "name the log")
+
+
+def _check_runs(pipeline: PipelineOptions) -> None:
+    """Raise `InputError` for names of runs that collide, or no run."""
+    names = [parse_run(run)[0] for run in pipeline.models if run.strip()]
     taken = {"data", "steps", "pipeline", "movielens.csv", *(f"{name}-result" for name in names)}
     for name in names:
         if name in taken or "/" in name or name.startswith(".") or names.count(name) > 1:
             hint = "data, steps, pipeline and NAME-result are folders of the pipeline"
             raise InputError("pipeline.models with a folder name of its own for each run", name, hint)
-    if config.submit == "pipeline" and config.pipeline.name == "study" and config.target == "standalone":
-        hint = "its logs are read here; study.etl may name a Spark master"
-        raise InputError("target=local, ray or kubernetes for pipeline=study", config.target, hint)
+    if pipeline.name != "study" and not names:
+        raise InputError("pipeline.models with at least one run", "none", "choose pipeline=demo")
 
 
 def _check_study(study: StudyOptions) -> None:
-    for name, least in (("seeds", 1), ("parallel", 0)):
-        if getattr(study, name) < least:
-            raise InputError(f"study.{name} of at least {least}", getattr(study, name), f"{least} is the minimum")
+    """Raise `InputError` for entries of generated logs that are not three words."""
     for entry in study.generated:
         if not re.fullmatch(r"\w+ \d+ \d+", entry):
             raise InputError("study.generated=[SCENARIO USERS ITEMS,…]", entry, "write 'qb_video 34240 130637'")
 
 
 def _check_kubernetes(config: ClusterConfig) -> None:
+    """Raise `InputError` for a job without shared storage, an empty range of workers, or ill-formed labels."""
     values = config.kubernetes
     if config.submit == "etl" and config.target == "kubernetes" and values.claim is None:
         raise InputError(
@@ -231,11 +236,8 @@ def _check_kubernetes(config: ClusterConfig) -> None:
         )
     low, high = (values.workers * 2)[:2] if values.workers else (0, 0)
     if not 1 <= low <= high or len(values.workers) > 2:
-        raise InputError("kubernetes.workers=[least,most]", values.workers, "write [2,8]")
+        raise InputError("kubernetes.workers=[minimum,maximum]", values.workers, "write [2,8]")
     values.workers = [low, high]
-    for name, least in (("gpus", 0), ("cpus", 1), ("memory_gib", 1)):
-        if getattr(values, name) < least:
-            raise InputError(f"kubernetes.{name} of at least {least}", getattr(values, name), f"{least} is the minimum")
     for label in values.node_selector.split():
         if not re.fullmatch(r"[^=]+=[^=]*", label):
             raise InputError("kubernetes.node_selector of NAME=VALUE …", label, "write zone=a disk=ssd")
