@@ -89,7 +89,7 @@ def training(options: PipelineOptions, work: Path, data: Path, name: str, model_
 
 def evaluation(options: PipelineOptions, work: Path, data: Path, name: str) -> Step:
     """The step that evaluates a trained model."""
-    bundle, result = work / name / "bundle", work / f"{name}-result"
+    bundle, result = work / name / RUN_BUNDLE, work / f"{name}-result"
     command = [
         "cluster.evaluate" if options.on_ray else "retrieval",
         f"bundle={bundle}",
@@ -99,7 +99,7 @@ def evaluation(options: PipelineOptions, work: Path, data: Path, name: str) -> S
         *([f"titles={titles_path(str(work / 'movielens.csv'))}"] if options.input is None else []),
         *words("pipeline.retrieval", options.retrieval),
     ]
-    return Step(f"evaluate {name}", command, result, [sha256_of(bundle / "manifest.json")], is_result)
+    return Step(f"evaluate {name}", command, result, [sha256_of(bundle / MANIFEST)], is_result)
 
 
 def results(work: Path, names: list[str]) -> str:

@@ -22,7 +22,7 @@ from retrieval.bundle import Bundle
 from retrieval.bundle_folder import RUN_BUNDLE
 from retrieval.config import RetrievalConfig
 from retrieval.metrics.feedback import feedback_aucs, feedback_metrics
-from retrieval.part_files import CLICKS_AFTER_QUERY, SECONDS, TOPK_SCHEMA
+from retrieval.part_files import RANKED_SPLITS, SECONDS, TOPK_SCHEMA
 from retrieval.query_files import Evaluation, RunParts, join, open_inputs, parts_folder, run_in_process
 from retrieval.rankers.popularity import item_rates
 from retrieval.rankers.registry import MODEL
@@ -136,7 +136,7 @@ def collect(evaluation: Evaluation, work_folder: Path, folder: Path, result: dic
     result["blend"] = {} if blend is None else describe_blend(blend.learned)
     if blend:
         blend.learned.write(folder)
-    for split in CLICKS_AFTER_QUERY:
+    for split in RANKED_SPLITS:
         for name, metrics in evaluation.merged(work_folder, split).items():
             if name == MODEL:
                 result[split] |= metrics
@@ -228,7 +228,7 @@ def evaluate_feedback(bundle: Bundle, dataset: Dataset) -> dict[str, dict[str, A
         Metrics of `valid` and `test`, and those of `item_rate` in `baselines`, as in `metrics.json`.
     """
     out: dict[str, dict[str, Any]] = {"valid": {}, "test": {}, "baselines": {}}
-    tasks = {split: bundle.feedback_tasks(split) for split in ("valid", "test")}
+    tasks = {split: bundle.feedback_tasks(split) for split in RANKED_SPLITS}
     every = list(dict.fromkeys([*tasks["valid"], *tasks["test"]]))
     rates = item_rates(dataset, every) if every else {}
     pairs, line = [(split, task) for split, names in tasks.items() for task in names], ProgressLine()

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from etl.dataset import HELD_OUT
 from etl.runtime.files import write_json
 from retrieval.blend.ranker import BLEND, BlendRanker, Ranked
 from retrieval.bundle import BATCH, lists_array
@@ -21,11 +22,13 @@ from retrieval.rankers.index_ranker import check_targets, search_unseen
 from retrieval.rankers.lists import columns_of_listed
 from retrieval.rankers.registry import MODEL
 from retrieval.ranks_file import RankWriter
+from retrieval.result_folder import RANKS, TOPK
 
 if TYPE_CHECKING:
     from retrieval.query_files import Evaluation, Part
 
-CLICKS_AFTER_QUERY = {"valid": 2, "test": 1}
+RANKED_SPLITS = ("valid", "test")
+"""Splits with targets."""
 SECONDS = "seconds.json"
 """Seconds of each part of the blend."""
 ALWAYS_ALL = (MODEL, "popularity")
@@ -52,7 +55,7 @@ class PartResults:
         """Add a ranker's ranks and lists of a batch; ranks of blend variants are not written individually."""
         results = self.results[name]
         results.seconds += seconds
-        results.add(queries, CLICKS_AFTER_QUERY[self.split], *ranked, self.attributes, more)
+        results.add(queries, HELD_OUT[self.split], *ranked, self.attributes, more)
         if not name.startswith(f"{BLEND}-"):
             self.ranks.add(name, self.split, queries, ranked[0])
 
@@ -63,7 +66,7 @@ def rank_part(evaluation: Evaluation, part: Part, folder: Path, blend: BlendRank
     ranked = evaluation.n_ranked(part.split)
     n_sampled = min(ranked, config.baseline_queries)
     names = [*evaluation.rankers, *(blend.names if blend else ())]
-    with RankWriter(folder / "ranks.parquet", config.deepest) as writer:
+    with RankWriter(folder / RANKS, config.deepest) as writer:
         results = PartResults(evaluation, part, names, writer)
         for number, queries in ranked_batches(evaluation, part):
             check_targets(queries)
@@ -135,7 +138,7 @@ def _transitions(queries: Queries, blend: BlendRanker | None) -> Segments:
 def recommend_part(evaluation: Evaluation, part: Part, folder: Path, blend: BlendRanker | None) -> None:
     """Write a part's recommendations: the best unseen candidates after all clicks, by the blend if there is one."""
     k = evaluation.config.deepest
-    with pq.ParquetWriter(folder / "topk.parquet", TOPK_SCHEMA, compression="zstd") as writer:
+    with pq.ParquetWriter(folder / TOPK, TOPK_SCHEMA, compression="zstd") as writer:
         for queries in evaluation.batches(part):
             score, listed = blend.recommend(queries) if blend else search_unseen(evaluation.index, queries, k)
             order = columns_of_listed(listed, k)

@@ -26,7 +26,7 @@ from retrieval.blend.ranker import BlendRanker
 from retrieval.bundle import QUERY_SPLITS, Bundle, open_bundle
 from retrieval.config import RetrievalConfig
 from retrieval.metrics.accumulators import RankingResult, SegmentAttributes
-from retrieval.part_files import CLICKS_AFTER_QUERY, rank_part, recommend_part
+from retrieval.part_files import rank_part, recommend_part
 from retrieval.queries import Queries
 from retrieval.rankers.registry import MODEL, Ranker, baseline_rankers, model_ranker
 from retrieval.search.index import Index
@@ -104,7 +104,7 @@ class Evaluation:
     def parts(self) -> list[Part]:
         """All parts, in order: one file each, small files joined up to `part_queries`."""
         result: list[Part] = []
-        for split in (*CLICKS_AFTER_QUERY, "next"):
+        for split in QUERY_SPLITS:
             first, part = 0, None
             for number, entry in enumerate(self.bundle.files_by_kind.get(f"queries-{split}", [])):
                 if part and part.rows + entry.rows <= self.config.part_queries:

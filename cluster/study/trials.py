@@ -26,8 +26,9 @@ from etl.runtime.errors import InputError
 from etl.runtime.files import fingerprint_of, write_json
 from etl.runtime.options import PASSING_ERRORS
 from etl.runtime.progress import ProgressLine
+from retrieval.bundle_folder import RUN_BUNDLE
 from retrieval.result_folder import METRICS, is_result
-from trainer.run.folder import is_finished
+from trainer.run.folder import SUMMARY, is_finished
 
 FAILED = "failed.json"
 """Marks a run whose options the trainer rejected; it is not retried."""
@@ -95,7 +96,7 @@ class StudyTrial:
         evaluation = [f"bundle={self.run / 'bundle'}", f"data={self.data.path}", f"output={self.result}"]
         first = ["trainer", *options]
         if self.members:
-            bundles = ",".join(str(member.run / "bundle") for member in self.members)
+            bundles = ",".join(str(member.run / RUN_BUNDLE) for member in self.members)
             first = ["retrieval.average", f"bundles=[{bundles}]", f"output={self.run / 'bundle'}"]
         return [first, ["retrieval", *evaluation, "overwrite=true", "threads=1", *self.retrieval]]
 
@@ -116,7 +117,7 @@ class StudyTrial:
 
     @property
     def _has_bundle(self) -> bool:
-        return (self.run / "bundle").exists() if self.members else is_finished(self.run)
+        return (self.run / RUN_BUNDLE).exists() if self.members else is_finished(self.run)
 
     def execute(self) -> None:
         """Train and evaluate if not done; rejected options end only this trial.
@@ -154,7 +155,7 @@ class StudyTrial:
                 "seconds": sum(part["seconds"] for part in parts),
                 "best_epoch": None,
             }
-        return dict(json.loads((self.run / "summary.json").read_text()))
+        return dict(json.loads((self.run / SUMMARY).read_text()))
 
     @cached_property
     def metrics(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from retrieval.blend.pool import MIN_CANDIDATES, Pools
 from retrieval.blend.ranker import BlendRanker
 from retrieval.bundle import Bundle
 from retrieval.config import RetrievalConfig
+from retrieval.metrics.ranking import main_cutoff
 from retrieval.rankers.popularity import CategoryPopularity, Popularity
 from retrieval.rankers.registry import MODEL, source_options, sources_folder
 from retrieval.search.index import Index
@@ -33,11 +34,6 @@ def source_names(config: RetrievalConfig, dataset: Dataset) -> list[str]:
     if dataset.category_codes().any():
         names.append("category_popularity")
     return names if config.mask_seen else [*names, "repeats"]
-
-
-def ndcg_cutoff(config: RetrievalConfig) -> int:
-    """The cutoff that a blend is fitted for: 10 if evaluated, else the largest."""
-    return 10 if 10 in config.cutoffs else config.deepest
 
 
 @dataclass(frozen=True)
@@ -117,7 +113,7 @@ def prepare_blend(
             pools,
             opened.candidate_features,
             selected.sample_queries("valid", FIT_QUERIES),
-            ndcg_cutoff(config),
+            main_cutoff(config.cutoffs),
             search_threads(),
         )
     if learned is None:

@@ -22,6 +22,15 @@ MISS = np.iinfo(np.int64).max
 """Rank of a target that is not a candidate."""
 
 
+def main_cutoff(cutoffs: Sequence[int]) -> int:
+    """The cutoff of sentences and of the metric that a blend is fitted for: 10 if evaluated, else the largest.
+
+    >>> main_cutoff([5, 10, 20]), main_cutoff([5, 20])
+    (10, 20)
+    """
+    return 10 if 10 in cutoffs else max(cutoffs)
+
+
 def rank_among(
     score_QK: npt.NDArray[np.floating],
     item_QK: npt.NDArray[np.integer],

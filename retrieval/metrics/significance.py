@@ -19,6 +19,10 @@ from retrieval.metrics.ranking import Float, Int
 RESAMPLES = 2_000
 GAINS = ("hr", "ndcg", "mrr")
 """Metrics that depend only on a query's rank."""
+SIGNIFICANCE_LEVEL = 0.05
+"""A difference with a smaller p-value is significant."""
+SMALLEST_P = 1e-6
+"""Smaller p-values are not reported, since the tests' assumptions are not that exact."""
 DIGITS = 12
 """Decimals to which differences are rounded."""
 
@@ -120,3 +124,12 @@ def holm(p_N: Sequence[float]) -> npt.NDArray[np.float64]:
     out = np.empty_like(p)
     out[order] = np.minimum(corrected, 1.0)
     return out
+
+
+def format_p(p: float) -> str:
+    """A p-value as text.
+
+    >>> format_p(0.0412), format_p(1e-9)
+    ('0.041', '< 1e-06')
+    """
+    return f"{p:.2g}" if p >= SMALLEST_P else f"< {SMALLEST_P:.0g}"

@@ -20,11 +20,11 @@ from etl.runtime.errors import InputError
 from etl.runtime.object_store import download_if_remote
 from etl.runtime.output_file import new_file
 from retrieval.metrics.ranking import Int
-from retrieval.metrics.significance import GAINS, compare, gains, holm, interval
+from retrieval.metrics.significance import GAINS, SIGNIFICANCE_LEVEL, compare, format_p, gains, holm, interval
 from retrieval.rankers.registry import MODEL
 from retrieval.ranks_file import read_ranks
 from retrieval.report.charts import forest
-from retrieval.report.html import PAGE, html_table, number
+from retrieval.report.html import PAGE, html_table, labelled_svg, number
 from retrieval.result_folder import METRICS, RANKS
 
 ALIKE = ("dataset", "mask_seen", "candidates")
@@ -165,8 +165,6 @@ def rows_of(rankers: dict[str, Int], metrics: Sequence[str]) -> list[Row]:
     return rows
 
 
-LEAST_P = 1e-6
-"""Smaller p-values are not reported, since the tests' assumptions are not that exact."""
 HEADER = ["ranker", "metric", "test", "95 % interval", "difference", "95 % interval", "p (Holm)"]
 
 
@@ -175,22 +173,17 @@ def cells(row: Row) -> list[str]:
     out = [row.ranker, row.metric, number(row.value), f"{number(row.low)} – {number(row.high)}"]
     if row.difference is None or row.difference_low is None or row.difference_high is None or row.p is None:
         return [*out, "–", "–", "–"]
-    p = f"{row.p:.2g}" if row.p >= LEAST_P else f"< {LEAST_P:.0g}"
-    return [*out, f"{row.difference:+.4f}", f"{row.difference_low:+.4f} – {row.difference_high:+.4f}", p]
+    return [*out, f"{row.difference:+.4f}", f"{row.difference_low:+.4f} – {row.difference_high:+.4f}", format_p(row.p)]
 
 
 def sentence(row: Row, base: str) -> str:
     """A row as a sentence."""
     if row.difference is None or row.p is None:
         return f"{row.ranker}: {row.metric.upper()} {row.value:.4f}, what the others are compared with."
-    if row.p >= SURE:
+    if row.p >= SIGNIFICANCE_LEVEL:
         return f"{row.ranker}: {row.metric.upper()} {row.value:.4f}, no difference to {base} beyond chance."
     better = "better" if row.difference > 0 else "worse"
     return f"{row.ranker}: {row.metric.upper()} {row.value:.4f}, {better} than {base} by {abs(row.difference):.4f}."
-
-
-SURE = 0.05
-"""Significance level of corrected p-values."""
 
 
 def page(rows: Sequence[Row], queries: int) -> str:
@@ -200,14 +193,13 @@ def page(rows: Sequence[Row], queries: int) -> str:
     table = html_table(HEADER, [(cells(row), row.ranker == base) for row in rows], label="comparison")
     figures = []
     for metric in dict.fromkeys(row.metric for row in rows):
-        mine = [row for row in rows if row.metric == metric]
+        of_metric = [row for row in rows if row.metric == metric]
         drawn = [
-            (r.ranker, r.difference, r.difference_low, r.difference_high) for r in mine if r.difference is not None
+            (r.ranker, r.difference, r.difference_low, r.difference_high) for r in of_metric if r.difference is not None
         ]
         name = f"{metric.upper()} minus that of {base}"
-        said = "".join(f"<li>{escape(sentence(row, base))}</li>" for row in mine)
-        svg = forest(drawn, name) if drawn else ""
-        svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(name)}" ', 1)
+        said = "".join(f"<li>{escape(sentence(row, base))}</li>" for row in of_metric)
+        svg = labelled_svg(forest(drawn, name), name) if drawn else ""
         figures.append(f"<section><h2>{escape(name)}</h2>{svg}<ul class=soft>{said}</ul></section>")
     body = (
         f"<h1>{escape(title)}</h1><div class=figures>{''.join(figures)}</div>"

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from etl.dataset import Dataset
+from retrieval.metrics.ranking import main_cutoff
 from retrieval.report import charts
 
 
@@ -91,7 +92,7 @@ def _segment_figures(result: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
         segments = result.get("test", {}).get(kind)
         if not segments:
             continue
-        key = "hr@10" if 10 in result["cutoffs"] else f"hr@{result['cutoffs'][-1]}"
+        key = f"hr@{main_cutoff(result['cutoffs'])}"
         base = result["baselines"]["popularity"]["test"][kind]
         series = {
             result["model"]: [metrics[key] for metrics in segments.values()],

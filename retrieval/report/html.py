@@ -54,6 +54,15 @@ def number(value: float | None, digits: int = 4) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
+def labelled_svg(svg: str, label: str) -> str:
+    """An SVG document as an image with an accessible name.
+
+    >>> labelled_svg("<svg width=0></svg>", "a < b")
+    '<svg role="img" aria-label="a &lt; b" width=0></svg>'
+    """
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
+
+
 def html_table(
     header: Sequence[str], rows: Iterable[tuple[Sequence[str], bool]], columns: Sequence[str] = (), label: str = "table"
 ) -> str:

@@ -9,11 +9,12 @@ from typing import Any
 
 from etl.dataset import Dataset
 from retrieval.blend.report import blend_note, blend_table
+from retrieval.metrics.ranking import main_cutoff
 from retrieval.rankers.registry import MODEL
 from retrieval.report.examples import Example, examples_section
 from retrieval.report.figures import figures
-from retrieval.report.html import PAGE, html_table, number
-from retrieval.report.verdict import Ranks, Verdict, hit_interval, main_cutoff, verdict
+from retrieval.report.html import PAGE, html_table, labelled_svg, number
+from retrieval.report.verdict import Ranks, Verdict, hit_interval, verdict
 
 SWITCH = """<script>
 document.querySelectorAll(".by-metric select").forEach(select => {
@@ -127,7 +128,7 @@ def _headline(result: dict[str, Any], dataset: Dataset) -> str:
         (f"{counts['clicks']:,}", "clicks"),
     ]
     if "queries" in test:
-        k = main_cutoff(result)
+        k = main_cutoff(result["cutoffs"])
         key_figures.insert(0, (f"{test[f'hr@{k}']:.1%}", f"HR@{k} of the model on test"))
         if result.get("blend"):
             key_figures.insert(1, (f"{result['blend']['test'][f'hr@{k}']:.1%}", f"HR@{k} of the blend"))
@@ -144,7 +145,7 @@ def _verdict_section(conclusion: Verdict) -> str:
 
 
 def _ranking_section(result: dict[str, Any], ranks: Ranks | None) -> str:
-    tables_html, k = [], main_cutoff(result) if result["cutoffs"] else 0
+    tables_html, k = [], main_cutoff(result["cutoffs"]) if result["cutoffs"] else 0
     for split in ("test", "valid"):
         header, rows = _ranking_rows(result, split)
         if not rows:
@@ -210,7 +211,7 @@ def _lists_section(result: dict[str, Any]) -> str:
 
 def _users_section(result: dict[str, Any]) -> str:
     """HR of the model and of popularity by gender and age, as the log codes them."""
-    k, rows = main_cutoff(result) if result["cutoffs"] else 0, []
+    k, rows = main_cutoff(result["cutoffs"]) if result["cutoffs"] else 0, []
     for kind in ("gender", "age"):
         base = result["baselines"].get("popularity", {}).get("test", {}).get(kind, {})
         for name, metrics in result.get("test", {}).get(kind, {}).items():
@@ -228,7 +229,7 @@ def _users_section(result: dict[str, Any]) -> str:
 def _blend_section(result: dict[str, Any]) -> str:
     if not result.get("blend"):
         return ""
-    header, rows = blend_table(result, 10 if 10 in result["cutoffs"] else result["cutoffs"][-1])
+    header, rows = blend_table(result, main_cutoff(result["cutoffs"]))
     table, note = html_table(header, rows, label="sources joined"), escape(blend_note(result))
     return f'<section><h2>Sources joined</h2>{table}<p class="soft">{note}</p></section>'
 
@@ -258,8 +259,8 @@ def feedback_note(dataset: Dataset) -> str:
 
 
 def _figure(title: str, svg: str, note: str) -> str:
-    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}: {escape(note)}" ', 1)
-    return f'<section><h2>{escape(title)}</h2>{svg}<p class="soft">{escape(note)}</p></section>'
+    figure = labelled_svg(svg, f"{title}: {note}")
+    return f'<section><h2>{escape(title)}</h2>{figure}<p class="soft">{escape(note)}</p></section>'
 
 
 def _method_section(result: dict[str, Any], dataset: Dataset) -> str:

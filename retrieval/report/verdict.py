@@ -10,15 +10,22 @@ import numpy as np
 import pyarrow as pa
 
 from etl.runtime.progress import duration
-from retrieval.metrics.significance import Difference, compare, gains, interval, matched_ranks
+from retrieval.metrics.ranking import main_cutoff
+from retrieval.metrics.significance import (
+    SIGNIFICANCE_LEVEL,
+    Difference,
+    compare,
+    format_p,
+    gains,
+    interval,
+    matched_ranks,
+)
 from retrieval.rankers.registry import MODEL
 
 Ranks = Mapping[str, pa.Table]
 """Test ranks by ranker, tables of `user_id` and `rank`, by user."""
 EVEN = 0.95
 """A gate with at least this share of the maximum entropy is nearly uniform."""
-SURE = 0.05
-"""Significance level."""
 COUNTED_SHARE = 0.05
 """Share of test transitions counted in train from which counted transitions are recommended."""
 
@@ -38,11 +45,6 @@ class Verdict:
     cost: str
     notes: list[str]
     advice: list[str]
-
-
-def main_cutoff(result: dict[str, Any]) -> int:
-    """The cutoff used in sentences: 10 if evaluated, else the largest."""
-    return 10 if 10 in result["cutoffs"] else int(result["cutoffs"][-1])
 
 
 def best_baseline(result: dict[str, Any], k: int) -> str:
@@ -82,7 +84,7 @@ def verdict(result: dict[str, Any], ranks: Ranks, summary: dict[str, Any], diagn
         ranks: test ranks from `read_ranks`.
         summary, diagnostics: files of the training run; may be empty.
     """
-    k = main_cutoff(result)
+    k = main_cutoff(result["cutoffs"])
     own = "blend" if result.get("blend") else MODEL
     baseline = best_baseline(result, k)
     matched = Matched.of(ranks, own, baseline, k)
@@ -95,15 +97,15 @@ def _answer(result: dict[str, Any], own: str, baseline: str, matched: Matched, k
     against = matched.difference
     used = [source for source, weight in result["blend"]["weights"].items() if weight] if own == "blend" else [MODEL]
     name = _name_of(used, str(result["model"]))
-    p = f"p {against.p:.2g}" if against.p >= 1e-6 else "p < 1e-06"
     every = result["test"].get("queries", matched.queries)
     sample = f" of {matched.queries:,} sampled queries" if matched.queries < every else ""
     sentence = (
         f"{matched.own:.1%} of the next clicks{sample} are ranked among the first {k} by {name}; the best "
         f"baseline, {baseline}, finds {matched.baseline:.1%}: "
-        f"{100 * against.difference:+.1f} points [{100 * against.low:+.1f}, {100 * against.high:+.1f}], {p}."
+        f"{100 * against.difference:+.1f} points [{100 * against.low:+.1f}, {100 * against.high:+.1f}], "
+        f"p {format_p(against.p)}."
     )
-    if against.p >= SURE:
+    if against.p >= SIGNIFICANCE_LEVEL:
         excluded = against.low > 0 or against.high < 0
         few = " Few queries differ, for which the interval is too narrow; the exact test counts." if excluded else ""
         return f"{sentence}{few} These queries do not tell which is better."
@@ -190,6 +192,6 @@ def _advice(result: dict[str, Any], against: Difference) -> list[str]:
         )
     if not result["refit"]:
         advice.append("For recommendations, train with train.refit=true: the valid clicks are then trained on too.")
-    if against.p >= SURE:
+    if against.p >= SIGNIFICANCE_LEVEL:
         advice.append("For a decision, use more sessions or several seeds (python -m retrieval.compare).")
     return advice
