@@ -6,20 +6,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from cluster.study.experiment import Experiment, reference
+from cluster.study.logs import Log
 from cluster.study.trials import Cell, StudyTrial
-from retrieval.metrics.significance import gains, holm, interval, matched_ranks, signed_rank
+from retrieval.metrics.significance import (
+    SIGNIFICANCE_LEVEL,
+    format_p,
+    gains,
+    holm,
+    interval,
+    matched_ranks,
+    signed_rank,
+)
 from retrieval.ranks_file import read_ranks
 from retrieval.result_folder import RANKS
 
-SURE = 0.05
-"""Significance level of p-values corrected over the experiment."""
 BY_RANK = ("hr@", "ndcg@", "mrr@")
 
 
@@ -89,9 +96,44 @@ Estimates = dict[tuple[str, str], Estimate]
 """Estimates by variant and metric."""
 
 
+class LogResult(NamedTuple):
+    """The cells of an experiment on a log, and the estimates from them."""
+
+    experiment: Experiment
+    log: Log
+    cells: list[Cell]
+    estimates: Estimates
+
+
+Results = dict[tuple[str, str], LogResult]
+"""Results by the names of experiment and log."""
+
+
 def ranks_of(trial: StudyTrial, ranker: str) -> pa.Table:
     """Test ranks of a ranker in the trial's result: `user_id` and `rank`."""
     return read_ranks(trial.result / RANKS, rankers=[ranker])[ranker]
+
+
+def results_of(cells: Sequence[Cell]) -> Results:
+    """The cells by experiment and log, with their estimates."""
+    grouped: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        grouped.setdefault((cell.experiment.name, cell.data.log.name), []).append(cell)
+    return {
+        key: LogResult(
+            group[0].experiment,
+            group[0].data.log.original,
+            group,
+            estimates_of(group[0].experiment, group, best_possible(group)),
+        )
+        for key, group in grouped.items()
+    }
+
+
+def best_possible(cells: Sequence[Cell]) -> dict[str, float]:
+    """Best possible test scores, if all variants share the generated log."""
+    paths = {cell.data.path: cell.data for cell in cells}
+    return next(iter(paths.values())).best_possible if len(paths) == 1 else {}
 
 
 def estimates_of(experiment: Experiment, cells: Sequence[Cell], best: dict[str, float]) -> Estimates:
@@ -185,13 +227,13 @@ def with_interval(estimate: Estimate) -> str:
         return "–"
     if estimate.low is None or estimate.high is None:
         return f"{estimate.difference:+.4f} (one seed)"
-    p = "" if estimate.p is None else f", p {estimate.p:.2g}" if estimate.p >= 1e-6 else ", p < 1e-06"
+    p = "" if estimate.p is None else f", p {format_p(estimate.p)}"
     return f"{estimate.difference:+.4f} [{estimate.low:+.4f}, {estimate.high:+.4f}]{p}"
 
 
 def is_sure(estimate: Estimate) -> bool:
     """Whether a difference is statistically significant."""
-    return estimate.p is not None and estimate.p < SURE
+    return estimate.p is not None and estimate.p < SIGNIFICANCE_LEVEL
 
 
 def answer(experiment: Experiment, metric: str, estimates: Estimates) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from cluster.config import StudyOptions, words
 from cluster.steps import Step, file_fingerprint, run_step
 from cluster.study.experiment import Variant
-from etl.runtime.dataset_folder import is_dataset
+from etl.runtime.dataset_folder import MANIFEST, is_dataset
 from etl.runtime.errors import InputError
 from etl.runtime.files import fingerprint_of
 
@@ -37,6 +37,7 @@ class Log:
         path: path of the CSV file.
         command: command that creates it, arguments after `python -m`; empty for a user's file.
         history: log of the users' earlier behaviour, if any.
+        converted_from: the log that it was converted from, if any.
     """
 
     name: str
@@ -44,6 +45,12 @@ class Log:
     path: Path
     command: tuple[str, ...] = ()
     history: Path | None = None
+    converted_from: Log | None = None
+
+    @property
+    def original(self) -> Log:
+        """The log before any conversion."""
+        return self.converted_from or self
 
     @property
     def has_flat_rows(self) -> bool:
@@ -54,6 +61,11 @@ class Log:
     def is_generated(self) -> bool:
         """Whether the log is synthetic."""
         return self.command[:1] == ("etl.twin",)
+
+    @property
+    def is_movielens(self) -> bool:
+        """Whether the log is MovieLens-100K."""
+        return self.command[:1] == ("etl.movielens",)
 
     @property
     def truth_path(self) -> Path:
@@ -77,7 +89,8 @@ class Log:
         """This log converted by a program to scenario `ctr`, in a folder."""
         path_hash = fingerprint_of([str(self.path)])[:8]
         path = folder / f"{self.path.stem}-{path_hash}-{program.rpartition('.')[2]}.csv"
-        return Log(self.name, "ctr", path, (program, f"input={self.path}", f"output={path}"))
+        command = (program, f"input={self.path}", f"output={path}")
+        return Log(self.name, "ctr", path, command, converted_from=self)
 
 
 def logs_of(options: StudyOptions) -> list[Log]:
@@ -163,7 +176,7 @@ class Data:
     @property
     def manifest(self) -> dict[str, Any]:
         """The dataset's manifest."""
-        return dict(json.loads((self.path / "manifest.json").read_text()))
+        return dict(json.loads((self.path / MANIFEST).read_text()))
 
     @cached_property
     def fingerprint(self) -> str:

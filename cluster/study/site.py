@@ -13,12 +13,22 @@ from typing import Any
 
 from cluster.study.experiment import Experiment, reference
 from cluster.study.experiments import BY_COST, LADDER, MULTI_TASK
-from cluster.study.findings import Estimates, answer, estimates_of, is_sure, label, test_metrics, with_interval
+from cluster.study.findings import (
+    Estimates,
+    LogResult,
+    Results,
+    answer,
+    is_sure,
+    label,
+    results_of,
+    test_metrics,
+    with_interval,
+)
 from cluster.study.logs import Log
 from cluster.study.trials import Cell
 from etl.runtime.output_file import new_file
 from retrieval.report.charts import forest, named_points
-from retrieval.report.html import PAGE, html_table, number
+from retrieval.report.html import PAGE, html_table, labelled_svg, number
 
 WIRING = (
     "MovieLens-100K shows the wiring: every rating is a click, a share is also a like, and nothing is shown without a "
@@ -26,7 +36,8 @@ WIRING = (
 )
 GENERATED = "A generated log: what depends on how the generator makes tasks and transitions is true by construction."
 NO_STAR = (
-    "STAR, which the study cites, needs the time between clicks. Tenrec's logs have no times, so it has no row here."
+    "STAR (Yeganegi and Haratizadeh, Neurocomputing) needs the time between clicks. Tenrec's logs have no times, so it "
+    "has no row here."
 )
 
 
@@ -39,29 +50,17 @@ def write_site(folder: Path, title: str, cells: Sequence[Cell], rows: Sequence[d
         cells: cells of all experiments and logs.
         rows: the results table.
     """
-    result: dict[tuple[str, str], tuple[Experiment, Log, list[Cell], Estimates]] = {}
-    for cell in cells:
-        key = (cell.experiment.name, cell.data.log.name)
-        result.setdefault(key, (cell.experiment, cell.data.log, [], {}))[2].append(cell)
-    for key, (experiment, log, mine, _) in result.items():
-        estimates = estimates_of(experiment, mine, best_possible(mine))
-        result[key] = (experiment, log, mine, estimates)
-    experiments = {name: [entry for (n, _), entry in result.items() if n == name] for name, _ in result}
-    for name, entries in experiments.items():
-        _write(folder / f"{name}.html", entries[0][0].question, _experiment_page(entries))
-        for experiment, log, mine, estimates in entries:
-            _write_file(folder / _csv_name(experiment, log), _csv(experiment, mine, estimates))
+    results = results_of(cells)
+    experiments = {name: [result for (n, _), result in results.items() if n == name] for name, _ in results}
+    for name, of_experiment in experiments.items():
+        _write(folder / f"{name}.html", of_experiment[0].experiment.question, _experiment_page(of_experiment))
+        for result in of_experiment:
+            _write_file(folder / _csv_name(result.experiment, result.log), _csv(result.experiment, result.estimates))
     _write(folder / "trials.html", "Trials", _trials_page(rows))
-    _write_file(folder / "tables.md", "\n".join(_markdown(entries) for entries in experiments.values()))
+    _write_file(folder / "tables.md", "\n".join(_markdown(of_experiment) for of_experiment in experiments.values()))
     first = folder / "index.html"
-    _write(first, f"Study: {title}", _first_page(experiments, result))
+    _write(first, f"Study: {title}", _first_page(experiments, results))
     return first
-
-
-def best_possible(cells: Sequence[Cell]) -> dict[str, float]:
-    """Best possible test scores, if all variants share the generated log."""
-    paths = {cell.data.path: cell.data for cell in cells}
-    return next(iter(paths.values())).best_possible if len(paths) == 1 else {}
 
 
 def _write(path: Path, title: str, body: str) -> None:
@@ -78,17 +77,14 @@ def _write_file(path: Path, text: str) -> None:
 # Index page
 
 
-def _first_page(experiments: dict[str, list[Any]], results: dict[tuple[str, str], Any]) -> str:
-    logs = list(dict.fromkeys(log for _, log in results))
+def _first_page(experiments: dict[str, list[LogResult]], results: Results) -> str:
+    logs = list({result.log.name: result.log for result in results.values()}.values())
     said = "".join(_multi_task(results, logs))
     sections = [f'<section class="verdict"><h2>Does multi-task learning help?</h2>{said}</section>']
     links = []
-    for name, entries in experiments.items():
-        experiment = entries[0][0]
-        said = " ".join(
-            f"<b>{escape(log.name)}</b>: {escape(answer(experiment, _main_metric(experiment, estimates), estimates))}"
-            for _, log, _, estimates in entries
-        )
+    for name, of_experiment in experiments.items():
+        experiment = of_experiment[0].experiment
+        said = " ".join(f"<b>{escape(result.log.name)}</b>: {escape(_answer(result))}" for result in of_experiment)
         link = f'<a href="{name}.html">{escape(experiment.question)}</a>'
         links.append(f"<section><h2>{link}</h2><p>{said}</p></section>")
     sections += links
@@ -99,28 +95,32 @@ def _first_page(experiments: dict[str, list[Any]], results: dict[tuple[str, str]
     return "".join(sections)
 
 
-def _multi_task(results: dict[tuple[str, str], Any], logs: Sequence[str]) -> Iterator[str]:
+def _answer(result: LogResult) -> str:
+    return answer(result.experiment, _main_metric(result.experiment, result.estimates), result.estimates)
+
+
+def _multi_task(results: Results, logs: Sequence[Log]) -> Iterator[str]:
     for log in logs:
         lines = list(_multi_task_of(results, log))
         if lines:
-            yield f"<p><b>{escape(log)}</b></p><ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
+            yield f"<p><b>{escape(log.name)}</b></p><ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
 
 
-def _multi_task_of(results: dict[tuple[str, str], Any], log: str) -> Iterator[str]:
+def _multi_task_of(results: Results, log: Log) -> Iterator[str]:
     """Sentences on one log: next click, feedback, cost, and what would change the answer."""
-    ladder, feedback = results.get((LADDER.name, log)), results.get((MULTI_TASK.name, log))
+    ladder, feedback = (results.get((experiment.name, log.name)) for experiment in (LADDER, MULTI_TASK))
     unsure = False
     if ladder:
-        estimate = ladder[3]["hybrid", "hr@20"]
+        estimate = ladder.estimates["hybrid", "hr@20"]
         if estimate.difference is not None:
             unsure |= not is_sure(estimate)
             said = "yes" if estimate.difference > 0 else "no, it costs"
             said = said if is_sure(estimate) else "no difference beyond chance"
             yield f"Next click, HR@20 of the hybrid minus its encoder's: {with_interval(estimate)}: {said}."
-        yield from _cost(ladder[2])
+        yield from _cost(ladder.cells)
     if feedback:
         for metric in MULTI_TASK.metrics:
-            estimate = feedback[3]["rank_mmoe", metric]
+            estimate = feedback.estimates["rank_mmoe", metric]
             if metric.startswith("auc/") and "given" not in metric and estimate.difference is not None:
                 unsure |= not is_sure(estimate)
                 yield (
@@ -129,10 +129,13 @@ def _multi_task_of(results: dict[tuple[str, str], Any], log: str) -> Iterator[st
                 )
     if unsure:
         yield "What would change the answer: more users narrow the intervals of clicks, more seeds those of AUCs."
-    if log.startswith("MovieLens"):
-        yield WIRING
-    if log.startswith("twin"):
-        yield GENERATED
+    if note := _note(log):
+        yield note
+
+
+def _note(log: Log) -> str:
+    """What a log that is not of a real service cannot say; empty for others."""
+    return GENERATED if log.is_generated else WIRING if log.is_movielens else ""
 
 
 def _cost(cells: Sequence[Cell]) -> Iterator[str]:
@@ -142,8 +145,8 @@ def _cost(cells: Sequence[Cell]) -> Iterator[str]:
         for name in ("gru4rec", "hybrid")
     }
     if all(summaries.values()):
-        rate = {n: fmean(s["examples_per_second"] for s in result) for n, result in summaries.items()}
-        size = {n: result[0]["parameters"]["total"] for n, result in summaries.items()}
+        rate = {n: fmean(s["examples_per_second"] for s in trials) for n, trials in summaries.items()}
+        size = {n: trials[0]["parameters"]["total"] for n, trials in summaries.items()}
         yield (
             f"Cost: the hybrid trains at {rate['hybrid'] / rate['gru4rec']:.2f} × its encoder's events/s and has "
             f"{size['hybrid'] / size['gru4rec']:.2f} × its parameters."
@@ -154,14 +157,14 @@ def _cost(cells: Sequence[Cell]) -> Iterator[str]:
 # Experiment pages
 
 
-def _experiment_page(entries: Sequence[tuple[Experiment, Log, list[Cell], Estimates]]) -> str:
-    experiment = entries[0][0]
-    sections = [f"<section><h2>Set-up</h2><p>{escape(experiment.setup)}</p></section>"]
-    sections += [_log_section(*entry) for entry in entries]
+def _experiment_page(results: Sequence[LogResult]) -> str:
+    sections = [f"<section><h2>Set-up</h2><p>{escape(results[0].experiment.setup)}</p></section>"]
+    sections += map(_log_section, results)
     return "".join(sections)
 
 
-def _log_section(experiment: Experiment, log: Log, cells: Sequence[Cell], estimates: Estimates) -> str:
+def _log_section(result: LogResult) -> str:
+    experiment, log, cells, estimates = result
     metric = _main_metric(experiment, estimates)
     shown = [m for m in experiment.metrics if any(estimates[v.name, m].mean is not None for v in experiment.variants)]
     header = ["variant", *map(label, shown), f"{label(metric)} minus reference", "seeds"]
@@ -172,13 +175,12 @@ def _log_section(experiment: Experiment, log: Log, cells: Sequence[Cell], estima
         difference = with_interval(estimates[variant.name, metric]) if against else "reference"
         seeds = sum(cell.variant.name == variant.name and not cell.trial.failure for cell in cells)
         lines.append(([variant.name, *row, difference, str(seeds)], variant is experiment.variants[0]))
-    note = GENERATED if log.is_generated else WIRING if log.name.startswith("MovieLens") else ""
     failed = sorted({f"{cell.variant.name}: {cell.trial.failure}" for cell in cells if cell.trial.failure})
     return (
-        f"<section><h2>{escape(log.name)}</h2><p>{escape(answer(experiment, metric, estimates))}</p>"
+        f"<section><h2>{escape(log.name)}</h2><p>{escape(_answer(result))}</p>"
         f"{html_table(header, lines, label=f'{experiment.name} on {log.name}')}"
         f'<p class="soft">Test, mean ± standard deviation over seeds; in brackets the share of the best possible. '
-        f"Differences: {_tests(metric)} {escape(positives(shown, cells))} {escape(note)}</p>"
+        f"Differences: {_tests(metric)} {escape(positives(shown, cells))} {escape(_note(log))}</p>"
         + "".join(f'<p class="soft">Failed: {escape(text)}</p>' for text in failed)
         + "".join(_published_table(*each, experiment.name) for each in _published(experiment, cells))
         + _figures(experiment, metric, cells, estimates)
@@ -257,14 +259,7 @@ def _figures(experiment: Experiment, metric: str, cells: Sequence[Cell], estimat
             for name, summary in costs.items()
         ]
         out.append((f"{label(metric)} by cost", named_points(pairs, "MFLOP per example (log scale)", label(metric))))
-    figures = "".join(
-        "<section><h3>"
-        + escape(title)
-        + "</h3>"
-        + svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)
-        + "</section>"
-        for title, svg in out
-    )
+    figures = "".join(f"<section><h3>{escape(title)}</h3>{labelled_svg(svg, title)}</section>" for title, svg in out)
     return f'<div class="figures">{figures}</div>' if out else ""
 
 
@@ -286,7 +281,7 @@ def _csv_name(experiment: Experiment, log: Log) -> str:
     return f"{experiment.name}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', log.name).strip('-')}.csv"
 
 
-def _csv(experiment: Experiment, cells: Sequence[Cell], estimates: Estimates) -> str:
+def _csv(experiment: Experiment, estimates: Estimates) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
@@ -302,9 +297,10 @@ def _csv(experiment: Experiment, cells: Sequence[Cell], estimates: Estimates) ->
     return out.getvalue()
 
 
-def _markdown(entries: Sequence[tuple[Experiment, Log, list[Cell], Estimates]]) -> str:
-    lines = [f"## {entries[0][0].question}", ""]
-    for experiment, log, cells, estimates in entries:
+def _markdown(results: Sequence[LogResult]) -> str:
+    lines = [f"## {results[0].experiment.question}", ""]
+    for result in results:
+        experiment, log, cells, estimates = result
         shown = [
             m for m in experiment.metrics if any(estimates[v.name, m].mean is not None for v in experiment.variants)
         ]
@@ -316,7 +312,7 @@ def _markdown(entries: Sequence[tuple[Experiment, Log, list[Cell], Estimates]]) 
         ]
         for variant in experiment.variants:
             lines.append(f"| {variant.name} | {' | '.join(_cell(estimates, variant.name, m) for m in shown)} |")
-        lines += ["", answer(experiment, _main_metric(experiment, estimates), estimates), ""]
+        lines += ["", _answer(result), ""]
         for source, header, rows in _published(experiment, cells):
             lines += [f"Not comparable: {source}.", "", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
             lines += [*(f"| {' | '.join(row)} |" for row in rows), ""]

@@ -28,7 +28,7 @@ from cluster.study.experiments import EXPERIMENTS
 from cluster.study.findings import Estimate, answer, estimates_of
 from cluster.study.logs import Data, Log, logs_of
 from cluster.study.run import cells_of, chosen
-from cluster.study.site import _published, positives
+from cluster.study.site import GENERATED, WIRING, _multi_task_of, _published, positives
 from cluster.study.trials import StudyTrial, execute
 from etl.config import load as load_etl
 from etl.runtime.errors import InputError
@@ -298,6 +298,15 @@ def test_published_results_are_shown_only_for_logs_of_their_scenario(tmp_path):
     assert "Merlin" in source
     assert ["MMoE", "0.7826", "0.9217", "0.8396", "0.8804"] in merlin
     assert ["SASRec", "0.0502", "0.0194"] in sources(sessions, "qk_video")[0][2]
+
+
+def test_only_generated_logs_and_movielens_are_said_to_be_so(tmp_path):
+    options = StudyOptions(work=str(tmp_path), movielens=True, generated=["qb_video 9 9"], logs=[])
+    movielens, twin = logs_of(options)
+    others = [Log(name, "qb_video", tmp_path / f"{name}.csv") for name in ("twin-x", "MovieLens-mine")]
+    for log, said in ((movielens, [WIRING]), (twin, [GENERATED]), *((other, []) for other in others)):
+        assert list(_multi_task_of({}, log)) == said
+    assert twin.converted("etl.merlin", tmp_path).original is twin
 
 
 def test_auc_tables_state_the_number_of_positives(monkeypatch):
