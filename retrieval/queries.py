@@ -12,21 +12,9 @@ import pyarrow as pa
 
 from etl.runtime.errors import InputError
 from retrieval.bundle_checks import HINT, check_finite, check_nulls
+from retrieval.ragged import concat_ranges
 
 VECTORS = ("vector", "transition_weight")
-
-
-def runs(
-    begin_R: npt.NDArray[np.integer], length_R: npt.NDArray[np.integer]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Offsets `[R + 1]` and concatenated indices of R ranges.
-
-    >>> offset, index = runs(np.array([7, 2]), np.array([1, 3]))
-    >>> offset.tolist(), index.tolist()
-    ([0, 1, 4], [7, 2, 3, 4])
-    """
-    offset = np.concatenate([[0], np.cumsum(length_R)])
-    return offset, np.arange(offset[-1]) + np.repeat(begin_R - offset[:-1], length_R)
 
 
 @dataclass(frozen=True)
@@ -62,14 +50,14 @@ class Queries:
 
     def take(self, row_N: npt.NDArray[np.integer]) -> Queries:
         """Select queries by number, in the order of `row_N`."""
-        offset, index = runs(self.seen_offset[row_N], self.n_seen[row_N])
+        offset, index = concat_ranges(self.seen_offset[row_N], self.n_seen[row_N])
         rows = {name: getattr(self, name)[row_N] for name in ("user_id", "target", "n_clicks", *VECTORS)}
         return Queries(seen_offset=offset, seen=self.seen[index], **rows)
 
     def latest(self, n: int) -> Queries:
         """The same queries with only the last `n` seen clicks."""
         n_seen = np.minimum(self.n_seen, n)
-        offset, index = runs(self.seen_offset[1:] - n_seen, n_seen)
+        offset, index = concat_ranges(self.seen_offset[1:] - n_seen, n_seen)
         return replace(self, seen_offset=offset, seen=self.seen[index])
 
     @classmethod

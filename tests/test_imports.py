@@ -21,7 +21,7 @@ LEAN = {
     "etl/dataset.py",
     *(f"etl/runtime/{name}.py" for name in ("dataset_folder", "errors", "files", "lookup", "locks", "output_path")),
     *(f"etl/runtime/{name}.py" for name in ("output_file", "output_folder", "object_store")),
-    *("retrieval/bundle.py", "retrieval/bundle_checks.py", "retrieval/queries.py"),
+    *("retrieval/bundle.py", "retrieval/bundle_checks.py", "retrieval/queries.py", "retrieval/ragged.py"),
 }
 """Contract modules: the standard library, numpy, pyarrow and each other."""
 

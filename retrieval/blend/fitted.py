@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from etl.runtime.errors import InputError
 from etl.runtime.files import atomic_file, fingerprint_of
+from retrieval.hashing import multiplicative_hash
 
 FOLDS = 3
 FILE = "blend.json"
@@ -19,8 +20,7 @@ FILE = "blend.json"
 
 def fold_of(user_Q: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The fold of each user, 0..FOLDS - 1, a function of the user id."""
-    mixed = user_Q.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    return ((mixed >> np.uint64(33)) % np.uint64(FOLDS)).astype(np.int64)
+    return multiplicative_hash(user_Q, 31) % FOLDS
 
 
 @dataclass(frozen=True)

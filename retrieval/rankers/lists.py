@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from etl.runtime.lookup import lookup
+from retrieval.hashing import multiplicative_hash
 from retrieval.queries import Queries
 
 SLOTS = 8
@@ -38,18 +39,10 @@ def matches(
     if len(value_N) >= MIN_HASHED and len(sorted_M):
         bits = int(SLOTS * len(sorted_M)).bit_length()
         table = np.zeros(1 << bits, bool)
-        table[_slot(sorted_M, bits)] = True
-        possible = np.flatnonzero(table[_slot(value_N, bits)])
+        table[multiplicative_hash(sorted_M, bits)] = True
+        possible = np.flatnonzero(table[multiplicative_hash(value_N, bits)])
     index, match = lookup(sorted_M, value_N[possible])
     return possible[match], index[match]
-
-
-def _slot(value_N: npt.NDArray[np.int64], bits: int) -> npt.NDArray[np.int64]:
-    """Multiplicative hash (Knuth 1973) into `2**bits` slots."""
-    mixed = value_N.astype(np.uint64)
-    mixed *= np.uint64(0x9E3779B97F4A7C15)
-    mixed >>= np.uint64(64 - bits)
-    return mixed.view(np.int64)
 
 
 def seen_among(queries: Queries, listed_QK: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from etl.dataset import CLICKED, TRAIN_HOLDOUT, Dataset, feedback_labels
 from retrieval.metrics.ranking import MISS
 from retrieval.queries import Queries
+from retrieval.ragged import index_in_group
 from retrieval.rankers.lists import first_listed, seen_among
 
 RATE_ROWS = 20.0
@@ -105,7 +106,7 @@ def _train_rows(table: pa.Table, *, shown: bool) -> tuple[npt.NDArray[np.integer
     lists = {name: table[name].combine_chunks() for name in table.column_names}
     n_clicks = np.diff(lists["items"].offsets.to_numpy())
     if not shown:
-        index = np.arange(n_clicks.sum()) - np.repeat(np.cumsum(n_clicks) - n_clicks, n_clicks)
+        index = index_in_group(n_clicks)
         train = (index > 0) & (index < np.repeat(n_clicks - TRAIN_HOLDOUT, n_clicks))
         feedback = lists["feedback"].flatten().to_numpy().astype(np.int16) | CLICKED
         return lists["items"].flatten().to_numpy()[train], feedback[train]

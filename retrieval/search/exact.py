@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
+from retrieval.ragged import index_in_group
 from retrieval.search.threads import in_threads, search_threads
 
 Vectors = npt.NDArray[np.float32]
@@ -62,7 +63,7 @@ class _Best:
         query, row, score = query[order], row[order], score[order]
         n, k = self.score.shape
         count = np.bincount(query, minlength=n)
-        column = k + np.arange(len(query)) - np.repeat(np.cumsum(count) - count, count)
+        column = k + index_in_group(count)
         scores = np.pad(self.score, ((0, 0), (0, int(count.max()))), constant_values=-np.inf)
         rows = np.pad(self.row, ((0, 0), (0, int(count.max()))), constant_values=-1)
         scores[query, column], rows[query, column] = score, row
@@ -137,7 +138,7 @@ def _contenders(
         threshold_M[count_M >= MAX_CONTENDERS] = np.inf
     pair = np.unique(np.stack([np.concatenate(query), np.concatenate(row)]), axis=1)
     count = np.bincount(pair[0], minlength=len(query_MD))
-    column = np.arange(pair.shape[1]) - np.repeat(np.cumsum(count) - count, count)
+    column = index_in_group(count)
     out = np.full((len(query_MD), int(count.max())), -1, np.int64)
     out[pair[0], column] = pair[1]
     return out

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from retrieval.queries import Queries
+from retrieval.ragged import index_in_group
 from retrieval.rankers.lists import is_among, seen_pairs
 from retrieval.rankers.popularity import CategoryPopularity, Popularity
 from retrieval.sources.sessions import TrainSessions, rows_of_users
@@ -98,7 +99,7 @@ class VSkNNScores:
 
     def __call__(self, queries: Queries) -> sparse.csr_matrix:
         """Score a batch; a query's own session is excluded, since it may contain the target."""
-        position = np.arange(len(queries.seen)) - np.repeat(queries.seen_offset[:-1], queries.n_seen) + 1
+        position = index_in_group(queries.n_seen) + 1
         back = np.repeat(queries.n_seen, queries.n_seen) - position
         bit = np.where(back < DECAY_STEPS, 1 << np.maximum(DECAY_STEPS - 1 - back, 0), 0)
         # Positions are integers and each click has its own bit, so one float32 sum holds both exactly.

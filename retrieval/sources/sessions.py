@@ -11,7 +11,7 @@ from scipy import sparse
 
 from etl.dataset import TRAIN_HOLDOUT, Dataset
 from etl.runtime.lookup import lookup
-from retrieval.queries import runs
+from retrieval.ragged import concat_ranges, index_in_group
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,14 @@ class TrainSessions:
             table = pq.read_table(dataset.file(entry.path), columns=["user_id", "items"])
             column = table["items"].combine_chunks()
             clicks = np.diff(column.offsets.to_numpy())
-            position = np.arange(clicks.sum()) - np.repeat(np.cumsum(clicks) - clicks, clicks)
+            position = index_in_group(clicks)
             users.append(table["user_id"].to_numpy())
             items.append(column.flatten().to_numpy()[position < np.repeat(clicks - held_out, clicks)])
             lengths.append(np.maximum(clicks - held_out, 0))
         user, length = np.concatenate(users), np.concatenate(lengths).astype(np.int64)
         order = np.argsort(user, kind="stable")
-        offset, source = runs((np.cumsum(length) - length)[order], length[order])
+        offset, source = concat_ranges((np.cumsum(length) - length)[order], length[order])
         return cls(user[order], offset, np.concatenate(items)[source], dataset.manifest.n_items)
-
-    @property
-    def session(self) -> npt.NDArray[np.int32]:
-        """The session of each click."""
-        return np.repeat(np.arange(len(self.user_id), dtype=np.int32), np.diff(self.offset))
 
     def incidence(self) -> sparse.csr_matrix:
         """Binary matrix of sessions and their items `[S, n_items + 1]`."""

@@ -8,6 +8,7 @@ from scipy import sparse
 
 from etl.runtime.lookup import lookup
 from retrieval.queries import Queries
+from retrieval.ragged import index_in_group
 
 LEVELS, MANY = 1_024, 4
 """Histogram bins to prefilter values before partitioning, used if rows have `MANY` × k values on average."""
@@ -26,8 +27,7 @@ def position_in_row(row_N: npt.NDArray[np.integer], n_rows: int) -> npt.NDArray[
     >>> position_in_row(np.array([0, 0, 2]), 3).tolist()
     [0, 1, 0]
     """
-    count = np.bincount(row_N, minlength=n_rows)
-    return np.arange(len(row_N)) - np.repeat(np.cumsum(count) - count, count)
+    return index_in_group(np.bincount(row_N, minlength=n_rows))
 
 
 def kth_largest(value_N: npt.NDArray[np.floating], indptr: npt.NDArray[np.integer], k: int) -> npt.NDArray[np.floating]:
@@ -169,7 +169,7 @@ def sampled_rows(matrix: sparse.csr_matrix, max_entries: int) -> sparse.csr_matr
         return matrix
     row = row_of_entries(matrix)
     order = np.lexsort((np.random.default_rng(0).random(matrix.nnz), row))
-    chosen = np.sort(order[np.arange(matrix.nnz) - np.repeat(matrix.indptr[:-1], count) < max_entries])
+    chosen = np.sort(order[index_in_group(count) < max_entries])
     indptr = np.concatenate([[0], np.cumsum(np.minimum(count, max_entries))])
     return sparse.csr_matrix((matrix.data[chosen], matrix.indices[chosen], indptr), shape=matrix.shape)
 

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from retrieval.queries import Queries, runs
+from retrieval.queries import Queries
+from retrieval.ragged import concat_ranges
 from retrieval.rankers.lists import matches
 from retrieval.sources.sessions import TrainSessions, rows_of_users
 from retrieval.sources.sparse_rows import entries_where, largest_of_rows, latest_clicks, row_of_entries, seen_matrix
@@ -70,7 +71,7 @@ class Stan:
         # The clicks of the nearest sessions, by (query, session) pair.
         offset = self.sessions.offset
         length = offset[session + 1] - offset[session]
-        indptr, index = runs(offset[session], length)
+        indptr, index = concat_ranges(offset[session], length)
         item = self.sessions.items[index]
 
         of_query, latest = latest_clicks(queries)
