@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -147,16 +147,6 @@ class ExactReference:
         best, _ = catalogue.join_term(term, query_QD, score, catalogue.item[exact], k)
         of_target = entries_at(term, np.arange(len(target_Q)), target_Q)
         return cls(query_QD, target_Q, exact, score, own + of_target, best.min(axis=1), of_target > 0, seconds)
-
-    @classmethod
-    def joined(cls, parts: Sequence[ExactReference]) -> ExactReference:
-        """Concatenate references."""
-        arrays = {
-            entry.name: np.concatenate([getattr(part, entry.name) for part in parts])
-            for entry in fields(cls)
-            if entry.name != "seconds"
-        }
-        return cls(**arrays, seconds=sum(part.seconds for part in parts))
 
 
 def measure(index: Index, reference: ExactReference) -> Fidelity:

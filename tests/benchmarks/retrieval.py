@@ -33,6 +33,7 @@ from retrieval.search.index import Catalogue, Index, norms
 from retrieval.search.index_file import IndexFile, origin
 from retrieval.search.prepare import make_catalogue, prepare_index
 from retrieval.search.tuning import FIDELITY_K, ExactReference, measure
+from tests.support.fidelity import joined
 
 EXACT_HITS, BOUND = 2_000, 0.98
 """Number of exact hits over which the HR ratio is measured, and the required lower bound of the ratio."""
@@ -135,7 +136,7 @@ def fidelity_over_hits(run: Path, catalogue: Catalogue, index: Index, softmax: f
         hits += int((sticks[-1].exact == catalogue.rows_of(queries.target)[:, None]).any(axis=1).sum())
         if hits >= EXACT_HITS:
             break
-    whole = ExactReference.joined(sticks)
+    whole = joined(sticks)
     print(
         f"over {len(whole.query):,} test queries with {hits:,} exact hits, searched exactly in {whole.seconds:.0f} s:"
     )

@@ -21,6 +21,7 @@ from retrieval.search.tuning import ExactReference, measure
 from retrieval.sources.counts import cosine_lists, successor_lists
 from retrieval.sources.sessions import TrainSessions
 from retrieval.transitions import FIRST_TERMS, Transitions, read_transitions, transitions_from_counts, write_transitions
+from tests.support.fidelity import joined
 
 N_ITEMS, QUERIES = 40, 25
 
@@ -180,7 +181,7 @@ def test_fidelity_counts_targets_found_by_the_index_or_by_transitions(seed):
         exact_hits += exact
         hits += exact and (target in catalogue.item[rows[q]] or term_of_target > 0 or product.min() >= own)
     assert (actual.exact_hits, actual.hr_ratio) == (exact_hits, pytest.approx(hits / exact_hits))
-    both = ExactReference.joined([reference, reference])
+    both = joined([reference, reference])
     assert measure(index_of(catalogue, np.tile(rows, (2, 1))), both).exact_hits == 2 * exact_hits
 
 
