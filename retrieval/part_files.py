@@ -16,10 +16,10 @@ from etl.dataset import HELD_OUT
 from etl.runtime.files import write_json
 from retrieval.blend.ranker import BLEND, BlendRanker, Ranked
 from retrieval.bundle import BATCH, lists_array
+from retrieval.item_lists import columns_of_listed
 from retrieval.metrics.accumulators import RankingResult, Segments
 from retrieval.queries import Queries, sample_index
 from retrieval.rankers.index_ranker import check_targets, search_unseen
-from retrieval.rankers.lists import columns_of_listed
 from retrieval.rankers.registry import MODEL
 from retrieval.ranks_file import RankWriter
 from retrieval.result_folder import RANKS, TOPK

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from scipy import sparse
 
 from retrieval.blend.pool import Pool
+from retrieval.popularity import Popularity
 from retrieval.queries import Queries
-from retrieval.rankers.popularity import Popularity
 from retrieval.sources.sparse_rows import latest_clicks
 
 Context = dict[str, npt.NDArray[Any]]

@@ -11,10 +11,10 @@ from scipy import sparse
 
 from etl.runtime.lookup import lookup
 from retrieval.blend.seconds import Seconds
+from retrieval.item_lists import is_among, matches, seen_pairs
+from retrieval.popularity import Popularity
 from retrieval.queries import Queries
-from retrieval.rankers.index_ranker import search_items, search_unseen, transition_term
-from retrieval.rankers.lists import is_among, matches, seen_pairs
-from retrieval.rankers.popularity import Popularity
+from retrieval.rankers.index_ranker import search_items, search_unseen
 from retrieval.rankers.registry import MODEL
 from retrieval.search.index import Catalogue, Index
 from retrieval.sources.scores import Scores
@@ -186,7 +186,7 @@ def exact_scores(
     for begin in range(0, len(item_N), 1 << 17):
         part = slice(begin, begin + (1 << 17))
         out[part] = np.einsum("nd,nd->n", catalogue.vector[row[part]], queries.vector[query_N[part]])
-    term = transition_term(catalogue, queries)
+    term = catalogue.transition_term(queries)
     return out if term is None else out + entries_at(term, query_N, item_N).astype(np.float32)
 
 

@@ -16,7 +16,7 @@ from retrieval.blend.ranker import BlendRanker
 from retrieval.bundle import Bundle
 from retrieval.config import RetrievalConfig
 from retrieval.metrics.ranking import main_cutoff
-from retrieval.rankers.popularity import CategoryPopularity, Popularity
+from retrieval.popularity import CategoryPopularity, Popularity
 from retrieval.rankers.registry import MODEL, source_options, sources_folder
 from retrieval.search.index import Index
 from retrieval.search.threads import search_threads

@@ -16,9 +16,9 @@ from retrieval.blend.pool import Pool, Pools
 from retrieval.blend.reranker import Reranker
 from retrieval.blend.seconds import Seconds
 from retrieval.blend.weights import summed
+from retrieval.item_lists import first_listed, is_among
 from retrieval.metrics.ranking import MISS
 from retrieval.queries import Queries
-from retrieval.rankers.lists import first_listed, is_among
 from retrieval.search.threads import in_threads
 
 BLEND = "blend"

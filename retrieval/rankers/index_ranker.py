@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
 from etl.runtime.errors import InputError
+from retrieval.item_lists import first_listed, seen_among
 from retrieval.metrics.ranking import MISS, rank_among
 from retrieval.queries import Queries
-from retrieval.rankers.lists import first_listed, seen_among
 from retrieval.search.exact import rescore
-from retrieval.search.index import Catalogue, Index
-from retrieval.sources.sparse_rows import entries_at, entries_where
+from retrieval.search.index import Index
+from retrieval.sources.sparse_rows import entries_at
 
 
 def check_targets(queries: Queries) -> None:
@@ -48,25 +47,10 @@ def search_items(index: Index, queries: Queries, k: int) -> tuple[npt.NDArray[np
     """The `k` best candidates of each query: float64 scores and dense ids `[Q, k]`, padded with 0."""
     score, row = index.search(queries.vector, k)
     item = np.where(row >= 0, index.catalogue.item[row], 0)
-    term = transition_term(index.catalogue, queries)
+    term = index.catalogue.transition_term(queries)
     if term is None:
         return score, item
     return index.catalogue.join_term(term, queries.vector, score, item, k)
-
-
-def transition_term(catalogue: Catalogue, queries: Queries) -> sparse.csr_matrix | None:
-    """The sparse term of the candidates' scores, float64 `[Q, n_items + 1]`; None = not used.
-
-    Cached per batch: needed for lists, targets and the exact scores of other candidates.
-    """
-    if catalogue.transitions is None:
-        return None
-    known, term = queries.computed.get("transition_term", (None, None))
-    if known is not catalogue:
-        term = catalogue.transitions.scores_of(queries)
-        term = entries_where(term, catalogue.rows_of(term.indices) >= 0)
-        queries.computed["transition_term"] = catalogue, term
-    return term
 
 
 def search_unseen(index: Index, queries: Queries, k: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.integer]]:
@@ -95,5 +79,5 @@ def search_unseen(index: Index, queries: Queries, k: int) -> tuple[npt.NDArray[n
 def rescore_targets(index: Index, queries: Queries, target_row: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Float64 score of each target, -inf if it is not a candidate."""
     score = rescore(index.catalogue.vector, queries.vector, target_row[:, None])[:, 0]
-    term = transition_term(index.catalogue, queries)
+    term = index.catalogue.transition_term(queries)
     return score if term is None else score + entries_at(term, np.arange(len(queries)), queries.target)

@@ -13,9 +13,9 @@ from etl.dataset import Dataset
 from retrieval.bundle import Bundle
 from retrieval.bundle_folder import SEARCH_FOLDER
 from retrieval.config import RetrievalConfig
+from retrieval.popularity import CategoryPopularity, Popularity
 from retrieval.queries import Queries
 from retrieval.rankers.index_ranker import rank_by_index
-from retrieval.rankers.popularity import CategoryPopularity, Popularity
 from retrieval.rankers.source_ranker import SourceRanker
 from retrieval.search.index import Index
 from retrieval.search.threads import search_threads

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from retrieval.item_lists import first_listed, is_among, seen_pairs
 from retrieval.metrics.ranking import MISS
+from retrieval.popularity import Popularity
 from retrieval.queries import Queries
-from retrieval.rankers.lists import first_listed, is_among, seen_pairs
-from retrieval.rankers.popularity import Popularity
 from retrieval.search.threads import in_threads, search_threads
 from retrieval.sources.scores import Scores
 from retrieval.sources.sparse_rows import kth_largest, position_in_row

@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from retrieval.queries import Queries
 from retrieval.search.exact import Ids, Vectors, rescore, search_ordered
+from retrieval.sources.sparse_rows import entries_where
 from retrieval.transitions import Transitions, add_to_lists, padded
 
 FLAT_UP_TO = 2e13
@@ -51,6 +53,20 @@ class Catalogue:
     def rows_of(self, item_N: npt.NDArray[np.integer]) -> Ids:
         """Rows of items (dense ids, 0 for padding), -1 for items that are not candidates."""
         return self._row_of_item[np.minimum(item_N, len(self._row_of_item) - 1)].astype(np.int64)
+
+    def transition_term(self, queries: Queries) -> sparse.csr_matrix | None:
+        """The sparse term of the candidates' scores, float64 `[Q, n_items + 1]`; None = not used.
+
+        Cached per batch: needed for lists, targets and the exact scores of other candidates.
+        """
+        if self.transitions is None:
+            return None
+        known, term = queries.computed.get("transition_term", (None, None))
+        if known is not self:
+            term = self.transitions.scores_of(queries)
+            term = entries_where(term, self.rows_of(term.indices) >= 0)
+            queries.computed["transition_term"] = self, term
+        return term
 
     def join_term(
         self,

@@ -16,7 +16,6 @@ from retrieval.bundle import Bundle, open_bundle
 from retrieval.bundle_folder import SELECTED
 from retrieval.config import RetrievalConfig
 from retrieval.queries import Queries
-from retrieval.rankers.index_ranker import transition_term
 from retrieval.search.index import Catalogue, Index, build_index, choose_kind, norms
 from retrieval.search.index_file import IndexFile, origin
 from retrieval.search.tuning import FIDELITY_K, ExactReference, Fidelity, compare_spaces, measure, tune
@@ -136,7 +135,7 @@ def exact_reference(bundle: Bundle, split: str, catalogue: Catalogue) -> ExactRe
     """Exact search results for a sample of a split's queries."""
     queries = sample_queries(bundle, split)
     vector = np.ascontiguousarray(queries.vector)
-    return ExactReference.of(catalogue, vector, queries.target, transition_term(catalogue, queries))
+    return ExactReference.of(catalogue, vector, queries.target, catalogue.transition_term(queries))
 
 
 def describe_index(index: Index, test: Fidelity, record: dict[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from retrieval.item_lists import is_among, seen_pairs
+from retrieval.popularity import CategoryPopularity, Popularity
 from retrieval.queries import Queries
 from retrieval.ragged import index_in_group
-from retrieval.rankers.lists import is_among, seen_pairs
-from retrieval.rankers.popularity import CategoryPopularity, Popularity
 from retrieval.sources.sessions import TrainSessions, rows_of_users
 from retrieval.sources.sparse_rows import (
     entries_at,

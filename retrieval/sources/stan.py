@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from retrieval.item_lists import matches
 from retrieval.queries import Queries
 from retrieval.ragged import concat_ranges
-from retrieval.rankers.lists import matches
 from retrieval.sources.sessions import TrainSessions, rows_of_users
 from retrieval.sources.sparse_rows import entries_where, largest_of_rows, latest_clicks, row_of_entries, seen_matrix
 

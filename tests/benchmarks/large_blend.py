@@ -21,8 +21,8 @@ from retrieval.blend.context import CandidateFeatures
 from retrieval.blend.fitted import FOLDS, FittedBlend, Weights
 from retrieval.blend.pool import MIN_CANDIDATES, Pools
 from retrieval.blend.ranker import BlendRanker
+from retrieval.popularity import Popularity
 from retrieval.queries import Queries
-from retrieval.rankers.popularity import Popularity
 from retrieval.rankers.registry import MODEL
 from retrieval.search.index import Catalogue, build_index
 from retrieval.sources.scores import Scores, SuccessorScores, popularity

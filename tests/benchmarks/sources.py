@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from retrieval.item_lists import is_among
+from retrieval.popularity import Popularity
 from retrieval.queries import Queries
-from retrieval.rankers.lists import is_among
-from retrieval.rankers.popularity import Popularity
 from retrieval.rankers.source_ranker import SourceRanker
 from retrieval.sources.counts import cosine_lists, successor_lists
 from retrieval.sources.scores import DECAY_STEPS, ItemKNNScores, Scores, SuccessorScores, VSkNNScores, repeats

@@ -23,8 +23,8 @@ from retrieval.blend.ranker import BLEND, BlendRanker
 from retrieval.blend.seconds import Seconds
 from retrieval.blend.weights import find_weights, gain_of, summed
 from retrieval.metrics.ranking import MISS
+from retrieval.popularity import Popularity
 from retrieval.queries import Queries
-from retrieval.rankers.popularity import Popularity
 from retrieval.search.index import Catalogue, build_index
 
 N_ITEMS, D = 60, 4

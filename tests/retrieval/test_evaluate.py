@@ -15,7 +15,7 @@ from retrieval.__main__ import main
 from retrieval.bundle import MANIFEST, finish_bundle
 from retrieval.config import BASELINES
 from retrieval.metrics.significance import gains
-from retrieval.rankers.popularity import item_rates
+from retrieval.popularity import item_rates
 from retrieval.ranks_file import read_ranks
 from retrieval.repeats import Repeats, count_repeats
 from tests.data.make_tiny import CLICKS

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from retrieval.item_lists import first_listed
 from retrieval.metrics.ranking import MISS
+from retrieval.popularity import Popularity
 from retrieval.queries import Queries
 from retrieval.rankers.index_ranker import rank_by_index, search_unseen
-from retrieval.rankers.lists import first_listed
-from retrieval.rankers.popularity import Popularity
 from retrieval.search.index import Catalogue, build_index
 
 

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrieval.item_lists import is_among
 from retrieval.metrics.ranking import MISS
+from retrieval.popularity import CategoryPopularity, Popularity
 from retrieval.queries import Queries
-from retrieval.rankers.lists import is_among
-from retrieval.rankers.popularity import CategoryPopularity, Popularity
 from retrieval.rankers.source_ranker import SourceRanker
 from retrieval.sources import scores as source_scores
 from retrieval.sources import sparse_rows, stan

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etl.runtime.errors import InputError
-from retrieval.rankers.popularity import CategoryPopularity, Popularity
+from retrieval.popularity import CategoryPopularity, Popularity
 from retrieval.sources import counts, store
 from retrieval.sources.counts import cosine_lists, successor_lists
 from retrieval.sources.scores import category_popularity

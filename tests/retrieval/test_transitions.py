@@ -15,7 +15,7 @@ from retrieval.blend.pool import exact_scores
 from retrieval.bundle import TRANSITIONS_SCHEMA
 from retrieval.metrics.ranking import MISS
 from retrieval.queries import Queries
-from retrieval.rankers.index_ranker import rank_by_index, search_items, search_unseen, transition_term
+from retrieval.rankers.index_ranker import rank_by_index, search_items, search_unseen
 from retrieval.search.index import Catalogue, build_index
 from retrieval.search.tuning import ExactReference, measure
 from retrieval.sources.counts import cosine_lists, successor_lists
@@ -169,7 +169,7 @@ def test_bundle_of_an_earlier_version_without_the_markov_term_is_read(tmp_path):
 @pytest.mark.parametrize("seed", range(8))
 def test_fidelity_counts_targets_found_by_the_index_or_by_transitions(seed):
     catalogue, queries, score = problem(seed)
-    term = transition_term(catalogue, queries)
+    term = catalogue.transition_term(queries)
     reference = ExactReference.of(catalogue, queries.vector, queries.target, term)
     rows = np.random.default_rng(seed).choice(30, (QUERIES, 20), replace=True)
     actual = measure(index_of(catalogue, rows), reference)

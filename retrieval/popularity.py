@@ -1,4 +1,4 @@
-"""Popularity baselines: overall and by category."""
+"""Popularity of items, overall and by category, and their rates of feedback."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etl.dataset import CLICKED, TRAIN_HOLDOUT, Dataset, feedback_labels
+from retrieval.item_lists import first_listed, seen_among
 from retrieval.metrics.ranking import MISS
 from retrieval.queries import Queries
 from retrieval.ragged import index_in_group
-from retrieval.rankers.lists import first_listed, seen_among
 
 RATE_ROWS = 20.0
 """Pseudo-count of rows at the mean rate, to smooth each item's rate."""
