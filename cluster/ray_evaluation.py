@@ -15,7 +15,9 @@ from etl.runtime.errors import InputError
 from etl.runtime.progress import ProgressLine
 from retrieval.config import RetrievalConfig
 from retrieval.evaluate import evaluate, reopen
-from retrieval.query_files import Evaluation, Part
+from retrieval.evaluation import Evaluation
+from retrieval.parts import Part
+from retrieval.rank_part import run_part
 from trainer.ray_train import ray_session
 
 PROGRESS_SECONDS = 5.0
@@ -33,7 +35,7 @@ def make_part(config: RetrievalConfig, part: Part, folder: Path) -> InputError |
         if key not in _opened:
             _opened.clear()
             _opened[key] = reopen(config)
-        _opened[key].run(part, folder)
+        run_part(_opened[key], part, folder)
     except InputError as error:
         return error
     return None

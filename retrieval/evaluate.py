@@ -21,10 +21,11 @@ from retrieval.blend.ranker import BLEND
 from retrieval.bundle import Bundle
 from retrieval.bundle_folder import RUN_BUNDLE
 from retrieval.config import RetrievalConfig
+from retrieval.evaluation import Evaluation, open_inputs
 from retrieval.metrics.feedback import feedback_aucs, feedback_metrics
-from retrieval.part_files import RANKED_SPLITS, SECONDS, TOPK_SCHEMA
+from retrieval.parts import join, parts_folder
 from retrieval.popularity import item_rates
-from retrieval.query_files import Evaluation, RunParts, join, open_inputs, parts_folder, run_in_process
+from retrieval.rank_part import RANKED_SPLITS, SECONDS, TOPK_SCHEMA, RunParts, run_in_process
 from retrieval.rankers.registry import MODEL
 from retrieval.ranks_file import RankWriter, read_ranks
 from retrieval.repeats import count_repeats

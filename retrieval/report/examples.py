@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from retrieval.blend.ranker import BLEND
-from retrieval.query_files import Evaluation
+from retrieval.evaluation import Evaluation
 from retrieval.rankers.registry import MODEL
 from retrieval.titles import Titles
 

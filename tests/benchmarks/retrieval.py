@@ -27,7 +27,7 @@ from etl.dataset import open_dataset
 from retrieval import evaluate as program
 from retrieval.bundle import open_bundle
 from retrieval.config import load
-from retrieval.query_files import Evaluation
+from retrieval.evaluation import Evaluation
 from retrieval.search.exact import search_exact
 from retrieval.search.index import Catalogue, Index, norms
 from retrieval.search.index_file import IndexFile, origin

@@ -15,7 +15,7 @@ import pytest
 
 from retrieval.config import load
 from retrieval.evaluate import evaluate
-from tests.retrieval.test_query_files import split_files, without_times
+from tests.retrieval.test_parts import split_files, without_times
 from tests.support.hosts import ip, kill_family
 from tests.support.readme_cluster import TRAINING
 from tests.support.runs import assert_same_run

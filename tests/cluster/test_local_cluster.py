@@ -20,7 +20,7 @@ from cluster.__main__ import main
 from etl.engines.java import OLDEST_JAVA, java_version
 from retrieval.config import load
 from retrieval.evaluate import evaluate
-from tests.retrieval.test_query_files import without_times
+from tests.retrieval.test_parts import without_times
 from tests.support.logs import generated_log
 from tests.support.runs import SMALL
 

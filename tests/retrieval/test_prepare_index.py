@@ -11,7 +11,7 @@ import pytest
 from etl.runtime.errors import InputError
 from retrieval.config import load
 from retrieval.evaluate import reopen
-from retrieval.query_files import open_inputs
+from retrieval.evaluation import open_inputs
 from retrieval.search.index import KINDS
 from retrieval.search.prepare import make_catalogue, prepare_index
 from retrieval.search.tuning import measure

@@ -20,10 +20,10 @@ from etl.runtime.object_store import absolute, download_if_remote, local_path
 from retrieval.blend.ranker import BlendRanker
 from retrieval.config import RetrievalConfig
 from retrieval.evaluate import reopen
+from retrieval.evaluation import Evaluation
 from retrieval.item_lists import columns_of_listed
 from retrieval.popularity import Popularity
 from retrieval.queries import Queries
-from retrieval.query_files import Evaluation
 from retrieval.rankers.index_ranker import search_unseen
 from retrieval.result_folder import METRICS
 from retrieval.titles import Titles, read_titles

@@ -1,9 +1,8 @@
-"""The parts of an evaluation: groups of query files, each processed once, locally or as a remote task."""
+"""The state of an evaluation, which all its parts share: inputs, index, rankers and blend."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,52 +11,18 @@ from typing import Any
 import faiss
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from etl.dataset import Dataset, open_dataset
-from etl.runtime.dataset_folder import MANIFEST
 from etl.runtime.errors import InputError
-from etl.runtime.files import atomic_folder, fingerprint_of, sha256_of, write_json
-from etl.runtime.object_store import local_path
-from etl.runtime.progress import ProgressLine
 from retrieval.blend.prepare import open_blend
 from retrieval.blend.ranker import BlendRanker
 from retrieval.bundle import QUERY_SPLITS, Bundle, open_bundle
 from retrieval.config import RetrievalConfig
 from retrieval.metrics.accumulators import RankingResult, SegmentAttributes
-from retrieval.part_files import rank_part, recommend_part
+from retrieval.parts import Part
 from retrieval.queries import Queries
 from retrieval.rankers.registry import MODEL, Ranker, baseline_rankers, model_ranker
 from retrieval.search.index import Index
-
-DONE = "done.json"
-FORMAT = 2
-"""Format version of the parts: those of other versions are removed."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """Consecutive query files of one split.
-
-    Attributes:
-        split: valid, test or next.
-        number: index of its first file in the split.
-        files: number of files.
-        first: number of queries of the split before this part.
-        rows: number of queries.
-    """
-
-    split: str
-    number: int
-    files: int
-    first: int
-    rows: int
-
-    @property
-    def name(self) -> str:
-        """Name of the part's folder."""
-        return f"{self.split}-{self.number:05d}"
 
 
 @dataclass
@@ -131,26 +96,11 @@ class Evaluation:
         entries = self.bundle.files_by_kind[f"queries-{part.split}"]
         return self.bundle.queries_of(entries[part.number : part.number + part.files])
 
-    def run(self, part: Part, folder: Path) -> None:
-        """Write `folder/PART` atomically; skip parts that exist."""
-        path = folder / part.name
-        if (path / DONE).is_file():
-            return
-        with atomic_folder(path) as writing:
-            (self._recommend if part.split == "next" else self._rank)(part, writing)
-            write_json(writing / DONE, {"rows": part.rows})
-
     def blend(self, folder: Path) -> BlendRanker | None:
         """Open the blend saved in the folder of the parts."""
         if folder not in self._blends:
             self._blends[folder] = open_blend(self.dataset, self.bundle, self.index, self.config, folder)
         return self._blends[folder]
-
-    def _rank(self, part: Part, folder: Path) -> None:
-        rank_part(self, part, folder, self.blend(folder.parent))
-
-    def _recommend(self, part: Part, folder: Path) -> None:
-        recommend_part(self, part, folder, self.blend(folder.parent))
 
     def merged(self, folder: Path, split: str) -> dict[str, dict[str, Any]]:
         """The metrics of a split by ranker, merged in the order of the parts."""
@@ -162,56 +112,6 @@ class Evaluation:
                 total.add_written(folder / part.name / name)
             out[name] = total.metrics(self.attributes.train_clicks, len(self.index.catalogue.item))
         return out
-
-
-RunParts = Callable[[Evaluation, list[Part], Path], None]
-"""Computes all parts in the folder."""
-
-
-STEP_NAMES = {"valid": "ranking valid targets", "test": "ranking test targets", "next": "recommending"}
-"""Progress label by split; the time per query differs between splits."""
-
-
-def run_in_process(evaluation: Evaluation, parts: list[Part], folder: Path) -> None:
-    """Compute all parts in this process, with progress."""
-    line, done = ProgressLine(), 0
-    for split, name in STEP_NAMES.items():
-        of_split = [part for part in parts if part.split == split]
-        left = [part for part in of_split if not (folder / part.name / DONE).is_file()]
-        total = sum(map(evaluation.ranked, of_split))
-        done = total - sum(map(evaluation.ranked, left))
-
-        def on_progress(rows: int, name: str = name, total: int = total) -> None:
-            nonlocal done
-            done += rows
-            line.update(name, done, total, "queries")
-
-        evaluation.on_progress = on_progress
-        for part in left:
-            on_progress(0)
-            evaluation.run(part, folder)
-    line.close()
-
-
-def parts_folder(config: RetrievalConfig, bundle: Bundle) -> Path:
-    """The work folder with the parts of this evaluation; parts of other evaluations are removed."""
-    output = local_path(config.output).absolute()
-    folder = output.with_name(f".{output.name}.parts")
-    options = {name: value for name, value in vars(config).items() if name not in ("output", "overwrite", "threads")}
-    key = fingerprint_of([FORMAT, options, sha256_of(bundle.path / MANIFEST)])
-    if not (folder / key).is_dir():
-        shutil.rmtree(folder, ignore_errors=True)
-        (folder / key).mkdir(parents=True)
-    return folder / key
-
-
-def join(paths: Iterable[Path], output: Path, schema: pa.Schema) -> None:
-    """Concatenate Parquet files, one row group at a time."""
-    with pq.ParquetWriter(output, schema, compression="zstd") as writer:
-        for path in paths:
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(1 << 17):
-                    writer.write_batch(batch.cast(schema))
 
 
 def open_inputs(config: RetrievalConfig, *, verify: bool = True) -> tuple[Dataset, Bundle]:

@@ -12,14 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etl.dataset import open_dataset
-from retrieval import query_files
+from retrieval import rank_part
 from retrieval.bundle import MANIFEST, finish_bundle, open_bundle, queries_schema
 from retrieval.config import load
 from retrieval.evaluate import evaluate, evaluate_feedback
+from retrieval.evaluation import Evaluation, open_inputs
 from retrieval.metrics.accumulators import DECILES, RankingResult, SegmentAttributes, deciles
 from retrieval.metrics.feedback import calibration
 from retrieval.metrics.ranking import gini
-from retrieval.query_files import Evaluation
+from retrieval.queries import Queries
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -86,14 +87,14 @@ def test_many_query_files_give_the_same_result_as_one(tiny, mask):
 def test_small_files_are_joined_into_one_part(tiny):
     split_files(tiny, rows=2)  # six files of two queries
     config = load(options(tiny, "out", "part_queries=5"))
-    dataset, bundle = query_files.open_inputs(config)
+    dataset, bundle = open_inputs(config)
     evaluation = Evaluation(config, dataset, bundle, None)
     actual = [part for part in evaluation.parts() if part.split == "test"]
     assert [(p.number, p.files, p.first, p.rows) for p in actual] == [(0, 2, 0, 4), (2, 2, 4, 4), (4, 2, 8, 4)]
-    whole = query_files.Queries.joined(list(bundle.queries("test")))
+    whole = Queries.joined(list(bundle.queries("test")))
     batches = [list(evaluation.batches(part)) for part in actual]
     assert [len(batch) for batch in batches] == [1, 1, 1]
-    joined = query_files.Queries.joined([batch[0] for batch in batches])
+    joined = Queries.joined([batch[0] for batch in batches])
     for name in ("user_id", "target", "seen_offset", "seen", "n_clicks", "vector"):
         assert np.array_equal(getattr(joined, name), getattr(whole, name))
 
@@ -106,7 +107,7 @@ class Killed(BaseException):
 def test_killed_evaluation_resumes_with_the_remaining_parts(tiny, at, monkeypatch):
     split_files(tiny)
     whole = evaluate(load(options(tiny, "whole")))
-    made, run, feedback = [], Evaluation._rank, []
+    made, run, feedback = [], rank_part.rank_part, []
 
     def feedback_once(*inputs):
         feedback.append(inputs)
@@ -114,13 +115,13 @@ def test_killed_evaluation_resumes_with_the_remaining_parts(tiny, at, monkeypatc
 
     monkeypatch.setattr("retrieval.evaluate.evaluate_feedback", feedback_once)
 
-    def counted(self, part, folder):
+    def counted(evaluation, part, folder, blend):
         made.append(part.name)
         if len(made) == at:
             raise Killed
-        run(self, part, folder)
+        run(evaluation, part, folder, blend)
 
-    monkeypatch.setattr(query_files.Evaluation, "_rank", counted)
+    monkeypatch.setattr(rank_part, "rank_part", counted)
     if at <= 8:
         with pytest.raises(Killed):
             evaluate(load(options(tiny, "out")))
@@ -134,11 +135,11 @@ def test_killed_evaluation_resumes_with_the_remaining_parts(tiny, at, monkeypatc
 def test_parts_computed_with_other_options_are_not_reused(tiny, monkeypatch):
     split_files(tiny)
 
-    def killed(self, part, folder):
+    def killed(evaluation, part, folder, blend):
         raise Killed
 
     with monkeypatch.context() as context:
-        context.setattr(query_files.Evaluation, "_recommend", killed)
+        context.setattr(rank_part, "recommend_part", killed)
         with pytest.raises(Killed):
             evaluate(load(options(tiny, "out", "mask_seen=true")))
     assert without_times(evaluate(load(options(tiny, "out")))) == without_times(evaluate(load(options(tiny, "whole"))))
@@ -254,7 +255,7 @@ def evenly_spaced(values, n):
 def test_max_queries_ranks_evenly_spaced_queries_and_recommends_for_all(tiny, most):
     """Files of three queries give the ranks of one file; baselines rank an evenly spaced sample of two at most."""
     evaluate(load(options(tiny, "whole")))
-    _, bundle = query_files.open_inputs(load(options(tiny, "some")))
+    _, bundle = open_inputs(load(options(tiny, "some")))
     users = {split: np.concatenate([q.user_id for q in bundle.queries(split)]) for split in ("valid", "test")}
     split_files(tiny)
     actual = evaluate(load(options(tiny, "some", f"max_queries={most}", "baseline_queries=2")))
@@ -274,13 +275,13 @@ def test_test_metrics_are_printed_before_many_recommendations(tiny, monkeypatch,
     monkeypatch.setattr("retrieval.evaluate.MANY_QUERIES", 1)
     told = []
 
-    def interrupted(self, part, folder):
+    def interrupted(evaluation, part, folder, blend):
         told.append(capsys.readouterr().err)
         raise Killed
 
     config = load(options(tiny, "out", "blend=[model,markov]", "baselines=[markov]"))
     with monkeypatch.context() as context:
-        context.setattr(query_files.Evaluation, "_recommend", interrupted)
+        context.setattr(rank_part, "recommend_part", interrupted)
         with pytest.raises(Killed):
             evaluate(config)
     result = evaluate(config)

@@ -1,11 +1,10 @@
-"""Computes a part of an evaluation: ranks and metric sums of every ranker, or recommendations."""
+"""Computes the parts of an evaluation: ranks and metric sums of every ranker, or recommendations."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,19 +12,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etl.dataset import HELD_OUT
-from etl.runtime.files import write_json
+from etl.runtime.files import atomic_folder, write_json
+from etl.runtime.progress import ProgressLine
 from retrieval.blend.ranker import BLEND, BlendRanker, Ranked
 from retrieval.bundle import BATCH, lists_array
+from retrieval.evaluation import Evaluation
 from retrieval.item_lists import columns_of_listed
 from retrieval.metrics.accumulators import RankingResult, Segments
+from retrieval.parts import DONE, Part
 from retrieval.queries import Queries, sample_index
 from retrieval.rankers.index_ranker import check_targets, search_unseen
 from retrieval.rankers.registry import MODEL
 from retrieval.ranks_file import RankWriter
 from retrieval.result_folder import RANKS, TOPK
-
-if TYPE_CHECKING:
-    from retrieval.query_files import Evaluation, Part
 
 RANKED_SPLITS = ("valid", "test")
 """Splits with targets."""
@@ -150,3 +149,42 @@ def recommend_part(evaluation: Evaluation, part: Part, folder: Path, blend: Blen
             arrays = [pa.array(queries.user_id), *(lists_array(offset, values) for values in columns)]
             writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=TOPK_SCHEMA))
             evaluation.on_progress(len(queries))
+
+
+def run_part(evaluation: Evaluation, part: Part, folder: Path) -> None:
+    """Write `folder/PART` atomically; skip parts that exist."""
+    path = folder / part.name
+    if (path / DONE).is_file():
+        return
+    with atomic_folder(path) as writing:
+        (recommend_part if part.split == "next" else rank_part)(evaluation, part, writing, evaluation.blend(folder))
+        write_json(writing / DONE, {"rows": part.rows})
+
+
+RunParts = Callable[[Evaluation, list[Part], Path], None]
+"""Computes all parts in the folder."""
+
+
+STEP_NAMES = {"valid": "ranking valid targets", "test": "ranking test targets", "next": "recommending"}
+"""Progress label by split; the time per query differs between splits."""
+
+
+def run_in_process(evaluation: Evaluation, parts: list[Part], folder: Path) -> None:
+    """Compute all parts in this process, with progress."""
+    line, done = ProgressLine(), 0
+    for split, name in STEP_NAMES.items():
+        of_split = [part for part in parts if part.split == split]
+        left = [part for part in of_split if not (folder / part.name / DONE).is_file()]
+        total = sum(map(evaluation.ranked, of_split))
+        done = total - sum(map(evaluation.ranked, left))
+
+        def on_progress(rows: int, name: str = name, total: int = total) -> None:
+            nonlocal done
+            done += rows
+            line.update(name, done, total, "queries")
+
+        evaluation.on_progress = on_progress
+        for part in left:
+            on_progress(0)
+            run_part(evaluation, part, folder)
+    line.close()
