@@ -12,6 +12,7 @@ from typing import Any
 from cluster.config import StudyOptions, words
 from cluster.steps import Step, file_fingerprint, run_step
 from cluster.study.experiment import Variant
+from etl.dataset import STATISTICS
 from etl.runtime.dataset_folder import MANIFEST, is_dataset
 from etl.runtime.errors import InputError
 from etl.runtime.files import fingerprint_of
@@ -186,7 +187,7 @@ class Data:
     @property
     def skipped(self) -> int:
         """Number of retained unclicked rows without action."""
-        return int(json.loads((self.path / "statistics.json").read_text())["kept"].get("skip") or 0)
+        return int(json.loads((self.path / STATISTICS).read_text())["kept"].get("skip") or 0)
 
     @property
     def best_possible(self) -> dict[str, float]:
