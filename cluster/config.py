@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from etl.runtime.errors import InputError
-from etl.runtime.option_checks import check_values
 from etl.runtime.options import group, option, read_options
 
 SUBMITS = ("etl", "train", "tune", "evaluate", "pipeline")
@@ -159,7 +158,6 @@ def load(options: Sequence[str]) -> ClusterConfig:
         InputError: an option is unknown, missing, ill-typed or out of its range.
     """
     config = read_options(ClusterConfig, "cluster.conf", [quoted(option) for option in options])
-    check_values(config)
     _check_submission(config)
     _check_kubernetes(config)
     _check_study(config.study)

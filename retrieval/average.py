@@ -23,7 +23,7 @@ class AverageConfig:
 
 def job(options: list[str]) -> None:
     """Write the bundle."""
-    config = read_options(AverageConfig, "retrieval.conf.average", options)
+    config = read_options(AverageConfig, None, options)
     if len(config.bundles) < 2:
         raise InputError("two bundles or more", len(config.bundles), "write bundles=[A/bundle,B/bundle]")
     if "://" in config.output:

@@ -24,7 +24,7 @@ class CompareConfig:
 
 def job(options: list[str]) -> None:
     """Compare, write the page and its JSON, print the table."""
-    config = read_options(CompareConfig, "retrieval.conf.compare", options)
+    config = read_options(CompareConfig, None, options)
     if len(config.results) < 1 or not config.metrics:
         raise InputError("at least one result and one metric", "none", "write results=[A,B]")
     if len(set(config.metrics)) < len(config.metrics):

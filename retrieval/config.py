@@ -10,7 +10,6 @@ from typing import Any
 from omegaconf import MISSING
 
 from etl.runtime.errors import InputError
-from etl.runtime.option_checks import check_values
 from etl.runtime.options import option, read_options
 
 INDEXES = ("auto", "flat", "ivf_flat", "ivf_sq8", "ivf_pq_refine", "hnsw")
@@ -95,8 +94,7 @@ def load(options: Sequence[str]) -> RetrievalConfig:
     Raises:
         InputError: an option is unknown, missing, ill-typed or out of its range.
     """
-    config = read_options(RetrievalConfig, "retrieval.conf", options)
-    check_values(config)
+    config = read_options(RetrievalConfig, None, options)
     if config.mask_seen != "auto":
         config.mask_seen = bool(config.mask_seen)  # accept 1 and 0
     _check_numbers(config)

@@ -21,10 +21,10 @@ from typing import Any
 from cluster.child import dies_with_parent
 from cluster.study.experiment import Experiment, Variant
 from cluster.study.logs import Data
-from etl.engines.local import n_cores
 from etl.runtime.errors import InputError
 from etl.runtime.files import fingerprint_of, write_json
 from etl.runtime.options import PASSING_ERRORS
+from etl.runtime.processes import n_cores
 from etl.runtime.progress import ProgressLine
 from retrieval.bundle_folder import RUN_BUNDLE
 from retrieval.result_folder import METRICS, is_result

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from etl.dataset import Dataset
+from etl.runtime.processes import n_cores
 from trainer.config import TrainerConfig
-from trainer.distributed.world import n_cores
 
 WORKER_TARGETS = 2048
 """Minimum target clicks per worker and step: below, the gradient exchange costs more than another core saves."""

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from retrieval.report.charts import points
-from retrieval.report.html import PAGE, html_table
+from retrieval.report.html import PAGE, html_table, labelled_svg
 
 FIXED = ("trial", "state", "epochs", "best_epoch", "seconds", "parameters", "error", "options")
 
@@ -59,5 +59,5 @@ def _figure(name: str, metric: str, rows: Sequence[dict[str, Any]]) -> str:
     """One option's values against the metric; trials that use the recipe's value are omitted."""
     pairs = [(row[name], row[f"valid/{metric}"]) for row in rows if row.get(name) is not None]
     label = f"{metric} of each trial by {name}"
-    svg = points(pairs, name, metric).replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
+    svg = labelled_svg(points(pairs, name, metric), label)
     return f"<section><h2>{escape(name)}</h2>{svg}</section>"

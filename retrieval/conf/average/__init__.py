@@ -1,1 +1,0 @@
-"""Hydra configuration of `python -m retrieval.average`."""
