@@ -24,7 +24,7 @@ from cluster.pipeline import run_pipeline
 from etl.engines.java import require_java
 from etl.package import package
 from etl.runtime.errors import InputError
-from etl.runtime.options import SPINS
+from etl.runtime.options import OPENMP_SPIN_ENV
 from etl.runtime.reachable import require_master
 from trainer.ray_environment import environment, token_header
 
@@ -113,7 +113,7 @@ def entrypoint(config: ClusterConfig, options: list[str]) -> str:
 
 def runtime_env(config: ClusterConfig) -> dict[str, Any]:
     """Ray runtime environment: the code as working directory (without `.rayignore` entries), and variables."""
-    variables = {"PYTHONUNBUFFERED": "1", SPINS[0]: os.environ.get(*SPINS)}
+    variables = {"PYTHONUNBUFFERED": "1", OPENMP_SPIN_ENV[0]: os.environ.get(*OPENMP_SPIN_ENV)}
     if config.interface:
         variables |= {"GLOO_SOCKET_IFNAME": config.interface, "NCCL_SOCKET_IFNAME": config.interface}
     env: dict[str, Any] = {"working_dir": str(ROOT), "env_vars": variables}

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from etl.dataset import Dataset
 from etl.logs.tenrec_published import NUMBERS, PUBLISHED, SCAN_STATISTICS
-from etl.protocol import Array
+from etl.runtime.arrays import AnyArray
 
 ROWS = ("users", "items", "exposures", "clicks", "likes", "shares", "follows", "reads", "favorites")
 NEGATIVE = ("skip", "entered", "passive", "other", "before_first", "after_test")
@@ -37,7 +37,7 @@ td,th{padding:.25rem .6rem;text-align:right;border-bottom:1px solid var(--line)}
 td:first-child,th:first-child{text-align:left}svg{width:100%;min-width:34rem;height:auto;background:#fff}"""
 
 
-def watched(dataset: Dataset) -> tuple[Array, Array]:
+def watched(dataset: Dataset) -> tuple[AnyArray, AnyArray]:
     """Clicks and watches (sum of `watching_times`) of each item with a retained click; int64 `[items]` each."""
     clicks, times = (np.zeros(dataset.manifest.n_items + 1, np.int64) for _ in range(2))
     for entry in dataset.session_files:
@@ -48,7 +48,7 @@ def watched(dataset: Dataset) -> tuple[Array, Array]:
     return clicks[clicks > 0], times[clicks > 0]
 
 
-def boxes(values: dict[str, Array]) -> str:
+def boxes(values: dict[str, AnyArray]) -> str:
     """Boxplots side by side on a logarithmic axis, as SVG; whiskers at the 5 % and 95 % quantiles."""
     from matplotlib.figure import Figure
 
@@ -72,7 +72,7 @@ def boxes(values: dict[str, Array]) -> str:
 def page(datasets: list[Dataset]) -> str:
     """The page as HTML, self-contained."""
     sections: list[str] = []
-    values: dict[str, Array] = {}
+    values: dict[str, AnyArray] = {}
     for dataset in datasets:
         scenario = dataset.manifest.scenario
         statistics = dataset.statistics()
@@ -173,8 +173,8 @@ def section(dataset: Dataset, statistics: dict[str, Any]) -> str:
     )
 
 
-def spread(scenario: str, counts: dict[str, Array]) -> str:
-    """Quantiles of counts by item, and the share under the study's limit."""
+def spread(scenario: str, counts: dict[str, AnyArray]) -> str:
+    """Quantiles of counts by item, and the share under `BOXPLOT_LIMIT`."""
     quantiles = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)
     lines = ""
     for label, v in counts.items():

@@ -7,17 +7,13 @@ int64 `[U + 1]` with user u's rows at `offset_U1[u]:offset_U1[u + 1]`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Int = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
-Array = npt.NDArray[Any]
+from etl.runtime.arrays import AnyArray, BoolArray, IntArray
 
 
-def group_offsets(user_N: Array) -> Int:
+def group_offsets(user_N: AnyArray) -> IntArray:
     """Offsets of runs of equal values.
 
     >>> group_offsets(np.array([7, 7, 3])).tolist()
@@ -28,7 +24,7 @@ def group_offsets(user_N: Array) -> Int:
     return np.concatenate([[0], change, ends]).astype(np.int64)
 
 
-def regroup(order_U: Array, offset_U1: Int) -> tuple[Int, Int]:
+def regroup(order_U: AnyArray, offset_U1: IntArray) -> tuple[IntArray, IntArray]:
     """Reorder groups: the current indices of the rows in the new order, and the new offsets.
 
     >>> [values.tolist() for values in regroup(np.array([1, 0]), np.array([0, 2, 3]))]
@@ -39,7 +35,7 @@ def regroup(order_U: Array, offset_U1: Int) -> tuple[Int, Int]:
     return np.repeat(offset_U1[:-1][order_U] - offset[:-1], rows_U) + np.arange(offset[-1]), offset
 
 
-def clicks_through(clicked_N: Mask, offset_U1: Int) -> tuple[Int, Int]:
+def clicks_through(clicked_N: BoolArray, offset_U1: IntArray) -> tuple[IntArray, IntArray]:
     """Number of the user's clicks up to and including each row `[N]`, and in total `[U]`."""
     running = np.concatenate([[0], np.cumsum(clicked_N, dtype=np.int64)])
     before_U = running[offset_U1[:-1]]
@@ -47,7 +43,7 @@ def clicks_through(clicked_N: Mask, offset_U1: Int) -> tuple[Int, Int]:
     return running[1:] - np.repeat(before_U, np.diff(offset_U1)), total_U
 
 
-def tail_rows(clicked_N: Mask, offset_U1: Int, max_clicks: int) -> Mask:
+def tail_rows(clicked_N: BoolArray, offset_U1: IntArray, max_clicks: int) -> BoolArray:
     """Mask of rows from each user's `max_clicks`-th last click on; all rows if the user has fewer clicks.
 
     Applied to a part of a user's rows it only drops rows that are dropped in the end as well.
@@ -57,7 +53,7 @@ def tail_rows(clicked_N: Mask, offset_U1: Int, max_clicks: int) -> Mask:
     return through_N >= np.repeat(first_kept_U, np.diff(offset_U1))
 
 
-def last_value(value_N: Array, offset_U1: Int, missing: int) -> Array:
+def last_value(value_N: AnyArray, offset_U1: IntArray, missing: int) -> AnyArray:
     """Each user's last value that is not `missing`, else `missing`; every user must have a row.
 
     >>> last_value(np.array([4, -9, -9]), np.array([0, 2, 3]), -9).tolist()
@@ -71,7 +67,7 @@ def last_value(value_N: Array, offset_U1: Int, missing: int) -> Array:
     return np.where(found_U >= 0, value_N[found_U], missing)
 
 
-def first_of_equal(*keys_N: Array) -> Mask:
+def first_of_equal(*keys_N: AnyArray) -> BoolArray:
     """Mask of the first row of each combination of keys.
 
     >>> first_of_equal(np.array([1, 1, 1]), np.array([5, 6, 5])).tolist()
@@ -87,7 +83,7 @@ def first_of_equal(*keys_N: Array) -> Mask:
     return first
 
 
-def dedupe(how: str, user_N: Array, item_N: Array, clicked_N: Mask, row_hash_N: Array) -> Mask:
+def dedupe(how: str, user_N: AnyArray, item_N: AnyArray, clicked_N: BoolArray, row_hash_N: AnyArray) -> BoolArray:
     """Mask of the rows that `protocol.dedupe` keeps.
 
     Args:
@@ -115,14 +111,14 @@ class Cut:
         retained_U: number of retained clicks.
     """
 
-    user_U: Mask
-    row_N: Mask
-    position_N: Int
-    clicks_U: Int
-    retained_U: Int
+    user_U: BoolArray
+    row_N: BoolArray
+    position_N: IntArray
+    clicks_U: IntArray
+    retained_U: IntArray
 
 
-def cut(clicked_N: Mask, offset_U1: Int, clicks_U: Int, *, min_clicks: int, max_clicks: int) -> Cut:
+def cut(clicked_N: BoolArray, offset_U1: IntArray, clicks_U: IntArray, *, min_clicks: int, max_clicks: int) -> Cut:
     """Keep users with at least `min_clicks` clicks, and their last `max_clicks` clicks.
 
     Args:

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from etl.dataset import CLICKED, FEEDBACK_BIT, PLURAL
-from etl.protocol import Array, group_offsets
+from etl.protocol import group_offsets
+from etl.runtime.arrays import AnyArray
 
 DENSE_IDS = 1 << 24
 """Smaller ids are counted in dense arrays; the Tenrec logs number their items from 1."""
@@ -19,7 +20,7 @@ SPARSE_PARTS = 8
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 
 
-def count_rows(feedback_N: Array, actions: tuple[str, ...], watching_N: Array) -> Counter[str]:
+def count_rows(feedback_N: AnyArray, actions: tuple[str, ...], watching_N: AnyArray) -> Counter[str]:
     """Count exposures, clicks, each action, and the definitions of negative feedback.
 
     Args:
@@ -45,7 +46,7 @@ def count_rows(feedback_N: Array, actions: tuple[str, ...], watching_N: Array) -
     return counts
 
 
-def distinct(values_N: Array) -> tuple[Array, Array]:
+def distinct(values_N: AnyArray) -> tuple[AnyArray, AnyArray]:
     """Distinct values in order of appearance, and the index of each value among them.
 
     Uses a hash table, several times faster than the sorting of `np.unique`.
@@ -54,7 +55,7 @@ def distinct(values_N: Array) -> tuple[Array, Array]:
     return encoded.dictionary.to_numpy(zero_copy_only=False), encoded.indices.to_numpy(zero_copy_only=False)
 
 
-def count_items(item_N: Array, *masks_N: Array) -> Array:
+def count_items(item_N: AnyArray, *masks_N: AnyArray) -> AnyArray:
     """Rows `(item, count of the first mask, …)` int64, one per distinct item."""
     largest = int(item_N.max(initial=0))
     if largest < DENSE_IDS and largest < 8 * len(item_N):
@@ -66,7 +67,7 @@ def count_items(item_N: Array, *masks_N: Array) -> Array:
     return np.stack([items, *counts], axis=1)
 
 
-def sum_by_id(tables: Iterable[Array], n_counts: int) -> Array:
+def sum_by_id(tables: Iterable[AnyArray], n_counts: int) -> AnyArray:
     """Sum `(id, count, …)` rows by id.
 
     Args:
@@ -78,7 +79,7 @@ def sum_by_id(tables: Iterable[Array], n_counts: int) -> Array:
     """
     totals = np.zeros((0, n_counts), np.int64)
     present = np.zeros(0, bool)
-    large: list[Array] = []
+    large: list[AnyArray] = []
     for part in tables:
         small = part[:, 0] < DENSE_IDS
         if not small.all():
@@ -98,20 +99,20 @@ def sum_by_id(tables: Iterable[Array], n_counts: int) -> Array:
     return np.concatenate([dense, _sum_sorted(large)]) if large else dense
 
 
-def _sum_sorted(tables: list[Array]) -> Array:
+def _sum_sorted(tables: list[AnyArray]) -> AnyArray:
     rows = np.concatenate(tables)
     rows = rows[np.argsort(rows[:, 0], kind="stable")]
     first = group_offsets(rows[:, 0])[:-1]
     return np.concatenate([rows[first, :1], np.add.reduceat(rows[:, 1:], first, axis=0)], axis=1)
 
 
-def histogram(values: Array) -> list[list[int]]:
+def histogram(values: AnyArray) -> list[list[int]]:
     """Distinct values and their counts, as `[value, count]`."""
     value, count = np.unique(values, return_counts=True)
     return [[int(v), int(c)] for v, c in zip(value, count, strict=True)]
 
 
-def quantiles(pairs: Array) -> dict[str, int] | None:
+def quantiles(pairs: AnyArray) -> dict[str, int] | None:
     """Quantiles of `(value, count)` rows: the smallest value with at least that share of values not above it.
 
     >>> quantiles(np.array([[1, 3], [9, 1]]))["0.5"]
@@ -126,7 +127,7 @@ def quantiles(pairs: Array) -> dict[str, int] | None:
 
 
 def table(
-    counts: Counter[str], *, users: int, items: int, columns: set[str], per_user: Array, per_item: Array
+    counts: Counter[str], *, users: int, items: int, columns: set[str], per_user: AnyArray, per_item: AnyArray
 ) -> dict[str, Any]:
     """One column of the table; null if the log has no such column, or the count is meaningless.
 

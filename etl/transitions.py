@@ -11,9 +11,8 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from etl.dataset import TRAIN_HOLDOUT
+from etl.runtime.arrays import IntArray
 from etl.runtime.lookup import lookup
-
-Int = npt.NDArray[np.int64]
 
 SAMPLED_SESSIONS = 20_000
 SAMPLED_CLICKS = 5_000_000
@@ -62,7 +61,7 @@ def diagnose(paths: list[Path]) -> dict[str, float | int | None]:
     return {"sessions": len(samples), **dict(zip(SHARES, shares, strict=True)), "branching": branching}
 
 
-def _sessions(paths: list[Path]) -> Iterator[tuple[Int, Int]]:
+def _sessions(paths: list[Path]) -> Iterator[tuple[IntArray, IntArray]]:
     """Offsets and items of sessions, one row group at a time."""
     for path in paths:
         for batch in pq.ParquetFile(path).iter_batches(columns=["items"]):
@@ -71,12 +70,12 @@ def _sessions(paths: list[Path]) -> Iterator[tuple[Int, Int]]:
             yield offset - offset[0], column.flatten().to_numpy().astype(np.int64)
 
 
-def _keys(source_N: Any, target_N: Any) -> Int:
+def _keys(source_N: Any, target_N: Any) -> IntArray:
     """Encode pairs of items as one number."""
     return np.asarray(source_N, np.int64) << 32 | np.asarray(target_N, np.int64)
 
 
-def _distinct(value_N: Int) -> Int:
+def _distinct(value_N: IntArray) -> IntArray:
     """Distinct values, sorted: takes a third of the time of np.unique, which hashes, if most values are distinct."""
     value_N = np.sort(value_N)
     return value_N[np.diff(value_N, prepend=value_N[:1] - 1) > 0]
@@ -87,7 +86,7 @@ def _mixed(value: Any) -> Any:
     return np.asarray(value, np.int64).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(64 - FILTER_BITS)
 
 
-def _count(paths: list[Path], pairs: Int, every: int) -> tuple[npt.NDArray[np.bool_], float | None]:
+def _count(paths: list[Path], pairs: IntArray, every: int) -> tuple[npt.NDArray[np.bool_], float | None]:
     """Mask of the sorted `pairs` that are train transitions, and the branching of one item in `every`."""
     counted = np.zeros(len(pairs), bool)
     # Few transitions are among the pairs: a bitmap of hashes filters most of them out before the search.

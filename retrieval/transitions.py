@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from scipy import sparse
 
 from etl.dataset import Dataset
+from etl.runtime.arrays import IntArray
 from etl.runtime.errors import InputError
 from etl.runtime.lookup import lookup
 from retrieval.bundle import TRANSITIONS, TRANSITIONS_SCHEMA, Bundle
@@ -43,8 +44,6 @@ FIRST_TERMS = 2
 PER_ITEM, GAPS = 100, 10
 """Maximum items retained per item; maximum distance of a rule in clicks."""
 ROWS_AT_ONCE, ENTRIES_AT_ONCE = 1 << 20, 1 << 22
-
-Int = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class Transitions:
         )
 
 
-def last_clicks(click_N: npt.NDArray[np.integer], end_Q: Int, n_seen_Q: Int) -> Int:
+def last_clicks(click_N: npt.NDArray[np.integer], end_Q: IntArray, n_seen_Q: IntArray) -> IntArray:
     """The last clicks of sessions `[Q, LONGEST]`, latest first, padded with 0.
 
     Args:
@@ -217,7 +216,7 @@ def add_to_lists(
     return np.take_along_axis(score, order, 1), np.take_along_axis(item, order, 1)
 
 
-def padded(values: npt.NDArray[np.int64], length_Q: npt.NDArray[np.integer], fill: int) -> Int:
+def padded(values: npt.NDArray[np.int64], length_Q: npt.NDArray[np.integer], fill: int) -> IntArray:
     """Right-pad flat values of Q rows with `fill` to `[Q, longest]`."""
     out = np.full((len(length_Q), int(length_Q.max(initial=0))), fill, np.int64)
     out[np.arange(out.shape[1]) < length_Q[:, None]] = values

@@ -15,12 +15,13 @@ import psutil
 import torch
 
 from etl.dataset import REFIT_HOLDOUT, TRAIN_HOLDOUT, Dataset, open_dataset
+from etl.runtime.arrays import IntArray
 from etl.runtime.errors import InputError
 from etl.runtime.locks import locked
 from retrieval.bundle_folder import RUN_BUNDLE, SELECTED
 from trainer.config import TrainerConfig
 from trainer.data.hashing import mix
-from trainer.data.order import Int, share
+from trainer.data.order import share
 from trainer.data.prefetch import Prefetch
 from trainer.data.reader import GlobalBatch, Reader
 from trainer.distributed.world import World, keep_freed_memory, set_threads
@@ -328,7 +329,7 @@ def _batches(
     salt = int(mix(np.array([(config.seed * 1_000_003 + progress.epoch) % 2**64], np.uint64))[0] >> np.uint64(1))
     collate_rows = model_task.collate(phase.holdout, salt)
 
-    def collate(window: Any, mine: Int, step: Int) -> list[Any]:
+    def collate(window: Any, mine: IntArray, step: IntArray) -> list[Any]:
         return [
             collate_rows(window, share(mine, part, options.gradient_accumulation_steps), step)
             for part in range(options.gradient_accumulation_steps)

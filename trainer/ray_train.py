@@ -21,7 +21,7 @@ from ray.train.torch.config import _TorchBackend
 from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
 from etl.runtime.object_store import filesystem, local_path, read_file
-from etl.runtime.options import SPINS
+from etl.runtime.options import OPENMP_SPIN_ENV
 from etl.runtime.reachable import refusal, split_address
 from trainer import reachability
 from trainer.config import TrainerConfig, from_dict
@@ -86,7 +86,11 @@ def ray_session(cpus: int = 0) -> Iterator[None]:
         local = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     if IN_JOB not in os.environ:
-        of_workers = {"PYTHONPATH": path, "RAY_TRAIN_V2_ENABLED": "1", SPINS[0]: os.environ.get(*SPINS)}
+        of_workers = {
+            "PYTHONPATH": path,
+            "RAY_TRAIN_V2_ENABLED": "1",
+            OPENMP_SPIN_ENV[0]: os.environ.get(*OPENMP_SPIN_ENV),
+        }
         local["runtime_env"] = {"env_vars": of_workers}
     with environment(**variables):
         _connect(**local)

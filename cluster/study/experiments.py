@@ -219,7 +219,7 @@ COLD_DATA = Experiment(
 FIRST_ROWS = Experiment(
     "first-rows",
     "What do the first 50,000 rows show?",
-    "The seed study's set-up: only the first 50,000 rows of the log are read.",
+    "Only the first 50,000 rows of the log are read.",
     tuple(
         Variant(f"{name}, first 50,000 rows", (f"model={name}",), protocol=("protocol.first_rows=50000",))
         for name in ("gru4rec", "hybrid", "rank_mmoe")

@@ -23,7 +23,7 @@ from cluster.study.experiment import Experiment, Variant
 from cluster.study.logs import Data
 from etl.runtime.errors import InputError
 from etl.runtime.files import fingerprint_of, write_json
-from etl.runtime.options import PASSING_ERRORS
+from etl.runtime.options import TRANSIENT_ERRORS
 from etl.runtime.processes import n_cores
 from etl.runtime.progress import ProgressLine
 from retrieval.bundle_folder import RUN_BUNDLE
@@ -34,7 +34,7 @@ FAILED = "failed.json"
 """Marks a run whose options the trainer rejected; it is not retried."""
 REFUSED = 2
 """Exit status of a program for invalid input or options."""
-PASSING = tuple(f"error: expected {what}" for what in PASSING_ERRORS)
+TRANSIENT = tuple(f"error: expected {what}" for what in TRANSIENT_ERRORS)
 """Beginnings of messages about a full disk or the like, after which a trial can be run again."""
 FIXED = ("ray.workers=0", "auto.targets=0")
 """All runs train in one process with the catalogue size's first recipe, so that variants differ only in options."""
@@ -134,7 +134,7 @@ class StudyTrial:
             return
         for command in commands:
             status, last_words = run_logged(command, self.work / "output" / f"{self.run.name}.log")
-            if status == REFUSED and not last_words.startswith(PASSING):
+            if status == REFUSED and not last_words.startswith(TRANSIENT):
                 is_evaluation = command[0] == "retrieval"
                 _write_error(self._failed_evaluation if is_evaluation else self.run / FAILED, last_words, command)
                 return

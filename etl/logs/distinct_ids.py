@@ -10,7 +10,7 @@ import numpy as np
 from etl.logs.parse import parse_file
 from etl.logs.splits import LogFile
 from etl.logs.tenrec import Scenario, open_logs
-from etl.protocol import Int
+from etl.runtime.arrays import IntArray
 
 PENDING = 1 << 20
 """Ids that are collected before they are merged with the distinct ones, which takes a sort."""
@@ -21,23 +21,23 @@ class DistinctIds:
     """Collects distinct ids in memory for at most twice their number, plus `PENDING`."""
 
     def __init__(self) -> None:
-        self.ids, self.pending, self.n_pending = np.zeros(0, np.int64), list[Int](), 0
+        self.ids, self.pending, self.n_pending = np.zeros(0, np.int64), list[IntArray](), 0
 
-    def add(self, ids: Int) -> None:
+    def add(self, ids: IntArray) -> None:
         """Add ids, in any order."""
         self.pending.append(np.unique(ids))
         self.n_pending += len(self.pending[-1])
         if self.n_pending > max(PENDING, len(self.ids)):
             self.sorted()
 
-    def sorted(self) -> Int:
+    def sorted(self) -> IntArray:
         """The distinct ids so far, ascending."""
         self.ids = np.unique(np.concatenate([self.ids, *self.pending]))
         self.pending, self.n_pending = [], 0
         return self.ids
 
 
-def distinct_ids(log: LogFile, columns: Sequence[str] = IDS.columns) -> tuple[dict[str, Int], Counter[str]]:
+def distinct_ids(log: LogFile, columns: Sequence[str] = IDS.columns) -> tuple[dict[str, IntArray], Counter[str]]:
     """Distinct sorted ids of a log by column, reading block by block; and counts of skipped rows by reason."""
     seen = {name: DistinctIds() for name in columns}
     left_out = Counter[str]()
@@ -49,7 +49,7 @@ def distinct_ids(log: LogFile, columns: Sequence[str] = IDS.columns) -> tuple[di
     return {name: ids.sorted() for name, ids in seen.items()}, left_out
 
 
-def distinct_users(inputs: list[str]) -> Int:
+def distinct_users(inputs: list[str]) -> IntArray:
     """Distinct users of logs, sorted.
 
     Raises:

@@ -20,7 +20,7 @@ import pyarrow.csv as pa_csv
 from etl.logs.distinct_ids import DistinctIds
 from etl.logs.parse import parse_file
 from etl.logs.tenrec import HISTORY, SCENARIOS, VIDEO, open_logs
-from etl.protocol import Int, Mask
+from etl.runtime.arrays import BoolArray, IntArray
 from etl.runtime.errors import InputError
 
 ACTIONS = ("like", "share", "follow")
@@ -82,7 +82,7 @@ def prepare(inputs: list[str], stream: IO[bytes], work: Path, limits: Limits) ->
     return Written(rows_read, rows, int(user.sum()), int(item.sum()))
 
 
-def _spool(inputs: list[str], path: Path) -> tuple[int, Int, Int]:
+def _spool(inputs: list[str], path: Path) -> tuple[int, IntArray, IntArray]:
     """Spool the candidate rows; returns the number of rows read, and the distinct users and items, ascending."""
     scenario, rows_read = SCENARIOS["qk_video"], 0
     distinct = {name: DistinctIds() for name in ("user_id", "item_id")}
@@ -119,7 +119,7 @@ def _batches(spool: Path) -> Iterator[pa.RecordBatch]:
             yield reader.get_batch(number)
 
 
-def _write_codes(spool: Path, path: Path, user_id: Int, item_id: Int) -> None:
+def _write_codes(spool: Path, path: Path, user_id: IntArray, item_id: IntArray) -> None:
     """Write int32 pairs: indices of each row's user and item among the distinct ones."""
     with path.open("wb") as stream:
         for batch in _batches(spool):
@@ -134,7 +134,7 @@ def _pairs(path: Path) -> npt.NDArray[np.int32]:
     return values.reshape(-1, 2)
 
 
-def remaining(codes: Path, n_users: int, n_items: int, limits: Limits) -> tuple[Mask, Mask]:
+def remaining(codes: Path, n_users: int, n_items: int, limits: Limits) -> tuple[BoolArray, BoolArray]:
     """Which users and items remain after all rounds, bool `[n_users]` and `[n_items]`.
 
     Each round filters users first, then items by the remaining rows. After the last round a user may again have
@@ -155,7 +155,7 @@ def remaining(codes: Path, n_users: int, n_items: int, limits: Limits) -> tuple[
     return user & present[0], item & present[1]
 
 
-def _count(codes: Path, user: Mask, item: Mask, column: int) -> Int:
+def _count(codes: Path, user: BoolArray, item: BoolArray, column: int) -> IntArray:
     """Number of rows of each user (column 0) or item (column 1), over rows whose user and item remain."""
     counts = np.zeros(len((user, item)[column]), np.int64)
     pairs = _pairs(codes)
@@ -166,7 +166,7 @@ def _count(codes: Path, user: Mask, item: Mask, column: int) -> Int:
     return counts
 
 
-def _write_rows(spool: Path, codes: Path, user: Mask, item: Mask, stream: IO[bytes]) -> int:
+def _write_rows(spool: Path, codes: Path, user: BoolArray, item: BoolArray, stream: IO[bytes]) -> int:
     """Write the remaining rows as CSV; returns their number."""
     columns = SCENARIOS["ctr"].columns
     stream.write((",".join(columns) + "\n").encode())

@@ -28,7 +28,7 @@ TRACEBACK, TRACEBACK_VARIABLE = "--traceback", "NEXTCLICK_TRACEBACK"
 """Option and environment variable to show tracebacks of user errors."""
 SYSTEM_ERRORS = ("files and network that work", "room on the disk")
 """What was expected where the system failed and not the user: the same command may succeed later."""
-PASSING_ERRORS = (*SYSTEM_ERRORS, UNLOCKED)
+TRANSIENT_ERRORS = (*SYSTEM_ERRORS, UNLOCKED)
 """The same, and that another process writes to the output."""
 
 
@@ -262,7 +262,7 @@ def usage(program: str, schema: type[Any]) -> str:
     return "\n".join(lines)
 
 
-SPINS = ("GOMP_SPINCOUNT", "10000")
+OPENMP_SPIN_ENV = ("GOMP_SPINCOUNT", "10000")
 """Spin count of OpenMP threads (torch, FAISS) before they sleep, read when the library is loaded.
 
 By default they spin for milliseconds, which on busy machines takes cores from the threads they wait for: two threads on
@@ -287,7 +287,7 @@ def run_program(
     if {"-h", "--help"} & set(options):
         print(usage(program, schema))
         return 0
-    os.environ.setdefault(*SPINS)
+    os.environ.setdefault(*OPENMP_SPIN_ENV)
     try:
         job(expand_files(options))
         sys.stdout.flush()

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from etl import protocol, statistics
 from etl.dataset import CLICKED, UNKNOWN
+from etl.runtime.arrays import AnyArray, BoolArray, IntArray
 from etl.runtime.lookup import lookup
 from etl.stages.read_split import BLOCK_SHIFT, CATEGORY_SHIFT, NO_VALUE, USER, row_dtype
 from etl.stages.task_files import Job, read_records, write_array, write_record, write_work_table
@@ -28,22 +29,22 @@ class Users:
         item, packed, watching: one value per row; the category in `packed` is a global code.
     """
 
-    user_id: protocol.Array
-    clicks: protocol.Array
-    rows: protocol.Array
-    gender: protocol.Array
-    age: protocol.Array
-    offset: protocol.Int
-    item: protocol.Array
-    packed: protocol.Array
-    watching: protocol.Array
+    user_id: AnyArray
+    clicks: AnyArray
+    rows: AnyArray
+    gender: AnyArray
+    age: AnyArray
+    offset: IntArray
+    item: AnyArray
+    packed: AnyArray
+    watching: AnyArray
 
     @property
-    def clicked(self) -> protocol.Mask:
+    def clicked(self) -> BoolArray:
         """Mask of the rows that are clicks."""
         return (self.packed & CLICKED) != 0
 
-    def select_rows(self, keep: protocol.Mask) -> Users:
+    def select_rows(self, keep: BoolArray) -> Users:
         """Select rows of the same users; recounts `clicks` and `rows`."""
         new_offset = np.concatenate([[0], np.cumsum(keep)])[self.offset]
         users = Users(
@@ -60,7 +61,7 @@ class Users:
         _, users.clicks = protocol.clicks_through(users.clicked, new_offset)
         return users
 
-    def select_users(self, keep: protocol.Mask) -> Users:
+    def select_users(self, keep: BoolArray) -> Users:
         """Select users, with all their rows."""
         rows = np.repeat(keep, np.diff(self.offset))
         offset = np.concatenate([[0], np.cumsum(np.diff(self.offset)[keep])])
@@ -110,7 +111,7 @@ def cut_filtered_partition(job: Job, partition: int) -> int:
     return cut_users(job, partition, users)
 
 
-def _merge_partial_users(job: Job, batches: list[pa.RecordBatch]) -> tuple[Users, protocol.Array]:
+def _merge_partial_users(job: Job, batches: list[pa.RecordBatch]) -> tuple[Users, AnyArray]:
     """The users of a partition after `protocol.dedupe`, and each user's number of clicks in the raw log."""
     dtype = row_dtype(job)
     records = [record for batch in batches for record in batch.to_pylist()]
@@ -143,11 +144,11 @@ def _merge_partial_users(job: Job, batches: list[pa.RecordBatch]) -> tuple[Users
     return users, _sum(users_P["raw_clicks"], first)
 
 
-def _sum(value_P: protocol.Array, first_U: protocol.Int) -> protocol.Array:
+def _sum(value_P: AnyArray, first_U: IntArray) -> AnyArray:
     return np.add.reduceat(value_P, first_U, dtype=np.int64) if len(first_U) else np.zeros(0, np.int64)
 
 
-def _profile(value_P: protocol.Array, offset_U1: protocol.Int) -> protocol.Array:
+def _profile(value_P: AnyArray, offset_U1: IntArray) -> AnyArray:
     last = protocol.last_value(value_P, offset_U1, NO_VALUE)
     return np.where(last == NO_VALUE, UNKNOWN, last).astype(np.int16)
 
@@ -158,7 +159,7 @@ def all_categories(job: Job) -> list[str]:
     return sorted(names, key=str.encode)
 
 
-def global_categories(job: Job, packed_N: protocol.Array, split_N: protocol.Array) -> protocol.Array:
+def global_categories(job: Job, packed_N: AnyArray, split_N: AnyArray) -> AnyArray:
     """Replace each split's category codes by global codes of `all_categories`."""
     records = read_records(job.work_folder("splits"))
     code = {name: index + 1 for index, name in enumerate(all_categories(job))}
@@ -244,22 +245,22 @@ def cut_users(job: Job, partition: int, users: Users) -> int:
     return n_sessions
 
 
-def _offsets(index_N: protocol.Array, n: int) -> protocol.Int:
+def _offsets(index_N: AnyArray, n: int) -> IntArray:
     return np.concatenate([[0], np.cumsum(np.bincount(index_N, minlength=n))]).astype(np.int64)
 
 
-def _lists(offset: protocol.Int, values: protocol.Array) -> pa.Array:
+def _lists(offset: IntArray, values: AnyArray) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offset.astype(np.int32)), pa.array(values))
 
 
 def write_items(
     job: Job,
     partition: int,
-    item_N: protocol.Array,
-    category_N: protocol.Array,
-    click_N: protocol.Mask,
-    train_N: protocol.Mask,
-    also: protocol.Array | None = None,
+    item_N: AnyArray,
+    category_N: AnyArray,
+    click_N: BoolArray,
+    train_N: BoolArray,
+    also: AnyArray | None = None,
 ) -> None:
     """Write a partition's counts for the item table; items in `also` are listed even with counts of 0."""
     unique, inverse = statistics.distinct(item_N)

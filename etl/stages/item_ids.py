@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from etl.dataset import ITEMS_SCHEMA
-from etl.protocol import Array, group_offsets
+from etl.protocol import group_offsets
+from etl.runtime.arrays import AnyArray
 from etl.stages.assemble_users import all_categories, read_uncut_users
 from etl.stages.task_files import Job, write_array
 from etl.statistics import sum_by_id
@@ -45,7 +46,7 @@ def number_items(job: Job, known: pa.Table | None) -> pa.Table:
     return pa.table({"item": item, "item_id": item_id, **counts, "category": category}, schema=ITEMS_SCHEMA)
 
 
-def _write_lookup(job: Job, item_id: Array, item: Array) -> None:
+def _write_lookup(job: Job, item_id: AnyArray, item: AnyArray) -> None:
     """Write the mapping from raw to dense ids, for tasks to memory-map.
 
     A table with a slot for every raw id takes one lookup per row; if ids are too sparse for that, a
@@ -62,7 +63,7 @@ def _write_lookup(job: Job, item_id: Array, item: Array) -> None:
     write_array(job.work("dense_ids", 0, "npy"), item[order])
 
 
-def read_lookup(job: Job) -> Callable[[Array], Array]:
+def read_lookup(job: Job) -> Callable[[AnyArray], AnyArray]:
     """The mapping from retained raw ids to dense ids, as written by `number_items`."""
     table = job.work("dense_by_id", 0, "npy")
     if table.exists():
@@ -93,7 +94,7 @@ def allow_items(job: Job) -> None:
     write_array(job.work("last_user", 0, "npy"), np.array([last], np.int64))
 
 
-def raw_clicks_per_item(job: Job) -> Array:
+def raw_clicks_per_item(job: Job) -> AnyArray:
     """Rows `(item, clicks)` of the raw log."""
     return sum_by_id(_arrays(job, "raw_items"), 1)
 
@@ -102,7 +103,7 @@ def _uncut_partitions(job: Job) -> list[int]:
     return sorted(int(path.stem) for path in job.work_folder("assembled_users").glob("[0-9]*.parquet"))
 
 
-def _users_with(job: Job, partition: int, allowed: Array) -> Array:
+def _users_with(job: Job, partition: int, allowed: AnyArray) -> AnyArray:
     """Ids of a partition's users with a row of an allowed item."""
     users = read_uncut_users(job, partition)
     row = np.isin(users.item, allowed)
@@ -110,18 +111,18 @@ def _users_with(job: Job, partition: int, allowed: Array) -> Array:
     return users.user_id[np.unique(index[row])]
 
 
-def _arrays(job: Job, kind: str) -> Iterator[Array]:
+def _arrays(job: Job, kind: str) -> Iterator[AnyArray]:
     for path in sorted(job.work_folder(kind).glob("[0-9]*.npy")):
         yield np.load(path)
 
 
-def _parts(job: Job, kind: str) -> Iterator[Array]:
+def _parts(job: Job, kind: str) -> Iterator[AnyArray]:
     """All partitions' tables of a kind as int64 rows."""
     for path in sorted(job.work_folder(kind).glob("[0-9]*.parquet")):
         yield np.stack([column.to_numpy() for column in pq.read_table(path).columns], axis=1)
 
 
-def _align(ids: Array, counted_ids: Array, counts: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+def _align(ids: AnyArray, counted_ids: AnyArray, counts: dict[str, AnyArray]) -> tuple[AnyArray, dict[str, AnyArray]]:
     """Counts in the order of `ids`, 0 for ids missing in `counted_ids`."""
     order = np.argsort(ids)
     index = order[np.searchsorted(ids[order], counted_ids)]
@@ -131,7 +132,7 @@ def _align(ids: Array, counted_ids: Array, counts: dict[str, Array]) -> tuple[Ar
     return ids, aligned
 
 
-def _categories(job: Job, item: Array) -> pa.Array:
+def _categories(job: Job, item: AnyArray) -> pa.Array:
     """Each item's most frequent category, ties by UTF-8 bytes; null if it has none.
 
     Most items have a single category: its rows are summed in one entry per item, and only rows of

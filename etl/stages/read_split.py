@@ -20,6 +20,7 @@ from etl import protocol, statistics
 from etl.dataset import CLICKED, FEEDBACK_BIT
 from etl.logs.parse import BadRow, Parser
 from etl.logs.splits import Split, read_blocks
+from etl.runtime.arrays import AnyArray, BoolArray, IntArray
 from etl.runtime.errors import InputError
 from etl.runtime.lookup import lookup
 from etl.stages.task_files import QUARANTINE_ROWS_PER_SPLIT, Job, write_array, write_record
@@ -128,13 +129,13 @@ def _partial_users(job: Job, block_id: int, table: pa.Table, known: KnownIds, co
     return _batch(block_id, partition[order], users[order], rows, offset)
 
 
-def partition_of(user_id: protocol.Array, partitions: int) -> protocol.Array:
+def partition_of(user_id: AnyArray, partitions: int) -> AnyArray:
     """The partition of each user: a hash, since ids may have any pattern."""
     mixed = user_id.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing, Knuth 6.4
     return ((mixed >> np.uint64(32)) % np.uint64(partitions)).astype(np.int32)
 
 
-def feedback_bits(job: Job, table: pa.Table) -> protocol.Array:
+def feedback_bits(job: Job, table: pa.Table) -> AnyArray:
     """Feedback bits of the rows, uint8."""
     feedback = table["click"].to_numpy().view(np.uint8) << FEEDBACK_BIT["click"]
     for action in job.scenario.actions:
@@ -143,7 +144,7 @@ def feedback_bits(job: Job, table: pa.Table) -> protocol.Array:
 
 
 def _pack(
-    job: Job, table: pa.Table, item: protocol.Array, feedback: protocol.Array, row: protocol.Int, counts: SplitCounts
+    job: Job, table: pa.Table, item: AnyArray, feedback: AnyArray, row: IntArray, counts: SplitCounts
 ) -> np.ndarray[Any, Any]:
     """Pack the rows to shuffle; `row` selects them."""
     category = counts.category_codes(table["category"].combine_chunks())[row]
@@ -159,10 +160,10 @@ def _pack(
 
 def _batch(
     block_id: int,
-    partition_U: protocol.Array,
+    partition_U: AnyArray,
     users: np.ndarray[Any, Any],
     rows: np.ndarray[Any, Any],
-    offset_U1: protocol.Int,
+    offset_U1: IntArray,
 ) -> pa.RecordBatch:
     """One record for each partition with users in this batch; users are sorted by partition."""
     bounds = protocol.group_offsets(partition_U)
@@ -175,7 +176,7 @@ def _batch(
     return pa.RecordBatch.from_arrays(columns, schema=PARTIAL_SCHEMA)
 
 
-def _binary(values: np.ndarray[Any, Any], bounds: protocol.Int) -> pa.BinaryArray:
+def _binary(values: np.ndarray[Any, Any], bounds: IntArray) -> pa.BinaryArray:
     ends = (bounds * values.dtype.itemsize).astype(np.int32)
     return pa.BinaryArray.from_buffers(pa.binary(), len(ends) - 1, [None, pa.py_buffer(ends), pa.py_buffer(values)])
 
@@ -201,7 +202,7 @@ class KnownIds:
         self.unknown_users += int((~is_known).sum())
         return table.filter(pa.array(is_known))
 
-    def has_items(self, item: protocol.Array) -> protocol.Mask | None:
+    def has_items(self, item: AnyArray) -> BoolArray | None:
         """Mask of rows with known items; None = all."""
         if self.items is None:
             return None
@@ -218,21 +219,21 @@ class SplitCounts:
         self.reasons: Counter[str] = Counter()
         self.sample: list[BadRow] = []
         self.categories: dict[str, int] = {}
-        self.items: list[protocol.Array] = []
+        self.items: list[AnyArray] = []
 
     def add_bad(self, bad: list[BadRow]) -> None:
         """Count bad rows by reason and keep a sample."""
         self.reasons.update(row.reason for row in bad)
         self.sample += bad[: QUARANTINE_ROWS_PER_SPLIT - len(self.sample)]
 
-    def category_codes(self, column: pa.DictionaryArray) -> protocol.Array:
+    def category_codes(self, column: pa.DictionaryArray) -> AnyArray:
         """Codes in this split's dictionary, -1 for null."""
         names = column.dictionary.to_pylist()
         codes = [self.categories.setdefault(name, len(self.categories)) for name in names]
         lookup = np.array([*codes, -1], np.int32)
         return lookup[column.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)]
 
-    def add_rows(self, job: Job, table: pa.Table, feedback: protocol.Array) -> None:
+    def add_rows(self, job: Job, table: pa.Table, feedback: AnyArray) -> None:
         """Count rows for the statistics, and the clicks of each item."""
         watching = table["watching_times"].to_numpy() if job.scenario.watching else np.zeros(len(table), np.int32)
         self.counts.update(statistics.count_rows(feedback, job.scenario.actions, watching))

@@ -30,7 +30,7 @@ class TwinConfig:
     task_correlation: float = option(0.5, "correlation of what drives likes, shares and follows", at_least=0, at_most=1)
     successor_smoothness: float = option(
         0.7,
-        "share of transitions that similar items have in common; 0 = only counting can learn them",
+        "share of successors that similar items have in common; 0 = each item has its own: only counting learns them",
         at_least=0,
         at_most=1,
     )

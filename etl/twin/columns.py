@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from etl.logs.tenrec import NULL, SCENARIOS
 from etl.logs.tenrec_published import AGES, GENDERS, NULL_CATEGORIES, SCANNED, VIDEO_CATEGORIES
-from etl.protocol import Int
-from etl.twin.process import TOPICS, Float, hashed
+from etl.runtime.arrays import FloatArray, IntArray
+from etl.twin.process import TOPICS, hashed
 from etl.twin.raw_ids import item_ids, user_ids
 from etl.twin.simulate import USERS_PER_CHUNK, Twin
 
@@ -52,20 +52,20 @@ def columns(twin: Twin, chunk: int, rows: dict[str, Any]) -> list[pa.Array]:
     return [pa.array(made.get(name, empty)) for name in names]
 
 
-def genders(twin: Twin, user_N: Int, position_N: Int) -> Int:
+def genders(twin: Twin, user_N: IntArray, position_N: IntArray) -> IntArray:
     """Gender of rows: that of the user; for some users of article logs it changes after a few clicks."""
     gender = _drawn(GENDERS, hashed(user_N, twin.process.seed * 100 + GENDER))
     changing = hashed(user_N, twin.process.seed * 100 + CHANGING) < SCANNED[twin.scenario].changing_gender
     return (gender + (changing & (position_N > GENDER_CHANGES_AFTER))) % len(GENDERS)
 
 
-def video_category(twin: Twin, item_N: Int) -> Int:
+def video_category(twin: Twin, item_N: IntArray) -> IntArray:
     """Category 0 or 1 of videos: each topic prefers one of them."""
     lean = np.where((item_N % TOPICS) // 2 % 2 == 0, HINT, -HINT)
     return (hashed(item_N, twin.process.seed * 100 + VIDEO) < VIDEO_CATEGORIES[1] + lean).astype(np.int64)
 
 
-def article_categories(twin: Twin, item_N: Int) -> tuple[Int, Int]:
+def article_categories(twin: Twin, item_N: IntArray) -> tuple[IntArray, IntArray]:
     """First category (a group of topics) and second category (a topic) of articles: noisy, unless `observed_topics`."""
     topic, seed = item_N % TOPICS, twin.process.seed * 100
     if twin.observed_topics:
@@ -76,7 +76,7 @@ def article_categories(twin: Twin, item_N: Int) -> tuple[Int, Int]:
     return first, second
 
 
-def _article_values(twin: Twin, user_N: Int, item_N: Int, rows: dict[str, Any]) -> dict[str, Any]:
+def _article_values(twin: Twin, user_N: IntArray, item_N: IntArray, rows: dict[str, Any]) -> dict[str, Any]:
     """Synthetic counts and scores of items, and reading depth and duration of articles by a user."""
     seed = twin.process.seed * 100 + COUNTS
     popular = 1 + (1e6 / (1 + item_N) ** 0.5).astype(np.int64)
@@ -96,23 +96,23 @@ def _article_values(twin: Twin, user_N: Int, item_N: Int, rows: dict[str, Any]) 
     return made
 
 
-def _null_some(twin: Twin, user_N: Int, item_N: Int, code_N: Int) -> pa.Array:
+def _null_some(twin: Twin, user_N: IntArray, item_N: IntArray, code_N: IntArray) -> pa.Array:
     """Codes as text, null for some (user, item) pairs, so that duplicates of a row remain duplicates."""
     missing = hashed(user_N * twin.process.items + item_N, twin.process.seed * 100 + MISSING) < NULL_CATEGORIES
     return _text(np.where(missing, -1, code_N))
 
 
-def _text(code_N: Int) -> pa.Array:
+def _text(code_N: IntArray) -> pa.Array:
     """Small codes as text; -1 is null."""
     words = pa.array([NULL, *map(str, range(int(code_N.max(initial=0)) + 1))])
     return words.take(pa.array(code_N + 1))
 
 
-def _drawn(shares: tuple[float, ...], uniform_N: Float) -> Int:
+def _drawn(shares: tuple[float, ...], uniform_N: FloatArray) -> IntArray:
     return np.searchsorted(np.cumsum(shares)[:-1], uniform_N, side="right")
 
 
-def scatter(rank_N: Int, items: int) -> Int:
+def scatter(rank_N: IntArray, items: int) -> IntArray:
     """Item numbers unrelated to popularity: a bijection of 0..items-1."""
     step = int(items * 0.618)
     while np.gcd(step, items) != 1:

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 
 from etl.logs.tenrec import HISTORY, SCENARIOS
-from etl.protocol import Int
+from etl.runtime.arrays import IntArray
 
 
-def with_history(table: pa.Table, user_R: Int, position_R: Int) -> tuple[pa.Table, Int]:
+def with_history(table: pa.Table, user_R: IntArray, position_R: IntArray) -> tuple[pa.Table, IntArray]:
     """Add the user's first ten clicked items to each row, oldest first, padded with 0.
 
     Rows of these items are removed, as in the benchmark's file.

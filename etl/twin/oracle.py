@@ -10,17 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from etl.protocol import Int
-from etl.twin.process import (
-    AFFINITY,
-    COPY_SHARE,
-    TASTES,
-    TOPICS,
-    UNCLICKED_STEEPNESS,
-    Float,
-    Process,
-    rank_probability,
-)
+from etl.runtime.arrays import FloatArray, IntArray
+from etl.twin.process import AFFINITY, COPY_SHARE, TASTES, TOPICS, UNCLICKED_STEEPNESS, Process, rank_probability
 from etl.twin.rows import LATE, actions, chance_of, conflict_share, rows_of, skips_per_click
 from etl.twin.simulate import Clicks, Twin, simulate
 
@@ -62,7 +53,7 @@ def truth(twin: Twin) -> dict[str, Any]:
     }
 
 
-def beliefs(process: Process, clicks: Clicks, users: Int, held_out: int = 1) -> tuple[Float, Int]:
+def beliefs(process: Process, clicks: Clicks, users: IntArray, held_out: int = 1) -> tuple[FloatArray, IntArray]:
     """Posterior over users' tastes given their clicks without the last `held_out`.
 
     Args:
@@ -87,7 +78,7 @@ def beliefs(process: Process, clicks: Clicks, users: Int, held_out: int = 1) -> 
     return belief / belief.sum(axis=1, keepdims=True), recent
 
 
-def best_probabilities(process: Process, belief_UZ: Float, recent_U2: Int) -> Float:
+def best_probabilities(process: Process, belief_UZ: FloatArray, recent_U2: IntArray) -> FloatArray:
     """Probabilities of the 20 most probable next items of each user, descending, `[U, 20]`.
 
     Probability falls with rank within a neighbourhood and within a topic: an item that is neither the last click nor a
@@ -113,14 +104,14 @@ def best_probabilities(process: Process, belief_UZ: Float, recent_U2: Int) -> Fl
     return -np.sort(-probability, axis=1)[:, : max(CUTOFFS)]
 
 
-def expected_ranking(best_UK: Float) -> dict[str, float]:
+def expected_ranking(best_UK: FloatArray) -> dict[str, float]:
     """Sums over users of expected HR, NDCG and MRR if items are ranked by probability."""
     rank = np.arange(1, best_UK.shape[1] + 1)
     gains = {"hr": np.ones(len(rank)), "ndcg": 1 / np.log2(rank + 1), "mrr": 1 / rank}
     return {f"{name}@{k}": float((best_UK[:, :k] * value[:k]).sum()) for name, value in gains.items() for k in CUTOFFS}
 
 
-def score_rows(twin: Twin, clicks: Clicks, table: dict[str, Any], users: Int, held_out: int) -> dict[str, Any]:
+def score_rows(twin: Twin, clicks: Clicks, table: dict[str, Any], users: IntArray, held_out: int) -> dict[str, Any]:
     """Exact scores and labels of the rows shown to users after their clicks without the last `held_out`.
 
     A row is a click with odds p(item | history) : s × q(item), where s unclicked rows with items drawn from q are shown
@@ -161,7 +152,7 @@ def score_rows(twin: Twin, clicks: Clicks, table: dict[str, Any], users: Int, he
     return {"scores": scores, "labels": labels, "clicked": table["click"][at] == 1, "row": at}
 
 
-def all_rows_score(scores: dict[str, Float], task: str) -> Float:
+def all_rows_score(scores: dict[str, FloatArray], task: str) -> FloatArray:
     """Probability of an action on rows, marginalised over whether they are clicked."""
     return scores["click"] * scores[task] + (1 - scores["click"]) * scores[f"{task}/unclicked"]
 
@@ -185,7 +176,7 @@ def feedback_auc(twin: Twin, tables: list[dict[str, Any]]) -> dict[str, float | 
     return out
 
 
-def _auc(label: Any, score: Float) -> float | None:
+def _auc(label: Any, score: FloatArray) -> float | None:
     """Area under the ROC curve by ranks; ties get the mean rank."""
     positives = int(label.sum())
     if positives in (0, len(label)):

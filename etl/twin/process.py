@@ -21,11 +21,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from etl.protocol import Array, Int
-
-Float = npt.NDArray[np.float64]
+from etl.runtime.arrays import AnyArray, FloatArray, IntArray
 
 COPY, FOLLOW, FOLLOW_TWO, TASTE, GLOBAL = range(5)
 COPY_SHARE = 0.002
@@ -47,7 +44,7 @@ QUALITY, MATCH, THREAD = 0.9, 1.0, 0.6
 """Weights of item quality, taste × topic affinity and following the thread in a task's logit."""
 
 
-def hashed(value_N: Array, salt: int) -> Float:
+def hashed(value_N: AnyArray, salt: int) -> FloatArray:
     """Uniform numbers in [0, 1) from integers: the SplitMix64 finaliser (Steele et al. 2014)."""
     x = np.atleast_1d(value_N).astype(np.uint64) + np.uint64((salt * 0x9E3779B97F4A7C15) & 0xFFFF_FFFF_FFFF_FFFF)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -56,23 +53,23 @@ def hashed(value_N: Array, salt: int) -> Float:
     return np.asarray(uniform.reshape(np.shape(value_N)), np.float64)
 
 
-def normal(value_N: Array, salt: int) -> Float:
+def normal(value_N: AnyArray, salt: int) -> FloatArray:
     """Approximately standard normal numbers from integers: the sum of four uniform numbers, centred and scaled."""
-    total: Float = np.sum([hashed(value_N, salt * 4 + i) for i in range(4)], axis=0)
+    total: FloatArray = np.sum([hashed(value_N, salt * 4 + i) for i in range(4)], axis=0)
     return np.asarray((total - 2.0) * np.sqrt(3.0), np.float64)
 
 
-def draw_rank(uniform_N: Array, n: Any, steepness: float = STEEPNESS) -> Int:
+def draw_rank(uniform_N: AnyArray, n: Any, steepness: float = STEEPNESS) -> IntArray:
     """Ranks 0..n-1 from uniform numbers."""
     return np.minimum((n * uniform_N**steepness).astype(np.int64), n - 1)
 
 
-def rank_probability(rank_N: Array, n: Any, steepness: float = STEEPNESS) -> Float:
+def rank_probability(rank_N: AnyArray, n: Any, steepness: float = STEEPNESS) -> FloatArray:
     """Probability of each rank under `draw_rank`."""
     return ((rank_N + 1) / n) ** (1 / steepness) - (rank_N / n) ** (1 / steepness)
 
 
-def fits(taste_N: Array) -> Int:
+def fits(taste_N: AnyArray) -> IntArray:
     """The topics that fit tastes, `[N, 4]`."""
     return (2 * taste_N[:, None] + FIT_OFFSETS) % TOPICS
 
@@ -97,7 +94,7 @@ class Process:
     intercepts: tuple[float, ...] = (0.0,) * len(TASKS)
     unclicked_intercepts: tuple[float, ...] = (0.0,) * len(TASKS)
 
-    def topic_size(self, topic_N: Array) -> Int:
+    def topic_size(self, topic_N: AnyArray) -> IntArray:
         """Number of items of each topic."""
         return (self.items - topic_N + TOPICS - 1) // TOPICS
 
@@ -106,7 +103,7 @@ class Process:
         """Number of neighbourhoods per topic."""
         return max(1, self.items // (TOPICS * NEIGHBOURHOOD))
 
-    def neighbourhood(self, rank_N: Array) -> tuple[Int, Int]:
+    def neighbourhood(self, rank_N: AnyArray) -> tuple[IntArray, IntArray]:
         """The most popular item of each item's neighbourhood, and the neighbourhood's size.
 
         Member `m` of the neighbourhood with first item `b` has rank `b + m * TOPICS * neighbourhoods`.
@@ -115,28 +112,30 @@ class Process:
         size = (self.items - first - 1) // (TOPICS * self.neighbourhoods) + 1
         return first, size
 
-    def near(self, rank_N: Array, uniform_N: Float) -> Int:
+    def near(self, rank_N: AnyArray, uniform_N: FloatArray) -> IntArray:
         """Draw items by popularity from the neighbourhoods of items."""
         first, size = self.neighbourhood(rank_N)
         return first + draw_rank(uniform_N, size) * TOPICS * self.neighbourhoods
 
-    def near_probability(self, item_N: Int, source_N: Int) -> Float:
+    def near_probability(self, item_N: IntArray, source_N: IntArray) -> FloatArray:
         """Probability of items under `near` of `source_N`; both broadcast."""
         first, size = self.neighbourhood(source_N)
         period = TOPICS * self.neighbourhoods
         return np.where(item_N % period == first, rank_probability(item_N // period, size), 0.0)
 
-    def successor(self, rank_N: Array, place_N: Array, order: int) -> Int:
+    def successor(self, rank_N: AnyArray, place_N: AnyArray, order: int) -> IntArray:
         """Successor number `place_N` of items; `order` 1 or 2 selects the list."""
         key = rank_N.astype(np.int64) * len(SUCCESSOR_WEIGHTS) + place_N
         return draw_rank(hashed(key, self.seed * 8 + order), self.items)
 
-    def successors(self, rank_N: Array, order: int) -> Int:
+    def successors(self, rank_N: AnyArray, order: int) -> IntArray:
         """All successors of items, `[N, 6]`."""
         places = np.arange(len(SUCCESSOR_WEIGHTS))
         return self.successor(np.asarray(rank_N)[:, None], places, order)
 
-    def draw(self, rng: np.random.Generator, taste_N: Int, last_N: Int, before_N: Int) -> tuple[Int, Int]:
+    def draw(
+        self, rng: np.random.Generator, taste_N: IntArray, last_N: IntArray, before_N: IntArray
+    ) -> tuple[IntArray, IntArray]:
         """Draw the next clicks of users; also returns the mixture component of each.
 
         Args:
@@ -171,7 +170,9 @@ class Process:
     # -----------------------------------------------------------------------------------------
     # Probabilities
 
-    def components(self, item_NK: Int, last_N: Int, before_N: Int) -> tuple[Float, Float, Float]:
+    def components(
+        self, item_NK: IntArray, last_N: IntArray, before_N: IntArray
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Components of the candidates' probabilities, not yet weighted by taste.
 
         Args:
@@ -194,7 +195,7 @@ class Process:
         inside = rank_probability(item_NK // TOPICS, self.topic_size(item_NK % TOPICS))
         return thread + copies, broad[:, None] * rank_probability(item_NK, self.items), taste[:, None] * inside
 
-    def _shares(self, last_N: Int, before_N: Int) -> tuple[Float, Float]:
+    def _shares(self, last_N: IntArray, before_N: IntArray) -> tuple[FloatArray, FloatArray]:
         """Mixture shares of global popularity and of taste."""
         taste, broad = MIXTURE[TASTE], MIXTURE[GLOBAL]
         later = (1 - COPY_SHARE) * (broad + np.where(before_N < 0, MIXTURE[FOLLOW_TWO], 0.0))
@@ -203,12 +204,12 @@ class Process:
             first, taste / (taste + broad), (1 - COPY_SHARE) * taste
         )
 
-    def likelihood(self, item_N: Int, last_N: Int, before_N: Int) -> Float:
+    def likelihood(self, item_N: IntArray, last_N: IntArray, before_N: IntArray) -> FloatArray:
         """Probability of each click under each taste, `[N, TASTES]`."""
         thread, broad, inside = (part[:, 0] for part in self.components(item_N[:, None], last_N, before_N))
         return (thread + broad)[:, None] + inside[:, None] * AFFINITY[:, item_N % TOPICS].T
 
-    def next_distribution(self, history: Int) -> Float:
+    def next_distribution(self, history: IntArray) -> FloatArray:
         """Exact next-click probabilities of all items given a user's clicks so far, `[M]`.
 
         Args:
@@ -226,7 +227,7 @@ class Process:
     # -----------------------------------------------------------------------------------------
     # Feedback
 
-    def logits(self, task: str, rank_N: Int, taste_N: Int, thread_N: Array | None) -> Float:
+    def logits(self, task: str, rank_N: IntArray, taste_N: IntArray, thread_N: AnyArray | None) -> FloatArray:
         """Logits of an action on rows, given the taste.
 
         Args:
@@ -248,7 +249,7 @@ class Process:
         return np.asarray(self.intercepts[number] + logit + THREAD * thread_N)
 
 
-def _affinity() -> Float:
+def _affinity() -> FloatArray:
     share = np.zeros((TASTES, TOPICS))
     for taste, topics in enumerate(fits(np.arange(TASTES))):
         np.add.at(share[taste], topics, FIT_WEIGHTS)

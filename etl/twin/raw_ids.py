@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from etl.logs.tenrec_published import PUBLISHED
-from etl.protocol import Int
+from etl.runtime.arrays import IntArray
 
 OWN_IDS = {"qk_video": 0, "qk_article": 1, "qb_video": 2, "qb_article": 3}
 """Start of each log's own id range, as a multiple of `ID_RANGE`."""
@@ -22,7 +22,7 @@ class Ids:
     first_shared: int
     own: int
 
-    def of(self, number_N: Int) -> Int:
+    def of(self, number_N: IntArray) -> IntArray:
         """Raw ids of indices from 0."""
         return np.where(number_N < self.shared, self.first_shared + number_N, self.own + number_N)
 

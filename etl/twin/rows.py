@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from etl.logs.tenrec_published import CONFLICTS, ENTERED, PUBLISHED
-from etl.protocol import Int
-from etl.twin.process import COPY_SHARE, TASKS, UNCLICKED_STEEPNESS, Float, draw_rank
+from etl.runtime.arrays import FloatArray, IntArray
+from etl.twin.process import COPY_SHARE, TASKS, UNCLICKED_STEEPNESS, draw_rank
 from etl.twin.simulate import Clicks, Twin, simulate
 
 LATE = 3.0
@@ -46,10 +46,10 @@ class Slots:
         skips: int64 `[S]`, number of unclicked rows.
     """
 
-    user: Int
-    click: Int
-    previous: Int
-    skips: Int
+    user: IntArray
+    click: IntArray
+    previous: IntArray
+    skips: IntArray
 
 
 def make_slots(twin: Twin, clicks: Clicks, rng: np.random.Generator) -> Slots:
@@ -110,7 +110,9 @@ def rows_of(twin: Twin, chunk: int, clicks: Clicks | None = None) -> dict[str, A
     return table
 
 
-def _outcomes(twin: Twin, taste_N: Int, rank_N: Int, thread_N: Any | None, rng: np.random.Generator) -> dict[str, Any]:
+def _outcomes(
+    twin: Twin, taste_N: IntArray, rank_N: IntArray, thread_N: Any | None, rng: np.random.Generator
+) -> dict[str, Any]:
     """Draw the actions on rows that were clicked (`thread_N` given) or not, by column."""
     n = len(rank_N)
     times = 1 + rng.exponential(WATCHED_AGAIN, n).astype(np.int64)
@@ -122,7 +124,7 @@ def _outcomes(twin: Twin, taste_N: Int, rank_N: Int, thread_N: Any | None, rng: 
     return out
 
 
-def chance_of(twin: Twin, task: str, rank_N: Int, taste_N: Int, thread_N: Any | None) -> Float:
+def chance_of(twin: Twin, task: str, rank_N: IntArray, taste_N: IntArray, thread_N: Any | None) -> FloatArray:
     """Probability of an action on rows, given all latent variables; `thread_N` is None for unclicked rows."""
     if thread_N is None and twin.unclicked(task) == 0:
         return np.zeros(len(rank_N))

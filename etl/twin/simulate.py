@@ -9,18 +9,8 @@ from typing import Any
 import numpy as np
 
 from etl.logs.tenrec_published import FEWEST_ITEMS, PUBLISHED, SCANNED
-from etl.protocol import Int
-from etl.twin.process import (
-    COPY,
-    FOLLOW,
-    FOLLOW_TWO,
-    TASKS,
-    TASTES,
-    UNCLICKED_STEEPNESS,
-    Float,
-    Process,
-    draw_rank,
-)
+from etl.runtime.arrays import FloatArray, IntArray
+from etl.twin.process import COPY, FOLLOW, FOLLOW_TWO, TASKS, TASTES, UNCLICKED_STEEPNESS, Process, draw_rank
 
 USERS_PER_CHUNK = 50_000
 SPREAD = 1.15
@@ -91,14 +81,14 @@ def make_twin(
     return replace(twin, process=replace(process, intercepts=on_clicks, unclicked_intercepts=on_others))
 
 
-def _normal_quantiles(share: Float) -> Float:
+def _normal_quantiles(share: FloatArray) -> FloatArray:
     """Standard normal quantiles, interpolated over a fine grid."""
     tail = np.geomspace(1e-9, 1e-3, 200)
     nodes = np.concatenate([tail, np.linspace(1e-3, 1 - 1e-3, 4_000)[1:-1], 1 - tail[::-1]])
     return np.interp(share, nodes, [NormalDist().inv_cdf(node) for node in nodes])
 
 
-def _clicks(log_clicks: Any) -> Int:
+def _clicks(log_clicks: Any) -> IntArray:
     return np.clip(np.exp(log_clicks), FEWEST_CLICKS, MOST_CLICKS).astype(np.int64)
 
 
@@ -119,7 +109,7 @@ def _intercepts(twin: Twin) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(on_clicks), tuple(on_others)
 
 
-def _intercept(logit_N: Float, rate: float) -> float:
+def _intercept(logit_N: FloatArray, rate: float) -> float:
     """The intercept for which the mean probability is `rate`, by bisection; 0 if there is none."""
     if rate == 0:
         return 0.0
@@ -143,10 +133,10 @@ class Clicks:
         thread: bool `[N]`, clicks that followed the last two (for a copy: that of its original).
     """
 
-    taste: Int
-    offset: Int
-    user: Int
-    rank: Int
+    taste: IntArray
+    offset: IntArray
+    user: IntArray
+    rank: IntArray
     copied: Any
     thread: Any
 

@@ -23,7 +23,7 @@ import pyarrow.csv as pa_csv
 
 from etl.logs.tenrec import SCENARIOS
 from etl.logs.tenrec_published import PUBLISHED
-from etl.protocol import Int
+from etl.runtime.arrays import IntArray
 from etl.runtime.processes import n_cores, process_pool
 from etl.twin.columns import columns
 from etl.twin.history import with_history
@@ -76,7 +76,7 @@ def segments(twin: Twin) -> int:
     return SEGMENTS if twin.blocks > 1 else 1
 
 
-def interleaved(twin: Twin, chunk: int, user_R: Int) -> tuple[Int, Int]:
+def interleaved(twin: Twin, chunk: int, user_R: IntArray) -> tuple[IntArray, IntArray]:
     """The order of a chunk's rows in the log.
 
     Args:

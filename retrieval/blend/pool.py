@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from etl.runtime.arrays import Float32Array
 from etl.runtime.lookup import lookup
 from retrieval.blend.seconds import Seconds
 from retrieval.item_lists import is_among, matches, seen_pairs
@@ -31,7 +32,6 @@ MIN_CANDIDATES = 100
 """Minimum number of best items that each source adds to a query's pool; with a larger cutoff, that many."""
 NOT_LISTED = 1_000
 """Rank of an item that is not in a source's list."""
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class Pool:
     names: tuple[str, ...]
     query: npt.NDArray[np.int64]
     item: npt.NDArray[np.int64]
-    raw: Floats
-    share: Floats
-    rank: Floats
-    popularity: Floats
+    raw: Float32Array
+    share: Float32Array
+    rank: Float32Array
+    popularity: Float32Array
     is_target: npt.NDArray[np.bool_]
     n_queries: int
 
@@ -88,7 +88,7 @@ class Pool:
         item[self.query[order], index], score[self.query[order], index] = self.item[order], score_N[order]
         return item, score
 
-    def ranks_of(self, item_QK: npt.NDArray[np.int64]) -> Floats:
+    def ranks_of(self, item_QK: npt.NDArray[np.int64]) -> Float32Array:
         """Ranks of listed items in each source `[S, Q, K]`; NaN if a source does not list the item."""
         if not len(self.item):
             return np.full((len(self.names), *item_QK.shape), np.nan, np.float32)
@@ -180,7 +180,7 @@ class Pools:
 
 def exact_scores(
     catalogue: Catalogue, queries: Queries, query_N: npt.NDArray[np.int64], item_N: npt.NDArray[np.int64]
-) -> Floats:
+) -> Float32Array:
     """The model's scores of (query, item) pairs; the summation order does not depend on the batch."""
     out, row = np.empty(len(item_N), np.float32), catalogue.rows_of(item_N)
     for begin in range(0, len(item_N), 1 << 17):
@@ -190,7 +190,7 @@ def exact_scores(
     return out if term is None else out + entries_at(term, query_N, item_N).astype(np.float32)
 
 
-def softmax_of_rows(score_N: Floats, query_N: npt.NDArray[np.int64], n_queries: int) -> Floats:
+def softmax_of_rows(score_N: Float32Array, query_N: npt.NDArray[np.int64], n_queries: int) -> Float32Array:
     """Softmax over the candidates of each query; `query_N` is sorted."""
     if not len(score_N):
         return score_N
@@ -206,7 +206,7 @@ def _pairs(scores: sparse.csr_matrix) -> npt.NDArray[np.int64]:
     return row_of_entries(scores) << 32 | scores.indices.astype(np.int64)
 
 
-def _ranks(best: sparse.csr_matrix) -> Floats:
+def _ranks(best: sparse.csr_matrix) -> Float32Array:
     """Rank of each entry in its row, ties by ascending item; columns are sorted."""
     row, width = row_of_entries(best), int(np.diff(best.indptr).max(initial=0))
     column = position_in_row(row, best.shape[0])

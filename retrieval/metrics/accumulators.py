@@ -16,9 +16,10 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from etl.dataset import Dataset
+from etl.runtime.arrays import IntArray
 from etl.runtime.files import write_json
 from etl.runtime.lookup import lookup
-from retrieval.metrics.ranking import Int, RankingSums, gini
+from retrieval.metrics.ranking import RankingSums, gini
 from retrieval.queries import Queries
 
 LENGTHS = ((3, 4), (5, 9), (10, 14), (15, 29), (30, None))
@@ -39,9 +40,9 @@ class SegmentAttributes:
         profile: int8 `[U, 2]`, gender and age, -1 = unknown.
     """
 
-    train_clicks: Int
+    train_clicks: IntArray
     decile: npt.NDArray[np.int8]
-    user_id: Int
+    user_id: IntArray
     profile: npt.NDArray[np.int8]
 
     @classmethod
@@ -56,13 +57,13 @@ class SegmentAttributes:
         user, order = np.concatenate(users), np.argsort(np.concatenate(users), kind="stable")
         return cls(clicks, deciles(clicks), user[order], np.concatenate(profiles)[order])
 
-    def profile_of(self, user_Q: Int) -> npt.NDArray[np.int8]:
+    def profile_of(self, user_Q: IntArray) -> npt.NDArray[np.int8]:
         """Gender and age of users `[Q, 2]`; -1 for users that are not in the dataset."""
         row, known = lookup(self.user_id, user_Q)
         return np.where(known[:, None], self.profile[row], np.int8(-1))
 
 
-def deciles(train_clicks: Int) -> npt.NDArray[np.int8]:
+def deciles(train_clicks: IntArray) -> npt.NDArray[np.int8]:
     """Popularity decile of each item: each has a tenth of all train clicks, 1 = most clicked; 0 = no clicks.
 
     >>> deciles(np.array([0, 5, 4, 1])).tolist()
@@ -104,14 +105,14 @@ class RankingResult:
         self.total = RankingSums(self.cutoffs)
         self.segments: dict[tuple[str, str], RankingSums] = {}
         self.shown = np.zeros((len(self.cutoffs), n_items + 1), np.int32)
-        self.flat_index: list[Int] = []
+        self.flat_index: list[IntArray] = []
         self.seconds = 0.0
 
     def add(
         self,
         queries: Queries,
         clicks_after: int,
-        rank: Int,
+        rank: IntArray,
         lists: Any,
         attributes: SegmentAttributes,
         more: Segments = (),
@@ -150,7 +151,7 @@ class RankingResult:
         with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
             self.shown.ravel()[arrays["flat_index"]] += arrays["times"]
 
-    def metrics(self, train_clicks: Int, n_candidates: int) -> dict[str, Any]:
+    def metrics(self, train_clicks: IntArray, n_candidates: int) -> dict[str, Any]:
         """The metrics of one split for `metrics.json`.
 
         Args:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from retrieval.metrics.ranking import Float, Int, Mask
+from etl.runtime.arrays import BoolArray, FloatArray, IntArray
 
 
 def auc(label_N: npt.NDArray[np.integer], score_N: npt.NDArray[np.floating]) -> float | None:
@@ -35,7 +35,7 @@ def gauc(
 
 def _grouped_auc(
     group_N: npt.NDArray[np.integer] | None, label_N: npt.NDArray[np.integer], score_N: npt.NDArray[np.floating]
-) -> tuple[Float, Int]:
+) -> tuple[FloatArray, IntArray]:
     """AUC of each group (NaN with one class) and its rows, by the rank-sum formula; None = a single group.
 
     NaN scores count against the model: lowest for positive rows, highest for negative rows.
@@ -74,7 +74,7 @@ def _score_code(score_N: npt.NDArray[np.floating]) -> npt.NDArray[np.uint64]:
     """Order-preserving codes of the scores, below 2^32."""
     if score_N.dtype != np.float32:
         return np.unique(score_N, return_inverse=True)[1].astype(np.uint64)
-    # Float bits order like integers after fixing the sign; adding 0 turns -0.0 into 0.0.
+    # FloatArray bits order like integers after fixing the sign; adding 0 turns -0.0 into 0.0.
     bits = (score_N + np.float32(0)).view(np.uint32)
     negative = bits >> np.uint32(31) == 1
     return np.where(negative, ~bits, bits | np.uint32(1 << 31)).astype(np.uint64)
@@ -116,7 +116,7 @@ def calibration(label_N: npt.NDArray[np.integer], score_N: npt.NDArray[np.floati
 def feedback_metrics(
     task: str,
     user_N: npt.NDArray[np.integer],
-    clicked_N: Mask,
+    clicked_N: BoolArray,
     label_N: npt.NDArray[np.integer],
     score_N: npt.NDArray[np.floating],
 ) -> Iterator[tuple[str, Any]]:
@@ -134,7 +134,7 @@ def feedback_metrics(
 def feedback_aucs(
     task: str,
     user_N: npt.NDArray[np.integer],
-    clicked_N: Mask,
+    clicked_N: BoolArray,
     label_N: npt.NDArray[np.integer],
     score_N: npt.NDArray[np.floating],
 ) -> Iterator[tuple[str, float | None]]:

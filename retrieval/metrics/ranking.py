@@ -14,9 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Int = npt.NDArray[np.int64]
-Float = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
+from etl.runtime.arrays import BoolArray, FloatArray, IntArray
 
 MISS = np.iinfo(np.int64).max
 """Rank of a target that is not a candidate."""
@@ -36,7 +34,7 @@ def rank_among(
     item_QK: npt.NDArray[np.integer],
     target_Q: npt.NDArray[np.integer],
     target_score_Q: npt.NDArray[np.floating],
-) -> Int:
+) -> IntArray:
     """Rank of each target among the candidates listed for its query.
 
     Args:
@@ -68,16 +66,16 @@ class RankingSums:
     cutoffs: Sequence[int]
     queries: int = 0
     repeats: int = 0
-    hits: Int = field(init=False)
-    gains: Float = field(init=False)
-    reciprocals: Float = field(init=False)
+    hits: IntArray = field(init=False)
+    gains: FloatArray = field(init=False)
+    reciprocals: FloatArray = field(init=False)
 
     def __post_init__(self) -> None:
         self.hits = np.zeros(len(self.cutoffs), np.int64)
         self.gains = np.zeros(len(self.cutoffs))
         self.reciprocals = np.zeros(len(self.cutoffs))
 
-    def add(self, rank_Q: Int, repeat_Q: Mask | None = None) -> None:
+    def add(self, rank_Q: IntArray, repeat_Q: BoolArray | None = None) -> None:
         """Add ranks of some queries, and which of their targets repeat a seen item."""
         self.queries += len(rank_Q)
         self.repeats += 0 if repeat_Q is None else int(repeat_Q.sum())
@@ -115,7 +113,7 @@ class RankingSums:
         }
 
 
-def gini(times_N: Int, n: int) -> float | None:
+def gini(times_N: IntArray, n: int) -> float | None:
     """Gini coefficient of recommendation counts over `n` items: 0 = uniform, near 1 = a single item.
 
     Args:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from retrieval.metrics.ranking import Float, Int
+from etl.runtime.arrays import FloatArray, IntArray
 
 RESAMPLES = 2_000
 GAINS = ("hr", "ndcg", "mrr")
@@ -27,7 +27,7 @@ DIGITS = 12
 """Decimals to which differences are rounded."""
 
 
-def matched_ranks(tables: Sequence[pa.Table]) -> list[Int]:
+def matched_ranks(tables: Sequence[pa.Table]) -> list[IntArray]:
     """Ranks of the users that are in every table, sorted by user.
 
     Args:
@@ -42,7 +42,7 @@ def matched_ranks(tables: Sequence[pa.Table]) -> list[Int]:
     return [t["rank"].to_numpy()[np.searchsorted(user, common)] for t, user in zip(tables, users, strict=True)]
 
 
-def gains(rank_Q: Int, metric: str) -> Float:
+def gains(rank_Q: IntArray, metric: str) -> FloatArray:
     """Contribution of each query to `hr@k`, `ndcg@k` or `mrr@k`, `[Q]`.
 
     >>> gains(np.array([1, 3, 11]), "ndcg@10").tolist()
@@ -54,7 +54,7 @@ def gains(rank_Q: Int, metric: str) -> Float:
     return np.where(rank <= int(cutoff), gain, 0.0)
 
 
-def interval(value_Q: Float, *, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+def interval(value_Q: FloatArray, *, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean over users (Efron and Tibshirani 1993, ch. 13).
 
     Args:
@@ -85,7 +85,7 @@ class Difference:
     p: float
 
 
-def compare(first_Q: Int, second_Q: Int, metric: str) -> Difference:
+def compare(first_Q: IntArray, second_Q: IntArray, metric: str) -> Difference:
     """Compare two rankers by paired ranks of the same targets."""
     a, b = gains(first_Q, metric), gains(second_Q, metric)
     low, high = interval(a - b)
@@ -94,7 +94,7 @@ def compare(first_Q: Int, second_Q: Int, metric: str) -> Difference:
     )
 
 
-def _mcnemar(a: Float, b: Float) -> float:
+def _mcnemar(a: FloatArray, b: FloatArray) -> float:
     from scipy.stats import binomtest  # slow import (0.5 s), not needed by evaluations
 
     only_first, only_second = int(np.sum(a > b)), int(np.sum(b > a))
@@ -102,7 +102,7 @@ def _mcnemar(a: Float, b: Float) -> float:
     return float(binomtest(only_first, total).pvalue) if total else 1.0
 
 
-def signed_rank(a: Float, b: Float) -> float:
+def signed_rank(a: FloatArray, b: FloatArray) -> float:
     """Two-sided p-value of Wilcoxon's signed-rank test on paired values `[Q]`."""
     from scipy.stats import wilcoxon
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from etl.runtime.arrays import IntArray
 from etl.runtime.errors import InputError
 from etl.runtime.object_store import download_if_remote
 from etl.runtime.output_file import new_file
-from retrieval.metrics.ranking import Int
 from retrieval.metrics.significance import GAINS, SIGNIFICANCE_LEVEL, compare, format_p, gains, holm, interval
 from retrieval.rankers.registry import MODEL
 from retrieval.ranks_file import read_ranks
@@ -102,7 +102,7 @@ class Result:
             )
 
 
-def read_results(folders: Sequence[str], metrics: Sequence[str]) -> dict[str, Int]:
+def read_results(folders: Sequence[str], metrics: Sequence[str]) -> dict[str, IntArray]:
     """Test ranks of every model, then of every baseline, over the same queries in the same order.
 
     A baseline with equal ranks in several results is listed once.
@@ -111,7 +111,7 @@ def read_results(folders: Sequence[str], metrics: Sequence[str]) -> dict[str, In
         InputError: results over different queries, or without a metric.
     """
     results = [Result.read(download_if_remote(folder, last_file=METRICS)) for folder in folders]
-    rankers: dict[str, Int] = {}
+    rankers: dict[str, IntArray] = {}
     for result in results:
         result.check(results[0], metrics)
         add_ranker(rankers, result.summary["model"], result.folder, result.tables[MODEL])
@@ -127,7 +127,7 @@ def read_results(folders: Sequence[str], metrics: Sequence[str]) -> dict[str, In
     return rankers
 
 
-def add_ranker(rankers: dict[str, Int], name: str, folder: Path, table: pa.Table) -> None:
+def add_ranker(rankers: dict[str, IntArray], name: str, folder: Path, table: pa.Table) -> None:
     """Add a ranker under its name; on conflicts with its folder, and a number."""
     label, count = name, 2
     while label in rankers:
@@ -136,12 +136,12 @@ def add_ranker(rankers: dict[str, Int], name: str, folder: Path, table: pa.Table
     rankers[label] = table["rank"].to_numpy()
 
 
-def _is_known(rankers: dict[str, Int], name: str, table: pa.Table) -> bool:
+def _is_known(rankers: dict[str, IntArray], name: str, table: pa.Table) -> bool:
     same = (ranks for label, ranks in rankers.items() if label == name or label.startswith(f"{name} ("))
     return any(np.array_equal(ranks, table["rank"].to_numpy()) for ranks in same)
 
 
-def rows_of(rankers: dict[str, Int], metrics: Sequence[str]) -> list[Row]:
+def rows_of(rankers: dict[str, IntArray], metrics: Sequence[str]) -> list[Row]:
     """The table, the first ranker's rows first."""
     base, *others = rankers
     differences = {(name, m): compare(rankers[name], rankers[base], m) for name in others for m in metrics}

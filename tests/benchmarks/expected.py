@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from etl.dataset import Dataset
+from etl.runtime.arrays import FloatArray, IntArray
 from etl.twin.columns import scatter
 from etl.twin.oracle import MIN_CLICKS, all_rows_score, score_rows
 from etl.twin.raw_ids import item_ids, user_ids
@@ -21,8 +22,6 @@ from etl.twin.rows import chance_of, rows_of
 from etl.twin.simulate import Clicks, Twin, simulate
 from retrieval.bundle import open_bundle
 
-Float = npt.NDArray[np.float64]
-Int = npt.NDArray[np.int64]
 ACTIONS = ("like", "share", "follow")
 ORACLE_USERS = 4_000
 """Number of users over which the best possible is averaged."""
@@ -51,7 +50,7 @@ class Truth:
         users = np.flatnonzero(np.diff(clicks.offset) >= MIN_CLICKS)
         return cls(made, clicks, users, user_ids(made.scenario, made.users).of(users))
 
-    def chance(self, task: str, user_R: Int, rank_R: Int, clicked_R: npt.NDArray[np.bool_]) -> Float:
+    def chance(self, task: str, user_R: IntArray, rank_R: IntArray, clicked_R: npt.NDArray[np.bool_]) -> FloatArray:
         """Probability of the action on rows of the test blocks, given all hidden variables.
 
         Args:
@@ -99,7 +98,7 @@ class Truth:
         return out
 
 
-def expected_auc(score_F: npt.NDArray[np.floating], chance_F: Float) -> float:
+def expected_auc(score_F: npt.NDArray[np.floating], chance_F: FloatArray) -> float:
     """Expected number of correctly ordered pairs of a positive and a negative row, over the expected number of pairs.
 
     Row i is positive with probability `chance_F[i]`, independently of the others; equal scores count half. With

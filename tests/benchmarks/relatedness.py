@@ -14,7 +14,8 @@ import numpy as np
 from scipy.stats import ttest_ind, ttest_rel
 
 from etl.dataset import open_dataset
-from tests.benchmarks.expected import ACTIONS, Float, Truth
+from etl.runtime.arrays import FloatArray
+from tests.benchmarks.expected import ACTIONS, Truth
 from tests.benchmarks.models import Run, cell, execute, truth_of, twin, twin_options
 from trainer.distributed.world import World
 from trainer.finished_run import open_run
@@ -36,7 +37,7 @@ COMPARED = {
 def relatedness(seeds: Sequence[int] = (0, 1, 2)) -> None:
     """`rank_mmoe` with all tasks against the same network with one."""
     options = (MODEL, *twin_options(MODEL))
-    gains: dict[tuple[str, int], dict[str, Float]] = {}
+    gains: dict[tuple[str, int], dict[str, FloatArray]] = {}
     for correlation in (1, 0):
         values: dict[str, list[dict[str, float]]] = {"best": [], "joint": [], **{name: [] for name in COMPARED}}
         for seed in seeds:
@@ -68,7 +69,7 @@ def relatedness(seeds: Sequence[int] = (0, 1, 2)) -> None:
             print(f"| {key} | {related.mean() - unrelated.mean():+.4f} | {p:.3f} |", flush=True)
 
 
-def table(values: dict[str, list[dict[str, float]]], name: str) -> dict[str, Float]:
+def table(values: dict[str, list[dict[str, float]]], name: str) -> dict[str, FloatArray]:
     """One line per task and kind of row: means ± standard deviations, each log's gain, a paired t-test.
 
     Returns:

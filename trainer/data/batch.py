@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 
 from etl.dataset import CLICKED, PADDING, feedback_labels
+from etl.runtime.arrays import IntArray
 from trainer.data.hashing import sample_per_group
-from trainer.data.order import Int
 from trainer.data.ragged import Ragged, cumcount
 from trainer.data.reader import Sessions
 
@@ -31,11 +31,11 @@ class FeedbackRows:
         index_in_session: int64 `[F]`, the row's index among all rows of its session.
     """
 
-    session: Int
-    position: Int
-    item: Int
+    session: IntArray
+    position: IntArray
+    item: IntArray
     feedback: npt.NDArray[np.int16]
-    index_in_session: Int
+    index_in_session: IntArray
 
     def select(self, keep: npt.NDArray[np.bool_]) -> FeedbackRows:
         """Some of the rows."""
@@ -89,7 +89,7 @@ class Batch:
         return Batch(*(t.pin_memory().to(device, non_blocking=True) for t in vars(self).values()))
 
 
-def pad(lists: Ragged, length_N: Int, width: int) -> Int:
+def pad(lists: Ragged, length_N: IntArray, width: int) -> IntArray:
     """Right-pad the first `length_N[i]` values of each list with 0 to `[N, width]`."""
     out = np.full((len(length_N), width), PADDING, np.int64)
     keep = lists.index_in_row < np.repeat(length_N, lists.lengths)
@@ -97,7 +97,7 @@ def pad(lists: Ragged, length_N: Int, width: int) -> Int:
     return out
 
 
-def action_codes(sessions: Sessions, length_N: Int, width: int) -> Int:
+def action_codes(sessions: Sessions, length_N: IntArray, width: int) -> IntArray:
     """Action codes of the first `length_N[i]` clicks of each session, `[N, width]`; 0 for padding.
 
     The lowest bits hold a click's actions, the bits above its visit count. They are outcomes of that click, so they may
@@ -147,7 +147,7 @@ class BatchOptions:
     actions: bool = False
 
 
-def train_batch(sessions: Sessions, options: BatchOptions, positives: Int | None = None) -> Batch:
+def train_batch(sessions: Sessions, options: BatchOptions, positives: IntArray | None = None) -> Batch:
     """Build the batch of a training step.
 
     The encoder reads clicks 1..n-1-holdout; the target of each is the next click. This trains every prefix
@@ -189,19 +189,19 @@ def train_batch(sessions: Sessions, options: BatchOptions, positives: Int | None
     return replace(batch, **{name: torch.from_numpy(values) for name, values in more.items()})
 
 
-def targets_of(sessions: Sessions, holdout: int) -> Int:
+def targets_of(sessions: Sessions, holdout: int) -> IntArray:
     """All target clicks of sessions, concatenated."""
     items = sessions.items
     trained = (items.index_in_row > 0) & (items.index_in_row < np.repeat(items.lengths - holdout, items.lengths))
     return items.values[trained].astype(np.int64)
 
 
-def _has_target(rows: FeedbackRows, visible: Int, targets_BT: Int) -> npt.NDArray[np.bool_]:
+def _has_target(rows: FeedbackRows, visible: IntArray, targets_BT: IntArray) -> npt.NDArray[np.bool_]:
     state = np.minimum(rows.position, visible[rows.session]) - 1
     return (rows.position <= visible[rows.session]) & (targets_BT[rows.session, state] != PADDING)
 
 
-def _skipped(sessions: Sessions, visible: Int, targets_BT: Int, options: BatchOptions) -> dict[str, Int]:
+def _skipped(sessions: Sessions, visible: IntArray, targets_BT: IntArray, options: BatchOptions) -> dict[str, IntArray]:
     """The skipped-item fields of `Batch`."""
     rows = feedback_rows(sessions, exposures=True)
     rows = rows.select(((rows.feedback & CLICKED) == 0) & _has_target(rows, visible, targets_BT))
@@ -212,7 +212,9 @@ def _skipped(sessions: Sessions, visible: Int, targets_BT: Int, options: BatchOp
     return {"skipped_state": state[chosen], "skipped_item": rows.item[chosen], "skipped_slot": cumcount(state[chosen])}
 
 
-def make_batch(items_BT: Int, targets_BT: Int, profile_B2: Int, rows: FeedbackRows | None, tasks: list[str]) -> Batch:
+def make_batch(
+    items_BT: IntArray, targets_BT: IntArray, profile_B2: IntArray, rows: FeedbackRows | None, tasks: list[str]
+) -> Batch:
     """Build a batch from arrays; `rows` refer to positions of `items_BT`."""
     if rows is None:
         empty = np.zeros(0, np.int64)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.order import Int
+from etl.runtime.arrays import IntArray
 from trainer.data.ragged import cumcount
 
 
 def sample_per_group(
-    user_R: Int, group_R: Int, index_in_session_R: Int, limit: int, salt: int
+    user_R: IntArray, group_R: IntArray, index_in_session_R: IntArray, limit: int, salt: int
 ) -> npt.NDArray[np.bool_]:
     """Mask of a random sample of at most `limit` rows per group.
 

@@ -8,9 +8,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from etl.dataset import Dataset
+from etl.runtime.arrays import IntArray
 from etl.runtime.dataset_folder import ITEMS
 from etl.runtime.errors import InputError
-from trainer.data.order import Int
 
 MAX_VALUES = 10_000
 """Maximum values of a column that feedback towers read by default: its embeddings get a dense update each step."""
@@ -32,7 +32,7 @@ def check_columns(dataset: Dataset, option: str, columns: list[str]) -> None:
             raise InputError(f"{option} of {', '.join(known)}", column, hint)
 
 
-def feature_codes(dataset: Dataset, columns: list[str]) -> tuple[Int, dict[str, dict[str, int]]]:
+def feature_codes(dataset: Dataset, columns: list[str]) -> tuple[IntArray, dict[str, dict[str, int]]]:
     """Encode item features as integers.
 
     Returns:

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Int = npt.NDArray[np.int64]
+from etl.runtime.arrays import IntArray
+
 SORTED_TOGETHER = 32
 """Number of batches whose sessions are sorted by length together (length bucketing)."""
 
@@ -30,7 +30,7 @@ class Order:
         shuffle_buffer_sessions: size of the shuffle buffer, rounded to complete row groups, at least one.
     """
 
-    group_rows: Int
+    group_rows: IntArray
     seed: int
     epoch: int
     fingerprint: str
@@ -41,7 +41,7 @@ class Order:
         """An independent generator per use, so that any part of an epoch can be generated on its own."""
         return np.random.default_rng([self.seed, self.epoch, int(self.fingerprint[:15], 16), *more])
 
-    def windows(self) -> Iterator[Int]:
+    def windows(self) -> Iterator[IntArray]:
         """Windows of row groups that are shuffled together, in the order of the epoch."""
         order = self.rng(0).permutation(len(self.group_rows))
         begin, rows = 0, 0
@@ -51,7 +51,7 @@ class Order:
                 yield order[begin:end]
                 begin, rows = end, 0
 
-    def batches(self, window: int, tokens_N: Int) -> list[Int]:
+    def batches(self, window: int, tokens_N: IntArray) -> list[IntArray]:
         """Cut a window's sessions into global batches.
 
         Args:
@@ -67,7 +67,7 @@ class Order:
         row = row[rng.permutation(len(row))]
         mean = max(1.0, float(tokens_N[row].mean())) if len(row) else 1.0
         together = max(1, round(SORTED_TOGETHER * self.batch_tokens / mean))
-        batches: list[Int] = []
+        batches: list[IntArray] = []
         for begin in range(0, len(row), together):
             part = row[begin : begin + together]
             part = part[np.argsort(tokens_N[part], kind="stable")]
@@ -77,6 +77,6 @@ class Order:
         return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def share(batch_N: Int, global_rank: int, world_size: int) -> Int:
+def share(batch_N: IntArray, global_rank: int, world_size: int) -> IntArray:
     """A worker's share of a global batch: every `world_size`-th session, so that lengths are balanced."""
     return batch_N[global_rank::world_size]

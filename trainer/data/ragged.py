@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from trainer.data.order import Int
+from etl.runtime.arrays import IntArray
 
 
 @dataclass(frozen=True)
 class Ragged:
     """Variable-length lists: row i is `values[offset[i]:offset[i + 1]]`."""
 
-    offset: Int
+    offset: IntArray
     values: npt.NDArray[Any]
 
     @classmethod
@@ -29,11 +29,11 @@ class Ragged:
         return cls(offset - offset[0], array.flatten().to_numpy())
 
     @property
-    def lengths(self) -> Int:
+    def lengths(self) -> IntArray:
         """Length of each list."""
         return np.diff(self.offset)
 
-    def take(self, row_N: Int) -> Ragged:
+    def take(self, row_N: IntArray) -> Ragged:
         """Select lists by row number, in the order of `row_N`."""
         lengths = self.lengths[row_N]
         offset = np.concatenate([[0], np.cumsum(lengths)])
@@ -41,17 +41,17 @@ class Ragged:
         return Ragged(offset, self.values[index])
 
     @property
-    def row(self) -> Int:
+    def row(self) -> IntArray:
         """Row number of each value."""
         return np.repeat(np.arange(len(self.offset) - 1), self.lengths)
 
     @property
-    def index_in_row(self) -> Int:
+    def index_in_row(self) -> IntArray:
         """Index of each value in its list, from 0."""
         return np.arange(len(self.values)) - np.repeat(self.offset[:-1], self.lengths)
 
 
-def cumcount(group_R: Int) -> Int:
+def cumcount(group_R: IntArray) -> IntArray:
     """Index of each row in its group, from 0; the rows of a group are contiguous."""
     begin = np.flatnonzero(np.diff(group_R, prepend=-1))
     return np.arange(len(group_R)) - np.repeat(begin, np.diff(np.append(begin, len(group_R))))

@@ -13,9 +13,9 @@ import pyarrow as pa
 import torch
 
 from etl.dataset import FEEDBACK_BIT, PADDING, SPLITS, Dataset, feedback_labels
+from etl.runtime.arrays import IntArray
 from etl.runtime.lookup import lookup
 from trainer.data.batch import FeedbackRows
-from trainer.data.order import Int
 from trainer.data.ragged import Ragged
 from trainer.data.reader import Reader, Sessions
 
@@ -37,17 +37,17 @@ class FlatRows:
         split: `[F]`, index in `SPLITS`.
     """
 
-    user_id: Int
-    item: Int
-    history: Int
-    profile: Int
+    user_id: IntArray
+    item: IntArray
+    history: IntArray
+    profile: IntArray
     feedback: npt.NDArray[np.int16]
     split: npt.NDArray[np.int8]
 
     def __len__(self) -> int:
         return len(self.item)
 
-    def take(self, row_N: Int) -> FlatRows:
+    def take(self, row_N: IntArray) -> FlatRows:
         """Select rows by number, in the order of `row_N`."""
         return FlatRows(*(values[row_N] for values in vars(self).values()))
 
@@ -92,7 +92,7 @@ def block_rows(sessions: Sessions, rows: FeedbackRows) -> FlatRows:
     return FlatRows(sessions.user_id[session], rows.item, history.astype(np.int64), profile, rows.feedback, split)
 
 
-def rank_batch(rows: FlatRows, users: Int, tasks: list[str]) -> RankBatch:
+def rank_batch(rows: FlatRows, users: IntArray, tasks: list[str]) -> RankBatch:
     """Build a batch of rows.
 
     Args:
@@ -111,7 +111,7 @@ def rank_batch(rows: FlatRows, users: Int, tasks: list[str]) -> RankBatch:
     )
 
 
-def all_users(dataset: Dataset, reader: Reader[Sessions] | Reader[FlatRows]) -> Int:
+def all_users(dataset: Dataset, reader: Reader[Sessions] | Reader[FlatRows]) -> IntArray:
     """The distinct users of a dataset, sorted."""
     users = [
         np.unique(reader.read_columns([group], ["user_id"])["user_id"].to_numpy())
@@ -132,11 +132,11 @@ class RowReader(Reader[FlatRows]):
         super().__init__(dataset, [entry.path for entry in dataset.row_files])
         self.trained = trained
 
-    def _read_targets(self, group: int) -> Int:
+    def _read_targets(self, group: int) -> IntArray:
         split = self.read_columns([group], ["split"])["split"].to_numpy(zero_copy_only=False)
         return np.isin(split, self.trained).astype(np.int64)
 
-    def read(self, groups: Int) -> FlatRows:
+    def read(self, groups: IntArray) -> FlatRows:
         """Read all rows of some row groups."""
         return flat_rows(self.read_columns(groups, ROW_COLUMNS))
 

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etl.dataset import Dataset
+from etl.runtime.arrays import IntArray
 from trainer.config import TrainerConfig
-from trainer.data.order import Int, Order, share
+from trainer.data.order import Order, share
 from trainer.data.ragged import Ragged
 
 T = TypeVar("T")
@@ -50,12 +51,12 @@ class Sessions:
             was prepared without them.
     """
 
-    user_id: Int
+    user_id: IntArray
     items: Ragged
     feedback: Ragged
     watching_times: Ragged
     n_clicks: npt.NDArray[np.int32]
-    profile: Int
+    profile: IntArray
     exposure_items: Ragged
     exposure_position: Ragged
     exposure_feedback: Ragged
@@ -71,7 +72,7 @@ class Sessions:
         profile = np.stack([table[name].to_numpy().astype(np.int64) for name in ("gender", "age")], axis=1)
         return cls(user_id=table["user_id"].to_numpy(), n_clicks=table["n_clicks"].to_numpy(), profile=profile, **lists)
 
-    def take(self, row_N: Int) -> Sessions:
+    def take(self, row_N: IntArray) -> Sessions:
         """Select sessions by number, in the order of `row_N`."""
         lists = {name: getattr(self, name).take(row_N) for name in LISTS}
         return replace(
@@ -99,7 +100,7 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def take(self, row_N: Int, /) -> Any:
+    def take(self, row_N: IntArray, /) -> Any:
         """Select samples by number, in the order of `row_N`."""
 
 
@@ -127,14 +128,14 @@ class Reader(ABC, Generic[S]):
         self._targets: dict[int, npt.NDArray[np.int16]] = {}
 
     @abstractmethod
-    def _read_targets(self, group: int) -> Int:
+    def _read_targets(self, group: int) -> IntArray:
         """Number of targets of each sample of a row group; samples with 0 are not trained on."""
 
     @abstractmethod
-    def read(self, groups: Int) -> S:
+    def read(self, groups: IntArray) -> S:
         """Read all samples of some row groups."""
 
-    def targets(self, group: int) -> Int:
+    def targets(self, group: int) -> IntArray:
         """Number of targets of each sample of a row group, cached."""
         if group not in self._targets:
             self._targets[group] = self._read_targets(group).astype(np.int16)
@@ -159,7 +160,7 @@ class Reader(ABC, Generic[S]):
         """Number of global batches in an epoch."""
         return sum(len(self._batches(order, number, groups)) for number, groups in enumerate(order.windows()))
 
-    def _batches(self, order: Order, window: int, groups: Int) -> list[Int]:
+    def _batches(self, order: Order, window: int, groups: IntArray) -> list[IntArray]:
         """Row numbers of each batch of a window of row groups."""
         return order.batches(window, np.concatenate([self.targets(group) for group in groups]))
 
@@ -173,7 +174,13 @@ class Reader(ABC, Generic[S]):
         return pa.concat_tables(tables)
 
     def epoch(
-        self, order: Order, collate: Callable[[S, Int, Int], T], *, start: int, global_rank: int, world_size: int
+        self,
+        order: Order,
+        collate: Callable[[S, IntArray, IntArray], T],
+        *,
+        start: int,
+        global_rank: int,
+        world_size: int,
     ) -> Iterator[GlobalBatch[T]]:
         """This worker's batches of an epoch from sample `start` on.
 
@@ -219,12 +226,12 @@ class SessionReader(Reader[Sessions]):
         self.holdout, self.prefixes = holdout, prefixes
         self.columns = session_columns(exposures=exposures, actions=actions)
 
-    def _read_targets(self, group: int) -> Int:
+    def _read_targets(self, group: int) -> IntArray:
         clicks = self.read_columns([group], ["n_clicks"])["n_clicks"].to_numpy()
         lengths = np.minimum(clicks, self.dataset.manifest.max_clicks).astype(np.int64)
         targets = np.maximum(lengths - 1 - self.holdout, 0)
         return np.minimum(targets, self.prefixes) if self.prefixes else targets
 
-    def read(self, groups: Int) -> Sessions:
+    def read(self, groups: IntArray) -> Sessions:
         """Read all sessions of some row groups."""
         return Sessions.of(self.read_columns(groups, self.columns))

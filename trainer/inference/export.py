@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import torch
 
 from etl.dataset import HELD_OUT, SPLITS, Dataset, feedback_labels
+from etl.runtime.arrays import IntArray
 from retrieval.bundle import (
     FEEDBACK_SCHEMA,
     ITEMS,
@@ -25,7 +26,6 @@ from retrieval.bundle import (
     vectors_array,
 )
 from trainer.data.batch import feedback_rows
-from trainer.data.order import Int
 from trainer.data.ragged import Ragged
 from trainer.data.ranking_rows import ROW_COLUMNS, block_rows, flat_rows
 from trainer.data.reader import Sessions, session_columns
@@ -277,7 +277,7 @@ def _rank_rows(table: pa.Table, scorer: RankScorer, splits: list[str]) -> Tables
             yield from _feedback(split, part.user_id, part.item, part.feedback, scores)
 
 
-def _feedback(split: str, user_F: Int, item_F: Int, feedback_F: Any, scores: Scores) -> Tables:
+def _feedback(split: str, user_F: IntArray, item_F: IntArray, feedback_F: Any, scores: Scores) -> Tables:
     for task, score in scores.items():
         columns = [
             pa.array([task] * len(score), pa.string()),

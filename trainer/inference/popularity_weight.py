@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from etl.runtime.arrays import IntArray
 from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
 from retrieval.metrics.significance import gains
-from trainer.data.order import Int
 
 POPULARITY = "popularity_weight.json"
 """File of the fitted weight in a run folder."""
@@ -30,7 +30,7 @@ ERRORS = 2.0
 """Standard errors that a gain must exceed: several weights are tried, and items without clicks lose by all of them."""
 
 
-def find_weight(ranks_with: Callable[[float], Int], score_deviation: float) -> float:
+def find_weight(ranks_with: Callable[[float], IntArray], score_deviation: float) -> float:
     """The weight with the highest NDCG@20, or 0 if no gain is above two standard errors.
 
     Args:

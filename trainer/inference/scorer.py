@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from etl.runtime.arrays import IntArray
 from trainer.data.batch import FeedbackRows, action_codes, make_batch, pad
-from trainer.data.order import Int
 from trainer.data.ranking_rows import FlatRows, rank_batch
 from trainer.data.reader import Sessions
 from trainer.distributed.row_lookup import RowLookup
@@ -78,7 +78,7 @@ class SessionScorer:
         return replace(self, tables=tables, lookup=None)
 
     @torch.inference_mode()
-    def states(self, sessions: Sessions, after_BQ: Int) -> torch.Tensor:
+    def states(self, sessions: Sessions, after_BQ: IntArray) -> torch.Tensor:
         """States `[B, Q, S]` of B sessions after their first `after_BQ` clicks (at least 1)."""
         self.model.eval()
         visible = after_BQ.max(axis=1)
@@ -99,7 +99,7 @@ class SessionScorer:
         query = self.model.query(self.model.task_representations(state_NS)["next"])
         return torch.cat([query, query.new_ones(len(query), 1)], dim=1)
 
-    def transition_weights(self, sessions: Sessions, visible_B: Int, split: str) -> npt.NDArray[np.float32]:
+    def transition_weights(self, sessions: Sessions, visible_B: IntArray, split: str) -> npt.NDArray[np.float32]:
         """Weights of the counted transitions `[B, T]` after the first `visible_B` clicks; `[B, 0]` if not used."""
         return self.term.weights(sessions, visible_B, split) if self.term else np.zeros((len(sessions), 0), np.float32)
 
@@ -151,7 +151,7 @@ class RankScorer:
 
     model: Ranker
     tables: Mapping[str, ReadTable]
-    users: Int
+    users: IntArray
     device: torch.device
     only: Collection[str] | None = None
 

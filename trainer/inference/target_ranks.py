@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from etl.runtime.arrays import IntArray
 from retrieval.metrics.ranking import MISS
-from trainer.data.order import Int
 from trainer.distributed.world import World
 from trainer.inference.scorer import SessionScorer
 
@@ -42,7 +42,7 @@ class RankRequest:
     seen_2P: torch.Tensor
     term_QI: sparse.csr_matrix | None = None
 
-    def ranks(self, ahead_Q: torch.Tensor) -> Int:
+    def ranks(self, ahead_Q: torch.Tensor) -> IntArray:
         """Rank of each target, int64 `[Q]`, from the number of other candidates that do not score below it."""
         rank = 1 + ahead_Q
         query, item = self.seen_2P
@@ -69,7 +69,7 @@ def rank_request(
     return RankRequest(query_QD, own, target_Q, none if seen_2P is None else seen_2P.to(own.device), term_QI)
 
 
-def exact_ranks(scorer: SessionScorer, request: RankRequest, candidate_C: torch.Tensor) -> Int:
+def exact_ranks(scorer: SessionScorer, request: RankRequest, candidate_C: torch.Tensor) -> IntArray:
     """Rank of each target among all candidates, int64 `[Q]`; ties and NaN count against the target.
 
     Args:
@@ -147,7 +147,7 @@ def _exact_scores(
 
 def ranks_by_owners(
     local: SessionScorer, requests: list[RankRequest], own_candidate_C: torch.Tensor, world: World
-) -> Iterator[Int]:
+) -> Iterator[IntArray]:
     """Ranks of this worker's requests; every worker counts over the candidates that it owns.
 
     Queries are sent to the vectors, which are many more. Collective.

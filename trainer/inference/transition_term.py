@@ -18,6 +18,7 @@ import torch
 from scipy import sparse
 
 from etl.dataset import Dataset
+from etl.runtime.arrays import IntArray
 from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
 from etl.runtime.lookup import lookup
@@ -25,7 +26,6 @@ from retrieval.blend.fitted import FOLDS, fold_of
 from retrieval.bundle_folder import SEARCH_FOLDER
 from retrieval.sources.sparse_rows import entries_at
 from retrieval.transitions import Transitions, last_clicks, open_transitions
-from trainer.data.order import Int
 from trainer.data.reader import Sessions
 
 WEIGHTS = "transition_weights.json"
@@ -37,7 +37,7 @@ CHUNK_SCORES = 1 << 24
 RIDGE = 1e-3
 """L2 penalty on the slopes, so that a few sessions do not decide the weights of rare items."""
 
-ScoreOf = Callable[[Int], npt.NDArray[np.float32]]
+ScoreOf = Callable[[IntArray], npt.NDArray[np.float32]]
 """Inner products `[Q, c]` of all queries with items `[c]`."""
 
 
@@ -56,7 +56,7 @@ class TermWeights:
     bias: tuple[float, ...]
     slope: tuple[float, ...]
 
-    def weights(self, click_N: Int) -> npt.NDArray[np.float64]:
+    def weights(self, click_N: IntArray) -> npt.NDArray[np.float64]:
         """Float64 `[N, T]`, at least 0.
 
         >>> TermWeights(2.0, (0.0, -1e3), (1.0, 0.0)).weights(np.array([19])).round(3).tolist()
@@ -66,7 +66,7 @@ class TermWeights:
         return self.size * np.logaddexp(0.0, logit)
 
 
-def log_scaled_clicks(click_N: Int) -> npt.NDArray[np.float64]:
+def log_scaled_clicks(click_N: IntArray) -> npt.NDArray[np.float64]:
     """Log-scaled click counts: about -1 (none) to 2 (ten thousand)."""
     return np.log1p(click_N) / 3.0 - 1.0
 
@@ -83,11 +83,11 @@ class TransitionTerm:
     """
 
     transitions: Transitions
-    clicks: Int
+    clicks: IntArray
     all_users: TermWeights
     folds: tuple[TermWeights, ...]
 
-    def weights(self, sessions: Sessions, visible_B: Int, split: str) -> npt.NDArray[np.float32]:
+    def weights(self, sessions: Sessions, visible_B: IntArray, split: str) -> npt.NDArray[np.float32]:
         """Weights `[B, T]` after the first `visible_B` (at least 1) clicks of sessions."""
         last = self.clicks[sessions.items.values[sessions.items.offset[:-1] + visible_B - 1] - 1]
         if split != "valid":
@@ -95,7 +95,7 @@ class TransitionTerm:
         by_fold = np.stack([fitted.weights(last) for fitted in self.folds])
         return by_fold[fold_of(sessions.user_id), np.arange(len(last))].astype(np.float32)
 
-    def scores(self, sessions: Sessions, visible_B: Int, split: str) -> sparse.csr_matrix:
+    def scores(self, sessions: Sessions, visible_B: IntArray, split: str) -> sparse.csr_matrix:
         """Term added to the item scores after the first `visible_B` clicks, float64 `[B, n_items + 1]`."""
         return self.transitions.scores(contexts(sessions, visible_B), self.weights(sessions, visible_B, split))
 
@@ -115,7 +115,7 @@ class TransitionTerm:
         write_json(run / WEIGHTS, {"everyone": asdict(self.all_users), "folds": folds})
 
     @classmethod
-    def read(cls, run: Path, transitions: Transitions, clicks: Int) -> TransitionTerm:
+    def read(cls, run: Path, transitions: Transitions, clicks: IntArray) -> TransitionTerm:
         """Read the weights saved by `write`.
 
         Raises:
@@ -138,7 +138,7 @@ def count(dataset: Dataset, run: Path, holdout: int) -> Transitions:
     return open_transitions(dataset, run / SEARCH_FOLDER, holdout, torch.get_num_threads())
 
 
-def contexts(sessions: Sessions, visible_B: Int) -> Int:
+def contexts(sessions: Sessions, visible_B: IntArray) -> IntArray:
     """The last clicks of each session's first `visible_B` clicks, latest first."""
     return last_clicks(sessions.items.values, sessions.items.offset[:-1] + visible_B, visible_B)
 
@@ -155,12 +155,12 @@ class TermCandidates:
         user_id, last_clicks: int64 `[Q]`, the user, and the train clicks of the last clicked item.
     """
 
-    query: Int
+    query: IntArray
     score: npt.NDArray[np.float64]
     feature: npt.NDArray[np.float64]
     is_target: npt.NDArray[np.bool_]
-    user_id: Int
-    last_clicks: Int
+    user_id: IntArray
+    last_clicks: IntArray
 
     @classmethod
     def joined(cls, parts: list[TermCandidates]) -> TermCandidates:
@@ -173,13 +173,13 @@ class TermCandidates:
 
 def find_candidates(
     transitions: Transitions,
-    clicks: Int,
-    context_QG: Int,
-    user_id_Q: Int,
-    target_Q: Int,
+    clicks: IntArray,
+    context_QG: IntArray,
+    user_id_Q: IntArray,
+    target_Q: IntArray,
     score_of: ScoreOf,
-    candidate_C: Int,
-    seen: tuple[Int, Int] | None,
+    candidate_C: IntArray,
+    seen: tuple[IntArray, IntArray] | None,
 ) -> TermCandidates:
     """The candidates for fitting weights: the best by inner product, and all with a count.
 
@@ -211,8 +211,8 @@ def find_candidates(
 
 
 def nearest(
-    n: int, score_of: ScoreOf, candidate_C: Int, seen: tuple[Int, Int] | None
-) -> tuple[npt.NDArray[np.float32], Int]:
+    n: int, score_of: ScoreOf, candidate_C: IntArray, seen: tuple[IntArray, IntArray] | None
+) -> tuple[npt.NDArray[np.float32], IntArray]:
     """Scores and items of the best candidates of `n` queries `[n, NEAREST]`, best first; -inf beyond the last."""
     best, ids = np.full((n, NEAREST), -np.inf, np.float32), np.zeros((n, NEAREST), np.int64)
     begin, largest = 0, max(NEAREST, CHUNK_SCORES // max(n, 1))
@@ -235,7 +235,7 @@ def nearest(
     return best, ids
 
 
-def pair_scores(score_of: ScoreOf, query_N: Int, item_N: Int) -> npt.NDArray[np.float64]:
+def pair_scores(score_of: ScoreOf, query_N: IntArray, item_N: IntArray) -> npt.NDArray[np.float64]:
     """Inner products of (query, item) pairs, computed in blocks of distinct items."""
     items, column = np.unique(item_N, return_inverse=True)
     out = np.empty(len(item_N))

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from etl.dataset import SPLITS, TRAIN_HOLDOUT, feedback_labels
+from etl.runtime.arrays import IntArray
 from retrieval.metrics.feedback import auc
 from retrieval.metrics.ranking import RankingSums
 from trainer.config import VALID_CUTOFFS
 from trainer.data.batch import feedback_rows
-from trainer.data.order import Int
 from trainer.data.ranking_rows import FlatRows, RowReader
 from trainer.data.reader import Reader, SessionReader, Sessions
 from trainer.distributed.world import World
@@ -29,7 +29,7 @@ SPREAD = 8
 """A validation sample is drawn from row groups with this many times as many samples."""
 
 
-def sample_groups(reader: Reader[Any], counts: Int, n: int) -> tuple[Int, np.random.Generator]:
+def sample_groups(reader: Reader[Any], counts: IntArray, n: int) -> tuple[IntArray, np.random.Generator]:
     """Choose row groups with several times `n` validation samples, the same in every run on a dataset.
 
     Row groups are drawn first, so that a small sample of a large dataset reads few of them. A row group holds
@@ -131,7 +131,7 @@ class FeedbackSums:
 
 
 def validate_sessions(
-    scorer: SessionScorer, sample: Sessions, candidate_C: Int, world: World, *, exposures: bool, mask_seen: bool
+    scorer: SessionScorer, sample: Sessions, candidate_C: IntArray, world: World, *, exposures: bool, mask_seen: bool
 ) -> Validation:
     """Rank each valid target among all candidates, as the evaluation does, and score its feedback rows.
 
@@ -179,7 +179,7 @@ class TargetQueries:
 
     @classmethod
     def of(
-        cls, scorer: SessionScorer, sessions: Sessions, visible_B: Int, state_BS: torch.Tensor, *, mask_seen: bool
+        cls, scorer: SessionScorer, sessions: Sessions, visible_B: IntArray, state_BS: torch.Tensor, *, mask_seen: bool
     ) -> TargetQueries:
         """From the states of sessions after their first `visible_B` clicks."""
         target = sessions.items.values[sessions.items.offset[:-1] + visible_B].astype(np.int64)
@@ -201,7 +201,9 @@ def target_queries(scorer: SessionScorer, sample: Sessions, *, mask_seen: bool) 
     return queries
 
 
-def target_ranks(scorer: SessionScorer, queries: list[TargetQueries], candidate_C: Int, world: World, what: str) -> Int:
+def target_ranks(
+    scorer: SessionScorer, queries: list[TargetQueries], candidate_C: IntArray, world: World, what: str
+) -> IntArray:
     """Ranks of all workers' valid targets, int64, as `validate_sessions` finds them. Collective.
 
     Args:
@@ -213,7 +215,7 @@ def target_ranks(scorer: SessionScorer, queries: list[TargetQueries], candidate_
     return np.concatenate([np.zeros(0, np.int64), *(ranks for share in world.gather(mine) for ranks in share)])
 
 
-def score_deviation(scorer: SessionScorer, queries: list[TargetQueries], candidate_C: Int, world: World) -> float:
+def score_deviation(scorer: SessionScorer, queries: list[TargetQueries], candidate_C: IntArray, world: World) -> float:
     """Root mean square, over valid queries, of the standard deviation of their scores over candidates. Collective.
 
     Args:
@@ -230,7 +232,7 @@ def score_deviation(scorer: SessionScorer, queries: list[TargetQueries], candida
     return float(np.sqrt(every.mean())) if len(every) else 0.0
 
 
-def valid_batches(sample: Sessions) -> Iterator[tuple[Sessions, Int]]:
+def valid_batches(sample: Sessions) -> Iterator[tuple[Sessions, IntArray]]:
     """Batches of sessions, with the number of their clicks before the valid target."""
     for begin in range(0, len(sample), SESSIONS_PER_BATCH):
         sessions = sample.take(np.arange(begin, min(begin + SESSIONS_PER_BATCH, len(sample))))
@@ -238,8 +240,8 @@ def valid_batches(sample: Sessions) -> Iterator[tuple[Sessions, Int]]:
 
 
 def _ranks(
-    scorer: SessionScorer, requests: list[RankRequest], candidate_C: Int, world: World, what: str
-) -> Iterator[Int]:
+    scorer: SessionScorer, requests: list[RankRequest], candidate_C: IntArray, world: World, what: str
+) -> Iterator[IntArray]:
     """Ranks of this worker's requests, shown as progress of `what`; the last use of the scorer."""
     done, total = 0, sum(len(request.target_Q) for request in requests)
     world.report(what, done, total, "sessions")
@@ -273,7 +275,7 @@ def validate_rows(scorer: RankScorer, rows: FlatRows, world: World) -> Validatio
     return feedback.merged(world, {})
 
 
-def seen_pairs(sessions: Sessions, visible_B: Int) -> torch.Tensor:
+def seen_pairs(sessions: Sessions, visible_B: IntArray) -> torch.Tensor:
     """Session and item of every input click, int64 `[2, P]`."""
     items = sessions.items
     is_visible = items.index_in_row < np.repeat(visible_B, items.lengths)

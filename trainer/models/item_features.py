@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainer.data.order import Int
+from etl.runtime.arrays import IntArray
 from trainer.models.embedding_table import GatheredRows, ReadTable
 
 
@@ -28,7 +28,7 @@ class ItemFeatures(nn.Module):
     codes: torch.Tensor
     known: torch.Tensor
 
-    def __init__(self, codes_IC: Int, train_clicks: Int, tables: Sequence[str]) -> None:
+    def __init__(self, codes_IC: IntArray, train_clicks: IntArray, tables: Sequence[str]) -> None:
         super().__init__()
         self.register_buffer("codes", torch.from_numpy(codes_IC), persistent=False)
         known = np.append([False], train_clicks > 0)[:, None].astype(np.float32)

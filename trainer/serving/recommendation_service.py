@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from etl.dataset import FEEDBACK_BIT, PLURAL, Dataset
+from etl.runtime.arrays import IntArray
 from etl.runtime.dataset_folder import MANIFEST
 from etl.runtime.errors import InputError
 from etl.runtime.files import sha256_of
@@ -28,7 +29,6 @@ from retrieval.rankers.index_ranker import search_unseen
 from retrieval.result_folder import METRICS
 from retrieval.titles import Titles, read_titles
 from trainer.data.batch import FeedbackRows
-from trainer.data.order import Int
 from trainer.data.ragged import Ragged
 from trainer.data.reader import Sessions
 from trainer.distributed.world import World
@@ -61,7 +61,7 @@ class Recommendations:
         popular: mask of sessions without a known item, which get the most popular items.
     """
 
-    items: Int
+    items: IntArray
     scores: npt.NDArray[np.float32]
     probabilities: dict[str, npt.NDArray[np.float32]]
     source_ranks: dict[str, npt.NDArray[np.float32]]
@@ -159,12 +159,12 @@ class RecommendationService:
         return Popularity.of(self.dataset, self.evaluation.index.catalogue.item)
 
     @cached_property
-    def _by_raw_id(self) -> tuple[Int, Int]:
+    def _by_raw_id(self) -> tuple[IntArray, IntArray]:
         """Raw ids, sorted, and their dense ids."""
         dense = np.argsort(self.evaluation.item_id[1:], kind="stable") + 1
         return self.evaluation.item_id[dense], dense
 
-    def dense_ids(self, raw_N: Int) -> Int:
+    def dense_ids(self, raw_N: IntArray) -> IntArray:
         """Dense ids of raw ids, 0 if unknown."""
         raw, dense = self._by_raw_id
         index, match = lookup(raw, raw_N)
@@ -219,7 +219,7 @@ class RecommendationService:
     def _sessions(self, requests: list[SessionRequest]) -> tuple[Sessions, list[list[int]]]:
         """The last clicks on known items, truncated as in the dataset, and the unknown raw ids."""
         longest = self.dataset.manifest.max_clicks
-        columns: dict[str, list[Int]] = {"items": [], "feedback": [], "watching_times": []}
+        columns: dict[str, list[IntArray]] = {"items": [], "feedback": [], "watching_times": []}
         unknown = []
         for request in requests:
             raw = np.array(request.items, np.int64)
@@ -264,7 +264,7 @@ class RecommendationService:
             self.scorer.transition_weights(sessions, sessions.items.lengths, "next"),
         )
 
-    def _ranked(self, queries: Queries, k: int) -> tuple[Int, npt.NDArray[np.float32], dict[str, Any]]:
+    def _ranked(self, queries: Queries, k: int) -> tuple[IntArray, npt.NDArray[np.float32], dict[str, Any]]:
         """Items and scores `[Q, k]`, and ranks by source, computed as for the evaluation's `topk.parquet`."""
         ranks: dict[str, npt.NDArray[np.float32]] = {}
         score: npt.NDArray[np.floating]
@@ -278,7 +278,7 @@ class RecommendationService:
         out[0][:, : items.shape[1]], out[1][:, : items.shape[1]] = items, scores
         return *out, {name: rank[:, :k] for name, rank in ranks.items()}
 
-    def _probabilities(self, state_QS: torch.Tensor, item_QK: Int) -> dict[str, npt.NDArray[np.float32]]:
+    def _probabilities(self, state_QS: torch.Tensor, item_QK: IntArray) -> dict[str, npt.NDArray[np.float32]]:
         """Probabilities by feedback task of the listed items, as if they were shown next."""
         if not self.tasks:
             return {}

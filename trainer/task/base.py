@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import torch
 
 from etl.dataset import Dataset
+from etl.runtime.arrays import IntArray
 from trainer.config import TrainerConfig
 from trainer.data.item_features import feature_codes
-from trainer.data.order import Int
 from trainer.data.reader import Reader
 from trainer.distributed.world import World
 from trainer.inference.scorer import RankScorer, SessionScorer
@@ -24,7 +24,7 @@ from trainer.training.step import TrainStep
 class Collate(Protocol):
     """Builds batches from a window's samples."""
 
-    def __call__(self, window: Any, mine: Int, step: Int, /) -> Any:
+    def __call__(self, window: Any, mine: IntArray, step: IntArray, /) -> Any:
         """Build a batch from rows `mine`, this worker's share; `step` are the rows of the global batch."""
 
 

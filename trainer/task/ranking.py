@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from etl.dataset import TRAIN_HOLDOUT, Dataset
+from etl.runtime.arrays import IntArray
 from trainer.config import TrainerConfig
 from trainer.data.batch import feedback_rows
 from trainer.data.hashing import sample_per_group
-from trainer.data.order import Int
 from trainer.data.ranking_rows import FlatRows, RankBatch, RowReader, all_users, block_rows, rank_batch
 from trainer.data.reader import Reader, SessionReader, Sessions
 from trainer.distributed.world import World
@@ -65,7 +65,7 @@ class RankingTask:
         """The collate function of an epoch."""
         tasks, limit = self.config.tasks, self.config.train.exposures_per_session
 
-        def collate(window: Sessions | FlatRows, mine: Int, step: Int, /) -> RankBatch:
+        def collate(window: Sessions | FlatRows, mine: IntArray, step: IntArray, /) -> RankBatch:
             del step
             if isinstance(window, FlatRows):
                 return rank_batch(window.take(mine), self.users, tasks)

@@ -12,12 +12,12 @@ import numpy.typing as npt
 import torch
 
 from etl.dataset import TRAIN_HOLDOUT, Dataset
+from etl.runtime.arrays import IntArray
 from etl.runtime.errors import InputError
 from retrieval.repeats import count_repeats
 from trainer.config import TrainerConfig
 from trainer.data.batch import Batch, BatchOptions, targets_of, train_batch
 from trainer.data.item_features import feature_codes
-from trainer.data.order import Int
 from trainer.data.reader import Reader, SessionReader, Sessions
 from trainer.distributed.row_lookup import RowLookup
 from trainer.distributed.world import World
@@ -140,7 +140,7 @@ class SessionTask:
             actions=self.config.reads_actions,
         )
 
-        def collate(window: Sessions, mine: Int, step: Int, /) -> Batch:
+        def collate(window: Sessions, mine: IntArray, step: IntArray, /) -> Batch:
             positives = targets_of(window.take(step), holdout) if train.batch_positives else None
             return train_batch(window.take(mine), options, positives)
 
@@ -169,17 +169,17 @@ class SessionTask:
         return validate_sessions(scorer, sample, candidates, self.world, exposures=self.shown, mask_seen=self.mask_seen)
 
     @cached_property
-    def train_clicks(self) -> Int:
+    def train_clicks(self) -> IntArray:
         """Train clicks of items 1..n_items, int64 `[n_items]`."""
         return self.dataset.items(["train_clicks"])["train_clicks"].to_numpy()
 
     @cached_property
-    def all_candidates(self) -> Int:
+    def all_candidates(self) -> IntArray:
         """Dense ids of the candidates (items with a click)."""
         return np.flatnonzero(self.dataset.items(["clicks"])["clicks"].to_numpy() > 0) + 1
 
     @cached_property
-    def candidates(self) -> Int:
+    def candidates(self) -> IntArray:
         """Dense ids of the candidates that this worker ranks; with a sharded table those that it owns."""
         shard = shard_of(self.config, self.world)
         candidates = self.all_candidates
@@ -207,7 +207,7 @@ class SessionTask:
         queries = target_queries(scorer, sample, mask_seen=self.mask_seen)
         deviation = score_deviation(scorer, queries, self.all_candidates, self.world)
 
-        def ranks_with(weight: float) -> Int:
+        def ranks_with(weight: float) -> IntArray:
             self.popularity_weight = weight
             scorer = self.scorer(train_step)
             return target_ranks(scorer, queries, self.candidates, self.world, f"trying popularity weight {weight:.3g}")
@@ -287,13 +287,13 @@ class SessionTask:
         return f"hybrid ({'+'.join(config.encoders)}, {config.head})" if config.model == "hybrid" else config.model
 
 
-def inner_products(scorer: SessionScorer, query_QD: torch.Tensor, item_C: Int) -> npt.NDArray[np.float32]:
+def inner_products(scorer: SessionScorer, query_QD: torch.Tensor, item_C: IntArray) -> npt.NDArray[np.float32]:
     """Inner products `[Q, C]` of queries and items."""
     item = torch.from_numpy(item_C).to(query_QD.device)
     return (query_QD @ scorer.item_vectors(item).t()).cpu().numpy()
 
 
-def first_biases(config: TrainerConfig, train_clicks: Int) -> torch.Tensor:
+def first_biases(config: TrainerConfig, train_clicks: IntArray) -> torch.Tensor:
     """Initial item biases, float32 `[n_items]`.
 
     They spare the model learning base rates, which takes more than an epoch: for softmax losses item popularity, the

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import torch
 
 from etl.dataset import Dataset
+from etl.runtime.arrays import FloatArray, IntArray
 from etl.runtime.errors import InputError
-from trainer.data.order import Int
 from trainer.data.ragged import Ragged
 
 WINDOW = 5
@@ -40,8 +40,6 @@ BYTES_A_CLICK, BYTES_A_NUMBER, BYTES_A_PAIR = 100, 14, 110
 """Peak memory in bytes: of the matrix, per click; of the factorisation, per element of the range basis; of counting,
 per pair in memory."""
 
-Floats = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class Matrix:
@@ -53,7 +51,7 @@ class Matrix:
         value: float32.
     """
 
-    offset: Int
+    offset: IntArray
     column: npt.NDArray[np.int32]
     value: npt.NDArray[np.float32]
 
@@ -95,7 +93,7 @@ def check_memory(clicks: int, n_items: int, dimension: int) -> None:
         raise InputError(what, f"{free / 2**30:.1f} GiB", "train.ppmi_start=0 begins with random vectors")
 
 
-def counted_clicks(dataset: Dataset, holdout: int) -> tuple[Int, Int]:
+def counted_clicks(dataset: Dataset, holdout: int) -> tuple[IntArray, IntArray]:
     """Session and dense id of every click but the last `holdout` of each session, oldest first."""
     sessions, items, before = [], [], 0
     for entry in dataset.session_files:
@@ -107,7 +105,7 @@ def counted_clicks(dataset: Dataset, holdout: int) -> tuple[Int, Int]:
     return np.concatenate(sessions), np.concatenate(items)
 
 
-def positive_pmi(session_N: Int, item_N: Int, n_items: int, at_once: int = PAIRS_AT_ONCE) -> Matrix:
+def positive_pmi(session_N: IntArray, item_N: IntArray, n_items: int, at_once: int = PAIRS_AT_ONCE) -> Matrix:
     """The matrix of max(0, log p(i, j) / (p(i) p'(j))) with p' ∝ count^`SMOOTHING`, symmetrised by the mean.
 
     Args:
@@ -157,7 +155,7 @@ def joined(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     return result
 
 
-def row_blocks(click_I: Int, at_once: int) -> list[tuple[int, int]]:
+def row_blocks(click_I: IntArray, at_once: int) -> list[tuple[int, int]]:
     """Ranges of items with at most `at_once` clicks, or a single item.
 
     As `bounds_by_work` of `retrieval.sources.counts`, which imports scipy: no first step should wait for that.
@@ -174,7 +172,7 @@ def row_blocks(click_I: Int, at_once: int) -> list[tuple[int, int]]:
 
 def near_clicks(
     index_N: npt.NDArray[np.int32], begin_N: npt.NDArray[np.int32], end_N: npt.NDArray[np.int32], low: int, high: int
-) -> Iterator[tuple[Int, int, Int]]:
+) -> Iterator[tuple[IntArray, int, IntArray]]:
     """Pairs of clicks within the window in one session, the first of them on an item in `low..high`.
 
     Yields:
@@ -187,7 +185,7 @@ def near_clicks(
             yield other[near], COMMON // gap, click[near]
 
 
-def sum_by_key(key_N: Int, value_N: Floats) -> tuple[Int, Floats]:
+def sum_by_key(key_N: IntArray, value_N: FloatArray) -> tuple[IntArray, FloatArray]:
     """Distinct keys, sorted, and the sum of each key's values; integer values add up exactly in any order."""
     order = np.argsort(key_N)
     key = key_N[order]

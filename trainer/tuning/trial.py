@@ -11,7 +11,7 @@ from typing import Any
 
 from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
-from etl.runtime.options import PASSING_ERRORS, file_error
+from etl.runtime.options import TRANSIENT_ERRORS, file_error
 from trainer.config import load
 from trainer.distributed.world import World
 from trainer.loop import select
@@ -97,6 +97,6 @@ class Trial:
         except NotFiniteError as error:
             self.end(FAILED, error=str(error))
         except InputError as error:
-            if error.expected.startswith(PASSING_ERRORS):
+            if error.expected.startswith(TRANSIENT_ERRORS):
                 raise
             self.end(FAILED, error=f"expected {error.expected}, got {error.got}")
