@@ -163,6 +163,7 @@ def spark_command(config: ClusterConfig, folder: Path) -> list[str]:
         "spark.kubernetes.authenticate.driver.serviceAccountName": values.service_account,
         "spark.executor.instances": str(values.workers[1]),
         "spark.executor.cores": str(values.cpus),
+        # The Java heap: the work is done by Python processes beside it, which need the other half.
         "spark.executor.memory": f"{max(1, values.memory_gib // 2)}g",
         "spark.authenticate": "true",  # on Kubernetes Spark generates the secret
         "spark.network.crypto.enabled": "true",
