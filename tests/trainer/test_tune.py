@@ -235,6 +235,15 @@ def test_killed_search_resumes_and_can_be_extended(fifty, tmp_path, capfd):
         name: rows[0][name] for name in ("train.learning_rate", "network.layers") if rows[0][name] is not None
     }
     assert not list(folder.glob("trials/*/bundle"))
+    # Trials share processes of Ray: what ran before in a process changes nothing.
+    number = rows[0]["trial"]
+    [searched] = [path for path in folder.glob("trials/*") if int(path.name) == number]
+    options_of_best = expand_files([f"@{folder / 'best.yaml'}", f"data={fifty.path}", f"output={tmp_path / 'again'}"])
+    again = Trial(0, tmp_path / "again", {}, options_of_best)
+    again.run(lambda _: None)
+    epochs = Trial(number, searched, {}, []).epochs()
+    assert epochs
+    assert again.epochs()[: len(epochs)] == epochs
     # All trials have ended, so nothing is started, not even Ray; two more trials leave the others unchanged.
     with mock.patch("trainer.ray_tune.run_trials", side_effect=AssertionError):
         assert main([*options, "trials=8"]) == 0
