@@ -17,7 +17,7 @@ from retrieval.bundle import MANIFEST, finish_bundle, open_bundle, queries_schem
 from retrieval.config import load
 from retrieval.evaluate import evaluate, evaluate_feedback
 from retrieval.evaluation import Evaluation, open_inputs
-from retrieval.metrics.accumulators import DECILES, RankingResult, SegmentAttributes, deciles
+from retrieval.metrics.accumulators import DECILES, RankingResult, SegmentAttributes, deciles, segments
 from retrieval.metrics.feedback import calibration
 from retrieval.metrics.ranking import gini
 from retrieval.queries import Queries
@@ -159,6 +159,33 @@ def test_sums_survive_a_round_trip_through_files(tmp_path, tiny):
         merged.add_written(tmp_path / str(part))
     assert np.array_equal(merged.shown, whole.shown)
     same_numbers(merged.metrics(attributes.train_clicks, 6), whole.metrics(attributes.train_clicks, 6))
+
+
+def test_segments_match_hand_computation(tiny):
+    """Sessions of these lengths, one click of which follows the query. Train clicks of items 1..6: 10 10 9 5 2 0."""
+    lengths, users = np.array([30, 4, 5, 9, 10, 14, 15, 29, 3, 99]), np.array([12, 1, 7, 2, 99, 5, 8, 10, 3, 6])
+    target = np.array([6, 1, 2, 3, 4, 5, 1, 2, 3, 4], np.int32)
+    offset = np.cumsum([0, *(lengths - 1)])
+    queries = Queries(
+        users, target, offset, np.ones(offset[-1], np.int32), lengths.astype(np.int32), np.zeros((10, 2), np.float32)
+    )
+    attributes = SegmentAttributes.of(open_dataset(tiny / "data"))
+    actual = {(kind, name): np.flatnonzero(mask).tolist() for kind, name, mask in segments(queries, 1, attributes)}
+    expected = {
+        "session_length": {"3-4": [1, 8], "5-9": [2, 3], "10-14": [4, 5], "15-29": [6, 7], "30+": [0, 9]},
+        "target_popularity": {"1": [1, 6], "3": [2, 7], "6": [3, 8], "9": [4, 9], "10": [5], "cold": [0]},
+        "gender": {"0": [0, 3, 6, 7, 9], "1": [1, 2, 5, 8], "unknown": [4]},
+        "age": {"3": [0, 1, 2, 3, 5, 6, 7, 8, 9], "unknown": [4]},
+    }
+    flat = {(kind, name): rows for kind, by_name in expected.items() for name, rows in by_name.items()}
+    assert {key: rows for key, rows in actual.items() if rows} == flat
+    result = RankingResult([1], 6)
+    result.add(queries, 1, np.ones(10, np.int64), np.ones((10, 1), np.int64), attributes)
+    metrics = result.metrics(attributes.train_clicks, 6)
+    for kind, by_name in expected.items():
+        assert [(name, row["queries"]) for name, row in metrics[kind].items()] == [
+            (name, len(rows)) for name, rows in by_name.items()
+        ]
 
 
 def random_queries(rng, n_items, n, dimension):
