@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval.search import exact
-from retrieval.search.index import KINDS, Catalogue, build_index, choose_kind
-from retrieval.search.tuning import ExactReference, measure, tune
+from retrieval.search.index import KINDS, SPACES, Catalogue, build_index, choose_kind
+from retrieval.search.tuning import ExactReference, compare_spaces, measure, tune
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -95,6 +95,35 @@ def test_equal_scores_are_listed_by_rising_row_despite_rounding_of_products(most
             assert np.array_equal(row[:, :500], order)
         assert np.array_equal(score[:, :500], np.take_along_axis(every, order, 1))
         assert (row[:, 500:] == -1).all()
+
+
+def test_scores_that_differ_by_less_than_their_rounding_are_ordered_exactly():
+    """Each vector differs from another in a few last bits, so that float32 products are in another order."""
+    rng = np.random.default_rng(0)
+    vector = np.repeat(rng.normal(size=(1, 64)), 300, axis=0) + rng.normal(size=(300, 64)) * 1e-7
+    vector, query = vector.astype(np.float32), rng.normal(size=(40, 64)).astype(np.float32)
+    every = exact.rescore(vector, query, np.tile(np.arange(300), (40, 1)))
+    assert not np.array_equal(np.argsort(-every, kind="stable")[:, :5], exact.search_exact(vector, query, 5)[1])
+    score, row = exact.search_ordered(vector, query, 5)
+    assert np.array_equal(row, np.lexsort((np.tile(np.arange(300), (40, 1)), -every), axis=1)[:, :5])
+    assert np.array_equal(score, np.take_along_axis(every, row, 1))
+
+
+def test_recall_of_each_vector_space_is_a_share_of_the_exact_neighbours():
+    """A few long vectors draw most queries in inner product space, where lists are probed by inner product too."""
+    rng = np.random.default_rng(0)
+    vector = rng.normal(size=(2_000, 8)).astype(np.float32)
+    catalogue, query = Catalogue(np.arange(1, 2_001, dtype=np.int32), vector), rng.normal(size=(50, 8)).astype("f")
+    expected, nearest = {}, np.argsort(-(query @ vector.T), axis=1)[:, :20]
+    for space in SPACES:
+        index, found = build_index("ivf_flat", catalogue, space), []
+        for probes in (1, 4, 16):
+            index.set_search_effort(probes)
+            listed = index.search(query, 20)[1]
+            found += [len(set(a) & set(b)) / 20 for a, b in zip(nearest.tolist(), listed.tolist(), strict=True)]
+        expected[space] = np.mean(found)
+    assert compare_spaces(catalogue, query) == pytest.approx(expected)
+    assert 0.2 < expected["inner_product"] < 1
 
 
 def test_fidelity_matches_hand_computation():

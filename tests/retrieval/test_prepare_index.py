@@ -12,7 +12,7 @@ from etl.runtime.errors import InputError
 from retrieval.config import load
 from retrieval.evaluate import reopen
 from retrieval.evaluation import open_inputs
-from retrieval.search.index import KINDS
+from retrieval.search.index import KINDS, SPACES
 from retrieval.search.prepare import make_catalogue, prepare_index
 from retrieval.search.tuning import measure
 from tests.support.bundles import flip, rewrite_items, run, with_vector
@@ -35,6 +35,16 @@ def test_saved_index_is_reused_with_its_tuning(tiny, kind, monkeypatch):
     assert {k: v for k, v in first["test"].items() if k not in without} == {
         k: v for k, v in second["test"].items() if k not in without
     }
+
+
+@pytest.mark.parametrize("best", SPACES)
+def test_index_is_built_in_the_space_with_the_higher_recall(tiny, best, monkeypatch):
+    recalls = {space: 0.9 if space == best else 0.8 for space in SPACES}
+    monkeypatch.setattr("retrieval.search.prepare.compare_spaces", lambda *_: recalls)
+    config = load([*(f"{n}={tiny / n}" for n in ("bundle", "data", "output")), "index=ivf_flat", "cutoffs=[2]"])
+    dataset, bundle = open_inputs(config)
+    index, described = prepare_index(bundle, dataset, make_catalogue(bundle, dataset, config), config)
+    assert (index.space, described["space"], described["spaces"]) == (best, best, recalls)
 
 
 @pytest.mark.usefixtures("no_report")
