@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -57,6 +60,18 @@ def test_ranks_equal_a_slow_ranking_of_all_candidates(seed, mask_seen):
                 assert min(actual, 6) == min(expected_rank, 6)
             best = sorted((i for i in scores if i not in seen), key=lambda i: (-scores[i], i))[:5]
             assert [i for i in listed.tolist() if i] == best
+
+
+def test_target_that_the_index_did_not_return_ranks_behind_the_returned_ones():
+    """Item 1 is the best of ten, item 4 the fourth; the index lists six others, or all but the target."""
+    catalogue = Catalogue(np.arange(1, 11, dtype=np.int32), np.arange(10, 0, -1, dtype=np.float32)[:, None])
+    index = build_index("flat", catalogue)
+    queries = replace(random_queries(np.random.default_rng(0), 10, 2, 1), target=np.array([1, 4], np.int32))
+    queries.vector[:] = 1
+    row = np.array([[4, 5, 6, 7, 8, 9], [0, 1, 2, 4, 5, 6]])
+    index.faiss_index = SimpleNamespace(search=lambda query, k: (None, row[:, :k]))
+    rank, _ = rank_by_index(index, queries, 5, mask_seen=False)
+    assert (rank > 5).all()
 
 
 def test_masking_falls_back_to_exact_search_if_the_index_lists_too_few():

@@ -100,6 +100,15 @@ def test_lists_and_ranks_with_transitions_equal_a_full_sort(seed, kind):
         assert masked[own] == pytest.approx(np.sort(masked)[::-1][:5], abs=1e-9)
 
 
+def test_transition_term_of_a_batch_has_the_candidates_of_the_catalogue_asked_for():
+    catalogue, queries, _ = problem(0)
+    some = Catalogue(catalogue.item[::2], catalogue.vector[::2], catalogue.transitions)
+    for each in (catalogue, some, catalogue):
+        assert np.isin(transition_term(each, queries).indices, each.item).all()
+    listed = [transition_term(each, queries).nnz for each in (catalogue, some)]
+    assert listed[0] > listed[1] > 0
+
+
 def test_equal_scores_count_against_the_target_and_are_listed_by_rising_id():
     """All vectors and weights are zero, so all scores are exactly equal."""
     catalogue, queries, _ = problem(0)
