@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -91,20 +94,55 @@ def test_metrics_are_the_averages_over_the_ranks_file(tiny, seen):
             message = {"model": actual, "blend": actual["blend"]}.get(name, actual["baselines"].get(name))[split]
             assert len(table) == message["queries"]
             assert len(set(table["user_id"].to_pylist())) == len(table)
+            assert max(table["rank"].to_pylist()) <= 5 + 1  # ranks beyond the largest cutoff are written as one
             for metric in ("hr@5", "ndcg@5", "mrr@2"):
                 assert gains(table["rank"].to_numpy(), metric).mean() == pytest.approx(message[metric], abs=1e-12)
 
 
-def test_index_of_a_refit_bundle_is_tuned_on_the_bundle_before_the_refit(tiny):
+def make_refit(tiny):
+    """Make the tiny bundle one of a refit model, beside the bundle before the refit."""
     shutil.move(tiny / "bundle", tiny / "bundle-selected")
     shutil.copytree(tiny / "bundle-selected", tiny / "bundle")
     for part in ("queries-valid", "feedback-valid"):
         shutil.rmtree(tiny / "bundle" / part)
     manifest = json.loads((tiny / "bundle" / MANIFEST).read_text())
     finish_bundle(tiny / "bundle", dataset=manifest["dataset"], refit=True, n_items=6, dimension=2, model="tiny")
+
+
+def test_index_of_a_refit_bundle_is_tuned_on_the_bundle_before_the_refit(tiny):
+    make_refit(tiny)
     actual = run(tiny, "out", "index=ivf_flat")
     assert "valid" not in actual
     assert actual["index"]["tuned_on_valid"]
+
+
+def markov_ranks(split, counted):
+    """Ranks by transitions among each user's first `counted` clicks, ties by train clicks (the first three)."""
+    numbers = {user: ["ABCDEF".index(letter) + 1 for letter in clicks] for user, clicks in CLICKS.items()}
+    pairs = Counter(pair for clicks in numbers.values() for pair in pairwise(clicks[:counted]))
+    popular = Counter(item for clicks in numbers.values() for item in clicks[:3])
+    at, ranks = {"valid": 3, "test": 4}[split], {}
+    for user, clicks in numbers.items():
+        key = [(pairs[clicks[at - 1], item], popular[item]) for item in range(1, 7)]
+        ranks[user] = sum(each >= key[clicks[at] - 1] for each in key)
+    return [ranks[user] for user in sorted(ranks)]
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("refit", [False, True])
+def test_sources_count_valid_clicks_only_beside_a_refit_model_and_never_to_fit_the_blend(tiny, refit):
+    if refit:
+        make_refit(tiny)
+    actual = run(tiny, "out", "blend=[model,markov]", "baselines=[markov]", "mask_seen=false")
+    expected = markov_ranks("test", 4 if refit else 3)
+    assert (expected != markov_ranks("test", 3)) is refit
+    ranks = read_ranks(tiny / "out" / "ranks.parquet", "test")
+    assert ranks["markov"]["rank"].to_pylist() == expected
+    for metric in ("hr@2", "ndcg@5"):
+        value = gains(np.array(expected), metric).mean()
+        assert actual["blend"]["sources"]["markov"]["test"][metric] == pytest.approx(value)
+    fitted = gains(np.array(markov_ranks("valid", 3)), "ndcg@5").mean()
+    assert actual["blend"]["selection"]["ndcg@5"]["sources"]["markov"] == pytest.approx(fitted)
 
 
 def test_bundle_with_feedback_only_gives_no_ranking_metrics(tiny):
@@ -119,13 +157,19 @@ def test_bundle_with_feedback_only_gives_no_ranking_metrics(tiny):
     assert not (tiny / "out" / "topk.parquet").exists()
 
 
-def test_item_rates_are_smoothed_shares_of_positives_in_train(fifty):
-    rates = item_rates(fifty, ["click", "like"])
+@pytest.mark.parametrize("exposures", [True, False])
+def test_item_rates_are_smoothed_shares_of_positives_in_train(fifty, exposures):
+    """Without exposures the rows are the clicks but the first."""
+    manifest = replace(fifty.manifest, protocol=fifty.manifest.protocol | {"exposures": exposures})
+    rates = item_rates(replace(fifty, manifest=manifest), ["click", "like"])
     shown, positive = np.zeros(fifty.manifest.n_items + 1), {"click": 0.0, "like": 0.0}
     own = {task: np.zeros(len(shown)) for task in positive}
     for entry in fifty.session_files:
         for row in pq.read_table(fifty.file(entry.path)).to_pylist():
             places = zip(row["exposure_items"], row["exposure_position"], row["exposure_feedback"], strict=True)
+            if not exposures:
+                clicks = zip(row["items"], row["feedback"], strict=True)
+                places = ((item, position, bits | 128) for position, (item, bits) in enumerate(clicks))
             for item, position, bits in places:
                 if 1 <= position <= len(row["items"]) - 3:
                     shown[item] += 1
