@@ -165,6 +165,17 @@ def test_source_scores_equal_a_slow_reference(name, histories, asked):
         assert actual[row] == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("longest", [0, source_scores.LONGEST_TOGETHER])
+@pytest.mark.parametrize("steps", [8, 9, 10, 11])
+def test_v_sknn_gives_a_click_ten_steps_back_hardly_any_weight(steps, longest, monkeypatch):
+    """The click on 1 is this many steps before the last of the query."""
+    monkeypatch.setattr(source_scores, "LONGEST_TOGETHER", longest)
+    seen, train = [1, *([2, 3] * steps)[:steps]], [[1, 4]]
+    expected = slow_v_sknn({0: train[0]}, 99, seen)
+    actual = VSkNNScores.of(train_sessions(train), NEIGHBOURS)(queries_of([seen], [99], [5])).toarray()[0]
+    assert actual[[1, 4]] == pytest.approx([expected[1], expected[4]], rel=1e-5)
+
+
 @pytest.mark.parametrize("mask_seen", [False, True])
 @given(data=st.data())
 @settings(max_examples=80)
@@ -261,8 +272,9 @@ def test_is_among_equals_numpy_isin(n):
 
 
 def test_sampled_sessions_of_popular_items_estimate_the_full_scores(monkeypatch):
+    """Sessions are in the order of their second item, so that the first of them would be no sample."""
     rng = np.random.default_rng(0)
-    histories = [[1, *rng.choice(np.arange(2, N_ITEMS + 1), 2, replace=False)] for _ in range(3_000)]
+    histories = sorted([1, *rng.choice(np.arange(2, N_ITEMS + 1), 2, replace=False)] for _ in range(3_000))
     sessions, queries = train_sessions(histories), queries_of([[1]], [5], [2])
     actual = []
     for most in (10_000, 1_000):
