@@ -73,7 +73,7 @@ def test_ndcg_equals_scikit_learn_without_ties():
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from([-7, 0, 1, 1 << 40]),
+            st.sampled_from([-(1 << 31), 0, 1, 1 << 30, 1 << 31, 1 << 40]),
             st.integers(0, 1),
             st.sampled_from([-2.5, -0.3, -0.0, 0.0, 0.1, 0.5, 0.9]),
         ),
