@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from trainer.data.batch import BatchOptions, feedback_rows, targets_of, train_batch
 from trainer.data.order import Order, share
 from trainer.data.prefetch import Prefetch
+from trainer.data.ragged import Ragged
 from trainer.data.ranking_rows import block_rows, rank_batch
 from trainer.data.reader import SessionReader, Sessions
 from trainer.inference.validation import sample_groups
@@ -61,6 +63,28 @@ def test_order_is_reproducible_and_changes_with_the_epoch(fifty):
 
     assert users(order(reader)) == users(order(reader))
     assert users(order(reader)) != users(order(reader, epoch=1))
+
+
+@pytest.mark.parametrize("change", [{"seed": 6}, {"epoch": 1}, {"fingerprint": "cd" * 20}])
+def test_windows_and_batches_are_shuffled_by_seed_epoch_and_dataset(change):
+    plain, tokens = Order(np.full(40, 10), 5, 0, "ab" * 20, 64, 20), np.arange(200) % 9 + 1
+    other = replace(plain, **change)
+    windows, others = ([window.tolist() for window in each.windows()] for each in (plain, other))
+    assert windows != others
+    for drawn in (windows, others):
+        assert drawn != sorted(drawn)
+        assert sorted(group for window in drawn for group in window) == list(range(40))
+    batches, others = ([batch.tolist() for batch in each.batches(1, tokens)] for each in (plain, other))
+    assert batches != others
+    for drawn in (batches, others):
+        lengths = [tokens[batch].mean() for batch in drawn]
+        assert lengths not in (sorted(lengths), sorted(lengths)[::-1])
+
+
+@pytest.mark.parametrize(("buffer", "groups"), [(1, [1] * 7), (20, [2, 2, 2, 1]), (21, [3, 3, 1]), (99, [7])])
+def test_windows_are_complete_row_groups_with_at_least_the_sessions_of_the_buffer(buffer, groups):
+    windows = Order(np.full(7, 10), 5, 0, "ab" * 20, 64, buffer).windows()
+    assert [len(window) for window in windows] == groups
 
 
 @pytest.mark.parametrize("worlds", [(1, 1), (2, 1), (2, 3), (1, 2)])
@@ -171,6 +195,14 @@ def test_sampled_rows_do_not_depend_on_how_a_batch_is_split(fifty):
     assert len(rows_once) <= 4 * 50 < len(everything.item)
 
 
+def test_positions_of_long_sessions_are_those_of_the_files(fifty):
+    """Sessions may have a thousand clicks."""
+    sessions = all_sessions(fifty)
+    position = sessions.exposure_position
+    late = replace(sessions, exposure_position=Ragged(position.offset, position.values + 900))
+    assert feedback_rows(late, exposures=True).position.tolist() == (position.values + 900).tolist()
+
+
 def test_sampled_prefixes_are_a_subset_of_targets_with_their_rows(fifty):
     sessions = all_sessions(fifty)
     everything, some = (train_batch(sessions, batch_options(prefixes=k, salt=7)) for k in (0, 3))
@@ -202,6 +234,33 @@ def test_skipped_items_are_shown_with_a_target_and_not_clicked(fifty, limit):
     for state, items in actual.items():
         assert len(items) == min(limit, len(expected[state]))
         assert Counter(items) <= Counter(expected[state])
+
+
+def test_sampled_rows_differ_between_users_seeds_and_kinds(fifty):
+    """Users with the same rows: which are sampled depends on the user too."""
+    sessions = all_sessions(fifty).take(np.zeros(40, np.int64))
+    other = replace(sessions, user_id=np.arange(40))
+    for options, name, of_row in (
+        ({"rows_per_session": 4}, "row_item", "row_state"),
+        ({"skipped": 1}, "skipped_item", "skipped_state"),
+    ):
+        chosen, again = (train_batch(other, batch_options(salt=salt, **options)) for salt in (1, 2))
+        assert not torch.equal(getattr(chosen, name), getattr(again, name))
+        session, items = getattr(chosen, of_row) // chosen.items.shape[1], getattr(chosen, name)
+        assert len({tuple(items[session == user].tolist()) for user in range(40)}) > 1
+    with_prefixes = train_batch(other, batch_options(prefixes=3)).targets
+    assert len({tuple(row) for row in with_prefixes.tolist()}) > 1
+
+
+@pytest.mark.parametrize(("holdout", "prefixes"), [(2, 0), (1, 0), (2, 3), (2, 29)])
+def test_targets_counted_from_the_lengths_are_those_of_the_batches(fifty, holdout, prefixes):
+    """Some sessions have more clicks than are kept."""
+    reader = SessionReader(fifty, exposures=False, holdout=holdout, prefixes=prefixes)
+    assert reader.read(range(len(reader.groups))).n_clicks.max() > fifty.manifest.max_clicks
+    for group in range(len(reader.groups)):
+        options = batch_options(holdout=holdout, prefixes=prefixes, tasks=[], exposures=False)
+        batch = train_batch(reader.read([group]), options)
+        assert reader.targets(group).tolist() == (batch.targets != 0).sum(1).tolist()
 
 
 def test_targets_of_equals_the_targets_of_the_batch(fifty):
