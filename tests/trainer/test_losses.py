@@ -108,18 +108,29 @@ def test_expected_sampled_gradient_converges_to_the_full_gradient():
     assert distance[1] < distance[0]
 
 
-def test_negatives_follow_the_stated_probabilities_and_depend_on_the_step():
+@pytest.mark.parametrize("exponent", [0.0, 0.75])
+def test_negatives_follow_the_stated_probabilities_and_depend_on_the_step(exponent):
     from scipy.stats import chisquare
 
     clicks = np.array([0, 1, 10, 100, 5])
-    sampler = NegativeSampler(clicks, popularity_exponent=0.75, uniform_share=0.25)
+    sampler = NegativeSampler(clicks, popularity_exponent=exponent, uniform_share=0.25)
     drawn = sampler.draw(200_000, seed=3, step=9)
-    powered = np.where(clicks > 0, clicks**0.75, 0.0)
+    powered = np.where(clicks > 0, clicks**exponent, 0.0)
     expected = 0.75 * powered / powered.sum() + 0.25 / 5
     assert np.exp(sampler.log_q(np.arange(1, 6))) == pytest.approx(expected, rel=1e-5)
     assert chisquare(np.bincount(drawn, minlength=6)[1:], expected * len(drawn)).pvalue > 1e-3
     assert np.array_equal(drawn, sampler.draw(200_000, seed=3, step=9))
     assert not np.array_equal(drawn[:50], sampler.draw(50, seed=3, step=10))
+    assert not np.array_equal(drawn[:50], sampler.draw(50, seed=4, step=9))
+
+
+def test_probabilities_of_many_clicks_and_of_items_that_are_not_drawn():
+    """More clicks than 32 bits hold. An item new in a refit's clicks is as probable as the least of the others."""
+    sampler = NegativeSampler(
+        np.array([3 << 31, 0, 1 << 31]), popularity_exponent=1.0, uniform_share=0.0, clicked_only=True
+    )
+    assert np.exp(sampler.log_q(np.array([1, 2, 3]))) == pytest.approx([0.75, 0.25, 0.25], rel=1e-5)
+    assert sampler.items.tolist() == [1, 3]
 
 
 def scores_of(seed: int, n: int = 6, k: int = 9) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
@@ -200,6 +211,12 @@ def test_fused_losses_and_gradients_equal_those_of_the_full_score_matrix(name, c
     ours, theirs = (torch.autograd.grad(0.3 * loss, (query, vector, bias)) for loss in (actual, expected))
     for a, b in zip(ours, theirs, strict=True):
         assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_bpr_max_is_finite_if_the_targets_chance_against_each_negative_rounds_to_zero():
+    loss, *gradients = losses.bpr_max_kernel(0.0)(torch.tensor([[100.0, 90.0]]), torch.tensor([-100.0]))
+    assert loss.item() == pytest.approx(-np.log(1e-24), rel=1e-5)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("name", list(KERNELS))
