@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -233,6 +234,17 @@ def test_step_updates_only_rows_of_its_batch_and_negatives(fifty, device):
     assert set(torch.nonzero(changed).flatten().tolist()) <= touched
     assert changed[batch.targets[0, 0]]
     assert not train_step.tables[ITEM].vector[0].any()
+
+
+def test_dropout_depends_on_seed_and_step_alone(fifty):
+    def loss_of(step, seed=0):
+        options = config(fifty.path, {"state_dropout": 0.5}, loss="softmax", tasks=["next"], seed=seed)
+        train_step = make_stepper(replace(options, seed=0), fifty, World.alone())  # equal parameters
+        train_step.config = options
+        return train_step.step([some_batch(fifty, tasks=[])], step)[0].item()
+
+    assert loss_of(4) == loss_of(4)
+    assert len({loss_of(4), loss_of(5), loss_of(4, seed=1)}) == 3
 
 
 @pytest.mark.parametrize("loss", ["sampled_softmax", "bpr_max"])
