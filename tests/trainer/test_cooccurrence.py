@@ -86,6 +86,17 @@ def test_factors_are_the_eigenvectors_of_largest_absolute_eigenvalue():
     assert actual @ actual.T == pytest.approx(magnitude, abs=1e-3)
 
 
+def test_factors_beyond_the_rank_and_of_items_without_a_pair_are_zero_despite_rounding():
+    """One eigenvector, over twenty of thirty items."""
+    row = np.random.default_rng(0).random(20).astype(np.float32) + 1
+    offset = np.minimum(np.arange(31), 20) * 20
+    one = Matrix(offset, np.tile(np.arange(20, dtype=np.int32), 20), np.outer(row, row).ravel())
+    actual = factors(one, 4, seed=1).numpy()
+    assert not actual[:, 1:].any()
+    assert not actual[20:].any()
+    assert np.abs(actual[:20, 0]) == pytest.approx(row, rel=1e-4)
+
+
 def test_items_clicked_together_start_with_similar_vectors(tmp_path):
     """Two groups of items without common sessions, and two items without a neighbour in train."""
     rng, rows = np.random.default_rng(0), []
