@@ -133,6 +133,15 @@ def test_items_from_keeps_the_ids_of_another_dataset_and_drops_unknown_items(tmp
     assert statistics["raw"]["clicks"] == 6
 
 
+@pytest.mark.parametrize("limit", ["first_users=9", "max_item_clicks=9"])
+def test_items_that_were_shown_but_never_clicked_stay_beside_other_limits(tmp_path, limit):
+    rows = [(1, item, int(item != 8), 0, 0, 0, "c", 1, 1, 1) for item in (5, 8, 6, 7)]
+    log = write_log(tmp_path / "log.csv", rows)
+    options = ["scenario=qb_video", "shards=1", "protocol.min_clicks=3", f"protocol.{limit}"]
+    items = build([f"input={log}", f"output={tmp_path / 'out'}", *options]).items().to_pylist()
+    assert sorted(row["item_id"] for row in items) == [5, 6, 7, 8]
+
+
 def test_overwrite_keeps_the_old_output_until_the_new_one_is_complete(tmp_path):
     log = write_log(tmp_path / "log.csv", [(1, i, 1, 0, 0, 0, "c", 1, 1, 1) for i in range(12)])
     options = [f"input={log}", f"output={tmp_path / 'out'}", "scenario=qb_video", "shards=1"]
