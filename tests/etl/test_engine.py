@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import signal
 import subprocess
@@ -17,8 +19,9 @@ import etl.sessions
 from etl.config import EtlConfig, SparkOptions, load
 from etl.dataset import Manifest, open_dataset
 from etl.engines.engine import LOCAL_BYTES, runs_locally
-from etl.engines.local import local_engine
+from etl.engines.local import local_engine, partial_users
 from etl.logs.splits import LogFile, Split
+from etl.messages import QUARANTINE
 from etl.runtime.errors import InputError
 from etl.sessions import make_job
 from etl.stages.task_files import Job, count_shards
@@ -30,6 +33,23 @@ ROOT = Path(__file__).parents[2]
 
 def files_of(manifest: Manifest) -> list[tuple[str, str]]:
     return [(file.path, file.sha256) for file in manifest.files]
+
+
+def test_compressed_log_in_many_blocks_that_arrive_in_any_order_gives_the_same_sessions(tmp_path, monkeypatch):
+    log = generated_log(tmp_path / "log.csv", users=20, items=30, seed=3)
+    lines = log.read_text().splitlines(keepends=True)
+    lines[301:301] = ["1,x,1,0,0,0,0,1,1,1\n"]  # malformed
+    log.write_text("".join(lines))
+    (tmp_path / "log.gz").write_bytes(gzip.compress(log.read_bytes()))
+    common = ["scenario=qb_video", "shards=2", "processes=1"]
+    plain = etl.sessions.build(load([f"input={log}", f"output={tmp_path / 'a'}", *common]))
+    monkeypatch.setattr("etl.logs.splits.BLOCK_BYTES", 2_000)
+    monkeypatch.setattr("etl.engines.local.partial_users", lambda *of: reversed(list(partial_users(*of))))
+    blocks = etl.sessions.build(load([f"input={tmp_path / 'log.gz'}", f"output={tmp_path / 'b'}", *common]))
+    sessions = [[file for file in files_of(each) if file[0].startswith("sessions")] for each in (plain, blocks)]
+    assert sessions[0] == sessions[1]
+    bad = [json.loads((tmp_path / name / QUARANTINE).read_text()) for name in "ab"]
+    assert bad[0]["byte_offset"] == bad[1]["byte_offset"] == len("".join(lines[:301]))
 
 
 @pytest.mark.spark

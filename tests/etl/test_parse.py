@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import re
 
 import numpy as np
 import pytest
 
 from etl.logs.parse import Parser
-from etl.logs.splits import Block, LogFile, make_splits, read_blocks
+from etl.logs.splits import Block, LogFile, first_rows, make_splits, read_blocks
 from etl.logs.tenrec import SCENARIOS, VIDEO, open_logs
 from tests.support.engine import build
 from tests.support.reference import category_of
@@ -136,10 +137,27 @@ def test_parser_equals_the_slow_reader_on_two_thousand_mutated_files(start):
 @pytest.mark.parametrize("split_bytes", [1, 7, 50, 1000])
 def test_every_line_belongs_to_exactly_one_split(tmp_path, split_bytes):
     body = valid_lines(np.random.default_rng(0), 30)
-    (tmp_path / "log.csv").write_bytes((",".join(VIDEO) + "\n").encode() + body.rstrip(b"\n"))
+    raw = (",".join(VIDEO) + "\n").encode() + body.rstrip(b"\n")
+    (tmp_path / "log.csv").write_bytes(raw)
     splits = make_splits(open_logs([str(tmp_path / "log.csv")], SCENARIO), split_bytes)
     lines = [line for split in splits for block in read_blocks(split)[0] for line in block.data.split(b"\n") if line]
     assert lines == body.split(b"\n")[:-1]
+    for split in splits:  # the fingerprint is that of the split's own bytes, also where its last line ends beyond them
+        blocks, fingerprint = read_blocks(split)
+        list(blocks)
+        assert fingerprint() == hashlib.sha256(raw[split.begin : split.end]).hexdigest()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_first_rows_are_counted_over_all_files_without_blank_lines(tmp_path, n, newline):
+    texts = [["1,1,1", "", "2,1,1"], ["", "3,1,1", "4,1,1", ""]]
+    for number, lines in enumerate(texts):
+        (tmp_path / f"{number}.csv").write_text(newline.join(["user_id,item_id,click", *lines]), newline="")
+    logs = open_logs([str(tmp_path / "0.csv"), str(tmp_path / "1.csv")], SCENARIO)
+    blocks = [block for split in make_splits(first_rows(logs, n), 1_000) for block in read_blocks(split)[0]]
+    rows = [line for block in blocks for line in block.data.decode().split() if line]
+    assert rows == [f"{user},1,1" for user in range(1, 5)][:n]
 
 
 @pytest.mark.parametrize("spread", [1, 10**12])
