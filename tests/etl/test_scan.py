@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gzip
+from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from etl.dataset_page import differs, log_page
 from etl.describe import main
@@ -15,6 +18,8 @@ from etl.logs.splits import COMPRESSION_RATIO
 from etl.logs.tenrec import SCENARIOS, open_logs
 from etl.logs.tenrec_published import SCAN_STATISTICS
 from etl.runtime.errors import InputError
+from etl.statistics import quantiles
+from etl.logs.tenrec_published import SCAN_STATISTICS
 from etl.twin.simulate import make_twin
 from etl.twin.write import write
 from tests.support.engine import write_log
@@ -28,6 +33,14 @@ ROWS = [
     (2, 12, 1, 1, 0, 0, "\\N", 1, 2, 0),
     (2, 12, 1, 1, 0, 0, "\\N", 1, 2, 0),
 ]
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=30))
+def test_quantile_is_the_smallest_value_with_that_share_of_values_not_above_it(values):
+    pairs = np.array([[value, values.count(value)] for value in dict.fromkeys(values)])
+    for name, actual in quantiles(pairs).items():
+        share = Fraction(name)
+        assert actual == min(v for v in values if sum(other <= v for other in values) >= max(share * len(values), 1))
 
 
 def test_blank_lines_are_no_rows_and_zeros_are_values(tmp_path):
