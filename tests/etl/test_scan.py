@@ -19,7 +19,6 @@ from etl.logs.tenrec import SCENARIOS, open_logs
 from etl.logs.tenrec_published import SCAN_STATISTICS
 from etl.runtime.errors import InputError
 from etl.statistics import quantiles
-from etl.logs.tenrec_published import SCAN_STATISTICS
 from etl.twin.simulate import make_twin
 from etl.twin.write import write
 from tests.support.engine import write_log

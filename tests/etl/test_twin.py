@@ -91,6 +91,18 @@ def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def test_copied_click_directly_follows_its_original_and_repeats_it():
+    twin = make_twin("qk_video", users=1_500, items=20_000, seed=1)
+    clicks, table = simulate(twin, 0), rows_of(twin, 0)
+    copy = np.flatnonzero(clicks.copied)
+    assert len(copy) > 50
+    assert clicks.thread[copy].any()
+    assert np.array_equal(clicks.thread[copy], clicks.thread[copy - 1])
+    at = np.flatnonzero(table["click"] == 1)[copy]
+    for name in set(table) - {"position"}:
+        assert np.array_equal(table[name][at], table[name][at - 1]), name
+
+
 def test_click_rate_falls_towards_the_end_of_a_users_rows():
     twin = make_twin("qk_video", users=3_000, items=50_000, seed=2)
     clicks = simulate(twin, 0)

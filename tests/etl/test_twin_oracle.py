@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import chisquare
 from sklearn.metrics import roc_auc_score
 
-from etl.twin.oracle import beliefs, best_probabilities, expected_ranking, truth
+from etl.twin.oracle import beliefs, best_probabilities, expected_ranking, score_rows, truth
 from etl.twin.process import AFFINITY, TASKS, TASTES, Process
 from etl.twin.rows import rows_of
 from etl.twin.simulate import Clicks, make_twin, simulate
@@ -134,6 +136,20 @@ def test_best_possible_auc_is_above_that_of_popularity():
     given_click = roc_auc_score(like[click == 1], twin.process.items - item[click == 1])
     assert best_possible["auc/like_given_click"] > given_click + 0.03
     assert best_possible["auc/like_given_no_click"] > 0.55
+
+
+def test_probabilities_of_actions_are_the_shares_of_simulated_rows():
+    """With actions on about half of the rows, more on those that follow the last clicks."""
+    twin = make_twin("qb_video", users=3_000, items=500, seed=3)
+    halves = (0.0,) * len(TASKS)
+    twin = replace(twin, process=replace(twin.process, intercepts=halves, unclicked_intercepts=halves))
+    clicks = simulate(twin, 0)
+    rows = score_rows(twin, clicks, rows_of(twin, 0, clicks), np.arange(3_000), 1)
+    for task in ("like", "share"):
+        for chosen, name in ((rows["clicked"], task), (~rows["clicked"], f"{task}/unclicked")):
+            label, chance = rows["labels"][task][chosen], rows["scores"][name][chosen]
+            spread = np.sqrt((chance * (1 - chance)).mean() / len(chance))
+            assert label.mean() == pytest.approx(chance.mean(), abs=3 * spread), name
 
 
 @pytest.mark.parametrize("correlation", [0.0, 1.0])
