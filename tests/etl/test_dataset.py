@@ -36,6 +36,10 @@ DAMAGE = {
     "readable dataset manifest": lambda d: edit(d / "manifest.json", counts=None),
     "manifest's file": lambda d: (d / "sessions" / "part-00001.parquet").unlink(),
     "bytes": lambda d: (d / "items.parquet").write_bytes(b"x"),
+    "inside the folder": lambda d: edit(
+        d / "manifest.json",
+        files=[f | {"path": f"../data/{f['path']}"} for f in json.loads((d / "manifest.json").read_text())["files"]],
+    ),
 }
 
 
