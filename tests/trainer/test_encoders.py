@@ -14,7 +14,7 @@ from tests.support.small_models import every_place, options, sigmoid, weights
 from trainer.models import srgnn
 from trainer.models.encoders import build_encoder
 from trainer.models.gru import gru_states
-from trainer.models.gru4rec import GRUEncoder
+from trainer.models.gru4rec import GRUEncoder, drop_clicks
 from trainer.models.srgnn import SRGNNEncoder
 from trainer.option_groups import BLOCKS
 
@@ -29,6 +29,16 @@ def gru_by_steps(gru: torch.nn.GRU, x_TD: np.ndarray, layer: int = 0) -> np.ndar
         h = (1 - z) * np.tanh(n_x + r * n_h) + z * h
         states.append(h)
     return np.array(states)
+
+
+def test_dropped_clicks_are_complete_vectors_and_the_others_are_scaled_up():
+    torch.manual_seed(0)
+    clicks = torch.rand(200, 50, 6) + 0.5
+    actual = drop_clicks(clicks, 0.2, training=True)
+    kept = actual.any(2)
+    assert kept.double().mean().item() == pytest.approx(0.8, abs=0.02)
+    assert torch.allclose(actual[kept], clicks[kept] / 0.8)
+    assert drop_clicks(clicks, 0.2, training=False) is clicks
 
 
 def test_gru_equals_a_step_by_step_numpy_reference(device):

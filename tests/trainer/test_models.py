@@ -200,6 +200,15 @@ def test_feedback_towers_are_initialised_to_the_positive_rate_of_their_task():
         assert sigmoid(model.towers[task].network[-1].bias.item()) == pytest.approx(rate, rel=1e-5)
 
 
+@pytest.mark.parametrize(("model", "like"), [("rank_esmm", 0.3), ("rank_mmoe", 0.06)])
+def test_towers_given_a_click_are_initialised_to_the_rate_among_clicks(model, like):
+    settings = config(model=model, tasks=["click", "like"])
+    settings.train.positive_rates = {"click": 0.2, "like": 0.06}
+    towers = Ranker(settings, torch.tensor([0])).towers
+    for task, rate in (("click", 0.2), ("like", like)):
+        assert sigmoid(towers[task][-1].bias.item()) == pytest.approx(rate, rel=1e-5)
+
+
 def test_flops_count_two_for_each_weight_and_candidate():
     flops = Recommender(config()).flops(candidates=100, embedding_dim=6, clicks=7)
     assert flops["encoder gru4rec"] == 2 * 3 * (5 * 6 + 5 * 5)
