@@ -92,6 +92,17 @@ def test_gain_within_two_standard_errors_is_not_used():
     assert find_weight(lambda weight: after if weight else before, 1.0) == FACTORS[0]
 
 
+def test_search_goes_on_until_a_weight_helps_and_ends_after_two_that_help_no_more():
+    asked = []
+
+    def ranks_with(weight):
+        asked.append(weight)
+        return np.full(9, 30 if weight < FACTORS[2] else 1)
+
+    assert find_weight(ranks_with, 1.0) == FACTORS[2]
+    assert asked == [0.0, *FACTORS[:5]]
+
+
 @pytest.mark.parametrize("deviation", [0.0, math.nan, math.inf])
 def test_no_weight_without_queries_or_for_scores_without_a_scale(deviation):
     assert find_weight(lambda weight: np.zeros(0, np.int64), 1.0) == 0

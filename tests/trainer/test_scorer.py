@@ -154,6 +154,7 @@ def test_items_with_equal_vectors_tie_however_their_products_are_rounded(dimensi
     generator = torch.Generator().manual_seed(dimension)
     vector = torch.randn(1, dimension, generator=generator).repeat(111, 1)
     vector[51:] *= 0.5
+    vector[110] = 0.0  # rounding errors are those of the longest vector
     query = torch.randn(64, dimension, generator=generator)
     query *= torch.sign(query @ vector[:1].T)
     target = torch.randint(1, 51, (64,), generator=generator)
