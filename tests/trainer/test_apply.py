@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from etl.dataset import open_dataset
+from etl.runtime.errors import InputError
 from retrieval.bundle import open_bundle
 from tests.support.engine import build
 from tests.support.logs import generated_log
 from tests.support.runs import SMALL
 from trainer.__main__ import main as train
 from trainer.apply import main
+from trainer.config import TrainerConfig
+from trainer.inference.score_dataset import check
+from trainer.option_groups import ModelOptions
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +66,14 @@ def test_logs_of_other_users_are_scored_over_the_items_of_the_run(fifty, other, 
     if model == "hybrid":
         assert actual.n_queries("test") == other.manifest.counts["sessions"]
         assert np.array_equal(actual.item_vectors(), open_bundle(run / "bundle").item_vectors())
+
+
+def test_sessions_longer_than_the_positions_of_the_run_are_refused(fifty):
+    config = TrainerConfig(data="", output="", network=ModelOptions(positions=30))
+    check(config, fifty, fifty)
+    protocol = fifty.manifest.protocol | {"max_clicks": 31}
+    with pytest.raises(InputError, match="sessions of at most 30 clicks, got 31"):
+        check(config, fifty, replace(fifty, manifest=replace(fifty.manifest, protocol=protocol)))
 
 
 def test_unsupported_runs_datasets_and_outputs_are_refused(fifty, other, tmp_path, capfd):

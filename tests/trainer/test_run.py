@@ -16,6 +16,8 @@ from retrieval.bundle import open_bundle
 from tests.support.engine import build, write_log
 from tests.support.runs import final_tensors, options
 from trainer.__main__ import main
+from trainer.inference.validation import Validation
+from trainer.run.metrics_log import read_metrics
 from trainer.training.step import learning_rate_factor
 
 FIRST_STEP = """
@@ -117,6 +119,18 @@ def test_test_clicks_change_neither_training_nor_test_queries(tmp_path):
     for a, b in zip(*queries, strict=True):
         assert np.array_equal(a[0], b[0])
         assert np.array_equal(a[1], b[1])
+
+
+def test_patience_counts_epochs_since_the_best_one(fifty, tmp_path, monkeypatch):
+    """Valid scores of six epochs: the two after the fourth are worse."""
+    scores = iter((0.1, 0.2, 0.1, 0.3, 0.2, 0.2, 0.9))
+    monkeypatch.setattr(
+        "trainer.task.sessions.validate_sessions", lambda *_, **__: Validation({"ndcg@20": next(scores, 0.3)})
+    )
+    assert main(options(fifty, tmp_path / "run", "train.epochs=9", "train.early_stopping_patience=2")) == 0
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line["value"] for line in lines if line["split"] == "valid"] == [0.1, 0.2, 0.1, 0.3, 0.2, 0.2]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["best_epoch"] == 4
 
 
 @pytest.mark.parametrize("model", ["model=gru4rec", "model=rank_mmoe"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from trainer.apply import main as apply
 from trainer.distributed.world import World
 from trainer.loop import train
 from trainer.prepare import prepare
+from trainer.run.progress import Progress
+from trainer.run.task_epochs import update_best
 
 MINE = "train.best_epoch_by_task=true"
 TASKS = ("click", "like", "share")
@@ -43,6 +46,14 @@ def own(fifty, tmp_path_factory):
 
 def summary(run: Path) -> dict:
     return json.loads((run / "summary.json").read_text())
+
+
+def test_best_epoch_of_a_task_is_the_first_with_its_highest_auc():
+    progress = Progress()
+    for epoch, like in enumerate((0.5, 0.7, None, math.nan, 0.7, 0.6), 1):
+        progress.epoch, progress.step = epoch, 10 * epoch
+        update_best(progress, {"auc/like": like, "auc": like, "hr@20": 0.1 * epoch})
+    assert progress.best_by_task == {"like": (2, 20, 0.7)}
 
 
 def test_each_task_has_its_best_valid_auc_and_queries_are_unchanged(fifty, own, tmp_path):
