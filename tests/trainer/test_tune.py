@@ -28,7 +28,7 @@ from trainer.config import MODELS, load
 from trainer.recipe import with_recipe
 from trainer.tune import load as tune_options
 from trainer.tune import main
-from trainer.tuning.search import write_findings
+from trainer.tuning.search import rows_of, write_findings
 from trainer.tuning.space import Choice, Uniform, command_line, default_space, first_settings, read_space, settings
 from trainer.tuning.trial import Trial
 
@@ -137,12 +137,30 @@ def test_trial_reports_every_epoch_and_fails_alone_on_a_bad_setting(fifty, tmp_p
     trial.run(again.append)
     assert [m["ndcg@20"] for m in again] == [m["ndcg@20"] for m in reported]
     # A finished trial is an ordinary run: the trainer exports its bundle without training again.
+    assert any((tmp_path / "trial" / "checkpoints").iterdir())
     assert train(options) == 0
     assert (tmp_path / "trial" / "bundle" / "manifest.json").is_file()
     wild = Trial(1, tmp_path / "wild", {}, [*options, f"output={tmp_path / 'wild'}", "train.learning_rate=1e30"])
+    (tmp_path / "wild" / "checkpoints").mkdir(parents=True)
     wild.run(reported.append)
     assert wild.state == "failed"
     assert not (tmp_path / "wild" / "checkpoints").exists()
+
+
+def test_rows_are_by_metric_then_number_and_a_finished_trials_metrics_those_of_its_end(tmp_path):
+    """The last validation of a finished trial is with fitted score weights, which those of its epochs are not."""
+    trials = [Trial(number, tmp_path / str(number), {}, []) for number in range(4)]
+    for trial, values in zip(trials, ([0.1, 0.3, 0.2], [0.3], [0.1, 0.2], []), strict=True):
+        trial.folder.mkdir()
+        lines = [
+            {"step": 1, "epoch": epoch, "split": "valid", "name": "ndcg@20", "value": value}
+            for epoch, value in enumerate(values, 1)
+        ]
+        (trial.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    trials[2].end("finished", best_epoch=2, valid={"ndcg@20": 0.35})
+    trials[3].end("failed", error="no")
+    rows = [(row["trial"], row["best_epoch"], row.get("valid/ndcg@20")) for row in rows_of(trials, "ndcg@20")]
+    assert rows == [(2, 2, 0.35), (0, 2, 0.3), (1, 1, 0.3), (3, None, None)]
 
 
 def test_best_setting_with_a_map_among_the_shared_options_is_read_again(tmp_path):
