@@ -120,10 +120,12 @@ def test_spark_on_kubernetes_mounts_the_shared_storage_and_authenticates():
         "target=kubernetes",
         "address=https://h:6443",
         "options=input=/shared/a.csv output=/shared/d",
+        "kubernetes.memory_gib=25",
     ]
     line = " ".join(spark_command(load(options), Path("/k")))
     assert "--master k8s://https://h:6443 --deploy-mode cluster" in line
     assert "spark.authenticate=true" in line
+    assert "spark.executor.memory=12g" in line  # the other half is for Python
     for part in ("driver", "executor"):
         assert f"spark.kubernetes.{part}.volumes.persistentVolumeClaim.shared.mount.path=/shared" in line
     assert line.endswith("local:///app/cluster/etl_job.py input=/shared/a.csv output=/shared/d")

@@ -87,6 +87,18 @@ def test_program_ends_with_its_parent_and_does_not_ignore_sigpipe():
         time.sleep(0.02)
 
 
+def test_training_depends_on_the_dataset_and_evaluation_on_the_bundle(tmp_path):
+    options, data, bundle = PipelineOptions(), tmp_path / "data", tmp_path / "m" / "bundle"
+    keys = []
+    for of_data, of_bundle in ("11", "12", "22"):
+        for folder, text in ((data, of_data), (bundle, of_bundle)):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "manifest.json").write_text(text)
+        keys.append((training(options, tmp_path, data, "m", []).key, evaluation(options, tmp_path, data, "m").key))
+    assert keys[0][0] == keys[1][0] != keys[2][0]
+    assert keys[0][1] != keys[1][1] == keys[2][1]
+
+
 def test_output_that_no_step_has_made_is_refused_and_stays(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("x")

@@ -129,6 +129,8 @@ def test_estimates_average_over_seeds_and_tests_use_users_or_seeds(monkeypatch):
     assert actual["b", "auc/like"].difference == pytest.approx(0.03)
     half = 12.7062 * 0.01  # Student's 97.5 % quantile with one degree of freedom × the standard error
     assert actual["b", "auc/like"].low == pytest.approx(0.03 - half, abs=1e-4)
+    in_another_order = estimates_of(EXPERIMENT, [*options[:2], *options[:1:-1]], {})  # AUCs are paired by seed
+    assert in_another_order["b", "auc/like"].low == pytest.approx(0.03 - half, abs=1e-4)
 
 
 def test_answer_sentences_follow_from_the_estimates():

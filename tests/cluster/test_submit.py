@@ -110,6 +110,17 @@ def test_spark_workers_use_the_interpreter_given_by_the_python_option(program, m
     assert seen == ["/opt/env/bin/python"]
 
 
+def test_ray_gets_the_code_the_network_interface_and_the_locked_packages():
+    options = ["submit=train", "target=ray", "address=http://h:8265", "options=data=d output=o model=gru4rec"]
+    plain = submitting.runtime_env(load(options))
+    assert set(plain) == {"working_dir", "env_vars"}
+    assert plain["working_dir"] == str(ROOT)
+    more = submitting.runtime_env(load([*options, "interface=eth1", "install=true"]))
+    assert more["pip"] == str(ROOT / "requirements.lock")
+    named = {"GLOO_SOCKET_IFNAME": "eth1", "NCCL_SOCKET_IFNAME": "eth1"}
+    assert more["env_vars"] == plain["env_vars"] | named
+
+
 def test_working_directory_uploaded_by_ray_is_small():
     ignored = [line.rstrip("/") for line in (ROOT / ".rayignore").read_text().split()]
     size = 0

@@ -104,8 +104,8 @@ def test_transition_term_of_a_batch_has_the_candidates_of_the_catalogue_asked_fo
     catalogue, queries, _ = problem(0)
     some = Catalogue(catalogue.item[::2], catalogue.vector[::2], catalogue.transitions)
     for each in (catalogue, some, catalogue):
-        assert np.isin(transition_term(each, queries).indices, each.item).all()
-    listed = [transition_term(each, queries).nnz for each in (catalogue, some)]
+        assert np.isin(each.transition_term(queries).indices, each.item).all()
+    listed = [each.transition_term(queries).nnz for each in (catalogue, some)]
     assert listed[0] > listed[1] > 0
 
 

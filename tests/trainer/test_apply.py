@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from trainer.inference.score_dataset import check
 
 from etl.dataset import open_dataset
 from etl.runtime.errors import InputError
@@ -17,7 +18,6 @@ from tests.support.runs import SMALL
 from trainer.__main__ import main as train
 from trainer.apply import main
 from trainer.config import TrainerConfig
-from trainer.inference.score_dataset import check
 from trainer.option_groups import ModelOptions
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from trainer.run.task_epochs import update_best
 
 from retrieval.bundle import open_bundle
 from retrieval.metrics.feedback import auc
@@ -19,7 +20,6 @@ from trainer.distributed.world import World
 from trainer.loop import train
 from trainer.prepare import prepare
 from trainer.run.progress import Progress
-from trainer.run.task_epochs import update_best
 
 MINE = "train.best_epoch_by_task=true"
 TASKS = ("click", "like", "share")
