@@ -34,7 +34,7 @@ def mean_gain(pool, weight):
 
 @pytest.mark.parametrize("true", [0.25, 4.0])
 def test_temperature_of_sampled_targets_is_found_and_used_in_the_pool(true, monkeypatch):
-    monkeypatch.setattr(reranker, "LEAST_HITS", 10**9)
+    monkeypatch.setattr(reranker, "MIN_HITS", 10**9)
     rng = np.random.default_rng(0)
     queries = queries_of(rng, 600)
     pools, features = pools_of(rng, {"model": None}, mask_seen=False)
@@ -78,7 +78,7 @@ def test_candidate_features_equal_a_slow_reference():
 
 def test_selected_gains_are_means_over_all_queries_also_those_without_a_hit(monkeypatch):
     """A third of the targets are no candidates. Each fold is ranked by the weights of the others."""
-    monkeypatch.setattr(reranker, "LEAST_HITS", 10**9)
+    monkeypatch.setattr(reranker, "MIN_HITS", 10**9)
     rng = np.random.default_rng(0)
     queries = unseen_targets(rng, 300)
     sources = {name: source_of(signal(rng, queries, 0.6)) for name in "ab"}

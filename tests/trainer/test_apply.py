@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from trainer.inference.score_dataset import check
 
 from etl.dataset import open_dataset
 from etl.runtime.errors import InputError
@@ -19,6 +18,7 @@ from trainer.__main__ import main as train
 from trainer.apply import main
 from trainer.config import TrainerConfig
 from trainer.option_groups import ModelOptions
+from trainer.score_dataset import check
 
 
 @pytest.fixture(scope="module")

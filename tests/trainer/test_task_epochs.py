@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from trainer.run.task_epochs import update_best
 
 from retrieval.bundle import open_bundle
 from retrieval.metrics.feedback import auc
@@ -20,6 +19,7 @@ from trainer.distributed.world import World
 from trainer.loop import train
 from trainer.prepare import prepare
 from trainer.run.progress import Progress
+from trainer.task.task_epochs import update_best_by_task
 
 MINE = "train.best_epoch_by_task=true"
 TASKS = ("click", "like", "share")
@@ -52,7 +52,7 @@ def test_best_epoch_of_a_task_is_the_first_with_its_highest_auc():
     progress = Progress()
     for epoch, like in enumerate((0.5, 0.7, None, math.nan, 0.7, 0.6), 1):
         progress.epoch, progress.step = epoch, 10 * epoch
-        update_best(progress, {"auc/like": like, "auc": like, "hr@20": 0.1 * epoch})
+        update_best_by_task(progress, {"auc/like": like, "auc": like, "hr@20": 0.1 * epoch})
     assert progress.best_by_task == {"like": (2, 20, 0.7)}
 
 
