@@ -48,7 +48,7 @@ def worker_options(options: KubernetesOptions) -> list[str]:
 
 def missing(defaults: list[str], explicit: list[str]) -> list[str]:
     """The `defaults` whose names are not among the explicit options."""
-    names = {option.partition("=")[0].lstrip("+") for option in explicit}
+    names = {option.partition("=")[0] for option in explicit}
     return [option for option in defaults if option.partition("=")[0] not in names]
 
 

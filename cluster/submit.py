@@ -68,7 +68,7 @@ def run(command: list[str], env: dict[str, str] | None = None) -> int:
 
 def pipeline_options(options: list[str]) -> list[str]:
     """The options of a command line that the pipeline or study reads."""
-    return [o for o in options if o.lstrip("+").partition("=")[0].partition(".")[0] in ("pipeline", "study")]
+    return [o for o in options if o.partition("=")[0].partition(".")[0] in ("pipeline", "study")]
 
 
 def local_command(config: ClusterConfig, options: list[str]) -> list[str]:

@@ -51,7 +51,7 @@ class Popularity:
             query = np.repeat(np.arange(len(queries)), queries.n_seen)
             once = _distinct(query, queries.seen)
             seen_clicks = self.clicks_of(queries.seen[once])
-            above = (seen_clicks >= clicks[query[once]]) & (seen_clicks >= 0)
+            above = seen_clicks >= clicks[query[once]]
             rank -= np.bincount(query[once][above], minlength=len(queries))
             rank[queries.is_repeat] = MISS
         rank[clicks < 0] = MISS
