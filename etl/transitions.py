@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from etl.dataset import TRAIN_HOLDOUT
 from etl.runtime.arrays import IntArray
+from etl.runtime.hashing import multiplicative_hash
 from etl.runtime.lookup import lookup
 
 SAMPLED_SESSIONS = 20_000
@@ -51,11 +52,11 @@ def diagnose(paths: list[Path]) -> dict[str, float | int | None]:
     pairs = np.unique(np.concatenate([_keys(session[:-1], session[-1]) for session in samples]))
     counted, branching = _count(paths, pairs, max(1, clicks // SAMPLED_CLICKS))
     known = pairs[counted]
-    hits = np.zeros(5)
+    hits, chosen = np.zeros(5), multiplicative_hash(np.arange(len(samples)), FILTER_BITS)
     for number, session in enumerate(samples):
         visible, target = session[:-1], session[-1]
         follows = lookup(known, _keys(visible, target))[1]
-        random = follows[_mixed(number) % len(follows)]
+        random = follows[chosen[number] % len(follows)]
         hits += [follows[-1], follows[-3:].any(), follows.any(), random, target in visible]
     shares = (hits / len(samples)).tolist()
     return {"sessions": len(samples), **dict(zip(SHARES, shares, strict=True)), "branching": branching}
@@ -81,17 +82,12 @@ def _distinct(value_N: IntArray) -> IntArray:
     return value_N[np.diff(value_N, prepend=value_N[:1] - 1) > 0]
 
 
-def _mixed(value: Any) -> Any:
-    """A cheap multiplicative hash of integers (golden ratio)."""
-    return np.asarray(value, np.int64).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(64 - FILTER_BITS)
-
-
 def _count(paths: list[Path], pairs: IntArray, every: int) -> tuple[npt.NDArray[np.bool_], float | None]:
     """Mask of the sorted `pairs` that are train transitions, and the branching of one item in `every`."""
     counted = np.zeros(len(pairs), bool)
     # Few transitions are among the pairs: a bitmap of hashes filters most of them out before the search.
     candidate = np.zeros(1 << FILTER_BITS, bool)
-    candidate[_mixed(pairs)] = True
+    candidate[multiplicative_hash(pairs, FILTER_BITS)] = True
     sampled = []
     for offset, item in _sessions(paths):
         train = np.ones(len(item), bool)
@@ -100,8 +96,8 @@ def _count(paths: list[Path], pairs: IntArray, every: int) -> tuple[npt.NDArray[
             train[offset[1:] - back] = False
         at = np.flatnonzero(train)
         key = _keys(item[at - 1], item[at])
-        sampled.append(_distinct(key[_mixed(item[at - 1]) % every == 0]))
-        key = key[candidate[_mixed(key)]]
+        sampled.append(_distinct(key[multiplicative_hash(item[at - 1], FILTER_BITS) % every == 0]))
+        key = key[candidate[multiplicative_hash(key, FILTER_BITS)]]
         index, match = lookup(pairs, key)
         counted[index[match]] = True
     distinct = _distinct(np.concatenate(sampled))

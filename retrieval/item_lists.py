@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from etl.runtime.hashing import multiplicative_hash
 from etl.runtime.lookup import lookup
-from retrieval.hashing import multiplicative_hash
 from retrieval.queries import Queries
 
 SLOTS = 8

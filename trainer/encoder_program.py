@@ -17,6 +17,7 @@ from etl.runtime.errors import InputError
 from etl.runtime.files import write_json
 from etl.runtime.object_store import local_path, refuse_output, staged_output
 from etl.runtime.output_folder import OutputFolderType, listed_files
+from retrieval.bundle_folder import RUN_BUNDLE
 from trainer.distributed.world import World
 from trainer.finished_run import load_exported, open_run
 from trainer.inference.scorer import SessionScorer
@@ -92,7 +93,7 @@ def export_encoder(options: ExportConfig) -> None:
         archive = io.BytesIO()  # on a full disk torch's writer of files aborts the process
         torch.export.save(program, archive)
         (folder / ENCODER).write_bytes(archive.getbuffer())
-        table = pq.read_table(run / "bundle" / ITEMS)
+        table = pq.read_table(run / RUN_BUNDLE / ITEMS)
         ids = dataset.items(["item", "item_id"])
         pq.write_table(table.append_column("item_id", ids["item_id"]), folder / ITEMS, compression="zstd")
         write_manifest(folder, scorer, dataset, model_task.name)

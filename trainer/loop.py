@@ -284,10 +284,11 @@ class Training:
     def _after_step(self, steps: int, loss_sums: list[float], counts: list[float], meter: Meter, waited: float) -> None:
         """Log, validate and save if due after this step of the epoch."""
         progress, train = self.progress, self.config.train
-        self.train_step.world.report(**meter.shown(progress, waited))
-        if self.log and progress.step % LOG_STEPS == 0:
-            means = mean_losses(self.train_step.tasks, loss_sums, counts)
-            self.log.write(progress.step, progress.epoch + 1, self.phase.name, means)
+        if self.log:
+            self.train_step.world.report(**meter.shown(progress, waited))
+            if progress.step % LOG_STEPS == 0:
+                means = mean_losses(self.train_step.tasks, loss_sums, counts)
+                self.log.write(progress.step, progress.epoch + 1, self.phase.name, means)
         if train.validate_steps and self.sample is not None and steps % train.validate_steps == 0:
             progress.seconds += meter.lap()
             values = self.model_task.validate(self.train_step, self.sample).metrics

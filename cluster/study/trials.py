@@ -93,11 +93,11 @@ class StudyTrial:
     def commands(self) -> list[list[str]]:
         """Commands for training (ensembles: averaging) and evaluation, arguments after `python -m`."""
         options = [f"data={self.data.path}", f"output={self.run}", f"seed={self.seed}", *FIXED, *self.trainer]
-        evaluation = [f"bundle={self.run / 'bundle'}", f"data={self.data.path}", f"output={self.result}"]
+        evaluation = [f"bundle={self.run / RUN_BUNDLE}", f"data={self.data.path}", f"output={self.result}"]
         first = ["trainer", *options]
         if self.members:
             bundles = ",".join(str(member.run / RUN_BUNDLE) for member in self.members)
-            first = ["retrieval.average", f"bundles=[{bundles}]", f"output={self.run / 'bundle'}"]
+            first = ["retrieval.average", f"bundles=[{bundles}]", f"output={self.run / RUN_BUNDLE}"]
         return [first, ["retrieval", *evaluation, "overwrite=true", "threads=1", *self.retrieval]]
 
     @property

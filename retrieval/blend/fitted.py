@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from etl.runtime.errors import InputError
 from etl.runtime.files import atomic_file, fingerprint_of
-from retrieval.hashing import multiplicative_hash
+from etl.runtime.hashing import multiplicative_hash
 
 FOLDS = 3
 FILE = "blend.json"

@@ -24,6 +24,7 @@ from etl.runtime.files import write_json
 from etl.runtime.lookup import lookup
 from retrieval.blend.fitted import FOLDS, fold_of
 from retrieval.bundle_folder import SEARCH_FOLDER
+from retrieval.ragged import index_in_group
 from retrieval.sources.sparse_rows import entries_at
 from retrieval.transitions import Transitions, last_clicks, open_transitions
 from trainer.data.reader import Sessions
@@ -229,8 +230,7 @@ def nearest(
         score_N, item_N = np.append(best, score[query, column]), np.append(ids, item[column])
         order = np.lexsort((-score_N, every))
         length = NEAREST + np.bincount(query, minlength=n)
-        position = np.arange(len(order)) - np.repeat(np.cumsum(length) - length, length)
-        nearest = order[position < NEAREST].reshape(n, NEAREST)
+        nearest = order[index_in_group(length) < NEAREST].reshape(n, NEAREST)
         best, ids = score_N[nearest], item_N[nearest]
     return best, ids
 

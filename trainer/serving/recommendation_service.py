@@ -19,6 +19,7 @@ from etl.runtime.files import sha256_of
 from etl.runtime.lookup import lookup
 from etl.runtime.object_store import absolute, download_if_remote, local_path
 from retrieval.blend.ranker import BlendRanker
+from retrieval.bundle_folder import RUN_BUNDLE
 from retrieval.config import RetrievalConfig
 from retrieval.evaluate import reopen
 from retrieval.evaluation import Evaluation
@@ -107,7 +108,7 @@ class RecommendationService:
         except ValueError:
             raise InputError(f"a readable {METRICS}", config.result, "evaluate the bundle again") from None
         run = local_path(config.run)
-        if record.get("bundle") != sha256_of(run / "bundle" / MANIFEST):
+        if record.get("bundle") != sha256_of(run / RUN_BUNDLE / MANIFEST):
             raise InputError("a result of the run's bundle", config.result, f"evaluate bundle={config.run}/bundle")
         options = RetrievalConfig(
             **record["options"],
